@@ -1,0 +1,14 @@
+//! The words every part of Tether shares: names, ids, epochs and causes of death.
+//!
+//! Nothing here does IO, reads a clock or knows the wire format. A value of one of these types is
+//! valid by construction: a [`PoolName`] that exists can be put into a path, a key or a log line.
+
+mod death;
+mod ids;
+mod name;
+mod reason;
+
+pub use death::{Death, DeathCause, Orderer};
+pub use ids::{Epoch, Incarnation, ProcessIdentity, Slot, WorkerId};
+pub use name::{InvalidName, NodeName, OwnerName, PoolName, TemplateName};
+pub use reason::Reason;

@@ -1,0 +1,111 @@
+//! Machine-readable reasons of failed calls, carried in `google.rpc.ErrorInfo`.
+
+/// Why a call failed; clients branch on this, never on the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No worker of the pool is ready.
+    NoWorkerReady,
+    /// The worker died while it served the call.
+    WorkerDied,
+    /// The worker's circuit breaker is open.
+    BreakerOpen,
+    /// The owner's lease has run out.
+    LeaseExpired,
+    /// A later epoch of the same owner exists.
+    LeaseFenced,
+    /// The pool, worker or service is finishing its work and takes no more.
+    Draining,
+    /// The lifecycle mode does not allow this, or its needs are not met.
+    ModeForbids,
+    /// A value in a request or a configuration is refused.
+    ConfigInvalid,
+    /// A worker could not be started.
+    SpawnFailed,
+    /// No pool of that name.
+    UnknownPool,
+    /// No template of that name.
+    UnknownTemplate,
+    /// No worker of that name.
+    UnknownWorker,
+    /// No session of that owner and epoch.
+    UnknownSession,
+    /// No job of that key.
+    UnknownJob,
+    /// The pool belongs to another owner.
+    NotOwner,
+    /// The arbiter cannot be reached.
+    ArbiterUnreachable,
+    /// The discovery service cannot be reached and nothing is known of the pool.
+    DiscoveryUnreachable,
+    /// The agent that runs the worker cannot be reached.
+    AgentUnreachable,
+    /// The store refused or lost a write.
+    StoreFailed,
+    /// A request's metadata is malformed or missing.
+    MetadataInvalid,
+    /// A message is larger than the limit.
+    MessageTooLarge,
+    /// The call's deadline passed.
+    DeadlineExceeded,
+}
+
+impl Reason {
+    /// Every reason, in the order the reference lists them.
+    pub const ALL: &'static [Self] = &[
+        Self::NoWorkerReady,
+        Self::WorkerDied,
+        Self::BreakerOpen,
+        Self::LeaseExpired,
+        Self::LeaseFenced,
+        Self::Draining,
+        Self::ModeForbids,
+        Self::ConfigInvalid,
+        Self::SpawnFailed,
+        Self::UnknownPool,
+        Self::UnknownTemplate,
+        Self::UnknownWorker,
+        Self::UnknownSession,
+        Self::UnknownJob,
+        Self::NotOwner,
+        Self::ArbiterUnreachable,
+        Self::DiscoveryUnreachable,
+        Self::AgentUnreachable,
+        Self::StoreFailed,
+        Self::MetadataInvalid,
+        Self::MessageTooLarge,
+        Self::DeadlineExceeded,
+    ];
+
+    /// The word on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::NoWorkerReady => "NO_WORKER_READY",
+            Self::WorkerDied => "WORKER_DIED",
+            Self::BreakerOpen => "BREAKER_OPEN",
+            Self::LeaseExpired => "LEASE_EXPIRED",
+            Self::LeaseFenced => "LEASE_FENCED",
+            Self::Draining => "DRAINING",
+            Self::ModeForbids => "MODE_FORBIDS",
+            Self::ConfigInvalid => "CONFIG_INVALID",
+            Self::SpawnFailed => "SPAWN_FAILED",
+            Self::UnknownPool => "UNKNOWN_POOL",
+            Self::UnknownTemplate => "UNKNOWN_TEMPLATE",
+            Self::UnknownWorker => "UNKNOWN_WORKER",
+            Self::UnknownSession => "UNKNOWN_SESSION",
+            Self::UnknownJob => "UNKNOWN_JOB",
+            Self::NotOwner => "NOT_OWNER",
+            Self::ArbiterUnreachable => "ARBITER_UNREACHABLE",
+            Self::DiscoveryUnreachable => "DISCOVERY_UNREACHABLE",
+            Self::AgentUnreachable => "AGENT_UNREACHABLE",
+            Self::StoreFailed => "STORE_FAILED",
+            Self::MetadataInvalid => "METADATA_INVALID",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        }
+    }
+
+    /// The reason with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.word() == word)
+    }
+}
