@@ -4,7 +4,12 @@
 //! that wakes up finds its leases expired instead of young (design, section 5). Two ticks of one
 //! machine may be compared; a tick never crosses the wire.
 
-use std::{fmt, ops, sync::Arc, sync::atomic::{AtomicU64, Ordering}, time::Duration};
+use std::{
+    fmt, ops,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 /// A point in time on this machine, in nanoseconds since it booted, sleep included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -115,7 +120,10 @@ mod tests {
     #[test]
     fn arithmetic_saturates_at_both_ends() {
         assert_eq!(Tick::NEVER + Duration::from_secs(1), Tick::NEVER);
-        assert_eq!(Tick::from_nanos(5).saturating_sub(Duration::from_secs(1)), Tick::ZERO);
+        assert_eq!(
+            Tick::from_nanos(5).saturating_sub(Duration::from_secs(1)),
+            Tick::ZERO
+        );
         assert_eq!(Tick::ZERO.since(Tick::NEVER), Duration::ZERO);
     }
 }

@@ -3,11 +3,13 @@
 //! Nothing here does IO, reads a clock or knows the wire format. A value of one of these types is
 //! valid by construction: a [`PoolName`] that exists can be put into a path, a key or a log line.
 
+mod address;
 mod death;
 mod ids;
 mod name;
 mod reason;
 
+pub use address::{Address, InvalidAddress};
 pub use death::{Death, DeathCause, Orderer};
 pub use ids::{Epoch, Incarnation, ProcessIdentity, Slot, WorkerId};
 pub use name::{InvalidName, NodeName, OwnerName, PoolName, TemplateName};

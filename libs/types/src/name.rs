@@ -47,7 +47,11 @@ fn check(kind: &'static str, text: &str, extra: &'static str) -> Result<(), Inva
     if text.len() > MAX_LEN {
         return Err(InvalidName::TooLong {
             kind,
-            start: text.chars().take(16).flat_map(char::escape_default).collect(),
+            start: text
+                .chars()
+                .take(16)
+                .flat_map(char::escape_default)
+                .collect(),
             len: text.len(),
         });
     }

@@ -106,6 +106,9 @@ impl Reason {
 
     /// The reason with this word.
     pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.word() == word)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| reason.word() == word)
     }
 }
