@@ -1,0 +1,136 @@
+//! The four modes: named presets of one policy.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use crate::{
+    LifecyclePolicy, UnknownWord,
+    policy::{Launcher, OnAgentLoss, OnOwnerLoss, Reach},
+    words::words,
+};
+
+words! {
+    /// A named preset of a [`LifecyclePolicy`].
+    Mode, "lifecycle mode" {
+        /// Development and short work: workers live and die with their owner's process.
+        Coupled = "coupled",
+        /// One production server: a service supervisor keeps the workers, the owner comes and goes.
+        Supervised = "supervised",
+        /// Long jobs: workers outlive restarts of their owner for a while and are taken up again.
+        Independent = "independent",
+        /// Many nodes: workers live where a scheduler put them, owners find and re-find them.
+        Distributed = "distributed",
+    }
+}
+
+impl Mode {
+    /// The policy this mode stands for.
+    pub const fn preset(self) -> LifecyclePolicy {
+        match self {
+            Self::Coupled => LifecyclePolicy {
+                launcher: Launcher::Exec,
+                reach: Reach::OneMachine,
+                on_owner_exit: OnOwnerLoss::Kill,
+                on_owner_silent: OnOwnerLoss::Kill,
+                on_owner_goodbye: OnOwnerLoss::Kill,
+                on_agent_loss: OnAgentLoss::Kill,
+                // A developer who stops the owner in a debugger sees the workers go within
+                // seconds; a process that ends is seen at once and needs no heartbeat.
+                heartbeat_interval: Duration::from_secs(2),
+                heartbeat_timeout: Duration::from_secs(10),
+            },
+            Self::Supervised => LifecyclePolicy {
+                launcher: Launcher::Systemd,
+                reach: Reach::OneMachine,
+                on_owner_exit: OnOwnerLoss::Continue,
+                on_owner_silent: OnOwnerLoss::Continue,
+                on_owner_goodbye: OnOwnerLoss::Continue,
+                on_agent_loss: OnAgentLoss::HoldUntilLease,
+                heartbeat_interval: Duration::from_secs(10),
+                heartbeat_timeout: Duration::from_secs(60),
+            },
+            Self::Independent => LifecyclePolicy {
+                launcher: Launcher::Exec,
+                reach: Reach::ManyMachines,
+                on_owner_exit: OnOwnerLoss::RunForTimeout,
+                on_owner_silent: OnOwnerLoss::RunForTimeout,
+                // A goodbye is no order to stop: the owner may restart for an upgrade, and the job
+                // it left behind may be days old.
+                on_owner_goodbye: OnOwnerLoss::RunForTimeout,
+                on_agent_loss: OnAgentLoss::HoldUntilLease,
+                heartbeat_interval: Duration::from_secs(10),
+                heartbeat_timeout: Duration::from_secs(60),
+            },
+            Self::Distributed => LifecyclePolicy {
+                launcher: Launcher::Exec,
+                reach: Reach::ManyMachines,
+                on_owner_exit: OnOwnerLoss::Continue,
+                on_owner_silent: OnOwnerLoss::Continue,
+                on_owner_goodbye: OnOwnerLoss::RunForTimeout,
+                on_agent_loss: OnAgentLoss::HoldUntilLease,
+                heartbeat_interval: Duration::from_secs(10),
+                heartbeat_timeout: Duration::from_secs(60),
+            },
+        }
+    }
+}
+
+/// What a pool's `mode` says: one of the modes, or to look around and choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ModeChoice {
+    /// Chosen by [`crate::detect`] from where the system finds itself.
+    Auto,
+    /// This one.
+    Fixed(Mode),
+}
+
+impl ModeChoice {
+    /// The word for [`ModeChoice::Auto`].
+    const AUTO: &str = "auto";
+}
+
+impl fmt::Display for ModeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => Self::AUTO,
+            Self::Fixed(mode) => mode.name(),
+        })
+    }
+}
+
+impl FromStr for ModeChoice {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        if word == Self::AUTO {
+            return Ok(Self::Auto);
+        }
+        let known = || std::iter::once(Self::AUTO).chain(Mode::ALL.iter().map(|mode| mode.name()));
+        word.parse()
+            .map(Self::Fixed)
+            .map_err(|unknown: UnknownWord| UnknownWord::new(unknown.kind, word, known()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mode_and_auto_read_back_as_they_are_written() {
+        let all = Mode::ALL.iter().copied().map(ModeChoice::Fixed);
+
+        for choice in all.chain([ModeChoice::Auto]) {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+    }
+
+    #[test]
+    fn an_unknown_mode_is_answered_with_every_word_that_would_do() {
+        let error = "standalone\n".parse::<ModeChoice>().unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "no lifecycle mode is called `standalone\\n`, expected one of: auto, coupled, supervised, independent, distributed"
+        );
+    }
+}

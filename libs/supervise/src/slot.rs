@@ -1,0 +1,317 @@
+//! The slot itself: a process's events in, orders out.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tether_clock::Tick;
+use tether_types::{DeathCause, Incarnation};
+
+use crate::{Plan, RestartPolicy};
+
+/// What the slot asks to be done. Every order is given once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Start a process, and report [`Slot::on_spawned`] or [`Slot::on_spawn_failed`].
+    Spawn {
+        /// Which start this is.
+        incarnation: Incarnation,
+    },
+    /// Tell the shim to stop the process, and report [`Slot::on_exit`] when all of it is gone.
+    Stop {
+        /// Time between SIGTERM and SIGKILL.
+        grace: Duration,
+        /// The cause to record.
+        why: DeathCause,
+    },
+    /// Report that the slot stays empty until somebody changes something.
+    GiveUp {
+        /// Why.
+        why: GaveUp,
+    },
+}
+
+/// Why a slot was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GaveUp {
+    /// It cannot be started, and another try would end the same: command not found, no permission.
+    CannotStart,
+    /// As many restarts in a row as are allowed, and not one worker became ready: a problem of
+    /// configuration, to be looked for in its output.
+    NeverReady,
+    /// More restarts within the window than allowed: workers become ready, and then fail.
+    TooOften,
+}
+
+/// Where a slot is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// No process; the next is due.
+    Backoff {
+        /// When.
+        until: Tick,
+    },
+    /// A spawn was ordered and not yet reported.
+    Spawning,
+    /// A process runs and is not ready.
+    Starting {
+        /// When it has to be.
+        ready_by: Tick,
+    },
+    /// A process runs and serves.
+    Ready {
+        /// Since when.
+        since: Tick,
+    },
+    /// A process was told to stop.
+    Stopping {
+        /// The cause to record for its end.
+        why: DeathCause,
+    },
+    /// No process, and none will follow.
+    CrashLoop {
+        /// Why.
+        why: GaveUp,
+    },
+    /// No process, as was asked for.
+    Stopped,
+}
+
+/// A slot at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The live incarnation.
+    pub incarnation: Option<Incarnation>,
+    /// Its process, once spawned.
+    pub pid: Option<u32>,
+    /// How often a worker was started again.
+    pub restarts: u64,
+}
+
+/// One slot of a pool.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    plan: Plan,
+    seed: u64,
+    phase: Phase,
+    next: Incarnation,
+    live: Option<Incarnation>,
+    pid: Option<u32>,
+    /// Set by a stop order, which outlasts whatever the process does.
+    stopping_for: Option<DeathCause>,
+    /// When restarts were ordered, the recent ones only.
+    recent: VecDeque<Tick>,
+    restarts: u64,
+    /// Restarts since a worker last ran well, which make the next wait longer.
+    in_a_row: u32,
+    /// Starts in a row of which none became ready.
+    never_ready: u32,
+    /// Whether the next spawn is a restart.
+    started: bool,
+}
+
+impl Slot {
+    /// An empty slot run by a valid `plan`, whose first worker, incarnation `next`, is due at `now`: call
+    /// [`Slot::check`].
+    pub fn new(plan: Plan, next: Incarnation, seed: u64, now: Tick) -> Self {
+        Self {
+            plan,
+            seed,
+            phase: Phase::Backoff { until: now },
+            next,
+            live: None,
+            pid: None,
+            stopping_for: None,
+            recent: VecDeque::new(),
+            restarts: 0,
+            in_a_row: 0,
+            never_ready: 0,
+            started: false,
+        }
+    }
+
+    /// A slot whose worker was found running, after a restart of its agent. It has its start
+    /// timeout to prove itself ready again.
+    pub fn adopted(plan: Plan, live: Incarnation, pid: u32, seed: u64, now: Tick) -> Self {
+        let mut slot = Self::new(plan, Incarnation(live.0.saturating_add(1)), seed, now);
+        slot.started = true;
+        slot.live = Some(live);
+        slot.run(pid, now);
+        slot
+    }
+
+    /// The ordered process runs as `pid`.
+    pub fn on_spawned(&mut self, pid: u32, now: Tick) -> Option<Action> {
+        if self.phase != Phase::Spawning {
+            return None;
+        }
+        self.run(pid, now);
+        // Whoever ordered the stop meanwhile could not name a process yet.
+        self.stopping_for.map(|why| self.order_stop(why))
+    }
+
+    /// The ordered process could not be started; `permanent` where another try would end the same.
+    pub fn on_spawn_failed(&mut self, permanent: bool, now: Tick) -> Option<Action> {
+        if self.phase != Phase::Spawning {
+            return None;
+        }
+        self.live = None;
+        if self.stopping_for.is_some() {
+            self.phase = Phase::Stopped;
+            None
+        } else if permanent || self.plan.restart == RestartPolicy::Never {
+            Some(self.give_up(GaveUp::CannotStart))
+        } else {
+            self.restart(now)
+        }
+    }
+
+    /// The process is ready. Too late once it was told to stop.
+    pub fn on_ready(&mut self, now: Tick) {
+        if let Phase::Starting { .. } = self.phase {
+            self.phase = Phase::Ready { since: now };
+            self.never_ready = 0;
+        }
+    }
+
+    /// All of the process is gone; `clean` where it ended by itself with success.
+    pub fn on_exit(&mut self, clean: bool, now: Tick) -> Option<Action> {
+        let clean = match self.phase {
+            Phase::Ready { since } => {
+                if now.since(since) >= self.plan.delay.reset_after {
+                    self.in_a_row = 0;
+                }
+                clean
+            }
+            Phase::Starting { .. } => clean,
+            // Only a worker that was never ready is stopped and may come back.
+            Phase::Stopping { .. } => false,
+            Phase::Backoff { .. } | Phase::Spawning | Phase::CrashLoop { .. } | Phase::Stopped => {
+                return None;
+            }
+        };
+        self.live = None;
+        self.pid = None;
+        let again = match self.plan.restart {
+            RestartPolicy::Always => true,
+            RestartPolicy::Transient => !clean,
+            RestartPolicy::Never => false,
+        };
+        if self.stopping_for.is_none() && again {
+            return self.restart(now);
+        }
+        self.phase = Phase::Stopped;
+        None
+    }
+
+    /// Ends the slot: its process is stopped because of `why`, and none follows (S3).
+    pub fn stop(&mut self, why: DeathCause) -> Option<Action> {
+        let why = *self.stopping_for.get_or_insert(why);
+        match self.phase {
+            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.order_stop(why)),
+            // The process is not there to be stopped yet, or was told already (S4).
+            Phase::Spawning | Phase::Stopping { .. } => None,
+            Phase::Backoff { .. } | Phase::CrashLoop { .. } | Phase::Stopped => {
+                self.phase = Phase::Stopped;
+                None
+            }
+        }
+    }
+
+    /// Only time passed.
+    pub fn check(&mut self, now: Tick) -> Option<Action> {
+        if self.next_deadline().is_none_or(|deadline| now < deadline) {
+            return None;
+        }
+        match self.phase {
+            Phase::Backoff { .. } => Some(self.spawn(now)),
+            Phase::Starting { .. } => Some(self.order_stop(DeathCause::NeverReady)),
+            Phase::Spawning
+            | Phase::Ready { .. }
+            | Phase::Stopping { .. }
+            | Phase::CrashLoop { .. }
+            | Phase::Stopped => None,
+        }
+    }
+
+    /// When to call [`Slot::check`] at the latest.
+    pub const fn next_deadline(&self) -> Option<Tick> {
+        match self.phase {
+            Phase::Backoff { until } => Some(until),
+            Phase::Starting { ready_by } => Some(ready_by),
+            Phase::Spawning
+            | Phase::Ready { .. }
+            | Phase::Stopping { .. }
+            | Phase::CrashLoop { .. }
+            | Phase::Stopped => None,
+        }
+    }
+
+    /// Where the slot is in its life.
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The slot as plain data.
+    pub const fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            phase: self.phase,
+            incarnation: self.live,
+            pid: self.pid,
+            restarts: self.restarts,
+        }
+    }
+
+    fn run(&mut self, pid: u32, now: Tick) {
+        self.pid = Some(pid);
+        self.phase = Phase::Starting {
+            ready_by: now + self.plan.start.timeout,
+        };
+    }
+
+    fn spawn(&mut self, now: Tick) -> Action {
+        let incarnation = self.next;
+        self.next = Incarnation(incarnation.0.saturating_add(1));
+        self.live = Some(incarnation);
+        self.never_ready = self.never_ready.saturating_add(1);
+        self.phase = Phase::Spawning;
+        if self.started {
+            self.restarts += 1;
+            self.recent.push_back(now);
+        }
+        self.started = true;
+        Action::Spawn { incarnation }
+    }
+
+    fn order_stop(&mut self, why: DeathCause) -> Action {
+        self.phase = Phase::Stopping { why };
+        Action::Stop {
+            grace: self.plan.stop.grace,
+            why,
+        }
+    }
+
+    /// Plans the next start, or gives up.
+    fn restart(&mut self, now: Tick) -> Option<Action> {
+        let max = self.plan.intensity.max_restarts;
+        let until = now + self.plan.delay.after(self.in_a_row, self.seed);
+        // Counted as of the restart to come, so that no wait squeezes two windows into one (S2).
+        let window = self.plan.intensity.window;
+        self.recent.retain(|&at| until.since(at) < window);
+
+        if self.never_ready > max {
+            return Some(self.give_up(GaveUp::NeverReady));
+        }
+        if self.recent.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
+            return Some(self.give_up(GaveUp::TooOften));
+        }
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.phase = Phase::Backoff { until };
+        None
+    }
+
+    fn give_up(&mut self, why: GaveUp) -> Action {
+        self.phase = Phase::CrashLoop { why };
+        Action::GiveUp { why }
+    }
+}
