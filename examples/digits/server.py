@@ -19,6 +19,9 @@ SERVICE = digits_pb2.DESCRIPTOR.services_by_name["DigitsService"].full_name
 # Threads that streams of trainings leave to everything else.
 THREADS_KEPT = 2
 
+# The whole comes last, so that it is never ready before its part.
+HEALTH_NAMES = (SERVICE, health.OVERALL_HEALTH)
+
 
 class CannotListen(Exception):
     """The address is not one to listen on, or is taken."""
@@ -31,7 +34,7 @@ class Server:
         self._listen = listen
         self._service = DigitsService(followers_max=max(1, threads - THREADS_KEPT))
         self._health = EndingHealth()
-        for name in (health.OVERALL_HEALTH, SERVICE):
+        for name in HEALTH_NAMES:
             self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(max_workers=threads),
@@ -68,7 +71,7 @@ class Server:
 
     def announce_ready(self):
         """Says SERVING to whoever asks or watches."""
-        for name in (health.OVERALL_HEALTH, SERVICE):
+        for name in HEALTH_NAMES:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving")
 

@@ -19,6 +19,9 @@ from digits.v1 import digits_pb2, digits_pb2_grpc  # noqa: E402
 
 PATIENCE_S = 20
 
+# A shell's background job ignores SIGINT and so would every worker started from it, whatever the worker does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class WorkerProcess:
     """One worker process on a unix socket of its own; a context that kills it at the end."""
