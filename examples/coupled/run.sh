@@ -4,4 +4,4 @@ set -eu
 cd "$(dirname "$0")"
 
 ../../tools/python-env.sh
-exec cargo run --quiet --package tether -- run --file tether.toml "$@"
+exec cargo run --quiet --package tether -- run -f tether.toml "$@"
