@@ -1,0 +1,317 @@
+//! Messages to frames and back.
+
+use crate::wire::{Error, Reader, Writer};
+use crate::{
+    Cause, Dead, Hello, Identity, Launch, MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Phase,
+    SpawnFailure, Stage,
+};
+
+const HEADER_BYTES: usize = 4;
+
+/// The frame of `message`, length included.
+///
+/// A `Launch` with more than [`MAX_FRAME_BYTES`] of arguments and environment makes a frame that
+/// the other side refuses; compare the length with that limit plus 4 before sending one.
+pub fn encode(message: &Message) -> Vec<u8> {
+    let mut to = Writer(vec![0; HEADER_BYTES]);
+    write(message, &mut to);
+    let length = u32::try_from(to.0.len() - HEADER_BYTES).unwrap_or(u32::MAX);
+    to.0[..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    to.0
+}
+
+/// The message of exactly one frame, as [`encode`] made it.
+pub fn decode(frame: &[u8]) -> Result<Message, Error> {
+    let mut decoder = Decoder::default();
+    decoder.push(frame);
+    let message = decoder.next_message()?.ok_or(Error::Truncated)?;
+    if decoder.held_bytes() == 0 {
+        Ok(message)
+    } else {
+        Err(Error::TrailingBytes)
+    }
+}
+
+/// Takes bytes as they arrive and gives messages as they are complete.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    /// Everything before this has been given out.
+    start: usize,
+}
+
+impl Decoder {
+    /// Adds bytes. Call [`Self::next_message`] until it has nothing more before the next push,
+    /// so that no more than one frame and one push are ever held (W2).
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next message, `None` where more bytes are needed.
+    ///
+    /// After [`Error::TooLong`] the stream is lost; any other error has skipped one frame.
+    pub fn next_message(&mut self) -> Result<Option<Message>, Error> {
+        let rest = &self.bytes[self.start..];
+        let Some((header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let announced = u32::from_le_bytes(*header);
+        let length = announced as usize;
+        if length > MAX_FRAME_BYTES {
+            return Err(Error::TooLong { announced });
+        }
+        let Some(body) = rest.get(..length) else {
+            return Ok(None);
+        };
+        self.start += HEADER_BYTES + length;
+        let mut from = Reader(body);
+        let message = read(&mut from)?;
+        from.end()?;
+        Ok(Some(message))
+    }
+
+    /// Bytes that have not been given out.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+}
+
+/// A byte for each member of an enum without fields, by its place in `ALL`, counted from 1.
+macro_rules! coded {
+    ($kind:ty, $field:literal, [$($member:ident),*]) => {
+        impl $kind {
+            const ALL: &'static [Self] = &[$(Self::$member),*];
+
+            fn write(self, to: &mut Writer) {
+                let place = Self::ALL.iter().position(|member| *member == self);
+                to.u8(place.map_or(0, |place| place as u8 + 1));
+            }
+
+            fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+                let place = usize::from(from.u8()?).wrapping_sub(1);
+                Self::ALL.get(place).copied().ok_or(Error::Value { field: $field })
+            }
+        }
+    };
+}
+
+coded!(OnOwnerExit, "on_owner_exit", [Kill, Ignore]);
+coded!(OnLinkLoss, "on_link_loss", [Kill, Hold]);
+coded!(Phase, "phase", [Waiting, Starting, Running, Ending, Dead]);
+coded!(Stage, "stage", [Directory, Pipe, Fork, Cgroup, Chdir, Exec]);
+
+fn write(message: &Message, to: &mut Writer) {
+    match message {
+        Message::Launch(launch) => {
+            to.u8(1);
+            launch.write(to);
+        }
+        Message::Renew {
+            node_deadline_ns,
+            owner_deadline_ns,
+        } => {
+            to.u8(2);
+            to.u64(*node_deadline_ns);
+            to.u64(*owner_deadline_ns);
+        }
+        Message::Owner {
+            identity,
+            on_owner_exit,
+        } => {
+            to.u8(3);
+            to.option(*identity, |to, identity| identity.write(to));
+            on_owner_exit.write(to);
+        }
+        Message::Stop { cause, grace_ms } => {
+            to.u8(4);
+            cause.write(to);
+            to.u64(*grace_ms);
+        }
+        Message::Signal { signo } => {
+            to.u8(5);
+            to.i32(*signo);
+        }
+        Message::Acknowledge => to.u8(6),
+        Message::Hello(hello) => {
+            to.u8(65);
+            hello.write(to);
+        }
+        Message::Started { pid } => {
+            to.u8(66);
+            to.u32(*pid);
+        }
+        Message::SpawnFailed(failure) => {
+            to.u8(67);
+            failure.write(to);
+        }
+        Message::Ending { cause } => {
+            to.u8(68);
+            cause.write(to);
+        }
+        Message::Dead(dead) => {
+            to.u8(69);
+            dead.write(to);
+        }
+    }
+}
+
+fn read(from: &mut Reader<'_>) -> Result<Message, Error> {
+    Ok(match from.u8()? {
+        1 => Message::Launch(Box::new(Launch::read(from)?)),
+        2 => Message::Renew {
+            node_deadline_ns: from.u64()?,
+            owner_deadline_ns: from.u64()?,
+        },
+        3 => Message::Owner {
+            identity: from.option("identity", Identity::read)?,
+            on_owner_exit: OnOwnerExit::read(from)?,
+        },
+        4 => Message::Stop {
+            cause: Cause::read(from)?,
+            grace_ms: from.u64()?,
+        },
+        5 => Message::Signal { signo: from.i32()? },
+        6 => Message::Acknowledge,
+        65 => Message::Hello(Hello::read(from)?),
+        66 => Message::Started { pid: from.u32()? },
+        67 => Message::SpawnFailed(SpawnFailure::read(from)?),
+        68 => Message::Ending {
+            cause: Cause::read(from)?,
+        },
+        69 => Message::Dead(Box::new(Dead::read(from)?)),
+        kind => return Err(Error::UnknownKind(kind)),
+    })
+}
+
+impl Launch {
+    fn write(&self, to: &mut Writer) {
+        to.u16(self.protocol);
+        to.bytes(self.worker.as_bytes());
+        to.count(self.argv.len());
+        for argument in &self.argv {
+            to.bytes(argument);
+        }
+        to.count(self.env.len());
+        for (name, value) in &self.env {
+            to.bytes(name);
+            to.bytes(value);
+        }
+        to.bytes(&self.cwd);
+        to.bytes(&self.dir);
+        to.option(self.cgroup.as_deref(), Writer::bytes);
+        to.option(self.owner, |to, owner| owner.write(to));
+        self.on_owner_exit.write(to);
+        self.on_link_loss.write(to);
+        to.u64(self.kill_grace_ms);
+        to.u64(self.node_deadline_ns);
+        to.u64(self.owner_deadline_ns);
+        to.u64(self.log_limit_bytes);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            protocol: from.u16()?,
+            worker: from.text("worker")?,
+            argv: from.list(Reader::bytes)?,
+            env: from.list(|from| Ok((from.bytes()?, from.bytes()?)))?,
+            cwd: from.bytes()?,
+            dir: from.bytes()?,
+            cgroup: from.option("cgroup", Reader::bytes)?,
+            owner: from.option("owner", Identity::read)?,
+            on_owner_exit: OnOwnerExit::read(from)?,
+            on_link_loss: OnLinkLoss::read(from)?,
+            kill_grace_ms: from.u64()?,
+            node_deadline_ns: from.u64()?,
+            owner_deadline_ns: from.u64()?,
+            log_limit_bytes: from.u64()?,
+        })
+    }
+}
+
+impl Identity {
+    fn write(self, to: &mut Writer) {
+        to.u32(self.pid);
+        to.u64(self.start_ticks);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            pid: from.u32()?,
+            start_ticks: from.u64()?,
+        })
+    }
+}
+
+impl Hello {
+    fn write(&self, to: &mut Writer) {
+        to.u16(self.protocol);
+        to.bytes(self.version.as_bytes());
+        to.bytes(self.worker.as_bytes());
+        to.u32(self.shim_pid);
+        to.u32(self.worker_pid);
+        to.u64(self.started_ns);
+        self.phase.write(to);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            protocol: from.u16()?,
+            version: from.text("version")?,
+            worker: from.text("worker")?,
+            shim_pid: from.u32()?,
+            worker_pid: from.u32()?,
+            started_ns: from.u64()?,
+            phase: Phase::read(from)?,
+        })
+    }
+}
+
+impl SpawnFailure {
+    fn write(self, to: &mut Writer) {
+        self.stage.write(to);
+        to.i32(self.errno);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            stage: Stage::read(from)?,
+            errno: from.i32()?,
+        })
+    }
+}
+
+impl Dead {
+    fn write(&self, to: &mut Writer) {
+        self.cause.write(to);
+        to.option(self.exit_code, Writer::i32);
+        to.option(self.signal, Writer::i32);
+        to.u8(u8::from(self.core));
+        to.option(self.spawn_failure, |to, failure| failure.write(to));
+        to.u32(self.reaped);
+        to.u32(self.survivors);
+        to.u64(self.unix_ms);
+        to.u64(self.max_rss_kib);
+        to.u64(self.cpu_ms);
+        to.u64(self.log_lost_bytes);
+        to.bytes(&self.stderr_tail);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            cause: Cause::read(from)?,
+            exit_code: from.option("exit_code", Reader::i32)?,
+            signal: from.option("signal", Reader::i32)?,
+            core: from.flag("core")?,
+            spawn_failure: from.option("spawn_failure", SpawnFailure::read)?,
+            reaped: from.u32()?,
+            survivors: from.u32()?,
+            unix_ms: from.u64()?,
+            max_rss_kib: from.u64()?,
+            cpu_ms: from.u64()?,
+            log_lost_bytes: from.u64()?,
+            stderr_tail: from.bytes()?,
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! The messages, field by field.
+
+use crate::Cause;
+
+/// One frame's worth of meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// To the shim, once, on the link it was born with: start this.
+    Launch(Box<Launch>),
+    /// To the shim: these deadlines replace the ones before, later or not.
+    Renew {
+        /// End of the node's permission, `CLOCK_BOOTTIME` nanoseconds.
+        node_deadline_ns: u64,
+        /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
+        owner_deadline_ns: u64,
+    },
+    /// To the shim: watch this owner from here on, or none.
+    Owner {
+        /// The owner's process on this machine.
+        identity: Option<Identity>,
+        /// What its end means for the worker.
+        on_owner_exit: OnOwnerExit,
+    },
+    /// To the shim: end the tree. A second order may only shorten the first.
+    Stop {
+        /// What to record.
+        cause: Cause,
+        /// Time between SIGTERM and SIGKILL; 0 kills at once.
+        grace_ms: u64,
+    },
+    /// To the shim: send this signal to the worker's main process.
+    Signal {
+        /// The signal's number.
+        signo: i32,
+    },
+    /// To the shim: the death is durably recorded, leave.
+    Acknowledge,
+    /// From the shim, first on every connection.
+    Hello(Hello),
+    /// From the shim: the worker's program is running.
+    Started {
+        /// Its main process.
+        pid: u32,
+    },
+    /// From the shim: the worker's program is not running, and `Dead` follows.
+    SpawnFailed(SpawnFailure),
+    /// From the shim, before the first signal: the worker is about to be ended.
+    Ending {
+        /// Why.
+        cause: Cause,
+    },
+    /// From the shim, last: nothing of the worker is left, but for `survivors`.
+    Dead(Box<Dead>),
+}
+
+/// What to start, and on which terms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// [`crate::PROTOCOL`] of the agent.
+    pub protocol: u16,
+    /// `pool/slot.incarnation`.
+    pub worker: String,
+    /// Program and arguments; a program without `/` is looked up in the `PATH` of `env`.
+    pub argv: Vec<Vec<u8>>,
+    /// The complete environment; nothing is inherited.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The worker's working directory; empty means `dir`.
+    pub cwd: Vec<u8>,
+    /// Existing runtime directory of this incarnation, absolute: socket, logs, death.
+    pub dir: Vec<u8>,
+    /// A cgroup v2 leaf of this incarnation alone; made where missing, removed at the end.
+    pub cgroup: Option<Vec<u8>>,
+    /// The owner's process on this machine.
+    pub owner: Option<Identity>,
+    /// What the owner's end means for the worker.
+    pub on_owner_exit: OnOwnerExit,
+    /// What the end of the agent's connection means for the worker.
+    pub on_link_loss: OnLinkLoss,
+    /// Time between SIGTERM and the end of a lease.
+    pub kill_grace_ms: u64,
+    /// End of the node's permission, `CLOCK_BOOTTIME` nanoseconds.
+    pub node_deadline_ns: u64,
+    /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
+    pub owner_deadline_ns: u64,
+    /// Size at which each of the two logs is rotated to `.1`; 0 keeps no logs.
+    pub log_limit_bytes: u64,
+}
+
+/// Pins one process of this machine: a pid alone is reused within seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot: field 22 of `/proc/PID/stat`.
+    pub start_ticks: u64,
+}
+
+/// What the owner's end means for the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnOwnerExit {
+    /// SIGKILL at once.
+    Kill,
+    /// Nothing: deadlines alone decide.
+    Ignore,
+}
+
+/// What the end of the agent's connection means for the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum OnLinkLoss {
+    /// SIGKILL at once.
+    Kill,
+    /// Nothing: the shim waits for another agent until the deadlines.
+    Hold,
+}
+
+/// Who the shim is and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// [`crate::PROTOCOL`] of the shim.
+    pub protocol: u16,
+    /// The shim's own version, for people.
+    pub version: String,
+    /// `pool/slot.incarnation`; empty before `Launch`.
+    pub worker: String,
+    /// The shim.
+    pub shim_pid: u32,
+    /// The worker's main process; 0 where there is none yet or none any more.
+    pub worker_pid: u32,
+    /// When the worker was started, `CLOCK_BOOTTIME` nanoseconds; 0 before.
+    pub started_ns: u64,
+    /// How far it has come.
+    pub phase: Phase,
+}
+
+/// How far a shim has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Waits for `Launch`.
+    Waiting,
+    /// Between fork and exec.
+    Starting,
+    /// The worker's program runs.
+    Running,
+    /// The tree is being ended.
+    Ending,
+    /// It is gone; `Dead` is repeated on each connection until acknowledged.
+    Dead,
+}
+
+/// Where a start failed, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SpawnFailure {
+    /// The step that failed.
+    pub stage: Stage,
+    /// The kernel's answer.
+    pub errno: i32,
+}
+
+/// The steps of a start that can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Using the runtime directory: entering it, or listening on its socket.
+    Directory,
+    /// Making the pipes for output and the null device for input.
+    Pipe,
+    /// Making the process.
+    Fork,
+    /// Making or joining the cgroup.
+    Cgroup,
+    /// Changing to the working directory.
+    Chdir,
+    /// Finding and running the program.
+    Exec,
+}
+
+/// The record of one death.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dead {
+    /// Why.
+    pub cause: Cause,
+    /// The main process's exit code, where it exited.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the main process, where one did.
+    pub signal: Option<i32>,
+    /// Whether it left a core dump.
+    pub core: bool,
+    /// How the start failed, where the cause is [`Cause::SpawnFailed`].
+    pub spawn_failure: Option<SpawnFailure>,
+    /// Processes beyond the main one that were reaped once the end had begun.
+    pub reaped: u32,
+    /// Processes that did not die although they were killed (uninterruptible sleep).
+    pub survivors: u32,
+    /// When, in milliseconds of Unix time.
+    pub unix_ms: u64,
+    /// The largest resident set of any process of the tree.
+    pub max_rss_kib: u64,
+    /// Processor time of the whole tree.
+    pub cpu_ms: u64,
+    /// Output that could not be written to the logs (disk full) and was dropped.
+    pub log_lost_bytes: u64,
+    /// The last of standard error, at most [`crate::STDERR_TAIL_BYTES`].
+    pub stderr_tail: Vec<u8>,
+}

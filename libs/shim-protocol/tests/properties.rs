@@ -1,0 +1,303 @@
+//! The invariants W1 to W3 of the protocol, one property each, over every kind of message.
+
+use proptest::{collection::vec, option, prelude::*};
+use tether_shim_protocol::{
+    Cause, Dead, Decoder, Error, Hello, Identity, Launch, MAX_FRAME_BYTES, Message, OnLinkLoss,
+    OnOwnerExit, Orderer, Phase, SpawnFailure, Stage, decode, encode,
+};
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..40)
+}
+
+fn cause() -> impl Strategy<Value = Cause> {
+    let orderer = prop::sample::select(Orderer::ALL);
+    prop_oneof![
+        orderer.prop_map(Cause::Ordered),
+        prop::sample::select(vec![
+            Cause::Exited,
+            Cause::Signaled,
+            Cause::OutOfMemory,
+            Cause::LeaseExpired,
+            Cause::OwnerGone,
+            Cause::AgentGone,
+            Cause::NeverReady,
+            Cause::SpawnFailed,
+            Cause::Unknown,
+        ]),
+    ]
+}
+
+fn identity() -> impl Strategy<Value = Identity> {
+    (any::<u32>(), any::<u64>()).prop_map(|(pid, start_ticks)| Identity { pid, start_ticks })
+}
+
+fn on_owner_exit() -> impl Strategy<Value = OnOwnerExit> {
+    prop::sample::select(vec![OnOwnerExit::Kill, OnOwnerExit::Ignore])
+}
+
+fn failure() -> impl Strategy<Value = SpawnFailure> {
+    let stages = vec![
+        Stage::Pipe,
+        Stage::Fork,
+        Stage::Cgroup,
+        Stage::Chdir,
+        Stage::Exec,
+    ];
+    (prop::sample::select(stages), any::<i32>())
+        .prop_map(|(stage, errno)| SpawnFailure { stage, errno })
+}
+
+fn launch() -> impl Strategy<Value = Message> {
+    let what = (
+        any::<u16>(),
+        ".{0,30}",
+        vec(bytes(), 0..5),
+        vec((bytes(), bytes()), 0..5),
+    );
+    let places = (
+        bytes(),
+        bytes(),
+        option::of(bytes()),
+        option::of(identity()),
+    );
+    let ends = prop::sample::select(vec![OnLinkLoss::Kill, OnLinkLoss::Hold]);
+    let numbers = any::<[u64; 4]>();
+    (what, places, on_owner_exit(), ends, numbers).prop_map(
+        |((protocol, worker, argv, env), (cwd, dir, cgroup, owner), exit, loss, numbers)| {
+            Message::Launch(Box::new(Launch {
+                protocol,
+                worker,
+                argv,
+                env,
+                cwd,
+                dir,
+                cgroup,
+                owner,
+                on_owner_exit: exit,
+                on_link_loss: loss,
+                kill_grace_ms: numbers[0],
+                node_deadline_ns: numbers[1],
+                owner_deadline_ns: numbers[2],
+                log_limit_bytes: numbers[3],
+            }))
+        },
+    )
+}
+
+fn hello() -> impl Strategy<Value = Message> {
+    let phases = vec![
+        Phase::Waiting,
+        Phase::Starting,
+        Phase::Running,
+        Phase::Ending,
+        Phase::Dead,
+    ];
+    let names = (any::<u16>(), ".{0,10}", ".{0,30}");
+    (
+        names,
+        any::<[u32; 2]>(),
+        any::<u64>(),
+        prop::sample::select(phases),
+    )
+        .prop_map(
+            |((protocol, version, worker), [shim_pid, worker_pid], started_ns, phase)| {
+                Message::Hello(Hello {
+                    protocol,
+                    version,
+                    worker,
+                    shim_pid,
+                    worker_pid,
+                    started_ns,
+                    phase,
+                })
+            },
+        )
+}
+
+fn dead() -> impl Strategy<Value = Message> {
+    let ends = (
+        option::of(any::<i32>()),
+        option::of(any::<i32>()),
+        any::<bool>(),
+    );
+    (
+        cause(),
+        ends,
+        option::of(failure()),
+        any::<[u32; 2]>(),
+        any::<[u64; 4]>(),
+        bytes(),
+    )
+        .prop_map(
+            |(cause, (exit_code, signal, core), spawn_failure, counts, numbers, stderr_tail)| {
+                Message::Dead(Box::new(Dead {
+                    cause,
+                    exit_code,
+                    signal,
+                    core,
+                    spawn_failure,
+                    reaped: counts[0],
+                    survivors: counts[1],
+                    unix_ms: numbers[0],
+                    max_rss_kib: numbers[1],
+                    cpu_ms: numbers[2],
+                    log_lost_bytes: numbers[3],
+                    stderr_tail,
+                }))
+            },
+        )
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        launch(),
+        any::<[u64; 2]>().prop_map(|[node_deadline_ns, owner_deadline_ns]| Message::Renew {
+            node_deadline_ns,
+            owner_deadline_ns
+        }),
+        (option::of(identity()), on_owner_exit()).prop_map(|(identity, on_owner_exit)| {
+            Message::Owner {
+                identity,
+                on_owner_exit,
+            }
+        }),
+        (cause(), any::<u64>()).prop_map(|(cause, grace_ms)| Message::Stop { cause, grace_ms }),
+        any::<i32>().prop_map(|signo| Message::Signal { signo }),
+        Just(Message::Acknowledge),
+        hello(),
+        any::<u32>().prop_map(|pid| Message::Started { pid }),
+        failure().prop_map(Message::SpawnFailed),
+        cause().prop_map(|cause| Message::Ending { cause }),
+        dead(),
+    ]
+}
+
+/// Reads until the decoder wants more bytes, counting errors and keeping messages.
+fn drain(decoder: &mut Decoder, messages: &mut Vec<Message>) -> Result<(), Error> {
+    while let Some(message) = decoder.next_message()? {
+        messages.push(message);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// W1.
+    #[test]
+    fn messages_survive_a_stream_that_is_cut_anywhere(
+        sent in vec(message(), 1..6),
+        cuts in vec(1usize..50, 1..20),
+    ) {
+        let stream: Vec<u8> = sent.iter().flat_map(encode).collect();
+
+        let mut decoder = Decoder::default();
+        let mut received = Vec::new();
+        let mut rest = stream.as_slice();
+        for cut in cuts.iter().cycle() {
+            let (now, later) = rest.split_at(rest.len().min(*cut));
+            decoder.push(now);
+            drain(&mut decoder, &mut received).unwrap();
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+        }
+
+        prop_assert_eq!(received, sent);
+        prop_assert_eq!(decoder.held_bytes(), 0);
+    }
+
+    /// W2: frames of any kind with any body, and streams without any frames in them.
+    #[test]
+    fn no_bytes_make_the_decoder_panic_or_hoard(
+        kinds in vec((any::<u8>(), vec(any::<u8>(), 0..200)), 0..5),
+        noise in vec(any::<u8>(), 0..300),
+    ) {
+        let mut stream = Vec::new();
+        for (kind, body) in kinds {
+            stream.extend((body.len() as u32 + 1).to_le_bytes());
+            stream.push(kind);
+            stream.extend(body);
+        }
+        stream.extend(noise);
+
+        let mut decoder = Decoder::default();
+        for chunk in stream.chunks(7) {
+            decoder.push(chunk);
+            loop {
+                match decoder.next_message() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(Error::TooLong { .. }) => return Ok(()),
+                    Err(_) => {}
+                }
+            }
+            prop_assert!(decoder.held_bytes() <= MAX_FRAME_BYTES + 4);
+        }
+    }
+
+    /// W3: a body that lost its end or gained a byte is never mistaken for a message.
+    #[test]
+    fn a_frame_is_understood_whole_or_not_at_all(message in message(), lost in 1usize..20) {
+        let frame = encode(&message);
+        let body = &frame[4..];
+        let framed = |body: &[u8]| {
+            let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+            frame.extend(body);
+            frame
+        };
+
+        let short = decode(&framed(&body[..body.len().saturating_sub(lost)]));
+        let long = decode(&framed(&[body, &[0]].concat()));
+
+        prop_assert_eq!(short, Err(Error::Truncated));
+        prop_assert_eq!(long, Err(Error::TrailingBytes));
+    }
+
+    /// W2, nearer to home: one flipped byte of a good frame is an answer, never a panic.
+    #[test]
+    fn a_flipped_byte_is_answered(message in message(), at in any::<prop::sample::Index>(), to: u8) {
+        let mut frame = encode(&message);
+        let at = at.index(frame.len());
+        frame[at] = to;
+
+        if let Ok(read) = decode(&frame) {
+            prop_assert_eq!(encode(&read), frame);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_announces_too_much_is_refused_before_it_is_awaited() {
+    let mut decoder = Decoder::default();
+
+    decoder.push(&(MAX_FRAME_BYTES as u32 + 1).to_le_bytes());
+
+    let announced = MAX_FRAME_BYTES as u32 + 1;
+    assert_eq!(decoder.next_message(), Err(Error::TooLong { announced }));
+}
+
+#[test]
+fn a_bad_frame_is_skipped_and_the_next_one_is_read() {
+    let mut decoder = Decoder::default();
+    decoder.push(&[1, 0, 0, 0, 200]);
+    decoder.push(&encode(&Message::Acknowledge));
+
+    assert_eq!(decoder.next_message(), Err(Error::UnknownKind(200)));
+    assert_eq!(decoder.next_message(), Ok(Some(Message::Acknowledge)));
+    assert_eq!(decoder.next_message(), Ok(None));
+}
+
+#[test]
+fn the_bytes_on_the_wire_stay_the_same() {
+    let stop = Message::Stop {
+        cause: Cause::Ordered(Orderer::Scale),
+        grace_ms: 5000,
+    };
+
+    let frame = encode(&stop);
+
+    assert_eq!(frame, [11, 0, 0, 0, 4, 7, 2, 0x88, 0x13, 0, 0, 0, 0, 0, 0]);
+}

@@ -1,0 +1,82 @@
+//! The connection to an agent: frames in, frames out, and never a wait for either.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use tether_shim_protocol::{Decoder, Error, Message, encode};
+
+/// One agent's connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: UnixStream,
+    decoder: Decoder,
+    /// What the socket would not take yet. A shim says a handful of small things in its life,
+    /// so this stays small even when the agent never reads.
+    unsent: Vec<u8>,
+}
+
+impl Link {
+    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            decoder: Decoder::default(),
+            unsent: Vec::new(),
+        })
+    }
+
+    /// Says `message`, as far as the socket takes it now. A broken connection is noticed by the
+    /// next read, which also gets what the agent said before it broke.
+    pub(crate) fn send(&mut self, message: &Message) {
+        self.unsent.extend(encode(message));
+        self.flush();
+    }
+
+    /// Sends what is still unsent.
+    pub(crate) fn flush(&mut self) {
+        while !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Whether there is something to send once the socket takes it.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Reads once, so that an agent which floods its link cannot keep the shim from its
+    /// deadlines. Returns the messages, and whether the connection is still good.
+    pub(crate) fn receive(&mut self) -> (Vec<Message>, bool) {
+        let mut bytes = [0; 4096];
+        let mut messages = Vec::new();
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return (messages, false),
+            Ok(count) => self.decoder.push(&bytes[..count]),
+            Err(error) => {
+                let later = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
+                return (messages, later);
+            }
+        }
+        loop {
+            match self.decoder.next_message() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => return (messages, true),
+                // A later agent may say things this version has no word for, and they are none
+                // that this version could be relied upon to do.
+                Err(Error::UnknownKind(_)) => {}
+                Err(_) => return (messages, false),
+            }
+        }
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

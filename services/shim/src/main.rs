@@ -1,0 +1,65 @@
+//! `tether-shim`: the small process around one worker.
+//!
+//! It starts the worker, is the parent of everything the worker leaves behind, holds the
+//! deadline of its permission, and ends the whole tree when that permission ends: whether or not
+//! an agent is there to ask for it. It has one thread, waits in one place, and a worker never
+//! outlives it. What it decides is in [`plan`]; everything else does what it is told.
+
+mod cgroup;
+mod death;
+mod launch;
+mod link;
+mod output;
+mod owner;
+mod plan;
+mod proc;
+mod setup;
+mod shim;
+mod sys;
+mod tree;
+mod turn;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+tether-shim runs one worker for `tether-agent`, which starts it and speaks to it on standard
+input. It does nothing useful by hand: start `tether up` and apply a pool, or `tether run`.
+
+Usage: tether-shim [WORKER]     WORKER is the name that `ps` shows
+       tether-shim --version
+";
+
+/// The agent's mistake, or a human's.
+const EX_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("-V" | "--version") => {
+            let _ = writeln!(io::stdout(), "tether-shim {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Some("-h" | "--help") => {
+            let _ = io::stdout().write_all(USAGE.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Some(_) | None => {}
+    }
+    if !setup::stdin_is_a_link() {
+        let _ = write!(
+            io::stderr(),
+            "standard input is not a unix stream socket\n\n{USAGE}"
+        );
+        return ExitCode::from(EX_USAGE);
+    }
+    match setup::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(
+                io::stderr(),
+                "tether-shim ends and its worker with it: {error}"
+            );
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! From a fresh process to a shim that watches: the order of the steps is the point.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::process::{getpid, umask};
+use tether_shim_protocol::{
+    Hello, Launch, Message, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE, Stage,
+};
+
+use crate::launch::failed_io;
+use crate::link::Link;
+use crate::shim::Shim;
+use crate::sys;
+
+/// Whether an agent started this process.
+pub(crate) fn stdin_is_a_link() -> bool {
+    let stdin = io::stdin();
+    sockopt::socket_domain(&stdin) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(&stdin) == Ok(SocketType::STREAM)
+}
+
+/// Waits for `Launch` and sees the worker through to its end.
+pub(crate) fn run() -> io::Result<()> {
+    sys::close_from(3);
+    // Refused where the agent has done it already.
+    let _ = rustix::process::setsid();
+    rustix::thread::set_name(c"tether-shim")?;
+
+    let mut link = Link::new(take_stdin()?)?;
+    link.send(&hello());
+    // An agent that is gone before it asked for anything leaves nothing to do.
+    let Some(mut launch) = await_launch(&mut link)? else {
+        return Ok(());
+    };
+    if launch.protocol != PROTOCOL {
+        let theirs = launch.protocol;
+        return Err(io::Error::other(format!(
+            "the agent speaks protocol `{theirs}` and this shim `{PROTOCOL}`, \
+             start it from the agent it was built with"
+        )));
+    }
+
+    let signals = sys::take_signals()?;
+    rustix::process::set_child_subreaper(Some(getpid()))?;
+    let entered = enter(&launch).map_err(|error| failed_io(Stage::Directory, &error));
+    let (listener, refusal) = match entered {
+        Ok(listener) => (Some(listener), None),
+        Err(failure) => (None, Some(failure)),
+    };
+    let argv_and_env = (
+        std::mem::take(&mut launch.argv),
+        std::mem::take(&mut launch.env),
+    );
+    let mut shim = Shim::new(launch, link, listener, signals)?;
+    match refusal {
+        Some(failure) => shim.refuse(failure),
+        None => shim.start(argv_and_env),
+    }
+    let ended = shim.watch();
+    if shim.listener.is_some() {
+        let _ = fs::remove_file(SOCKET_FILE);
+    }
+    ended
+}
+
+/// Takes the link off standard input, so that no child finds it there.
+fn take_stdin() -> io::Result<UnixStream> {
+    let link = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(OwnedFd::from(fs::File::open("/dev/null")?))?;
+    Ok(UnixStream::from(link))
+}
+
+fn hello() -> Message {
+    Message::Hello(Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        worker: String::new(),
+        shim_pid: std::process::id(),
+        worker_pid: 0,
+        started_ns: 0,
+        phase: Phase::Waiting,
+    })
+}
+
+fn await_launch(link: &mut Link) -> io::Result<Option<Launch>> {
+    loop {
+        match poll(&mut [PollFd::new(&link.as_fd(), PollFlags::IN)], None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let (messages, good) = link.receive();
+        for message in messages {
+            if let Message::Launch(launch) = message {
+                return Ok(Some(*launch));
+            }
+        }
+        if !good {
+            return Ok(None);
+        }
+    }
+}
+
+/// Makes the runtime directory the working directory and listens in it. Relative names keep the
+/// socket's address short, whatever the directory's is.
+fn enter(launch: &Launch) -> io::Result<UnixListener> {
+    std::env::set_current_dir(Path::new(std::ffi::OsStr::from_bytes(&launch.dir)))?;
+
+    // The agent's own output is let go of: a terminal or a pipe that waits for its last writer
+    // must not wait for a worker that outlives the agent.
+    let own = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(SHIM_FILE)?;
+    rustix::stdio::dup2_stdout(&own)?;
+    rustix::stdio::dup2_stderr(&own)?;
+
+    if let Err(error) = fs::remove_file(SOCKET_FILE)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let others = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(SOCKET_FILE);
+    umask(others);
+    let listener = listener?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}

@@ -1,0 +1,443 @@
+//! One worker's keeper: what each event does to the worker, its record and its agent.
+
+use std::io;
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal, wait};
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+use tether_clock::{BootClock, Clock, Tick};
+use tether_shim_protocol::{
+    Cause, Dead, Hello, Launch, Message, OnLinkLoss, Orderer, PROTOCOL, Phase, STDERR_FILE,
+    STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure, Stage,
+};
+
+use crate::cgroup::Cgroup;
+use crate::launch::{self, Worker, failed_io};
+use crate::link::Link;
+use crate::output::{Capture, Log};
+use crate::owner::Owner;
+use crate::plan::{Plan, Step};
+use crate::sys::{self, Guard};
+use crate::{death, tree};
+
+/// How long a death waits for its acknowledgement before it is left to the file.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The program's arguments and environment, let go of once it is started.
+pub(crate) type ArgvAndEnv = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
+
+/// Everything the shim knows and holds.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    pub(crate) launch: Launch,
+    pub(crate) plan: Plan,
+    pub(crate) link: Option<Link>,
+    pub(crate) listener: Option<UnixListener>,
+    pub(crate) signals: OwnedFd,
+    pub(crate) timer: OwnedFd,
+    pub(crate) guard: Guard,
+    pub(crate) owner: Owner,
+    pub(crate) stdout: Option<Capture>,
+    pub(crate) stderr: Option<Capture>,
+    pub(crate) worker: Option<Worker>,
+    /// When the wait for an acknowledgement ends; set with the death.
+    pub(crate) leave_at: Tick,
+    pub(crate) acknowledged: bool,
+    cgroup: Option<Cgroup>,
+    started: Tick,
+    announced: bool,
+    status: Option<WaitStatus>,
+    failure: Option<SpawnFailure>,
+    /// The kernel said that there is no child left.
+    childless: bool,
+    reaped: u32,
+    dead: Option<Dead>,
+}
+
+impl Shim {
+    /// A shim with nothing started, its timers ready to be set.
+    pub(crate) fn new(
+        launch: Launch,
+        link: Link,
+        listener: Option<UnixListener>,
+        signals: OwnedFd,
+    ) -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self {
+            plan: Plan::new(
+                Tick::from_nanos(launch.node_deadline_ns),
+                Tick::from_nanos(launch.owner_deadline_ns),
+                Duration::from_millis(launch.kill_grace_ms),
+            ),
+            link: Some(link),
+            listener,
+            signals,
+            timer: timerfd_create(TimerfdClockId::Boottime, flags)?,
+            guard: Guard::new()?,
+            owner: Owner::watch(launch.owner, launch.on_owner_exit),
+            launch,
+            stdout: None,
+            stderr: None,
+            worker: None,
+            leave_at: Tick::NEVER,
+            acknowledged: false,
+            cgroup: None,
+            started: Tick::ZERO,
+            announced: false,
+            status: None,
+            failure: None,
+            childless: true,
+            reaped: 0,
+            dead: None,
+        })
+    }
+
+    /// Starts the worker, unless its permission has ended before it began.
+    pub(crate) fn start(&mut self, (argv, env): ArgvAndEnv) {
+        let now = BootClock.now();
+        // Opened even where nothing will be started, so that it is removed in the end.
+        let opened = self.open_cgroup();
+        if matches!(self.owner, Owner::Gone) {
+            self.plan.on_loss(Cause::OwnerGone, now);
+        }
+        if self.plan.cause().is_some() || self.plan.check(now) != Step::Wait {
+            return;
+        }
+        self.launch.argv = argv;
+        self.launch.env = env;
+        self.set_timers();
+        let started = opened.and_then(|()| launch::start(&self.launch, self.cgroup.as_ref()));
+        self.launch.argv = Vec::new();
+        self.launch.env = Vec::new();
+        match started {
+            Ok(started) => {
+                let log = |file| Log::new(file, self.launch.log_limit_bytes);
+                self.stdout = Some(Capture::new(started.stdout, log(STDOUT_FILE), 0));
+                self.stderr = Some(Capture::new(
+                    started.stderr,
+                    log(STDERR_FILE),
+                    STDERR_TAIL_BYTES,
+                ));
+                self.worker = Some(started.worker);
+                self.started = now;
+                self.childless = false;
+            }
+            Err(failure) => self.refuse(failure),
+        }
+    }
+
+    /// The worker cannot be started.
+    pub(crate) fn refuse(&mut self, failure: SpawnFailure) {
+        self.failure = Some(failure);
+        self.plan.on_loss(Cause::SpawnFailed, BootClock.now());
+        self.say(&Message::SpawnFailed(failure));
+    }
+
+    fn open_cgroup(&mut self) -> Result<(), SpawnFailure> {
+        if let Some(path) = self.launch.cgroup.take() {
+            let cgroup = Cgroup::open(path).map_err(|error| failed_io(Stage::Cgroup, &error))?;
+            self.cgroup = Some(cgroup);
+        }
+        Ok(())
+    }
+
+    /// Waits and acts until the worker is gone and its death is known, or left to the file.
+    pub(crate) fn watch(&mut self) -> io::Result<()> {
+        while !self.is_gone() {
+            if let Err(error) = self.turn() {
+                // Without a way to wait there is no way to keep the promise but this one.
+                self.kill_round();
+                return Err(error);
+            }
+        }
+        self.bury();
+        while self.link.is_some() && !self.acknowledged && BootClock.now() < self.leave_at {
+            self.turn()?;
+        }
+        if self.acknowledged && self.listener.is_some() {
+            death::forget();
+        }
+        Ok(())
+    }
+
+    fn is_gone(&self) -> bool {
+        self.plan.is_over() || (self.childless && !self.has_strangers())
+    }
+
+    /// Whether somebody moved a process into the worker's cgroup that is not below the shim.
+    fn has_strangers(&self) -> bool {
+        let populated = || self.cgroup.as_ref().is_some_and(Cgroup::is_populated);
+        self.worker.is_some() && self.childless && populated()
+    }
+
+    /// Writes down how it ended and tells the agent.
+    fn bury(&mut self) {
+        self.plan.on_gone();
+        for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            capture.drain();
+        }
+        let dead = self.describe();
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
+        // Without a listener the runtime directory was never entered, and `death` would lie in
+        // whatever directory the agent happened to be in.
+        if self.listener.is_some()
+            && let Err(error) = death::record(&dead)
+        {
+            use io::Write;
+            let _ = writeln!(io::stderr(), "cannot record the death in `death`: {error}");
+        }
+        self.say(&Message::Dead(Box::new(dead.clone())));
+        self.dead = Some(dead);
+        self.leave_at = BootClock.now() + ACKNOWLEDGE_WITHIN;
+    }
+
+    fn describe(&self) -> Dead {
+        // A child that could not become the worker has no exit status of the worker's.
+        let status = self.status.filter(|_| self.failure.is_none());
+        let (max_rss_kib, cpu_ms) = sys::children_usage();
+        let lost = |capture: &Option<Capture>| capture.as_ref().map_or(0, Capture::lost_bytes);
+        Dead {
+            cause: self.plan.cause().unwrap_or(Cause::Unknown),
+            exit_code: status.and_then(WaitStatus::exit_status),
+            signal: status.and_then(WaitStatus::terminating_signal),
+            core: status.is_some_and(dumped_core),
+            spawn_failure: self.failure,
+            reaped: self.reaped,
+            survivors: if self.childless {
+                u32::from(self.has_strangers())
+            } else {
+                tree::count_living()
+            },
+            unix_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| {
+                    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+                }),
+            max_rss_kib,
+            cpu_ms,
+            log_lost_bytes: lost(&self.stdout) + lost(&self.stderr),
+            stderr_tail: self
+                .stderr
+                .as_ref()
+                .map_or(Vec::new(), |stderr| stderr.tail().to_vec()),
+        }
+    }
+
+    /// Does what the plan decided.
+    pub(crate) fn carry_out(&mut self, step: Step) {
+        match step {
+            Step::Wait | Step::GiveUp => {}
+            Step::Terminate => {
+                self.announce();
+                tree::signal_all(Signal::TERM);
+                // A stopped process takes SIGTERM only once it goes on.
+                tree::signal_all(Signal::CONT);
+            }
+            Step::Kill => {
+                self.announce();
+                // The guard must not cut short what is being done here.
+                self.guard.set(self.plan.guard());
+                self.kill_round();
+            }
+        }
+    }
+
+    fn kill_round(&mut self) {
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+        tree::kill_all(|| self.reap());
+    }
+
+    /// Says that the worker is about to be ended, once and before the first signal.
+    fn announce(&mut self) {
+        if let Some(cause) = self.plan.cause()
+            && !mem::replace(&mut self.announced, true)
+        {
+            self.say(&Message::Ending { cause });
+        }
+    }
+
+    /// The child reached its program, or could not.
+    pub(crate) fn on_report(&mut self) {
+        let report = self
+            .worker
+            .as_mut()
+            .and_then(|worker| Some((worker.read_report()?, worker.pid)));
+        match report {
+            Some((Ok(()), pid)) => {
+                self.say(&Message::Started {
+                    pid: pid.as_raw_nonzero().get().unsigned_abs(),
+                });
+                sys::forget_start();
+            }
+            Some((Err(failure), _)) => self.refuse(failure),
+            None => {}
+        }
+    }
+
+    /// Children ended.
+    pub(crate) fn on_children(&mut self) {
+        // The report was written before the end it explains.
+        self.on_report();
+        let alive = self.status.is_none();
+        self.reap();
+        let now = BootClock.now();
+        if let Some(status) = self.status.filter(|_| alive) {
+            let oom = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
+            let cause = match status.exit_status() {
+                Some(0) => Cause::Exited,
+                _ if oom => Cause::OutOfMemory,
+                Some(_) => Cause::Exited,
+                None => Cause::Signaled,
+            };
+            let step = self.plan.on_exit(cause, now);
+            if !self.is_gone() {
+                self.carry_out(step);
+            }
+        }
+        // Only what was moved into the cgroup from elsewhere is left, and SIGTERM does not reach it.
+        if self.childless && !self.is_gone() {
+            let step = self.plan.on_loss(Cause::Unknown, now);
+            self.carry_out(step);
+        }
+    }
+
+    fn reap(&mut self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if self.worker.as_ref().is_some_and(|worker| worker.pid == pid) {
+                        self.status = Some(status);
+                    } else if self.status.is_some() || self.announced {
+                        self.reaped += 1;
+                    }
+                }
+                Ok(None) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.childless = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The shim itself was asked to stop, by somebody who knows its pid.
+    pub(crate) fn on_terminate(&mut self) {
+        let cause = Cause::Ordered(Orderer::Operator);
+        let step = self.plan.on_stop(cause, self.plan.grace(), BootClock.now());
+        self.carry_out(step);
+    }
+
+    pub(crate) fn on_owner_gone(&mut self) {
+        self.owner = Owner::Unwatched;
+        let step = self.plan.on_loss(Cause::OwnerGone, BootClock.now());
+        self.carry_out(step);
+    }
+
+    pub(crate) fn on_link_lost(&mut self) {
+        self.link = None;
+        if self.launch.on_link_loss == OnLinkLoss::Kill {
+            let step = self.plan.on_loss(Cause::AgentGone, BootClock.now());
+            self.carry_out(step);
+        }
+    }
+
+    /// Another agent connected: it replaces the one before and is told how things stand.
+    pub(crate) fn on_connection(&mut self, link: Link) {
+        self.link = Some(link);
+        self.say(&Message::Hello(self.hello()));
+        if let Some(cause) = self.plan.cause().filter(|_| self.announced) {
+            self.say(&Message::Ending { cause });
+        }
+        if let Some(dead) = self.dead.clone() {
+            self.say(&Message::Dead(Box::new(dead)));
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        let worker = self.worker.as_ref();
+        let phase = match worker {
+            _ if self.dead.is_some() => Phase::Dead,
+            _ if self.plan.cause().is_some() => Phase::Ending,
+            Some(Worker { report: None, .. }) => Phase::Running,
+            Some(_) | None => Phase::Starting,
+        };
+        let alive = worker.filter(|_| self.status.is_none());
+        Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            worker: self.launch.worker.clone(),
+            shim_pid: std::process::id(),
+            worker_pid: alive.map_or(0, |worker| worker.pid.as_raw_nonzero().get().unsigned_abs()),
+            started_ns: self.started.as_nanos(),
+            phase,
+        }
+    }
+
+    /// The agent said something.
+    pub(crate) fn on_message(&mut self, message: Message) {
+        let now = BootClock.now();
+        match message {
+            Message::Renew {
+                node_deadline_ns,
+                owner_deadline_ns,
+            } => self.plan.on_renewal(
+                Tick::from_nanos(node_deadline_ns),
+                Tick::from_nanos(owner_deadline_ns),
+            ),
+            Message::Owner {
+                identity,
+                on_owner_exit,
+            } => {
+                self.owner = Owner::watch(identity, on_owner_exit);
+                if matches!(self.owner, Owner::Gone) {
+                    self.on_owner_gone();
+                }
+            }
+            Message::Stop { cause, grace_ms } => {
+                let step = self
+                    .plan
+                    .on_stop(cause, Duration::from_millis(grace_ms), now);
+                self.carry_out(step);
+            }
+            Message::Signal { signo } => {
+                let pidfd = self
+                    .worker
+                    .as_ref()
+                    .and_then(|worker| worker.pidfd.as_ref());
+                // An ended worker and a number that is no signal have nothing to be told.
+                if let (Some(pidfd), Some(signal)) = (pidfd, Signal::from_named_raw(signo)) {
+                    let _ = pidfd_send_signal(pidfd, signal);
+                }
+            }
+            Message::Acknowledge => self.acknowledged = self.dead.is_some(),
+            // A second launch is refused by silence: the first one is what this shim is for. The
+            // others are the shim's own words.
+            Message::Launch(_)
+            | Message::Hello(_)
+            | Message::Started { .. }
+            | Message::SpawnFailed(_)
+            | Message::Ending { .. }
+            | Message::Dead(_) => {}
+        }
+    }
+
+    fn say(&mut self, message: &Message) {
+        if let Some(link) = &mut self.link {
+            link.send(message);
+        }
+    }
+}
+
+/// The flag that `wait` sets beside the signal.
+fn dumped_core(status: WaitStatus) -> bool {
+    status.signaled() && status.as_raw() & 0x80 != 0
+}

@@ -1,0 +1,179 @@
+//! One turn of the shim: set the timers, wait for anything at all, and act, deadlines first.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
+use tether_clock::{BootClock, Clock, Tick};
+
+use crate::link::Link;
+use crate::output::Capture;
+use crate::owner::Owner;
+use crate::shim::Shim;
+
+/// What can wake the shim.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Timer,
+    Signals,
+    Owner,
+    Report,
+    Listener,
+    Link,
+    Stdout,
+    Stderr,
+}
+
+impl Shim {
+    /// Waits for one or more events and acts on them.
+    pub(crate) fn turn(&mut self) -> io::Result<()> {
+        self.set_timers();
+        let ready = self.wait()?;
+        let step = self.plan.check(BootClock.now());
+        self.carry_out(step);
+        for source in ready {
+            self.act(source);
+        }
+        Ok(())
+    }
+
+    /// Sets the timer to the plan's next moment and the guard to its last.
+    pub(crate) fn set_timers(&self) {
+        let next = self.plan.next().min(self.leave_at);
+        // Zero switches the timer off, so boot itself counts as one nanosecond later.
+        let nanos = if next == Tick::NEVER {
+            0
+        } else {
+            next.as_nanos().max(1)
+        };
+        let it_value = Timespec {
+            tv_sec: (nanos / 1_000_000_000).cast_signed(),
+            tv_nsec: (nanos % 1_000_000_000).cast_signed(),
+        };
+        let it_interval = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = Itimerspec {
+            it_interval,
+            it_value,
+        };
+        // Setting an open timer to a valid time does not fail. It also takes back the
+        // readiness of the time before.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value);
+        self.guard.set(self.plan.guard());
+    }
+
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let sources = self.sources();
+        let mut fds: Vec<_> = sources
+            .iter()
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = sources
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|((source, ..), _)| *source).collect())
+    }
+
+    fn sources(&self) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = vec![
+            (Source::Timer, self.timer.as_fd(), PollFlags::IN),
+            (Source::Signals, self.signals.as_fd(), PollFlags::IN),
+        ];
+        if let Owner::Watched(pidfd) = &self.owner {
+            sources.push((Source::Owner, pidfd.as_fd(), PollFlags::IN));
+        }
+        if let Some(report) = self
+            .worker
+            .as_ref()
+            .and_then(|worker| worker.report.as_ref())
+        {
+            sources.push((Source::Report, report.as_fd(), PollFlags::IN));
+        }
+        if let Some(listener) = &self.listener {
+            sources.push((Source::Listener, listener.as_fd(), PollFlags::IN));
+        }
+        if let Some(link) = &self.link {
+            let out = if link.has_unsent() {
+                PollFlags::OUT
+            } else {
+                PollFlags::empty()
+            };
+            sources.push((Source::Link, link.as_fd(), PollFlags::IN | out));
+        }
+        for (source, capture) in [
+            (Source::Stdout, &self.stdout),
+            (Source::Stderr, &self.stderr),
+        ] {
+            if let Some(pipe) = capture.as_ref().and_then(Capture::pipe) {
+                sources.push((source, pipe.as_fd(), PollFlags::IN));
+            }
+        }
+        sources
+    }
+
+    fn act(&mut self, source: Source) {
+        match source {
+            // The plan was asked before anything else was looked at.
+            Source::Timer => {}
+            Source::Signals => self.on_signals(),
+            Source::Owner => self.on_owner_gone(),
+            Source::Report => self.on_report(),
+            Source::Listener => self.accept(),
+            Source::Link => self.hear(),
+            Source::Stdout => read(&mut self.stdout),
+            Source::Stderr => read(&mut self.stderr),
+        }
+    }
+
+    fn on_signals(&mut self) {
+        // One `signalfd_siginfo`, which begins with the signal's number.
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        while let Ok(count) = rustix::io::read(&self.signals, &mut info)
+            && count == info.len()
+        {
+            let [a, b, c, d, ..] = info;
+            if i32::from_ne_bytes([a, b, c, d]) == libc::SIGTERM {
+                self.on_terminate();
+            } else {
+                self.on_children();
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Some(listener) = &self.listener
+            && let Ok((stream, _)) = listener.accept()
+            && let Ok(link) = Link::new(stream)
+        {
+            self.on_connection(link);
+        }
+    }
+
+    fn hear(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        link.flush();
+        let (messages, good) = link.receive();
+        for message in messages {
+            self.on_message(message);
+        }
+        if !good {
+            self.on_link_lost();
+        }
+    }
+}
+
+fn read(capture: &mut Option<Capture>) {
+    if let Some(capture) = capture {
+        capture.read_chunk();
+    }
+}

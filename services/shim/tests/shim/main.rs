@@ -1,0 +1,9 @@
+//! Real shims around real workers: every promise is shown on processes that mean it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod endings;
+mod harness;
+mod output;
+mod permission;
+mod starting;
