@@ -231,6 +231,8 @@ impl Leaf {
 
 impl Drop for Leaf {
     fn drop(&mut self) {
+        // Where the test failed, the shim did not live to remove its own.
+        let _ = fs::remove_dir(self.0.join("worker"));
         let _ = fs::remove_dir(&self.0);
     }
 }
