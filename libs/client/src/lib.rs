@@ -1,1 +1,81 @@
-//! To be written.
+//! The Rust client of the gateway: typed control calls, and an owner session that keeps its lease
+//! alive by itself.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use tether_client::{Client, SessionOptions};
+//!
+//! let client = Client::connect(&"unix:/run/tether/gateway.sock".parse()?);
+//! let session = client.open_session("checkout@host-1".parse()?, SessionOptions::default()).await?;
+//! println!("epoch {}", session.epoch());
+//! session.close().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod keepalive;
+mod problem;
+mod session;
+
+use tether_proto::{
+    job::job_service_client::JobServiceClient, pool::pool_service_client::PoolServiceClient,
+    session::session_service_client::SessionServiceClient,
+    worker::worker_service_client::WorkerServiceClient,
+};
+use tether_types::{Address, OwnerName};
+use tonic::transport::Channel;
+
+pub use problem::Problem;
+pub use session::{Lost, Session, SessionOptions};
+
+/// A connection to one gateway; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// A client of the gateway at `address`. Connects with the first call, and again when needed.
+    pub fn connect(address: &Address) -> Self {
+        Self {
+            channel: tether_kit::channel::connect(address),
+        }
+    }
+
+    /// The channel, for calls to workers: set the metadata `tether-pool` on each.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Opens a session for `owner` and keeps it alive until it is closed, dropped or lost.
+    ///
+    /// # Errors
+    /// As the arbiter or the gateway says.
+    pub async fn open_session(
+        &self,
+        owner: OwnerName,
+        options: SessionOptions,
+    ) -> Result<Session, Problem> {
+        Session::open(self.clone(), owner, options).await
+    }
+
+    /// Owner sessions.
+    pub fn sessions(&self) -> SessionServiceClient<Channel> {
+        SessionServiceClient::new(self.channel())
+    }
+
+    /// Pools.
+    pub fn pools(&self) -> PoolServiceClient<Channel> {
+        PoolServiceClient::new(self.channel())
+    }
+
+    /// Workers, logs and events.
+    pub fn workers(&self) -> WorkerServiceClient<Channel> {
+        WorkerServiceClient::new(self.channel())
+    }
+
+    /// Jobs.
+    pub fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel())
+    }
+}

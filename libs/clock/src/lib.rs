@@ -63,7 +63,7 @@ impl fmt::Display for Tick {
 }
 
 /// Tells the time.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The time now.
     fn now(&self) -> Tick;
 }

@@ -140,6 +140,11 @@ impl Slot {
         slot
     }
 
+    /// Changes how the slot is run; what is under way goes on as it began.
+    pub fn change_plan(&mut self, plan: Plan) {
+        self.plan = plan;
+    }
+
     /// The ordered process runs as `pid`.
     pub fn on_spawned(&mut self, pid: u32, now: Tick) -> Option<Action> {
         if self.phase != Phase::Spawning {

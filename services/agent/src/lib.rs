@@ -1,1 +1,80 @@
-//! To be written.
+//! The per-node agent: starts workers through their shims, watches them, and keeps one heartbeat
+//! stream to the arbiter for all of them.
+//!
+//! ```text
+//!            orders                    Launch, Renew, Stop
+//! arbiter <==========> heartbeat <---> worker task <=========> shim -> worker
+//!            reports       |               (one each)   link
+//!                          +-- owners: pidfds of owner processes
+//! ```
+//!
+//! The agent decides nothing: which incarnation runs is the arbiter's decision, and when a worker
+//! must be gone is enforced by its shim, whose timer holds even when the agent hangs or is killed.
+//! An agent that starts anew finds running shims in its runtime directory and takes them over.
+
+mod adopt;
+mod beat;
+mod config;
+mod heartbeat;
+mod launch;
+mod link;
+mod output;
+mod owners;
+mod permission;
+mod readiness;
+mod report;
+mod shim;
+mod worker;
+
+use std::{path::PathBuf, sync::Arc};
+
+use tether_proto::node::agent_service_server::AgentServiceServer;
+use tether_types::Address;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, Error};
+
+/// An agent that is ready to run.
+#[derive(Debug)]
+pub struct Agent {
+    node: heartbeat::Node,
+    workers: Arc<PathBuf>,
+}
+
+impl Agent {
+    /// Prepares the runtime directory and takes it for this agent alone.
+    ///
+    /// `address` is where [`Agent::service`] will be served, `arbiter` where the arbiter is.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or written, or another agent uses it.
+    pub fn build(
+        config: &Config,
+        runtime: &std::path::Path,
+        address: Address,
+        arbiter: Address,
+    ) -> Result<Self, Error> {
+        let ground = config.prepare(runtime)?;
+        let workers = Arc::new(ground.workers.clone());
+        Ok(Self {
+            node: heartbeat::Node::new(ground, address, arbiter),
+            workers,
+        })
+    }
+
+    /// What the arbiter asks of an agent directly.
+    pub fn service(
+        &self,
+    ) -> AgentServiceServer<impl tether_proto::node::agent_service_server::AgentService> {
+        AgentServiceServer::new(output::Output::new(Arc::clone(&self.workers)))
+    }
+
+    /// Serves until `stop`. Then workers tied to the agent are ended in good order; the others
+    /// live on under their leases, for the next agent to take over.
+    ///
+    /// # Errors
+    /// When what it needs of the operating system fails for good.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        self.node.run(stop).await
+    }
+}

@@ -1,0 +1,88 @@
+//! The frame of a service's `main`: flags, configuration, telemetry, signals, exit status.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Arg, ArgAction, Command, value_parser};
+use serde::{Serialize, de::DeserializeOwned};
+use tether_kit::{
+    config, stop,
+    telemetry::{self, Settings as Telemetry},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A section of the one configuration file that is another service's.
+pub type Ignored = toml::Table;
+
+/// Runs a service until it is asked to stop. `T` is the part of the configuration file it reads, with
+/// [`Ignored`] for the rest; `serve` gets it, with the directory where its relative paths start.
+pub fn service<T, F>(
+    name: &'static str,
+    about: &'static str,
+    serve: impl FnOnce(T, PathBuf, CancellationToken) -> F,
+) -> ExitCode
+where
+    T: DeserializeOwned + Serialize + Default,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let matches = Command::new(name)
+        .about(about)
+        .version(env!("CARGO_PKG_VERSION"))
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .env("TETHER_CONFIG")
+                .value_parser(value_parser!(PathBuf))
+                .help("Configuration file; all services may share one"),
+        )
+        .arg(
+            Arg::new("set")
+                .long("set")
+                .value_name("KEY=VALUE")
+                .action(ArgAction::Append)
+                .help("Sets one key, as in listen.insecure=true"),
+        )
+        .get_matches();
+    let file = matches.get_one::<PathBuf>("config");
+    let sets: Vec<String> = matches.get_many("set").into_iter().flatten().cloned().collect();
+
+    // A configuration is refused before anything is opened, so that a slip of the keyboard cannot
+    // take down what ran a moment ago.
+    let loaded = match config::load::<T>(file.map(PathBuf::as_path), std::env::vars(), &sets) {
+        Ok(loaded) => loaded,
+        Err(report) => return refuse(&report),
+    };
+    let base = file.and_then(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from));
+    let base = base.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+    run(name, |stop| serve(loaded.value, base, stop))
+}
+
+/// Says on standard error why a configuration is refused.
+#[expect(clippy::print_stderr, reason = "nothing is set up yet that could tell it otherwise")]
+fn refuse(report: &miette::Report) -> ExitCode {
+    eprintln!("{report:?}");
+    ExitCode::from(stop::EXIT_CONFIG)
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a process that failed is for people")]
+fn run<F>(name: &'static str, serve: impl FnOnce(CancellationToken) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let work = async {
+        let telemetry = telemetry::start(name, &Telemetry::from_env())?;
+        let stop = stop::on_signals()?;
+        let served = serve(stop).await;
+        telemetry.finish().await;
+        served
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(work));
+    match ended {
+        Ok(()) => ExitCode::from(stop::EXIT_OK),
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::from(stop::EXIT_FAILURE)
+        }
+    }
+}

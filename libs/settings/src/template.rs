@@ -1,0 +1,198 @@
+//! Templates as people write them in TOML.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tether_kit::config::duration;
+use tether_proto::pool as wire;
+use tether_types::{InvalidName, TemplateName};
+
+/// Every `[template.NAME]`.
+pub type Templates = BTreeMap<String, Template>;
+
+/// What can be set under `[template.NAME]`: what to run. Texts may hold `{pool}`, `{slot}`,
+/// `{incarnation}`, `{address}`, `{socket}`, `{port}` and `{dir}`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Template {
+    /// Program; a bare word is looked up on PATH, a relative path starts at `cwd`.
+    pub command: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its environment, on top of PATH, HOME, LANG, TZ, USER and what Tether tells it.
+    pub env: BTreeMap<String, String>,
+    /// Working directory; a relative one starts at the file it stands in.
+    pub cwd: String,
+    /// How it listens; its address is in `TETHER_LISTEN`.
+    pub listen: Listen,
+    /// How to see that it is ready.
+    pub readiness: Readiness,
+    /// How it is stopped.
+    pub stop: Stop,
+    /// When it is started again.
+    pub restart: Restart,
+    /// Size at which each of its two logs is rotated.
+    #[serde(with = "tether_kit::config::size")]
+    pub log_limit: u64,
+}
+
+/// How a worker listens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Listen {
+    /// On a unix socket.
+    #[default]
+    Unix,
+    /// On a free port of 127.0.0.1.
+    Tcp,
+}
+
+/// When a worker is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Readiness {
+    /// What is asked.
+    pub kind: ReadinessKind,
+    /// Longest time from start to ready.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+}
+
+/// What shows that a worker is ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadinessKind {
+    /// `grpc.health.v1` answers SERVING.
+    #[default]
+    Grpc,
+    /// Its address takes connections.
+    Connect,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self { kind: ReadinessKind::Grpc, timeout: Duration::from_secs(30) }
+    }
+}
+
+/// How a worker is stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stop {
+    /// Time between SIGTERM and SIGKILL.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(10) }
+    }
+}
+
+/// When a dead worker is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restart {
+    /// After which deaths.
+    pub mode: RestartMode,
+    /// First delay; doubles with each further restart.
+    #[serde(with = "duration")]
+    pub delay: Duration,
+    /// Longest delay.
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
+    /// More restarts than this within the window are a crash loop.
+    pub max_restarts: u32,
+    /// That window.
+    #[serde(with = "duration")]
+    pub window: Duration,
+}
+
+/// After which deaths a worker is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartMode {
+    /// After each.
+    #[default]
+    Always,
+    /// After those that were neither an exit with code 0 nor ordered.
+    Transient,
+    /// After none.
+    Never,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            mode: RestartMode::Always,
+            delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(30),
+            max_restarts: 5,
+            window: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Template {
+    /// As the services speak of it; `base` is the directory of the file it stands in.
+    pub fn to_wire(&self, base: &Path) -> wire::Template {
+        let cwd = match self.cwd.as_str() {
+            // Nothing said, and nothing relative to it: the incarnation's own directory.
+            "" if !self.command.starts_with('.') => String::new(),
+            cwd => base.join(cwd).display().to_string(),
+        };
+        wire::Template {
+            command: self.command.clone(),
+            args: self.args.clone(),
+            env: self.env.clone().into_iter().collect(),
+            cwd,
+            listen: match self.listen {
+                Listen::Unix => wire::Listen::Unix,
+                Listen::Tcp => wire::Listen::Tcp,
+            }
+            .into(),
+            readiness: Some(wire::Readiness {
+                kind: match self.readiness.kind {
+                    ReadinessKind::Grpc => wire::ReadinessKind::Grpc,
+                    ReadinessKind::Connect => wire::ReadinessKind::Connect,
+                }
+                .into(),
+                timeout_ms: millis(self.readiness.timeout),
+            }),
+            stop: Some(wire::Stop { grace_ms: Some(millis(self.stop.grace)) }),
+            restart: Some(wire::Restart {
+                mode: match self.restart.mode {
+                    RestartMode::Always => wire::RestartMode::Always,
+                    RestartMode::Transient => wire::RestartMode::Transient,
+                    RestartMode::Never => wire::RestartMode::Never,
+                }
+                .into(),
+                delay_ms: Some(millis(self.restart.delay)),
+                max_delay_ms: Some(millis(self.restart.max_delay)),
+                max_restarts: Some(self.restart.max_restarts),
+                window_ms: Some(millis(self.restart.window)),
+            }),
+            log_limit_bytes: self.log_limit,
+        }
+    }
+}
+
+/// Every template of a configuration, as the arbiter wants them.
+///
+/// # Errors
+/// Says which name is none.
+pub fn named(templates: &Templates, base: &Path) -> Result<BTreeMap<TemplateName, wire::Template>, InvalidName> {
+    templates
+        .iter()
+        .map(|(name, template)| Ok((TemplateName::new(name)?, template.to_wire(base))))
+        .collect()
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,161 @@
+//! The bookkeeping of beats and the node's lease, without IO.
+//!
+//! At most one beat is on its way unless the interval has passed: so each beat carries the answer to
+//! the one before it, and the arbiter sees that its answers arrive.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tether_clock::Tick;
+use tether_lease::{Holder, Standing, Terms};
+
+/// Before the arbiter has said how often it wants to hear from us.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Beats sent and answered on one stream, and the lease they keep alive over all streams.
+#[derive(Debug)]
+pub(crate) struct Beats {
+    seq: u64,
+    ack_seen: u64,
+    sent: BTreeMap<u64, Tick>,
+    last_sent: Tick,
+    interval: Duration,
+    holder: Option<Holder>,
+}
+
+impl Beats {
+    pub(crate) fn new() -> Self {
+        Self {
+            seq: 0,
+            ack_seen: 0,
+            sent: BTreeMap::new(),
+            last_sent: Tick::ZERO,
+            interval: FIRST_INTERVAL,
+            holder: None,
+        }
+    }
+
+    /// A new stream begins: beats are counted from 1 again, the lease goes on.
+    pub(crate) fn on_stream(&mut self) {
+        self.seq = 0;
+        self.ack_seen = 0;
+        self.sent.clear();
+    }
+
+    /// Numbers the beat that is sent at `now`: its number, and the highest answer seen.
+    pub(crate) fn on_send(&mut self, now: Tick) -> (u64, u64) {
+        self.seq += 1;
+        self.sent.insert(self.seq, now);
+        self.last_sent = now;
+        (self.seq, self.ack_seen)
+    }
+
+    /// An answer to beat `seq` arrived. Tells when that beat was sent; none when it never was.
+    pub(crate) fn on_answer(
+        &mut self,
+        seq: u64,
+        ttl: Duration,
+        interval: Duration,
+        now: Tick,
+    ) -> Option<Tick> {
+        let sent = *self.sent.get(&seq)?;
+        self.ack_seen = self.ack_seen.max(seq);
+        self.sent.retain(|&other, _| other >= seq);
+        if !interval.is_zero() {
+            self.interval = interval;
+        }
+        if ttl.is_zero() {
+            return Some(sent);
+        }
+        let expired = self
+            .holder
+            .as_mut()
+            .is_none_or(|holder| holder.on_ack(sent, ttl, now) == Standing::Expired);
+        if expired {
+            // Every worker of the old term is gone by its shim's timer; this is a new term (L3).
+            match Terms::usual(ttl) {
+                Ok(terms) => self.holder = Some(Holder::granted(terms, sent)),
+                Err(error) => tracing::error!(%error, "Arbiter granted a lease nobody could hold"),
+            }
+        }
+        Some(sent)
+    }
+
+    /// When the node's lease ends; [`Tick::ZERO`] when there never was one.
+    pub(crate) fn lease_end(&self) -> Tick {
+        self.holder.as_ref().map_or(Tick::ZERO, Holder::deadline)
+    }
+
+    /// Whether the last beat is not answered yet.
+    pub(crate) fn in_flight(&self) -> bool {
+        self.seq > self.ack_seen
+    }
+
+    /// When the next beat is due even when nothing is to be said.
+    pub(crate) fn due(&self) -> Tick {
+        self.last_sent + self.interval
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Tick {
+        Tick::ZERO + Duration::from_secs(secs)
+    }
+
+    const TTL: Duration = Duration::from_secs(20);
+    const BEAT: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn a_lease_is_counted_from_the_sending_of_the_answered_beat() {
+        let mut beats = Beats::new();
+        let (seq, _) = beats.on_send(at(10));
+
+        assert_eq!(beats.on_answer(seq, TTL, BEAT, at(14)), Some(at(10)));
+
+        assert!(beats.lease_end() <= at(30) && beats.lease_end() > at(29));
+        assert_eq!(beats.due(), at(15));
+        assert!(!beats.in_flight());
+    }
+
+    #[test]
+    fn an_answer_to_a_beat_of_an_earlier_stream_extends_nothing() {
+        let mut beats = Beats::new();
+        beats.on_send(at(10));
+        beats.on_stream();
+
+        assert_eq!(beats.on_answer(1, TTL, BEAT, at(11)), None);
+        assert_eq!(beats.lease_end(), Tick::ZERO);
+    }
+
+    #[test]
+    fn after_its_end_a_lease_begins_anew_rather_than_being_revived() {
+        let mut beats = Beats::new();
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, TTL, BEAT, at(10));
+        let end = beats.lease_end();
+        let (second, ack_seen) = beats.on_send(at(60));
+
+        beats.on_answer(second, TTL, BEAT, at(60));
+
+        assert_eq!(ack_seen, first);
+        assert!(end < at(60) && beats.lease_end() > at(79));
+    }
+
+    #[test]
+    fn a_beat_that_was_not_extended_is_still_an_anchor_for_what_it_carries() {
+        let mut beats = Beats::new();
+        let (seq, _) = beats.on_send(at(10));
+
+        assert_eq!(
+            beats.on_answer(seq, Duration::ZERO, BEAT, at(11)),
+            Some(at(10))
+        );
+        assert_eq!(
+            beats.on_answer(seq, Duration::ZERO, BEAT, at(12)),
+            Some(at(10))
+        );
+        assert_eq!(beats.lease_end(), Tick::ZERO);
+    }
+}

@@ -1,0 +1,167 @@
+//! The agent's part of the configuration, and the ground it prepares before it starts.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use tether_types::{InvalidName, NodeName};
+
+use crate::shim::ShimImage;
+
+/// What can be set under `[agent]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Name of this node; the machine's host name when it is not set.
+    pub node: Option<String>,
+    /// Whether workers are put into cgroups of their own where cgroup v2 can be written; on unless
+    /// switched off.
+    pub no_cgroups: bool,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The node has no usable name.
+    #[error("the node needs a name: set `node` under [agent]")]
+    Name(#[from] InvalidName),
+    /// The runtime directory cannot be used.
+    #[error("cannot use the runtime directory `{}`: make it writable for this user, or set TETHER_RUNTIME_DIR to one that is", path.display())]
+    Runtime {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another agent runs on the same directory.
+    #[error("another agent (pid {pid}) uses the runtime directory `{}`: stop it, or set TETHER_RUNTIME_DIR to another directory", path.display())]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+        /// The other agent's process id, as it wrote it down.
+        pid: String,
+    },
+    /// The shim cannot be put where it can be run from.
+    #[error("cannot make the shim ready to run")]
+    Shim(#[source] io::Error),
+}
+
+/// What an agent stands on.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) node: NodeName,
+    /// One directory per incarnation below it.
+    pub(crate) workers: PathBuf,
+    /// Parent of the incarnations' cgroups, where cgroup v2 can be written.
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) shim: ShimImage,
+    /// Held for as long as the agent lives.
+    _lock: File,
+}
+
+impl Config {
+    /// The node's name.
+    ///
+    /// # Errors
+    /// When neither the configuration nor the machine gives a usable one.
+    pub fn node(&self) -> Result<NodeName, InvalidName> {
+        match &self.node {
+            Some(name) => NodeName::new(name),
+            None => NodeName::new(rustix::system::uname().nodename().to_string_lossy()),
+        }
+    }
+
+    pub(crate) fn prepare(&self, runtime: &Path) -> Result<Ground, Error> {
+        let node = self.node()?;
+        let wrong = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Runtime { path, source }
+        };
+        let workers = runtime.join("workers");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&workers)
+            .map_err(wrong(&workers))?;
+
+        let path = runtime.join("agent.lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(wrong(&path))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let pid = fs::read_to_string(&path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
+            return Err(Error::Taken {
+                path: runtime.to_owned(),
+                pid,
+            });
+        }
+        lock.set_len(0).map_err(wrong(&path))?;
+        lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+            .map_err(wrong(&path))?;
+
+        let cgroup = if self.no_cgroups {
+            None
+        } else {
+            own_cgroup(&node)
+        };
+        match &cgroup {
+            Some(path) => {
+                tracing::info!(cgroup = %path.display(), "Workers get cgroups of their own")
+            }
+            None => tracing::info!(
+                "No writable cgroup v2: a worker's daemonised grandchildren are killed by walking the process tree"
+            ),
+        }
+        Ok(Ground {
+            node,
+            workers,
+            cgroup,
+            shim: ShimImage::load().map_err(Error::Shim)?,
+            _lock: lock,
+        })
+    }
+}
+
+/// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
+fn own_cgroup(node: &NodeName) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })?;
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    // The pid keeps two agents of one machine apart.
+    let path = mount
+        .join(own)
+        .join(format!("tether-{node}-{}", std::process::id()));
+    fs::create_dir(&path).ok()?;
+    // A hierarchy without `cgroup.kill` (before Linux 5.14) gives nothing that the tree walk does not.
+    let usable = path.join("cgroup.kill").exists() && path.join("cgroup.procs").exists();
+    if !usable {
+        let _ = fs::remove_dir(&path);
+    }
+    usable.then_some(path)
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // Fails while workers that outlive the agent are in it, and is then right to.
+        if let Some(path) = &self.cgroup {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The node: one heartbeat stream to the arbiter, and the workers it speaks for.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use backon::BackoffBuilder as _;
+use tether_clock::{BootClock, Clock as _};
+use tether_proto::{
+    common::WorkerPhase,
+    node::{
+        self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
+        node_service_client::NodeServiceClient,
+    },
+};
+use tether_types::{Address, WorkerId};
+use tokio::{
+    sync::{
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+        watch,
+    },
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+
+use crate::{
+    adopt::{self, History},
+    beat::Beats,
+    config::Ground,
+    launch,
+    owners::Owners,
+    permission::{Permissions, Viewpoint},
+    report,
+    worker::{self, Order, Ties},
+};
+
+/// Messages on their way to the arbiter; more are held back in one list of what changed.
+const OUTBOX: usize = 8;
+
+/// What an orderly stop may take beyond the longest grace of the workers it ends.
+const STOP_SLACK: Duration = Duration::from_secs(2);
+
+/// An agent's node, not yet running.
+#[derive(Debug)]
+pub(crate) struct Node {
+    ground: Arc<Ground>,
+    address: Address,
+    arbiter: Address,
+}
+
+struct Worker {
+    orders: UnboundedSender<Order>,
+    /// What was last told of it, for a stream that begins anew.
+    last: WorkerReport,
+    /// Time it is given at an orderly stop of the agent; none for one that stays.
+    ends_with_agent: Option<u64>,
+}
+
+struct Running {
+    ground: Arc<Ground>,
+    view: Viewpoint,
+    beats: Beats,
+    permissions: watch::Sender<Permissions>,
+    owners: Owners,
+    workers: BTreeMap<WorkerId, Worker>,
+    history: History,
+    reports: UnboundedSender<WorkerReport>,
+    /// What changed and is not sent yet.
+    pending: Vec<WorkerReport>,
+    pending_exits: Vec<OwnerExit>,
+}
+
+impl Node {
+    pub(crate) fn new(ground: Ground, address: Address, arbiter: Address) -> Self {
+        Self {
+            ground: Arc::new(ground),
+            address,
+            arbiter,
+        }
+    }
+
+    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let (reports, mut reported) = mpsc::unbounded_channel();
+        let (exits, mut exited) = mpsc::unbounded_channel();
+        let view = Viewpoint {
+            boot_id: tether_kit::process::boot_id().context("cannot read the machine's boot id")?,
+            pid_namespace: tether_kit::process::pid_namespace()
+                .context("cannot see the own PID namespace")?,
+        };
+        let mut running = Running {
+            ground: Arc::clone(&self.ground),
+            view,
+            beats: Beats::new(),
+            permissions: watch::Sender::new(Permissions::default()),
+            owners: Owners::new(exits).context("cannot watch processes")?,
+            workers: BTreeMap::new(),
+            history: History::default(),
+            reports,
+            pending: Vec::new(),
+            pending_exits: Vec::new(),
+        };
+        running
+            .adopt()
+            .context("cannot look through the runtime directory")?;
+
+        let schedule = backon::ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times();
+        let mut delays = schedule.build();
+        while !stop.is_cancelled() {
+            match self.open(&running).await {
+                Ok((outbox, inbox)) => {
+                    delays = schedule.build();
+                    tracing::info!(arbiter = %self.arbiter, "Node joined");
+                    running.beats.on_stream();
+                    running
+                        .speak(outbox, inbox, &mut reported, &mut exited, &stop)
+                        .await;
+                }
+                Err(error) => {
+                    tracing::warn!(arbiter = %self.arbiter, error = format!("{error:#}"), "Cannot reach the arbiter")
+                }
+            }
+            let pause = Instant::now() + delays.next().unwrap_or(Duration::from_secs(2));
+            running.wait(pause, &mut reported, &mut exited, &stop).await;
+        }
+        running.stop(&mut reported).await;
+        Ok(())
+    }
+
+    /// Opens the stream; the first message is queued before the call is awaited, else both sides
+    /// would wait for each other.
+    async fn open(
+        &self,
+        running: &Running,
+    ) -> Result<(mpsc::Sender<HeartbeatRequest>, Streaming<HeartbeatResponse>), tonic::Status> {
+        let (outbox, requests) = mpsc::channel(OUTBOX);
+        let hello = Hello {
+            node: self.ground.node.to_string(),
+            address: self.address.to_string(),
+            launchers: vec!["exec".to_owned()],
+            boot_id: running.view.boot_id.clone(),
+            pid_namespace: running.view.pid_namespace,
+            workers: running
+                .workers
+                .values()
+                .map(|worker| worker.last.clone())
+                .collect(),
+        };
+        // The hello itself is beat 0: it renews nothing, so that nothing is counted from before the
+        // connection stood.
+        let _ = outbox.try_send(HeartbeatRequest {
+            hello: Some(hello),
+            ..HeartbeatRequest::default()
+        });
+        let mut client = NodeServiceClient::new(tether_kit::channel::connect(&self.arbiter));
+        let inbox = client
+            .heartbeat(ReceiverStream::new(requests))
+            .await?
+            .into_inner();
+        Ok((outbox, inbox))
+    }
+}
+
+impl Running {
+    fn adopt(&mut self) -> std::io::Result<()> {
+        let found = adopt::scan(&self.ground.workers)?;
+        self.history = found.history;
+        for (id, dir) in found.workers {
+            tracing::info!(worker = %id, "Found a worker of an earlier agent");
+            let (orders, ties) = self.ties();
+            let last = report::phase(&id, WorkerPhase::Starting);
+            self.workers.insert(
+                id.clone(),
+                Worker {
+                    orders,
+                    last,
+                    ends_with_agent: None,
+                },
+            );
+            tokio::spawn(worker::adopt(id, dir, ties));
+        }
+        Ok(())
+    }
+
+    fn ties(&self) -> (UnboundedSender<Order>, Ties) {
+        let (orders, received) = mpsc::unbounded_channel();
+        let ties = Ties {
+            ground: Arc::clone(&self.ground),
+            permissions: self.permissions.subscribe(),
+            orders: received,
+            reports: self.reports.clone(),
+        };
+        (orders, ties)
+    }
+
+    /// Beats and obeys until the stream ends.
+    async fn speak(
+        &mut self,
+        outbox: mpsc::Sender<HeartbeatRequest>,
+        mut inbox: Streaming<HeartbeatResponse>,
+        reported: &mut UnboundedReceiver<WorkerReport>,
+        exited: &mut UnboundedReceiver<OwnerExit>,
+        stop: &CancellationToken,
+    ) {
+        // What was pending is in the hello.
+        self.pending.clear();
+        loop {
+            let now = BootClock.now();
+            let news = !self.pending.is_empty() || !self.pending_exits.is_empty();
+            if now >= self.beats.due() || (news && !self.beats.in_flight()) {
+                let (seq, ack_seen) = self.beats.on_send(now);
+                let beat = HeartbeatRequest {
+                    hello: None,
+                    seq,
+                    ack_seen,
+                    reports: std::mem::take(&mut self.pending),
+                    owner_exits: std::mem::take(&mut self.pending_exits),
+                };
+                if outbox.send(beat).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let due = Instant::now() + self.beats.due().since(now);
+            tokio::select! {
+                message = inbox.message() => match message {
+                    Ok(Some(message)) => self.on_answer(message),
+                    Ok(None) => return tracing::warn!("Arbiter closed the stream"),
+                    Err(status) => return tracing::warn!(error = status.message(), "Arbiter is out of reach"),
+                },
+                Some(report) = reported.recv() => self.on_report(report),
+                Some(exit) = exited.recv() => self.pending_exits.push(exit),
+                () = sleep_until(due) => {}
+                () = stop.cancelled() => return self.farewell(&outbox, &mut inbox, reported).await,
+            }
+        }
+    }
+
+    /// Goes on listening to workers while there is no stream.
+    async fn wait(
+        &mut self,
+        until: Instant,
+        reported: &mut UnboundedReceiver<WorkerReport>,
+        exited: &mut UnboundedReceiver<OwnerExit>,
+        stop: &CancellationToken,
+    ) {
+        loop {
+            tokio::select! {
+                Some(report) = reported.recv() => self.on_report(report),
+                Some(exit) = exited.recv() => self.pending_exits.push(exit),
+                () = sleep_until(until) => return,
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn on_answer(&mut self, message: HeartbeatResponse) {
+        let ttl = Duration::from_millis(message.ttl_ms);
+        let interval = Duration::from_millis(message.beat_ms);
+        if message.seq > 0 {
+            let Some(sent) = self
+                .beats
+                .on_answer(message.seq, ttl, interval, BootClock.now())
+            else {
+                return;
+            };
+            let lease_end = self.beats.lease_end();
+            self.permissions.send_if_modified(|permissions| {
+                let before = permissions.clone();
+                permissions.node = lease_end;
+                for owner in &message.owners {
+                    permissions.update(owner, sent, &self.view);
+                }
+                permissions.pools.retain(|pool, _| {
+                    self.workers.keys().any(|id| id.pool == *pool)
+                        || message
+                            .owners
+                            .iter()
+                            .flat_map(|owner| &owner.pools)
+                            .any(|told| told.pool == pool.as_str())
+                });
+                *permissions != before
+            });
+            self.owners.watch(&self.permissions.borrow());
+        }
+        for order in message.orders.into_iter().filter_map(|order| order.order) {
+            self.on_order(order);
+        }
+    }
+
+    fn on_order(&mut self, order: node::order::Order) {
+        use node::order::Order::{Forget, Signal, Start, Stop};
+
+        let worker = match &order {
+            Start(start) => &start.worker,
+            Stop(stop) => &stop.worker,
+            Signal(signal) => &signal.worker,
+            Forget(forget) => &forget.worker,
+        };
+        let Some(id) = worker
+            .as_ref()
+            .and_then(|worker| WorkerId::try_from(worker).ok())
+        else {
+            return tracing::error!(?order, "Order names no worker");
+        };
+        match order {
+            Start(start) => self.start(id, start),
+            Stop(stop) => {
+                let cause = report::ordered(stop.cause());
+                self.tell(
+                    &id,
+                    Order::Stop {
+                        cause,
+                        grace_ms: stop.grace_ms,
+                    },
+                );
+            }
+            Signal(signal) => self.tell(&id, Order::Signal(signal.signal)),
+            Forget(_) => {
+                self.tell(&id, Order::Forget);
+                if self.workers.remove(&id).is_some() {
+                    self.history
+                        .keep(worker::directory(&self.ground.workers, &id));
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, id: WorkerId, order: StartWorker) {
+        if self.workers.contains_key(&id) {
+            return; // Orders may be repeated.
+        }
+        let (orders, ties) = self.ties();
+        let template = order.template.clone().unwrap_or_default();
+        let ends_with_agent = order
+            .kill_on_agent_loss
+            .then(|| launch::grace_ms(&template));
+        let last = report::phase(&id, WorkerPhase::Waiting);
+        self.workers.insert(
+            id.clone(),
+            Worker {
+                orders,
+                last,
+                ends_with_agent,
+            },
+        );
+        tokio::spawn(worker::start(id, order, ties));
+    }
+
+    fn tell(&self, id: &WorkerId, order: Order) {
+        if let Some(worker) = self.workers.get(id) {
+            let _ = worker.orders.send(order);
+        }
+    }
+
+    fn on_report(&mut self, report: WorkerReport) {
+        let id = report
+            .worker
+            .as_ref()
+            .and_then(|worker| WorkerId::try_from(worker).ok());
+        if let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) {
+            worker.last = report.clone();
+            self.pending.push(report);
+        }
+    }
+
+    /// Ends the workers that end with the agent, and tells the arbiter of their deaths.
+    async fn farewell(
+        &mut self,
+        outbox: &mpsc::Sender<HeartbeatRequest>,
+        inbox: &mut Streaming<HeartbeatResponse>,
+        reported: &mut UnboundedReceiver<WorkerReport>,
+    ) {
+        self.stop(reported).await;
+        let (seq, ack_seen) = self.beats.on_send(BootClock.now());
+        let reports = std::mem::take(&mut self.pending);
+        let last = HeartbeatRequest {
+            seq,
+            ack_seen,
+            reports,
+            ..HeartbeatRequest::default()
+        };
+        let told = async {
+            outbox.send(last).await.ok()?;
+            while inbox.message().await.ok()??.seq < seq {}
+            Some(())
+        };
+        if !matches!(timeout(STOP_SLACK, told).await, Ok(Some(()))) {
+            tracing::warn!("Arbiter did not hear of the last deaths");
+        }
+    }
+
+    /// Ends the workers that end with the agent; those that stay live on under their leases.
+    async fn stop(&mut self, reported: &mut UnboundedReceiver<WorkerReport>) {
+        let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
+        let graces = || {
+            self.workers
+                .values()
+                .filter(|worker| !dead(worker))
+                .filter_map(|worker| worker.ends_with_agent)
+        };
+        let Some(longest) = graces().max() else {
+            return;
+        };
+        tracing::info!(
+            workers = graces().count(),
+            "Stopping the workers that end with the agent"
+        );
+        for worker in self.workers.values() {
+            if let Some(grace_ms) = worker.ends_with_agent {
+                let _ = worker.orders.send(worker::stop_with_agent(grace_ms));
+            }
+        }
+        let all_gone = async {
+            while self
+                .workers
+                .values()
+                .any(|worker| worker.ends_with_agent.is_some() && !dead(worker))
+            {
+                match reported.recv().await {
+                    Some(report) => self.on_report(report),
+                    None => return,
+                }
+            }
+        };
+        if timeout(Duration::from_millis(longest) + STOP_SLACK, all_gone)
+            .await
+            .is_err()
+        {
+            tracing::error!(
+                "Some workers did not end in time; their shims kill them as the agent goes"
+            );
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Watches the processes of owners: their end is observed by pidfd, not timed out.
+//!
+//! Each shim of a coupled pool watches its owner itself and kills without asking anyone; what is
+//! seen here tells the arbiter that the session is over. One thread polls all of them, so that a
+//! busy runtime does not delay the news.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc::Receiver, mpsc::Sender},
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use tether_proto::node::OwnerExit;
+use tether_shim_protocol::Identity;
+use tether_types::{Epoch, OwnerName};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::permission::Permissions;
+
+/// One session of an owner.
+type Key = (OwnerName, Epoch);
+
+/// The processes to watch, each with the session that named it.
+type Wanted = BTreeMap<Key, Identity>;
+
+/// The owner processes under watch; dropping it ends the watch.
+#[derive(Debug)]
+pub(crate) struct Owners {
+    wanted: Wanted,
+    watcher: Option<Sender<Wanted>>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Owners {
+    /// Starts the thread that watches; ends of processes are told to `exits`.
+    ///
+    /// # Errors
+    /// When the kernel refuses a thread or a descriptor.
+    pub(crate) fn new(exits: UnboundedSender<OwnerExit>) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (watcher, told) = std::sync::mpsc::channel();
+        let woken = Arc::clone(&wake);
+        std::thread::Builder::new()
+            .name("owners".to_owned())
+            .spawn(move || {
+                if let Err(error) = watch(&told, &woken, &exits) {
+                    tracing::error!(%error, "Owners' processes are no longer watched; their leases decide alone");
+                }
+            })?;
+        Ok(Self { wanted: Wanted::new(), watcher: Some(watcher), wake })
+    }
+
+    /// Watches exactly the processes that are named now.
+    pub(crate) fn watch(&mut self, permissions: &Permissions) {
+        let pools = permissions.pools.values();
+        let wanted: Wanted =
+            pools.filter_map(|pool| Some(((pool.owner.clone(), pool.epoch), pool.process?))).collect();
+        if wanted != self.wanted {
+            self.wanted.clone_from(&wanted);
+            if let Some(watcher) = &self.watcher {
+                let _ = watcher.send(wanted);
+            }
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // Full means that the thread is about to look anyway.
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Owners {
+    fn drop(&mut self) {
+        self.watcher = None;
+        self.wake();
+    }
+}
+
+fn watch(told: &Receiver<Wanted>, wake: &OwnedFd, exits: &UnboundedSender<OwnerExit>) -> io::Result<()> {
+    use std::sync::mpsc::TryRecvError;
+
+    let mut watched: BTreeMap<Key, OwnedFd> = BTreeMap::new();
+    loop {
+        let _ = rustix::io::read(wake, &mut [0; 8]);
+        loop {
+            match told.try_recv() {
+                Ok(wanted) => {
+                    watched.retain(|key, _| wanted.contains_key(key));
+                    for (key, process) in wanted {
+                        if watched.contains_key(&key) {
+                            continue;
+                        }
+                        match open(process) {
+                            Some(pidfd) => drop(watched.insert(key, pidfd)),
+                            None => tell(exits, &key),
+                        }
+                    }
+                }
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        let ended: Vec<Key> = {
+            let keys = watched.keys().cloned().collect::<Vec<_>>();
+            let mut fds: Vec<_> = std::iter::once(PollFd::new(wake, PollFlags::IN))
+                .chain(watched.values().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)))
+                .collect();
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let ready = fds[1..].iter().map(|fd| !fd.revents().is_empty());
+            keys.into_iter().zip(ready).filter_map(|(key, ready)| ready.then_some(key)).collect()
+        };
+        for key in ended {
+            watched.remove(&key);
+            tell(exits, &key);
+        }
+    }
+}
+
+fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
+    let _ = exits.send(OwnerExit { owner: key.0.to_string(), epoch: key.1.0 });
+}
+
+/// A descriptor of this very process; none when it is gone, or its pid is another's now.
+fn open(process: Identity) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // Looked at after opening: from here on the descriptor means this process and no other.
+    let same = tether_kit::process::start_ticks(process.pid) == Some(process.start_ticks);
+    same.then_some(pidfd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{process::Command, time::Duration};
+
+    use tether_clock::Tick;
+    use tether_types::PoolName;
+
+    use super::*;
+    use crate::permission::PoolPermission;
+
+    fn permissions(pid: u32, start_ticks: u64) -> Permissions {
+        let pool = PoolPermission {
+            owner: OwnerName::new("beam").unwrap(),
+            epoch: Epoch(3),
+            deadline: Tick::NEVER,
+            process: Some(Identity { pid, start_ticks }),
+        };
+        Permissions { node: Tick::NEVER, pools: [(PoolName::new("digits").unwrap(), pool)].into() }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_seen_and_a_reused_pid_counts_as_its_end() {
+        let (exits, mut seen) = tokio::sync::mpsc::unbounded_channel();
+        let mut owners = Owners::new(exits).unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let ticks = tether_kit::process::start_ticks(child.id()).unwrap();
+
+        owners.watch(&permissions(child.id(), ticks));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.unwrap().unwrap();
+        assert_eq!((exit.owner.as_str(), exit.epoch), ("beam", 3));
+
+        owners.watch(&Permissions::default());
+        owners.watch(&permissions(std::process::id(), ticks + 1));
+        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.unwrap();
+        assert!(exit.is_some());
+    }
+}

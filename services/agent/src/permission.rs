@@ -1,0 +1,145 @@
+//! How long each worker may go on, as of the last word from the arbiter.
+
+use std::collections::BTreeMap;
+
+use tether_clock::Tick;
+use tether_proto::node;
+use tether_shim_protocol::{Identity, NO_DEADLINE};
+use tether_types::{Epoch, OwnerName, PoolName, ProcessIdentity};
+
+/// What the workers of one pool depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PoolPermission {
+    pub(crate) owner: OwnerName,
+    pub(crate) epoch: Epoch,
+    /// End of what the policy grants after the owner's last beat.
+    pub(crate) deadline: Tick,
+    /// The owner's process, where this node can observe it.
+    pub(crate) process: Option<Identity>,
+}
+
+/// What the workers of this node depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Permissions {
+    /// End of the node's lease.
+    pub(crate) node: Tick,
+    pub(crate) pools: BTreeMap<PoolName, PoolPermission>,
+}
+
+/// Where this agent sees processes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Viewpoint {
+    pub(crate) boot_id: String,
+    pub(crate) pid_namespace: u64,
+}
+
+impl Viewpoint {
+    /// Whether `process` is one this agent can observe: same machine, same PID namespace.
+    pub(crate) fn sees(&self, process: &ProcessIdentity) -> bool {
+        self.boot_id == process.boot_id && self.pid_namespace == process.pid_namespace
+    }
+}
+
+impl Permissions {
+    /// Takes over what the arbiter said of an owner, counted from `sent`: the beat that the arbiter
+    /// had last received when it said so (counting from receipt would invent time).
+    pub(crate) fn update(&mut self, told: &node::OwnerPermission, sent: Tick, view: &Viewpoint) {
+        let Ok(owner) = OwnerName::new(&told.owner) else {
+            tracing::error!(owner = %told.owner, "Arbiter named an owner that is none");
+            return;
+        };
+        let process = told
+            .process
+            .as_ref()
+            .map(ProcessIdentity::from)
+            .filter(|process| view.sees(process))
+            .map(|process| Identity {
+                pid: process.pid,
+                start_ticks: process.start_ticks,
+            });
+        for pool in &told.pools {
+            let Ok(name) = PoolName::new(&pool.pool) else {
+                continue;
+            };
+            let deadline = match pool.remaining_ms {
+                Some(ms) => sent + std::time::Duration::from_millis(ms),
+                None => Tick::from_nanos(NO_DEADLINE),
+            };
+            let permission = PoolPermission {
+                owner: owner.clone(),
+                epoch: Epoch(told.epoch),
+                deadline,
+                process,
+            };
+            self.pools.insert(name, permission);
+        }
+    }
+
+    /// End of the owner's permission for a pool; none when nothing was said of it yet.
+    pub(crate) fn owner_deadline(&self, pool: &PoolName) -> Option<Tick> {
+        Some(self.pools.get(pool)?.deadline)
+    }
+
+    /// The owner's process, where it can be observed.
+    pub(crate) fn owner_process(&self, pool: &PoolName) -> Option<Identity> {
+        self.pools.get(pool)?.process
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn told(remaining_ms: Option<u64>, boot_id: &str) -> node::OwnerPermission {
+        node::OwnerPermission {
+            owner: "beam@a".into(),
+            epoch: 3,
+            process: Some(tether_proto::common::ProcessIdentity {
+                pid: 7,
+                start_ticks: 9,
+                boot_id: boot_id.into(),
+                pid_namespace: 1,
+            }),
+            pools: vec![node::PoolPermission {
+                pool: "digits".into(),
+                remaining_ms,
+            }],
+        }
+    }
+
+    #[test]
+    fn time_is_counted_from_the_beat_and_a_process_of_elsewhere_is_not_watched() {
+        let view = Viewpoint {
+            boot_id: "here".into(),
+            pid_namespace: 1,
+        };
+        let pool = PoolName::new("digits").unwrap();
+        let sent = Tick::ZERO + Duration::from_secs(100);
+        let mut permissions = Permissions::default();
+
+        permissions.update(&told(Some(2_000), "here"), sent, &view);
+        assert_eq!(
+            permissions.owner_deadline(&pool),
+            Some(sent + Duration::from_secs(2))
+        );
+        assert_eq!(
+            permissions.owner_process(&pool),
+            Some(Identity {
+                pid: 7,
+                start_ticks: 9
+            })
+        );
+
+        permissions.update(&told(None, "elsewhere"), sent, &view);
+        assert_eq!(permissions.owner_deadline(&pool), Some(Tick::NEVER));
+        assert_eq!(permissions.owner_process(&pool), None);
+    }
+
+    #[test]
+    fn a_pool_nobody_spoke_of_has_no_permission() {
+        let pool = PoolName::new("other").unwrap();
+        assert_eq!(Permissions::default().owner_deadline(&pool), None);
+    }
+}

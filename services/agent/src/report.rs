@@ -1,0 +1,100 @@
+//! What an agent tells of a worker.
+
+use tether_proto::{
+    common::{self, WorkerPhase},
+    node::WorkerReport,
+    pool::Template,
+};
+use tether_shim_protocol::{Cause, Dead, Orderer};
+use tether_types::{Death, DeathCause, Orderer as Who, WorkerId};
+
+use crate::launch;
+
+/// A report of `phase` and nothing else.
+pub(crate) fn phase(id: &WorkerId, phase: WorkerPhase) -> WorkerReport {
+    WorkerReport {
+        worker: Some(id.into()),
+        phase: phase.into(),
+        ..WorkerReport::default()
+    }
+}
+
+/// A report of a death the shim recorded.
+pub(crate) fn dead(id: &WorkerId, dead: &Dead, template: &Template) -> WorkerReport {
+    let (mut detail, permanent) = match dead.spawn_failure {
+        Some(failure) => launch::explain(failure.stage, failure.errno, template),
+        None => (String::new(), false),
+    };
+    if dead.survivors > 0 {
+        detail = format!(
+            "{} of its processes cannot be killed (uninterruptible sleep, as in a hung driver)",
+            dead.survivors
+        );
+    }
+    let death = Death {
+        cause: cause(dead),
+        exit_code: dead.exit_code,
+        signal: dead.signal,
+        detail,
+        stderr_tail: String::from_utf8_lossy(&dead.stderr_tail).into_owned(),
+    };
+    WorkerReport {
+        permanent,
+        ..of_death(id, &death)
+    }
+}
+
+/// A report of a death about which the shim says nothing.
+pub(crate) fn lost(id: &WorkerId, cause: DeathCause, detail: impl Into<String>) -> WorkerReport {
+    let signal = if let DeathCause::Signaled(signal) = cause {
+        Some(signal)
+    } else {
+        None
+    };
+    let death = Death {
+        cause,
+        exit_code: None,
+        signal,
+        detail: detail.into(),
+        stderr_tail: String::new(),
+    };
+    of_death(id, &death)
+}
+
+fn of_death(id: &WorkerId, death: &Death) -> WorkerReport {
+    WorkerReport {
+        death: Some(death.into()),
+        ..phase(id, WorkerPhase::Dead)
+    }
+}
+
+fn cause(dead: &Dead) -> DeathCause {
+    match dead.cause {
+        Cause::Exited => DeathCause::Exited(dead.exit_code.unwrap_or_default()),
+        Cause::Signaled => DeathCause::Signaled(dead.signal.unwrap_or_default()),
+        Cause::OutOfMemory => DeathCause::OutOfMemory,
+        Cause::LeaseExpired => DeathCause::LeaseExpired,
+        Cause::OwnerGone => DeathCause::OwnerGone,
+        Cause::AgentGone => DeathCause::AgentGone,
+        Cause::Ordered(Orderer::Operator) => DeathCause::Ordered(Who::Operator),
+        Cause::Ordered(Orderer::Scale) => DeathCause::Ordered(Who::Scale),
+        Cause::Ordered(Orderer::Owner) => DeathCause::Ordered(Who::Owner),
+        Cause::Ordered(Orderer::Agent) => DeathCause::Ordered(Who::Agent),
+        Cause::NeverReady => DeathCause::NeverReady,
+        Cause::SpawnFailed => DeathCause::SpawnFailed,
+        Cause::Unknown => DeathCause::Unknown,
+    }
+}
+
+/// The shim's word for a cause somebody orders; anything else is an operator's order.
+pub(crate) fn ordered(cause: common::DeathCause) -> Cause {
+    match cause.to_cause(None, None) {
+        DeathCause::Ordered(Who::Scale) => Cause::Ordered(Orderer::Scale),
+        DeathCause::Ordered(Who::Owner) => Cause::Ordered(Orderer::Owner),
+        DeathCause::Ordered(Who::Agent) => Cause::Ordered(Orderer::Agent),
+        DeathCause::OwnerGone => Cause::OwnerGone,
+        DeathCause::NeverReady => Cause::NeverReady,
+        DeathCause::LeaseExpired => Cause::LeaseExpired,
+        _ => Cause::Ordered(Orderer::Operator),
+    }
+}

@@ -1,0 +1,411 @@
+//! One worker: the task that holds the link to its shim from start, or adoption, to death.
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
+
+use prost::Message as _;
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_proto::{
+    common::WorkerPhase,
+    node::{StartWorker, WorkerReport},
+};
+use tether_shim_protocol::{
+    Dead, Identity, Launch, Message, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE,
+};
+use tether_types::{Address, DeathCause, Orderer, WorkerId};
+use tokio::{
+    net::UnixStream,
+    process::Child,
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender},
+        watch,
+    },
+};
+
+use crate::{
+    config::Ground,
+    launch::{self, Circumstances},
+    link::{self, FromShim, ToShim},
+    permission::Permissions,
+    readiness, report,
+};
+
+/// What the order to start was, for an agent that comes later. Its absence marks a directory whose
+/// worker is dead and recorded: only the logs are left.
+const ORDER_FILE: &str = "order";
+
+/// Where the worker listens.
+const ADDRESS_FILE: &str = "address";
+
+/// What a worker's task is asked to do.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// End it.
+    Stop {
+        cause: tether_shim_protocol::Cause,
+        grace_ms: u64,
+    },
+    /// Signal its main process.
+    Signal(i32),
+    /// Its death is recorded.
+    Forget,
+}
+
+/// What a worker's task is given.
+#[derive(Debug)]
+pub(crate) struct Ties {
+    pub(crate) ground: Arc<Ground>,
+    pub(crate) permissions: watch::Receiver<Permissions>,
+    pub(crate) orders: UnboundedReceiver<Order>,
+    pub(crate) reports: UnboundedSender<WorkerReport>,
+}
+
+/// The runtime directory of one incarnation.
+pub(crate) fn directory(workers: &Path, id: &WorkerId) -> PathBuf {
+    workers.join(format!("{}.{}.{}", id.pool, id.slot, id.incarnation))
+}
+
+/// Reads [`directory`] back.
+pub(crate) fn named(directory: &str) -> Option<WorkerId> {
+    let (rest, incarnation) = directory.rsplit_once('.')?;
+    let (pool, slot) = rest.rsplit_once('.')?;
+    format!("{pool}/{slot}.{incarnation}").parse().ok()
+}
+
+/// Whether the directory is of a worker whose death is recorded.
+pub(crate) fn is_history(directory: &Path) -> bool {
+    !directory.join(ORDER_FILE).exists()
+}
+
+/// Starts one incarnation and stays with it until its death is recorded.
+pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
+    match spawn(&id, &order, &ties) {
+        Ok((child, stream, address, launch)) => {
+            let (from, mut to) = link::split(stream);
+            to.send(&Message::Launch(Box::new(launch))).await;
+            Task::new(id, order, address, ties)
+                .drive(from, to, Some(child))
+                .await;
+        }
+        Err(error) => {
+            let text = format!("the agent cannot make its runtime directory or its shim: {error}");
+            let mut failed = report::lost(&id, DeathCause::SpawnFailed, text);
+            failed.permanent = error.kind() == io::ErrorKind::PermissionDenied;
+            Task::new(id, order, Address::Unix(PathBuf::new()), ties)
+                .bury(failed, None)
+                .await;
+        }
+    }
+}
+
+fn spawn(
+    id: &WorkerId,
+    order: &StartWorker,
+    ties: &Ties,
+) -> io::Result<(Child, UnixStream, Address, Launch)> {
+    let dir = directory(&ties.ground.workers, id);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)?;
+    let template = order.template.clone().unwrap_or_default();
+    let address = launch::address(&template, &dir)?;
+    // Written before the start: an agent that finds the shim must know what it stands for.
+    fs::write(dir.join(ADDRESS_FILE), address.to_string())?;
+    fs::write(dir.join(ORDER_FILE), order.encode_to_vec())?;
+
+    let permissions = ties.permissions.borrow().clone();
+    let cgroup = ties.ground.cgroup.as_ref();
+    let launch = launch::launch(
+        id,
+        order,
+        Circumstances {
+            dir: &dir,
+            address: &address,
+            node: ties.ground.node.as_str(),
+            cgroup: cgroup.map(|parent| directory(parent, id)),
+            owner: permissions.owner_process(&id.pool),
+            node_deadline: permissions.node,
+            // Without a word about its owner it has no permission, and the shim will not start it.
+            owner_deadline: permissions.owner_deadline(&id.pool).unwrap_or(Tick::ZERO),
+            env: &|name| std::env::var(name).ok(),
+        },
+    );
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(SHIM_FILE))?;
+    let (child, stream) = ties.ground.shim.start(id, log)?;
+    stream.set_nonblocking(true)?;
+    Ok((child, UnixStream::from_std(stream)?, address, launch))
+}
+
+/// Takes over what an earlier agent left in `dir`: a running worker, or the record of its death.
+pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
+    let order = fs::read(dir.join(ORDER_FILE))
+        .ok()
+        .and_then(|bytes| StartWorker::decode(&*bytes).ok());
+    let address = fs::read_to_string(dir.join(ADDRESS_FILE))
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let task = Task::new(
+        id,
+        order.unwrap_or_default(),
+        address.unwrap_or_else(|| Address::Unix(dir.join("worker.sock"))),
+        ties,
+    );
+    match UnixStream::connect(dir.join(SOCKET_FILE)).await {
+        Ok(stream) => {
+            let (from, to) = link::split(stream);
+            Task {
+                adopted: true,
+                ..task
+            }
+            .drive(from, to, None)
+            .await;
+        }
+        Err(_) => {
+            let recorded = task.recorded_death();
+            task.bury(recorded, None).await;
+        }
+    }
+}
+
+struct Task {
+    id: WorkerId,
+    dir: PathBuf,
+    order: StartWorker,
+    address: Address,
+    ties: Ties,
+    adopted: bool,
+    /// When the program was started.
+    started: Tick,
+    pid: u32,
+    /// What the shim was told last.
+    told: Option<Terms>,
+}
+
+/// What a shim's timers and its watch on the owner are set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Terms {
+    node: Tick,
+    owner: Tick,
+    process: Option<Identity>,
+}
+
+type Ready = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Task {
+    fn new(id: WorkerId, order: StartWorker, address: Address, ties: Ties) -> Self {
+        let dir = directory(&ties.ground.workers, &id);
+        Self {
+            id,
+            dir,
+            order,
+            address,
+            ties,
+            adopted: false,
+            started: Tick::ZERO,
+            pid: 0,
+            told: None,
+        }
+    }
+
+    async fn drive(mut self, mut from: FromShim, mut to: ToShim, child: Option<Child>) {
+        let mut ready: Ready = Box::pin(std::future::pending());
+        self.renew(&mut to).await;
+        loop {
+            tokio::select! {
+                message = from.next() => match message {
+                    Ok(Some(Message::Dead(dead))) => {
+                        let report = self.death(&dead);
+                        return self.bury(report, Some(to)).await;
+                    }
+                    Ok(Some(message)) => {
+                        if let Some(probe) = self.on_message(message) {
+                            ready = probe;
+                        }
+                    }
+                    Ok(None) | Err(_) => {
+                        let report = self.shim_lost(child).await;
+                        return self.bury(report, None).await;
+                    }
+                },
+                () = &mut ready => {
+                    ready = Box::pin(std::future::pending());
+                    self.report(WorkerPhase::Ready);
+                }
+                changed = self.ties.permissions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.renew(&mut to).await;
+                }
+                order = self.ties.orders.recv() => match order {
+                    Some(Order::Stop { cause, grace_ms }) => to.send(&Message::Stop { cause, grace_ms }).await,
+                    Some(Order::Signal(signo)) => to.send(&Message::Signal { signo }).await,
+                    // Only the dead are forgotten; and without a master the link is let go, which
+                    // the shim answers as the policy says.
+                    Some(Order::Forget) => {}
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// What the shim says before the end; a running program is asked whether it is ready.
+    fn on_message(&mut self, message: Message) -> Option<Ready> {
+        match message {
+            Message::Hello(hello) if hello.protocol != PROTOCOL => {
+                tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
+                    "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
+                None
+            }
+            Message::Hello(hello) if hello.phase == Phase::Running => {
+                Some(self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns)))
+            }
+            Message::Started { pid } => Some(self.on_running(pid, BootClock.now())),
+            Message::Ending { .. } => {
+                self.report(WorkerPhase::Stopping);
+                Some(Box::pin(std::future::pending()))
+            }
+            _ => None,
+        }
+    }
+
+    fn on_running(&mut self, pid: u32, started: Tick) -> Ready {
+        self.pid = pid;
+        self.started = started;
+        self.report(WorkerPhase::Starting);
+        let readiness = self
+            .order
+            .template
+            .as_ref()
+            .and_then(|template| template.readiness);
+        Box::pin(readiness::ready(self.address.clone(), readiness))
+    }
+
+    /// Tells the shim what changed of its permission.
+    async fn renew(&mut self, to: &mut ToShim) {
+        let terms = {
+            let permissions = self.ties.permissions.borrow_and_update();
+            // A new agent that was told nothing yet has nothing to give, and must not take.
+            let Some(owner) = permissions.owner_deadline(&self.id.pool) else {
+                return;
+            };
+            Terms {
+                node: permissions.node,
+                owner,
+                process: permissions.owner_process(&self.id.pool),
+            }
+        };
+        if self.told == Some(terms) {
+            return;
+        }
+        if self.told.is_none_or(|told| told.process != terms.process) {
+            let on_owner_exit = launch::on_owner_exit(&self.order);
+            to.send(&Message::Owner {
+                identity: terms.process,
+                on_owner_exit,
+            })
+            .await;
+        }
+        to.send(&Message::Renew {
+            node_deadline_ns: terms.node.as_nanos(),
+            owner_deadline_ns: terms.owner.as_nanos(),
+        })
+        .await;
+        self.told = Some(terms);
+    }
+
+    fn report(&self, phase: WorkerPhase) {
+        let uptime = BootClock.now().since(self.started);
+        let report = WorkerReport {
+            pid: self.pid,
+            address: self.address.to_string(),
+            uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
+            adopted: self.adopted,
+            ..report::phase(&self.id, phase)
+        };
+        let _ = self.ties.reports.send(report);
+    }
+
+    fn death(&self, dead: &Dead) -> WorkerReport {
+        let template = self.order.template.clone().unwrap_or_default();
+        report::dead(&self.id, dead, &template)
+    }
+
+    fn recorded_death(&self) -> WorkerReport {
+        let record = fs::read(self.dir.join(tether_shim_protocol::DEATH_FILE)).ok();
+        match record.and_then(|frame| tether_shim_protocol::decode(&frame).ok()) {
+            Some(Message::Dead(dead)) => self.death(&dead),
+            _ => report::lost(
+                &self.id,
+                DeathCause::Unknown,
+                "its shim is gone and left no record: it was killed together with the agent, or the machine was restarted",
+            ),
+        }
+    }
+
+    /// The link broke without a word of death: the shim was killed, and its worker with it.
+    async fn shim_lost(&self, child: Option<Child>) -> WorkerReport {
+        use std::os::unix::process::ExitStatusExt as _;
+
+        if self.dir.join(tether_shim_protocol::DEATH_FILE).exists() {
+            return self.recorded_death();
+        }
+        let status = match child {
+            Some(mut child) => child.wait().await.ok(),
+            None => None,
+        };
+        if let Some(cgroup) = &self.ties.ground.cgroup {
+            let cgroup = directory(cgroup, &self.id);
+            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            let _ = fs::remove_dir(cgroup);
+        }
+        match status.and_then(|status| status.signal()) {
+            Some(signal) => report::lost(
+                &self.id,
+                DeathCause::Signaled(signal),
+                format!(
+                    "its shim was killed by signal {signal} from outside, and the worker with it"
+                ),
+            ),
+            None => report::lost(
+                &self.id,
+                DeathCause::Unknown,
+                "its shim went away without a record",
+            ),
+        }
+    }
+
+    /// Reports the death until somebody has recorded it, then lets the shim go and marks the
+    /// directory as history.
+    async fn bury(mut self, report: WorkerReport, to: Option<ToShim>) {
+        let _ = self.ties.reports.send(report);
+        while let Some(order) = self.ties.orders.recv().await {
+            if matches!(order, Order::Forget) {
+                let _ = fs::remove_file(self.dir.join(ORDER_FILE));
+                if let Some(mut to) = to {
+                    to.send(&Message::Acknowledge).await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// The order that ends a worker when the agent itself is asked to stop.
+pub(crate) fn stop_with_agent(grace_ms: u64) -> Order {
+    Order::Stop {
+        cause: report::ordered(DeathCause::Ordered(Orderer::Agent).into()),
+        grace_ms,
+    }
+}

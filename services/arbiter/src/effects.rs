@@ -1,0 +1,135 @@
+//! What follows from a decision: collected by the ledger, carried out by the service around it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tether_proto::{
+    Failure,
+    common::{Death, WorkerRef},
+    node,
+    worker::{Event, EventKind},
+};
+use tether_types::{Epoch, NodeName, OwnerName, PoolName, WorkerId};
+
+/// Answers to a node's last beat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ack {
+    /// The lease that beat earned; zero for none.
+    pub(crate) ttl_ms: u64,
+}
+
+/// Everything that follows, in the order in which it may happen: writes first, so that nothing is
+/// acted on that a restart would forget.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// By key; the last write of a key counts. None deletes.
+    pub(crate) writes: BTreeMap<String, Option<Bytes>>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) orders: BTreeMap<NodeName, Vec<node::Order>>,
+    pub(crate) acks: BTreeMap<NodeName, Ack>,
+    /// Sessions that are over, and what to tell those who still beat for them.
+    pub(crate) ended: Vec<(OwnerName, Epoch, Failure)>,
+}
+
+impl Effects {
+    pub(crate) fn put(&mut self, key: String, value: impl prost::Message) {
+        self.writes.insert(key, Some(value.encode_to_vec().into()));
+    }
+
+    pub(crate) fn put_empty(&mut self, key: String) {
+        self.writes.insert(key, Some(Bytes::new()));
+    }
+
+    pub(crate) fn delete(&mut self, key: String) {
+        self.writes.insert(key, None);
+    }
+
+    pub(crate) fn order(&mut self, node: &NodeName, order: node::order::Order) {
+        self.orders
+            .entry(node.clone())
+            .or_default()
+            .push(node::Order { order: Some(order) });
+    }
+
+    pub(crate) fn worker_event(
+        &mut self,
+        kind: EventKind,
+        worker: &WorkerId,
+        node: Option<&NodeName>,
+        owner: &OwnerName,
+        text: String,
+        death: Option<Death>,
+    ) {
+        self.events.push(Event {
+            kind: kind.into(),
+            worker: Some(WorkerRef::from(worker)),
+            node: node.map(ToString::to_string).unwrap_or_default(),
+            owner: owner.to_string(),
+            text,
+            death,
+            ..Event::default()
+        });
+    }
+
+    pub(crate) fn owner_event(&mut self, kind: EventKind, owner: &OwnerName, text: String) {
+        self.events.push(Event {
+            kind: kind.into(),
+            owner: owner.to_string(),
+            text,
+            ..Event::default()
+        });
+    }
+
+    pub(crate) fn node_event(&mut self, kind: EventKind, node: &NodeName, text: String) {
+        self.events.push(Event {
+            kind: kind.into(),
+            node: node.to_string(),
+            text,
+            ..Event::default()
+        });
+    }
+
+    /// What came after `self`, to be carried out together with it.
+    pub(crate) fn append(&mut self, later: Self) {
+        self.writes.extend(later.writes);
+        self.events.extend(later.events);
+        for (node, orders) in later.orders {
+            self.orders.entry(node).or_default().extend(orders);
+        }
+        self.acks.extend(later.acks);
+        self.ended.extend(later.ended);
+    }
+}
+
+/// Keys only the arbiter uses.
+pub(crate) mod keys {
+    use super::{NodeName, OwnerName, PoolName};
+
+    pub(crate) const POOLS: &str = "arbiter/pools/";
+    pub(crate) const OWNERS: &str = "arbiter/owners/";
+    pub(crate) const NODES: &str = "arbiter/nodes/";
+    pub(crate) const JOBS: &str = "arbiter/jobs/";
+    pub(crate) const EVENTS: &str = "arbiter/events/";
+    /// Incarnations up to this number may have been given out.
+    pub(crate) const INCARNATION: &str = "arbiter/incarnation";
+
+    pub(crate) fn pool(name: &PoolName) -> String {
+        format!("{POOLS}{name}")
+    }
+
+    pub(crate) fn owner(name: &OwnerName) -> String {
+        format!("{OWNERS}{name}")
+    }
+
+    pub(crate) fn node(name: &NodeName) -> String {
+        format!("{NODES}{name}")
+    }
+
+    pub(crate) fn job(pool: &PoolName, key: &str) -> String {
+        format!("{JOBS}{pool}/{key}")
+    }
+
+    pub(crate) fn event(revision: u64) -> String {
+        format!("{EVENTS}{revision:020}")
+    }
+}

@@ -1,0 +1,361 @@
+//! Owner sessions: granted, kept alive, taken over, lost.
+
+use std::time::Duration;
+
+use tether_clock::Tick;
+use tether_lease::{Beat, Grantor, Tenure, Terms};
+use tether_lifecycle::{Loss, OnOwnerLoss};
+use tether_proto::{Failure, session as wire, worker::EventKind};
+use tether_types::{DeathCause, Epoch, Orderer, OwnerName, ProcessIdentity, Reason};
+
+use super::{Ledger, millis};
+use crate::{effects::keys, record::OwnerRecord};
+
+/// Owners beat this many times within their lease, unless a pool wants more.
+const BEATS_PER_TTL: u32 = 6;
+
+/// No policy asks for more beats than this.
+const BEAT_MIN: Duration = Duration::from_millis(50);
+
+/// One life of an owner's connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(super) epoch: Epoch,
+    pub(super) process: Option<ProcessIdentity>,
+    lease: Grantor,
+    /// The last beat that extended the lease.
+    pub(super) contact: Tick,
+    /// Whether the warning at half time was given since then.
+    warned: bool,
+}
+
+/// What a new session gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    pub(crate) ttl_ms: u64,
+    pub(crate) beat_ms: u64,
+    pub(crate) pools: Vec<String>,
+}
+
+/// The answer to a beat.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SessionAck {
+    pub(crate) ttl_ms: u64,
+    pub(crate) beat_ms: u64,
+}
+
+impl Session {
+    fn new(epoch: Epoch, process: Option<ProcessIdentity>, terms: Terms, now: Tick) -> Self {
+        Self {
+            epoch,
+            process,
+            lease: Grantor::grant(terms, now),
+            contact: now,
+            warned: false,
+        }
+    }
+
+    fn warn_at(&self) -> Tick {
+        self.contact + self.lease.terms().ttl() / 2
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Tick> {
+        let end = self.lease.next_deadline()?;
+        Some(if self.warned {
+            end
+        } else {
+            end.min(self.warn_at())
+        })
+    }
+}
+
+impl Ledger {
+    /// The lease terms an owner gets who wishes for `ttl`.
+    ///
+    /// # Errors
+    /// When nobody could hold such a lease.
+    pub(crate) fn session_terms(&self, ttl: Duration) -> Result<Terms, Failure> {
+        if ttl.is_zero() {
+            return Ok(self.terms.session);
+        }
+        Terms::usual(ttl).map_err(|error| {
+            Failure::new(
+                Reason::ConfigInvalid,
+                format!("a session cannot have this `ttl`: {error}"),
+            )
+        })
+    }
+
+    /// Opens a session whose record was committed as revision `epoch`, and fences the one before.
+    pub(crate) fn open_session(
+        &mut self,
+        owner: &OwnerName,
+        epoch: Epoch,
+        process: Option<ProcessIdentity>,
+        terms: Terms,
+        now: Tick,
+    ) -> Granted {
+        if let Some(earlier) = self.sessions.remove(owner) {
+            let text = format!(
+                "epoch {} of owner `{owner}` is fenced: a later session (epoch {epoch}) took over; two processes must not use one owner name at the same time",
+                earlier.epoch
+            );
+            self.effects.ended.push((
+                owner.clone(),
+                earlier.epoch,
+                Failure::new(Reason::LeaseFenced, text),
+            ));
+            // What was tied to the earlier process does not pass on to another.
+            self.end_pools(
+                owner,
+                now,
+                |policy| policy.on_owner_exit,
+                DeathCause::OwnerGone,
+                Some(0),
+            );
+        }
+        self.sessions
+            .insert(owner.clone(), Session::new(epoch, process, terms, now));
+        for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
+            pool.on_owner_back(now);
+        }
+        self.effects.owner_event(
+            EventKind::SessionOpened,
+            owner,
+            format!("session of `{owner}` opened, epoch {epoch}"),
+        );
+        Granted {
+            ttl_ms: millis(terms.ttl()),
+            beat_ms: millis(self.session_beat(owner)),
+            pools: self
+                .pools
+                .values()
+                .filter(|pool| pool.owner() == owner && !pool.is_ending())
+                .map(|pool| pool.name().to_string())
+                .collect(),
+        }
+    }
+
+    pub(super) fn restore_session(
+        &mut self,
+        owner: OwnerName,
+        revision: u64,
+        record: &OwnerRecord,
+        now: Tick,
+    ) {
+        let terms =
+            Terms::usual(Duration::from_millis(record.ttl_ms)).unwrap_or(self.terms.session);
+        let process = record.process.as_ref().map(ProcessIdentity::from);
+        self.sessions
+            .insert(owner, Session::new(Epoch(revision), process, terms, now));
+    }
+
+    /// A beat of an owner.
+    ///
+    /// # Errors
+    /// When the session is not this owner's any more.
+    pub(crate) fn beat_session(
+        &mut self,
+        owner: &OwnerName,
+        epoch: Epoch,
+        seq: u64,
+        ack_seen: u64,
+        now: Tick,
+    ) -> Result<SessionAck, Failure> {
+        let beat_ms = millis(self.session_beat(owner));
+        let session = self.live_session(owner, epoch)?;
+        let ttl_ms = match session.lease.on_beat(seq, ack_seen, now) {
+            Beat::Extended => {
+                session.contact = now;
+                session.warned = false;
+                millis(session.lease.terms().ttl())
+            }
+            Beat::Unproven | Beat::Stale => 0,
+            Beat::Ended => {
+                return Err(Failure::new(
+                    Reason::LeaseExpired,
+                    format!(
+                        "the lease of owner `{owner}`, epoch {epoch}, ran out before this beat came: open a new session"
+                    ),
+                ));
+            }
+        };
+        Ok(SessionAck { ttl_ms, beat_ms })
+    }
+
+    /// The session, if it is this epoch's.
+    pub(super) fn live_session(
+        &mut self,
+        owner: &OwnerName,
+        epoch: Epoch,
+    ) -> Result<&mut Session, Failure> {
+        match self.sessions.get_mut(owner) {
+            Some(session) if session.epoch == epoch => Ok(session),
+            Some(session) if session.epoch > epoch => Err(Failure::new(
+                Reason::LeaseFenced,
+                format!(
+                    "epoch {epoch} of owner `{owner}` is fenced by epoch {}: open a new session if you are the one that should go on",
+                    session.epoch
+                ),
+            )),
+            _ => Err(Failure::new(
+                Reason::UnknownSession,
+                format!(
+                    "owner `{owner}` has no session with epoch {epoch}: it was closed or ran out; open a new one"
+                ),
+            )),
+        }
+    }
+
+    /// How often an owner is to beat: as often as the most demanding of its pools says.
+    fn session_beat(&self, owner: &OwnerName) -> Duration {
+        let ttl = self
+            .sessions
+            .get(owner)
+            .map_or(self.terms.session.ttl(), |session| {
+                session.lease.terms().ttl()
+            });
+        let pools = self.pools.values().filter(|pool| pool.owner() == owner);
+        pools
+            .map(|pool| pool.policy().heartbeat_interval)
+            .chain([ttl / BEATS_PER_TTL])
+            .min()
+            .unwrap_or(ttl)
+            .max(BEAT_MIN)
+    }
+
+    /// The owner says goodbye.
+    ///
+    /// # Errors
+    /// When the session is not its any more.
+    pub(crate) fn close_session(
+        &mut self,
+        owner: &OwnerName,
+        epoch: Epoch,
+        now: Tick,
+    ) -> Result<(), Failure> {
+        self.live_session(owner, epoch)?;
+        self.lose_owner(owner, Loss::OwnerLeft, now);
+        Ok(())
+    }
+
+    /// An agent saw the owner's process end.
+    pub(super) fn owner_exited(&mut self, owner: &OwnerName, epoch: Epoch, now: Tick) {
+        if self.live_session(owner, epoch).is_ok() {
+            self.lose_owner(owner, Loss::OwnerExited, now);
+        }
+    }
+
+    pub(super) fn check_sessions(&mut self, now: Tick) {
+        let mut silent = Vec::new();
+        for (owner, session) in &mut self.sessions {
+            if session.lease.check(now) == Tenure::Free {
+                silent.push(owner.clone());
+            } else if !session.warned && now >= session.warn_at() {
+                session.warned = true;
+                let text = format!(
+                    "no beat of `{owner}` for {:.1?}, half of its lease",
+                    now.since(session.contact)
+                );
+                self.effects
+                    .owner_event(EventKind::LeaseWarning, owner, text);
+            }
+        }
+        for owner in silent {
+            self.lose_owner(&owner, Loss::OwnerSilent, now);
+        }
+    }
+
+    fn lose_owner(&mut self, owner: &OwnerName, loss: Loss, now: Tick) {
+        let Some(session) = self.sessions.remove(owner) else {
+            return;
+        };
+        self.effects.delete(keys::owner(owner));
+        let (kind, text, reason) = match loss {
+            Loss::OwnerLeft => (
+                EventKind::SessionClosed,
+                format!("`{owner}` closed its session"),
+                Reason::UnknownSession,
+            ),
+            Loss::OwnerExited => (
+                EventKind::SessionLost,
+                format!("the process of `{owner}` ended"),
+                Reason::LeaseExpired,
+            ),
+            _ => (
+                EventKind::SessionLost,
+                format!("no beat of `{owner}` within its lease"),
+                Reason::LeaseExpired,
+            ),
+        };
+        self.effects.owner_event(kind, owner, text.clone());
+        self.effects
+            .ended
+            .push((owner.clone(), session.epoch, Failure::new(reason, text)));
+
+        // A goodbye counts as the last word; silence began with the last beat.
+        let contact = if loss == Loss::OwnerLeft {
+            now
+        } else {
+            session.contact
+        };
+        for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
+            pool.on_owner_lost(loss, contact);
+        }
+        match loss {
+            Loss::OwnerLeft => self.end_pools(
+                owner,
+                now,
+                |policy| policy.on_owner_goodbye,
+                DeathCause::Ordered(Orderer::Owner),
+                None,
+            ),
+            Loss::OwnerExited => {
+                self.end_pools(
+                    owner,
+                    now,
+                    |policy| policy.on_owner_exit,
+                    DeathCause::OwnerGone,
+                    Some(0),
+                );
+            }
+            _ => self.end_pools(
+                owner,
+                now,
+                |policy| policy.on_owner_silent,
+                DeathCause::OwnerGone,
+                Some(0),
+            ),
+        }
+    }
+
+    /// Ends those pools of an owner whose policy answers its loss with death.
+    fn end_pools(
+        &mut self,
+        owner: &OwnerName,
+        now: Tick,
+        answer: impl Fn(&tether_lifecycle::LifecyclePolicy) -> OnOwnerLoss,
+        cause: DeathCause,
+        grace_ms: Option<u64>,
+    ) {
+        let ended: Vec<_> = self
+            .pools
+            .values()
+            .filter(|pool| pool.owner() == owner && answer(pool.policy()) == OnOwnerLoss::Kill)
+            .map(|pool| pool.name().clone())
+            .collect();
+        for name in ended {
+            self.end_pool(&name, cause, grace_ms, now);
+        }
+    }
+
+    /// The sessions that live.
+    pub(crate) fn list_sessions(&self, now: Tick) -> Vec<wire::Session> {
+        let session = |(owner, session): (&OwnerName, &Session)| wire::Session {
+            owner: owner.to_string(),
+            epoch: session.epoch.0,
+            remaining_ms: millis(session.lease.remaining(now)),
+        };
+        self.sessions.iter().map(session).collect()
+    }
+}

@@ -1,0 +1,33 @@
+//! What the arbiter writes into the store about its own affairs.
+
+use tether_proto::{common::ProcessIdentity, pool::PoolSpec};
+
+/// A pool, as it must be known after a restart.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PoolRecord {
+    /// Resolved.
+    #[prost(message, optional, tag = "1")]
+    pub(crate) spec: Option<PoolSpec>,
+    #[prost(string, tag = "2")]
+    pub(crate) owner: String,
+    #[prost(string, tag = "3")]
+    pub(crate) mode_why: String,
+    #[prost(bool, tag = "4")]
+    pub(crate) draining: bool,
+}
+
+/// A session; its epoch is the revision of the commit that wrote it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct OwnerRecord {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) process: Option<ProcessIdentity>,
+    #[prost(uint64, tag = "2")]
+    pub(crate) ttl_ms: u64,
+}
+
+/// How far incarnations have been given out.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct IncarnationRecord {
+    #[prost(uint64, tag = "1")]
+    pub(crate) up_to: u64,
+}

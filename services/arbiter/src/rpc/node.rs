@@ -1,0 +1,70 @@
+//! Nodes: one heartbeat stream each.
+
+use std::sync::Arc;
+
+use tether_proto::{
+    Failure,
+    node::{HeartbeatRequest, HeartbeatResponse, node_service_server::NodeService},
+};
+use tether_types::{NodeName, Reason};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Answers;
+use crate::shared::Shared;
+
+/// Messages on their way to a node. One that is this far behind has to begin anew.
+const OUTBOX: usize = 256;
+
+/// Serves [`NodeService`].
+#[derive(Debug)]
+pub(crate) struct Nodes(pub(crate) Arc<Shared>);
+
+#[tonic::async_trait]
+impl NodeService for Nodes {
+    type HeartbeatStream = Answers<HeartbeatResponse>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let mut beats = request.into_inner();
+        let first = beats.next().await.transpose()?.and_then(|beat| beat.hello);
+        let Some(hello) = first else {
+            return Err(Failure::new(
+                Reason::ConfigInvalid,
+                "the first message of a node's stream has no `hello`",
+            )
+            .into());
+        };
+        let node = NodeName::new(&hello.node)
+            .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
+
+        let (outbox, receive) = mpsc::channel(OUTBOX);
+        let stream = self.0.link(node.clone(), outbox.clone()).await;
+        self.0
+            .observe(|ledger, now| ledger.on_hello(&node, &hello, now))
+            .await;
+        let shared = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            loop {
+                let beat = tokio::select! {
+                    beat = beats.next() => beat,
+                    // Both halves end together: beats of a node that does not listen renew nothing.
+                    () = outbox.closed() => None,
+                };
+                let Some(Ok(beat)) = beat else { break };
+                if !shared.is_linked(&node, stream).await {
+                    break; // A later stream of the same name took over.
+                }
+                shared
+                    .observe(|ledger, now| ledger.on_beat(&node, &beat, now))
+                    .await;
+            }
+            shared.unlink(&node, stream).await;
+        });
+        let messages = ReceiverStream::new(receive).map(Ok);
+        Ok(Response::new(Box::pin(messages)))
+    }
+}

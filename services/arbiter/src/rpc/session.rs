@@ -1,0 +1,142 @@
+//! Owner sessions.
+
+use std::{sync::Arc, time::Duration};
+
+use tether_proto::{
+    Failure,
+    session::{
+        CloseSessionRequest, CloseSessionResponse, KeepAliveRequest, KeepAliveResponse,
+        ListSessionsRequest, ListSessionsResponse, OpenSessionRequest, OpenSessionResponse,
+        session_service_server::SessionService,
+    },
+};
+use tether_store::Txn;
+use tether_types::{Epoch, ProcessIdentity};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Answers, owner};
+use crate::{
+    effects::keys,
+    record::OwnerRecord,
+    shared::{Shared, store_failed},
+};
+
+/// Serves [`SessionService`].
+#[derive(Debug)]
+pub(crate) struct Sessions(pub(crate) Arc<Shared>);
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn open_session(
+        &self,
+        request: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        use prost::Message as _;
+
+        // Taken first: a lease is never counted from later than the request for it.
+        let received = self.0.now();
+        let request = request.into_inner();
+        let owner = owner(&request.owner)?;
+        let ttl = Duration::from_millis(request.ttl_ms);
+        let terms = self.0.read(|ledger, _| ledger.session_terms(ttl)).await?;
+        let ttl_ms = u64::try_from(terms.ttl().as_millis()).unwrap_or(u64::MAX);
+
+        let record = OwnerRecord {
+            process: request.process.clone(),
+            ttl_ms,
+        };
+        let txn = Txn::new().put(keys::owner(&owner), record.encode_to_vec());
+        // The store's revision is the fencing token: no restart and no other arbiter can repeat it.
+        let epoch = Epoch(self.0.store.commit(txn).await.map_err(store_failed)?);
+        let process = request.process.as_ref().map(ProcessIdentity::from);
+        let granted = self
+            .0
+            .act(|ledger, _| Ok(ledger.open_session(&owner, epoch, process, terms, received)))
+            .await?;
+        Ok(Response::new(OpenSessionResponse {
+            epoch: epoch.0,
+            ttl_ms: granted.ttl_ms,
+            beat_ms: granted.beat_ms,
+            pools: granted.pools,
+        }))
+    }
+
+    type KeepAliveStream = Answers<KeepAliveResponse>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<KeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let (answers, receive) = mpsc::channel(4);
+        let shared = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            if let Err(status) = keep_alive(&shared, request.into_inner(), &answers).await {
+                let _ = answers.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<CloseSessionRequest>,
+    ) -> Result<Response<CloseSessionResponse>, Status> {
+        let request = request.into_inner();
+        let owner = owner(&request.owner)?;
+        self.0
+            .act(|ledger, now| ledger.close_session(&owner, Epoch(request.epoch), now))
+            .await?;
+        Ok(Response::new(CloseSessionResponse {}))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        let sessions = self
+            .0
+            .read(super::super::ledger::Ledger::list_sessions)
+            .await;
+        Ok(Response::new(ListSessionsResponse { sessions }))
+    }
+}
+
+async fn keep_alive(
+    shared: &Shared,
+    mut beats: Streaming<KeepAliveRequest>,
+    answers: &mpsc::Sender<Result<KeepAliveResponse, Status>>,
+) -> Result<(), Status> {
+    let Some(mut beat) = beats.next().await.transpose()? else {
+        return Ok(());
+    };
+    let owner = owner(&beat.owner)?;
+    let epoch = Epoch(beat.epoch);
+    let mut end = shared.follow_session(&owner, epoch).await;
+    loop {
+        let ack = shared
+            .act(|ledger, now| ledger.beat_session(&owner, epoch, beat.seq, beat.ack_seen, now))
+            .await?;
+        let answer = KeepAliveResponse {
+            seq: beat.seq,
+            ttl_ms: ack.ttl_ms,
+            beat_ms: ack.beat_ms,
+        };
+        if answers.send(Ok(answer)).await.is_err() {
+            // Whoever does not listen is not kept alive: both halves end together.
+            return Ok(());
+        }
+        beat = tokio::select! {
+            next = beats.next() => match next.transpose()? {
+                Some(next) => next,
+                None => return Ok(()),
+            },
+            ended = end.wait_for(Option::is_some) => {
+                let why = ended.ok().and_then(|why| why.clone());
+                return Err(why.map_or_else(|| Status::cancelled("the arbiter stops"), Failure::into));
+            }
+            () = answers.closed() => return Ok(()),
+        };
+    }
+}

@@ -1,0 +1,289 @@
+//! From what a pool's owner asks for to what is run: checked, resolved, every default filled in.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tether_lifecycle::{
+    Environment, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, UnknownWord,
+    detect,
+};
+use tether_proto::{
+    Failure,
+    pool::{self, PoolSpec, RestartMode, Template},
+};
+use tether_supervise::{Delay, Intensity, Plan, RestartPolicy, StartTerms, StopTerms};
+use tether_types::{PoolName, Reason, TemplateName};
+
+/// More workers than this in one pool are a slip of the keyboard.
+const SIZE_MAX: u32 = 10_000;
+
+/// Templates the arbiter's configuration names.
+pub(crate) type Templates = BTreeMap<TemplateName, Template>;
+
+/// A pool that can be run.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    pub(crate) name: PoolName,
+    /// As asked for, with the template in place and the mode chosen.
+    pub(crate) spec: PoolSpec,
+    pub(crate) template: Template,
+    pub(crate) mode: Mode,
+    /// Why this mode; empty where the owner chose it.
+    pub(crate) mode_why: String,
+    pub(crate) policy: LifecyclePolicy,
+    pub(crate) plan: Plan,
+}
+
+/// Checks and resolves `spec`.
+///
+/// # Errors
+/// Names the field, what is wrong with it, and what to do.
+pub(crate) fn resolve(
+    spec: PoolSpec,
+    templates: &Templates,
+    environment: &Environment,
+) -> Result<Resolved, Failure> {
+    let name = PoolName::new(&spec.name).map_err(|error| invalid(error.to_string()))?;
+    if spec.size > SIZE_MAX {
+        return Err(invalid(format!(
+            "`size` of pool `{name}` is {}, at most {SIZE_MAX} are allowed",
+            spec.size
+        )));
+    }
+    let template = template(&name, &spec, templates)?;
+    let plan = plan(&name, &template)?;
+
+    let choice = if spec.mode.is_empty() {
+        ModeChoice::Auto
+    } else {
+        spec.mode.parse().map_err(word)?
+    };
+    let (mode, mode_why) = match choice {
+        ModeChoice::Fixed(mode) => (mode, String::new()),
+        ModeChoice::Auto => {
+            let chosen = detect(environment);
+            (chosen.mode, chosen.why)
+        }
+    };
+    let policy = mode
+        .policy(&overrides(spec.policy.as_ref())?)
+        .map_err(|refusal| refused(&name, &refusal))?;
+
+    let spec = PoolSpec {
+        mode: mode.name().to_owned(),
+        template_name: String::new(),
+        template: Some(template.clone()),
+        ..spec
+    };
+    Ok(Resolved {
+        name,
+        spec,
+        template,
+        mode,
+        mode_why,
+        policy,
+        plan,
+    })
+}
+
+/// Refuses a pool whose mode cannot keep its promises here.
+///
+/// # Errors
+/// Says what is missing and how to get it.
+pub(crate) fn check_needs(pool: &Resolved, facts: &Facts) -> Result<(), Failure> {
+    tether_lifecycle::check(&pool.policy, pool.mode, facts)
+        .map_err(|refusal| refused(&pool.name, &refusal))
+}
+
+fn invalid(text: String) -> Failure {
+    Failure::new(Reason::ConfigInvalid, text)
+}
+
+fn word(unknown: UnknownWord) -> Failure {
+    invalid(unknown.to_string())
+}
+
+fn refused(pool: &PoolName, refusal: &Refusal) -> Failure {
+    Failure::new(
+        Reason::ModeForbids,
+        format!("pool `{pool}` is refused: {refusal}"),
+    )
+    .fact("field", refusal.field)
+}
+
+fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<Template, Failure> {
+    let template = match (&spec.template, spec.template_name.as_str()) {
+        (Some(template), "") => template.clone(),
+        (None, "") => {
+            return Err(invalid(format!(
+                "pool `{pool}` names no template: set `template`"
+            )));
+        }
+        (Some(_), _) => {
+            return Err(invalid(format!(
+                "pool `{pool}` both names a template and brings one: keep one of them"
+            )));
+        }
+        (None, name) => {
+            let known = TemplateName::new(name)
+                .ok()
+                .and_then(|name| templates.get(&name));
+            known.cloned().ok_or_else(|| {
+                let names: Vec<_> = templates.keys().map(TemplateName::as_str).collect();
+                let known = if names.is_empty() { "none is known".to_owned() } else { format!("known are: {}", names.join(", ")) };
+                Failure::new(
+                    Reason::UnknownTemplate,
+                    format!("pool `{pool}` asks for template `{}`, and {known}; write it as [template.{0}] into the pool's file or the arbiter's configuration", name.escape_default()),
+                )
+            })?
+        }
+    };
+    if template.command.is_empty() {
+        return Err(invalid(format!(
+            "the template of pool `{pool}` has no `command`"
+        )));
+    }
+    Ok(template)
+}
+
+fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
+    let standard = Plan::default();
+    let restart = template.restart.unwrap_or_default();
+    let millis =
+        |given: Option<u64>, standard: Duration| given.map_or(standard, Duration::from_millis);
+    let initial = millis(restart.delay_ms, Duration::from_millis(100));
+    let plan = Plan {
+        start: StartTerms {
+            timeout: match template
+                .readiness
+                .map_or(0, |readiness| readiness.timeout_ms)
+            {
+                0 => Duration::from_secs(30),
+                ms => Duration::from_millis(ms),
+            },
+        },
+        stop: StopTerms {
+            grace: millis(
+                template.stop.and_then(|stop| stop.grace_ms),
+                standard.stop.grace,
+            ),
+        },
+        restart: match restart.mode() {
+            RestartMode::Unspecified | RestartMode::Always => RestartPolicy::Always,
+            RestartMode::Transient => RestartPolicy::Transient,
+            RestartMode::Never => RestartPolicy::Never,
+        },
+        delay: Delay {
+            initial,
+            max: millis(restart.max_delay_ms, Duration::from_secs(30).max(initial)),
+            ..standard.delay
+        },
+        intensity: Intensity {
+            max_restarts: restart
+                .max_restarts
+                .unwrap_or(standard.intensity.max_restarts),
+            window: millis(restart.window_ms, standard.intensity.window),
+        },
+    };
+    plan.validate().map_err(|error| {
+        invalid(format!(
+            "the template of pool `{pool}` cannot be run: {error}"
+        ))
+    })?;
+    Ok(plan)
+}
+
+fn overrides(given: Option<&pool::PolicyOverrides>) -> Result<PolicyOverrides, Failure> {
+    fn read<T: std::str::FromStr<Err = UnknownWord>>(
+        text: Option<&String>,
+    ) -> Result<Option<T>, Failure> {
+        text.map(|text| text.parse()).transpose().map_err(word)
+    }
+    let Some(given) = given else {
+        return Ok(PolicyOverrides::default());
+    };
+    Ok(PolicyOverrides {
+        launcher: read(given.launcher.as_ref())?,
+        on_owner_exit: read(given.on_owner_exit.as_ref())?,
+        on_owner_silent: read(given.on_owner_silent.as_ref())?,
+        on_owner_goodbye: read(given.on_owner_goodbye.as_ref())?,
+        on_agent_loss: read(given.on_agent_loss.as_ref())?,
+        heartbeat_interval: given.heartbeat_interval_ms.map(Duration::from_millis),
+        heartbeat_timeout: given.heartbeat_timeout_ms.map(Duration::from_millis),
+        beam_crash_policy: read(given.beam_crash_policy.as_ref())?,
+        bound: given.bound,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(template_name: &str) -> PoolSpec {
+        PoolSpec {
+            name: "digits".into(),
+            template_name: template_name.into(),
+            size: 2,
+            ..PoolSpec::default()
+        }
+    }
+
+    fn templates() -> Templates {
+        let template = Template {
+            command: "python3".into(),
+            ..Template::default()
+        };
+        [(TemplateName::new("digits").unwrap(), template)].into()
+    }
+
+    #[test]
+    fn an_unknown_template_is_refused_with_those_that_are_known() {
+        let failure = resolve(spec("digit"), &templates(), &Default::default()).unwrap_err();
+
+        assert_eq!(failure.reason(), Reason::UnknownTemplate);
+        assert!(
+            failure.to_string().contains("known are: digits"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn auto_says_what_it_chose_and_the_record_holds_the_choice() {
+        let resolved = resolve(spec("digits"), &templates(), &Default::default()).unwrap();
+
+        assert_eq!(
+            (resolved.mode, resolved.spec.mode.as_str()),
+            (Mode::Coupled, "coupled")
+        );
+        assert!(
+            resolved.mode_why.contains("chose mode `coupled`"),
+            "{}",
+            resolved.mode_why
+        );
+        assert!(resolved.spec.template.is_some() && resolved.spec.template_name.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_before_anything_is_started() {
+        let wrong = |change: fn(&mut PoolSpec)| {
+            let mut spec = spec("digits");
+            change(&mut spec);
+            resolve(spec, &templates(), &Default::default())
+                .unwrap_err()
+                .to_string()
+        };
+
+        assert!(
+            wrong(|spec| spec.mode = "couple".into()).contains("expected one of: auto, coupled")
+        );
+        assert!(wrong(|spec| spec.size = 1_000_000).contains("at most 10000"));
+        assert!(wrong(|spec| spec.name = "a/b".into()).contains("pool name `a/b`"));
+        assert!(wrong(|spec| spec.template_name.clear()).contains("names no template"));
+        assert!(
+            wrong(|spec| spec.policy = Some(pool::PolicyOverrides {
+                on_owner_exit: Some("maybe".into()),
+                ..Default::default()
+            }))
+            .contains("expected one of: kill, run_for_timeout, continue")
+        );
+    }
+}
