@@ -1,1 +1,270 @@
-//! To be written.
+//! Decides whether one incarnation of a worker may be given another call.
+//!
+//! A worker that fails several calls in a row is left alone for a while, then tried with a few
+//! calls, and trusted again when one of them succeeds. A worker that fails its trials is left
+//! alone for twice as long. The death of a worker is not decided here: whoever knows of it throws
+//! the breaker away together with the incarnation.
+//!
+//! ```text
+//!            failure_threshold failures in a row            open time passed
+//!   closed ------------------------------------> open ----------------------> half-open
+//!     ^                                           ^                            |    |
+//!     |                                           +------- a probe fails ------+    |
+//!     +------------------------------ a probe succeeds -----------------------------+
+//! ```
+//!
+//! Every admitted call holds a [`Permit`] and gives it back with what became of the call. A permit
+//! belongs to the round in which it was given; each change of state begins another round.
+//!
+//! # Invariants
+//!
+//! - **B1** Nothing is admitted while the breaker is open.
+//! - **B2** At most `half_open_probes` calls are under way as probes.
+//! - **B3** A success in the closed state forgets the failures before it.
+//! - **B4** The breaker is never open for longer than `max_open_for` at a time.
+//! - **B5** A permit of an earlier round changes nothing: a late answer to a call admitted before
+//!   the trip neither closes the breaker nor opens it again.
+//!
+//! No clock is read here. Every call is told what time it is.
+
+mod codes;
+
+use std::time::Duration;
+
+use tether_clock::Tick;
+
+pub use codes::{Codes, Outcome};
+
+/// What a caller is told to wait while the probes of a half-open breaker are under way.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+
+/// When a breaker trips and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Failures in a row that open it; 0 counts as 1.
+    pub failure_threshold: u32,
+    /// How long it stays open at first.
+    pub open_for: Duration,
+    /// The longest it stays open, however often its probes fail.
+    pub max_open_for: Duration,
+    /// Calls admitted at once while half-open; 0 counts as 1.
+    pub half_open_probes: u32,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            failure_threshold: 5,
+            open_for: Duration::from_secs(30),
+            max_open_for: Duration::from_secs(300),
+            half_open_probes: 1,
+        }
+    }
+}
+
+impl Terms {
+    /// How long the breaker stays open after `trips` trips without a success between them.
+    fn open_time(&self, trips: u32) -> Duration {
+        let doublings = trips.saturating_sub(1).min(31);
+        self.open_for
+            .saturating_mul(1 << doublings)
+            .min(self.max_open_for)
+    }
+}
+
+/// Permission for one call, to be given back exactly once.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a probe's permit that is not given back blocks the breaker"]
+pub struct Permit {
+    round: u64,
+    probe: bool,
+}
+
+impl Permit {
+    /// Whether the call is a trial of a worker that has failed before.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+}
+
+/// The answer to a caller that wants to make a call.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// Go on, and give the permit back.
+    Yes(Permit),
+    /// Not now.
+    Refused {
+        /// When asking again makes sense.
+        retry_after: Duration,
+    },
+}
+
+/// Where a breaker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Admits every call.
+    Closed {
+        /// Failures in a row so far.
+        failures: u32,
+    },
+    /// Admits nothing.
+    Open {
+        /// When it becomes half-open.
+        until: Tick,
+    },
+    /// Admits a few calls to find out how the worker is.
+    HalfOpen {
+        /// Probes under way.
+        probes: u32,
+    },
+}
+
+/// A breaker as plain data, for status pages and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where it stands.
+    pub state: State,
+    /// Trips since it was last closed.
+    pub trips: u32,
+}
+
+/// The circuit breaker of one incarnation of a worker.
+#[derive(Debug)]
+pub struct Breaker {
+    terms: Terms,
+    state: State,
+    trips: u32,
+    round: u64,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(terms: Terms) -> Self {
+        Self {
+            terms,
+            state: State::Closed { failures: 0 },
+            trips: 0,
+            round: 0,
+        }
+    }
+
+    /// Asks to make a call.
+    pub fn admit(&mut self, now: Tick) -> Admit {
+        self.check(now);
+        if let Some(retry_after) = self.refusal(now) {
+            return Admit::Refused { retry_after };
+        }
+        let probe = match &mut self.state {
+            State::HalfOpen { probes } => {
+                *probes += 1;
+                true
+            }
+            State::Closed { .. } | State::Open { .. } => false,
+        };
+        Admit::Yes(Permit {
+            round: self.round,
+            probe,
+        })
+    }
+
+    /// What `admit` would refuse with at `now`, without asking for a permit.
+    pub fn refusal(&self, now: Tick) -> Option<Duration> {
+        match self.state {
+            State::Closed { .. } => None,
+            State::Open { until } => (now < until).then(|| until.since(now)),
+            State::HalfOpen { probes } => {
+                (probes >= self.terms.half_open_probes.max(1)).then_some(PROBE_WAIT)
+            }
+        }
+    }
+
+    /// Gives a permit back with what became of its call.
+    pub fn on_outcome(&mut self, permit: Permit, outcome: Outcome, now: Tick) {
+        match outcome {
+            Outcome::Success => self.on_success(permit, now),
+            Outcome::Failure => self.on_failure(permit, now),
+            Outcome::Silent => self.on_silence(permit, now),
+        }
+    }
+
+    /// The call of this permit succeeded.
+    pub fn on_success(&mut self, permit: Permit, now: Tick) {
+        self.check(now);
+        if permit.round != self.round {
+            return; // B5
+        }
+        match &mut self.state {
+            State::Closed { failures } => *failures = 0,
+            State::HalfOpen { .. } => {
+                self.trips = 0;
+                self.enter(State::Closed { failures: 0 });
+            }
+            State::Open { .. } => {}
+        }
+    }
+
+    /// The call of this permit failed in a way that speaks against the worker.
+    pub fn on_failure(&mut self, permit: Permit, now: Tick) {
+        self.check(now);
+        if permit.round != self.round {
+            return; // B5
+        }
+        match &mut self.state {
+            State::Closed { failures } => {
+                *failures += 1;
+                if *failures >= self.terms.failure_threshold {
+                    self.trip(now);
+                }
+            }
+            State::HalfOpen { .. } => self.trip(now),
+            State::Open { .. } => {}
+        }
+    }
+
+    /// The call of this permit ended without saying anything about the worker.
+    pub fn on_silence(&mut self, permit: Permit, now: Tick) {
+        self.check(now);
+        if let State::HalfOpen { probes } = &mut self.state
+            && permit.round == self.round
+        {
+            *probes -= 1;
+        }
+    }
+
+    /// Only time passed.
+    pub fn check(&mut self, now: Tick) {
+        if let State::Open { until } = self.state
+            && now >= until
+        {
+            self.enter(State::HalfOpen { probes: 0 });
+        }
+    }
+
+    /// When `check` will change something by itself.
+    pub fn next_deadline(&self) -> Option<Tick> {
+        match self.state {
+            State::Open { until } => Some(until),
+            State::Closed { .. } | State::HalfOpen { .. } => None,
+        }
+    }
+
+    /// Plain data about it.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            state: self.state,
+            trips: self.trips,
+        }
+    }
+
+    fn trip(&mut self, now: Tick) {
+        self.trips = self.trips.saturating_add(1);
+        self.enter(State::Open {
+            until: now + self.terms.open_time(self.trips),
+        });
+    }
+
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.round += 1;
+    }
+}

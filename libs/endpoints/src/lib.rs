@@ -1,1 +1,296 @@
-//! To be written.
+//! Decides which worker gets a call: the set of endpoints as discovery tells it, and the picking.
+//!
+//! Discovery tells a snapshot and then changes. Every slot of a pool keeps its living incarnation,
+//! if it has one, with the calls under way on it and its circuit breaker, and remembers how its
+//! last incarnation died, so that a failed call can be explained. All of that ends with the pool.
+//!
+//! ```text
+//!   snapshot, changes --> pool -> slot -> { living: address, draining, in flight, breaker
+//!                                         { last death
+//!   pick(pool, target) --> Pick { ticket, address } --> on_outcome, release(ticket)
+//! ```
+//!
+//! # Invariants
+//!
+//! - **E1** A draining, removed or refused (breaker) endpoint is never picked.
+//! - **E2** Without affinity, a pick has the fewest calls under way of all that could be picked.
+//! - **E3** An incarnation that died or was replaced never comes back within its pool's life.
+//! - **E4** Calls under way are counted exactly: every release returns what its pick took, and a
+//!   release for an incarnation that is gone touches nobody else's count.
+//! - **E5** The pick for an affinity key does not change when other slots come, go or restart.
+//! - **E6** Changes lead to the same set as a snapshot of their result.
+//!
+//! No clock is read and no random number is drawn here; both come in as arguments.
+
+mod affinity;
+mod pick;
+mod pool;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tether_breaker::{Codes, Outcome, Terms};
+use tether_clock::Tick;
+use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+
+pub use pick::{Pick, Refusal, Target, Ticket, Why};
+
+use pool::Pool;
+
+/// Where one worker serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Where it listens.
+    pub address: Address,
+    /// Whether it takes no new calls.
+    pub draining: bool,
+}
+
+/// A worker that is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Why it died; `None` when it left alive.
+    pub death: Option<Death>,
+}
+
+/// What discovery tells: with `apply_snapshot` the whole truth, with `apply_change` a difference.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Update {
+    /// Endpoints that are new or changed; in a snapshot, all of them.
+    pub upserts: Vec<Endpoint>,
+    /// Endpoints that are gone.
+    pub removals: Vec<Removal>,
+    /// Pools that exist, with or without endpoints.
+    pub pools: Vec<PoolName>,
+    /// Pools that exist no more.
+    pub removed_pools: Vec<PoolName>,
+}
+
+/// An endpoint that an update took away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Whether it is known to be dead, so that calls under way on it cannot end well.
+    pub died: bool,
+}
+
+/// One endpoint as plain data, for status pages and tests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Where it is and whether it drains.
+    pub endpoint: Endpoint,
+    /// Calls under way on it.
+    pub in_flight: u32,
+    /// Its circuit breaker.
+    pub breaker: tether_breaker::Snapshot,
+}
+
+/// Every endpoint known.
+#[derive(Debug)]
+pub struct Endpoints {
+    terms: Terms,
+    codes: Codes,
+    pools: BTreeMap<PoolName, Pool>,
+    appearances: u64,
+    heard: Option<Heard>,
+}
+
+/// When discovery last spoke, and how old its knowledge was then.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    at: Tick,
+    source_age: Duration,
+}
+
+impl Endpoints {
+    /// An empty set, that has heard nothing. Each incarnation gets a breaker with these terms.
+    pub fn new(terms: Terms, codes: Codes) -> Self {
+        Self {
+            terms,
+            codes,
+            pools: BTreeMap::new(),
+            appearances: 0,
+            heard: None,
+        }
+    }
+
+    /// Discovery told the whole truth. Endpoints that stay keep their calls and their breaker.
+    /// Answers which endpoints are gone.
+    pub fn apply_snapshot(&mut self, update: Update) -> Vec<Gone> {
+        let mut gone = Vec::new();
+        let Self { pools, .. } = self;
+        let listed = |name: &PoolName| {
+            update.pools.contains(name) || update.upserts.iter().any(|up| up.worker.pool == *name)
+        };
+        pools.retain(|name, pool| {
+            let stays = listed(name);
+            if !stays {
+                gone.extend(pool.living(name).map(|worker| Gone {
+                    worker,
+                    died: false,
+                }));
+            }
+            stays
+        });
+        for (name, pool) in pools.iter_mut() {
+            let unlisted: Vec<WorkerId> = pool
+                .living(name)
+                .filter(|worker| {
+                    let same_slot = |up: &&Endpoint| {
+                        up.worker.pool == worker.pool && up.worker.slot == worker.slot
+                    };
+                    let told = update.removals.iter().any(|gone| gone.worker == *worker);
+                    !told && !update.upserts.iter().any(|up| same_slot(&up))
+                })
+                .collect();
+            gone.extend(
+                unlisted
+                    .into_iter()
+                    .filter_map(|worker| pool.remove(worker, None)),
+            );
+        }
+        gone.extend(self.apply_change(update));
+        gone
+    }
+
+    /// Discovery told a difference. Answers which endpoints are gone.
+    pub fn apply_change(&mut self, update: Update) -> Vec<Gone> {
+        let mut gone = Vec::new();
+        for name in update.removed_pools {
+            if let Some(pool) = self.pools.remove(&name) {
+                gone.extend(pool.living(&name).map(|worker| Gone {
+                    worker,
+                    died: false,
+                }));
+            }
+        }
+        for name in update.pools {
+            self.pools.entry(name).or_default();
+        }
+        for removal in update.removals {
+            // The death of a worker whose pool is gone explains nothing any more.
+            if let Some(pool) = self.pools.get_mut(&removal.worker.pool) {
+                gone.extend(pool.remove(removal.worker, removal.death));
+            }
+        }
+        for endpoint in update.upserts {
+            let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
+            self.appearances += 1;
+            gone.extend(pool.upsert(endpoint, self.terms, self.appearances));
+        }
+        gone
+    }
+
+    /// Discovery spoke at `now`, with knowledge that was `source_age` old.
+    pub fn on_heard(&mut self, source_age: Duration, now: Tick) {
+        self.heard = Some(Heard {
+            at: now,
+            source_age,
+        });
+    }
+
+    /// How old the knowledge is; `None` while discovery has never spoken.
+    pub fn age(&self, now: Tick) -> Option<Duration> {
+        self.heard
+            .map(|heard| now.since(heard.at) + heard.source_age)
+    }
+
+    /// Chooses a worker for a call and counts the call as under way on it. `tried` lists workers
+    /// this call has already been refused by; `random` decides between equals.
+    ///
+    /// # Errors
+    /// Says why nobody can take the call.
+    pub fn pick(
+        &mut self,
+        pool: &PoolName,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+    ) -> Result<Pick, Refusal> {
+        self.pools
+            .get_mut(pool)
+            .ok_or(Refusal::NoPool)?
+            .pick(pool, target, tried, random, now)
+            .map_err(Refusal::NoWorker)
+    }
+
+    /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
+    pub fn on_code(&mut self, ticket: &mut Ticket, code: u32, now: Tick) {
+        self.on_outcome(ticket, self.codes.outcome(code), now);
+    }
+
+    /// It is known what the call of this ticket says about its worker. Only the first word counts.
+    pub fn on_outcome(&mut self, ticket: &mut Ticket, outcome: Outcome, now: Tick) {
+        let Some(permit) = ticket.permit.take() else {
+            return;
+        };
+        if let Some(live) = self.live(ticket) {
+            live.breaker.on_outcome(permit, outcome, now);
+        }
+    }
+
+    /// The call of this ticket is over. Where nothing was said about the worker, nothing is known.
+    pub fn release(&mut self, mut ticket: Ticket, now: Tick) {
+        self.on_outcome(&mut ticket, Outcome::Silent, now);
+        if let Some(live) = self.live(&ticket) {
+            live.in_flight -= 1;
+        }
+    }
+
+    /// Every pool known, in order.
+    pub fn pools(&self) -> impl Iterator<Item = &PoolName> {
+        self.pools.keys()
+    }
+
+    /// Whether this very incarnation is alive as far as discovery knows.
+    pub fn is_alive(&self, worker: &WorkerId) -> bool {
+        self.pools
+            .get(&worker.pool)
+            .is_some_and(|pool| pool.is_alive(worker))
+    }
+
+    /// Whether this very incarnation is alive and takes no new calls.
+    pub fn is_draining(&self, worker: &WorkerId) -> bool {
+        self.pools
+            .get(&worker.pool)
+            .is_some_and(|pool| pool.is_draining(worker))
+    }
+
+    /// How this very incarnation died, while its slot has seen no later death.
+    pub fn death_of(&self, worker: &WorkerId) -> Option<&Death> {
+        let (incarnation, death) = self.last_death(&worker.pool, worker.slot)?;
+        (incarnation == worker.incarnation).then_some(death)
+    }
+
+    /// The last death in a slot.
+    pub fn last_death(&self, pool: &PoolName, slot: Slot) -> Option<(Incarnation, &Death)> {
+        self.pools.get(pool)?.death_in(slot)
+    }
+
+    /// The death told last in a pool, whatever the slot.
+    pub fn latest_death(&self, pool: &PoolName) -> Option<(WorkerId, &Death)> {
+        let known = self.pools.get(pool)?;
+        let slot = known.latest_death?;
+        let (incarnation, death) = known.death_in(slot)?;
+        let worker = WorkerId {
+            pool: pool.clone(),
+            slot,
+            incarnation,
+        };
+        Some((worker, death))
+    }
+
+    /// Plain data about every endpoint, in order of pool and slot.
+    pub fn snapshot(&self) -> Vec<View> {
+        self.pools.iter().flat_map(Pool::views).collect()
+    }
+
+    fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {
+        self.pools.get_mut(&ticket.worker.pool)?.live_mut(ticket)
+    }
+}

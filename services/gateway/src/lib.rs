@@ -1,1 +1,142 @@
-//! To be written.
+//! The one address a BEAM application needs: control calls go to the arbiter and discovery, every
+//! other gRPC call goes to a worker of the pool its metadata names.
+//!
+//! ```text
+//!   client --HTTP/2--> server --> route --> forward --> upstream --HTTP/2--> worker
+//!                                  pure       |            ^
+//!                                             v            |
+//!   discovery --watch--> directory: endpoints, breakers, connections
+//! ```
+//!
+//! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
+//! through in both directions; a call whose worker dies ends with real trailers that name the cause
+//! of the death. The gateway keeps no state that a restart would lose.
+
+mod body;
+mod call;
+mod config;
+mod directory;
+mod explain;
+mod forward;
+mod own;
+mod route;
+mod server;
+mod timeout;
+mod upload;
+mod upstream;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use tether_types::Address;
+use tokio::task::JoinSet;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use config::{Breaker, Config};
+pub use server::Listener;
+
+use directory::Directory;
+use forward::Forwarder;
+use own::OwnServices;
+use upstream::Upstream;
+
+/// How often the gateway looks whether it can do its work.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A gateway, ready to serve.
+pub struct Gateway {
+    forwarder: Arc<Forwarder>,
+}
+
+impl Gateway {
+    /// A gateway that knows where the arbiter and discovery are, and has not talked to them yet.
+    pub fn build(config: Config, arbiter: Address, discovery: Address) -> Self {
+        let upstream = |address| Upstream::new(address, config.connect_timeout);
+        let (arbiter, discovery) = (upstream(arbiter), upstream(discovery));
+        Self {
+            forwarder: Arc::new(Forwarder {
+                directory: Arc::new(Directory::new(&config)),
+                arbiter,
+                discovery,
+                own: OwnServices::new(),
+                config,
+            }),
+        }
+    }
+
+    /// Takes calls on `listeners` until told to stop; then takes no more, and ends when the calls
+    /// under way have, or after the configured drain time.
+    ///
+    /// # Errors
+    /// When it stopped without being told to.
+    pub async fn serve(
+        self,
+        listeners: Vec<Listener>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Self { forwarder } = self;
+        forwarder.own.set_serving(false).await;
+        let mut background = JoinSet::new();
+        background.spawn(watch::follow(
+            forwarder.discovery.address().clone(),
+            forwarder.config.connect_timeout,
+            Arc::clone(&forwarder.directory),
+        ));
+        background.spawn(report_health(Arc::clone(&forwarder), stop.clone()));
+
+        let connections = TaskTracker::new();
+        let ending = server::Ending::default();
+        for listener in listeners {
+            background.spawn(server::accept(
+                listener,
+                Arc::clone(&forwarder),
+                connections.clone(),
+                ending.clone(),
+            ));
+        }
+
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Some(ended) = background.join_next() => {
+                anyhow::bail!("a part of the gateway ended by itself: {ended:?}");
+            }
+        }
+        forwarder.own.set_serving(false).await;
+        ending.drain.cancel();
+        connections.close();
+        let drain = forwarder.config.drain;
+        if tokio::time::timeout(drain, connections.wait())
+            .await
+            .is_err()
+        {
+            let open = connections.len();
+            tracing::warn!(
+                open,
+                ?drain,
+                "Connections still open after the drain time are closed"
+            );
+            ending.close.cancel();
+            connections.wait().await;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the health of the gateway true: it serves once discovery has spoken and while the arbiter
+/// can be reached.
+async fn report_health(forwarder: Arc<Forwarder>, stop: CancellationToken) {
+    let mut was = false;
+    while !stop.is_cancelled() {
+        let informed = forwarder.directory.informed(HEALTH_INTERVAL).await;
+        let serving = informed && forwarder.arbiter.ready().await.is_ok();
+        if serving != was && !stop.is_cancelled() {
+            forwarder.own.set_serving(serving).await;
+            tracing::info!(serving, "Gateway's health changed");
+            was = serving;
+        }
+        let pause = tokio::time::sleep(HEALTH_INTERVAL);
+        let _ = stop.run_until_cancelled(pause).await;
+    }
+    // The end of this task is not the end of the gateway.
+    std::future::pending().await
+}

@@ -1,0 +1,167 @@
+//! One pool: its slots, who lives in them, and how the last one died.
+
+use std::collections::BTreeMap;
+
+use tether_breaker::{Breaker, Terms};
+use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+
+use crate::{Endpoint, Gone, Ticket, View};
+
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    pub(crate) slots: BTreeMap<Slot, Place>,
+    /// The slot whose death was told last.
+    pub(crate) latest_death: Option<Slot>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    /// The lowest incarnation that may still live here (E3).
+    pub(crate) floor: Incarnation,
+    pub(crate) live: Option<Live>,
+    death: Option<(Incarnation, Death)>,
+}
+
+/// A living incarnation.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) incarnation: Incarnation,
+    /// Differs each time an endpoint appears: one that left alive and came back has the same
+    /// incarnation, but owes nothing to the calls from before.
+    pub(crate) appearance: u64,
+    pub(crate) address: Address,
+    pub(crate) draining: bool,
+    pub(crate) in_flight: u32,
+    pub(crate) breaker: Breaker,
+}
+
+impl Pool {
+    /// A new or changed endpoint; answers whom it replaced.
+    pub(crate) fn upsert(
+        &mut self,
+        endpoint: Endpoint,
+        terms: Terms,
+        appearance: u64,
+    ) -> Option<Gone> {
+        let Endpoint {
+            worker,
+            address,
+            draining,
+        } = endpoint;
+        let place = self.slots.entry(worker.slot).or_default();
+        if worker.incarnation < place.floor {
+            return None; // E3
+        }
+        place.floor = worker.incarnation;
+        if let Some(live) = &mut place.live
+            && live.incarnation == worker.incarnation
+        {
+            live.address = address;
+            live.draining = draining;
+            return None;
+        }
+        let replaced = place.live.replace(Live {
+            incarnation: worker.incarnation,
+            appearance,
+            address,
+            draining,
+            in_flight: 0,
+            breaker: Breaker::new(terms),
+        })?;
+        Some(Gone {
+            died: false,
+            worker: WorkerId {
+                incarnation: replaced.incarnation,
+                ..worker
+            },
+        })
+    }
+
+    /// An endpoint left, dead or alive; answers whether that took anyone away.
+    pub(crate) fn remove(&mut self, worker: WorkerId, death: Option<Death>) -> Option<Gone> {
+        let place = self.slots.entry(worker.slot).or_default();
+        let died = death.is_some();
+        if let Some(death) = death {
+            // The dead do not come back, while one that left alive may (E3).
+            place.floor = place
+                .floor
+                .max(Incarnation(worker.incarnation.0.saturating_add(1)));
+            if place
+                .death
+                .as_ref()
+                .is_none_or(|(of, _)| *of <= worker.incarnation)
+            {
+                place.death = Some((worker.incarnation, death));
+                self.latest_death = Some(worker.slot);
+            }
+        }
+        let incarnation = place.live.as_ref()?.incarnation;
+        if incarnation > worker.incarnation {
+            return None;
+        }
+        place.live = None;
+        Some(Gone {
+            died: died && incarnation == worker.incarnation,
+            worker: WorkerId {
+                incarnation,
+                ..worker
+            },
+        })
+    }
+
+    pub(crate) fn living(&self, name: &PoolName) -> impl Iterator<Item = WorkerId> {
+        self.slots.iter().filter_map(move |(&slot, place)| {
+            Some(WorkerId {
+                pool: name.clone(),
+                slot,
+                incarnation: place.live.as_ref()?.incarnation,
+            })
+        })
+    }
+
+    pub(crate) fn is_alive(&self, worker: &WorkerId) -> bool {
+        self.incarnate(worker).is_some()
+    }
+
+    pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
+        self.incarnate(worker).is_some_and(|live| live.draining)
+    }
+
+    fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
+        let live = self.slots.get(&worker.slot)?.live.as_ref()?;
+        (live.incarnation == worker.incarnation).then_some(live)
+    }
+
+    pub(crate) fn live_mut(&mut self, ticket: &Ticket) -> Option<&mut Live> {
+        self.slots
+            .get_mut(&ticket.worker.slot)?
+            .live
+            .as_mut()
+            .filter(|live| live.appearance == ticket.appearance)
+    }
+
+    pub(crate) fn death_in(&self, slot: Slot) -> Option<(Incarnation, &Death)> {
+        let (incarnation, death) = self.slots.get(&slot)?.death.as_ref()?;
+        Some((*incarnation, death))
+    }
+
+    pub(crate) fn views((name, pool): (&PoolName, &Self)) -> Vec<View> {
+        let view = |(&slot, place): (&Slot, &Place)| {
+            let live = place.live.as_ref()?;
+            Some(View {
+                endpoint: Endpoint {
+                    worker: WorkerId {
+                        pool: name.clone(),
+                        slot,
+                        incarnation: live.incarnation,
+                    },
+                    address: live.address.clone(),
+                    draining: live.draining,
+                },
+                in_flight: live.in_flight,
+                breaker: live.breaker.snapshot(),
+            })
+        };
+        pool.slots.iter().filter_map(view).collect()
+    }
+}

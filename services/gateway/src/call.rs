@@ -1,0 +1,256 @@
+//! One forwarded call, whichever way it ends: what it holds is given back, what it says about its
+//! worker is recorded, and its failure is explained.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason as H2Reason, SendStream};
+use hyper::body::Incoming;
+use tether_breaker::Outcome;
+use tether_endpoints::Ticket;
+use tether_proto::Failure;
+use tether_types::{Address, WorkerId};
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use crate::{
+    directory::Directory,
+    explain::{self, Progress},
+    upload,
+};
+
+/// A service of ours that calls are forwarded to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Control {
+    Arbiter,
+    Discovery,
+}
+
+/// Who serves a call.
+#[derive(Debug)]
+enum Server {
+    Worker {
+        directory: Arc<Directory>,
+        worker: WorkerId,
+        /// There until the call is over.
+        ticket: Option<Ticket>,
+        death_wait: Duration,
+    },
+    Control(Control, Address),
+}
+
+#[derive(Debug)]
+pub(crate) struct Call {
+    server: Server,
+    upload: Option<JoinHandle<()>>,
+    limit: u32,
+    oversize: Arc<OnceLock<u32>>,
+}
+
+impl Call {
+    pub(crate) fn to_worker(
+        directory: Arc<Directory>,
+        ticket: Ticket,
+        death_wait: Duration,
+        limit: u32,
+    ) -> Self {
+        Self::new(
+            Server::Worker {
+                worker: ticket.worker().clone(),
+                directory,
+                ticket: Some(ticket),
+                death_wait,
+            },
+            limit,
+        )
+    }
+
+    pub(crate) fn to_control(control: Control, address: Address, limit: u32) -> Self {
+        Self::new(Server::Control(control, address), limit)
+    }
+
+    fn new(server: Server, limit: u32) -> Self {
+        Self {
+            server,
+            upload: None,
+            limit,
+            oversize: Arc::default(),
+        }
+    }
+
+    /// Sends the request's messages on, as fast as the server takes them and until the call ends.
+    pub(crate) async fn upload(&mut self, body: Incoming, stream: SendStream<Bytes>) {
+        let oversize = Arc::clone(&self.oversize);
+        let mut upload = Box::pin(upload::run(body, stream, self.limit, oversize));
+        // The one message of a unary call is mostly there already, and then needs no task.
+        if futures::poll!(&mut upload).is_pending() {
+            self.upload = Some(tokio::spawn(upload));
+        }
+    }
+
+    /// The server answered with this gRPC code.
+    pub(crate) fn on_code(&mut self, code: u32) {
+        if let Server::Worker {
+            directory,
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            directory.on_code(ticket, code);
+        }
+    }
+
+    /// It is known what the call says about its worker.
+    pub(crate) fn on_outcome(&mut self, outcome: Outcome) {
+        if let Server::Worker {
+            directory,
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            directory.on_outcome(ticket, outcome);
+        }
+    }
+
+    /// A message arrived. A worker on trial has passed with it: the rest of a stream may take hours.
+    pub(crate) fn on_message(&mut self) {
+        if let Server::Worker {
+            ticket: Some(ticket),
+            ..
+        } = &self.server
+            && ticket.is_probe()
+        {
+            self.on_outcome(Outcome::Success);
+        }
+    }
+
+    /// The server could not be connected to, so it has not seen the call.
+    pub(crate) fn unreachable(
+        &mut self,
+        error: crate::upstream::Error,
+        attempts: u32,
+    ) -> impl Future<Output = Failure> + Send + use<> {
+        self.on_outcome(Outcome::Failure);
+        let source = self.source();
+        async move {
+            match source {
+                Source::Control(control, address) => control.unreachable(&address, &error),
+                Source::Worker(directory, worker, death_wait) => {
+                    match directory.death(&worker, death_wait).await {
+                        Some(death) => explain::died(&worker, &death, Progress::NeverSent),
+                        None => explain::unreachable(&worker, &error, attempts),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The call broke; the future says why, once that is known.
+    pub(crate) fn broken(
+        &mut self,
+        error: h2::Error,
+    ) -> impl Future<Output = Status> + Send + use<> {
+        let oversize = self.oversize.get().copied();
+        let limit = self.limit;
+        if oversize.is_none() {
+            match reset_code(&error) {
+                Some(code) => self.on_code(code as u32),
+                None => self.on_outcome(Outcome::Failure),
+            }
+        }
+        let source = self.source();
+        async move {
+            if let Some(bytes) = oversize {
+                return explain::too_large(bytes, limit).into();
+            }
+            let (directory, worker, death_wait) = match source {
+                Source::Control(control, address) => {
+                    return match reset_code(&error) {
+                        Some(code) => Status::new(code, format!("the call was reset: {error}")),
+                        None => control.unreachable(&address, &error).into(),
+                    };
+                }
+                Source::Worker(directory, worker, death_wait) => (directory, worker, death_wait),
+            };
+            // A worker that resets a call and stays has decided so; one that is leaving resets
+            // what it cannot finish.
+            if let Some(code) = reset_code(&error)
+                && !directory.is_leaving(&worker)
+            {
+                return Status::new(code, format!("worker `{worker}` reset the call: {error}"));
+            }
+            let refused = error.reason() == Some(H2Reason::REFUSED_STREAM);
+            let progress = match refused {
+                true => Progress::NeverSent,
+                false => Progress::Started,
+            };
+            match directory.death(&worker, death_wait).await {
+                Some(death) => explain::died(&worker, &death, progress),
+                None => explain::lost(&worker, &error, progress),
+            }
+            .into()
+        }
+    }
+
+    fn source(&self) -> Source {
+        match &self.server {
+            Server::Control(control, address) => Source::Control(*control, address.clone()),
+            Server::Worker {
+                directory,
+                worker,
+                death_wait,
+                ..
+            } => Source::Worker(Arc::clone(directory), worker.clone(), *death_wait),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // Ends the request's stream too, which resets it at the server where it is still open.
+        if let Some(upload) = &self.upload {
+            upload.abort();
+        }
+        if let Server::Worker {
+            directory, ticket, ..
+        } = &mut self.server
+            && let Some(ticket) = ticket.take()
+        {
+            directory.release(ticket);
+        }
+    }
+}
+
+/// What an explanation needs to know of the server after the call has let go of it.
+enum Source {
+    Worker(Arc<Directory>, WorkerId, Duration),
+    Control(Control, Address),
+}
+
+impl Control {
+    fn unreachable(self, address: &Address, error: &dyn std::fmt::Display) -> Failure {
+        match self {
+            Self::Arbiter => explain::arbiter_unreachable(address, error),
+            Self::Discovery => explain::discovery_unreachable(address, error),
+        }
+    }
+}
+
+/// The gRPC code of a stream that the other side reset, as the gRPC protocol lays down; `None` when
+/// the whole connection broke.
+fn reset_code(error: &h2::Error) -> Option<Code> {
+    if !error.is_reset() || !error.is_remote() {
+        return None;
+    }
+    Some(match error.reason()? {
+        H2Reason::REFUSED_STREAM => Code::Unavailable,
+        H2Reason::CANCEL => Code::Cancelled,
+        H2Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        H2Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    })
+}

@@ -1,0 +1,140 @@
+//! The part of the configuration that the gateway owns.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tether_breaker::{Codes, Terms};
+
+/// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where it listens: `unix:/path` or `host:port`.
+    pub listen: Vec<String>,
+    /// The largest message a client may send to a worker, in bytes.
+    pub max_message_bytes: u32,
+    /// How long connecting to a worker, the arbiter or discovery may take.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// How many workers are tried for a call that none of them has received.
+    pub max_attempts: NonZeroU32,
+    /// How long a failed call waits to be told why its worker died.
+    #[serde(with = "duration")]
+    pub death_wait: Duration,
+    /// How long calls under way may take to end once the gateway is told to stop.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    /// When a worker that fails calls is left alone.
+    pub breaker: Breaker,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec!["127.0.0.1:7437".to_owned()],
+            max_message_bytes: 100 * 1024 * 1024,
+            connect_timeout: Duration::from_secs(2),
+            max_attempts: NonZeroU32::MIN.saturating_add(2),
+            death_wait: Duration::from_millis(500),
+            drain: Duration::from_secs(10),
+            breaker: Breaker::default(),
+        }
+    }
+}
+
+/// The circuit breaker that every worker incarnation gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Breaker {
+    /// Failures in a row that open it.
+    pub failure_threshold: NonZeroU32,
+    /// How long it stays open at first; doubles each time a probe fails.
+    #[serde(with = "duration")]
+    pub open_for: Duration,
+    /// The longest it stays open.
+    #[serde(with = "duration")]
+    pub max_open_for: Duration,
+    /// Calls tried at once when the open time is over.
+    pub half_open_probes: NonZeroU32,
+    /// Whether a call that misses its deadline counts as a failure of the worker.
+    pub count_deadline_exceeded: bool,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        let terms = Terms::default();
+        let at_least_one = |count| NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
+        Self {
+            failure_threshold: at_least_one(terms.failure_threshold),
+            open_for: terms.open_for,
+            max_open_for: terms.max_open_for,
+            half_open_probes: at_least_one(terms.half_open_probes),
+            count_deadline_exceeded: Codes::default().deadline_exceeded,
+        }
+    }
+}
+
+impl Breaker {
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            failure_threshold: self.failure_threshold.get(),
+            open_for: self.open_for,
+            max_open_for: self.max_open_for.max(self.open_for),
+            half_open_probes: self.half_open_probes.get(),
+        }
+    }
+
+    pub(crate) fn codes(&self) -> Codes {
+        Codes {
+            deadline_exceeded: self.count_deadline_exceeded,
+        }
+    }
+}
+
+/// Durations as people write them.
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(|error| {
+            D::Error::custom(format!(
+                "`{text}` is not a duration: {error}; write it like \"30s\" or \"500ms\""
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_reads_back_as_it_was_written() {
+        let config = Config::default();
+        let text = toml::to_string(&config).unwrap();
+
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        assert_eq!(toml::from_str::<Config>("").unwrap(), config);
+    }
+
+    #[test]
+    fn a_typo_and_a_missing_unit_are_refused_by_name() {
+        let refused = |text| toml::from_str::<Config>(text).unwrap_err().to_string();
+
+        assert!(refused("drian = \"5s\"").contains("unknown field `drian`"));
+        assert!(refused("drain = \"5\"").contains("`5` is not a duration"));
+        assert!(refused("max_attempts = 0").contains("nonzero"));
+    }
+}

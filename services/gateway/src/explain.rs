@@ -1,0 +1,214 @@
+//! What a caller is told when a call fails: the cause, and what to do about it.
+
+use std::{fmt::Display, time::Duration};
+
+use tether_endpoints::{Refusal, Target, Why};
+use tether_proto::Failure;
+use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
+
+/// When to try again where nothing better is known: a worker starts in about this time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Pools listed to someone who asked for one that does not exist.
+const POOLS_LISTED: usize = 5;
+
+/// How far a call got before it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// The worker cannot have seen it.
+    NeverSent,
+    /// The worker may have begun with it.
+    Started,
+}
+
+impl Progress {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::NeverSent => "never_sent",
+            Self::Started => "started",
+        }
+    }
+}
+
+pub(crate) fn metadata(key: &str, value: &str, why: &str, example: &str) -> Failure {
+    let shown: String = value.escape_debug().take(64).collect();
+    Failure::new(
+        Reason::MetadataInvalid,
+        format!(
+            "metadata `{key}` has the value `{shown}`: {why}; write it like `{key}: {example}`"
+        ),
+    )
+    .fact("key", key)
+}
+
+pub(crate) fn no_destination(path: &str) -> Failure {
+    let text = format!(
+        "nothing says which worker serves `{path}`: set the metadata `tether-pool` to a pool's name, as in `tether-pool: digits`, or `tether-worker` to one worker, as in `tether-worker: digits/0`"
+    );
+    Failure::new(Reason::MetadataInvalid, text).fact("key", "tether-pool")
+}
+
+/// What is known of a pool that cannot take a call.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    pub(crate) pools: Vec<PoolName>,
+    pub(crate) death: Option<(WorkerId, Death)>,
+}
+
+pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
+    let why = match refused.refusal {
+        Refusal::NoPool => return unknown_pool(pool, &refused.pools),
+        Refusal::NoWorker(why) => why,
+    };
+    let whom = match target {
+        Target::Worker { slot, incarnation } if incarnation.0 == 0 => {
+            format!("worker `{pool}/{slot}` is not ready")
+        }
+        Target::Worker { slot, incarnation } => {
+            format!("worker `{pool}/{slot}.{incarnation}` is not ready")
+        }
+        Target::Any | Target::Affinity(_) => format!("no worker of pool `{pool}` is ready"),
+    };
+    match why {
+        Why::NoneReady => {
+            let ended = refused
+                .death
+                .as_ref()
+                .map_or_else(String::new, |(worker, death)| {
+                    format!("; the last to end was `{worker}`: {}", describe(death))
+                });
+            let text = format!("{whom}{ended}; `tether ps` shows what the workers are doing");
+            let failure = Failure::new(Reason::NoWorkerReady, text).retry_after(RETRY);
+            match &refused.death {
+                Some((worker, death)) => with_death(failure, worker, Some(death)),
+                None => failure,
+            }
+        }
+        Why::Draining => {
+            let text = format!(
+                "{whom}: it is draining and takes no new calls; `tether ps` shows when it is back"
+            );
+            Failure::new(Reason::Draining, text).retry_after(RETRY)
+        }
+        Why::BreakersOpen { retry_after } => {
+            let text = format!(
+                "{whom}: it failed too many calls in a row and is left alone for another {:.1} s; `tether logs {pool}` shows what it said",
+                retry_after.as_secs_f64()
+            );
+            Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
+        }
+        Why::Superseded { by } => {
+            let text = format!(
+                "{whom} and will not be: its place is at incarnation {by} or later; leave the incarnation out to reach whichever lives"
+            );
+            Failure::new(Reason::UnknownWorker, text)
+        }
+    }
+}
+
+fn unknown_pool(pool: &PoolName, pools: &[PoolName]) -> Failure {
+    let listed: Vec<String> = pools
+        .iter()
+        .take(POOLS_LISTED)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let known = match (listed.len(), pools.len()) {
+        (0, _) => "there is none; make one with `tether pool apply`".to_owned(),
+        (shown, all) if shown < all => {
+            format!("known are {} and {} more", listed.join(", "), all - shown)
+        }
+        (_, _) => format!("known are {}", listed.join(", ")),
+    };
+    Failure::new(
+        Reason::UnknownPool,
+        format!("no pool is named `{pool}`: {known}"),
+    )
+    .fact("pool", pool)
+}
+
+/// A worker is known to have died with a call under way.
+pub(crate) fn died(worker: &WorkerId, death: &Death, progress: Progress) -> Failure {
+    let when = match progress {
+        Progress::NeverSent => "before it got the call",
+        Progress::Started => "during the call",
+    };
+    let text = format!(
+        "worker `{worker}` died {when}: {}; see `tether events`",
+        describe(death)
+    );
+    let failure = Failure::new(Reason::WorkerDied, text).fact("outcome", progress.word());
+    with_death(failure, worker, Some(death))
+}
+
+/// The connection to a worker broke, and nobody has said that the worker died.
+pub(crate) fn lost(worker: &WorkerId, error: &dyn Display, progress: Progress) -> Failure {
+    let text = format!(
+        "connection to worker `{worker}` lost: {error}; its death has not been reported, see `tether events`"
+    );
+    let failure = Failure::new(Reason::WorkerDied, text).fact("outcome", progress.word());
+    with_death(failure, worker, None)
+}
+
+/// Every worker that was tried could not be connected to.
+pub(crate) fn unreachable(worker: &WorkerId, error: &dyn Display, attempts: u32) -> Failure {
+    let text = format!(
+        "cannot connect to worker `{worker}`: {error}; tried {attempts} worker(s), none has seen the call"
+    );
+    let failure = Failure::new(Reason::NoWorkerReady, text)
+        .retry_after(RETRY)
+        .fact("outcome", Progress::NeverSent.word());
+    with_death(failure, worker, None)
+}
+
+fn with_death(failure: Failure, worker: &WorkerId, death: Option<&Death>) -> Failure {
+    let cause = death.map_or(DeathCause::Unknown, |death| death.cause);
+    let mut failure = failure
+        .fact("worker", worker)
+        .fact("incarnation", worker.incarnation)
+        .fact("cause", cause.word());
+    if let Some(code) = death.and_then(|death| death.exit_code) {
+        failure = failure.fact("exit_code", code);
+    }
+    if let Some(signal) = death.and_then(|death| death.signal) {
+        failure = failure.fact("signal", signal);
+    }
+    failure
+}
+
+fn describe(death: &Death) -> String {
+    match death.detail.as_str() {
+        "" => death.cause.to_string(),
+        detail => format!("{} ({detail})", death.cause),
+    }
+}
+
+pub(crate) fn arbiter_unreachable(address: &Address, error: &dyn Display) -> Failure {
+    let text = format!(
+        "cannot reach the arbiter at `{address}`: {error}; is `tether-arbiter` (or `tether up`) running?"
+    );
+    Failure::new(Reason::ArbiterUnreachable, text).retry_after(RETRY)
+}
+
+pub(crate) fn discovery_unreachable(address: &Address, error: &dyn Display) -> Failure {
+    let text = format!(
+        "cannot reach discovery at `{address}`: {error}; is `tether-discovery` (or `tether up`) running?"
+    );
+    Failure::new(Reason::DiscoveryUnreachable, text).retry_after(RETRY)
+}
+
+pub(crate) fn too_large(bytes: u32, limit: u32) -> Failure {
+    let text = format!(
+        "a message has {bytes} bytes, at most {limit} are allowed; send less, or raise `max_message_bytes` of the gateway"
+    );
+    Failure::new(Reason::MessageTooLarge, text)
+        .fact("bytes", bytes)
+        .fact("limit_bytes", limit)
+}
+
+pub(crate) fn deadline(timeout: Duration) -> Failure {
+    let text = format!(
+        "the deadline passed: there was no answer within {timeout:?}, as the call's `grpc-timeout` asked"
+    );
+    Failure::new(Reason::DeadlineExceeded, text)
+}

@@ -1,0 +1,262 @@
+//! The way of a call through the gateway: read its head, choose a server, pass everything on.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{
+    HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{self, CONTENT_TYPE},
+    request::Parts,
+};
+use hyper::body::{Body as _, Incoming};
+use tether_endpoints::Target;
+use tether_proto::Failure;
+use tether_types::PoolName;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    body::{self, DEADLINE_EXCEEDED, Forwarded, ResponseBody},
+    call::{Call, Control},
+    config::Config,
+    directory::Directory,
+    explain,
+    own::OwnServices,
+    route::{self, Route},
+    timeout,
+    upstream::Upstream,
+};
+
+/// How long a call waits for discovery's first word: a gateway that has just started has it in no
+/// time, and one whose discovery is away should say so soon.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// Headers that speak of one connection and mean nothing on the next.
+const HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+const NOT_GRPC: &str = "this is the Tether gateway, a gRPC endpoint over HTTP/2: \
+    use a gRPC client, or `curl --http2-prior-knowledge` to look around\n";
+
+/// Everything that calls need.
+pub(crate) struct Forwarder {
+    pub(crate) config: Config,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) arbiter: Upstream,
+    pub(crate) discovery: Upstream,
+    pub(crate) own: OwnServices,
+}
+
+/// When a call must have been answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Option<(Instant, Duration)>);
+
+impl Deadline {
+    fn after(timeout: Option<Duration>) -> Self {
+        // A deadline the clock cannot express is none.
+        Self(timeout.and_then(|asked| Some((Instant::now().checked_add(asked)?, asked))))
+    }
+
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.0.map(|(at, _)| at)
+    }
+
+    /// What to say when it has passed.
+    pub(crate) fn passed(&self) -> Failure {
+        explain::deadline(self.0.map_or(Duration::ZERO, |(_, asked)| asked))
+    }
+
+    async fn bound<F: Future>(&self, work: F) -> Result<F::Output, Failure> {
+        match self.0 {
+            None => Ok(work.await),
+            Some((at, _)) => tokio::time::timeout_at(at, work)
+                .await
+                .map_err(|_| self.passed()),
+        }
+    }
+}
+
+impl Forwarder {
+    /// Answers a call, one way or the other.
+    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        if request.version() != Version::HTTP_2 {
+            return not_grpc();
+        }
+        let (head, body) = request.into_parts();
+        let plan = match route::plan(&head) {
+            Ok(plan) => plan,
+            Err(failure) => return refuse(failure.into()),
+        };
+        let deadline = Deadline::after(plan.timeout);
+        let answer = match plan.route {
+            Route::Own => Ok(self.own.serve(Request::from_parts(head, body)).await),
+            Route::Arbiter => {
+                let arbiter = (Control::Arbiter, &self.arbiter);
+                self.to_control(arbiter, &head, body, deadline).await
+            }
+            Route::Discovery => {
+                let discovery = (Control::Discovery, &self.discovery);
+                self.to_control(discovery, &head, body, deadline).await
+            }
+            Route::Worker(pool, target) => {
+                let to = (&pool, &target);
+                self.to_worker(to, &head, body, deadline).await
+            }
+        };
+        answer.unwrap_or_else(refuse)
+    }
+
+    async fn to_control(
+        &self,
+        (control, upstream): (Control, &Upstream),
+        head: &Parts,
+        body: Incoming,
+        deadline: Deadline,
+    ) -> Result<Response<ResponseBody>, Status> {
+        let address = upstream.address().clone();
+        let mut call = Call::to_control(control, address, self.config.max_message_bytes);
+        match deadline.bound(upstream.ready()).await? {
+            Ok(sender) => send(sender, call, head, body, deadline).await,
+            Err(error) => Err(call.unreachable(error, 1).await.into()),
+        }
+    }
+
+    async fn to_worker(
+        &self,
+        (pool, target): (&PoolName, &Target),
+        head: &Parts,
+        body: Incoming,
+        deadline: Deadline,
+    ) -> Result<Response<ResponseBody>, Status> {
+        if self.directory.age().is_none() {
+            let informed = deadline.bound(self.directory.informed(FIRST_WORD)).await?;
+            if !informed {
+                let why = "it has told nothing yet";
+                return Err(explain::discovery_unreachable(self.discovery.address(), &why).into());
+            }
+        }
+        let mut tried = Vec::new();
+        let mut last_failure = None;
+        for attempt in 1..=self.config.max_attempts.get() {
+            let (ticket, upstream) = match self.directory.pick(pool, target, &tried) {
+                Ok(pick) => pick,
+                Err(refused) if tried.is_empty() => {
+                    return Err(explain::refused(pool, target, &refused).into());
+                }
+                Err(_) => break,
+            };
+            let worker = ticket.worker().clone();
+            let mut call = Call::to_worker(
+                Arc::clone(&self.directory),
+                ticket,
+                self.config.death_wait,
+                self.config.max_message_bytes,
+            );
+            match deadline.bound(upstream.ready()).await {
+                Err(late) => {
+                    call.on_code(DEADLINE_EXCEEDED);
+                    return Err(late.into());
+                }
+                Ok(Ok(sender)) => return send(sender, call, head, body, deadline).await,
+                // Nothing has been sent, so that another worker may have the call.
+                Ok(Err(error)) => {
+                    last_failure = Some(call.unreachable(error, attempt));
+                    tried.push(worker);
+                }
+            }
+        }
+        Err(match last_failure {
+            Some(explanation) => deadline.bound(explanation).await?.into(),
+            None => Status::internal("no worker was tried"),
+        })
+    }
+}
+
+async fn send(
+    mut sender: SendRequest<Bytes>,
+    mut call: Call,
+    head: &Parts,
+    body: Incoming,
+    deadline: Deadline,
+) -> Result<Response<ResponseBody>, Status> {
+    let bodiless = body.is_end_stream();
+    let request = outgoing(head, deadline)?;
+    let (response, stream) = match sender.send_request(request, bodiless) {
+        Ok(sent) => sent,
+        Err(error) => return Err(call.broken(error).await),
+    };
+    if !bodiless {
+        call.upload(body, stream).await;
+    }
+    let response = match deadline.bound(response).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return Err(call.broken(error).await),
+        Err(late) => {
+            call.on_code(DEADLINE_EXCEEDED);
+            return Err(late.into());
+        }
+    };
+    let (mut head, stream) = response.into_parts();
+    for name in HOP {
+        head.headers.remove(name);
+    }
+    // The answer may end earlier than the server planned.
+    head.headers.remove(header::CONTENT_LENGTH);
+    if stream.is_end_stream() {
+        // Headers alone, with the status in them.
+        call.on_code(body::code_of(&head.headers).unwrap_or(tonic::Code::Unknown as u32));
+        return Ok(Response::from_parts(head, ResponseBody::Empty));
+    }
+    let forwarded = Forwarded::new(stream, call, deadline);
+    let body = ResponseBody::Forwarded(Box::new(forwarded));
+    Ok(Response::from_parts(head, body))
+}
+
+/// The head of a call as the server gets it.
+fn outgoing(head: &Parts, deadline: Deadline) -> Result<Request<()>, Status> {
+    let path = head.uri.path_and_query().cloned();
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority("localhost")
+        .path_and_query(path.ok_or_else(|| Status::invalid_argument("the call has no path"))?)
+        .build()
+        .map_err(|error| {
+            Status::invalid_argument(format!("the path cannot be sent on: {error}"))
+        })?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri;
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = head.headers.clone();
+    let headers = request.headers_mut();
+    for name in HOP {
+        headers.remove(name);
+    }
+    if let Some(at) = deadline.at() {
+        let left = at.saturating_duration_since(Instant::now());
+        headers.insert(route::TIMEOUT, timeout::format(left));
+    }
+    Ok(request)
+}
+
+fn refuse(status: Status) -> Response<ResponseBody> {
+    status.into_http::<()>().map(|()| ResponseBody::Empty)
+}
+
+fn not_grpc() -> Response<ResponseBody> {
+    let text = ResponseBody::Text(Bytes::from_static(NOT_GRPC.as_bytes()));
+    let mut response = Response::new(text);
+    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("h2c"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}

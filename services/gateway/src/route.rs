@@ -1,0 +1,252 @@
+//! Where a call goes: decided from its path and its metadata alone.
+
+use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
+use tether_endpoints::Target;
+use tether_proto::Failure;
+use tether_types::{PoolName, WorkerId};
+
+use std::time::Duration;
+
+use crate::{explain, timeout};
+
+/// Names the pool whose worker serves a call.
+pub(crate) const POOL: &str = "tether-pool";
+/// Names the one worker that may serve a call.
+pub(crate) const WORKER: &str = "tether-worker";
+/// Calls with the same value go to the same worker where possible.
+pub(crate) const AFFINITY: &str = "tether-affinity";
+/// How long the caller waits.
+pub(crate) const TIMEOUT: &str = "grpc-timeout";
+
+/// Services that are forwarded to the arbiter.
+const ARBITER: [&str; 4] = [
+    "/tether.session.v1.",
+    "/tether.pool.v1.",
+    "/tether.worker.v1.",
+    "/tether.job.v1.",
+];
+/// Services that are forwarded to discovery.
+const DISCOVERY: &str = "/tether.discovery.v1.";
+/// Services the gateway answers itself, unless the call names a pool.
+const OWN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+
+/// Who serves a call.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    Arbiter,
+    Discovery,
+    Own,
+    Worker(PoolName, Target),
+}
+
+/// What a call's head says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) route: Route,
+    /// How long the caller waits, where it says.
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Reads the head of a call.
+pub(crate) fn plan(head: &Parts) -> Result<Plan, Failure> {
+    check_grpc(head)?;
+    let timeout = match single(&head.headers, TIMEOUT, "1500m")? {
+        None => None,
+        Some(value) => Some(timeout::parse(value.as_bytes()).ok_or_else(|| {
+            let why = "it is not one to eight digits and one of H M S m u n";
+            explain::metadata(TIMEOUT, value, why, "1500m")
+        })?),
+    };
+    let path = head.uri.path();
+    let route = if ARBITER.iter().any(|service| path.starts_with(service)) {
+        Route::Arbiter
+    } else if path.starts_with(DISCOVERY) {
+        Route::Discovery
+    } else {
+        match (destination(&head.headers)?, path) {
+            (Some((pool, target)), _) => Route::Worker(pool, target),
+            (None, path) if OWN.iter().any(|service| path.starts_with(service)) => Route::Own,
+            (None, path) => return Err(explain::no_destination(path)),
+        }
+    };
+    Ok(Plan { route, timeout })
+}
+
+fn check_grpc(head: &Parts) -> Result<(), Failure> {
+    if head.method != Method::POST {
+        let why = "a gRPC call is a POST";
+        return Err(explain::metadata(
+            ":method",
+            head.method.as_str(),
+            why,
+            "POST",
+        ));
+    }
+    let content_type = head.headers.get(CONTENT_TYPE);
+    let text = content_type.map_or("", |value| value.to_str().unwrap_or("?"));
+    let is_grpc = text
+        .strip_prefix("application/grpc")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']));
+    if is_grpc {
+        return Ok(());
+    }
+    let why = "the gateway forwards gRPC alone";
+    Err(explain::metadata(
+        "content-type",
+        text,
+        why,
+        "application/grpc",
+    ))
+}
+
+/// The pool and the worker in it that the metadata asks for, where it names any.
+fn destination(headers: &HeaderMap) -> Result<Option<(PoolName, Target)>, Failure> {
+    let pool = match single(headers, POOL, "digits")? {
+        None => None,
+        Some(text) => Some(
+            PoolName::new(text)
+                .map_err(|why| explain::metadata(POOL, text, &why.to_string(), "digits"))?,
+        ),
+    };
+    if let Some(text) = single(headers, WORKER, "digits/0")? {
+        let refuse = |why: &str| explain::metadata(WORKER, text, why, "digits/0");
+        let worker: WorkerId = text.parse().map_err(|_| {
+            refuse("it is not a pool, a slash and a slot, with or without an incarnation")
+        })?;
+        if pool.as_ref().is_some_and(|pool| *pool != worker.pool) {
+            return Err(refuse("it is of another pool than `tether-pool` says"));
+        }
+        let target = Target::Worker {
+            slot: worker.slot,
+            incarnation: worker.incarnation,
+        };
+        return Ok(Some((worker.pool, target)));
+    }
+    let Some(pool) = pool else { return Ok(None) };
+    let affinity = single(headers, AFFINITY, "session-42")?;
+    let target = affinity.map_or(Target::Any, |key| Target::Affinity(key.into()));
+    Ok(Some((pool, target)))
+}
+
+/// The value of a key that may be there once, as visible ASCII.
+fn single<'a>(
+    headers: &'a HeaderMap,
+    key: &str,
+    example: &str,
+) -> Result<Option<&'a str>, Failure> {
+    let mut values = headers.get_all(key).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let text = value.to_str().map_err(|_| {
+        let shown = String::from_utf8_lossy(value.as_bytes());
+        explain::metadata(key, &shown, "it is not visible ASCII", example)
+    })?;
+    if values.next().is_some() {
+        return Err(explain::metadata(
+            key,
+            text,
+            "it is there more than once",
+            example,
+        ));
+    }
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use tether_types::{Incarnation, Reason};
+
+    use super::*;
+
+    fn head(path: &str, metadata: &[(&str, &str)]) -> Parts {
+        let mut request = http::Request::post(path).header("content-type", "application/grpc");
+        for (key, value) in metadata {
+            request = request.header(*key, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn route(path: &str, metadata: &[(&str, &str)]) -> Result<Route, Failure> {
+        plan(&head(path, metadata)).map(|plan| plan.route)
+    }
+
+    #[test]
+    fn control_calls_go_to_their_service_whatever_the_metadata() {
+        for service in [
+            "session.v1.SessionService",
+            "pool.v1.PoolService",
+            "job.v1.JobService",
+        ] {
+            let route = route(&format!("/tether.{service}/Get"), &[(POOL, "digits")]);
+            assert_eq!(route.unwrap(), Route::Arbiter);
+        }
+        let watch = "/tether.discovery.v1.DiscoveryService/WatchEndpoints";
+        assert_eq!(route(watch, &[]).unwrap(), Route::Discovery);
+    }
+
+    #[test]
+    fn health_is_the_gateways_own_unless_a_pool_is_named() {
+        let check = "/grpc.health.v1.Health/Check";
+        let any = Route::Worker(PoolName::new("digits").unwrap(), Target::Any);
+
+        assert_eq!(route(check, &[]).unwrap(), Route::Own);
+        assert_eq!(route(check, &[(POOL, "digits")]).unwrap(), any);
+    }
+
+    #[test]
+    fn metadata_chooses_the_worker() {
+        let digits = || PoolName::new("digits").unwrap();
+        let one = Target::Worker {
+            slot: 2,
+            incarnation: Incarnation(5),
+        };
+        let affinity = Target::Affinity(b"session-42".to_vec());
+
+        let chosen = |metadata: &[(&str, &str)]| route("/a.B/C", metadata).unwrap();
+        assert_eq!(
+            chosen(&[(WORKER, "digits/2.5")]),
+            Route::Worker(digits(), one)
+        );
+        assert_eq!(
+            chosen(&[(POOL, "digits"), (AFFINITY, "session-42")]),
+            Route::Worker(digits(), affinity)
+        );
+    }
+
+    #[test]
+    fn malformed_metadata_is_refused_by_key() {
+        let cases: [(&[(&str, &str)], &str); 7] = [
+            (&[], "tether-pool"),
+            (&[(POOL, "a b")], "tether-pool"),
+            (&[(POOL, "a"), (POOL, "b")], "more than once"),
+            (&[(WORKER, "digits")], "tether-worker"),
+            (&[(WORKER, "a/1"), (POOL, "b")], "another pool"),
+            (&[(POOL, "a"), (TIMEOUT, "5s")], "grpc-timeout"),
+            (&[(POOL, "ä")], "visible ASCII"),
+        ];
+        for (metadata, hint) in cases {
+            let failure = route("/a.B/C", metadata).unwrap_err();
+
+            assert_eq!(failure.reason(), Reason::MetadataInvalid);
+            assert!(failure.to_string().contains(hint), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_grpc_is_refused() {
+        let mut json = head("/a.B/C", &[(POOL, "digits")]);
+        json.headers
+            .insert(CONTENT_TYPE, "application/json".parse().unwrap());
+        let mut get = head("/a.B/C", &[(POOL, "digits")]);
+        get.method = Method::GET;
+
+        assert!(
+            plan(&json)
+                .unwrap_err()
+                .to_string()
+                .contains("content-type")
+        );
+        assert!(plan(&get).unwrap_err().to_string().contains(":method"));
+    }
+}

@@ -1,0 +1,166 @@
+//! The way of a request's messages to the server: chunk by chunk, never faster than it takes them.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+
+/// Sends `body` on until it ends, the server resets the stream, or a message is larger than
+/// `limit`, whose size is then left in `oversize`.
+pub(crate) async fn run(
+    mut body: Incoming,
+    mut stream: SendStream<Bytes>,
+    limit: u32,
+    oversize: Arc<OnceLock<u32>>,
+) {
+    let mut meter = Meter::new(limit);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            _ = poll_fn(|cx| stream.poll_reset(cx)) => return,
+            frame = next_frame(&mut body) => frame,
+        };
+        // An error while sending means that the server has ended the call, and says so there.
+        let sent = match frame {
+            None => stream.send_data(Bytes::new(), true),
+            // The client cancelled or is gone.
+            Some(Err(_)) => return stream.send_reset(Reason::CANCEL),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    if let Err(TooLarge(bytes)) = meter.feed(&data) {
+                        let _ = oversize.set(bytes);
+                        return stream.send_reset(Reason::CANCEL);
+                    }
+                    let last = body.is_end_stream();
+                    match send(&mut stream, data, last).await {
+                        Ok(()) if !last => continue,
+                        done => done,
+                    }
+                }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => stream.send_trailers(trailers),
+                    Err(_) => continue,
+                },
+            },
+        };
+        if let Err(error) = sent {
+            tracing::trace!(%error, "Server takes no more of a request");
+        }
+        return;
+    }
+}
+
+async fn next_frame(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+    poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
+}
+
+async fn send(
+    stream: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        // Capacity is asked for only with the data in hand: held for data that is yet to come, it
+        // would be missing to other calls on the connection.
+        stream.reserve_capacity(data.len());
+        let Some(capacity) = poll_fn(|cx| stream.poll_capacity(cx)).await else {
+            return Err(Reason::CANCEL.into());
+        };
+        let chunk = data.split_to(capacity?.min(data.len()));
+        if !chunk.is_empty() {
+            stream.send_data(chunk, last && data.is_empty())?;
+            if data.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+    stream.send_data(data, last)
+}
+
+/// Watches the five bytes before each gRPC message: a flag and the message's length.
+#[derive(Debug)]
+struct Meter {
+    limit: u32,
+    prefix: [u8; 5],
+    read: usize,
+    /// Bytes of the present message still to come.
+    rest: usize,
+}
+
+/// A message of this many bytes is over the limit.
+#[derive(Debug, PartialEq, Eq)]
+struct TooLarge(u32);
+
+impl Meter {
+    fn new(limit: u32) -> Self {
+        Self {
+            limit,
+            prefix: [0; 5],
+            read: 0,
+            rest: 0,
+        }
+    }
+
+    fn feed(&mut self, mut data: &[u8]) -> Result<(), TooLarge> {
+        while !data.is_empty() {
+            if self.rest > 0 {
+                let skip = self.rest.min(data.len());
+                self.rest -= skip;
+                data = &data[skip..];
+                continue;
+            }
+            self.prefix[self.read] = data[0];
+            self.read += 1;
+            data = &data[1..];
+            if self.read == self.prefix.len() {
+                let [_flag, length @ ..] = self.prefix;
+                let length = u32::from_be_bytes(length);
+                if length > self.limit {
+                    return Err(TooLarge(length));
+                }
+                self.read = 0;
+                self.rest = length as usize;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(length: u32) -> Vec<u8> {
+        let mut message = vec![0];
+        message.extend(length.to_be_bytes());
+        message.resize(5 + length as usize, 7);
+        message
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_found_however_the_bytes_are_cut() {
+        let stream: Vec<u8> = [message(10), message(0), message(11)].concat();
+        for size in 1..stream.len() {
+            let mut meter = Meter::new(10);
+
+            let found = stream
+                .chunks(size)
+                .find_map(|chunk| meter.feed(chunk).err());
+
+            assert_eq!(found, Some(TooLarge(11)), "cut into {size}");
+        }
+    }
+
+    #[test]
+    fn messages_at_the_limit_pass() {
+        let stream: Vec<u8> = [message(10), message(10)].concat();
+
+        assert_eq!(Meter::new(10).feed(&stream), Ok(()));
+    }
+}

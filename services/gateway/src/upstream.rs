@@ -1,0 +1,161 @@
+//! One HTTP/2 connection to one address: opened when first needed, kept, opened again when it
+//! breaks.
+
+use std::{
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tether_types::Address;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    task::JoinHandle,
+};
+
+/// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
+/// client that does not read its streams would keep all others from the same worker waiting.
+pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What one stream may hold unread, in bytes: the memory a slow reader can cost.
+pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// The most metadata one call may carry each way, in bytes; details of an error fit in.
+pub(crate) const HEADER_LIST: u32 = 64 << 10;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
+    #[error("the worker is dead")]
+    Severed,
+}
+
+/// A place that calls are forwarded to.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    address: Address,
+    connect_timeout: Duration,
+    link: Mutex<Link>,
+    /// Held while connecting, so that a burst of first calls opens one connection.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    sender: Option<SendRequest<Bytes>>,
+    driver: Option<JoinHandle<()>>,
+    severed: bool,
+}
+
+impl Upstream {
+    pub(crate) fn new(address: Address, connect_timeout: Duration) -> Self {
+        Self {
+            address,
+            connect_timeout,
+            link: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// A connection that takes a request. While this has not answered, nothing has been sent.
+    pub(crate) async fn ready(&self) -> Result<SendRequest<Bytes>, Error> {
+        if let Some(sender) = self.current().await? {
+            return Ok(sender);
+        }
+        let _turn = self.connecting.lock().await;
+        if let Some(sender) = self.current().await? {
+            return Ok(sender);
+        }
+        tokio::time::timeout(self.connect_timeout, self.connect())
+            .await
+            .map_err(|_| Error::Timeout(self.connect_timeout))?
+    }
+
+    /// Ends the connection with every call on it, for good: whoever was there is dead, and a
+    /// network that is gone would not say so.
+    pub(crate) fn sever(&self) {
+        let mut link = self.lock();
+        link.severed = true;
+        link.sender = None;
+        if let Some(driver) = link.driver.take() {
+            driver.abort();
+        }
+    }
+
+    async fn current(&self) -> Result<Option<SendRequest<Bytes>>, Error> {
+        let sender = {
+            let link = self.lock();
+            if link.severed {
+                return Err(Error::Severed);
+            }
+            link.sender.clone()
+        };
+        match sender {
+            // Fails when the connection broke or the other side said goodbye.
+            Some(sender) => Ok(sender.ready().await.ok()),
+            None => Ok(None),
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Bytes>, Error> {
+        match &self.address {
+            Address::Unix(path) => self.start(UnixStream::connect(path).await?).await,
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                self.start(stream).await
+            }
+        }
+    }
+
+    async fn start<S>(&self, stream: S) -> Result<SendRequest<Bytes>, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = settings().handshake(stream).await?;
+        let mut link = self.lock();
+        if link.severed {
+            return Err(Error::Severed);
+        }
+        link.sender = Some(sender.clone());
+        link.driver = Some(tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "Connection to an upstream ended");
+            }
+        }));
+        Ok(sender)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// No pings of any kind: Python's gRPC server closes the connection of a client that pings more
+/// than it likes, and whether a worker lives is for its agent to say.
+fn settings() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
+        // These protect against a hostile peer by closing the connection. Cancelled calls and
+        // streams of tiny messages look the same, and closing would end everybody's calls.
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(10_000)
+        .data_frame_budget(CONNECTION_WINDOW as usize)
+        .enable_push(false);
+    builder
+}

@@ -1,0 +1,165 @@
+//! Follows discovery: a snapshot, then changes, resumed where they broke off.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tether_endpoints::{Endpoint, Removal, Update};
+use tether_proto::{
+    common::WorkerRef,
+    discovery::{
+        WatchEndpointsRequest, WatchEndpointsResponse,
+        discovery_service_client::DiscoveryServiceClient,
+    },
+};
+use tether_types::{Address, PoolName, WorkerId};
+use tonic::transport::{Channel, Endpoint as Server};
+
+use crate::directory::{Directory, Extent};
+
+/// A discovery whose machine is gone is noticed after this long.
+const PING: Duration = Duration::from_secs(5);
+
+/// The last thing discovery said.
+#[derive(Debug, Default)]
+struct Position {
+    instance: String,
+    revision: u64,
+}
+
+/// Follows discovery for ever. While it is away, the last set known goes on to serve.
+pub(crate) async fn follow(
+    discovery: Address,
+    connect_timeout: Duration,
+    directory: Arc<Directory>,
+) {
+    let delays = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(2))
+        .without_max_times()
+        .with_jitter();
+    let mut position = Position::default();
+    let mut delay = delays.build();
+    let mut told = false;
+    loop {
+        let before = position.revision;
+        let end = watch(&discovery, connect_timeout, &directory, &mut position).await;
+        if position.revision != before {
+            delay = delays.build();
+            told = false;
+        }
+        if !told {
+            tracing::warn!(%discovery, error = format!("{end:#}"), "Discovery is away, its last word stands");
+            told = true;
+        }
+        tokio::time::sleep(delay.next().unwrap_or(PING)).await;
+    }
+}
+
+/// Follows one stream until it breaks; answers why it did.
+async fn watch(
+    discovery: &Address,
+    connect_timeout: Duration,
+    directory: &Directory,
+    position: &mut Position,
+) -> anyhow::Error {
+    let outcome = async {
+        let mut client = DiscoveryServiceClient::new(connect(discovery, connect_timeout).await?);
+        let request = WatchEndpointsRequest {
+            pool: String::new(),
+            resume_instance: position.instance.clone(),
+            resume_revision: position.revision,
+        };
+        let mut stream = client.watch_endpoints(request).await?.into_inner();
+        tracing::info!(%discovery, "Following discovery");
+        while let Some(word) = stream.message().await? {
+            take_in(directory, position, word)?;
+        }
+        bail!("discovery ended the stream")
+    };
+    match outcome.await {
+        Ok(never) => never,
+        Err(error) => error,
+    }
+}
+
+async fn connect(discovery: &Address, timeout: Duration) -> anyhow::Result<Channel> {
+    let uri = match discovery {
+        Address::Unix(path) => format!("unix://{}", path.display()),
+        Address::Tcp { .. } => format!("http://{discovery}"),
+    };
+    let server = Server::from_shared(uri)?
+        .connect_timeout(timeout)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .keep_alive_while_idle(true);
+    Ok(server.connect().await?)
+}
+
+fn take_in(
+    directory: &Directory,
+    position: &mut Position,
+    word: WatchEndpointsResponse,
+) -> anyhow::Result<()> {
+    let extent = match word.snapshot {
+        true => Extent::Snapshot,
+        false => Extent::Change,
+    };
+    if extent == Extent::Change && word.instance != position.instance {
+        // Its changes are to a set this gateway has never seen, so ask for all of it.
+        *position = Position::default();
+        bail!("another life of discovery told a change before a snapshot");
+    }
+    let source_age = Duration::from_millis(word.source_age_ms);
+    directory.apply(extent, update(&word), source_age);
+    *position = Position {
+        instance: word.instance,
+        revision: word.revision,
+    };
+    Ok(())
+}
+
+/// Reads what was told. What cannot be read is left out and reported: one bad endpoint must not
+/// keep all others from being known.
+fn update(word: &WatchEndpointsResponse) -> Update {
+    let upserts = word.upserts.iter().map(|endpoint| {
+        Ok(Endpoint {
+            worker: worker(endpoint.worker.as_ref())?,
+            address: endpoint.address.parse()?,
+            draining: endpoint.draining,
+        })
+    });
+    let removals = word.removals.iter().map(|removal| {
+        Ok(Removal {
+            worker: worker(removal.worker.as_ref())?,
+            death: removal.death.as_ref().map(Into::into),
+        })
+    });
+    let names = |names: &[String]| -> Vec<PoolName> {
+        readable(names.iter().map(|name| Ok(PoolName::new(name)?)))
+    };
+    Update {
+        upserts: readable(upserts),
+        removals: readable(removals),
+        pools: names(&word.pools),
+        removed_pools: names(&word.removed_pools),
+    }
+}
+
+fn worker(field: Option<&WorkerRef>) -> anyhow::Result<WorkerId> {
+    WorkerRef::required(field).context("the worker is not one")
+}
+
+fn readable<T>(items: impl Iterator<Item = anyhow::Result<T>>) -> Vec<T> {
+    items
+        .filter_map(|item| {
+            item.inspect_err(|error| {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "Discovery told something unreadable"
+                );
+            })
+            .ok()
+        })
+        .collect()
+}

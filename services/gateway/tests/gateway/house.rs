@@ -1,0 +1,119 @@
+//! A gateway with its discovery, and whatever workers a test starts.
+
+use std::time::Duration;
+
+use tether_gateway::{Config, Gateway, Listener};
+use tether_types::Address;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    client::{Client, SOON},
+    discovery::{Discovery, worker},
+    worker::Worker,
+};
+
+pub(crate) const UNARY: &str = "/test.Echo/Unary";
+pub(crate) const DIGITS: &[(&str, &str)] = &[("tether-pool", "digits")];
+
+pub(crate) struct House {
+    pub(crate) address: String,
+    pub(crate) discovery: Discovery,
+    pub(crate) stop: CancellationToken,
+    pub(crate) serving: JoinHandle<anyhow::Result<()>>,
+    _directory: tempfile::TempDir,
+}
+
+impl House {
+    pub(crate) async fn open() -> Self {
+        Self::with(Config::default()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        Self::with_arbiter(config, "unix:/nonexistent/arbiter.sock").await
+    }
+
+    pub(crate) async fn with_arbiter(config: Config, arbiter: &str) -> Self {
+        let directory = tempfile::tempdir().expect("there is a place for files");
+        let discovery = Discovery::start(directory.path());
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("there is a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let stop = CancellationToken::new();
+        let arbiter = arbiter.parse().expect("it is an address");
+        let gateway = Gateway::build(config, arbiter, Address::Unix(discovery.socket.clone()));
+        let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
+        Self {
+            address,
+            discovery,
+            stop,
+            serving,
+            _directory: directory,
+        }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(&self.address).await
+    }
+
+    /// Starts a worker in a slot of the pool `digits` and waits until the gateway uses it.
+    pub(crate) async fn worker(&self, slot: u32) -> Worker {
+        let worker = Worker::start().await;
+        self.tell(slot, 1, &worker.address).await;
+        worker
+    }
+
+    /// Tells of an endpoint and waits until the gateway knows it.
+    pub(crate) async fn tell(&self, slot: u32, incarnation: u64, address: &str) {
+        self.discovery
+            .up(worker("digits", slot, incarnation), address, false);
+        let client = self.client().await;
+        let pin = format!("digits/{slot}.{incarnation}");
+        self.until("the worker is known", async || {
+            // Which method it is does not matter: it need not exist.
+            let answer = client
+                .unary("/test.Echo/None", &[("tether-worker", &pin)], "")
+                .await;
+            answer.is_err_and(|status| status.code() == tonic::Code::Unimplemented)
+        })
+        .await;
+    }
+
+    /// Asks again until `condition` holds.
+    pub(crate) async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let deadline = tokio::time::Instant::now() + SOON;
+        while !condition().await {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{what}: not within {SOON:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.serving.abort();
+    }
+}
+
+/// Our reason for a failure.
+pub(crate) fn reason(status: &Status) -> &'static str {
+    tether_proto::reason_of(status).map_or("none of ours", tether_types::Reason::word)
+}
+
+/// A fact that a failure carries for programs.
+pub(crate) fn fact(status: &Status, key: &str) -> Option<String> {
+    use tonic_types::StatusExt as _;
+    status.get_details_error_info()?.metadata.get(key).cloned()
+}
+
+/// When a failure says that trying again makes sense.
+pub(crate) fn retry_delay(status: &Status) -> Option<Duration> {
+    use tonic_types::StatusExt as _;
+    status.get_details_retry_info()?.retry_delay
+}

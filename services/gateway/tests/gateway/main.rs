@@ -1,0 +1,13 @@
+//! The gateway as its clients, workers and discovery see it: real sockets, real gRPC on both sides.
+
+mod client;
+mod discovery;
+mod house;
+mod worker;
+
+mod calls;
+mod control;
+mod deaths;
+mod limits;
+mod picking;
+mod speed;
