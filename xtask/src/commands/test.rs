@@ -1,0 +1,61 @@
+//! `cargo xtask test`: every suite that CI runs, in CI's order, with one summary on the last line.
+
+use std::process::Command;
+
+use super::{Task, check};
+use crate::{etcd, report::Report, workspace::Workspace};
+
+pub(super) const TASK: Task = Task {
+    name: "test",
+    arguments: "[FILTER ...]",
+    summary: "every suite that CI runs; with a filter, the tests it names",
+    run: |workspace, filter| {
+        let mut report = Report::default();
+        prepare(workspace, &mut report);
+        if filter.is_empty() {
+            check::take_steps(workspace, &mut report);
+        }
+        report.prepare(
+            "build",
+            workspace.cargo("build --workspace --bins --locked"),
+        );
+        report.suite("tests", tests(workspace, "--workspace", filter));
+        if filter.is_empty() {
+            report.suite(
+                "doc tests",
+                workspace.cargo("test --doc --workspace --locked --no-fail-fast"),
+            );
+            report.suite("digits", digits(workspace));
+        }
+        Ok(report.finish())
+    },
+};
+
+/// Installs what the suites need beyond cargo.
+pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
+    report.prepare(
+        "Python environment",
+        workspace.program("tools/python-env.sh"),
+    );
+    if let Err(why) = etcd::provide(workspace) {
+        report.fail("etcd", &why);
+    }
+}
+
+/// The runner for the tests in `scope`: nextest, which runs each in a process of its own, else cargo's.
+pub(super) fn tests(workspace: &Workspace, scope: &str, filter: &[String]) -> Command {
+    if workspace.has_cargo("nextest") {
+        let mut nextest = workspace.cargo("nextest run --locked --no-fail-fast");
+        nextest.args(scope.split(' ')).args(filter);
+        return nextest;
+    }
+    let mut cargo = workspace.cargo("test --lib --bins --tests --locked --no-fail-fast");
+    cargo.args(scope.split(' ')).arg("--").args(filter);
+    cargo
+}
+
+fn digits(workspace: &Workspace) -> Command {
+    let mut unittest = workspace.program(workspace.root().join("target/venv/digits/bin/python"));
+    unittest.args(["-m", "unittest", "discover", "-s", "examples/digits/tests"]);
+    unittest
+}
