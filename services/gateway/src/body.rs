@@ -2,8 +2,9 @@
 //! whatever happens to the server.
 
 use std::{
+    future::ready,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
 use bytes::Bytes;
@@ -12,15 +13,20 @@ use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use tonic::Status;
 
-use crate::{call::Call, forward::Deadline};
+use crate::{
+    call::{Call, is_cancel},
+    forward::Deadline,
+};
 
 /// gRPC's own name for the code in headers and trailers.
 const GRPC_STATUS: &str = "grpc-status";
 
+/// The code of CANCELLED.
+pub(crate) const CANCELLED: u32 = 1;
 /// The code of DEADLINE_EXCEEDED.
 pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
 /// The code of UNKNOWN, which gRPC gives to an answer that ends without one.
-const UNKNOWN: u32 = 2;
+pub(crate) const UNKNOWN: u32 = 2;
 
 /// An answer's body.
 pub(crate) enum ResponseBody {
@@ -70,7 +76,7 @@ impl Forwarded {
                 return Poll::Ready(Some(trailers(self.deadline.passed().into())));
             }
             match &mut self.stage {
-                Stage::Messages(call) => match ready!(self.stream.poll_data(cx)) {
+                Stage::Messages(call) => match task::ready!(self.stream.poll_data(cx)) {
                     Some(Ok(data)) => {
                         // Credited when passed on, so that the server sends no faster than the
                         // client reads.
@@ -78,7 +84,7 @@ impl Forwarded {
                         call.on_message();
                         return Poll::Ready(Some(Frame::data(data)));
                     }
-                    Some(Err(error)) => self.stage = Stage::broken(call, error),
+                    Some(Err(error)) => self.stage = Stage::broken(call, error, self.deadline),
                     None => {
                         if let Stage::Messages(call) =
                             std::mem::replace(&mut self.stage, Stage::Over)
@@ -87,9 +93,14 @@ impl Forwarded {
                         }
                     }
                 },
-                Stage::Trailers(call) => match ready!(self.stream.poll_trailers(cx)) {
+                Stage::Trailers(call) => match task::ready!(self.stream.poll_trailers(cx)) {
                     Ok(received) => {
                         let code = received.as_ref().and_then(code_of);
+                        if code == Some(CANCELLED) && self.deadline.explains_cancel() {
+                            call.on_code(DEADLINE_EXCEEDED);
+                            self.stage = Stage::Over;
+                            return Poll::Ready(Some(trailers(self.deadline.passed().into())));
+                        }
                         call.on_code(code.unwrap_or(UNKNOWN));
                         self.stage = Stage::Over;
                         return Poll::Ready(Some(match received {
@@ -99,10 +110,10 @@ impl Forwarded {
                             )),
                         }));
                     }
-                    Err(error) => self.stage = Stage::broken(call, error),
+                    Err(error) => self.stage = Stage::broken(call, error, self.deadline),
                 },
                 Stage::Broken(explanation) => {
-                    let status = ready!(explanation.as_mut().poll(cx));
+                    let status = task::ready!(explanation.as_mut().poll(cx));
                     self.stage = Stage::Over;
                     return Poll::Ready(Some(trailers(status)));
                 }
@@ -129,7 +140,11 @@ impl Forwarded {
 }
 
 impl Stage {
-    fn broken(call: &mut Call, error: h2::Error) -> Self {
+    fn broken(call: &mut Call, error: h2::Error, deadline: Deadline) -> Self {
+        if is_cancel(&error) && deadline.explains_cancel() {
+            call.on_code(DEADLINE_EXCEEDED);
+            return Self::Broken(Box::pin(ready(deadline.passed().into())));
+        }
         Self::Broken(Box::pin(call.broken(error)))
     }
 }

@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use crate::{
     directory::Directory,
     explain::{self, Progress},
-    upload,
+    upload::{self, GivenUp},
 };
 
 /// A service of ours that calls are forwarded to.
@@ -48,7 +48,7 @@ pub(crate) struct Call {
     server: Server,
     upload: Option<JoinHandle<()>>,
     limit: u32,
-    oversize: Arc<OnceLock<u32>>,
+    given_up: Arc<OnceLock<GivenUp>>,
 }
 
 impl Call {
@@ -78,14 +78,14 @@ impl Call {
             server,
             upload: None,
             limit,
-            oversize: Arc::default(),
+            given_up: Arc::default(),
         }
     }
 
     /// Sends the request's messages on, as fast as the server takes them and until the call ends.
     pub(crate) async fn upload(&mut self, body: Incoming, stream: SendStream<Bytes>) {
-        let oversize = Arc::clone(&self.oversize);
-        let mut upload = Box::pin(upload::run(body, stream, self.limit, oversize));
+        let given_up = Arc::clone(&self.given_up);
+        let mut upload = Box::pin(upload::run(body, stream, self.limit, given_up));
         // The one message of a unary call is mostly there already, and then needs no task.
         if futures::poll!(&mut upload).is_pending() {
             self.upload = Some(tokio::spawn(upload));
@@ -154,9 +154,10 @@ impl Call {
         &mut self,
         error: h2::Error,
     ) -> impl Future<Output = Status> + Send + use<> {
-        let oversize = self.oversize.get().copied();
+        let given_up = self.given_up.get().copied();
         let limit = self.limit;
-        if oversize.is_none() {
+        // What its client does says nothing about a worker.
+        if given_up.is_none() {
             match reset_code(&error) {
                 Some(code) => self.on_code(code as u32),
                 None => self.on_outcome(Outcome::Failure),
@@ -164,8 +165,10 @@ impl Call {
         }
         let source = self.source();
         async move {
-            if let Some(bytes) = oversize {
-                return explain::too_large(bytes, limit).into();
+            match given_up {
+                Some(GivenUp::TooLarge(bytes)) => return explain::too_large(bytes, limit).into(),
+                Some(GivenUp::Cancelled) => return Status::cancelled("the client cancelled"),
+                None => {}
             }
             let (directory, worker, death_wait) = match source {
                 Source::Control(control, address) => {
@@ -238,6 +241,11 @@ impl Control {
             Self::Discovery => explain::discovery_unreachable(address, error),
         }
     }
+}
+
+/// Whether the other side cancelled this call.
+pub(crate) fn is_cancel(error: &h2::Error) -> bool {
+    reset_code(error) == Some(Code::Cancelled)
 }
 
 /// The gRPC code of a stream that the other side reset, as the gRPC protocol lays down; `None` when

@@ -9,8 +9,6 @@ use tether_breaker::{Codes, Terms};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where it listens: `unix:/path` or `host:port`.
-    pub listen: Vec<String>,
     /// The largest message a client may send to a worker, in bytes.
     pub max_message_bytes: u32,
     /// How long connecting to a worker, the arbiter or discovery may take.
@@ -31,7 +29,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec!["127.0.0.1:7437".to_owned()],
             max_message_bytes: 100 * 1024 * 1024,
             connect_timeout: Duration::from_secs(2),
             max_attempts: NonZeroU32::MIN.saturating_add(2),

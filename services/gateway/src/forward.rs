@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    body::{self, DEADLINE_EXCEEDED, Forwarded, ResponseBody},
-    call::{Call, Control},
+    body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody, UNKNOWN},
+    call::{self, Call, Control},
     config::Config,
     directory::Directory,
     explain,
@@ -31,6 +31,9 @@ use crate::{
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
 /// time, and one whose discovery is away should say so soon.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// How much earlier than the gateway a server may see a deadline pass: timers tick in milliseconds.
+const CLOCK_SLACK: Duration = Duration::from_millis(10);
 
 /// Headers that speak of one connection and mean nothing on the next.
 const HOP: [HeaderName; 6] = [
@@ -71,6 +74,13 @@ impl Deadline {
     /// What to say when it has passed.
     pub(crate) fn passed(&self) -> Failure {
         explain::deadline(self.0.map_or(Duration::ZERO, |(_, asked)| asked))
+    }
+
+    /// Whether a server that cancelled the call did so because of the deadline, which it knows as
+    /// well: it often says no more than "cancelled".
+    pub(crate) fn explains_cancel(&self) -> bool {
+        let near = |at: Instant| at.saturating_duration_since(Instant::now()) <= CLOCK_SLACK;
+        self.at().is_some_and(near)
     }
 
     async fn bound<F: Future>(&self, work: F) -> Result<F::Output, Failure> {
@@ -197,6 +207,10 @@ async fn send(
     }
     let response = match deadline.bound(response).await {
         Ok(Ok(response)) => response,
+        Ok(Err(error)) if call::is_cancel(&error) && deadline.explains_cancel() => {
+            call.on_code(DEADLINE_EXCEEDED);
+            return Err(deadline.passed().into());
+        }
         Ok(Err(error)) => return Err(call.broken(error).await),
         Err(late) => {
             call.on_code(DEADLINE_EXCEEDED);
@@ -211,7 +225,12 @@ async fn send(
     head.headers.remove(header::CONTENT_LENGTH);
     if stream.is_end_stream() {
         // Headers alone, with the status in them.
-        call.on_code(body::code_of(&head.headers).unwrap_or(tonic::Code::Unknown as u32));
+        let code = body::code_of(&head.headers).unwrap_or(UNKNOWN);
+        if code == CANCELLED && deadline.explains_cancel() {
+            call.on_code(DEADLINE_EXCEEDED);
+            return Err(deadline.passed().into());
+        }
+        call.on_code(code);
         return Ok(Response::from_parts(head, ResponseBody::Empty));
     }
     let forwarded = Forwarded::new(stream, call, deadline);

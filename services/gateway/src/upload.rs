@@ -11,15 +11,28 @@ use h2::{Reason, SendStream};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 
-/// Sends `body` on until it ends, the server resets the stream, or a message is larger than
-/// `limit`, whose size is then left in `oversize`.
+/// Why a request was given up on its way to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// The client cancelled or is gone.
+    Cancelled,
+    /// A message of this many bytes is over the limit.
+    TooLarge(u32),
+}
+
+/// Sends `body` on until it ends, the server resets the stream, or the request has to be given up,
+/// for a reason that is then left in `given_up`.
 pub(crate) async fn run(
     mut body: Incoming,
     mut stream: SendStream<Bytes>,
     limit: u32,
-    oversize: Arc<OnceLock<u32>>,
+    given_up: Arc<OnceLock<GivenUp>>,
 ) {
     let mut meter = Meter::new(limit);
+    let give_up = |why, mut stream: SendStream<Bytes>| {
+        let _ = given_up.set(why);
+        stream.send_reset(Reason::CANCEL);
+    };
     loop {
         let frame = tokio::select! {
             biased;
@@ -29,13 +42,11 @@ pub(crate) async fn run(
         // An error while sending means that the server has ended the call, and says so there.
         let sent = match frame {
             None => stream.send_data(Bytes::new(), true),
-            // The client cancelled or is gone.
-            Some(Err(_)) => return stream.send_reset(Reason::CANCEL),
+            Some(Err(_)) => return give_up(GivenUp::Cancelled, stream),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
-                    if let Err(TooLarge(bytes)) = meter.feed(&data) {
-                        let _ = oversize.set(bytes);
-                        return stream.send_reset(Reason::CANCEL);
+                    if let Err(why) = meter.feed(&data) {
+                        return give_up(why, stream);
                     }
                     let last = body.is_end_stream();
                     match send(&mut stream, data, last).await {
@@ -93,10 +104,6 @@ struct Meter {
     rest: usize,
 }
 
-/// A message of this many bytes is over the limit.
-#[derive(Debug, PartialEq, Eq)]
-struct TooLarge(u32);
-
 impl Meter {
     fn new(limit: u32) -> Self {
         Self {
@@ -107,7 +114,7 @@ impl Meter {
         }
     }
 
-    fn feed(&mut self, mut data: &[u8]) -> Result<(), TooLarge> {
+    fn feed(&mut self, mut data: &[u8]) -> Result<(), GivenUp> {
         while !data.is_empty() {
             if self.rest > 0 {
                 let skip = self.rest.min(data.len());
@@ -122,7 +129,7 @@ impl Meter {
                 let [_flag, length @ ..] = self.prefix;
                 let length = u32::from_be_bytes(length);
                 if length > self.limit {
-                    return Err(TooLarge(length));
+                    return Err(GivenUp::TooLarge(length));
                 }
                 self.read = 0;
                 self.rest = length as usize;
@@ -153,7 +160,7 @@ mod tests {
                 .chunks(size)
                 .find_map(|chunk| meter.feed(chunk).err());
 
-            assert_eq!(found, Some(TooLarge(11)), "cut into {size}");
+            assert_eq!(found, Some(GivenUp::TooLarge(11)), "cut into {size}");
         }
     }
 

@@ -4,12 +4,13 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use tokio::{net::TcpListener, sync::mpsc::Receiver, task::JoinHandle};
 use tonic::Code;
 
 use crate::{
     client::{framed, grpc_request, next, open, raw, soon},
     house::{DIGITS, House, UNARY, reason},
-    worker::reached,
+    worker::{IMPATIENCE, Upload, plain, reached},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,12 +131,81 @@ async fn a_deadline_is_enforced_and_passed_on() {
     .await;
     assert_eq!(late.data, framed(b"a"));
     assert_eq!(late.status().code(), Code::DeadlineExceeded);
-    reached(&worker.seen.cancelled, 2).await;
+    reached(&worker.seen.cancelled, 1).await;
 
     let quick = raw(&house.address, timed(UNARY, "60S"), framed(b"")).await;
     let left = quick.headers["x-timeout"].to_str().unwrap();
     let micros: u64 = left.strip_suffix('u').unwrap().parse().unwrap();
     assert!((50_000_000..60_000_000).contains(&micros), "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_is_kept_for_a_worker_that_keeps_none() {
+    let house = House::open().await;
+    let (worker, mut seen) = silent_worker(&house).await;
+    let headers = [DIGITS[0], ("grpc-timeout", "100m")];
+
+    let late = raw(
+        &house.address,
+        grpc_request("/test.Plain/Upload", &headers),
+        framed(b"a"),
+    )
+    .await;
+
+    assert!(late.trailers.is_none());
+    let status = late.status();
+    assert_eq!(
+        (status.code(), reason(&status)),
+        (Code::DeadlineExceeded, "DEADLINE_EXCEEDED")
+    );
+    for expected in [
+        Upload::Began,
+        Upload::Complete,
+        Upload::Reset(Some(h2::Reason::CANCEL)),
+    ] {
+        assert_eq!(
+            soon("what the worker saw", seen.recv()).await,
+            Some(expected)
+        );
+    }
+    worker.abort();
+}
+
+/// A worker's timer may run out a moment before the gateway's, and all it can say is "cancelled".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cancels_at_the_deadline_has_missed_it() {
+    let house = House::open().await;
+    let (worker, _seen) = silent_worker(&house).await;
+    let cancelled_within = async |method, timeout| {
+        let headers = [DIGITS[0], ("grpc-timeout", timeout)];
+        let request = grpc_request(method, &headers);
+        raw(&house.address, request, framed(b"a"))
+            .await
+            .status()
+            .code()
+    };
+    assert_eq!(IMPATIENCE, Duration::from_millis(200));
+
+    for method in ["/test.Plain/Impatient", "/test.Plain/Polite"] {
+        assert_eq!(
+            cancelled_within(method, "206m").await,
+            Code::DeadlineExceeded
+        );
+        assert_eq!(cancelled_within(method, "60S").await, Code::Cancelled);
+    }
+    worker.abort();
+}
+
+/// A plain worker in slot 0, which never answers an upload.
+async fn silent_worker(house: &House) -> (JoinHandle<()>, Receiver<Upload>) {
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("there is a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let (sender, seen) = tokio::sync::mpsc::channel(1);
+    let worker = tokio::spawn(plain(listener, sender));
+    house.tell(0, 1, &address).await;
+    (worker, seen)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,14 +235,48 @@ async fn a_cancelled_call_is_cancelled_at_the_worker() {
     reached(&worker.seen.calls, 3).await;
     drop((sending, receiving));
     reached(&worker.seen.cancelled, 3).await;
+    drop(connection);
+}
 
-    // More than the worker takes, so that the gateway has to give up what it could not send.
-    let (mut sending, receiving, other) = open(&house.address, "/test.Echo/Deaf").await;
-    sending.send_data(framed(&[0; 8 << 20]), false).unwrap();
-    reached(&worker.seen.calls, 4).await;
+/// The worker takes 64 KiB of it, so the gateway has to give up what it could not send.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_upload_is_stuck_is_cancelled_at_the_worker() {
+    let house = House::open().await;
+    let worker = house.worker(0).await;
+    let client = house.client().await;
+    let (mut sending, receiving, _connection) = open(&house.address, "/test.Echo/Deaf").await;
+    sending.send_data(framed(&[0; 1 << 20]), false).unwrap();
+    reached(&worker.seen.calls, 1).await;
+    // Meanwhile the upload runs into the worker's window.
+    for _ in 0..50 {
+        client.unary(UNARY, DIGITS, "a").await.unwrap();
+    }
+
     drop((sending, receiving));
-    reached(&worker.seen.cancelled, 4).await;
-    drop((connection, other));
+
+    reached(&worker.seen.cancelled, 1).await;
+}
+
+/// Half an upload that looked whole could be taken for all of it. Nor does it speak against the
+/// worker that its clients cancel, however often.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_upload_never_looks_complete() {
+    let house = House::open().await;
+    let (worker, mut seen) = silent_worker(&house).await;
+
+    for round in 1..=50 {
+        let (mut sending, receiving, _connection) =
+            open(&house.address, "/test.Plain/Upload").await;
+        sending.send_data(framed(b"half"), false).unwrap();
+        assert_eq!(soon("the message", seen.recv()).await, Some(Upload::Began));
+
+        drop((sending, receiving));
+
+        let end = soon("the end", seen.recv()).await;
+        let reset = Upload::Reset(Some(h2::Reason::CANCEL));
+        assert_eq!(end, Some(reset), "round {round}");
+    }
+    worker.abort();
 }
 
 /// The worker may run ahead of a client that does not read by what the buffers on the way hold,

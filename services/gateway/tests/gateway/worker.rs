@@ -9,11 +9,16 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use tokio::{net::TcpListener, runtime::Runtime, sync::watch};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -27,6 +32,9 @@ use tonic::{
 };
 
 use crate::client::{RawCodec, soon};
+
+/// Bytes a worker takes of a stream it does not read.
+const WINDOW: u32 = 65_535;
 
 /// What a worker has seen.
 #[derive(Debug, Default)]
@@ -78,6 +86,8 @@ impl Worker {
             let listener = TcpListener::from_std(listener).expect("the runtime has IO");
             let incoming = TcpListenerStream::new(listener);
             Server::builder()
+                // Small, so that a worker that does not read soon takes no more.
+                .initial_stream_window_size(WINDOW)
                 .add_service(service)
                 .serve_with_incoming(incoming)
                 .await
@@ -335,5 +345,74 @@ impl StreamingService<Bytes> for Bidi {
             });
             Ok(Response::new(messages.boxed()))
         })
+    }
+}
+
+/// When a plain worker cancels an `Impatient` or `Polite` call.
+pub(crate) const IMPATIENCE: Duration = Duration::from_millis(200);
+
+/// What a plain HTTP/2 server saw of a request's body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Upload {
+    Began,
+    Complete,
+    Reset(Option<h2::Reason>),
+}
+
+/// A worker without a gRPC library, because some show a cancelled request as a complete one. It
+/// reads the bodies of `Upload` calls and never answers them, cancels `Impatient` calls with a
+/// reset and `Polite` ones with a status.
+pub(crate) async fn plain(listener: TcpListener, seen: mpsc::Sender<Upload>) {
+    let (stream, _) = listener.accept().await.expect("the gateway connects");
+    let mut connection = h2::server::handshake(stream)
+        .await
+        .expect("it speaks HTTP/2");
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let (resets, says) = (
+            request.uri().path().ends_with("/Impatient"),
+            request.uri().path().ends_with("/Polite"),
+        );
+        if resets || says {
+            tokio::spawn(async move {
+                tokio::time::sleep(IMPATIENCE).await;
+                match resets {
+                    true => respond.send_reset(h2::Reason::CANCEL),
+                    false => {
+                        let cancelled = Status::cancelled("too late").into_http::<()>();
+                        respond
+                            .send_response(cancelled, true)
+                            .expect("the gateway waits");
+                    }
+                }
+            });
+            continue;
+        }
+        if !request.uri().path().ends_with("/Upload") {
+            let unknown = Status::unimplemented("only `Upload`").into_http::<()>();
+            respond
+                .send_response(unknown, true)
+                .expect("the gateway waits");
+            continue;
+        }
+        let seen = seen.clone();
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            let first = body.data().await.is_some_and(|data| data.is_ok());
+            assert!(first, "the call has a message");
+            seen.send(Upload::Began).await.expect("the test waits");
+            let end = match body.data().await {
+                None => Upload::Complete,
+                Some(Ok(_)) => Upload::Began,
+                Some(Err(error)) => Upload::Reset(error.reason()),
+            };
+            let complete = end == Upload::Complete;
+            seen.send(end).await.expect("the test waits");
+            if complete {
+                let reset = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+                seen.send(Upload::Reset(reset.ok()))
+                    .await
+                    .expect("the test waits");
+            }
+        });
     }
 }
