@@ -9,4 +9,7 @@ mod template;
 pub use net::{Connect, Listen, Place, Whereabouts};
 pub use pool::{Policy, Pool, PoolFile};
 pub use service::{Ignored, service};
-pub use template::{Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template, Templates, named};
+pub use template::{
+    Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,
+    Templates, named,
+};

@@ -70,7 +70,11 @@ impl Whereabouts {
             Some(dir) => dir.clone(),
             None => tether_kit::runtime_dir()?,
         };
-        Ok(Self { listen: listen.clone(), connect: connect.clone(), runtime })
+        Ok(Self {
+            listen: listen.clone(),
+            connect: connect.clone(),
+            runtime,
+        })
     }
 
     /// The runtime directory.
@@ -134,19 +138,39 @@ mod tests {
 
     #[test]
     fn what_is_not_set_is_on_sockets_of_this_machine() {
-        let listen = Listen { runtime_dir: Some("/run/t".into()), ..Listen::default() };
+        let listen = Listen {
+            runtime_dir: Some("/run/t".into()),
+            ..Listen::default()
+        };
         let at = Whereabouts::new(&listen, &Connect::default()).unwrap();
 
-        assert_eq!(at.find(Place::Arbiter).unwrap().to_string(), "unix:/run/t/arbiter.sock");
-        assert!(at.listens(Place::Gateway).unwrap().iter().all(Address::is_local));
+        assert_eq!(
+            at.find(Place::Arbiter).unwrap().to_string(),
+            "unix:/run/t/arbiter.sock"
+        );
+        assert!(
+            at.listens(Place::Gateway)
+                .unwrap()
+                .iter()
+                .all(Address::is_local)
+        );
     }
 
     #[test]
     fn a_service_elsewhere_is_found_where_connect_says() {
-        let listen = Listen { runtime_dir: Some("/run/t".into()), ..Listen::default() };
-        let connect = Connect { arbiter: Some("10.0.0.1:7438".into()), ..Connect::default() };
+        let listen = Listen {
+            runtime_dir: Some("/run/t".into()),
+            ..Listen::default()
+        };
+        let connect = Connect {
+            arbiter: Some("10.0.0.1:7438".into()),
+            ..Connect::default()
+        };
         let at = Whereabouts::new(&listen, &connect).unwrap();
 
-        assert_eq!(at.find(Place::Arbiter).unwrap().to_string(), "10.0.0.1:7438");
+        assert_eq!(
+            at.find(Place::Arbiter).unwrap().to_string(),
+            "10.0.0.1:7438"
+        );
     }
 }

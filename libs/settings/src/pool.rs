@@ -11,10 +11,7 @@ use serde::{Deserialize, Serialize};
 use tether_kit::config;
 use tether_proto::pool as wire;
 
-use crate::{
-    Template, Templates,
-    template::millis,
-};
+use crate::{Template, Templates, template::millis};
 
 /// A file of templates and pools, as `tether run` and `tether pool apply` read it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -42,7 +39,12 @@ pub struct Pool {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { template: String::new(), mode: "auto".to_owned(), size: 1, policy: Policy::default() }
+        Self {
+            template: String::new(),
+            mode: "auto".to_owned(),
+            size: 1,
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -86,14 +88,19 @@ mod optional_duration {
     use serde::{Deserializer, Serializer};
     use tether_kit::config::duration;
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => duration::serialize(value, serializer),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         duration::deserialize(deserializer).map(Some)
     }
 }
@@ -115,15 +122,23 @@ impl PoolFile {
     /// # Errors
     /// When there is no pool, or none of that name.
     pub fn specs(&self, base: &Path, only: Option<&str>) -> anyhow::Result<Vec<wire::PoolSpec>> {
-        let wanted = self.pool.iter().filter(|(name, _)| only.is_none_or(|only| only == name.as_str()));
-        let specs: Vec<_> = wanted.map(|(name, pool)| pool.to_wire(name, self.template.get(&pool.template), base)).collect();
+        let wanted = self
+            .pool
+            .iter()
+            .filter(|(name, _)| only.is_none_or(|only| only == name.as_str()));
+        let specs: Vec<_> = wanted
+            .map(|(name, pool)| pool.to_wire(name, self.template.get(&pool.template), base))
+            .collect();
         match (specs.is_empty(), only) {
             (false, _) => Ok(specs),
             (true, Some(name)) => {
                 let known: Vec<_> = self.pool.keys().map(String::as_str).collect();
-                Err(anyhow::anyhow!("expected one of: {}", known.join(", "))).with_context(|| format!("the file has no pool `{name}`"))
+                Err(anyhow::anyhow!("expected one of: {}", known.join(", ")))
+                    .with_context(|| format!("the file has no pool `{name}`"))
             }
-            (true, None) => anyhow::bail!("the file has no pool: write one as [pool.NAME] with `template`, `mode` and `size`"),
+            (true, None) => anyhow::bail!(
+                "the file has no pool: write one as [pool.NAME] with `template`, `mode` and `size`"
+            ),
         }
     }
 }
@@ -135,7 +150,11 @@ impl Pool {
         wire::PoolSpec {
             name: name.to_owned(),
             mode: self.mode.clone(),
-            template_name: if template.is_some() { String::new() } else { self.template.clone() },
+            template_name: if template.is_some() {
+                String::new()
+            } else {
+                self.template.clone()
+            },
             template: template.map(|template| template.to_wire(base)),
             size: self.size,
             policy: Some(wire::PolicyOverrides {
@@ -165,10 +184,16 @@ mod tests {
         let specs = file.specs(Path::new("/etc/t"), None).unwrap();
 
         assert_eq!(specs[0].template.as_ref().unwrap().cwd, "/etc/t/../w");
-        assert_eq!(specs[0].policy.as_ref().unwrap().heartbeat_timeout_ms, Some(4_000));
+        assert_eq!(
+            specs[0].policy.as_ref().unwrap().heartbeat_timeout_ms,
+            Some(4_000)
+        );
         assert!(specs[0].template_name.is_empty());
         let wrong = file.specs(Path::new("/"), Some("q")).unwrap_err();
-        assert!(format!("{wrong:#}").contains("no pool `q`: expected one of: p"), "{wrong:#}");
+        assert!(
+            format!("{wrong:#}").contains("no pool `q`: expected one of: p"),
+            "{wrong:#}"
+        );
     }
 
     #[test]
@@ -177,6 +202,9 @@ mod tests {
 
         let specs = file.specs(Path::new("/"), None).unwrap();
 
-        assert_eq!((specs[0].template_name.as_str(), specs[0].mode.as_str()), ("b", "auto"));
+        assert_eq!(
+            (specs[0].template_name.as_str(), specs[0].mode.as_str()),
+            ("b", "auto")
+        );
     }
 }

@@ -44,7 +44,12 @@ where
         )
         .get_matches();
     let file = matches.get_one::<PathBuf>("config");
-    let sets: Vec<String> = matches.get_many("set").into_iter().flatten().cloned().collect();
+    let sets: Vec<String> = matches
+        .get_many("set")
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect();
 
     // A configuration is refused before anything is opened, so that a slip of the keyboard cannot
     // take down what ran a moment ago.
@@ -53,18 +58,26 @@ where
         Err(report) => return refuse(&report),
     };
     let base = file.and_then(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from));
-    let base = base.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+    let base = base
+        .or_else(|| std::env::current_dir().ok())
+        .unwrap_or_default();
     run(name, |stop| serve(loaded.value, base, stop))
 }
 
 /// Says on standard error why a configuration is refused.
-#[expect(clippy::print_stderr, reason = "nothing is set up yet that could tell it otherwise")]
+#[expect(
+    clippy::print_stderr,
+    reason = "nothing is set up yet that could tell it otherwise"
+)]
 fn refuse(report: &miette::Report) -> ExitCode {
     eprintln!("{report:?}");
     ExitCode::from(stop::EXIT_CONFIG)
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a process that failed is for people")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a process that failed is for people"
+)]
 fn run<F>(name: &'static str, serve: impl FnOnce(CancellationToken) -> F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -76,8 +89,12 @@ where
         telemetry.finish().await;
         served
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(work));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let ended = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(work));
     match ended {
         Ok(()) => ExitCode::from(stop::EXIT_OK),
         Err(error) => {

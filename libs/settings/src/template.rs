@@ -1,10 +1,6 @@
 //! Templates as people write them in TOML.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_kit::config::duration;
@@ -75,7 +71,10 @@ pub enum ReadinessKind {
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self { kind: ReadinessKind::Grpc, timeout: Duration::from_secs(30) }
+        Self {
+            kind: ReadinessKind::Grpc,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -90,7 +89,9 @@ pub struct Stop {
 
 impl Default for Stop {
     fn default() -> Self {
-        Self { grace: Duration::from_secs(10) }
+        Self {
+            grace: Duration::from_secs(10),
+        }
     }
 }
 
@@ -164,7 +165,9 @@ impl Template {
                 .into(),
                 timeout_ms: millis(self.readiness.timeout),
             }),
-            stop: Some(wire::Stop { grace_ms: Some(millis(self.stop.grace)) }),
+            stop: Some(wire::Stop {
+                grace_ms: Some(millis(self.stop.grace)),
+            }),
             restart: Some(wire::Restart {
                 mode: match self.restart.mode {
                     RestartMode::Always => wire::RestartMode::Always,
@@ -186,7 +189,10 @@ impl Template {
 ///
 /// # Errors
 /// Says which name is none.
-pub fn named(templates: &Templates, base: &Path) -> Result<BTreeMap<TemplateName, wire::Template>, InvalidName> {
+pub fn named(
+    templates: &Templates,
+    base: &Path,
+) -> Result<BTreeMap<TemplateName, wire::Template>, InvalidName> {
     templates
         .iter()
         .map(|(name, template)| Ok((TemplateName::new(name)?, template.to_wire(base))))

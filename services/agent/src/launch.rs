@@ -116,7 +116,7 @@ pub(crate) fn launch(id: &WorkerId, order: &StartWorker, at: Circumstances<'_>) 
         } else {
             OnLinkLoss::Hold
         },
-        kill_grace_ms: grace_ms(&template),
+        kill_grace_ms: order.lease_grace_ms,
         node_deadline_ns: at.node_deadline.as_nanos(),
         owner_deadline_ns: at.owner_deadline.as_nanos(),
         log_limit_bytes: if template.log_limit_bytes == 0 {

@@ -52,14 +52,19 @@ impl Owners {
                     tracing::error!(%error, "Owners' processes are no longer watched; their leases decide alone");
                 }
             })?;
-        Ok(Self { wanted: Wanted::new(), watcher: Some(watcher), wake })
+        Ok(Self {
+            wanted: Wanted::new(),
+            watcher: Some(watcher),
+            wake,
+        })
     }
 
     /// Watches exactly the processes that are named now.
     pub(crate) fn watch(&mut self, permissions: &Permissions) {
         let pools = permissions.pools.values();
-        let wanted: Wanted =
-            pools.filter_map(|pool| Some(((pool.owner.clone(), pool.epoch), pool.process?))).collect();
+        let wanted: Wanted = pools
+            .filter_map(|pool| Some(((pool.owner.clone(), pool.epoch), pool.process?)))
+            .collect();
         if wanted != self.wanted {
             self.wanted.clone_from(&wanted);
             if let Some(watcher) = &self.watcher {
@@ -82,7 +87,11 @@ impl Drop for Owners {
     }
 }
 
-fn watch(told: &Receiver<Wanted>, wake: &OwnedFd, exits: &UnboundedSender<OwnerExit>) -> io::Result<()> {
+fn watch(
+    told: &Receiver<Wanted>,
+    wake: &OwnedFd,
+    exits: &UnboundedSender<OwnerExit>,
+) -> io::Result<()> {
     use std::sync::mpsc::TryRecvError;
 
     let mut watched: BTreeMap<Key, OwnedFd> = BTreeMap::new();
@@ -109,14 +118,21 @@ fn watch(told: &Receiver<Wanted>, wake: &OwnedFd, exits: &UnboundedSender<OwnerE
         let ended: Vec<Key> = {
             let keys = watched.keys().cloned().collect::<Vec<_>>();
             let mut fds: Vec<_> = std::iter::once(PollFd::new(wake, PollFlags::IN))
-                .chain(watched.values().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)))
+                .chain(
+                    watched
+                        .values()
+                        .map(|pidfd| PollFd::new(pidfd, PollFlags::IN)),
+                )
                 .collect();
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
             let ready = fds[1..].iter().map(|fd| !fd.revents().is_empty());
-            keys.into_iter().zip(ready).filter_map(|(key, ready)| ready.then_some(key)).collect()
+            keys.into_iter()
+                .zip(ready)
+                .filter_map(|(key, ready)| ready.then_some(key))
+                .collect()
         };
         for key in ended {
             watched.remove(&key);
@@ -126,7 +142,10 @@ fn watch(told: &Receiver<Wanted>, wake: &OwnedFd, exits: &UnboundedSender<OwnerE
 }
 
 fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
-    let _ = exits.send(OwnerExit { owner: key.0.to_string(), epoch: key.1.0 });
+    let _ = exits.send(OwnerExit {
+        owner: key.0.to_string(),
+        epoch: key.1.0,
+    });
 }
 
 /// A descriptor of this very process; none when it is gone, or its pid is another's now.
@@ -155,7 +174,10 @@ mod tests {
             deadline: Tick::NEVER,
             process: Some(Identity { pid, start_ticks }),
         };
-        Permissions { node: Tick::NEVER, pools: [(PoolName::new("digits").unwrap(), pool)].into() }
+        Permissions {
+            node: Tick::NEVER,
+            pools: [(PoolName::new("digits").unwrap(), pool)].into(),
+        }
     }
 
     #[tokio::test]
@@ -168,12 +190,17 @@ mod tests {
         owners.watch(&permissions(child.id(), ticks));
         child.kill().unwrap();
         child.wait().unwrap();
-        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.unwrap().unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!((exit.owner.as_str(), exit.epoch), ("beam", 3));
 
         owners.watch(&Permissions::default());
         owners.watch(&permissions(std::process::id(), ticks + 1));
-        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.unwrap();
+        let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv())
+            .await
+            .unwrap();
         assert!(exit.is_some());
     }
 }

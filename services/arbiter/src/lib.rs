@@ -72,9 +72,15 @@ impl Arbiter {
         let shared = || Arc::clone(&self.shared);
         Server::new(tether_proto::DESCRIPTORS)
             .service(SessionServiceServer::new(rpc::Sessions(shared())))
-            .service(PoolServiceServer::new(rpc::Pools(shared())).max_decoding_message_size(MESSAGE_LIMIT))
+            .service(
+                PoolServiceServer::new(rpc::Pools(shared()))
+                    .max_decoding_message_size(MESSAGE_LIMIT),
+            )
             .service(WorkerServiceServer::new(rpc::Workers(shared())))
-            .service(NodeServiceServer::new(rpc::Nodes(shared())).max_decoding_message_size(MESSAGE_LIMIT))
+            .service(
+                NodeServiceServer::new(rpc::Nodes(shared()))
+                    .max_decoding_message_size(MESSAGE_LIMIT),
+            )
             .service(JobServiceServer::new(rpc::Jobs(shared())))
     }
 

@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Breaker, Config};
-pub use server::Listener;
+pub use tether_kit::listen::Listener;
 
 use directory::Directory;
 use forward::Forwarder;

@@ -1,16 +1,14 @@
 //! Accepting connections, and letting go of them in an orderly way.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
+use futures::StreamExt as _;
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-};
+use tether_kit::listen::{Connection, Listener};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,17 +20,6 @@ use crate::{
 const MAX_STREAMS: u32 = 100_000;
 /// Calls a client may cancel before the gateway has looked at them; more is an attack.
 const MAX_PENDING_RESETS: usize = 1_000;
-/// Waited after a failed accept, which mostly means that the process is out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Where a gateway takes calls; already bound, so that a taken port is found before anything starts.
-#[derive(Debug)]
-pub enum Listener {
-    /// A TCP port.
-    Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener),
-}
 
 /// What tells connections to end.
 #[derive(Debug, Clone, Default)]
@@ -50,48 +37,24 @@ pub(crate) async fn accept(
     connections: TaskTracker,
     ending: Ending,
 ) {
+    let mut incoming = pin!(listener.incoming(ending.close.clone()));
     loop {
-        let next = async {
-            match &listener {
-                Listener::Tcp(listener) => {
-                    let (stream, _) = listener.accept().await?;
-                    stream.set_nodelay(true)?;
-                    spawn(&connections, stream, &forwarder, &ending);
-                }
-                Listener::Unix(listener) => {
-                    let (stream, _) = listener.accept().await?;
-                    spawn(&connections, stream, &forwarder, &ending);
-                }
-            }
-            io::Result::Ok(())
-        };
         tokio::select! {
             () = ending.drain.cancelled() => return,
-            accepted = next => if let Err(error) = accepted {
-                tracing::warn!(%error, "A connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            },
+            Some(Ok(connection)) = incoming.next() => {
+                connections.spawn(serve(connection, Arc::clone(&forwarder), ending.clone()));
+            }
         }
     }
 }
 
-fn spawn<S>(connections: &TaskTracker, stream: S, forwarder: &Arc<Forwarder>, ending: &Ending)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    connections.spawn(serve(stream, Arc::clone(forwarder), ending.clone()));
-}
-
-async fn serve<S>(stream: S, forwarder: Arc<Forwarder>, ending: Ending)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+async fn serve(connection: Connection, forwarder: Arc<Forwarder>, ending: Ending) {
     let service = service_fn(move |request| {
         let forwarder = Arc::clone(&forwarder);
         async move { Ok::<_, Infallible>(forwarder.serve(request).await) }
     });
     let builder = settings();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(connection), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = ending.drain.cancelled() => {

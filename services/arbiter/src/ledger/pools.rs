@@ -119,6 +119,7 @@ impl Pool {
             ready: count(Place::is_ready),
             live: count(Place::is_live),
             draining: self.draining,
+            ending: self.is_ending(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Places of a pool: which incarnation is where, and what its reports lead to.
 
 use tether_clock::Tick;
+use tether_lease::Margins;
 use tether_proto::{
     common::{self, Endpoint, WorkerPhase, WorkerRef},
     discovery::EndpointRemoval,
@@ -348,6 +349,8 @@ impl Ledger {
             return;
         };
         let policy = *entry.policy();
+        let shortest = self.terms.node.ttl().min(policy.heartbeat_timeout);
+        let lease_grace = entry.resolved.plan.stop.grace.min(Margins::usual(shortest).kill_budget);
         let (owner, template) = (entry.owner().to_string(), entry.resolved.template.clone());
         let Some(place) = entry.places.get_mut(&slot) else {
             return;
@@ -366,6 +369,7 @@ impl Ledger {
             owner,
             kill_on_owner_exit: policy.on_owner_exit == OnOwnerLoss::Kill,
             kill_on_agent_loss: policy.on_agent_loss == OnAgentLoss::Kill,
+            lease_grace_ms: millis(lease_grace),
         };
         self.effects.order(&node, Order::Start(order));
     }

@@ -1,0 +1,56 @@
+//! `tether-agent`: the agent of a node as a process of its own.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use serde::{Deserialize, Serialize};
+use tether_agent::{Agent, Config};
+use tether_kit::serve::Server;
+use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long readers of logs may take to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What the agent reads of the configuration file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    listen: Listen,
+    connect: Connect,
+    agent: Config,
+    store: Option<String>,
+    lease: Ignored,
+    discovery: Ignored,
+    gateway: Ignored,
+    template: Ignored,
+}
+
+fn main() -> ExitCode {
+    service(
+        "tether-agent",
+        "Starts, watches and reaps the workers of this node",
+        serve,
+    )
+}
+
+async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
+    let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+    let listeners = at.bind(Place::Agent).await?;
+    let agent = Agent::build(
+        &settings.agent,
+        at.runtime(),
+        at.find(Place::Agent)?,
+        at.find(Place::Arbiter)?,
+    )?;
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let server = Server::new(tether_proto::DESCRIPTORS).service(agent.service());
+        serving.spawn(server.serve(listener, stop.clone(), DRAIN));
+    }
+    agent.run(stop).await?;
+    while let Some(ended) = serving.join_next().await {
+        ended??;
+    }
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `tether-arbiter`: the arbiter as a process of its own, on etcd or a file.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tether_arbiter::{Arbiter, Config};
+use tether_settings::{Connect, Ignored, Listen, Place, Templates, Whereabouts, named, service};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long calls under way may take to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the arbiter reads of the configuration file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    listen: Listen,
+    connect: Connect,
+    lease: Config,
+    store: Option<String>,
+    template: Templates,
+    agent: Ignored,
+    discovery: Ignored,
+    gateway: Ignored,
+}
+
+fn main() -> ExitCode {
+    service(
+        "tether-arbiter",
+        "Grants leases, decides who is alive, places workers",
+        serve,
+    )
+}
+
+async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
+    let url = settings
+        .store
+        .context("an arbiter of its own needs a store that discovery can read too: set `store = \"etcd://host:2379\"`")?;
+    let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+    let listeners = at.bind(Place::Arbiter).await?;
+    let store = tether_store::open(&url).await?;
+    let arbiter = Arbiter::build(&settings.lease, named(&settings.template, &base)?, store).await?;
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        serving.spawn(arbiter.server().serve(listener, stop.clone(), DRAIN));
+    }
+    tracing::info!(store = url, "Arbiter serves");
+    arbiter.run(stop).await;
+    while let Some(ended) = serving.join_next().await {
+        ended??;
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! `tether-gateway`: the gateway as a process of its own.
+
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+use tether_gateway::{Config, Gateway};
+use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+
+/// What the gateway reads of the configuration file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    listen: Listen,
+    connect: Connect,
+    gateway: Config,
+    store: Option<String>,
+    lease: Ignored,
+    agent: Ignored,
+    discovery: Ignored,
+    template: Ignored,
+}
+
+fn main() -> ExitCode {
+    service(
+        "tether-gateway",
+        "The one address a BEAM application needs",
+        |settings: Settings, _, stop| async move {
+            let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+            let listeners = at.bind(Place::Gateway).await?;
+            let gateway = Gateway::build(
+                settings.gateway,
+                at.find(Place::Arbiter)?,
+                at.find(Place::Discovery)?,
+            );
+            tracing::info!("Gateway serves");
+            gateway.serve(listeners, stop).await
+        },
+    )
+}

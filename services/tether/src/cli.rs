@@ -1,0 +1,230 @@
+//! What can be asked on the command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tether_types::WorkerId;
+
+/// Process supervision for BEAM applications that run Python workers.
+#[derive(Debug, Parser)]
+#[command(name = "tether", version, about, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// The gateway: `unix:/path` or `host:port`; the one of this machine when not given.
+    #[arg(long, global = true, env = "TETHER_GATEWAY", value_name = "ADDRESS")]
+    pub(crate) gateway: Option<String>,
+    /// For people or for programs.
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// A table.
+    Table,
+    /// One JSON value, or one on each line where answers keep coming.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs discovery, arbiter, agent and gateway in this process.
+    Up(Up),
+    /// Runs a pool for as long as this command runs: this process is the pool's owner.
+    Run(Run),
+    /// Applies, lists, scales, drains and removes pools.
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Lists workers.
+    Ps(Ps),
+    /// Prints what a worker wrote.
+    Logs(Logs),
+    /// Prints what happened: starts, deaths and their causes, sessions, nodes.
+    Events(Events),
+    /// Ends a worker; its pool's restart policy says whether another follows.
+    Stop(Stop),
+    /// Sends a signal to a worker's main process.
+    Signal(Signal),
+    /// Calls a method of a worker with JSON.
+    Call(Call),
+    /// Checks or shows the configuration.
+    #[command(subcommand)]
+    Config(Config),
+    /// Prints the version.
+    Version,
+}
+
+/// Where the configuration of services comes from.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// Configuration file.
+    #[arg(long, env = "TETHER_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Sets one key, as in `lease.node_ttl=30s`; can be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// `memory:`, `redb:/path/file.redb` or `etcd://host:2379`; a file in the state directory when
+    /// neither this nor `store` in the configuration is given.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// File with `[template.NAME]` and `[pool.NAME]`.
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        conflicts_with = "command",
+        required_unless_present = "command"
+    )]
+    pub(crate) file: Option<PathBuf>,
+    /// Run only this pool of the file, or give the pool of a command this name.
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+    /// Name of the owner; a later process with the same name takes over.
+    #[arg(long)]
+    pub(crate) owner: Option<String>,
+    /// Lease of the session; the arbiter's default when not given.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// Number of workers of a command.
+    #[arg(long, short = 'n', default_value_t = 1, conflicts_with = "file")]
+    pub(crate) count: u32,
+    /// Lifecycle mode of a command.
+    #[arg(long, default_value = "auto", conflicts_with = "file")]
+    pub(crate) mode: String,
+    /// How long to wait for all workers to be ready before giving up.
+    #[arg(long, default_value = "120s", value_parser = humantime::parse_duration)]
+    pub(crate) ready_timeout: Duration,
+    /// The command each worker runs; it is to listen at TETHER_LISTEN.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Pool {
+    /// Makes pools as a file says.
+    Apply(Apply),
+    /// Lists pools.
+    Ls,
+    /// Changes the number of workers.
+    Scale {
+        /// The pool.
+        name: String,
+        /// Wanted number of workers.
+        size: u32,
+    },
+    /// Takes a pool out of service without stopping its workers.
+    Drain {
+        /// The pool.
+        name: String,
+        /// Puts it back.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Stops a pool's workers and forgets it.
+    Rm {
+        /// The pool.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// File with `[template.NAME]` and `[pool.NAME]`.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Only this pool of the file.
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+    /// The owner the pools are for; it is given one heartbeat timeout to open its session.
+    #[arg(long)]
+    pub(crate) owner: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ps {
+    /// Only this pool.
+    pub(crate) pool: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// `pool/slot`, or `pool/slot.incarnation` for one life of it.
+    pub(crate) worker: WorkerId,
+    /// Goes on as more is written, over restarts too.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Begins with this many of the last bytes of each stream; 0 means all that is kept.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) tail_bytes: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Goes on with what happens from here.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only events of this pool's workers.
+    #[arg(long)]
+    pub(crate) pool: Option<String>,
+    /// Only events after this revision.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) after: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// `pool/slot`, or `pool/slot.incarnation`.
+    pub(crate) worker: WorkerId,
+    /// Time between SIGTERM and SIGKILL; as the template says when not given.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) grace: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Signal {
+    /// `pool/slot`, or `pool/slot.incarnation`.
+    pub(crate) worker: WorkerId,
+    /// Name or number: `USR1`, `SIGUSR1` or `10`.
+    pub(crate) signal: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Call {
+    /// The pool.
+    pub(crate) pool: String,
+    /// `package.Service/Method`.
+    pub(crate) method: String,
+    /// The request as JSON; `@-` reads it from standard input, `@FILE` from a file. A client-streaming
+    /// method takes several values after each other.
+    #[arg(long, short, default_value = "{}")]
+    pub(crate) data: String,
+    /// The call's deadline.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Calls with the same key go to the same worker while it serves.
+    #[arg(long)]
+    pub(crate) affinity: Option<String>,
+    /// Exactly this worker: `pool/slot` or `pool/slot.incarnation`.
+    #[arg(long)]
+    pub(crate) worker: Option<WorkerId>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Says whether the configuration can be used.
+    Check(Settings),
+    /// Prints every setting, with the place it came from.
+    Show(Settings),
+}

@@ -1,0 +1,81 @@
+//! The whole configuration: every service's section in one file.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tether_kit::config::{self as layers, Loaded};
+use tether_settings::{Connect, Listen, Templates};
+
+use crate::{Refused, cli};
+
+/// The configuration file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Where state is kept: `memory:`, `redb:/path/file.redb` or `etcd://host:2379`; a file in the
+    /// state directory when not set.
+    pub(crate) store: Option<String>,
+    /// Where services listen.
+    pub(crate) listen: Listen,
+    /// Where services that run elsewhere are.
+    pub(crate) connect: Connect,
+    /// How leases are granted.
+    pub(crate) lease: tether_arbiter::Config,
+    /// The agent.
+    pub(crate) agent: tether_agent::Config,
+    /// The gateway.
+    pub(crate) gateway: tether_gateway::Config,
+    /// Discovery.
+    pub(crate) discovery: tether_discovery::Config,
+    /// Templates that pools can name.
+    pub(crate) template: Templates,
+}
+
+/// Reads all layers; the second value is the directory relative paths start at.
+pub(crate) fn load(args: &cli::Settings) -> anyhow::Result<(Loaded<Settings>, PathBuf)> {
+    let loaded =
+        layers::load(args.config.as_deref(), std::env::vars(), &args.sets).map_err(Refused)?;
+    let file = args
+        .config
+        .as_deref()
+        .and_then(|path| std::path::absolute(path).ok());
+    let base = file.as_deref().and_then(Path::parent).map(Path::to_owned);
+    Ok((
+        loaded,
+        base.or_else(|| std::env::current_dir().ok())
+            .unwrap_or_default(),
+    ))
+}
+
+/// `tether config check|show`.
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+pub(crate) fn config(command: &cli::Config) -> anyhow::Result<()> {
+    match command {
+        cli::Config::Check(args) => {
+            let (loaded, base) = load(args)?;
+            tether_settings::named(&loaded.value.template, &base)?;
+            println!("the configuration can be used");
+        }
+        cli::Config::Show(args) => {
+            let (loaded, _) = load(args)?;
+            let all = toml::Table::try_from(&loaded.value)?;
+            print(&all, "", &|key| match loaded.origins.get(key) {
+                Some(origin) => origin.to_string(),
+                None => "default".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One line for each setting, as one would set it.
+#[expect(clippy::print_stdout, reason = "this is what was asked for")]
+fn print(table: &toml::Table, prefix: &str, origin: &dyn Fn(&str) -> String) {
+    for (name, value) in table {
+        let key = format!("{prefix}{name}");
+        match value {
+            toml::Value::Table(inner) => print(inner, &format!("{key}."), origin),
+            value => println!("{key} = {value}  # {}", origin(&key)),
+        }
+    }
+}

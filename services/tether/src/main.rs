@@ -1,0 +1,124 @@
+//! `tether`: all four services in one process (`tether up`), and the command line for people on call.
+
+mod call;
+mod cli;
+mod config;
+mod events;
+mod logs;
+mod orders;
+mod output;
+mod pool;
+mod ps;
+mod reflection;
+mod run;
+mod signals;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tether_client::{Client, Problem};
+use tether_kit::{
+    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK},
+    telemetry::{self, Settings as Telemetry},
+};
+use tether_settings::{Connect, Listen, Place, Whereabouts};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return complain(&anyhow::Error::from(error).context("cannot start the runtime"));
+        }
+    };
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> ExitCode {
+    // The long-running commands log; the others print what was asked for and nothing else.
+    let telemetry = match &cli.command {
+        Command::Up(_) => telemetry::start("tether", &Telemetry::from_env()),
+        _ => telemetry::start(
+            "tether",
+            &Telemetry {
+                filter: std::env::var("TETHER_LOG").unwrap_or_else(|_| "error".to_owned()),
+                ..Telemetry::from_env()
+            },
+        ),
+    };
+    let telemetry = match telemetry {
+        Ok(telemetry) => telemetry,
+        Err(error) => return complain(&error.into()),
+    };
+    let ended = obey(cli).await;
+    telemetry.finish().await;
+    match ended {
+        Ok(()) => ExitCode::from(EXIT_OK),
+        Err(error) => complain(&error),
+    }
+}
+
+/// A configuration or a pool file is refused; the report points at the line.
+#[derive(Debug)]
+struct Refused(miette::Report);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+async fn obey(cli: Cli) -> anyhow::Result<()> {
+    let out = output::Output::new(cli.output);
+    let client = || connect(cli.gateway.as_deref());
+    match cli.command {
+        Command::Up(args) => up::up(args).await,
+        Command::Config(args) => config::config(&args),
+        Command::Version => out.version(),
+        Command::Run(args) => run::run(&client()?, args, &out).await,
+        Command::Pool(args) => pool::pool(&client()?, args, &out).await,
+        Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
+        Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
+        Command::Events(args) => events::events(&client()?, &args, &out).await,
+        Command::Stop(args) => orders::stop(&client()?, &args).await,
+        Command::Signal(args) => orders::signal(&client()?, &args).await,
+        Command::Call(args) => call::call(&client()?, args, &out).await,
+    }
+}
+
+fn connect(gateway: Option<&str>) -> anyhow::Result<Client> {
+    let address = match gateway {
+        Some(text) => text.parse()?,
+        None => Whereabouts::new(&Listen::default(), &Connect::default())?.find(Place::Gateway)?,
+    };
+    Ok(Client::connect(&address))
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "what went wrong is told to whoever gave the command"
+)]
+fn complain(error: &anyhow::Error) -> ExitCode {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        eprintln!("{refused}");
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    eprintln!("tether: {error:#}");
+    if let Some(problem) = error.downcast_ref::<Problem>() {
+        for (name, value) in &problem.facts {
+            eprintln!("  {name}: {value}");
+        }
+        if let Some(delay) = problem.retry_after {
+            eprintln!("  worth trying again in {delay:?}");
+        }
+    }
+    ExitCode::from(EXIT_FAILURE)
+}

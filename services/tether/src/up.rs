@@ -1,0 +1,145 @@
+//! `tether up`: the four services in one process, on one store. They talk to each other through their
+//! sockets, exactly as they do when they run apart.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tether_agent::Agent;
+use tether_arbiter::Arbiter;
+use tether_discovery::Discovery;
+use tether_gateway::Gateway;
+use tether_kit::serve::Server;
+use tether_settings::{Place, Whereabouts};
+use tether_store::Store;
+use tether_types::Address;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{cli, config};
+
+pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
+    let (loaded, base) = config::load(&args.settings)?;
+    let settings = loaded.value;
+    let templates = tether_settings::named(&settings.template, &base)?;
+    let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+    let drain = settings.gateway.drain;
+
+    // Everything that can be refused is refused before anything is served.
+    let arbiter_at = at.bind(Place::Arbiter).await?;
+    let discovery_at = at.bind(Place::Discovery).await?;
+    let agent_at = at.bind(Place::Agent).await?;
+    let gateway_at = at.bind(Place::Gateway).await?;
+
+    let url = match args.store.or(settings.store) {
+        Some(url) => url,
+        None => format!("redb:{}", state_file()?.display()),
+    };
+    let store: std::sync::Arc<dyn Store> = tether_store::open(&url).await?;
+    let arbiter = Arbiter::build(&settings.lease, templates, store.clone()).await?;
+    let discovery = Discovery::build(&settings.discovery, store)?;
+    let agent = Agent::build(
+        &settings.agent,
+        at.runtime(),
+        at.find(Place::Agent)?,
+        at.find(Place::Arbiter)?,
+    )?;
+    let gateway = Gateway::build(
+        settings.gateway,
+        at.find(Place::Arbiter)?,
+        at.find(Place::Discovery)?,
+    );
+
+    let stop = tether_kit::stop::on_signals()?;
+    // Stopping has an order: workers that end with the agent end while their deaths can still be
+    // recorded and calls under way can still be told why.
+    let last = CancellationToken::new();
+    let mut serving = JoinSet::new();
+    for listener in arbiter_at {
+        serving.spawn(essential(
+            "arbiter",
+            arbiter.server().serve(listener, last.clone(), drain),
+        ));
+    }
+    for listener in discovery_at {
+        let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+        serving.spawn(essential(
+            "discovery",
+            server.serve(listener, last.clone(), drain),
+        ));
+    }
+    for listener in agent_at {
+        let server = Server::new(tether_proto::DESCRIPTORS).service(agent.service());
+        serving.spawn(essential(
+            "agent",
+            server.serve(listener, last.clone(), drain),
+        ));
+    }
+    let background = tokio_util::task::TaskTracker::new();
+    background.spawn(arbiter.run(last.clone()));
+    background.spawn(discovery.run(last.clone()));
+    let agent = serving.spawn(essential("agent", agent.run(stop.clone())));
+    serving.spawn(essential(
+        "gateway",
+        gateway.serve(gateway_at, stop.clone()),
+    ));
+    let addresses: Vec<_> = at
+        .listens(Place::Gateway)?
+        .iter()
+        .map(Address::to_string)
+        .collect();
+    tracing::info!(gateway = addresses.join(", "), store = url, "Tether is up");
+
+    while let Some(ended) = serving.join_next_with_id().await {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, ended),
+            Err(panic) => (panic.id(), Err(anyhow::Error::from(panic))),
+        };
+        if let Err(error) = ended {
+            last.cancel();
+            return Err(error);
+        }
+        if !stop.is_cancelled() {
+            last.cancel();
+            return Err(anyhow::anyhow!("a service stopped without being asked to"));
+        }
+        if id == agent.id() {
+            last.cancel();
+        }
+    }
+    tracing::info!("Tether is down");
+    Ok(())
+}
+
+/// A service whose end is the end of all.
+async fn essential<E: Into<anyhow::Error>>(
+    name: &'static str,
+    serving: impl Future<Output = Result<(), E>>,
+) -> anyhow::Result<()> {
+    serving
+        .await
+        .map_err(Into::into)
+        .with_context(|| format!("the {name} failed"))
+}
+
+/// Where state is kept when nothing is said.
+fn state_file() -> anyhow::Result<PathBuf> {
+    let dir = match (
+        rustix::process::geteuid().is_root(),
+        std::env::var_os("XDG_STATE_HOME"),
+        std::env::var_os("HOME"),
+    ) {
+        (true, ..) => PathBuf::from("/var/lib/tether"),
+        (false, Some(state), _) => PathBuf::from(state).join("tether"),
+        (false, None, Some(home)) => PathBuf::from(home).join(".local/state/tether"),
+        (false, None, None) => {
+            anyhow::bail!("there is no home directory to keep state in: give `--store`")
+        }
+    };
+    std::fs::create_dir_all(&dir).with_context(|| {
+        format!(
+            "cannot make the state directory `{}`: make it writable, or give `--store`",
+            dir.display()
+        )
+    })?;
+    Ok(dir.join("tether.redb"))
+}

@@ -1,0 +1,99 @@
+//! Finds processes by what they inherited: a worker's environment names its runtime directory, and
+//! everything it forks, daemonised or not, carries that along.
+
+use std::{fs, path::Path};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command line.
+    pub command: String,
+}
+
+/// What the workers of one runtime directory left in the process table.
+#[derive(Debug, Clone)]
+pub struct Traces {
+    marker: Vec<u8>,
+}
+
+impl Traces {
+    /// Traces of workers below this runtime directory.
+    pub fn of(runtime: &Path) -> Self {
+        Self {
+            marker: format!("TETHER_DIR={}/workers/", runtime.display()).into_bytes(),
+        }
+    }
+
+    /// Every process that lives and came from one of them. Zombies are dead and do not count.
+    pub fn find(&self) -> Vec<Process> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let pids = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|&pid| self.is_trace(pid))
+            .map(|pid| Process {
+                pid,
+                command: command(pid),
+            })
+            .collect()
+    }
+
+    fn is_trace(&self, pid: u32) -> bool {
+        // A zombie's environment reads as empty.
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment
+            .windows(self.marker.len())
+            .any(|window| window == self.marker)
+            && !is_zombie(pid)
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.starts_with(['Z', 'X']));
+    state.unwrap_or(true)
+}
+
+fn command(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes)
+        .replace('\0', " ")
+        .trim_end()
+        .to_owned()
+}
+
+/// Sends one process a signal.
+///
+/// # Panics
+/// When there is no such process.
+pub fn kill(pid: u32, signal: Signal) {
+    signal_all(&[pid], signal);
+}
+
+/// Sends several processes a signal in the same instant: all are pinned before the first is hit.
+///
+/// # Panics
+/// When one of them does not exist.
+pub fn signal_all(pids: &[u32], signal: Signal) {
+    let pinned: Vec<_> = pids
+        .iter()
+        .map(|&pid| {
+            let raw = i32::try_from(pid)
+                .ok()
+                .and_then(Pid::from_raw)
+                .expect("a pid is positive");
+            pidfd_open(raw, PidfdFlags::empty()).expect("the process is there")
+        })
+        .collect();
+    for pidfd in &pinned {
+        pidfd_send_signal(pidfd, signal).expect("the process can be signalled");
+    }
+}
