@@ -1,1 +1,19 @@
-//! To be written.
+//! What every service needs and none should write twice: configuration, listening, serving,
+//! connecting, stopping and telemetry.
+//!
+//! Nothing here knows what a worker or a lease is. A service's `main` reads in this order:
+//!
+//! ```text
+//! config::load -> telemetry::start -> listen::bind -> stop::on_signals -> serve::Server::serve -> finish
+//! ```
+
+pub mod channel;
+pub mod config;
+pub mod listen;
+pub mod process;
+mod runtime;
+pub mod serve;
+pub mod stop;
+pub mod telemetry;
+
+pub use runtime::{RuntimeDirError, runtime_dir};

@@ -1,1 +1,121 @@
-//! To be written.
+//! Discovery: tells gateways where workers serve, and why one stopped serving.
+//!
+//! It follows `serve/` in the store, where the arbiter writes, and the sources configured for pools no
+//! agent runs. Both end up in one table with a revision of its own. A watcher gets a snapshot and then
+//! one message per change; one that comes back says what it saw last and is told only what it missed.
+//!
+//! ```text
+//! store "serve/" --watch--> follow --+
+//!                                    +--> table + ring of changes <--pull-- watchers (gRPC)
+//! static://, dns:// ------> slots ---+
+//! ```
+//!
+//! # Invariants
+//!
+//! - **D1** Snapshot and changes of one instance add up to the table, wherever a watcher starts or resumes.
+//! - **D2** A commit that ends an endpoint and records its death is one message that says both.
+//! - **D3** Nothing is buffered for a watcher: it reads the ring when it is ready for more, and gets a
+//!   fresh snapshot when the ring has moved on without it.
+//! - **D4** While the store is away the last knowledge is kept and its age is told; afterwards every
+//!   commit that was missed is told by itself, as long as the store still knows it.
+//! - **D5** A slot of a configured pool never has two addresses under one incarnation.
+
+pub mod backends;
+mod board;
+mod config;
+mod follow;
+mod rpc;
+mod slots;
+mod sources;
+mod table;
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::Arc,
+};
+
+use backends::Watch;
+use board::Board;
+use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
+use tether_store::Store;
+use tether_types::{InvalidName, PoolName};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, PoolSource};
+pub use rpc::Rpc;
+
+/// Why discovery cannot start, or ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A configured pool has a name that is none.
+    #[error("`discovery.pools` names a pool that cannot be")]
+    Pool(#[from] InvalidName),
+    /// A configured pool has a source that is none.
+    #[error("`discovery.pools.{pool}.source` cannot be used")]
+    Source {
+        /// The pool.
+        pool: PoolName,
+        /// What is wrong with it.
+        source: backends::Error,
+    },
+    /// A part of it failed.
+    #[error("a part of discovery ended, and the rest cannot go on without it")]
+    Ended(#[from] JoinError),
+}
+
+/// The discovery service, ready to run.
+pub struct Discovery {
+    board: Arc<Board>,
+    store: Arc<dyn Store>,
+    sources: Vec<(PoolName, Watch)>,
+}
+
+impl Discovery {
+    /// Checks `config` and prepares; nothing is asked of the store or of a source yet.
+    ///
+    /// # Errors
+    /// Names the configured pool that cannot be.
+    pub fn build(config: &Config, store: Arc<dyn Store>) -> Result<Self, Error> {
+        let mut sources = Vec::new();
+        for (name, pool) in &config.pools {
+            let name = PoolName::new(name)?;
+            match backends::open(&pool.source) {
+                Ok(watch) => sources.push((name, watch)),
+                Err(source) => return Err(Error::Source { pool: name, source }),
+            }
+        }
+        let configured = sources.iter().map(|(pool, _)| pool.clone()).collect();
+        // The hasher's keys are random and fresh, which is all an instance needs to be.
+        let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
+        Ok(Self {
+            board: Arc::new(Board::new(instance, configured, config)),
+            store,
+            sources,
+        })
+    }
+
+    /// The gRPC service; watchers wait until [`Discovery::run`] has read the store once.
+    pub fn service(&self) -> DiscoveryServiceServer<Rpc> {
+        DiscoveryServiceServer::new(Rpc::new(Arc::clone(&self.board)))
+            .max_decoding_message_size(tether_kit::serve::MESSAGE_LIMIT)
+    }
+
+    /// Follows store and sources until `stop` is cancelled, then ends every watch.
+    ///
+    /// # Errors
+    /// When a part of it fails.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        // However this ends, watchers end with it rather than wait for news that never come.
+        let _ended = self.board.ended().clone().drop_guard();
+        let mut parts = JoinSet::new();
+        for (pool, watch) in self.sources {
+            parts.spawn(sources::feed(Arc::clone(&self.board), pool, watch));
+        }
+        parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            Some(ended) = parts.join_next() => Ok(ended?),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Connecting to a service by its address.
+
+use std::{io, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use tether_types::Address;
+use tokio::net::{TcpStream, UnixStream};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use crate::{
+    listen::Stream,
+    serve::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A channel that connects when it is first used, and again when it was cut.
+///
+/// It sends no HTTP/2 pings: gRPC servers in C and Python answer idle pings with `GOAWAY`, and our own
+/// streams carry signs of life that mean more than a ping does.
+pub fn connect(address: &Address) -> Channel {
+    // The authority only fills the `:authority` header; the connector below knows where to go.
+    let endpoint = match address {
+        Address::Tcp { .. } => Endpoint::try_from(format!("http://{address}")).ok(),
+        Address::Unix(_) => None,
+    };
+    let endpoint = endpoint.unwrap_or_else(|| Endpoint::from_static("http://localhost"));
+    let endpoint = endpoint
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW);
+    let address = address.clone();
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| dial(address.clone())))
+}
+
+async fn dial(address: Address) -> io::Result<TokioIo<Stream>> {
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, async {
+        Ok(match &address {
+            Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream)
+            }
+        })
+    })
+    .await
+    .unwrap_or_else(|_| {
+        let text = format!("no connection within {CONNECT_TIMEOUT:?}");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    });
+    match dialled {
+        Ok(stream) => Ok(TokioIo::new(stream)),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("cannot connect to `{address}`: {error}"),
+        )),
+    }
+}

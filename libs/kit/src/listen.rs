@@ -1,0 +1,171 @@
+//! Listening: unix sockets that only their owner reaches, and TCP that is not open to the world by
+//! accident.
+
+mod connection;
+mod socket;
+
+use std::{io, path::PathBuf, time::Duration};
+
+use futures::{Stream as Items, stream};
+use tether_types::Address;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+
+pub use connection::{Connection, Peer, Stream};
+
+/// Why an address cannot be listened at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Plain text where others could read along.
+    #[error(
+        "refusing plain text on `{0}`, which other machines can reach; listen on a loopback address or a unix socket, or set `insecure = true` beside it if every network in between is trusted"
+    )]
+    Insecure(Address),
+    /// The address belongs to a running process.
+    #[error("`{0}` is already in use by a running process; stop that one, or listen elsewhere")]
+    InUse(Address),
+    /// This user may not.
+    #[error("this user may not listen at `{address}`; {advice}")]
+    Permission {
+        /// Where.
+        address: Address,
+        /// What to do.
+        advice: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something that is no socket is in the way.
+    #[error("cannot listen at `unix:{}`: a file that is not a socket is there; move it away", .0.display())]
+    NotASocket(PathBuf),
+    /// Anything else.
+    #[error(
+        "cannot listen at `{address}`; check that the address belongs to this machine and is spelled right"
+    )]
+    Io {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn new(address: &Address, source: io::Error) -> Self {
+        let address = address.clone();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse(address),
+            io::ErrorKind::PermissionDenied => Self::Permission {
+                advice: match address {
+                    Address::Tcp { .. } => "ports below 1024 are for root, choose a higher one",
+                    Address::Unix(_) => "choose a directory this user may write to",
+                },
+                address,
+                source,
+            },
+            _ => Self::Io { address, source },
+        }
+    }
+}
+
+/// A place where connections come in.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(TcpListener),
+    /// A unix socket.
+    Unix(UnixListener),
+}
+
+/// Listens at `address`; port 0 takes a free one.
+///
+/// A unix socket is made with mode 0600, in a directory that is made with mode 0700 if it is missing.
+/// What a dead process left behind is removed; a live one keeps its socket.
+///
+/// # Errors
+/// Names the address, the cause and what to do.
+pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> {
+    if !insecure && !address.is_local() {
+        return Err(Error::Insecure(address.clone()));
+    }
+    match address {
+        Address::Unix(path) => socket::bind(path).map(Listener::Unix),
+        Address::Tcp { host, port } => TcpListener::bind((host.as_str(), *port))
+            .await
+            .map(Listener::Tcp)
+            .map_err(|error| Error::new(address, error)),
+    }
+}
+
+/// A socket's file goes with its listener. It is removed while we still listen, so nobody else can
+/// have put theirs in its place.
+struct Bound {
+    listener: Listener,
+    cut: CancellationToken,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Ok(Address::Unix(path)) = self.listener.local_address() {
+            // Somebody who removed it before us did what we wanted.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Listener {
+    /// Where it listens, with the port that was taken.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn local_address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => {
+                let local = listener.local_addr()?;
+                Ok(Address::Tcp {
+                    host: local.ip().to_string(),
+                    port: local.port(),
+                })
+            }
+            Self::Unix(listener) => match listener.local_addr()?.as_pathname() {
+                Some(path) => Ok(Address::Unix(path.to_owned())),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+        }
+    }
+
+    /// The connections as they come, for `serve_with_incoming_shutdown`; never ends. All of them fail
+    /// once `cut` is cancelled. Dropping the stream closes the listener and removes its socket.
+    pub fn incoming(self, cut: CancellationToken) -> impl Items<Item = io::Result<Connection>> {
+        let bound = Bound {
+            listener: self,
+            cut,
+        };
+        stream::unfold(bound, |bound| async {
+            loop {
+                match bound.listener.accept().await {
+                    Ok(stream) => {
+                        let connection = Connection::new(stream, bound.cut.clone());
+                        return Some((Ok(connection), bound));
+                    }
+                    // One connection that failed, or too many open files: neither is a reason to stop,
+                    // and the pause keeps the second from taking a whole core.
+                    Err(error) => {
+                        tracing::warn!(%error, "A connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        })
+    }
+
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}

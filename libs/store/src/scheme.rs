@@ -1,0 +1,50 @@
+//! The one list of stores, and how a URL finds its store.
+
+use std::{fmt, sync::Arc};
+
+use futures::future::BoxFuture;
+
+use crate::{Error, Store, file, memory};
+
+/// A kind of store that a URL can name.
+pub trait Scheme: fmt::Debug + Sync {
+    /// The part of the URL before the first colon.
+    fn name(&self) -> &'static str;
+
+    /// The URL as an example.
+    fn usage(&self) -> &'static str;
+
+    /// Opens the store that `rest`, the part after the first colon, describes.
+    fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>>;
+}
+
+/// Every kind of store, in the order the documentation lists them.
+pub static ALL: &[&dyn Scheme] = &[
+    &memory::Memory,
+    &file::Redb,
+    #[cfg(feature = "etcd")]
+    &crate::etcd::Etcd,
+];
+
+/// Opens the store a URL names, such as `redb:/var/lib/tether/state.redb`.
+///
+/// An etcd store opens without asking etcd anything: a service may start before etcd does.
+///
+/// # Errors
+/// Says what is wrong with the URL, or why the store cannot be opened.
+pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    let (name, rest) = url.split_once(':').unwrap_or((url, ""));
+    let scheme = ALL
+        .iter()
+        .find(|scheme| scheme.name() == name && url.contains(':'))
+        .ok_or_else(|| Error::UnknownScheme {
+            given: url.to_owned(),
+        })?;
+    scheme.open(rest).await
+}
+
+/// Every usage, for error messages.
+pub(crate) fn usages() -> String {
+    let usages: Vec<String> = ALL.iter().map(|s| format!("`{}`", s.usage())).collect();
+    usages.join(", ")
+}

@@ -1,0 +1,175 @@
+//! The table where everybody can see it, and the watchers who read it at their own pace.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_proto::{Failure, discovery::WatchEndpointsResponse};
+use tether_types::{PoolName, Reason};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{Config, table::Table};
+
+/// Shared by the followers, which change the table, and the watchers, which read it.
+#[derive(Debug)]
+pub(crate) struct Board {
+    instance: String,
+    table: Mutex<Table>,
+    news: watch::Sender<News>,
+    sign_of_life: Duration,
+    ended: CancellationToken,
+}
+
+/// What wakes watchers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct News {
+    /// Whether the store was read once: before that, an empty table would be a lie.
+    loaded: bool,
+    revision: u64,
+    /// Since when the store is away.
+    away: Option<Tick>,
+}
+
+impl Board {
+    pub(crate) fn new(instance: String, configured: BTreeSet<PoolName>, config: &Config) -> Self {
+        Self {
+            instance,
+            table: Mutex::new(Table::new(configured, config.history)),
+            news: watch::Sender::new(News::default()),
+            sign_of_life: config.sign_of_life,
+            ended: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table and wakes the watchers if that made a difference.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Table)) {
+        let mut table = self.table();
+        change(&mut table);
+        let revision = table.revision();
+        drop(table);
+        self.tell(|news| news.revision = revision);
+    }
+
+    /// The store was read or answers again.
+    pub(crate) fn here(&self) {
+        self.tell(|news| {
+            news.loaded = true;
+            news.away = None;
+        });
+    }
+
+    /// The store does not answer; says whether that is new.
+    pub(crate) fn away(&self) -> bool {
+        self.tell(|news| {
+            news.away.get_or_insert_with(|| BootClock.now());
+        })
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut News)) -> bool {
+        self.news.send_if_modified(|news| {
+            let before = *news;
+            change(news);
+            *news != before
+        })
+    }
+}
+
+/// One watcher: a position in the table's history, and no queue (D3).
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    board: Arc<Board>,
+    news: watch::Receiver<News>,
+    pool: Option<PoolName>,
+    /// The last revision it was told; nothing before its first message.
+    after: Option<u64>,
+    /// Whether it was told that the store is away; nothing before its first message.
+    told_away: Option<bool>,
+}
+
+impl Watcher {
+    /// A watcher that saw `resume` last, if that was of this instance.
+    pub(crate) fn new(board: Arc<Board>, pool: Option<PoolName>, resume: (&str, u64)) -> Self {
+        let (instance, revision) = resume;
+        Self {
+            news: board.news.subscribe(),
+            after: (instance == board.instance).then_some(revision),
+            board,
+            pool,
+            told_away: None,
+        }
+    }
+
+    /// The next message: a snapshot, a change, or a sign of life. `None` when the service ends.
+    pub(crate) async fn next(&mut self) -> Option<Result<WatchEndpointsResponse, Status>> {
+        loop {
+            if self.board.ended.is_cancelled() {
+                return None;
+            }
+            let news = *self.news.borrow_and_update();
+            if news.loaded {
+                let (message, upto) = self.board.table().next(self.pool.as_ref(), self.after);
+                self.after = Some(upto);
+                if let Some(message) = message {
+                    return Some(Ok(self.stamp(message, news)));
+                }
+                // A watcher that resumes with nothing missed hears at once that it is heard.
+                if self.told_away != Some(news.away.is_some()) {
+                    return Some(Ok(self.stamp(self.sign_of_life(), news)));
+                }
+            }
+            tokio::select! {
+                changed = self.news.changed() => changed.ok()?,
+                () = self.board.ended.cancelled() => return None,
+                () = tokio::time::sleep(self.board.sign_of_life) => {
+                    let news = *self.news.borrow();
+                    return Some(match news.loaded {
+                        true => Ok(self.stamp(self.sign_of_life(), news)),
+                        false => Err(never_loaded()),
+                    });
+                }
+            }
+        }
+    }
+
+    fn sign_of_life(&self) -> WatchEndpointsResponse {
+        WatchEndpointsResponse {
+            revision: self.after.unwrap_or_default(),
+            ..WatchEndpointsResponse::default()
+        }
+    }
+
+    fn stamp(&mut self, message: WatchEndpointsResponse, news: News) -> WatchEndpointsResponse {
+        self.told_away = Some(news.away.is_some());
+        // Never 0 while the store is away, since 0 says that it is there.
+        let age = |since| BootClock.now().since(since).as_millis().max(1);
+        WatchEndpointsResponse {
+            instance: self.board.instance.clone(),
+            source_age_ms: news
+                .away
+                .map_or(0, |since| u64::try_from(age(since)).unwrap_or(u64::MAX)),
+            ..message
+        }
+    }
+}
+
+fn never_loaded() -> Status {
+    Failure::new(
+        Reason::DiscoveryUnreachable,
+        "discovery has not been able to read the store yet; check that the store is running, its log says why it cannot be reached",
+    )
+    .retry_after(Duration::from_secs(1))
+    .into()
+}

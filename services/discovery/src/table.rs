@@ -1,0 +1,279 @@
+//! What serves now, and a ring of what changed lately. Pure.
+
+#[cfg(test)]
+mod properties;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tether_proto::{
+    common::{Endpoint, WorkerRef},
+    discovery::{EndpointRemoval, WatchEndpointsResponse},
+};
+use tether_store::{Change, Entry, keys::ServeKey};
+use tether_types::{PoolName, Slot};
+
+type Place = (PoolName, Slot);
+
+/// The table; its revision counts its own changes and means nothing to another instance.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// Pools with a source of their own, which the store has no say in.
+    configured: BTreeSet<PoolName>,
+    pools: BTreeSet<PoolName>,
+    endpoints: BTreeMap<Place, Endpoint>,
+    revision: u64,
+    ring: VecDeque<Changed>,
+    limit: usize,
+    /// The oldest revision from which the ring leads to the present.
+    oldest: u64,
+}
+
+/// One change of the table.
+#[derive(Debug, Default)]
+struct Changed {
+    revision: u64,
+    upserts: Vec<Endpoint>,
+    removals: Vec<EndpointRemoval>,
+    pools: Vec<PoolName>,
+    removed_pools: Vec<PoolName>,
+}
+
+/// What a commit, a listing or a source says, before it is compared with what is known.
+#[derive(Default)]
+struct Facts {
+    endpoints: BTreeMap<Place, Option<Endpoint>>,
+    deaths: BTreeMap<Place, EndpointRemoval>,
+    pools: BTreeMap<PoolName, bool>,
+}
+
+impl Table {
+    pub(crate) fn new(configured: BTreeSet<PoolName>, limit: usize) -> Self {
+        Self {
+            pools: configured.clone(),
+            configured,
+            endpoints: BTreeMap::new(),
+            // 0 is how a watcher says that it has seen nothing.
+            revision: 1,
+            ring: VecDeque::new(),
+            limit,
+            oldest: 1,
+        }
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Takes in one commit of the store.
+    pub(crate) fn commit(&mut self, changes: Vec<Change>) {
+        let mut facts = Facts::default();
+        for change in changes {
+            self.read(&mut facts, &change.key, change.value.as_ref());
+        }
+        self.apply(facts);
+    }
+
+    /// Takes in the whole of the store: what it does not list is gone.
+    pub(crate) fn reload(&mut self, entries: Vec<Entry>) {
+        let mut facts = Facts::default();
+        for place in self.endpoints.keys() {
+            if !self.configured.contains(&place.0) {
+                facts.endpoints.insert(place.clone(), None);
+            }
+        }
+        for pool in self.pools.difference(&self.configured) {
+            facts.pools.insert(pool.clone(), false);
+        }
+        for entry in entries {
+            self.read(&mut facts, &entry.key, Some(&entry.value));
+        }
+        self.apply(facts);
+    }
+
+    /// Takes in all endpoints of a configured pool.
+    pub(crate) fn source(&mut self, pool: &PoolName, endpoints: Vec<Endpoint>) {
+        let mut facts = Facts::default();
+        for place in self.endpoints.keys().filter(|place| place.0 == *pool) {
+            facts.endpoints.insert(place.clone(), None);
+        }
+        for endpoint in endpoints {
+            if let Some(worker) = &endpoint.worker {
+                let place = (pool.clone(), worker.slot);
+                facts.endpoints.insert(place, Some(endpoint));
+            }
+        }
+        self.apply(facts);
+    }
+
+    /// Reads one key. What is not understood is left out: one bad entry must not hide the others.
+    fn read(&self, facts: &mut Facts, key: &str, value: Option<&Bytes>) {
+        let Some(parsed) = ServeKey::parse(key) else {
+            tracing::warn!(key, "A key under `serve/` is not understood");
+            return;
+        };
+        let (ServeKey::Pool(pool) | ServeKey::Endpoint(pool, _) | ServeKey::Death(pool, _)) =
+            &parsed;
+        if self.configured.contains(pool) {
+            tracing::warn!(
+                key,
+                "The pool has a configured source, the store's entry is ignored"
+            );
+            return;
+        }
+        let understood = match parsed {
+            ServeKey::Pool(pool) => {
+                facts.pools.insert(pool, value.is_some());
+                true
+            }
+            ServeKey::Endpoint(pool, slot) => {
+                match value.map(|value| Endpoint::decode(value.as_ref())) {
+                    None => {
+                        facts.endpoints.insert((pool, slot), None);
+                        true
+                    }
+                    Some(Ok(endpoint)) if names(endpoint.worker.as_ref(), &pool, slot) => {
+                        facts.endpoints.insert((pool, slot), Some(endpoint));
+                        true
+                    }
+                    Some(_) => false,
+                }
+            }
+            ServeKey::Death(pool, slot) => {
+                match value.map(|value| EndpointRemoval::decode(value.as_ref())) {
+                    None => true,
+                    Some(Ok(death)) if names(death.worker.as_ref(), &pool, slot) => {
+                        facts.deaths.insert((pool, slot), death);
+                        true
+                    }
+                    Some(_) => false,
+                }
+            }
+        };
+        if !understood {
+            tracing::warn!(key, "An entry does not describe what its key names");
+        }
+    }
+
+    /// Compares facts with what is known; what differs is one change with one revision.
+    fn apply(&mut self, facts: Facts) {
+        let mut changed = Changed::default();
+        for (place, new) in facts.endpoints {
+            let old = match &new {
+                Some(new) => self.endpoints.insert(place.clone(), new.clone()),
+                None => self.endpoints.remove(&place),
+            };
+            if old == new {
+                continue;
+            }
+            let gone = old.and_then(|old| old.worker);
+            let incarnation = |worker: &WorkerRef| worker.incarnation;
+            let lives_on = new
+                .as_ref()
+                .and_then(|new| new.worker.as_ref())
+                .map(incarnation);
+            if let Some(gone) = gone.filter(|gone| Some(gone.incarnation) != lives_on) {
+                // The death on record may be that of an earlier or later incarnation.
+                let died = facts.deaths.get(&place);
+                let death = died.filter(|died| died.worker.as_ref() == Some(&gone));
+                changed.removals.push(EndpointRemoval {
+                    death: death.and_then(|died| died.death.clone()),
+                    worker: Some(gone),
+                });
+            }
+            changed.upserts.extend(new);
+        }
+        for (pool, exists) in facts.pools {
+            if exists && self.pools.insert(pool.clone()) {
+                changed.pools.push(pool);
+            } else if !exists && self.pools.remove(&pool) {
+                changed.removed_pools.push(pool);
+            }
+        }
+        if !changed.is_empty() {
+            self.revision += 1;
+            changed.revision = self.revision;
+            self.ring.push_back(changed);
+            while self.ring.len() > self.limit {
+                if let Some(forgotten) = self.ring.pop_front() {
+                    self.oldest = forgotten.revision;
+                }
+            }
+        }
+    }
+
+    /// What a watcher that knows everything up to `after` is told next, and what it knows then. Where
+    /// `after` is nothing, or nothing the ring still leads on from, that is a snapshot.
+    pub(crate) fn next(
+        &self,
+        pool: Option<&PoolName>,
+        after: Option<u64>,
+    ) -> (Option<WatchEndpointsResponse>, u64) {
+        let known = after.filter(|after| (self.oldest..=self.revision).contains(after));
+        let Some(after) = known else {
+            return (Some(self.snapshot(pool)), self.revision);
+        };
+        let start = self.ring.partition_point(|change| change.revision <= after);
+        let told = self
+            .ring
+            .range(start..)
+            .find_map(|change| change.message(pool));
+        let upto = told.as_ref().map_or(self.revision, |told| told.revision);
+        (told, upto)
+    }
+
+    fn snapshot(&self, pool: Option<&PoolName>) -> WatchEndpointsResponse {
+        let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name);
+        let serving = self.endpoints.iter().filter(|(place, _)| wanted(&place.0));
+        let pools = self.pools.iter().filter(|pool| wanted(pool));
+        WatchEndpointsResponse {
+            revision: self.revision,
+            snapshot: true,
+            upserts: serving.map(|(_, endpoint)| endpoint.clone()).collect(),
+            pools: pools.map(PoolName::to_string).collect(),
+            ..WatchEndpointsResponse::default()
+        }
+    }
+}
+
+impl Changed {
+    fn is_empty(&self) -> bool {
+        self.upserts.is_empty()
+            && self.removals.is_empty()
+            && self.pools.is_empty()
+            && self.removed_pools.is_empty()
+    }
+
+    /// The part that concerns `pool`, if any.
+    fn message(&self, pool: Option<&PoolName>) -> Option<WatchEndpointsResponse> {
+        let wanted = |name: &str| pool.is_none_or(|pool| pool.as_str() == name);
+        let of = |worker: &Option<WorkerRef>| worker.as_ref().is_some_and(|w| wanted(&w.pool));
+        let names = |pools: &[PoolName]| -> Vec<String> {
+            let names = pools.iter().map(PoolName::to_string);
+            names.filter(|name| wanted(name)).collect()
+        };
+        let upserts = self.upserts.iter().filter(|upsert| of(&upsert.worker));
+        let removals = self.removals.iter().filter(|removal| of(&removal.worker));
+        let message = WatchEndpointsResponse {
+            revision: self.revision,
+            upserts: upserts.cloned().collect(),
+            removals: removals.cloned().collect(),
+            pools: names(&self.pools),
+            removed_pools: names(&self.removed_pools),
+            ..WatchEndpointsResponse::default()
+        };
+        let nothing = message.upserts.is_empty()
+            && message.removals.is_empty()
+            && message.pools.is_empty()
+            && message.removed_pools.is_empty();
+        (!nothing).then_some(message)
+    }
+}
+
+/// Whether a message is about the slot its key names, and about a certain incarnation.
+fn names(worker: Option<&WorkerRef>, pool: &PoolName, slot: Slot) -> bool {
+    worker.is_some_and(|worker| {
+        worker.pool == pool.as_str() && worker.slot == slot && worker.incarnation > 0
+    })
+}

@@ -1,0 +1,444 @@
+//! The service as a gateway sees it: gRPC over a unix socket, on real stores.
+
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use prost::Message as _;
+use tempfile::TempDir;
+use tether_discovery::{Config, Discovery, PoolSource};
+use tether_kit::{channel, listen, serve};
+use tether_proto::{
+    common::{Death, DeathCause, Endpoint, WorkerRef},
+    discovery::{
+        EndpointRemoval, WatchEndpointsRequest, WatchEndpointsResponse,
+        discovery_service_client::DiscoveryServiceClient,
+    },
+};
+use tether_store::{MemoryStore, Store, Txn, keys, open};
+use tether_types::{Address, PoolName, Reason};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Streaming, transport::Channel};
+
+#[path = "../../../libs/store/tests/support/etcd.rs"]
+mod etcd;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A service on a socket in a directory of its own.
+struct Running {
+    client: DiscoveryServiceClient<Channel>,
+    stop: CancellationToken,
+    served: JoinHandle<Result<(), serve::Error>>,
+    ran: JoinHandle<Result<(), tether_discovery::Error>>,
+    _directory: TempDir,
+}
+
+async fn start(config: Config, store: Arc<dyn Store>) -> Running {
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("discovery.sock"));
+    let listener = listen::bind(&address, false).await.unwrap();
+    let discovery = Discovery::build(&config, store).unwrap();
+    let stop = CancellationToken::new();
+    let server = serve::Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+    Running {
+        client: DiscoveryServiceClient::new(channel::connect(&address)),
+        served: tokio::spawn(server.serve(listener, stop.clone(), Duration::from_secs(5))),
+        ran: tokio::spawn(discovery.run(stop.clone())),
+        stop,
+        _directory: directory,
+    }
+}
+
+impl Running {
+    async fn watch(&self, pool: &str, resume: Option<&WatchEndpointsResponse>) -> Messages {
+        let request = WatchEndpointsRequest {
+            pool: pool.to_owned(),
+            resume_instance: resume.map_or_else(String::new, |seen| seen.instance.clone()),
+            resume_revision: resume.map_or(0, |seen| seen.revision),
+        };
+        let stream = self.client.clone().watch_endpoints(request).await.unwrap();
+        Messages(stream.into_inner())
+    }
+}
+
+struct Messages(Streaming<WatchEndpointsResponse>);
+
+impl Messages {
+    async fn any(&mut self) -> WatchEndpointsResponse {
+        let message = tokio::time::timeout(PATIENCE, self.0.message()).await;
+        message
+            .expect("a message comes")
+            .unwrap()
+            .expect("the watch goes on")
+    }
+
+    /// The next message that says something; signs of life are passed over.
+    async fn next(&mut self) -> WatchEndpointsResponse {
+        loop {
+            let message = self.any().await;
+            let quiet = WatchEndpointsResponse {
+                instance: message.instance.clone(),
+                revision: message.revision,
+                source_age_ms: message.source_age_ms,
+                ..WatchEndpointsResponse::default()
+            };
+            if message != quiet {
+                return message;
+            }
+        }
+    }
+}
+
+fn pool() -> PoolName {
+    PoolName::new("train").unwrap()
+}
+
+fn worker(slot: u32, incarnation: u64) -> WorkerRef {
+    WorkerRef {
+        pool: "train".to_owned(),
+        slot,
+        incarnation,
+    }
+}
+
+fn endpoint(slot: u32, incarnation: u64) -> Endpoint {
+    Endpoint {
+        worker: Some(worker(slot, incarnation)),
+        address: format!("unix:/run/{slot}-{incarnation}.sock"),
+        node: "here".to_owned(),
+        draining: false,
+    }
+}
+
+fn removal(slot: u32, incarnation: u64, code: i32) -> EndpointRemoval {
+    EndpointRemoval {
+        worker: Some(worker(slot, incarnation)),
+        death: Some(Death {
+            cause: DeathCause::Exited.into(),
+            exit_code: Some(code),
+            ..Death::default()
+        }),
+    }
+}
+
+fn serves(txn: Txn, slot: u32, incarnation: u64) -> Txn {
+    let value = endpoint(slot, incarnation).encode_to_vec();
+    txn.put(keys::endpoint(&pool(), slot), value)
+}
+
+fn dies(txn: Txn, slot: u32, incarnation: u64, code: i32) -> Txn {
+    let value = removal(slot, incarnation, code).encode_to_vec();
+    txn.delete(keys::endpoint(&pool(), slot))
+        .put(keys::death(&pool(), slot), value)
+}
+
+async fn commit(store: &Arc<dyn Store>, txn: Txn) {
+    store.commit(txn).await.unwrap();
+}
+
+/// A table as a gateway keeps it, from messages alone.
+#[derive(Default)]
+struct Copy(BTreeMap<u32, Endpoint>);
+
+impl Copy {
+    fn take(&mut self, message: &WatchEndpointsResponse) {
+        if message.snapshot {
+            self.0.clear();
+        }
+        for gone in &message.removals {
+            let gone = gone.worker.as_ref().unwrap();
+            let removed = self
+                .0
+                .remove(&gone.slot)
+                .expect("only what was told is removed");
+            assert_eq!(removed.worker.as_ref(), Some(gone));
+        }
+        for upsert in &message.upserts {
+            self.0
+                .insert(upsert.worker.as_ref().unwrap().slot, upsert.clone());
+        }
+    }
+}
+
+fn memory() -> Arc<dyn Store> {
+    Arc::new(MemoryStore::new())
+}
+
+#[tokio::test]
+async fn a_removal_carries_its_death_and_one_commit_is_one_message() {
+    let store = memory();
+    let setup = Txn::new().put(keys::pool(&pool()), "");
+    commit(&store, serves(serves(setup, 0, 1), 1, 2)).await;
+    let running = start(Config::default(), Arc::clone(&store)).await;
+    let mut watch = running.watch("", None).await;
+    let first = watch.next().await;
+    assert!(first.snapshot);
+    assert_eq!(first.pools, ["train"]);
+    assert_eq!(first.upserts, [endpoint(0, 1), endpoint(1, 2)]);
+
+    // Dies for good; dies and is replaced at once; leaves alive.
+    commit(&store, dies(Txn::new(), 0, 1, 7)).await;
+    let message = watch.next().await;
+    assert_eq!(message.removals, [removal(0, 1, 7)]);
+    assert!(message.upserts.is_empty() && message.revision > first.revision);
+
+    let replaced = Txn::new().put(keys::death(&pool(), 1), removal(1, 2, 9).encode_to_vec());
+    commit(&store, serves(replaced, 1, 3)).await;
+    let message = watch.next().await;
+    assert_eq!(message.removals, [removal(1, 2, 9)]);
+    assert_eq!(message.upserts, [endpoint(1, 3)]);
+
+    let leaves = Txn::new()
+        .delete(keys::endpoint(&pool(), 1))
+        .delete(keys::pool(&pool()));
+    commit(&store, leaves).await;
+    let message = watch.next().await;
+    assert_eq!(
+        message.removals,
+        [EndpointRemoval {
+            worker: Some(worker(1, 3)),
+            death: None
+        }]
+    );
+    assert_eq!(message.removed_pools, ["train"]);
+}
+
+#[tokio::test]
+async fn a_watcher_that_comes_back_is_told_what_it_missed_or_everything() {
+    let store = memory();
+    let config = Config {
+        history: 4,
+        ..Config::default()
+    };
+    let running = start(config, Arc::clone(&store)).await;
+    let mut watch = running.watch("train", None).await;
+    let nothing = watch.next().await;
+    assert!(nothing.snapshot && nothing.upserts.is_empty());
+    for slot in 0..3 {
+        commit(&store, serves(Txn::new(), slot, 1)).await;
+        assert_eq!(watch.next().await.upserts, [endpoint(slot, 1)]);
+    }
+
+    let mut resumed = running.watch("train", Some(&nothing)).await;
+    for slot in 0..3 {
+        let message = resumed.any().await;
+        assert!(!message.snapshot);
+        assert_eq!(message.upserts, [endpoint(slot, 1)]);
+    }
+
+    for slot in 3..6 {
+        commit(&store, serves(Txn::new(), slot, 1)).await;
+        assert_eq!(watch.next().await.upserts, [endpoint(slot, 1)]);
+    }
+    let too_old = running.watch("train", Some(&nothing)).await.any().await;
+    assert!(too_old.snapshot);
+    assert_eq!(too_old.upserts.len(), 6);
+    let stranger = WatchEndpointsResponse {
+        instance: "another-life".to_owned(),
+        ..too_old.clone()
+    };
+    assert!(
+        running
+            .watch("train", Some(&stranger))
+            .await
+            .any()
+            .await
+            .snapshot
+    );
+
+    // Nothing missed: a sign of life at once, and no snapshot.
+    let missed_nothing = running.watch("train", Some(&too_old)).await.any().await;
+    assert_eq!(missed_nothing.revision, too_old.revision);
+    assert!(!missed_nothing.snapshot && missed_nothing.upserts.is_empty());
+    assert!(
+        running
+            .watch("other", None)
+            .await
+            .any()
+            .await
+            .upserts
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_slow_watcher_gets_a_fresh_snapshot_and_arrives_at_the_same_table() {
+    let store = memory();
+    let config = Config {
+        history: 64,
+        ..Config::default()
+    };
+    let running = start(config, Arc::clone(&store)).await;
+    let mut slow = running.watch("", None).await;
+    let mut copy = Copy::default();
+    copy.take(&slow.next().await);
+
+    // Each message is large, so that the connection cannot hold them all for a client that does not
+    // read; `quick` shows that the service itself goes on.
+    let mut quick = running.watch("", None).await;
+    let mut last = quick.next().await;
+    for number in 1..=400u64 {
+        let mut new = endpoint(0, number);
+        new.node = "x".repeat(64 << 10);
+        commit(
+            &store,
+            Txn::new().put(keys::endpoint(&pool(), 0), new.encode_to_vec()),
+        )
+        .await;
+        last = quick.next().await;
+    }
+
+    let mut snapshots = 0;
+    let mut messages = 0;
+    loop {
+        let message = slow.next().await;
+        messages += 1;
+        snapshots += usize::from(message.snapshot);
+        copy.take(&message);
+        if message.revision == last.revision {
+            break;
+        }
+    }
+    assert!(snapshots >= 1, "the ring holds 64 changes, 400 happened");
+    assert!(
+        messages < 300,
+        "{messages} messages were kept for a watcher that did not read"
+    );
+    let incarnation = copy.0[&0].worker.as_ref().unwrap().incarnation;
+    assert_eq!(incarnation, 400);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_leaves_the_last_knowledge_with_its_age_and_nothing_is_missed() {
+    let mut etcd = etcd::Etcd::start().await;
+    let store = open(&etcd.url("tether")).await.unwrap();
+    commit(&store, serves(serves(Txn::new(), 0, 1), 1, 1)).await;
+    let config = Config {
+        sign_of_life: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let running = start(config, Arc::clone(&store)).await;
+    let mut watch = running.watch("", None).await;
+    let first = watch.next().await;
+    assert_eq!((first.upserts.len(), first.source_age_ms), (2, 0));
+
+    etcd.kill();
+    let mut ages = Vec::new();
+    let waiting = async {
+        while ages.len() < 3 {
+            let message = watch.any().await;
+            assert!(!message.snapshot && message.removals.is_empty());
+            ages.extend(Some(message.source_age_ms).filter(|age| *age > 0));
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, waiting).await;
+    told.expect("the age of the knowledge is told (D4)");
+    assert!(ages.is_sorted() && ages[2] > ages[0], "{ages:?}");
+    let newcomer = running.watch("", None).await.any().await;
+    assert_eq!(newcomer.upserts, first.upserts);
+    assert!(newcomer.source_age_ms > 0);
+
+    etcd.restart().await;
+    // Two deaths of one slot while discovery may still be waiting: both are told.
+    commit(&store, dies(Txn::new(), 0, 1, 1)).await;
+    commit(&store, serves(Txn::new(), 0, 2)).await;
+    commit(&store, dies(Txn::new(), 0, 2, 2)).await;
+    assert_eq!(watch.next().await.removals, [removal(0, 1, 1)]);
+    assert_eq!(watch.next().await.upserts, [endpoint(0, 2)]);
+    let message = watch.next().await;
+    assert_eq!(message.removals, [removal(0, 2, 2)]);
+    assert_eq!(message.source_age_ms, 0);
+}
+
+#[tokio::test]
+async fn a_store_that_never_answers_is_reported_rather_than_told_as_empty() {
+    let store = open("etcd://127.0.0.1:1").await.unwrap();
+    let config = Config {
+        sign_of_life: Duration::from_millis(100),
+        ..Config::default()
+    };
+    let running = start(config, store).await;
+
+    let mut watch = running.watch("", None).await;
+    let status = tokio::time::timeout(PATIENCE, watch.0.message())
+        .await
+        .unwrap()
+        .unwrap_err();
+
+    assert_eq!(
+        tether_proto::reason_of(&status),
+        Some(Reason::DiscoveryUnreachable)
+    );
+}
+
+#[tokio::test]
+async fn a_configured_pool_is_served_from_its_source_and_the_store_has_no_say_in_it() {
+    let store = memory();
+    let source = "static://10.0.0.2:1,10.0.0.1:1".to_owned();
+    let config = Config {
+        pools: BTreeMap::from([("train".to_owned(), PoolSource { source })]),
+        ..Config::default()
+    };
+    commit(&store, serves(Txn::new(), 7, 1)).await;
+    let running = start(config, Arc::clone(&store)).await;
+
+    let mut watch = running.watch("train", None).await;
+    let mut copy = Copy::default();
+    while copy.0.len() < 2 {
+        copy.take(&watch.next().await);
+    }
+
+    let addresses: Vec<_> = copy.0.values().map(|e| e.address.as_str()).collect();
+    assert_eq!(addresses, ["10.0.0.1:1", "10.0.0.2:1"]);
+    assert!(copy.0.keys().eq(&[0, 1]));
+    let bad = Config {
+        pools: BTreeMap::from([(
+            "train".to_owned(),
+            PoolSource {
+                source: "dns://x".to_owned(),
+            },
+        )]),
+        ..Config::default()
+    };
+    let error = Discovery::build(&bad, store).err().unwrap();
+    assert!(
+        error.to_string().contains("discovery.pools.train.source"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_understood_does_not_hide_the_rest() {
+    let store = memory();
+    let garbage = Txn::new()
+        .put("serve/what/is/this", "?")
+        .put(keys::endpoint(&pool(), 0), "\u{1}garbage")
+        .put(keys::endpoint(&pool(), 1), endpoint(2, 1).encode_to_vec());
+    commit(&store, serves(garbage, 3, 1)).await;
+
+    let running = start(Config::default(), Arc::clone(&store)).await;
+
+    let first = running.watch("", None).await.next().await;
+    assert_eq!(first.upserts, [endpoint(3, 1)]);
+}
+
+#[tokio::test]
+async fn a_stop_ends_every_watch_before_the_drain_is_over() {
+    let running = start(Config::default(), memory()).await;
+    let mut watch = running.watch("", None).await;
+    watch.next().await;
+
+    running.stop.cancel();
+
+    let end = tokio::time::timeout(Duration::from_secs(3), watch.0.message()).await;
+    assert!(matches!(end, Ok(Ok(None))), "{end:?}");
+    drop((watch, running.client));
+    let served = tokio::time::timeout(Duration::from_secs(3), running.served).await;
+    served
+        .expect("nothing is left to wait for")
+        .unwrap()
+        .unwrap();
+    running.ran.await.unwrap().unwrap();
+}
