@@ -1,0 +1,56 @@
+//! `tether-discovery`: discovery as a process of its own.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tether_discovery::{Config, Discovery};
+use tether_kit::serve::Server;
+use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long watchers may take to end.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What discovery reads of the configuration file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    listen: Listen,
+    connect: Connect,
+    discovery: Config,
+    store: Option<String>,
+    agent: Ignored,
+    lease: Ignored,
+    gateway: Ignored,
+    template: Ignored,
+}
+
+fn main() -> ExitCode {
+    service(
+        "tether-discovery",
+        "Says which endpoints serve a pool now",
+        serve,
+    )
+}
+
+async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
+    let url = settings.store.context(
+        "discovery of its own needs the arbiter's store: set `store = \"etcd://host:2379\"`",
+    )?;
+    let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+    let listeners = at.bind(Place::Discovery).await?;
+    let discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+        serving.spawn(server.serve(listener, stop.clone(), DRAIN));
+    }
+    tracing::info!(store = url, "Discovery serves");
+    discovery.run(stop).await?;
+    while let Some(ended) = serving.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
