@@ -1,8 +1,9 @@
 //! Stopping: the first signal asks, the second one insists. And what the exit status says.
 
-use std::{io, process};
+use std::{io, process, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Everything went well, or it stopped as asked.
@@ -12,7 +13,12 @@ pub const EXIT_FAILURE: u8 = 1;
 /// The configuration was refused; nothing was started. (`EX_CONFIG` of sysexits.)
 pub const EXIT_CONFIG: u8 = 78;
 
-/// Gives a token that the first SIGTERM or SIGINT cancels; the second one ends the process at once.
+/// Signals this close together are one request: a terminal, `timeout` and service managers send theirs
+/// to the process and to its group.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
+
+/// Gives a token that the first SIGTERM or SIGINT cancels; another one, a moment later, ends the
+/// process at once.
 ///
 /// # Errors
 /// When the signals cannot be caught.
@@ -22,17 +28,24 @@ pub fn on_signals() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let cancel = token.clone();
     tokio::spawn(async move {
-        for asked_before in [false, true] {
+        let mut first = None;
+        loop {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if asked_before {
-                tracing::error!("Asked twice to stop, leaving now");
-                process::exit(EXIT_FAILURE.into());
+            match first {
+                None => {
+                    first = Some(Instant::now());
+                    tracing::info!("Asked to stop");
+                    cancel.cancel();
+                }
+                Some(first) if first.elapsed() < ONE_REQUEST => {}
+                Some(_) => {
+                    tracing::error!("Asked twice to stop, leaving now");
+                    process::exit(EXIT_FAILURE.into());
+                }
             }
-            tracing::info!("Asked to stop");
-            cancel.cancel();
         }
     });
     Ok(token)

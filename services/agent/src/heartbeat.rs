@@ -172,7 +172,10 @@ impl Running {
         for (id, dir) in found.workers {
             tracing::info!(worker = %id, "Found a worker of an earlier agent");
             let (orders, ties) = self.ties();
-            let last = report::phase(&id, WorkerPhase::Starting);
+            let last = WorkerReport {
+                adopted: true,
+                ..report::phase(&id, WorkerPhase::Waiting)
+            };
             self.workers.insert(
                 id.clone(),
                 Worker {

@@ -17,7 +17,7 @@ use tether_proto::{
     node::{StartWorker, WorkerReport},
 };
 use tether_shim_protocol::{
-    Dead, Identity, Launch, Message, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE,
+    Cause, Dead, Identity, Launch, Message, OnOwnerExit, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE,
 };
 use tether_types::{Address, DeathCause, Orderer, WorkerId};
 use tokio::{
@@ -48,10 +48,7 @@ const ADDRESS_FILE: &str = "address";
 #[derive(Debug)]
 pub(crate) enum Order {
     /// End it.
-    Stop {
-        cause: tether_shim_protocol::Cause,
-        grace_ms: u64,
-    },
+    Stop { cause: Cause, grace_ms: u64 },
     /// Signal its main process.
     Signal(i32),
     /// Its death is recorded.
@@ -249,7 +246,7 @@ impl Task {
                     self.renew(&mut to).await;
                 }
                 order = self.ties.orders.recv() => match order {
-                    Some(Order::Stop { cause, grace_ms }) => to.send(&Message::Stop { cause, grace_ms }).await,
+                    Some(Order::Stop { cause, grace_ms }) => stop(&mut to, cause, grace_ms).await,
                     Some(Order::Signal(signo)) => to.send(&Message::Signal { signo }).await,
                     // Only the dead are forgotten; and without a master the link is let go, which
                     // the shim answers as the policy says.
@@ -400,6 +397,21 @@ impl Task {
             }
         }
     }
+}
+
+/// Passes an order to stop on to the shim.
+async fn stop(to: &mut ToShim, cause: Cause, grace_ms: u64) {
+    if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
+        // An owner that said goodbye may be gone a moment later, and that is no news any more: its
+        // workers keep the grace they were given.
+        let on_owner_exit = OnOwnerExit::Ignore;
+        to.send(&Message::Owner {
+            identity: None,
+            on_owner_exit,
+        })
+        .await;
+    }
+    to.send(&Message::Stop { cause, grace_ms }).await;
 }
 
 /// The order that ends a worker when the agent itself is asked to stop.

@@ -32,7 +32,13 @@ pub(super) fn from_environment(
         .filter_map(|(name, text)| {
             let given: Vec<&str> = name[PREFIX.len()..].split("__").collect();
             let (path, known) = spell(&given, shape, merged);
-            (given.len() > 1 || known).then_some(Override {
+            // `TETHER_GATEWAY` tells the command line where the gateway is; it does not set the table
+            // of that name.
+            let is_table = path
+                .first()
+                .and_then(|key| shape.get(key))
+                .is_some_and(|value| value.is_object());
+            (given.len() > 1 || (known && !is_table)).then_some(Override {
                 path,
                 text,
                 origin: Origin::Environment(name),
