@@ -3,17 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tether_types::Address;
 
 /// `[discovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where to listen; absent, a socket in the runtime directory.
-    #[serde(with = "tether_kit::config::text::option")]
-    pub listen: Option<Address>,
-    /// Whether plain text may leave this machine.
-    pub insecure: bool,
     /// How many changes are remembered for watchers that come back.
     pub history: usize,
     /// How often a quiet stream gives a sign of life.
@@ -34,8 +28,6 @@ pub struct PoolSource {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: None,
-            insecure: false,
             history: 8192,
             sign_of_life: Duration::from_secs(5),
             pools: BTreeMap::new(),

@@ -1,0 +1,172 @@
+//! The four services as four processes on a real etcd.
+
+use std::{path::Path, process::Stdio};
+
+use tether_client::Client;
+use tether_proto::common::WorkerPhase;
+use tether_tests::{
+    Traces, digits::PredictRequest, digits_client, eventually, held_out, kill, program,
+};
+use tokio::process::{Child, Command};
+
+#[expect(dead_code, reason = "shared with the tests of the store, which kill and restart it")]
+#[path = "../../libs/store/tests/support/etcd.rs"]
+mod etcd;
+
+struct Apart {
+    dir: tempfile::TempDir,
+    _etcd: etcd::Etcd,
+}
+
+impl Apart {
+    async fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("tether-")
+            .tempdir()
+            .unwrap();
+        let etcd = etcd::Etcd::start().await;
+        let text = format!(
+            "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [\"unix:{}\"]\n[agent]\nnode = \"node-1\"\n",
+            etcd.url("tether/"),
+            dir.path().display().to_string(),
+            dir.path().join("gateway.sock").display(),
+        );
+        std::fs::write(dir.path().join("tether.toml"), text).unwrap();
+        Self { dir, _etcd: etcd }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn start(&self, service: &str) -> Child {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        Command::new(program(service))
+            .arg("--config")
+            .arg(self.path("tether.toml"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(
+            &format!("unix:{}", self.path("gateway.sock").display())
+                .parse()
+                .unwrap(),
+        )
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+}
+
+fn pool_file(dir: &Path) -> std::path::PathBuf {
+    let text = format!(
+        "[template.digits]\ncommand = {:?}\nargs = [\"worker.py\"]\ncwd = {:?}\n[pool.digits]\ntemplate = \"digits\"\nmode = \"independent\"\nsize = 2\n",
+        tether_tests::python().display().to_string(),
+        tether_tests::example("digits").display().to_string(),
+    );
+    let path = dir.join("pool.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[tokio::test]
+async fn four_processes_on_etcd_do_the_main_job_and_an_arbiter_that_is_killed_costs_nothing() {
+    let apart = Apart::new().await;
+    let mut arbiter = apart.start("tether-arbiter");
+    let _others =
+        ["tether-discovery", "tether-agent", "tether-gateway"].map(|service| apart.start(service));
+    let client = apart.client();
+    eventually("all four have found each other", async || {
+        let events = client
+            .workers()
+            .watch_events(tether_proto::worker::WatchEventsRequest::default())
+            .await;
+        (events.is_ok() && apart.log().contains("Node joined")).then_some(())
+    })
+    .await;
+
+    let file = pool_file(apart.dir.path()).display().to_string();
+    let mut owner = Command::new(program("demo-client"))
+        .args([
+            "--gateway",
+            &format!("unix:{}", apart.path("gateway.sock").display()),
+        ])
+        .args(["--owner", "beam", "--file", &file])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pids = async || {
+        let request = tether_proto::worker::ListWorkersRequest {
+            pool: "digits".into(),
+        };
+        let answer = client
+            .workers()
+            .list_workers(request)
+            .await
+            .ok()?
+            .into_inner();
+        let ready = answer
+            .workers
+            .iter()
+            .filter(|worker| worker.phase() == WorkerPhase::Ready);
+        let pids: Vec<_> = ready.map(|worker| worker.pid).collect();
+        (pids.len() == 2).then_some(pids)
+    };
+    let (before, _) = eventually("both workers are ready", pids).await;
+    let digit = held_out(1).remove(0);
+    let mut digits = digits_client(client.channel(), "digits", None);
+    digits
+        .predict(PredictRequest {
+            pixels: digit.pixels.clone(),
+        })
+        .await
+        .expect("a worker answers");
+
+    kill(arbiter.id().unwrap(), rustix::process::Signal::KILL);
+    arbiter.wait().await.unwrap();
+    // Calls do not pass the arbiter.
+    digits
+        .predict(PredictRequest {
+            pixels: digit.pixels.clone(),
+        })
+        .await
+        .expect("a worker still answers");
+    let _arbiter = apart.start("tether-arbiter");
+
+    let (after, _) = eventually("the new arbiter knows the same workers", pids).await;
+    assert_eq!(after, before);
+    digits
+        .predict(PredictRequest {
+            pixels: digit.pixels,
+        })
+        .await
+        .expect("a worker answers again");
+    // The session lives on: its owner can say goodbye to the new arbiter.
+    kill(owner.id().unwrap(), rustix::process::Signal::TERM);
+    assert_eq!(owner.wait().await.unwrap().code(), Some(0));
+
+    client
+        .pools()
+        .delete_pool(tether_proto::pool::DeletePoolRequest {
+            name: "digits".into(),
+        })
+        .await
+        .unwrap();
+    let traces = Traces::of(apart.dir.path());
+    eventually("nothing is left", async || {
+        traces.find().is_empty().then_some(())
+    })
+    .await;
+}
