@@ -1,11 +1,7 @@
 //! Builds the shim as a small static program, so that the agent can carry it inside itself: there is
 //! no path to look it up at, and no other version of it to meet.
 
-use std::{
-    env,
-    path::PathBuf,
-    process::{Command, exit},
-};
+use std::{env, path::PathBuf, process::Command};
 
 fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -38,15 +34,11 @@ fn main() {
     ] {
         cargo.env_remove(outer);
     }
-    match cargo.status() {
-        Ok(status) if status.success() => {}
-        other => {
-            eprintln!(
-                "cannot build the static tether-shim ({other:?}); it needs the static C library (libc6-dev on Debian)"
-            );
-            exit(1);
-        }
-    }
+    let built = cargo.status();
+    assert!(
+        built.as_ref().is_ok_and(std::process::ExitStatus::success),
+        "cannot build the static tether-shim ({built:?}); it needs the static C library (libc6-dev on Debian)"
+    );
     println!(
         "cargo:rustc-env=TETHER_SHIM={}",
         target.join("release/tether-shim").display()

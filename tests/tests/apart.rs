@@ -1,5 +1,7 @@
 //! The four services as four processes on a real etcd.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::{path::Path, process::Stdio};
 
 use tether_client::Client;
@@ -9,7 +11,10 @@ use tether_tests::{
 };
 use tokio::process::{Child, Command};
 
-#[expect(dead_code, reason = "shared with the tests of the store, which kill and restart it")]
+#[expect(
+    dead_code,
+    reason = "shared with the tests of the store, which kill and restart it"
+)]
 #[path = "../../libs/store/tests/support/etcd.rs"]
 mod etcd;
 

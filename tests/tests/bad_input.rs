@@ -1,5 +1,7 @@
 //! Bad input: each gives an error that names the cause and what to do, and leaves no process behind.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::{os::unix::fs::PermissionsExt as _, process::Stdio};
 
 use tether_tests::{

@@ -1,5 +1,7 @@
 //! The command line, as somebody on call would use it.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::{process::Stdio, time::Duration};
 
 use rustix::process::Signal;

@@ -1,5 +1,7 @@
 //! What each lifecycle mode promises, with real processes and real kills.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::time::Duration;
 
 use rustix::process::Signal;

@@ -1,5 +1,7 @@
 //! What every service offers besides its own methods: health and reflection. And jobs.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use rustix::process::Signal;
 use tether_client::Client;
 use tether_proto::{

@@ -1,5 +1,7 @@
 //! Workers that do not behave are still wholly gone, or still run, as their policy says.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::time::Duration;
 
 use rustix::process::Signal;

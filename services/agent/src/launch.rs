@@ -23,7 +23,6 @@ const LOG_LIMIT_BYTES: u64 = 16 << 20;
 const INHERITED: &[&str] = &["PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "TMPDIR"];
 
 /// Everything about a start that does not come from the order.
-
 pub(crate) struct Circumstances<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) address: &'a Address,
