@@ -53,6 +53,7 @@ from_pypi() {
     present "$name" "$version" || give_up "\`$name==$version\` is installed but does not run"
 }
 
-from_npm buf @bufbuild/buf "$BUF"
 from_pypi typos "$TYPOS"
 from_pypi taplo "$TAPLO"
+# Last: a machine with Python has pip more often than npm.
+from_npm buf @bufbuild/buf "$BUF"

@@ -21,13 +21,19 @@ pub mod digits {
 }
 
 use digits::digits_service_client::DigitsServiceClient;
-use tonic::{Request, Status, metadata::MetadataValue, service::Interceptor, transport::Channel};
+use tether_types::WorkerId;
+use tonic::{
+    Request, Status,
+    metadata::MetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
 
-/// Sends calls to one pool.
+/// Sends calls to one pool, or to one worker of it.
 #[derive(Debug, Clone)]
 pub struct ToPool {
     pool: String,
-    affinity: Option<String>,
+    worker: Option<String>,
 }
 
 impl Interceptor for ToPool {
@@ -39,24 +45,35 @@ impl Interceptor for ToPool {
         request
             .metadata_mut()
             .insert("tether-pool", value(&self.pool)?);
-        if let Some(key) = &self.affinity {
+        if let Some(worker) = &self.worker {
             request
                 .metadata_mut()
-                .insert("tether-affinity", value(key)?);
+                .insert("tether-worker", value(worker)?);
         }
         Ok(request)
     }
 }
 
-/// A client of the digits workers of one pool; with an affinity key its calls go to one of them.
+/// A client of the digits workers of one pool.
 pub fn digits_client(
     channel: Channel,
     pool: &str,
-    affinity: Option<&str>,
-) -> DigitsServiceClient<tonic::service::interceptor::InterceptedService<Channel, ToPool>> {
+) -> DigitsServiceClient<InterceptedService<Channel, ToPool>> {
     let to = ToPool {
         pool: pool.to_owned(),
-        affinity: affinity.map(ToOwned::to_owned),
+        worker: None,
+    };
+    DigitsServiceClient::with_interceptor(channel, to)
+}
+
+/// A client of one digits worker.
+pub fn worker_client(
+    channel: Channel,
+    worker: &WorkerId,
+) -> DigitsServiceClient<InterceptedService<Channel, ToPool>> {
+    let to = ToPool {
+        pool: worker.pool.to_string(),
+        worker: Some(worker.to_string()),
     };
     DigitsServiceClient::with_interceptor(channel, to)
 }

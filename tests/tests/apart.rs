@@ -131,7 +131,7 @@ async fn four_processes_on_etcd_do_the_main_job_and_an_arbiter_that_is_killed_co
     };
     let (before, _) = eventually("both workers are ready", pids).await;
     let digit = held_out(1).remove(0);
-    let mut digits = digits_client(client.channel(), "digits", None);
+    let mut digits = digits_client(client.channel(), "digits");
     digits
         .predict(PredictRequest {
             pixels: digit.pixels.clone(),

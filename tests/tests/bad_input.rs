@@ -78,7 +78,7 @@ async fn an_unknown_pool_is_named_with_those_there_are() {
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
-    let mut client = digits_client(cluster.client().channel(), "digit", None);
+    let mut client = digits_client(cluster.client().channel(), "digit");
     let status = client.predict(PredictRequest::default()).await.unwrap_err();
 
     assert_eq!(status.code(), Code::NotFound);
@@ -109,13 +109,13 @@ async fn a_command_that_is_not_there_is_given_up_at_once_with_the_reason() {
     let file = cluster.dir().join("pool.toml");
     std::fs::write(
         &file,
-        "[template.x]\ncommand = \"pithon3\"\n[pool.x]\ntemplate = \"x\"\nmode = \"coupled\"\n",
+        "[template.x]\ncommand = \"no-such-python\"\n[pool.x]\ntemplate = \"x\"\nmode = \"coupled\"\n",
     )
     .unwrap();
 
     let text = run_fails(&cluster, &file).await;
 
-    names(&text, &["`pithon3` not found on PATH", "given up"]);
+    names(&text, &["`no-such-python` not found on PATH", "given up"]);
     let events = cluster.tether().json_lines(&["events"]).await;
     let deaths: Vec<_> = events
         .iter()
@@ -193,7 +193,7 @@ async fn an_oversized_message_is_refused_with_the_limit_and_the_setting() {
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
-    let mut client = digits_client(cluster.client().channel(), "digits", None);
+    let mut client = digits_client(cluster.client().channel(), "digits");
     let status = client
         .predict(PredictRequest {
             pixels: vec![1; 200_000],
@@ -211,7 +211,7 @@ async fn malformed_metadata_is_refused_by_key_and_value() {
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
-    let mut client = digits_client(cluster.client().channel(), "../digits", None);
+    let mut client = digits_client(cluster.client().channel(), "../digits");
     let status = client.predict(PredictRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     names(status.message(), &["tether-pool", "../digits"]);
@@ -266,7 +266,7 @@ async fn a_gateway_without_an_arbiter_says_so() {
         ],
     );
     let channel = tether_client::Client::connect(&gateway.parse().unwrap()).channel();
-    let status = digits_client(channel, "digits", None)
+    let status = digits_client(channel, "digits")
         .predict(PredictRequest::default())
         .await
         .unwrap_err();

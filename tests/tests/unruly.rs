@@ -143,7 +143,7 @@ async fn a_worker_that_fills_its_pipes_serves_and_its_logs_stay_bounded() {
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     let digit = held_out(1).remove(0);
-    let mut client = digits_client(cluster.client().channel(), "digits", None);
+    let mut client = digits_client(cluster.client().channel(), "digits");
     client
         .predict(PredictRequest {
             pixels: digit.pixels,

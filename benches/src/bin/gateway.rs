@@ -39,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
         .context("the data set is empty")?
         .pixels;
 
-    let mut through = digits_client(cluster.client().channel(), "digits", None);
+    let mut through = digits_client(cluster.client().channel(), "digits");
     let mut direct = DigitsServiceClient::new(Client::connect(&worker.address.parse()?).channel());
     let (mut direct_times, mut through_times) = (Vec::new(), Vec::new());
     let mut cpu = Duration::ZERO;

@@ -24,6 +24,7 @@ pub(crate) struct KeepAlive {
     pub(crate) holder: Holder,
     pub(crate) interval: Duration,
     pub(crate) stop: CancellationToken,
+    pub(crate) beats: Beats,
 }
 
 impl KeepAlive {
@@ -67,13 +68,8 @@ impl KeepAlive {
     /// Beats over one stream, until it breaks.
     async fn beat(&mut self) -> Result<(), Status> {
         let (outbox, requests) = mpsc::channel(2);
-        let mut stream = Stream {
-            seq: 0,
-            ack_seen: 0,
-            sent: BTreeMap::new(),
-        };
         // Queued before the call is awaited: the other side answers only once it has heard something.
-        let _ = outbox.try_send(stream.next(&self.owner, self.epoch));
+        let _ = outbox.try_send(self.next_beat());
         let mut inbox: Streaming<KeepAliveResponse> = self
             .client
             .sessions()
@@ -84,17 +80,17 @@ impl KeepAlive {
         loop {
             let end = Instant::now() + self.holder.deadline().since(BootClock.now());
             tokio::select! {
-                answer = inbox.message() => match answer? {
-                    Some(answer) => {
-                        if !self.on_answer(&mut stream, &answer) {
-                            return Err(Status::deadline_exceeded("the answer came too late"));
-                        }
-                        due = due.min(Instant::now() + self.interval);
+                answer = inbox.message() => {
+                    let answer = answer?.ok_or_else(|| Status::unavailable("the gateway closed the stream"))?;
+                    match self.on_answer(&answer) {
+                        Heard::Fine => due = due.min(Instant::now() + self.interval),
+                        // The next beat shows that this answer arrived, and earns the lease.
+                        Heard::NotExtended => due = Instant::now(),
+                        Heard::TooLate => return Err(Status::deadline_exceeded("the answer came too late")),
                     }
-                    None => return Err(Status::unavailable("the gateway closed the stream")),
-                },
+                }
                 () = sleep_until(due) => {
-                    if outbox.send(stream.next(&self.owner, self.epoch)).await.is_err() {
+                    if outbox.send(self.next_beat()).await.is_err() {
                         return Err(Status::unavailable("the stream to the gateway is closed"));
                     }
                     due = Instant::now() + self.interval;
@@ -105,44 +101,87 @@ impl KeepAlive {
         }
     }
 
-    /// Extends the lease by an answer; false when it came too late.
-    fn on_answer(&mut self, stream: &mut Stream, answer: &KeepAliveResponse) -> bool {
-        let Some(sent) = stream.on_answer(answer.seq) else {
-            return true;
-        };
+    fn next_beat(&mut self) -> KeepAliveRequest {
+        let (seq, ack_seen) = self.beats.on_send(BootClock.now());
+        KeepAliveRequest {
+            owner: self.owner.to_string(),
+            epoch: self.epoch.0,
+            seq,
+            ack_seen,
+        }
+    }
+
+    /// Takes an answer in. One that is no answer to a beat tells that beats are wanted more often.
+    fn on_answer(&mut self, answer: &KeepAliveResponse) -> Heard {
         if answer.beat_ms > 0 {
             self.interval = Duration::from_millis(answer.beat_ms);
         }
+        let Some(sent) = self.beats.on_answer(answer.seq) else {
+            return Heard::Fine;
+        };
         let ttl = Duration::from_millis(answer.ttl_ms);
-        self.holder.on_ack(sent, ttl, BootClock.now()) != Standing::Expired
+        match self.holder.on_ack(sent, ttl, BootClock.now()) {
+            Standing::Expired => Heard::TooLate,
+            _ if ttl.is_zero() => Heard::NotExtended,
+            _ => Heard::Fine,
+        }
     }
 }
 
-/// The beats of one stream.
-struct Stream {
+/// What an answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Fine,
+    /// The beat was seen and did not extend the lease.
+    NotExtended,
+    TooLate,
+}
+
+/// The beats of a session, counted on over its streams: the arbiter sees that its answers arrive by
+/// the last one that was seen.
+#[derive(Debug, Default)]
+pub(crate) struct Beats {
     seq: u64,
     ack_seen: u64,
     sent: BTreeMap<u64, Tick>,
 }
 
-impl Stream {
-    fn next(&mut self, owner: &OwnerName, epoch: Epoch) -> KeepAliveRequest {
+impl Beats {
+    /// Numbers the beat sent at `now`: its number, and the highest answer seen.
+    fn on_send(&mut self, now: Tick) -> (u64, u64) {
         self.seq += 1;
-        self.sent.insert(self.seq, BootClock.now());
-        KeepAliveRequest {
-            owner: owner.to_string(),
-            epoch: epoch.0,
-            seq: self.seq,
-            ack_seen: self.ack_seen,
-        }
+        self.sent.insert(self.seq, now);
+        (self.seq, self.ack_seen)
     }
 
     /// When the answered beat was sent; counting from there and not from the answer makes a slow
-    /// network shorten a lease instead of stretching it (L1).
+    /// network shorten a lease instead of stretching it (L1). None for one that was answered before.
     fn on_answer(&mut self, seq: u64) -> Option<Tick> {
         let sent = self.sent.remove(&seq)?;
         self.sent.retain(|&other, _| other > seq);
         self.ack_seen = self.ack_seen.max(seq);
         Some(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Tick {
+        Tick::ZERO + Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn an_answer_counts_once_and_from_when_its_beat_was_sent() {
+        let mut beats = Beats::default();
+        assert_eq!(beats.on_send(at(1)), (1, 0));
+        assert_eq!(beats.on_send(at(2)), (2, 0));
+
+        assert_eq!(beats.on_answer(2), Some(at(2)));
+        assert_eq!(beats.on_answer(2), None);
+        // Overtaken by the later answer: it could only tell less.
+        assert_eq!(beats.on_answer(1), None);
+        assert_eq!(beats.on_send(at(3)), (3, 2));
     }
 }

@@ -9,7 +9,10 @@ use tether_types::{Epoch, OwnerName, Reason};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{Client, Problem, keepalive::KeepAlive};
+use crate::{
+    Client, Problem,
+    keepalive::{Beats, KeepAlive},
+};
 
 /// How a session is to be.
 #[derive(Debug, Clone)]
@@ -91,6 +94,7 @@ impl Session {
             holder: Holder::granted(terms, sent),
             interval: Duration::from_millis(granted.beat_ms.max(10)),
             stop: stop.clone(),
+            beats: Beats::default(),
         };
         let beats = AbortOnDropHandle::new(tokio::spawn(async move {
             if let Some(why) = beats.run().await {

@@ -7,9 +7,13 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 use tether_client::{Client, Problem, Session, SessionOptions};
-use tether_proto::pool::{ApplyPoolRequest, GetPoolRequest};
+use tether_proto::{
+    common::WorkerRef,
+    job::StartJobRequest,
+    pool::{ApplyPoolRequest, GetPoolRequest},
+};
 use tether_settings::PoolFile;
-use tether_tests::{digits::TrainRequest, digits_client, eventually_within};
+use tether_tests::{digits::TrainRequest, eventually_within, worker_client};
 use tokio::{signal::unix::SignalKind, time::Instant};
 
 /// Opens a session, applies a pool, trains; says what it sees in lines of JSON.
@@ -121,8 +125,17 @@ async fn apply(client: &Client, session: &Session, args: &Args) -> anyhow::Resul
 
 /// Starts the training, or takes up the stream of the one there is, and says how it goes on.
 async fn train(client: &Client, job: &str, args: &Args) -> anyhow::Result<()> {
-    // The same key leads to the same worker, whoever asks.
-    let mut digits = digits_client(client.channel(), &args.pool, Some(job));
+    // The same key leads to the same worker, whoever asks, for as long as that worker lives.
+    let start = StartJobRequest {
+        pool: args.pool.clone(),
+        key: job.to_owned(),
+    };
+    let started = client.jobs().start_job(start).await;
+    let started = started.map_err(Problem::from)?.into_inner();
+    let worker = started.job.and_then(|job| job.worker);
+    let worker = WorkerRef::required(worker.as_ref())?;
+    say(json!({ "event": "job", "worker": worker.to_string(), "found": started.found }))?;
+    let mut digits = worker_client(client.channel(), &worker);
     let request = TrainRequest {
         job: job.to_owned(),
         epochs: args.epochs,

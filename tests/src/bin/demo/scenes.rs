@@ -56,7 +56,7 @@ async fn main_job(report: &mut Report) -> anyhow::Result<()> {
     ));
 
     let digits = held_out(360);
-    let mut client = digits_client(cluster.client().channel(), "digits", None);
+    let mut client = digits_client(cluster.client().channel(), "digits");
     let (mut right, mut times, mut pids) = (0, Vec::new(), std::collections::BTreeSet::new());
     for digit in &digits {
         let start = Instant::now();
@@ -281,7 +281,7 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
     let stop = tokio_util::sync::CancellationToken::new();
     let mut callers = Vec::new();
     for _ in 0..8 {
-        let mut client = digits_client(cluster.client().channel(), "digits", None);
+        let mut client = digits_client(cluster.client().channel(), "digits");
         let (pixels, stop) = (digit.pixels.clone(), stop.clone());
         callers.push(tokio::spawn(async move {
             let (mut fine, mut failed) = (Vec::new(), Vec::new());
