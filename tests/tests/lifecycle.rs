@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tether_proto::common::WorkerPhase;
-use tether_tests::{Cluster, Owner, Setup, eventually, kill, signal_all};
+use tether_tests::{Cluster, Owner, Setup, eventually, eventually_within, kill, signal_all};
 
 const INDEPENDENT: &str =
     "[pool.digits.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"20s\"";
@@ -95,6 +95,29 @@ async fn a_hung_owner_of_a_coupled_pool_counts_as_dead_at_its_timeout() {
         gone > Duration::from_secs(1) && gone < Duration::from_secs(3),
         "{gone:?}"
     );
+}
+
+#[tokio::test]
+async fn a_living_owner_keeps_its_workers_beyond_any_timeout() {
+    for mode in ["coupled", "independent"] {
+        let cluster = Cluster::start().await;
+        // Far shorter than what the session asks for when it opens: a pool that is applied later must
+        // be heard of by the owner in time.
+        let policy =
+            "[pool.digits.policy]\nheartbeat_interval = \"300ms\"\nheartbeat_timeout = \"1500ms\"";
+        let file = cluster.pool_file("digits", mode, 1, "worker.py", "", policy);
+        let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+
+        let died = eventually_within(Duration::from_secs(5), async || {
+            let events = cluster.tether().json_lines(&["events"]).await;
+            events
+                .into_iter()
+                .find(|event| event["kind"] == "WORKER_ENDING" || event["kind"] == "WORKER_DIED")
+        })
+        .await;
+
+        assert!(died.is_none(), "{mode}: {died:?}");
+    }
 }
 
 #[tokio::test]

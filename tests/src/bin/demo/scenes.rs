@@ -174,7 +174,7 @@ async fn independent(report: &mut Report) -> anyhow::Result<()> {
         .start()
         .await;
     let policy = format!(
-        "[pool.trainer.policy]\nheartbeat_interval = \"1s\"\nheartbeat_timeout = \"{}s\"",
+        "[pool.trainer.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"{}s\"",
         TIMEOUT.as_secs()
     );
     let stop = "[template.digits.stop]\ngrace = \"500ms\"";
@@ -239,9 +239,9 @@ async fn independent(report: &mut Report) -> anyhow::Result<()> {
     second.kill().await;
     let left = eventually_within(DEADLINE, async || traces.find().is_empty().then_some(())).await;
     let after = start.elapsed();
-    // The last beat came up to one heartbeat interval before the kill, and the end begins one grace
-    // before the deadline.
-    let earliest = TIMEOUT - Duration::from_secs(1) - Duration::from_millis(600);
+    // Counted from the last heartbeat, up to 200 ms before the kill; a worker that obeys SIGTERM leaves
+    // at the beginning of the last part of it, 500 ms before the end.
+    let earliest = TIMEOUT - Duration::from_millis(200 + 500 + 200);
     report.add(Evidence::new(
         "the workers end by themselves when the configured timeout is over",
         format!(

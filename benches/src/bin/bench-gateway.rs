@@ -3,11 +3,12 @@
 
 use std::{
     io::Write as _,
-    path::Path,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use clap::Parser;
 use tether_benches::{Results, Row, cpu_time, resident_bytes};
 use tether_client::Client;
 use tether_tests::{
@@ -22,8 +23,17 @@ const CALLS: usize = 500;
 /// Turns of each kind.
 const TURNS: usize = 6;
 
+/// Measures calls through the gateway beside direct ones.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Writes the figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
     let cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
     let _owner = Owner::with_pool(&cluster, "bench", &file).await;
@@ -105,8 +115,9 @@ async fn main() -> anyhow::Result<()> {
     for row in &rows {
         writeln!(out, "{}", row.line())?;
     }
-    let path = Path::new("target/bench/gateway.json");
-    Results::new(rows).write(path)?;
-    writeln!(out, "written to {}", path.display())?;
+    if let Some(path) = args.json {
+        Results::new(rows).write(&path)?;
+        writeln!(out, "written to {}", path.display())?;
+    }
     Ok(())
 }
