@@ -18,7 +18,7 @@ pub(crate) struct Ack {
     pub(crate) ttl_ms: u64,
 }
 
-/// Everything that follows, in the order in which it may happen: writes first, so that nothing is
+/// Everything that follows. Answers go out at once; writes come before all else, so that nothing is
 /// acted on that a restart would forget.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
@@ -87,6 +87,14 @@ impl Effects {
             text,
             ..Event::default()
         });
+    }
+
+    /// Whether nothing is left to be carried out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+            && self.events.is_empty()
+            && self.orders.is_empty()
+            && self.ended.is_empty()
     }
 
     /// What came after `self`, to be carried out together with it.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::effects::{Effects, keys};
 
 /// Events kept, in memory and in the store (P5).
-const KEPT: usize = 2_000;
+pub(crate) const KEPT: usize = 2_000;
 
 /// The last events, shared between the service and those who watch.
 #[derive(Debug)]
@@ -23,14 +23,19 @@ pub(crate) struct Events {
 impl Events {
     /// Takes up the events an earlier arbiter left in the store.
     pub(crate) fn restore(listing: &Listing) -> Self {
-        let events = listing
-            .entries
-            .iter()
-            .filter(|entry| entry.key.starts_with(keys::EVENTS));
-        let kept: VecDeque<Event> = events
-            .filter_map(|entry| Event::decode(&*entry.value).ok())
-            .collect();
-        let newest = kept.back().map_or(0, |event| event.revision);
+        let mut kept = VecDeque::new();
+        let mut newest = 0;
+        for entry in &listing.entries {
+            let Some(number) = entry.key.strip_prefix(keys::EVENTS) else {
+                continue;
+            };
+            // From the key: one that cannot be read has its number all the same.
+            newest = newest.max(number.parse().unwrap_or(0));
+            match Event::decode(&*entry.value) {
+                Ok(event) => kept.push_back(event),
+                Err(error) => tracing::warn!(key = entry.key, %error, "Cannot read an event"),
+            }
+        }
         Self {
             kept: Mutex::new(kept),
             newest: watch::Sender::new(newest),
@@ -91,5 +96,92 @@ impl Events {
     /// Changes when there is something new.
     pub(crate) fn newest(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tether_store::Entry;
+
+    use super::*;
+
+    fn some(count: usize) -> Effects {
+        Effects {
+            events: vec![Event::default(); count],
+            ..Effects::default()
+        }
+    }
+
+    /// What the store has after these effects, as a listing.
+    fn write(store: &mut BTreeMap<String, bytes::Bytes>, effects: &Effects) -> Listing {
+        for (key, value) in &effects.writes {
+            match value {
+                Some(value) => drop(store.insert(key.clone(), value.clone())),
+                None => drop(store.remove(key)),
+            }
+        }
+        let entry = |(key, value): (&String, &bytes::Bytes)| Entry {
+            key: key.clone(),
+            value: value.clone(),
+            mod_revision: 1,
+        };
+        Listing {
+            entries: store.iter().map(entry).collect(),
+            revision: 1,
+        }
+    }
+
+    #[test]
+    fn history_is_bounded_in_memory_and_in_the_store() {
+        let events = Events::restore(&write(&mut BTreeMap::new(), &Effects::default()));
+        let (mut store, mut last) = (BTreeMap::new(), 0);
+
+        for _ in 0..7 {
+            let mut effects = some(KEPT / 3);
+            events.number(&mut effects, &mut last);
+            write(&mut store, &effects);
+            events.publish(effects.events);
+        }
+
+        let written = 7 * (KEPT as u64 / 3);
+        let kept = events.after(0);
+        assert_eq!((kept.len(), store.len()), (KEPT, KEPT));
+        assert_eq!(kept[0].revision, written - KEPT as u64 + 1);
+        assert_eq!(*events.newest().borrow(), written);
+    }
+
+    #[test]
+    fn numbers_go_on_after_a_restart_even_behind_an_event_that_cannot_be_read() {
+        let (mut store, mut last) = (BTreeMap::new(), 0);
+        let mut effects = some(3);
+        Events::restore(&write(&mut BTreeMap::new(), &Effects::default()))
+            .number(&mut effects, &mut last);
+        effects
+            .writes
+            .insert(keys::event(3), Some("garbage".into()));
+        let left = write(&mut store, &effects);
+
+        let events = Events::restore(&left);
+        let (mut effects, mut last) = (some(1), 0);
+        events.number(&mut effects, &mut last);
+
+        assert_eq!(effects.events[0].revision, 4);
+        assert_eq!(events.after(0).len(), 2);
+    }
+
+    #[test]
+    fn events_that_waited_for_the_store_keep_their_numbers() {
+        let events = Events::restore(&write(&mut BTreeMap::new(), &Effects::default()));
+        let (mut effects, mut last) = (some(2), 0);
+        events.number(&mut effects, &mut last);
+        effects.append(some(1));
+
+        events.number(&mut effects, &mut last);
+
+        let numbers: Vec<_> = effects.events.iter().map(|event| event.revision).collect();
+        assert_eq!(numbers, [1, 2, 3]);
+        assert_eq!(effects.writes.len(), 3);
     }
 }

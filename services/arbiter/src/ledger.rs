@@ -12,34 +12,45 @@
 //!   leave together.
 //! - **A4** Nothing is kept of what no longer exists, but a bounded history (P5).
 
+mod filling;
 mod jobs;
 mod nodes;
+mod orders;
 mod pools;
+mod reports;
+mod restore;
 mod sessions;
+#[cfg(test)]
+mod simulation;
 mod slots;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use tether_clock::Tick;
 use tether_lifecycle::Environment;
 use tether_proto::Failure;
-use tether_store::Listing;
-use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Reason};
+use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Reason, Slot};
 
 use crate::{
     config::LeaseTerms,
     effects::{Effects, keys},
-    record::{IncarnationRecord, OwnerRecord, PoolRecord},
+    record::IncarnationRecord,
     spec::Templates,
 };
 
 pub(crate) use jobs::Jobs;
 pub(crate) use nodes::Node;
 pub(crate) use pools::Pool;
-pub(crate) use sessions::Session;
+pub(crate) use sessions::{Granted, Session};
 
 /// How many incarnation numbers are reserved with one write.
 const RESERVE: u64 = 256;
+
+/// Deaths remembered so that none is recorded twice: as many as there are events (A3, A4).
+const BURIED_MAX: usize = crate::events::KEPT;
 
 /// Everything the arbiter knows.
 #[derive(Debug)]
@@ -54,7 +65,29 @@ pub(crate) struct Ledger {
     /// Highest incarnation given out, and how far they are reserved in the store (A2).
     highest: u64,
     reserved: u64,
+    buried: Buried,
+    /// When places are due; each is in it at most once.
+    due: BTreeSet<(Tick, PoolName, Slot)>,
+    /// Places whose worker no node takes yet.
+    homeless: BTreeSet<(PoolName, Slot)>,
     effects: Effects,
+}
+
+/// Incarnations whose death is recorded, the last ones only.
+#[derive(Debug, Default)]
+struct Buried(VecDeque<Incarnation>);
+
+impl Buried {
+    fn push(&mut self, incarnation: Incarnation) {
+        self.0.push_back(incarnation);
+        if self.0.len() > BURIED_MAX {
+            self.0.pop_front();
+        }
+    }
+
+    fn contains(&self, incarnation: Incarnation) -> bool {
+        self.0.contains(&incarnation)
+    }
 }
 
 impl Ledger {
@@ -69,43 +102,10 @@ impl Ledger {
             jobs: Jobs::default(),
             highest: 0,
             reserved: 0,
+            buried: Buried::default(),
+            due: BTreeSet::new(),
+            homeless: BTreeSet::new(),
             effects: Effects::default(),
-        }
-    }
-
-    /// Takes up what an earlier arbiter left in the store. Every lease is taken for one whole term,
-    /// as the last renewal is not known.
-    pub(crate) fn restore(&mut self, listing: &Listing, now: Tick) {
-        use prost::Message as _;
-
-        for entry in &listing.entries {
-            let key = entry.key.as_str();
-            if key == keys::INCARNATION {
-                let record = IncarnationRecord::decode(&*entry.value).unwrap_or_default();
-                (self.highest, self.reserved) = (record.up_to, record.up_to);
-            } else if let Some(name) = key.strip_prefix(keys::OWNERS) {
-                if let (Ok(owner), Ok(record)) = (name.parse(), OwnerRecord::decode(&*entry.value))
-                {
-                    self.restore_session(owner, entry.mod_revision, &record, now);
-                }
-            } else if let Some(name) = key.strip_prefix(keys::NODES)
-                && let Ok(node) = name.parse()
-            {
-                self.restore_node(node, now);
-            }
-        }
-        // Second, as pools ask for sessions and nodes.
-        for entry in &listing.entries {
-            if let Some(name) = entry.key.strip_prefix(keys::POOLS) {
-                match PoolRecord::decode(&*entry.value) {
-                    Ok(record) => self.restore_pool(name, record, now),
-                    Err(error) => {
-                        tracing::error!(pool = name, %error, "Cannot read the record of a pool")
-                    }
-                }
-            } else if let Some(rest) = entry.key.strip_prefix(keys::JOBS) {
-                self.jobs.restore(rest, &entry.value);
-            }
         }
     }
 
@@ -129,12 +129,14 @@ impl Ledger {
             .pools
             .values()
             .filter_map(|pool| pool.next_deadline(self.sessions.get(pool.owner())));
-        nodes.chain(sessions).chain(pools).min()
+        let places = self.due.first().filter(|_| self.all_heard());
+        let places = places.map(|&(due, ..)| due);
+        nodes.chain(sessions).chain(pools).chain(places).min()
     }
 
-    /// Makes sure that incarnations up to this one are never given out again.
-    fn reserve(&mut self, incarnation: Incarnation) {
-        self.highest = self.highest.max(incarnation.0);
+    /// A number that was never given out and never will be again.
+    fn next_incarnation(&mut self) -> Incarnation {
+        self.highest += 1;
         if self.highest > self.reserved {
             self.reserved = self.highest + RESERVE;
             self.effects.put(
@@ -144,6 +146,7 @@ impl Ledger {
                 },
             );
         }
+        Incarnation(self.highest)
     }
 }
 

@@ -59,8 +59,10 @@ impl Arbiter {
                 .is_ok_and(|profile| profile == "production"),
         };
         let mut ledger = Ledger::new(config.terms()?, templates, environment);
-        let left = store.list("arbiter/").await?;
-        ledger.restore(&left, clock.now());
+        let mut left = store.list("arbiter/").await?;
+        left.entries
+            .extend(store.list(tether_store::keys::SERVE).await?.entries);
+        ledger.restore(&left, clock.now())?;
         let events = Events::restore(&left);
         Ok(Self {
             shared: Arc::new(Shared::new(ledger, store, events, clock)),

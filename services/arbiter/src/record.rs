@@ -1,6 +1,9 @@
 //! What the arbiter writes into the store about its own affairs.
 
-use tether_proto::{common::ProcessIdentity, pool::PoolSpec};
+use tether_proto::{
+    common::{Death, ProcessIdentity},
+    pool::PoolSpec,
+};
 
 /// A pool, as it must be known after a restart.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -14,6 +17,15 @@ pub(crate) struct PoolRecord {
     pub(crate) mode_why: String,
     #[prost(bool, tag = "4")]
     pub(crate) draining: bool,
+    /// How its owner was lost, where it was: the answer differs.
+    #[prost(string, tag = "5")]
+    pub(crate) loss: String,
+    /// Why it is being ended, where it is: its last worker may outlive the arbiter.
+    #[prost(message, optional, tag = "6")]
+    pub(crate) ending: Option<Death>,
+    /// What it becomes after its end.
+    #[prost(message, optional, boxed, tag = "7")]
+    pub(crate) next: Option<Box<PoolRecord>>,
 }
 
 /// A session; its epoch is the revision of the commit that wrote it.

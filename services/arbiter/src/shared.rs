@@ -1,40 +1,57 @@
 //! The ledger at work: one lock around it, its effects carried out, its deadlines kept.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
     time::Duration,
 };
 
+use prost::Message as _;
 use tether_clock::{Clock, Tick};
-use tether_proto::{Failure, node::HeartbeatResponse};
+use tether_proto::{
+    Failure, common,
+    node::{HeartbeatRequest, HeartbeatResponse, Hello, Order},
+};
 use tether_store::{Store, Txn};
-use tether_types::{Epoch, NodeName, OwnerName, Reason};
+use tether_types::{Epoch, NodeName, OwnerName, ProcessIdentity, Reason};
 use tokio::{
-    sync::{Mutex, MutexGuard, Notify, mpsc, watch},
-    time::{Instant, sleep_until},
+    sync::{Mutex, Notify, mpsc, watch},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{effects::Effects, events::Events, ledger::Ledger};
+use crate::{
+    effects::{Effects, keys},
+    events::Events,
+    ledger::{Granted, Ledger},
+    record::OwnerRecord,
+};
 
 /// etcd takes 128 writes in one transaction unless told otherwise.
 const WRITES_PER_COMMIT: usize = 100;
+
+/// The timer does not look more often than this, whatever is due.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+
+/// Nor less often.
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// How long to wait before a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
 /// What every call works on.
+///
+/// Two locks: `core` is never held over IO, so that beats are answered whatever the store does;
+/// `writer` is held while the store is written, so that writes and what follows from them keep
+/// their order. Who needs both takes `writer` first.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) store: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     pub(crate) events: Events,
     clock: Arc<dyn Clock>,
     core: Mutex<Core>,
-    /// The timer is to look at the deadlines again.
+    writer: Mutex<Writer>,
+    /// There is something to write, or an earlier deadline to keep.
     woken: Notify,
 }
 
@@ -48,12 +65,76 @@ struct Link {
 #[derive(Debug)]
 struct Core {
     ledger: Ledger,
-    /// Decided and not carried out, because the store could not be written.
+    /// Decided and not carried out yet.
     pending: Effects,
-    last_event: u64,
     links: BTreeMap<NodeName, Link>,
+    streams: u64,
     /// Those who beat for a session are told of its end here.
     sessions: BTreeMap<OwnerName, (Epoch, watch::Sender<Option<Failure>>)>,
+    /// When the timer looks at the deadlines next.
+    alarm: Tick,
+}
+
+#[derive(Debug)]
+struct Writer {
+    /// Being written. It stays here when a caller goes away in the middle of its call.
+    batch: Effects,
+    last_event: u64,
+    /// Whether the last commit failed.
+    failing: bool,
+}
+
+impl Core {
+    /// Answers beats, keeps the rest for the writer. True when the timer has to be woken.
+    fn collect(&mut self) -> bool {
+        let mut effects = self.ledger.take_effects();
+        for (node, ack) in std::mem::take(&mut effects.acks) {
+            self.send(&node, ack.ttl_ms, Vec::new());
+        }
+        let news = !effects.is_empty();
+        self.pending.append(effects);
+        news || self
+            .ledger
+            .next_deadline()
+            .is_some_and(|next| next < self.alarm)
+    }
+
+    /// Sends what is written on its way.
+    fn deliver(&mut self, done: Effects) {
+        for (owner, epoch, why) in done.ended {
+            if let Entry::Occupied(entry) = self.sessions.entry(owner)
+                && entry.get().0 == epoch
+            {
+                entry.remove().1.send_replace(Some(why));
+            }
+        }
+        for (node, mut orders) in done.orders {
+            orders.retain(|order| self.ledger.still_stands(&node, order));
+            if !orders.is_empty() {
+                self.send(&node, 0, orders);
+            }
+        }
+    }
+
+    fn send(&mut self, node: &NodeName, ttl_ms: u64, orders: Vec<Order>) {
+        let Some(link) = self.links.get(node) else {
+            return;
+        };
+        let Some(mut message) = self.ledger.message_to(node) else {
+            return;
+        };
+        message.ttl_ms = ttl_ms;
+        message.orders = orders;
+        // A node that does not take its messages has to say hello again, and is then compared.
+        if link.outbox.try_send(message).is_err() {
+            self.links.remove(node);
+        }
+    }
+
+    fn is_linked(&self, node: &NodeName, stream: u64) -> bool {
+        let link = self.links.get(node);
+        link.is_some_and(|link| link.stream == stream)
+    }
 }
 
 impl Shared {
@@ -66,15 +147,22 @@ impl Shared {
         let core = Core {
             ledger,
             pending: Effects::default(),
-            last_event: 0,
             links: BTreeMap::new(),
+            streams: 0,
             sessions: BTreeMap::new(),
+            alarm: Tick::NEVER,
+        };
+        let writer = Writer {
+            batch: Effects::default(),
+            last_event: 0,
+            failing: false,
         };
         Self {
             store,
             events,
             clock,
             core: Mutex::new(core),
+            writer: Mutex::new(writer),
             woken: Notify::new(),
         }
     }
@@ -84,14 +172,17 @@ impl Shared {
     }
 
     /// Lets the ledger decide, and carries out what follows before it answers: what is acknowledged
-    /// is written.
+    /// is written. While the store fails, nothing is decided.
     pub(crate) async fn act<T>(
         &self,
         decide: impl FnOnce(&mut Ledger, Tick) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut core = self.core.lock().await;
-        let decided = decide(&mut core.ledger, self.clock.now());
-        self.settle(&mut core).await?;
+        let mut writer = self.writer.lock().await;
+        if writer.failing {
+            self.flush(&mut writer).await?;
+        }
+        let decided = self.decide(|core, now| decide(&mut core.ledger, now)).await;
+        self.flush(&mut writer).await?;
         decided
     }
 
@@ -101,60 +192,63 @@ impl Shared {
         look(&core.ledger, self.clock.now())
     }
 
-    /// Like [`Shared::act`] for what must go on without the store: renewals, and what agents report.
-    /// What cannot be written waits, and nothing is ordered before it is.
-    pub(crate) async fn observe(&self, decide: impl FnOnce(&mut Ledger, Tick)) {
-        let mut core = self.core.lock().await;
-        decide(&mut core.ledger, self.clock.now());
-        if let Err(error) = self.settle(&mut core).await {
-            tracing::warn!(%error, "Decisions wait for the store");
-        }
+    /// Like [`Shared::act`] for what must go on without the store: renewals of owners. What is to be
+    /// written waits for the timer's next round, and nothing is ordered before it is.
+    pub(crate) async fn observe<T>(&self, decide: impl FnOnce(&mut Ledger, Tick) -> T) -> T {
+        self.decide(|core, now| decide(&mut core.ledger, now)).await
     }
 
-    async fn settle(&self, core: &mut MutexGuard<'_, Core>) -> Result<(), Failure> {
-        let core = &mut **core;
-        let mut effects = core.ledger.take_effects();
-        let acks = std::mem::take(&mut effects.acks);
-        core.pending.append(effects);
-        self.events.number(&mut core.pending, &mut core.last_event);
+    async fn decide<T>(&self, decide: impl FnOnce(&mut Core, Tick) -> T) -> T {
+        let mut core = self.core.lock().await;
+        let decided = decide(&mut core, self.clock.now());
+        if core.collect() {
+            self.woken.notify_one();
+        }
+        decided
+    }
 
-        let written = self.write(&mut core.pending).await;
-        let done = if written.is_ok() {
-            std::mem::take(&mut core.pending)
-        } else {
-            Effects::default()
+    /// Opens a session. The store's revision is the fencing token, as no restart and no other arbiter
+    /// can repeat it; under the writer's lock no later session, and no end of an earlier one, can
+    /// come between the commit and its effect.
+    pub(crate) async fn open_session(
+        &self,
+        owner: &OwnerName,
+        process: Option<common::ProcessIdentity>,
+        ttl: Duration,
+    ) -> Result<(Epoch, Granted), Failure> {
+        // Taken first: a lease is never counted from later than the request for it.
+        let received = self.now();
+        let mut writer = self.writer.lock().await;
+        self.flush(&mut writer).await?;
+        let terms = self.read(|ledger, _| ledger.session_terms(ttl)).await?;
+        let record = OwnerRecord {
+            process: process.clone(),
+            ttl_ms: u64::try_from(terms.ttl().as_millis()).unwrap_or(u64::MAX),
         };
-        self.events.publish(done.events);
-        for (owner, epoch, why) in done.ended {
-            if core
-                .sessions
-                .get(&owner)
-                .is_some_and(|(live, _)| *live == epoch)
-                && let Some((_, told)) = core.sessions.remove(&owner)
-            {
-                told.send_replace(Some(why));
-            }
-        }
-        let mut orders = done.orders;
-        let nodes: Vec<_> = acks.keys().chain(orders.keys()).cloned().collect();
-        for node in nodes {
-            let Some(mut message) = core.ledger.message_to(&node) else {
-                continue;
-            };
-            message.ttl_ms = acks.get(&node).map_or(0, |ack| ack.ttl_ms);
-            message.orders = orders.remove(&node).unwrap_or_default();
-            if message.orders.is_empty() && !acks.contains_key(&node) {
-                continue; // Told already: listed twice.
-            }
-            // A node that does not take its messages has to say hello again, and is then compared.
-            if let Some(link) = core.links.get(&node)
-                && link.outbox.try_send(message).is_err()
-            {
-                core.links.remove(&node);
-            }
-        }
-        self.woken.notify_one();
-        written
+        let txn = Txn::new().put(keys::owner(owner), record.encode_to_vec());
+        let epoch = Epoch(self.store.commit(txn).await.map_err(store_failed)?);
+        let process = process.as_ref().map(ProcessIdentity::from);
+        let granted = self
+            .observe(|ledger, _| ledger.open_session(owner, epoch, process, terms, received))
+            .await;
+        self.flush(&mut writer).await?;
+        Ok((epoch, granted))
+    }
+
+    /// Writes what was decided, then carries it out. What cannot be written is kept, in order.
+    async fn flush(&self, writer: &mut Writer) -> Result<(), Failure> {
+        let decided = std::mem::take(&mut self.core.lock().await.pending);
+        writer.batch.append(decided);
+        self.events
+            .number(&mut writer.batch, &mut writer.last_event);
+        let written = self.write(&mut writer.batch).await;
+        writer.failing = written.is_err();
+        written?;
+        let mut core = self.core.lock().await;
+        let mut done = std::mem::take(&mut writer.batch);
+        self.events.publish(std::mem::take(&mut done.events));
+        core.deliver(done);
+        Ok(())
     }
 
     async fn write(&self, effects: &mut Effects) -> Result<(), Failure> {
@@ -173,107 +267,111 @@ impl Shared {
                 };
             }
             self.store.commit(txn).await.map_err(store_failed)?;
-            effects.writes.retain(|key, _| !keys.contains(key));
+            for key in &keys {
+                effects.writes.remove(key);
+            }
         }
         Ok(())
     }
 
-    /// Whom to tell when the session of this epoch ends.
+    /// Where to hear of the end of a session that lives.
+    ///
+    /// # Errors
+    /// When it does not live.
     pub(crate) async fn follow_session(
         &self,
         owner: &OwnerName,
         epoch: Epoch,
-    ) -> watch::Receiver<Option<Failure>> {
+    ) -> Result<watch::Receiver<Option<Failure>>, Failure> {
         let mut core = self.core.lock().await;
-        match core.sessions.get(owner) {
-            Some((live, told)) if *live == epoch => told.subscribe(),
-            _ => {
-                let (told, end) = watch::channel(None);
-                core.sessions.insert(owner.clone(), (epoch, told));
-                end
-            }
+        core.ledger.live_session(owner, epoch)?;
+        if let Some((live, told)) = core.sessions.get(owner)
+            && *live == epoch
+        {
+            return Ok(told.subscribe());
         }
+        let (told, end) = watch::channel(None);
+        core.sessions.insert(owner.clone(), (epoch, told));
+        Ok(end)
     }
 
-    /// A node's stream opened: from here on its messages go there.
-    pub(crate) async fn link(
+    /// A node's stream opened: from here on its messages go there. In one step with its hello, as an
+    /// order that went down before the hello is compared would be taken for lost (A1).
+    pub(crate) async fn join(
         &self,
-        node: NodeName,
+        node: &NodeName,
+        hello: &Hello,
         outbox: mpsc::Sender<HeartbeatResponse>,
     ) -> u64 {
-        static STREAMS: AtomicU64 = AtomicU64::new(1);
-
-        let stream = STREAMS.fetch_add(1, Ordering::Relaxed);
-        self.core
-            .lock()
-            .await
-            .links
-            .insert(node, Link { stream, outbox });
-        stream
+        self.decide(|core, now| {
+            core.streams += 1;
+            let stream = core.streams;
+            core.links.insert(node.clone(), Link { stream, outbox });
+            core.ledger.on_hello(node, hello, now);
+            stream
+        })
+        .await
     }
 
-    /// Whether this stream is still the node's.
-    pub(crate) async fn is_linked(&self, node: &NodeName, stream: u64) -> bool {
-        self.core
-            .lock()
-            .await
-            .links
-            .get(node)
-            .is_some_and(|link| link.stream == stream)
+    /// A beat of a node's stream. False when the stream is the node's no more, because a later one
+    /// took over or the node's lease ended: its agent has to begin anew.
+    pub(crate) async fn beat(&self, node: &NodeName, stream: u64, beat: &HeartbeatRequest) -> bool {
+        self.decide(|core, now| {
+            core.is_linked(node, stream) && core.ledger.on_beat(node, beat, now)
+        })
+        .await
     }
 
     /// A stream ended. The node keeps its lease.
     pub(crate) async fn unlink(&self, node: &NodeName, stream: u64) {
         let mut core = self.core.lock().await;
-        if core
-            .links
-            .get(node)
-            .is_some_and(|link| link.stream == stream)
-        {
+        if core.is_linked(node, stream) {
             core.links.remove(node);
         }
     }
 
-    /// Keeps the deadlines until `stop`. Being late here only ever delays a grant: whoever must be
-    /// gone by a deadline is ended by its own timer.
+    /// Keeps the deadlines, and writes what was observed, until `stop`. Being late here only ever
+    /// delays a grant: whoever must be gone by a deadline is ended by its own timer.
     pub(crate) async fn keep_time(&self, stop: CancellationToken) {
         loop {
-            let next = {
-                let mut core = self.core.lock().await;
-                let now = self.clock.now();
-                core.ledger.check(now);
-                match self.settle(&mut core).await {
-                    Ok(()) => core
-                        .ledger
-                        .next_deadline()
-                        .map(|deadline| deadline.since(now)),
-                    Err(error) => {
-                        tracing::warn!(%error, "Decisions wait for the store");
-                        Some(STORE_RETRY)
-                    }
-                }
-            };
-            // `settle` above woke us too; that permit is spent by looking once more.
-            let sleep = Instant::now()
-                + next
-                    .unwrap_or(Duration::from_secs(3600))
-                    .max(Duration::from_millis(1));
+            let pause = self.keep_time_once().await;
             tokio::select! {
-                () = sleep_until(sleep) => {}
-                () = self.next_deadline_changed() => {}
+                () = sleep(pause) => {}
+                () = self.woken.notified() => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    async fn next_deadline_changed(&self) {
-        self.woken.notified().await;
+    /// One round: how long until the next, if nothing happens before.
+    async fn keep_time_once(&self) -> Duration {
+        let mut writer = self.writer.lock().await;
+        {
+            let mut core = self.core.lock().await;
+            let now = self.clock.now();
+            core.ledger.check(now);
+            core.collect();
+        }
+        let written = self.flush(&mut writer).await;
+        let mut core = self.core.lock().await;
+        let next = core.ledger.next_deadline().unwrap_or(Tick::NEVER);
+        core.alarm = next;
+        let pause = next.since(self.clock.now()).clamp(PAUSE_MIN, PAUSE_MAX);
+        match written {
+            Ok(()) => pause,
+            Err(error) => {
+                tracing::warn!(%error, "Decisions wait for the store");
+                pause.min(STORE_RETRY)
+            }
+        }
     }
 }
 
 /// Says that a store failed, with all it said itself.
 pub(crate) fn store_failed(error: tether_store::Error) -> Failure {
-    let mut text = format!("nothing was changed for good: {error}");
+    let mut text = format!(
+        "the store did not take it: {error}; what was decided already is written when it is back, and asking again does no harm"
+    );
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
@@ -281,3 +379,6 @@ pub(crate) fn store_failed(error: tether_store::Error) -> Failure {
     }
     Failure::new(Reason::StoreFailed, text)
 }
+
+#[cfg(test)]
+mod tests;

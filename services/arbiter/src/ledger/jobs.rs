@@ -8,7 +8,7 @@ use tether_proto::{
     common::{Death, WorkerRef},
     job::{Job, JobState, ReportJobRequest},
 };
-use tether_types::{PoolName, Reason, WorkerId};
+use tether_types::{PoolName, Reason, Slot, WorkerId};
 
 use super::{Ledger, unknown_pool};
 use crate::effects::{Effects, keys};
@@ -50,6 +50,33 @@ impl Jobs {
                 job.death = Some(death.clone());
                 effects.put(keys::job(&id.pool, key), job.clone());
             }
+        }
+    }
+
+    /// Nobody is in this place, so that whatever was done there is lost.
+    pub(super) fn on_vacant(&mut self, pool: &PoolName, slot: Slot, effects: &mut Effects) {
+        let at = |job: &Job| {
+            job.worker
+                .as_ref()
+                .is_some_and(|worker| worker.slot == slot)
+        };
+        for (key, job) in self.0.get_mut(pool).into_iter().flatten() {
+            if at(job) && job.state() == JobState::Running {
+                job.set_state(JobState::Lost);
+                effects.put(keys::job(pool, key), job.clone());
+            }
+        }
+    }
+
+    /// Forgets the jobs of pools that are not there.
+    pub(super) fn retain_pools(
+        &mut self,
+        there: impl Fn(&PoolName) -> bool,
+        effects: &mut Effects,
+    ) {
+        let gone: Vec<_> = self.0.keys().filter(|pool| !there(pool)).cloned().collect();
+        for pool in gone {
+            self.forget_pool(&pool, effects);
         }
     }
 

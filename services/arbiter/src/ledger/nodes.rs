@@ -36,11 +36,19 @@ pub(crate) struct Node {
     pid_namespace: u64,
     /// Its last beat: number and time of receipt. What it is told counts from there.
     last: (u64, Tick),
+    /// The workers that were placed there and are not buried.
+    pub(super) workers: BTreeSet<WorkerId>,
 }
 
 impl Node {
     pub(super) fn offers(&self, launcher: Launcher) -> bool {
         self.heard && self.launchers.contains(&launcher)
+    }
+
+    /// Whether it takes workers: only from its first beat on, as until then it has no permission that
+    /// it could give them.
+    fn takes(&self) -> bool {
+        self.last.0 > 0
     }
 
     /// Whether its agent can observe this process.
@@ -63,6 +71,7 @@ impl Ledger {
             boot_id: String::new(),
             pid_namespace: 0,
             last: (0, now),
+            workers: BTreeSet::new(),
         };
         self.nodes.insert(name, node);
     }
@@ -84,6 +93,12 @@ impl Ledger {
             .iter()
             .filter_map(|word| word.parse().ok())
             .collect();
+        let all_heard_before = self.all_heard();
+        let known = self.nodes.remove(name);
+        let joined = known.as_ref().is_none_or(|known| !known.heard);
+        if known.is_none() {
+            self.effects.put_empty(keys::node(name));
+        }
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
             heard: true,
@@ -92,12 +107,11 @@ impl Ledger {
             boot_id: hello.boot_id.clone(),
             pid_namespace: hello.pid_namespace,
             last: (0, now),
+            workers: known.map(|known| known.workers).unwrap_or_default(),
         };
-        let known = self.nodes.insert(name.clone(), node);
-        if known.is_none() {
-            self.effects.put_empty(keys::node(name));
-        }
-        if known.is_none_or(|known| !known.heard) {
+        let missed = node.workers.clone();
+        self.nodes.insert(name.clone(), node);
+        if joined {
             let text = format!("node `{name}` joined, with {} workers", hello.workers.len());
             self.effects.node_event(EventKind::NodeUp, name, text);
         }
@@ -105,28 +119,37 @@ impl Ledger {
         let mut told = BTreeSet::new();
         for report in &hello.workers {
             if let Ok(id) = common::WorkerRef::required(report.worker.as_ref()) {
+                if report.phase() != common::WorkerPhase::Dead {
+                    self.repeat_stop(name, &id);
+                }
                 self.on_report(name, &id, report, now);
                 told.insert(id);
             }
         }
-        for id in self.workers_on(name) {
-            if !told.contains(&id) {
-                self.bury(name, &id, lost(DeathCause::Unknown, "its agent does not know it: the order to start it was lost, or the machine was restarted"), false, now);
-            }
+        for id in missed.difference(&told) {
+            self.bury(name, id, lost(DeathCause::Unknown, "its agent does not know it: the order to start it was lost, or the machine was restarted"), false, now);
         }
-        self.check_pools(now);
+        if !all_heard_before {
+            self.fill_all(now);
+        }
     }
 
-    /// A beat of a node, with what changed there.
-    pub(crate) fn on_beat(&mut self, name: &NodeName, beat: &HeartbeatRequest, now: Tick) {
+    /// A beat of a node, with what changed there. False when the node has no lease: it has to say
+    /// hello again.
+    pub(crate) fn on_beat(&mut self, name: &NodeName, beat: &HeartbeatRequest, now: Tick) -> bool {
         let Some(node) = self.nodes.get_mut(name) else {
-            return;
+            return false;
         };
         let ttl_ms = match node.lease.on_beat(beat.seq, beat.ack_seen, now) {
             Beat::Extended => millis(self.terms.node.ttl()),
-            Beat::Unproven | Beat::Stale | Beat::Ended => 0,
+            Beat::Unproven | Beat::Stale => 0,
+            Beat::Ended => return false,
         };
-        node.last = (beat.seq, now);
+        let takes_before = node.takes();
+        // A beat that was overtaken is no anchor: what is told counts from the later one.
+        if beat.seq > node.last.0 {
+            node.last = (beat.seq, now);
+        }
         self.effects.acks.insert(name.clone(), Ack { ttl_ms });
         for exit in &beat.owner_exits {
             if let Ok(owner) = OwnerName::new(&exit.owner) {
@@ -138,6 +161,10 @@ impl Ledger {
                 self.on_report(name, &id, report, now);
             }
         }
+        if !takes_before {
+            self.place_homeless(now);
+        }
+        true
     }
 
     pub(super) fn check_nodes(&mut self, now: Tick) {
@@ -148,7 +175,11 @@ impl Ledger {
                 (node.lease.check(now) == Tenure::Free).then(|| name.clone())
             })
             .collect();
+        let any_lost = !lost_nodes.is_empty();
         for name in lost_nodes {
+            let Some(node) = self.nodes.remove(&name) else {
+                continue;
+            };
             self.effects.delete(keys::node(&name));
             self.effects.node_event(
                 EventKind::NodeLost,
@@ -156,39 +187,17 @@ impl Ledger {
                 format!("no beat of node `{name}` within its lease"),
             );
             // Every shim there has ended its worker by now: that is what the lease is for (A1).
-            for id in self.workers_on(&name) {
-                self.bury(
-                    &name,
-                    &id,
-                    lost(
-                        DeathCause::LeaseExpired,
-                        "its node was not heard within the lease",
-                    ),
-                    false,
-                    now,
+            for id in node.workers {
+                let death = lost(
+                    DeathCause::LeaseExpired,
+                    "its node was not heard within the lease",
                 );
+                self.bury(&name, &id, death, false, now);
             }
-            self.nodes.remove(&name);
         }
-    }
-
-    fn workers_on(&self, node: &NodeName) -> Vec<WorkerId> {
-        let on_node = |id: WorkerId| {
-            self.find_worker(&id)
-                .filter(|(_, at)| at == node)
-                .map(|(id, _)| id)
-        };
-        self.pools
-            .iter()
-            .flat_map(|(pool, entry)| entry.places.keys().map(move |&slot| (pool, slot)))
-            .filter_map(|(pool, slot)| {
-                on_node(WorkerId {
-                    pool: pool.clone(),
-                    slot,
-                    incarnation: Default::default(),
-                })
-            })
-            .collect()
+        if any_lost {
+            self.fill_all(now);
+        }
     }
 
     /// The node for another worker of this pool: one that offers the launcher, sees the owner where
@@ -204,28 +213,37 @@ impl Ledger {
                 OnOwnerLoss::Kill => process.is_some_and(|process| node.sees(process)),
                 OnOwnerLoss::RunForTimeout | OnOwnerLoss::Continue => true,
             };
-            node.offers(pool.policy().launcher) && in_sight
+            node.takes() && node.offers(pool.policy().launcher) && in_sight
         };
-        let candidates = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| fits(node))
-            .map(|(name, _)| name);
+        let candidates = self.nodes.iter().filter(|(_, node)| fits(node));
         candidates
-            .min_by_key(|name| self.workers_on(name).len())
-            .cloned()
+            .min_by_key(|(_, node)| node.workers.len())
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Tells every node with workers of this owner at once what changed of their permission.
+    pub(super) fn tell_nodes_of(&mut self, owner: &OwnerName) {
+        for (name, node) in &self.nodes {
+            let of_owner = |id: &WorkerId| {
+                let pool = self.pools.get(&id.pool);
+                pool.is_some_and(|pool| pool.owner() == owner)
+            };
+            if node.takes() && node.workers.iter().any(of_owner) {
+                self.effects
+                    .acks
+                    .entry(name.clone())
+                    .or_insert(Ack { ttl_ms: 0 });
+            }
+        }
     }
 
     /// What to tell a node with its next message: as of its last beat.
     pub(crate) fn message_to(&self, name: &NodeName) -> Option<HeartbeatResponse> {
-        let (seq, received) = self.nodes.get(name)?.last;
-        let here: BTreeSet<_> = self
-            .workers_on(name)
-            .into_iter()
-            .map(|id| id.pool)
-            .collect();
+        let node = self.nodes.get(name)?;
+        let (seq, received) = node.last;
+        let here: BTreeSet<_> = node.workers.iter().map(|id| &id.pool).collect();
         let mut owners: Vec<OwnerPermission> = Vec::new();
-        for pool in here.iter().filter_map(|pool| self.pools.get(pool)) {
+        for pool in here.iter().filter_map(|&pool| self.pools.get(pool)) {
             let session = self.sessions.get(pool.owner());
             let permission = PoolPermission {
                 pool: pool.name().to_string(),
@@ -248,7 +266,7 @@ impl Ledger {
         }
         let timeouts = here
             .iter()
-            .filter_map(|pool| self.pools.get(pool))
+            .filter_map(|&pool| self.pools.get(pool))
             .filter(|pool| pool.permission(self.sessions.get(pool.owner())).is_some());
         let beat = timeouts
             .map(|pool| pool.policy().heartbeat_timeout / BEATS_PER_TIMEOUT)
@@ -266,7 +284,7 @@ impl Ledger {
     }
 }
 
-fn lost(cause: DeathCause, detail: &str) -> common::Death {
+pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
     let death = Death {
         cause,
         exit_code: None,

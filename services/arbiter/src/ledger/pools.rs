@@ -13,7 +13,7 @@ use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, Reason, Slot
 
 use super::{Ledger, Session, slots::Place, unknown_pool};
 use crate::{
-    effects::keys,
+    effects::{Effects, keys},
     record::PoolRecord,
     spec::{self, Resolved},
 };
@@ -28,15 +28,35 @@ pub(crate) struct Pool {
     /// The owner's last sign of life, where it has no session.
     contact: Tick,
     /// How the owner was lost, where it was.
-    loss: Option<Loss>,
+    pub(super) loss: Option<Loss>,
     /// Why it is being ended, where it is.
-    ending: Option<DeathCause>,
+    pub(super) ending: Option<DeathCause>,
     /// What to become when its last worker is gone, where it was applied anew while ending.
-    next: Option<(Resolved, OwnerName)>,
+    pub(super) next: Option<Next>,
+}
+
+/// A pool to be.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) resolved: Resolved,
+    pub(super) owner: OwnerName,
+    /// When it was asked for: its owner's word counts from there.
+    pub(super) contact: Tick,
+}
+
+impl Next {
+    fn record(&self) -> PoolRecord {
+        PoolRecord {
+            spec: Some(self.resolved.spec.clone()),
+            owner: self.owner.to_string(),
+            mode_why: self.resolved.mode_why.clone(),
+            ..PoolRecord::default()
+        }
+    }
 }
 
 impl Pool {
-    fn new(resolved: Resolved, owner: OwnerName, now: Tick) -> Self {
+    pub(super) fn new(resolved: Resolved, owner: OwnerName, now: Tick) -> Self {
         Self {
             resolved,
             owner,
@@ -65,9 +85,29 @@ impl Pool {
         self.ending.is_some()
     }
 
-    pub(super) fn on_owner_back(&mut self, now: Tick) {
+    /// How many places it is to have.
+    pub(super) fn size(&self) -> Slot {
+        if self.is_ending() {
+            0
+        } else {
+            self.resolved.spec.size
+        }
+    }
+
+    /// The cause to record for a worker that is one too many.
+    pub(super) fn end_cause(&self) -> DeathCause {
+        self.ending.unwrap_or(DeathCause::Ordered(Orderer::Scale))
+    }
+
+    /// True where it had been lost.
+    pub(super) fn on_owner_back(&mut self, now: Tick) -> bool {
         self.contact = now;
-        self.loss = None;
+        self.loss.take().is_some()
+    }
+
+    /// Gives up what it was to become, where `lost` says so.
+    pub(super) fn give_up_next(&mut self, lost: impl Fn(&Next) -> bool) {
+        self.next.take_if(|next| lost(next));
     }
 
     pub(super) fn on_owner_lost(&mut self, loss: Loss, contact: Tick) {
@@ -93,9 +133,7 @@ impl Pool {
     }
 
     pub(super) fn next_deadline(&self, session: Option<&Session>) -> Option<Tick> {
-        let places = self.places.values().filter_map(Place::next_deadline);
-        let end = self.permission(session).filter(|_| !self.is_ending());
-        places.chain(end).min()
+        self.permission(session).filter(|_| !self.is_ending())
     }
 
     fn record(&self) -> PoolRecord {
@@ -104,7 +142,15 @@ impl Pool {
             owner: self.owner.to_string(),
             mode_why: self.resolved.mode_why.clone(),
             draining: self.draining,
+            loss: self.loss.map_or("", Loss::name).to_owned(),
+            ending: self.ending.map(|cause| super::nodes::lost(cause, "")),
+            next: self.next.as_ref().map(|next| Box::new(next.record())),
         }
+    }
+
+    /// Has it written as it is.
+    pub(super) fn write(&self, effects: &mut Effects) {
+        effects.put(keys::pool(self.name()), self.record());
     }
 
     fn view(&self) -> wire::Pool {
@@ -150,22 +196,24 @@ impl Ledger {
         let name = resolved.name.clone();
         match self.pools.get_mut(&name) {
             Some(pool) if pool.is_ending() => {
+                if let Some(next) = pool.next.as_ref().filter(|next| next.owner != owner) {
+                    return Err(not_owner(&name, &next.owner, &owner));
+                }
                 // It comes back as asked for when the last of the old workers is gone (A1).
-                pool.next = Some((resolved, owner));
+                pool.next = Some(Next {
+                    resolved,
+                    owner,
+                    contact: now,
+                });
+                pool.write(&mut self.effects);
                 return Ok(pool.view());
             }
             Some(pool) if pool.owner != owner => {
-                return Err(Failure::new(
-                    Reason::NotOwner,
-                    format!(
-                        "pool `{name}` belongs to owner `{}`, not to `{owner}`: choose another name for the pool",
-                        pool.owner
-                    ),
-                ));
+                return Err(not_owner(&name, &pool.owner, &owner));
             }
             Some(pool) => {
                 for place in pool.places.values_mut() {
-                    place.change_plan(resolved.plan, self.highest, now);
+                    place.change_plan(resolved.plan, now);
                 }
                 pool.resolved = resolved;
                 pool.on_owner_back(now);
@@ -178,35 +226,6 @@ impl Ledger {
         }
         self.pool_changed(&name, "applied", now);
         self.get_pool(name.as_str())
-    }
-
-    pub(super) fn restore_pool(&mut self, name: &str, record: PoolRecord, now: Tick) {
-        let resolved = record
-            .spec
-            .ok_or_else(|| Failure::new(Reason::ConfigInvalid, "the record has no pool in it"));
-        let resolved =
-            resolved.and_then(|spec| spec::resolve(spec, &self.templates, &self.environment));
-        match (resolved, OwnerName::new(&record.owner)) {
-            (Ok(mut resolved), Ok(owner)) => {
-                resolved.mode_why = record.mode_why;
-                let name = resolved.name.clone();
-                let draining = record.draining;
-                self.pools.insert(
-                    name.clone(),
-                    Pool {
-                        draining,
-                        ..Pool::new(resolved, owner, now)
-                    },
-                );
-                self.fill(&name, now);
-            }
-            (Err(error), _) => {
-                tracing::error!(pool = name, %error, "Cannot take up a pool of before")
-            }
-            (_, Err(error)) => {
-                tracing::error!(pool = name, %error, "Cannot take up a pool of before")
-            }
-        }
     }
 
     /// What modes find here.
@@ -241,6 +260,18 @@ impl Ledger {
         found.ok_or_else(|| unknown_pool(name, &self.pools))
     }
 
+    /// A pool that can be changed: one that is ending only ends, or is applied anew.
+    fn lasting(&mut self, name: &str) -> Result<&mut Pool, Failure> {
+        let name = self.pool_named(name)?.name().clone();
+        let known = unknown_pool(name.as_str(), &self.pools);
+        let pool = self.pools.get_mut(&name).ok_or(known)?;
+        if pool.is_ending() {
+            let text = format!("pool `{name}` is ending: apply it again to have it anew");
+            return Err(Failure::new(Reason::Draining, text));
+        }
+        Ok(pool)
+    }
+
     pub(crate) fn list_pools(&self) -> Vec<wire::Pool> {
         self.pools.values().map(Pool::view).collect()
     }
@@ -255,16 +286,19 @@ impl Ledger {
         size: u32,
         now: Tick,
     ) -> Result<wire::Pool, Failure> {
-        let pool = self.pool_named(name)?;
+        let pool = self.lasting(name)?;
+        let name = pool.name().clone();
         let spec = PoolSpec {
             size,
             ..pool.resolved.spec.clone()
         };
-        let name = pool.name().clone();
-        let mut resolved = spec::resolve(spec, &self.templates, &self.environment)?;
+        let mode_why = pool.resolved.mode_why.clone();
+        let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
         if let Some(pool) = self.pools.get_mut(&name) {
-            resolved.mode_why = std::mem::take(&mut pool.resolved.mode_why);
-            pool.resolved = resolved;
+            pool.resolved = Resolved {
+                mode_why,
+                ..resolved
+            };
         }
         self.pool_changed(&name, &format!("scaled to {size}"), now);
         self.get_pool(name.as_str())
@@ -280,7 +314,7 @@ impl Ledger {
         draining: bool,
         now: Tick,
     ) -> Result<wire::Pool, Failure> {
-        let name = self.pool_named(name)?.name().clone();
+        let name = self.lasting(name)?.name().clone();
         if let Some(pool) = self.pools.get_mut(&name) {
             pool.draining = draining;
             for (&slot, place) in &pool.places {
@@ -308,6 +342,9 @@ impl Ledger {
     /// When there is no such pool.
     pub(crate) fn delete_pool(&mut self, name: &str, now: Tick) -> Result<(), Failure> {
         let name = self.pool_named(name)?.name().clone();
+        if let Some(pool) = self.pools.get_mut(&name) {
+            pool.next = None;
+        }
         self.end_pool(&name, DeathCause::Ordered(Orderer::Scale), None, now);
         Ok(())
     }
@@ -323,105 +360,37 @@ impl Ledger {
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };
-        pool.next = None;
         if pool.ending.replace(cause).is_none() {
             let text = format!("pool `{name}` ends: {cause}");
             self.effects
-                .owner_event(EventKind::PoolChanged, &pool.owner.clone(), text);
-            self.effects.delete(keys::pool(name));
+                .owner_event(EventKind::PoolChanged, &pool.owner, text);
         }
+        // Until its last worker is gone it must be known to whoever comes after us (A4).
+        pool.write(&mut self.effects);
         let slots: Vec<_> = pool.places.keys().copied().collect();
         for slot in slots {
             self.stop_place(name, slot, cause, grace_ms);
         }
-        self.fill(name, now);
+        self.forget_ended(name, now);
     }
 
-    pub(super) fn check_pools(&mut self, now: Tick) {
-        let over: Vec<_> = self
-            .pools
-            .values()
-            .filter(|pool| !pool.is_ending())
-            .filter(|pool| {
-                pool.permission(self.sessions.get(&pool.owner))
-                    .is_some_and(|until| now >= until)
-            })
-            .map(|pool| pool.name().clone())
-            .collect();
-        for name in over {
-            // The shims have ended the workers by now; this is for what is left of the pool.
-            self.end_pool(&name, DeathCause::OwnerGone, Some(0), now);
-        }
-        let names: Vec<_> = self.pools.keys().cloned().collect();
-        for name in names {
-            self.fill(&name, now);
-        }
-    }
-
-    fn pool_changed(&mut self, name: &PoolName, how: &str, now: Tick) {
+    pub(super) fn pool_changed(&mut self, name: &PoolName, how: &str, now: Tick) {
         if let Some(pool) = self.pools.get(name) {
-            let record = pool.record();
             let text = format!(
                 "pool `{name}` {how}: {} workers, mode {}",
                 pool.resolved.spec.size, pool.resolved.mode
             );
-            let owner = pool.owner.clone();
-            self.effects.put(keys::pool(name), record);
+            pool.write(&mut self.effects);
             self.effects
-                .owner_event(EventKind::PoolChanged, &owner, text);
+                .owner_event(EventKind::PoolChanged, &pool.owner, text);
         }
         self.fill(name, now);
     }
+}
 
-    /// Brings places and workers closer to what is wanted.
-    pub(super) fn fill(&mut self, name: &PoolName, now: Tick) {
-        let Some(pool) = self.pools.get_mut(name) else {
-            return;
-        };
-        let size = if pool.is_ending() {
-            0
-        } else {
-            pool.resolved.spec.size
-        };
-        let surplus: Vec<_> = pool.places.range(size..).map(|(&slot, _)| slot).collect();
-        for slot in surplus {
-            self.stop_place(name, slot, DeathCause::Ordered(Orderer::Scale), None);
-            self.drop_place(name, slot);
-        }
-        // Before every node of before was heard, nobody knows what still runs where (A1).
-        if self.all_heard() {
-            for slot in 0..size {
-                self.fill_place(name, slot, now);
-            }
-        }
-        self.forget_ended(name, now);
-    }
-
-    /// Forgets a pool that was ended and has no worker left, or makes it what it is to become.
-    fn forget_ended(&mut self, name: &PoolName, now: Tick) {
-        let done = self
-            .pools
-            .get(name)
-            .is_some_and(|pool| pool.is_ending() && pool.places.is_empty());
-        let Some(pool) = done.then(|| self.pools.remove(name)).flatten() else {
-            return;
-        };
-        self.jobs.forget_pool(name, &mut self.effects);
-        match pool.next {
-            Some((resolved, owner)) => {
-                self.pools
-                    .insert(name.clone(), Pool::new(resolved, owner, now));
-                self.pool_changed(name, "applied", now);
-            }
-            None => {
-                self.effects.delete(tether_store::keys::pool(name));
-                for slot in 0..pool.resolved.spec.size {
-                    self.effects.delete(tether_store::keys::death(name, slot));
-                }
-                let text = format!("pool `{name}` is gone");
-                self.effects
-                    .owner_event(EventKind::PoolChanged, &pool.owner, text);
-            }
-        }
-    }
+fn not_owner(pool: &PoolName, holder: &OwnerName, asking: &OwnerName) -> Failure {
+    let text = format!(
+        "pool `{pool}` belongs to owner `{holder}`, not to `{asking}`: choose another name for the pool"
+    );
+    Failure::new(Reason::NotOwner, text)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tether_clock::Tick;
 use tether_lease::{Beat, Grantor, Tenure, Terms};
-use tether_lifecycle::{Loss, OnOwnerLoss};
+use tether_lifecycle::{LifecyclePolicy, Loss, OnOwnerLoss};
 use tether_proto::{Failure, session as wire, worker::EventKind};
 use tether_types::{DeathCause, Epoch, Orderer, OwnerName, ProcessIdentity, Reason};
 
@@ -106,19 +106,25 @@ impl Ledger {
                 Failure::new(Reason::LeaseFenced, text),
             ));
             // What was tied to the earlier process does not pass on to another.
-            self.end_pools(
-                owner,
-                now,
-                |policy| policy.on_owner_exit,
-                DeathCause::OwnerGone,
-                Some(0),
-            );
+            if process.is_none() || process != earlier.process {
+                self.end_pools(
+                    owner,
+                    now,
+                    |policy| policy.on_owner_exit,
+                    DeathCause::OwnerGone,
+                    Some(0),
+                );
+            }
         }
         self.sessions
             .insert(owner.clone(), Session::new(epoch, process, terms, now));
         for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
-            pool.on_owner_back(now);
+            if pool.on_owner_back(now) {
+                pool.write(&mut self.effects);
+            }
         }
+        self.tell_nodes_of(owner);
+        self.place_homeless(now);
         self.effects.owner_event(
             EventKind::SessionOpened,
             owner,
@@ -162,10 +168,12 @@ impl Ledger {
         ack_seen: u64,
         now: Tick,
     ) -> Result<SessionAck, Failure> {
-        let beat_ms = millis(self.session_beat(owner));
+        let beat = self.session_beat(owner);
         let session = self.live_session(owner, epoch)?;
+        let mut back = false;
         let ttl_ms = match session.lease.on_beat(seq, ack_seen, now) {
             Beat::Extended => {
+                back = now.since(session.contact) > beat * 2;
                 session.contact = now;
                 session.warned = false;
                 millis(session.lease.terms().ttl())
@@ -180,11 +188,18 @@ impl Ledger {
                 ));
             }
         };
-        Ok(SessionAck { ttl_ms, beat_ms })
+        if back {
+            // Its workers may have no more than a moment left, as far as their nodes know.
+            self.tell_nodes_of(owner);
+        }
+        Ok(SessionAck {
+            ttl_ms,
+            beat_ms: millis(beat),
+        })
     }
 
     /// The session, if it is this epoch's.
-    pub(super) fn live_session(
+    pub(crate) fn live_session(
         &mut self,
         owner: &OwnerName,
         epoch: Epoch,
@@ -209,12 +224,10 @@ impl Ledger {
 
     /// How often an owner is to beat: as often as the most demanding of its pools says.
     fn session_beat(&self, owner: &OwnerName) -> Duration {
-        let ttl = self
-            .sessions
-            .get(owner)
-            .map_or(self.terms.session.ttl(), |session| {
-                session.lease.terms().ttl()
-            });
+        let ttl = self.sessions.get(owner).map_or_else(
+            || self.terms.session.ttl(),
+            |session| session.lease.terms().ttl(),
+        );
         let pools = self.pools.values().filter(|pool| pool.owner() == owner);
         pools
             .map(|pool| pool.policy().heartbeat_interval)
@@ -301,6 +314,7 @@ impl Ledger {
         };
         for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
             pool.on_owner_lost(loss, contact);
+            pool.write(&mut self.effects);
         }
         match loss {
             Loss::OwnerLeft => self.end_pools(
@@ -334,16 +348,18 @@ impl Ledger {
         &mut self,
         owner: &OwnerName,
         now: Tick,
-        answer: impl Fn(&tether_lifecycle::LifecyclePolicy) -> OnOwnerLoss,
+        answer: impl Fn(&LifecyclePolicy) -> OnOwnerLoss,
         cause: DeathCause,
         grace_ms: Option<u64>,
     ) {
-        let ended: Vec<_> = self
-            .pools
-            .values()
-            .filter(|pool| pool.owner() == owner && answer(pool.policy()) == OnOwnerLoss::Kill)
-            .map(|pool| pool.name().clone())
-            .collect();
+        let kills = |policy: &LifecyclePolicy| answer(policy) == OnOwnerLoss::Kill;
+        let mut ended = Vec::new();
+        for pool in self.pools.values_mut() {
+            pool.give_up_next(|next| next.owner == *owner && kills(&next.resolved.policy));
+            if pool.owner() == owner && kills(pool.policy()) {
+                ended.push(pool.name().clone());
+            }
+        }
         for name in ended {
             self.end_pool(&name, cause, grace_ms, now);
         }

@@ -42,10 +42,7 @@ impl NodeService for Nodes {
             .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
 
         let (outbox, receive) = mpsc::channel(OUTBOX);
-        let stream = self.0.link(node.clone(), outbox.clone()).await;
-        self.0
-            .observe(|ledger, now| ledger.on_hello(&node, &hello, now))
-            .await;
+        let stream = self.0.join(&node, &hello, outbox.clone()).await;
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             loop {
@@ -55,12 +52,9 @@ impl NodeService for Nodes {
                     () = outbox.closed() => None,
                 };
                 let Some(Ok(beat)) = beat else { break };
-                if !shared.is_linked(&node, stream).await {
-                    break; // A later stream of the same name took over.
+                if !shared.beat(&node, stream, &beat).await {
+                    break;
                 }
-                shared
-                    .observe(|ledger, now| ledger.on_beat(&node, &beat, now))
-                    .await;
             }
             shared.unlink(&node, stream).await;
         });

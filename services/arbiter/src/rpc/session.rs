@@ -10,18 +10,13 @@ use tether_proto::{
         session_service_server::SessionService,
     },
 };
-use tether_store::Txn;
-use tether_types::{Epoch, ProcessIdentity};
+use tether_types::Epoch;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, owner};
-use crate::{
-    effects::keys,
-    record::OwnerRecord,
-    shared::{Shared, store_failed},
-};
+use crate::{ledger::Ledger, shared::Shared};
 
 /// Serves [`SessionService`].
 #[derive(Debug)]
@@ -33,28 +28,16 @@ impl SessionService for Sessions {
         &self,
         request: Request<OpenSessionRequest>,
     ) -> Result<Response<OpenSessionResponse>, Status> {
-        use prost::Message as _;
-
-        // Taken first: a lease is never counted from later than the request for it.
-        let received = self.0.now();
         let request = request.into_inner();
         let owner = owner(&request.owner)?;
         let ttl = Duration::from_millis(request.ttl_ms);
-        let terms = self.0.read(|ledger, _| ledger.session_terms(ttl)).await?;
-        let ttl_ms = u64::try_from(terms.ttl().as_millis()).unwrap_or(u64::MAX);
-
-        let record = OwnerRecord {
-            process: request.process.clone(),
-            ttl_ms,
-        };
-        let txn = Txn::new().put(keys::owner(&owner), record.encode_to_vec());
-        // The store's revision is the fencing token: no restart and no other arbiter can repeat it.
-        let epoch = Epoch(self.0.store.commit(txn).await.map_err(store_failed)?);
-        let process = request.process.as_ref().map(ProcessIdentity::from);
-        let granted = self
-            .0
-            .act(|ledger, _| Ok(ledger.open_session(&owner, epoch, process, terms, received)))
-            .await?;
+        let shared = Arc::clone(&self.0);
+        // A task of its own: a client that goes away must not leave a committed epoch unused.
+        let opened =
+            tokio::spawn(async move { shared.open_session(&owner, request.process, ttl).await });
+        let (epoch, granted) = opened
+            .await
+            .map_err(|error| Status::internal(format!("the session was not opened: {error}")))??;
         Ok(Response::new(OpenSessionResponse {
             epoch: epoch.0,
             ttl_ms: granted.ttl_ms,
@@ -95,10 +78,7 @@ impl SessionService for Sessions {
         &self,
         _: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let sessions = self
-            .0
-            .read(super::super::ledger::Ledger::list_sessions)
-            .await;
+        let sessions = self.0.read(Ledger::list_sessions).await;
         Ok(Response::new(ListSessionsResponse { sessions }))
     }
 }
@@ -113,10 +93,10 @@ async fn keep_alive(
     };
     let owner = owner(&beat.owner)?;
     let epoch = Epoch(beat.epoch);
-    let mut end = shared.follow_session(&owner, epoch).await;
+    let mut end = shared.follow_session(&owner, epoch).await?;
     loop {
         let ack = shared
-            .act(|ledger, now| ledger.beat_session(&owner, epoch, beat.seq, beat.ack_seen, now))
+            .observe(|ledger, now| ledger.beat_session(&owner, epoch, beat.seq, beat.ack_seen, now))
             .await?;
         let answer = KeepAliveResponse {
             seq: beat.seq,

@@ -1,0 +1,85 @@
+//! Brings pools closer to what is wanted, and forgets those that are over.
+
+use tether_clock::Tick;
+use tether_proto::worker::EventKind;
+use tether_types::{DeathCause, PoolName};
+
+use super::{Ledger, Pool, pools::Next};
+use crate::effects::keys;
+
+impl Ledger {
+    pub(super) fn check_pools(&mut self, now: Tick) {
+        let over: Vec<_> = self
+            .pools
+            .values()
+            .filter(|pool| !pool.is_ending())
+            .filter(|pool| {
+                pool.permission(self.sessions.get(pool.owner()))
+                    .is_some_and(|until| now >= until)
+            })
+            .map(|pool| pool.name().clone())
+            .collect();
+        for name in over {
+            // The shims have ended the workers by now; this is for what is left of the pool.
+            self.end_pool(&name, DeathCause::OwnerGone, Some(0), now);
+        }
+        if self.all_heard() {
+            while let Some((_, pool, slot)) = self.due.first().filter(|due| due.0 <= now).cloned() {
+                self.settle_place(&pool, slot, now);
+            }
+        }
+    }
+
+    /// Brings every pool closer to what is wanted: something changed that concerns all.
+    pub(super) fn fill_all(&mut self, now: Tick) {
+        let names: Vec<_> = self.pools.keys().cloned().collect();
+        for name in names {
+            self.fill(&name, now);
+        }
+    }
+
+    /// Brings places and workers closer to what is wanted.
+    pub(super) fn fill(&mut self, name: &PoolName, now: Tick) {
+        let Some(pool) = self.pools.get(name) else {
+            return;
+        };
+        let size = pool.size();
+        let surplus = pool.places.range(size..).map(|(&slot, _)| slot);
+        let slots: Vec<_> = surplus.chain(0..size).collect();
+        for slot in slots {
+            self.settle_place(name, slot, now);
+        }
+        self.forget_ended(name, now);
+    }
+
+    /// Forgets a pool that was ended and has no worker left, or makes it what it is to become.
+    pub(super) fn forget_ended(&mut self, name: &PoolName, now: Tick) {
+        let done = |pool: &Pool| pool.is_ending() && pool.places.is_empty();
+        // A node that was not heard may still have a worker of it.
+        if !self.all_heard() || !self.pools.get(name).is_some_and(done) {
+            return;
+        }
+        let Some(pool) = self.pools.remove(name) else {
+            return;
+        };
+        self.jobs.forget_pool(name, &mut self.effects);
+        match pool.next {
+            Some(Next {
+                resolved,
+                owner,
+                contact,
+            }) => {
+                let pool = Pool::new(resolved, owner, contact);
+                self.pools.insert(name.clone(), pool);
+                self.pool_changed(name, "applied", now);
+            }
+            None => {
+                self.effects.delete(keys::pool(name));
+                self.effects.delete(tether_store::keys::pool(name));
+                let text = format!("pool `{name}` is gone");
+                self.effects
+                    .owner_event(EventKind::PoolChanged, pool.owner(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What is done with a place: filled, emptied, its worker started somewhere, stopped, given up.
+
+use tether_clock::Tick;
+use tether_lease::Margins;
+use tether_lifecycle::{OnAgentLoss, OnOwnerLoss};
+use tether_proto::{
+    common::{self, WorkerPhase, WorkerRef},
+    node::{self, StartWorker, StopWorker, order::Order},
+    worker::EventKind,
+};
+use tether_store::keys;
+use tether_supervise::{Action, GaveUp, Slot as Machine};
+use tether_types::{DeathCause, Incarnation, NodeName, Orderer, PoolName, Slot, WorkerId};
+
+use super::{
+    Ledger, millis,
+    slots::{Live, Place},
+};
+
+impl Ledger {
+    pub(super) fn place(&mut self, pool: &PoolName, slot: Slot) -> Option<&mut Place> {
+        self.pools.get_mut(pool)?.places.get_mut(&slot)
+    }
+
+    /// Ends one worker on an operator's order; false when it does not live. The place stays, and its
+    /// restart policy says whether another follows.
+    pub(crate) fn stop_worker(&mut self, id: &WorkerId, grace_ms: Option<u64>) -> bool {
+        let Some((id, _)) = self.find_worker(id) else {
+            return false;
+        };
+        self.order_stop(
+            &id.pool,
+            id.slot,
+            DeathCause::Ordered(Orderer::Operator),
+            grace_ms,
+        );
+        true
+    }
+
+    /// Signals one worker; false when it does not live.
+    pub(crate) fn signal_worker(&mut self, id: &WorkerId, signal: i32) -> bool {
+        let Some((id, node)) = self.find_worker(id) else {
+            return false;
+        };
+        let order = node::SignalWorker {
+            worker: Some(WorkerRef::from(&id)),
+            signal,
+        };
+        self.effects.order(&node, Order::Signal(order));
+        true
+    }
+
+    /// Whether an order that waited for the store still stands: a worker that was buried meanwhile
+    /// must not be started any more (A1).
+    pub(crate) fn still_stands(&self, node: &NodeName, order: &node::Order) -> bool {
+        let Some(Order::Start(start)) = &order.order else {
+            return true;
+        };
+        let id = WorkerRef::required(start.worker.as_ref());
+        id.is_ok_and(|id| self.find_worker(&id) == Some((id, node.clone())))
+    }
+
+    /// Goes on with one place after something happened to its worker.
+    pub(super) fn settle_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
+        let Some(entry) = self.pools.get(pool) else {
+            return;
+        };
+        if slot >= entry.size() {
+            self.stop_place(pool, slot, entry.end_cause(), None);
+        } else {
+            self.fill_place(pool, slot, now);
+        }
+        self.forget_ended(pool, now);
+    }
+
+    /// Makes sure that a place exists and goes on with its life.
+    pub(super) fn fill_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
+        self.drop_vacant(pool, slot);
+        // Before every node of before was heard, nobody knows what still runs where (A1).
+        if self.all_heard()
+            && let Some(entry) = self.pools.get_mut(pool)
+        {
+            let plan = entry.resolved.plan;
+            let seed = now.as_nanos() ^ u64::from(slot);
+            let place = entry
+                .places
+                .entry(slot)
+                .or_insert_with(|| Place::new(Machine::new(plan, Incarnation(0), seed, now)));
+            if let Some(action) = place.machine.check(now) {
+                self.act(pool, slot, action, None, now);
+            }
+        }
+        self.schedule(pool, slot);
+    }
+
+    /// Keeps the list of deadlines in step with a place.
+    pub(super) fn schedule(&mut self, pool: &PoolName, slot: Slot) {
+        let Some(place) = self.place(pool, slot) else {
+            return;
+        };
+        let next = place.machine.next_deadline();
+        let before = std::mem::replace(&mut place.due, next);
+        if before != next {
+            if let Some(before) = before {
+                self.due.remove(&(before, pool.clone(), slot));
+            }
+            if let Some(next) = next {
+                self.due.insert((next, pool.clone(), slot));
+            }
+        }
+    }
+
+    /// Stops what is in a place, for good.
+    pub(super) fn stop_place(
+        &mut self,
+        pool: &PoolName,
+        slot: Slot,
+        cause: DeathCause,
+        grace_ms: Option<u64>,
+    ) {
+        let Some(place) = self.place(pool, slot) else {
+            return;
+        };
+        place.leaving = true;
+        // Only so that nothing follows: the order below is the same whatever the worker is at.
+        place.machine.stop(cause);
+        if place.live.as_ref().is_some_and(|live| live.node.is_none()) {
+            // Numbered, but no node took it: there is nothing to stop.
+            place.live = None;
+            self.homeless.remove(&(pool.clone(), slot));
+        }
+        self.schedule(pool, slot);
+        self.order_stop(pool, slot, cause, grace_ms);
+        self.drop_vacant(pool, slot);
+    }
+
+    /// Removes a place that was to go with its worker, once that is gone.
+    fn drop_vacant(&mut self, pool: &PoolName, slot: Slot) {
+        let Some(entry) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let vacant = |place: &Place| place.leaving && place.live.is_none();
+        if entry.places.get(&slot).is_some_and(vacant)
+            && let Some(place) = entry.places.remove(&slot)
+        {
+            if let Some(due) = place.due {
+                self.due.remove(&(due, pool.clone(), slot));
+            }
+            self.effects.delete(keys::death(pool, slot));
+            self.vacate(pool, slot);
+        }
+    }
+
+    /// Nothing serves at a place, and nothing is done there, whatever an earlier arbiter left.
+    fn vacate(&mut self, pool: &PoolName, slot: Slot) {
+        self.effects.delete(keys::endpoint(pool, slot));
+        self.jobs.on_vacant(pool, slot, &mut self.effects);
+    }
+
+    pub(super) fn act(
+        &mut self,
+        pool: &PoolName,
+        slot: Slot,
+        action: Action,
+        died: Option<&WorkerId>,
+        now: Tick,
+    ) {
+        match action {
+            // The machine counts the starts of its slot; numbers come from one count for all (A2).
+            Action::Spawn { .. } => {
+                let incarnation = self.next_incarnation();
+                self.vacate(pool, slot);
+                if let Some(place) = self.place(pool, slot) {
+                    place.gave_up = false;
+                    place.live = Some(Live {
+                        incarnation,
+                        node: None,
+                        phase: WorkerPhase::Waiting,
+                        pid: 0,
+                        address: String::new(),
+                        started: now,
+                        stop: None,
+                    });
+                }
+                self.put(pool, slot, now);
+            }
+            Action::Stop { grace, why } => self.order_stop(pool, slot, why, Some(millis(grace))),
+            Action::GiveUp { why } => self.give_up(pool, slot, why, died),
+        }
+    }
+
+    fn give_up(&mut self, pool: &PoolName, slot: Slot, why: GaveUp, died: Option<&WorkerId>) {
+        let Some(entry) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let owner = entry.owner().clone();
+        let Some(place) = entry.places.get_mut(&slot) else {
+            return;
+        };
+        place.gave_up = true;
+        let last = place.last_death.clone();
+        let because = last.as_ref().map_or("", |death| death.detail.as_str());
+        let text = match why {
+            GaveUp::CannotStart => format!("given up, as it can never start: {because}"),
+            GaveUp::NeverReady => "given up: it was started again and again and never became ready; its output says why (`tether logs`)".to_owned(),
+            GaveUp::TooOften => "given up: it dies again and again shortly after it became ready; apply the pool again to retry".to_owned(),
+        };
+        let id = died.cloned().unwrap_or_else(|| WorkerId {
+            pool: pool.clone(),
+            slot,
+            incarnation: Incarnation(0),
+        });
+        self.effects
+            .worker_event(EventKind::WorkerCrashLoop, &id, None, &owner, text, last);
+    }
+
+    /// Something changed that homeless workers may have waited for.
+    pub(super) fn place_homeless(&mut self, now: Tick) {
+        for (pool, slot) in std::mem::take(&mut self.homeless) {
+            self.put(&pool, slot, now);
+        }
+    }
+
+    /// Finds a node for an incarnation that has none, and orders its start there.
+    fn put(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
+        let Some(node) = self.choose_node(pool) else {
+            self.homeless.insert((pool.clone(), slot));
+            return;
+        };
+        let Some(entry) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let policy = *entry.policy();
+        let shortest = self.terms.node.ttl().min(policy.heartbeat_timeout);
+        let grace = entry.resolved.plan.stop.grace;
+        let lease_grace = grace.min(Margins::usual(shortest).kill_budget);
+        let (owner, template) = (entry.owner().to_string(), entry.resolved.template.clone());
+        let Some(place) = entry.places.get_mut(&slot) else {
+            return;
+        };
+        let Some(live) = &mut place.live else { return };
+        live.node = Some(node.clone());
+        live.started = now;
+        place.last = Some((live.incarnation, node.clone()));
+        let id = WorkerId {
+            pool: pool.clone(),
+            slot,
+            incarnation: live.incarnation,
+        };
+        let order = StartWorker {
+            worker: Some(WorkerRef::from(&id)),
+            template: Some(template),
+            owner,
+            kill_on_owner_exit: policy.on_owner_exit == OnOwnerLoss::Kill,
+            kill_on_agent_loss: policy.on_agent_loss == OnAgentLoss::Kill,
+            lease_grace_ms: millis(lease_grace),
+        };
+        self.effects.order(&node, Order::Start(order));
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.workers.insert(id);
+        }
+    }
+
+    /// Orders the end of the worker in a place, unless that was done and this is not harder: a shim
+    /// takes a shorter grace at any time.
+    fn order_stop(
+        &mut self,
+        pool: &PoolName,
+        slot: Slot,
+        cause: DeathCause,
+        grace_ms: Option<u64>,
+    ) {
+        let Some(entry) = self.pools.get_mut(pool) else {
+            return;
+        };
+        let usual = millis(entry.resolved.plan.stop.grace);
+        let live = entry
+            .places
+            .get_mut(&slot)
+            .and_then(|place| place.live.as_mut());
+        let Some(live) = live else { return };
+        let Some(node) = live.node.clone() else {
+            return;
+        };
+        let harder = |told: &StopWorker| grace_ms.is_some_and(|grace| grace < told.grace_ms);
+        if live.stop.as_ref().is_none_or(harder) {
+            let order = StopWorker {
+                worker: Some(WorkerRef {
+                    pool: pool.to_string(),
+                    slot,
+                    incarnation: live.incarnation.0,
+                }),
+                cause: common::DeathCause::from(cause).into(),
+                grace_ms: grace_ms.unwrap_or(usual),
+            };
+            live.stop = Some(order.clone());
+            self.effects.order(&node, Order::Stop(order));
+        }
+    }
+
+    /// Tells a node again what it may have missed while it had no stream.
+    pub(super) fn repeat_stop(&mut self, node: &NodeName, id: &WorkerId) {
+        let live = self
+            .place(&id.pool, id.slot)
+            .and_then(|place| place.live.as_ref());
+        let stop = live
+            .filter(|live| live.incarnation == id.incarnation && live.node.as_ref() == Some(node))
+            .and_then(|live| live.stop.clone());
+        if let Some(stop) = stop {
+            self.effects.order(node, Order::Stop(stop));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What an earlier arbiter left in the store, taken up again.
+
+use prost::Message as _;
+use tether_clock::Tick;
+use tether_lifecycle::Loss;
+use tether_proto::{
+    common::WorkerRef,
+    discovery::EndpointRemoval,
+    worker::{Event, EventKind},
+};
+use tether_store::{Entry, Listing, keys::ServeKey};
+use tether_supervise::Slot as Machine;
+use tether_types::{Death, Incarnation, OwnerName, PoolName};
+
+use super::{Ledger, Pool, pools::Next, reports::is_clean, slots::Place};
+use crate::{
+    effects::keys,
+    record::{IncarnationRecord, OwnerRecord, PoolRecord},
+    spec,
+};
+
+/// A record without which no decision is safe.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot read `{key}` in the store, without which an incarnation number could be given out twice; restore it from a backup, or delete it when no worker of before lives"
+)]
+pub(crate) struct Unreadable {
+    key: String,
+    source: prost::DecodeError,
+}
+
+impl Ledger {
+    /// Takes up everything under `arbiter/` and `serve/`. Every lease is taken for one whole term,
+    /// as the last renewal is not known.
+    ///
+    /// # Errors
+    /// When what must not be guessed cannot be read.
+    pub(crate) fn restore(&mut self, listing: &Listing, now: Tick) -> Result<(), Unreadable> {
+        for entry in &listing.entries {
+            let key = entry.key.as_str();
+            if key == keys::INCARNATION {
+                let record =
+                    IncarnationRecord::decode(&*entry.value).map_err(|source| Unreadable {
+                        key: entry.key.clone(),
+                        source,
+                    })?;
+                (self.highest, self.reserved) = (record.up_to, record.up_to);
+            } else if let Some(name) = key.strip_prefix(keys::OWNERS) {
+                match (name.parse(), OwnerRecord::decode(&*entry.value)) {
+                    (Ok(owner), Ok(record)) => {
+                        self.restore_session(owner, entry.mod_revision, &record, now);
+                    }
+                    _ => tracing::error!(key, "Cannot read the record of a session"),
+                }
+            } else if let Some(name) = key.strip_prefix(keys::NODES)
+                && let Ok(node) = name.parse()
+            {
+                self.restore_node(node, now);
+            } else if let Some(name) = key.strip_prefix(keys::POOLS) {
+                match PoolRecord::decode(&*entry.value) {
+                    Ok(record) => self.restore_pool(name, record, now),
+                    Err(error) => {
+                        tracing::error!(pool = name, %error, "Cannot read the record of a pool");
+                    }
+                }
+            } else if let Some(rest) = key.strip_prefix(keys::JOBS) {
+                self.jobs.restore(rest, &entry.value);
+            } else if key.starts_with(keys::EVENTS) {
+                self.restore_event(&entry.value);
+            }
+        }
+        // Afterwards, as it is compared with the pools there are.
+        for entry in &listing.entries {
+            self.restore_served(entry, now);
+        }
+        self.jobs
+            .retain_pools(|pool| self.pools.contains_key(pool), &mut self.effects);
+        self.fill_all(now);
+        Ok(())
+    }
+
+    fn restore_pool(&mut self, name: &str, record: PoolRecord, now: Tick) {
+        let (draining, ending) = (record.draining, record.ending.clone());
+        let loss = record.loss.parse::<Loss>().ok();
+        let next = record.next.clone();
+        let next = next.and_then(|next| self.read_pool(name, *next, now));
+        if let Some(Next {
+            resolved, owner, ..
+        }) = self.read_pool(name, record, now)
+        {
+            let mut pool = Pool::new(resolved, owner, now);
+            pool.draining = draining;
+            pool.loss = loss;
+            pool.ending = ending.map(|death| Death::from(&death).cause);
+            pool.next = next;
+            self.pools.insert(pool.name().clone(), pool);
+        }
+    }
+
+    fn read_pool(&self, name: &str, record: PoolRecord, now: Tick) -> Option<Next> {
+        let spec = record.spec.unwrap_or_default();
+        let owner = OwnerName::new(&record.owner);
+        match (
+            spec::resolve(spec, &self.templates, &self.environment),
+            owner,
+        ) {
+            (Ok(mut resolved), Ok(owner)) => {
+                resolved.mode_why = record.mode_why;
+                Some(Next {
+                    resolved,
+                    owner,
+                    contact: now,
+                })
+            }
+            (Err(error), _) => {
+                tracing::error!(pool = name, %error, "Cannot take up a pool of before");
+                None
+            }
+            (_, Err(error)) => {
+                tracing::error!(pool = name, %error, "Cannot take up a pool of before");
+                None
+            }
+        }
+    }
+
+    fn restore_event(&mut self, value: &[u8]) {
+        if let Ok(event) = Event::decode(value)
+            && event.kind() == EventKind::WorkerDied
+            && let Some(worker) = event.worker
+        {
+            self.buried.push(Incarnation(worker.incarnation));
+        }
+    }
+
+    /// A place that served or had a death is made again, so that what is written of it goes when it
+    /// goes (A4); and a worker that was not to be started again after its end is not.
+    fn restore_served(&mut self, entry: &Entry, now: Tick) {
+        let Some(key) = ServeKey::parse(&entry.key) else {
+            return;
+        };
+        let (ServeKey::Pool(name) | ServeKey::Endpoint(name, _) | ServeKey::Death(name, _)) = &key;
+        let Some(pool) = self.pools.get_mut(name) else {
+            return self.effects.delete(entry.key.clone());
+        };
+        let (ServeKey::Endpoint(_, slot) | ServeKey::Death(_, slot)) = key else {
+            return;
+        };
+        let plan = pool.resolved.plan;
+        let place = pool.places.entry(slot).or_insert_with(|| {
+            let seed = now.as_nanos() ^ u64::from(slot);
+            Place::new(Machine::new(plan, Incarnation(0), seed, now))
+        });
+        if let ServeKey::Death(..) = key
+            && let Ok(removal) = EndpointRemoval::decode(&*entry.value)
+            && let (Some(worker), Some(death)) = (removal.worker, removal.death)
+        {
+            let WorkerRef { incarnation, .. } = worker;
+            let mut machine = Machine::adopted(plan, Incarnation(incarnation), 0, incarnation, now);
+            machine.on_exit(is_clean(Death::from(&death).cause), now);
+            place.machine = machine;
+            place.last_death = Some(death);
+            self.buried.push(Incarnation(incarnation));
+        }
+        let name: PoolName = name.clone();
+        self.schedule(&name, slot);
+    }
+}

@@ -1,0 +1,163 @@
+//! The ledger against a small model of the world: agents and shims that keep deadlines as the real
+//! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
+//!
+//! Checked at every step: **A1** to **A3**, **P1** and **P3**; once quiet, that every pool has its
+//! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
+
+mod invariants;
+mod node;
+mod owner;
+mod world;
+
+use std::time::Duration;
+
+use proptest::{collection::vec, prelude::*};
+use tether_types::{DeathCause, Incarnation, WorkerId};
+
+use owner::POOLS;
+use world::World;
+
+/// Something that happens to the world.
+#[derive(Debug, Clone)]
+enum Action {
+    Cut(usize),
+    Heal(usize),
+    LoseStream(usize, bool),
+    KillAgent(usize),
+    StartAgent(usize),
+    Reboot(usize),
+    RestartArbiter,
+    KillWorker(usize, usize, i32),
+    KillOwner(usize),
+    Silence(usize),
+    Speak(usize),
+    Open(usize, bool),
+    Goodbye(usize),
+    Apply(usize, u32),
+    Scale(usize, u32),
+    Drain(usize, bool),
+    Delete(usize),
+    StopWorker(usize, u32),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let (node, owner, pool) = (0..3_usize, 0..2_usize, 0..POOLS.len());
+    prop_oneof![
+        2 => node.clone().prop_map(Action::Cut),
+        3 => node.clone().prop_map(Action::Heal),
+        2 => (node.clone(), any::<bool>()).prop_map(|(node, noticed)| Action::LoseStream(node, noticed)),
+        2 => node.clone().prop_map(Action::KillAgent),
+        3 => node.clone().prop_map(Action::StartAgent),
+        1 => node.clone().prop_map(Action::Reboot),
+        2 => Just(Action::RestartArbiter),
+        3 => (node, 0..4_usize, 0..2).prop_map(|(node, nth, code)| Action::KillWorker(node, nth, code)),
+        1 => owner.clone().prop_map(Action::KillOwner),
+        1 => owner.clone().prop_map(Action::Silence),
+        2 => owner.clone().prop_map(Action::Speak),
+        3 => (owner.clone(), any::<bool>()).prop_map(|(owner, another)| Action::Open(owner, another)),
+        1 => owner.prop_map(Action::Goodbye),
+        5 => (pool.clone(), 0..4_u32).prop_map(|(pool, size)| Action::Apply(pool, size)),
+        2 => (pool.clone(), 0..4_u32).prop_map(|(pool, size)| Action::Scale(pool, size)),
+        1 => (pool.clone(), any::<bool>()).prop_map(|(pool, drain)| Action::Drain(pool, drain)),
+        2 => pool.clone().prop_map(Action::Delete),
+        1 => (pool, 0..4_u32).prop_map(|(pool, slot)| Action::StopWorker(pool, slot)),
+    ]
+}
+
+impl World {
+    fn act(&mut self, action: &Action) {
+        let now = self.now;
+        match *action {
+            Action::Cut(node) => {
+                self.nodes[node].cut = true;
+                self.lose_stream(node, false);
+            }
+            Action::Heal(node) => self.nodes[node].cut = false,
+            Action::LoseStream(node, noticed) => self.lose_stream(node, noticed),
+            Action::KillAgent(node) => self.nodes[node].kill_agent(now),
+            Action::StartAgent(node) => self.nodes[node].start_agent(),
+            Action::Reboot(node) => self.nodes[node].reboot(),
+            Action::RestartArbiter => self.restart_arbiter(),
+            Action::KillWorker(node, nth, code) => {
+                self.nodes[node].kill_worker(nth, DeathCause::Exited(code), now);
+            }
+            Action::KillOwner(owner) => self.owners[owner].running = false,
+            Action::Silence(owner) => self.owners[owner].silent = true,
+            Action::Speak(owner) => self.owners[owner].silent = false,
+            Action::Open(owner, another) => self.open(owner, another),
+            Action::Goodbye(owner) => self.goodbye(owner),
+            Action::Apply(pool, size) => self.apply(pool, size),
+            Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
+            Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
+            Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
+            Action::StopWorker(pool, slot) => {
+                let id = WorkerId {
+                    pool: POOLS[pool].0.parse().unwrap(),
+                    slot,
+                    incarnation: Incarnation(0),
+                };
+                self.ledger.stop_worker(&id, None);
+            }
+        }
+        self.settle();
+    }
+
+    /// Everybody is back, and every pool is wanted.
+    fn calm(&mut self) {
+        for node in &mut self.nodes {
+            node.cut = false;
+            node.start_agent();
+        }
+        self.run(Duration::from_secs(4));
+        for owner in 0..self.owners.len() {
+            self.open(owner, false);
+        }
+    }
+}
+
+/// Runs one schedule to its quiet end. Tells how many workers it started.
+fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
+    let mut world = World::new(seed);
+    world.open(0, false);
+    world.open(1, false);
+    for (action, wait_ms) in actions {
+        world.act(action);
+        world.run(Duration::from_millis(*wait_ms));
+    }
+    world.calm();
+    let sizes = [2, 1, 2, 3, 1];
+    for (pool, &size) in sizes.iter().enumerate() {
+        world.apply(pool, size);
+    }
+    world.run(Duration::from_secs(8));
+    world.check_ready(&sizes);
+    for (name, ..) in POOLS {
+        world.ledger.delete_pool(name, world.now).unwrap();
+        world.settle();
+    }
+    world.run(Duration::from_secs(2));
+    world.goodbye(0);
+    world.goodbye(1);
+    world.run(Duration::from_secs(2));
+    world.check_empty();
+    world.starts
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A1, A2, A3, A4, P1, P3 and liveness.
+    #[test]
+    fn whatever_fails_and_comes_back_the_ledger_keeps_its_promises(
+        seed in any::<u64>(),
+        actions in vec((action(), 0..1_500_u64), 0..40),
+    ) {
+        run(seed, &actions);
+    }
+}
+
+/// More than a few where somebody has the time: `TETHER_SIM_CASES=100000`.
+fn cases() -> u32 {
+    let wished = std::env::var("TETHER_SIM_CASES").ok();
+    wished.and_then(|wished| wished.parse().ok()).unwrap_or(300)
+}

@@ -1,0 +1,173 @@
+//! Owners of the model: their processes, sessions and pools.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tether_clock::Tick;
+use tether_proto::{
+    common::ProcessIdentity,
+    pool::{self, PoolSpec, Readiness, Restart, Stop, Template},
+};
+use tether_types::{Epoch, OwnerName};
+
+use super::world::World;
+use crate::{effects::keys, record::OwnerRecord};
+
+/// Name, mode, owner, heartbeat timeout and interval in milliseconds.
+pub(super) const POOLS: &[(&str, &str, usize, u64, u64)] = &[
+    ("coupled-0", "coupled", 0, 1_000, 200),
+    ("lasting-0", "independent", 0, 2_000, 400),
+    ("coupled-1", "coupled", 1, 1_000, 200),
+    ("lasting-1", "independent", 1, 2_000, 400),
+    ("spread-1", "distributed", 1, 2_000, 400),
+];
+
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) name: OwnerName,
+    /// Its process; the next one has the next number.
+    pub(super) pid: u32,
+    pub(super) running: bool,
+    pub(super) silent: bool,
+    pub(super) session: Option<(Epoch, u64, Tick)>,
+    /// Its last word that the arbiter took, a renewed pool and a restart of the arbiter excepted.
+    pub(super) contact: Tick,
+    /// When it said goodbye, unless it came back.
+    pub(super) left: Option<Tick>,
+}
+
+impl Owner {
+    pub(super) fn new(name: &str, pid: u32) -> Self {
+        Self {
+            name: name.parse().unwrap(),
+            pid,
+            running: true,
+            silent: false,
+            session: None,
+            contact: Tick::ZERO,
+            left: None,
+        }
+    }
+}
+
+impl World {
+    pub(super) fn beat_owners(&mut self) {
+        for index in 0..self.owners.len() {
+            let owner = &mut self.owners[index];
+            if owner.silent || !owner.running {
+                continue;
+            }
+            if let Some((epoch, seq, due)) = owner.session
+                && self.now >= due
+            {
+                let name = owner.name.clone();
+                match self
+                    .ledger
+                    .beat_session(&name, epoch, seq + 1, seq, self.now)
+                {
+                    Ok(ack) => {
+                        let next = self.now + Duration::from_millis(ack.beat_ms);
+                        let owner = &mut self.owners[index];
+                        owner.session = Some((epoch, seq + 1, next));
+                        if ack.ttl_ms > 0 {
+                            owner.contact = self.now;
+                        }
+                    }
+                    Err(_) => self.owners[index].session = None,
+                }
+                self.settle();
+            }
+        }
+    }
+
+    /// Opens a session, from the same process or another.
+    pub(super) fn open(&mut self, index: usize, another: bool) {
+        let owner = &mut self.owners[index];
+        if another || !owner.running {
+            owner.pid += 1;
+            owner.running = true;
+        }
+        owner.silent = false;
+        owner.contact = self.now;
+        owner.left = None;
+        let process = ProcessIdentity {
+            pid: owner.pid,
+            start_ticks: 1,
+            boot_id: "here".to_owned(),
+            pid_namespace: 1,
+        };
+        let name = owner.name.clone();
+        self.revision += 1;
+        let record = OwnerRecord {
+            process: Some(process.clone()),
+            ttl_ms: 3_000,
+        };
+        let value = Bytes::from(record.encode_to_vec());
+        self.store
+            .insert(keys::owner(&name), (value, self.revision));
+        let epoch = Epoch(self.revision);
+        let terms = self.ledger.session_terms(Duration::from_secs(3)).unwrap();
+        let process = Some((&process).into());
+        let granted = self
+            .ledger
+            .open_session(&name, epoch, process, terms, self.now);
+        let due = self.now + Duration::from_millis(granted.beat_ms);
+        self.settle();
+        self.owners[index].session = Some((epoch, 0, due));
+    }
+
+    pub(super) fn goodbye(&mut self, index: usize) {
+        let owner = &mut self.owners[index];
+        if let Some((epoch, ..)) = owner.session.take() {
+            let name = owner.name.clone();
+            if self.ledger.close_session(&name, epoch, self.now).is_ok() {
+                self.owners[index].contact = self.now;
+                self.owners[index].left = Some(self.now);
+            }
+            self.settle();
+        }
+    }
+
+    pub(super) fn apply(&mut self, pool: usize, size: u32) {
+        let (name, mode, owner, timeout, interval) = POOLS[pool];
+        let template = Template {
+            command: "work".to_owned(),
+            stop: Some(Stop {
+                grace_ms: Some(200),
+            }),
+            restart: Some(Restart {
+                delay_ms: Some(100),
+                max_delay_ms: Some(400),
+                max_restarts: Some(100_000),
+                ..Restart::default()
+            }),
+            readiness: Some(Readiness {
+                timeout_ms: 3_000,
+                ..Readiness::default()
+            }),
+            ..Template::default()
+        };
+        let spec = PoolSpec {
+            name: name.to_owned(),
+            mode: mode.to_owned(),
+            template: Some(template),
+            size,
+            policy: Some(pool::PolicyOverrides {
+                heartbeat_timeout_ms: Some(timeout),
+                heartbeat_interval_ms: Some(interval),
+                ..Default::default()
+            }),
+            ..PoolSpec::default()
+        };
+        let owner = &self.owners[owner];
+        let epoch = owner.session.map_or(Epoch(0), |(epoch, ..)| epoch);
+        let done = self
+            .ledger
+            .apply_pool(spec, owner.name.clone(), epoch, self.now);
+        if done.is_ok() {
+            self.applied.insert(name.to_owned(), self.now);
+        }
+        self.settle();
+    }
+}
