@@ -1,15 +1,16 @@
 //! Who is alive and who owns what: every decision of the arbiter, without IO and without a clock.
 //!
 //! The service around it tells it what arrived and what time it is, and carries out the [`Effects`]
-//! it leaves behind. One `impl` block per subject: sessions, pools, slots, nodes, jobs.
+//! it leaves behind. One `impl` block per subject: sessions, pools and their filling, slots, orders
+//! to and reports of their workers, nodes, jobs, and what an earlier arbiter left.
 //!
 //! # Invariants
 //!
 //! - **A1** A slot has at most one live incarnation; another is ordered only after the death of the
 //!   one before was reported, or the lease of its node is free.
 //! - **A2** An incarnation number is never given out twice, not even over a restart.
-//! - **A3** A death is recorded once: its event, its place for discovery and the order to forget it
-//!   leave together.
+//! - **A3** A death is recorded once, however often it is reported: its event, its place for discovery
+//!   and the order to forget it leave together. It is known again for as long as events are kept.
 //! - **A4** Nothing is kept of what no longer exists, but a bounded history (P5).
 
 mod filling;

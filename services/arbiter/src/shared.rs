@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     writer: Mutex<Writer>,
     /// There is something to write, or an earlier deadline to keep.
     woken: Notify,
+    /// Counts applied pools: each may want its owner to beat more often.
+    applied: watch::Sender<u64>,
 }
 
 /// A node's open stream: which one, and its way down.
@@ -164,6 +166,7 @@ impl Shared {
             core: Mutex::new(core),
             writer: Mutex::new(writer),
             woken: Notify::new(),
+            applied: watch::Sender::new(0),
         }
     }
 
@@ -293,6 +296,16 @@ impl Shared {
         let (told, end) = watch::channel(None);
         core.sessions.insert(owner.clone(), (epoch, told));
         Ok(end)
+    }
+
+    /// A pool was applied.
+    pub(crate) fn pool_applied(&self) {
+        self.applied.send_modify(|count| *count += 1);
+    }
+
+    /// Changes when a pool is applied.
+    pub(crate) fn pools_applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
     }
 
     /// A node's stream opened: from here on its messages go there. In one step with its hello, as an

@@ -192,6 +192,12 @@ impl Ledger {
             self.sessions.get(&owner)
         };
         spec::check_needs(&resolved, &self.facts(session))?;
+        if epoch != Epoch(0)
+            && let Some(session) = self.sessions.get_mut(&owner)
+        {
+            // A sign of life like a beat: the owner cannot have beaten yet as often as this pool wants.
+            session.contact = now;
+        }
 
         let name = resolved.name.clone();
         match self.pools.get_mut(&name) {

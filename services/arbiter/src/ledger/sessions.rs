@@ -223,7 +223,7 @@ impl Ledger {
     }
 
     /// How often an owner is to beat: as often as the most demanding of its pools says.
-    fn session_beat(&self, owner: &OwnerName) -> Duration {
+    pub(crate) fn session_beat(&self, owner: &OwnerName) -> Duration {
         let ttl = self.sessions.get(owner).map_or_else(
             || self.terms.session.ttl(),
             |session| session.lease.terms().ttl(),

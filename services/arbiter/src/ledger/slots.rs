@@ -7,7 +7,7 @@ use tether_proto::{
     worker::Worker,
 };
 use tether_supervise::{Phase, Plan, Slot as Machine};
-use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
+use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Slot, WorkerId};
 
 use super::{Ledger, millis};
 
@@ -126,6 +126,18 @@ impl Place {
 }
 
 impl Ledger {
+    /// Whether every worker that is to end with this owner is ending.
+    pub(crate) fn all_told(&self, owner: &OwnerName) -> bool {
+        let ending = self
+            .pools
+            .values()
+            .filter(|pool| pool.is_ending() && pool.owner() == owner);
+        let mut live = ending
+            .flat_map(|pool| pool.places.values())
+            .filter_map(|place| place.live.as_ref());
+        live.all(|live| live.phase == WorkerPhase::Stopping)
+    }
+
     /// The workers of one pool, or of all.
     pub(crate) fn list_workers(&self, pool: &str, now: Tick) -> Vec<Worker> {
         let pools = self

@@ -33,6 +33,7 @@ impl PoolService for Pools {
             .0
             .act(|ledger, now| ledger.apply_pool(spec, owner, Epoch(request.epoch), now))
             .await?;
+        self.0.pool_applied();
         Ok(Response::new(ApplyPoolResponse { pool: Some(pool) }))
     }
 

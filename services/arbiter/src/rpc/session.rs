@@ -11,12 +11,15 @@ use tether_proto::{
     },
 };
 use tether_types::Epoch;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, owner};
 use crate::{ledger::Ledger, shared::Shared};
+
+/// How long a goodbye may take to reach the last worker; its agent may be away.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves [`SessionService`].
 #[derive(Debug)]
@@ -71,6 +74,17 @@ impl SessionService for Sessions {
         self.0
             .act(|ledger, now| ledger.close_session(&owner, Epoch(request.epoch), now))
             .await?;
+        // Answered once its workers were told: an owner that leaves right after the answer must not be
+        // taken for one that died, and its workers keep the grace they were given.
+        let told = async {
+            let mut newest = self.0.events.newest();
+            while self.0.read(|ledger, _| !ledger.all_told(&owner)).await {
+                if newest.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE, told).await;
         Ok(Response::new(CloseSessionResponse {}))
     }
 
@@ -94,6 +108,7 @@ async fn keep_alive(
     let owner = owner(&beat.owner)?;
     let epoch = Epoch(beat.epoch);
     let mut end = shared.follow_session(&owner, epoch).await?;
+    let mut applied = shared.pools_applied();
     loop {
         let ack = shared
             .observe(|ledger, now| ledger.beat_session(&owner, epoch, beat.seq, beat.ack_seen, now))
@@ -107,16 +122,34 @@ async fn keep_alive(
             // Whoever does not listen is not kept alive: both halves end together.
             return Ok(());
         }
-        beat = tokio::select! {
-            next = beats.next() => match next.transpose()? {
-                Some(next) => next,
-                None => return Ok(()),
-            },
-            ended = end.wait_for(Option::is_some) => {
-                let why = ended.ok().and_then(|why| why.clone());
-                return Err(why.map_or_else(|| Status::cancelled("the arbiter stops"), Failure::into));
+        beat = loop {
+            tokio::select! {
+                next = beats.next() => match next.transpose()? {
+                    Some(next) => break next,
+                    None => return Ok(()),
+                },
+                why = ended(&mut end) => {
+                    return Err(why.map_or_else(|| Status::cancelled("the arbiter stops"), Failure::into));
+                }
+                Ok(()) = applied.changed() => {
+                    let wanted = shared.read(|ledger, _| ledger.session_beat(&owner)).await;
+                    let beat_ms = millis(wanted);
+                    if beat_ms < ack.beat_ms {
+                        // Told at once: the next answer might come too late for the new pool.
+                        let _ = answers.send(Ok(KeepAliveResponse { seq: beat.seq, ttl_ms: 0, beat_ms })).await;
+                    }
+                }
+                () = answers.closed() => return Ok(()),
             }
-            () = answers.closed() => return Ok(()),
         };
     }
+}
+
+/// Why the session ended, once it has; none when the arbiter stops.
+async fn ended(end: &mut watch::Receiver<Option<Failure>>) -> Option<Failure> {
+    end.wait_for(Option::is_some).await.ok()?.clone()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
