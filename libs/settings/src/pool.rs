@@ -113,7 +113,10 @@ impl PoolFile {
     pub fn read(path: &Path) -> miette::Result<(Self, PathBuf)> {
         let loaded = config::load::<Self>(Some(path), std::iter::empty(), &[])?;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let base = absolute.parent().unwrap_or_else(|| Path::new("/")).to_owned();
+        let base = absolute
+            .parent()
+            .unwrap_or_else(|| Path::new("/"))
+            .to_owned();
         Ok((loaded.value, base))
     }
 

@@ -54,15 +54,15 @@ pub(crate) async fn pool(client: &Client, command: cli::Pool, out: &Output) -> a
                 .delete_pool(DeletePoolRequest { name: name.clone() })
                 .await
                 .map_err(Problem::from)?;
-            return Ok(out.line(&match out.is_json() {
+            return out.line(&match out.is_json() {
                 true => serde_json::json!({ "stopping": name }).to_string(),
                 false => format!(
                     "pool `{name}` is being stopped; `tether events -f` tells when it is gone"
                 ),
-            })?);
+            });
         }
     };
-    Ok(out.list(&changed.iter().map(PoolRow::new).collect::<Vec<_>>())?)
+    out.list(&changed.iter().map(PoolRow::new).collect::<Vec<_>>())
 }
 
 async fn apply(client: &Client, args: &cli::Apply) -> anyhow::Result<Vec<Pool>> {

@@ -58,7 +58,7 @@ fn is_lost(ended: &anyhow::Result<()>) -> bool {
 fn specs(args: &cli::Run) -> anyhow::Result<Vec<PoolSpec>> {
     if let Some(path) = &args.file {
         let (file, base) = PoolFile::read(path).map_err(Refused)?;
-        return Ok(file.specs(&base, args.pool.as_deref())?);
+        return file.specs(&base, args.pool.as_deref());
     }
     let (command, rest) = args
         .command
