@@ -197,6 +197,7 @@ impl Ledger {
         {
             // A sign of life like a beat: the owner cannot have beaten yet as often as this pool wants.
             session.contact = now;
+            self.tell_nodes_of(&owner);
         }
 
         let name = resolved.name.clone();

@@ -316,6 +316,7 @@ impl Ledger {
             pool.on_owner_lost(loss, contact);
             pool.write(&mut self.effects);
         }
+        self.tell_nodes_of(owner);
         match loss {
             Loss::OwnerLeft => self.end_pools(
                 owner,

@@ -81,7 +81,10 @@ impl World {
             Action::KillWorker(node, nth, code) => {
                 self.nodes[node].kill_worker(nth, DeathCause::Exited(code), now);
             }
-            Action::KillOwner(owner) => self.owners[owner].running = false,
+            Action::KillOwner(owner) => {
+                self.owners[owner].running = false;
+                self.owners[owner].changed = now;
+            }
             Action::Silence(owner) => self.owners[owner].silent = true,
             Action::Speak(owner) => self.owners[owner].silent = false,
             Action::Open(owner, another) => self.open(owner, another),

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tether_clock::Tick;
 use tether_proto::node::{self, order::Order};
 use tether_types::{DeathCause, NodeName, WorkerId};
 
@@ -78,11 +77,11 @@ impl World {
             "P1: {id} outlives its owner's word: {worker:?}"
         );
         if mode == "coupled" {
-            let pid = worker.owner_pid;
-            let gone = pid.is_none_or(|pid| !owner.running || owner.pid != pid);
-            let lost_since = pid.map_or(word, |_| word.max(Tick::ZERO));
+            // Its shim watches the process, or was told of none and waits for the deadline.
+            let watched = worker.owner_pid;
+            let gone = watched.is_some_and(|pid| !owner.running || owner.pid != pid);
             assert!(
-                !gone || self.now <= lost_since + timeout + STEP,
+                !gone || self.now <= owner.changed.max(worker.born) + STEP,
                 "P1: {id} outlives its owner's process"
             );
         }

@@ -21,6 +21,7 @@ const RECONNECT: Duration = Duration::from_millis(200);
 pub(super) struct Worker {
     order: StartWorker,
     pub(super) pid: u32,
+    pub(super) born: Tick,
     pub(super) alive: bool,
     pub(super) ready_at: Tick,
     ends_at: Option<(Tick, DeathCause)>,
@@ -325,6 +326,7 @@ impl Node {
                 let worker = Worker {
                     order: start.clone(),
                     pid,
+                    born: now,
                     alive: true,
                     ready_at: now + Duration::from_millis(100 + u64::from(pid % 7) * 40),
                     ends_at: None,

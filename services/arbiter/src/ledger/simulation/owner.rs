@@ -29,6 +29,8 @@ pub(super) struct Owner {
     /// Its process; the next one has the next number.
     pub(super) pid: u32,
     pub(super) running: bool,
+    /// When its process ended, or another took its place.
+    pub(super) changed: Tick,
     pub(super) silent: bool,
     pub(super) session: Option<(Epoch, u64, Tick)>,
     /// Its last word that the arbiter took, a renewed pool and a restart of the arbiter excepted.
@@ -43,6 +45,7 @@ impl Owner {
             name: name.parse().unwrap(),
             pid,
             running: true,
+            changed: Tick::ZERO,
             silent: false,
             session: None,
             contact: Tick::ZERO,
@@ -86,6 +89,7 @@ impl World {
         let owner = &mut self.owners[index];
         if another || !owner.running {
             owner.pid += 1;
+            owner.changed = self.now;
             owner.running = true;
         }
         owner.silent = false;
@@ -160,13 +164,18 @@ impl World {
             }),
             ..PoolSpec::default()
         };
-        let owner = &self.owners[owner];
-        let epoch = owner.session.map_or(Epoch(0), |(epoch, ..)| epoch);
+        let asking = &self.owners[owner];
+        // Where its process is gone, an operator applies it.
+        let session = asking.session.filter(|_| asking.running);
+        let epoch = session.map_or(Epoch(0), |(epoch, ..)| epoch);
         let done = self
             .ledger
-            .apply_pool(spec, owner.name.clone(), epoch, self.now);
+            .apply_pool(spec, asking.name.clone(), epoch, self.now);
         if done.is_ok() {
             self.applied.insert(name.to_owned(), self.now);
+            if epoch != Epoch(0) {
+                self.owners[owner].contact = self.now;
+            }
         }
         self.settle();
     }
