@@ -4,6 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{Codes, Terms};
+use tether_kit::config::duration;
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,31 +89,6 @@ impl Breaker {
     }
 }
 
-/// Durations as people write them.
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
-
-    pub(super) fn serialize<S: Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|error| {
-            D::Error::custom(format!(
-                "`{text}` is not a duration: {error}; write it like \"30s\" or \"500ms\""
-            ))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +107,7 @@ mod tests {
         let refused = |text| toml::from_str::<Config>(text).unwrap_err().to_string();
 
         assert!(refused("drian = \"5s\"").contains("unknown field `drian`"));
-        assert!(refused("drain = \"5\"").contains("`5` is not a duration"));
+        assert!(refused("drain = \"5\"").contains("`5` has no unit"));
         assert!(refused("max_attempts = 0").contains("nonzero"));
     }
 }
