@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use tether_types::{InvalidName, NodeName};
 
-use crate::shim::ShimImage;
+use crate::{remains, shim::ShimImage};
 
 /// What can be set under `[agent]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ impl Config {
         let cgroup = if self.no_cgroups {
             None
         } else {
-            own_cgroup(&node)
+            own_cgroup(&node, &workers)
         };
         match &cgroup {
             Some(path) => {
@@ -135,7 +135,7 @@ impl Config {
 }
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
-fn own_cgroup(node: &NodeName) -> Option<PathBuf> {
+fn own_cgroup(node: &NodeName, workers: &Path) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -144,11 +144,14 @@ fn own_cgroup(node: &NodeName) -> Option<PathBuf> {
     })?;
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // The pid keeps two agents of one machine apart.
-    let path = mount
-        .join(own)
-        .join(format!("tether-{node}-{}", std::process::id()));
-    fs::create_dir(&path).ok()?;
+    // The directory's inode keeps two agents of one machine apart, and stays the same for the next agent
+    // on it.
+    let inode = fs::metadata(workers).ok()?.ino();
+    let path = mount.join(own).join(format!("tether-{node}-{inode:x}"));
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
+        _ => remains::remove_empty(&path),
+    }
     // A hierarchy without `cgroup.kill` (before Linux 5.14) gives nothing that the tree walk does not.
     let usable = path.join("cgroup.kill").exists() && path.join("cgroup.procs").exists();
     if !usable {

@@ -68,7 +68,10 @@ struct Running {
     reports: UnboundedSender<WorkerReport>,
     /// What changed and is not sent yet.
     pending: Vec<WorkerReport>,
-    pending_exits: Vec<OwnerExit>,
+    /// Owners' ends the arbiter has not answered yet, and the beat that told them, if one did on this
+    /// stream: they are observed only once, so they are told until they are heard.
+    exits: Vec<OwnerExit>,
+    exits_told: Option<u64>,
 }
 
 impl Node {
@@ -98,7 +101,8 @@ impl Node {
             history: History::default(),
             reports,
             pending: Vec::new(),
-            pending_exits: Vec::new(),
+            exits: Vec::new(),
+            exits_told: None,
         };
         running
             .adopt()
@@ -211,9 +215,11 @@ impl Running {
     ) {
         // What was pending is in the hello.
         self.pending.clear();
+        self.exits_told = None;
         loop {
             let now = BootClock.now();
-            let news = !self.pending.is_empty() || !self.pending_exits.is_empty();
+            let news =
+                !self.pending.is_empty() || (self.exits_told.is_none() && !self.exits.is_empty());
             if now >= self.beats.due() || (news && !self.beats.in_flight()) {
                 let (seq, ack_seen) = self.beats.on_send(now);
                 let beat = HeartbeatRequest {
@@ -221,8 +227,9 @@ impl Running {
                     seq,
                     ack_seen,
                     reports: std::mem::take(&mut self.pending),
-                    owner_exits: std::mem::take(&mut self.pending_exits),
+                    owner_exits: self.exits.clone(),
                 };
+                self.exits_told = Some(seq);
                 if outbox.send(beat).await.is_err() {
                     return;
                 }
@@ -236,7 +243,7 @@ impl Running {
                     Err(status) => return tracing::warn!(error = status.message(), "Arbiter is out of reach"),
                 },
                 Some(report) = reported.recv() => self.on_report(report),
-                Some(exit) = exited.recv() => self.pending_exits.push(exit),
+                Some(exit) = exited.recv() => self.on_exit(exit),
                 () = sleep_until(due) => {}
                 () = stop.cancelled() => return self.farewell(&outbox, &mut inbox, reported).await,
             }
@@ -254,7 +261,7 @@ impl Running {
         loop {
             tokio::select! {
                 Some(report) = reported.recv() => self.on_report(report),
-                Some(exit) = exited.recv() => self.pending_exits.push(exit),
+                Some(exit) = exited.recv() => self.on_exit(exit),
                 () = sleep_until(until) => return,
                 () = stop.cancelled() => return,
             }
@@ -271,6 +278,9 @@ impl Running {
             else {
                 return;
             };
+            if self.exits_told.is_some_and(|told| message.seq >= told) {
+                self.exits.clear();
+            }
             let lease_end = self.beats.lease_end();
             self.permissions.send_if_modified(|permissions| {
                 let before = permissions.clone();
@@ -358,6 +368,11 @@ impl Running {
         if let Some(worker) = self.workers.get(id) {
             let _ = worker.orders.send(order);
         }
+    }
+
+    fn on_exit(&mut self, exit: OwnerExit) {
+        self.exits.push(exit);
+        self.exits_told = None;
     }
 
     fn on_report(&mut self, report: WorkerReport) {

@@ -22,6 +22,7 @@ mod output;
 mod owners;
 mod permission;
 mod readiness;
+mod remains;
 mod report;
 mod shim;
 mod worker;

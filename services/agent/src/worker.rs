@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use prost::Message as _;
@@ -34,7 +35,7 @@ use crate::{
     launch::{self, Circumstances},
     link::{self, FromShim, ToShim},
     permission::Permissions,
-    readiness, report,
+    readiness, remains, report,
 };
 
 /// What the order to start was, for an agent that comes later. Its absence marks a directory whose
@@ -43,6 +44,9 @@ const ORDER_FILE: &str = "order";
 
 /// Where the worker listens.
 const ADDRESS_FILE: &str = "address";
+
+/// Longest time a shim takes from its start until it listens, on a machine under load.
+const SHIM_START: Duration = Duration::from_secs(3);
 
 /// What a worker's task is asked to do.
 #[derive(Debug)]
@@ -118,8 +122,13 @@ fn spawn(
     fs::write(dir.join(ADDRESS_FILE), address.to_string())?;
     fs::write(dir.join(ORDER_FILE), order.encode_to_vec())?;
 
-    let permissions = ties.permissions.borrow().clone();
     let cgroup = ties.ground.cgroup.as_ref();
+    let cgroup = cgroup.map(|parent| directory(parent, id));
+    if let Some(cgroup) = &cgroup {
+        remains::note_cgroup(&dir, cgroup)?;
+    }
+
+    let permissions = ties.permissions.borrow().clone();
     let launch = launch::launch(
         id,
         order,
@@ -127,7 +136,7 @@ fn spawn(
             dir: &dir,
             address: &address,
             node: ties.ground.node.as_str(),
-            cgroup: cgroup.map(|parent| directory(parent, id)),
+            cgroup,
             owner: permissions.owner_process(&id.pool),
             node_deadline: permissions.node,
             // Without a word about its owner it has no permission, and the shim will not start it.
@@ -158,8 +167,8 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
         address.unwrap_or_else(|| Address::Unix(dir.join("worker.sock"))),
         ties,
     );
-    match UnixStream::connect(dir.join(SOCKET_FILE)).await {
-        Ok(stream) => {
+    match connect(&dir).await {
+        Some(stream) => {
             let (from, to) = link::split(stream);
             Task {
                 adopted: true,
@@ -168,9 +177,28 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
             .drive(from, to, None)
             .await;
         }
-        Err(_) => {
+        None => {
+            // Nobody answers for it: what is left of it ends before it counts as dead.
+            remains::end(&dir).await;
             let recorded = task.recorded_death();
             task.bury(recorded, None).await;
+        }
+    }
+}
+
+/// The link to a shim that was started by an earlier agent. One that was started a moment before that
+/// agent died may not listen yet.
+async fn connect(dir: &Path) -> Option<UnixStream> {
+    let socket = dir.join(SOCKET_FILE);
+    let deadline = BootClock.now() + SHIM_START;
+    loop {
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => return Some(stream),
+            Err(_) if dir.join(tether_shim_protocol::DEATH_FILE).exists() => return None,
+            // A socket nobody listens at belonged to a shim that is gone.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
+            Err(_) if BootClock.now() >= deadline => return None,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
@@ -222,6 +250,10 @@ impl Task {
             tokio::select! {
                 message = from.next() => match message {
                     Ok(Some(Message::Dead(dead))) => {
+                        if dead.survivors > 0 {
+                            // What the shim could not kill keeps the place for as long as it lives.
+                            remains::end(&self.dir).await;
+                        }
                         let report = self.death(&dead);
                         return self.bury(report, Some(to)).await;
                     }
@@ -362,11 +394,8 @@ impl Task {
             Some(mut child) => child.wait().await.ok(),
             None => None,
         };
-        if let Some(cgroup) = &self.ties.ground.cgroup {
-            let cgroup = directory(cgroup, &self.id);
-            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
-            let _ = fs::remove_dir(cgroup);
-        }
+        // Its main process went with the shim; what it daemonised may not have.
+        remains::end(&self.dir).await;
         match status.and_then(|status| status.signal()) {
             Some(signal) => report::lost(
                 &self.id,
