@@ -42,6 +42,9 @@ pub enum Error {
         /// Why.
         source: InvalidTerms,
     },
+    /// Agents would beat without a pause.
+    #[error("lease.node_beat must be longer than 0s: agents would beat without a pause")]
+    NoBeat,
     /// One lost beat would end a lease.
     #[error(
         "lease.node_ttl ({ttl:?}) must be more than twice lease.node_beat ({beat:?}), or one lost heartbeat ends every worker of a node"
@@ -63,9 +66,20 @@ pub(crate) struct LeaseTerms {
 }
 
 impl Config {
+    /// Whether leases can be granted as configured.
+    ///
+    /// # Errors
+    /// Says which setting cannot be used, and why.
+    pub fn check(&self) -> Result<(), Error> {
+        self.terms().map(drop)
+    }
+
     pub(crate) fn terms(&self) -> Result<LeaseTerms, Error> {
         let terms = |field, ttl| Terms::usual(ttl).map_err(|source| Error::Terms { field, source });
-        if self.node_ttl <= self.node_beat * 2 {
+        if self.node_beat.is_zero() {
+            return Err(Error::NoBeat);
+        }
+        if self.node_ttl <= self.node_beat.saturating_mul(2) {
             return Err(Error::Beat {
                 ttl: self.node_ttl,
                 beat: self.node_beat,
@@ -76,5 +90,24 @@ impl Config {
             node_beat: self.node_beat,
             session: terms("session_ttl", self.session_ttl)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_that_one_lost_beat_would_end_are_refused() {
+        let config = |node_ttl, node_beat| Config {
+            node_ttl: Duration::from_secs(node_ttl),
+            node_beat: Duration::from_secs(node_beat),
+            ..Config::default()
+        };
+
+        assert!(Config::default().check().is_ok());
+        assert!(matches!(config(20, 10).check(), Err(Error::Beat { .. })));
+        assert!(matches!(config(20, 0).check(), Err(Error::NoBeat)));
+        assert!(matches!(config(20, u64::MAX).check(), Err(Error::Beat { .. })));
     }
 }

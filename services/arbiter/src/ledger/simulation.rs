@@ -159,6 +159,42 @@ proptest! {
     }
 }
 
+#[test]
+fn what_was_tied_to_a_process_does_not_pass_on_to_another() {
+    let mut world = World::new(1);
+    world.open(0, false);
+    world.apply(0, 1);
+    world.apply(1, 1);
+    world.run(Duration::from_secs(1));
+
+    world.open(0, true);
+    world.run(Duration::from_secs(1));
+
+    assert!(world.ledger.get_pool("coupled-0").is_err());
+    assert_eq!(world.ledger.get_pool("lasting-0").unwrap().ready, 1);
+    assert_eq!(world.starts, 2, "and the lasting worker is the same");
+}
+
+#[test]
+fn a_pool_that_was_deleted_stays_deleted_when_the_arbiter_is_another() {
+    let mut world = World::new(1);
+    world.open(0, false);
+    world.apply(1, 1);
+    world.run(Duration::from_secs(1));
+    world.nodes.iter_mut().for_each(|node| node.cut = true);
+    (0..3).for_each(|node| world.lose_stream(node, true));
+    world.ledger.delete_pool("lasting-0", world.now).unwrap();
+    world.settle();
+
+    world.restart_arbiter();
+    assert!(world.ledger.get_pool("lasting-0").unwrap().ending);
+    world.nodes.iter_mut().for_each(|node| node.cut = false);
+    world.run(Duration::from_secs(2));
+
+    assert!(world.ledger.get_pool("lasting-0").is_err());
+    assert_eq!((world.workers().count(), world.starts), (0, 1));
+}
+
 /// More than a few where somebody has the time: `TETHER_SIM_CASES=100000`.
 fn cases() -> u32 {
     let wished = std::env::var("TETHER_SIM_CASES").ok();

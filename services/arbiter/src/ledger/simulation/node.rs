@@ -34,6 +34,16 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// As the shim does: nothing runs past a deadline, and nothing is started past one.
+    fn keep_deadlines(&mut self, now: Tick) {
+        if now >= self.owner_deadline {
+            self.die(DeathCause::OwnerGone, now);
+        }
+        if now >= self.node_deadline {
+            self.die(DeathCause::LeaseExpired, now);
+        }
+    }
+
     fn die(&mut self, cause: DeathCause, now: Tick) {
         if self.alive {
             self.alive = false;
@@ -191,12 +201,7 @@ impl Node {
             {
                 worker.die(DeathCause::OwnerGone, now);
             }
-            if now >= worker.owner_deadline {
-                worker.die(DeathCause::OwnerGone, now);
-            }
-            if now >= worker.node_deadline {
-                worker.die(DeathCause::LeaseExpired, now);
-            }
+            worker.keep_deadlines(now);
         }
         let Some(agent) = &mut self.agent else { return };
         for (id, worker) in &self.workers {
@@ -323,7 +328,7 @@ impl Node {
                     .copied()
                     .unwrap_or((Tick::ZERO, None));
                 let pid = u32::try_from(id.incarnation.0).unwrap() + 1000;
-                let worker = Worker {
+                let mut worker = Worker {
                     order: start.clone(),
                     pid,
                     born: now,
@@ -336,6 +341,7 @@ impl Node {
                     death: None,
                     died_at: Tick::ZERO,
                 };
+                worker.keep_deadlines(now);
                 agent
                     .known
                     .insert(id.clone(), report(&id, WorkerPhase::Waiting, 0));
