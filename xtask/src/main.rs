@@ -10,7 +10,7 @@
 )]
 
 mod commands;
-mod etcd;
+mod debian;
 mod front_page;
 mod lints;
 mod report;

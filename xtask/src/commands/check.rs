@@ -30,6 +30,7 @@ pub(super) fn take_steps(workspace: &Workspace, report: &mut Report) {
         "fmt",
         "fmt --all --check",
         "rustup component add rustfmt",
+        Report::fail,
     );
     of_cargo(
         workspace,
@@ -37,6 +38,7 @@ pub(super) fn take_steps(workspace: &Workspace, report: &mut Report) {
         "clippy",
         "clippy --workspace --all-targets --locked -- -D warnings",
         "rustup component add clippy",
+        Report::fail,
     );
     linters(workspace, report);
     for lint in lints::ALL {
@@ -48,20 +50,24 @@ pub(super) fn take_steps(workspace: &Workspace, report: &mut Report) {
         "deny",
         "deny --offline check bans licenses sources",
         "cargo install cargo-deny",
+        Report::skip,
     );
 }
 
+/// Takes a step with a part of cargo; `missing` says what it means that the part is not installed.
 fn of_cargo(
     workspace: &Workspace,
     report: &mut Report,
     name: &str,
     arguments: &str,
     install: &str,
+    missing: fn(&mut Report, &str, &str),
 ) {
     if workspace.has_cargo(name) {
         report.step(name, workspace.cargo(arguments));
     } else {
-        report.skip(name, &format!("`cargo {name}` is not there; `{install}`"));
+        let why = format!("`cargo {name}` is not there; `{install}`");
+        missing(report, name, &why);
     }
 }
 

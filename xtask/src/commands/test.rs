@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{Task, check};
-use crate::{etcd, report::Report, workspace::Workspace};
+use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "test",
@@ -37,8 +37,10 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         "Python environment",
         workspace.program("tools/python-env.sh"),
     );
-    if let Err(why) = etcd::provide(workspace) {
-        report.fail("etcd", &why);
+    for wanted in debian::ALL {
+        if let Err(why) = debian::provide(workspace, wanted) {
+            report.fail(wanted.name, &why);
+        }
     }
 }
 

@@ -83,7 +83,7 @@ impl Dns {
             .arg(format!("--addn-hosts={}", hosts.display()))
             .stderr(Stdio::null())
             .spawn()
-            .expect("this test needs dnsmasq; install it with `apt-get install -y dnsmasq-base`");
+            .expect("this test needs dnsmasq on `PATH`: run `cargo xtask test`, which fetches it, or install dnsmasq-base");
         self.child = Some(child);
     }
 }
