@@ -18,7 +18,7 @@ def daemon():
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             tell(os.getpid())
-            while True: signal.pause()
+            while True: time.sleep(0.02)
         os._exit(0)
 ";
 
@@ -32,7 +32,7 @@ fn stop(grace_ms: u64) -> Message {
 #[test]
 fn a_polite_worker_stops_on_sigterm_and_the_shim_leaves_when_told() {
     let mut shim = Shim::start(python(
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\ntell('up')\nwhile True: signal.pause()",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\ntell('up')\nwhile True: time.sleep(0.02)",
     ));
     shim.event();
     let since = Instant::now();
@@ -42,7 +42,7 @@ fn a_polite_worker_stops_on_sigterm_and_the_shim_leaves_when_told() {
 
     assert!(
         since.elapsed() < Duration::from_secs(5),
-        "{:?}",
+        "{:?} {dead:?}",
         since.elapsed()
     );
     assert_eq!(
@@ -97,7 +97,7 @@ def bye(*_):
     time.sleep(0.5); open(os.environ[\"EVENTS\"], \"w\").write(\"saved\\n\"); os._exit(0)
 signal.signal(signal.SIGTERM, bye)
 open(os.environ[\"EVENTS\"], \"w\").write(\"up\\n\")
-while True: signal.pause()' & wait"));
+while True: time.sleep(0.02)' & wait"));
     assert_eq!(shim.event(), "up");
 
     shim.say(&stop(10_000));
@@ -113,7 +113,7 @@ while True: signal.pause()' & wait"));
 #[test]
 fn a_daemonised_grandchild_is_gone_with_its_worker() {
     let mut shim = Shim::start(python(&format!(
-        "{DAEMON}\ndaemon()\nwhile True: signal.pause()"
+        "{DAEMON}\ndaemon()\nwhile True: time.sleep(0.02)"
     )));
     let daemon = shim.process();
 
@@ -128,7 +128,7 @@ fn a_daemonised_grandchild_is_gone_with_its_worker() {
 #[test]
 fn what_a_worker_leaves_behind_when_it_exits_dies_with_it() {
     let mut shim = Shim::start(python(&format!(
-        "{DAEMON}\nsignal.signal(signal.SIGUSR1, lambda *_: os._exit(3))\ndaemon()\nwhile True: signal.pause()"
+        "{DAEMON}\nsignal.signal(signal.SIGUSR1, lambda *_: os._exit(3))\ndaemon()\nwhile True: time.sleep(0.02)"
     )));
     let daemon = shim.process();
 
@@ -152,7 +152,7 @@ for _ in range(8):
         while True:
             if os.fork(): os._exit(0)
 tell('up')
-while True: signal.pause()",
+while True: time.sleep(0.02)",
     ));
     shim.event();
     let since = Instant::now();
@@ -207,7 +207,7 @@ fn a_worker_that_crashes_tells_its_signal_and_its_last_words() {
 #[test]
 fn a_signal_reaches_the_main_process() {
     let mut shim = Shim::start(python(
-        "signal.signal(signal.SIGUSR1, lambda *_: tell('heard'))\ntell('up')\nwhile True: signal.pause()",
+        "signal.signal(signal.SIGUSR1, lambda *_: tell('heard'))\ntell('up')\nwhile True: time.sleep(0.02)",
     ));
     shim.event();
 

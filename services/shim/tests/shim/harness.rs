@@ -64,10 +64,11 @@ pub(crate) fn sh(script: &str) -> Launch {
     launch(&["sh", "-c", script])
 }
 
-/// A Python worker with `tell(text)` to write an event line.
+/// A Python worker with `tell(text)` to write an event line. The file is closed in so many words: closed
+/// by its finaliser, a SystemExit raised by a signal handler in that moment would be swallowed.
 pub(crate) fn python(script: &str) -> Launch {
     let tell = "import os, signal, sys, time\n\
-                def tell(what):\n    open(os.environ['EVENTS'], 'w').write(f'{what}\\n')\n";
+                def tell(what):\n    with open(os.environ['EVENTS'], 'w') as to: to.write(f'{what}\\n')\n";
     launch(&["python3", "-c", &format!("{tell}{script}")])
 }
 

@@ -44,7 +44,7 @@ fn a_deadline_that_nobody_renews_is_kept_by_the_shim_alone() {
 #[test]
 fn a_polite_worker_has_its_whole_grace_before_the_deadline() {
     let mut launch = python(
-        "signal.signal(signal.SIGTERM, lambda *_: (tell('term'), sys.exit(0)))\ntell('up')\nwhile True: signal.pause()",
+        "signal.signal(signal.SIGTERM, lambda *_: (tell('term'), sys.exit(0)))\ntell('up')\nwhile True: time.sleep(0.02)",
     );
     let deadline = in_ms(2_500);
     launch.owner_deadline_ns = deadline;
