@@ -10,7 +10,7 @@ mod wait;
 
 pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
-pub use processes::{Process, Traces, kill, signal_all};
+pub use processes::{Process, Traces, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python};
 pub use wait::{DEADLINE, eventually, eventually_within};
 

@@ -1,7 +1,7 @@
 //! Finds processes by what they inherited: a worker's environment names its runtime directory, and
 //! everything it forks, daemonised or not, carries that along.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -30,28 +30,36 @@ impl Traces {
 
     /// Every process that lives and came from one of them. Zombies are dead and do not count.
     pub fn find(&self) -> Vec<Process> {
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        let pids = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(|&pid| self.is_trace(pid))
-            .map(|pid| Process {
-                pid,
-                command: command(pid),
-            })
-            .collect()
+        living(|pid| says(pid, "environ", &self.marker))
     }
+}
 
-    fn is_trace(&self, pid: u32) -> bool {
-        // A zombie's environment reads as empty.
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment
-            .windows(self.marker.len())
-            .any(|window| window == self.marker)
-            && !is_zombie(pid)
-    }
+/// Every process that lives and names this directory in its command line or its environment, whoever
+/// started it: services, shims, workers.
+pub fn mentioning(dir: &Path) -> Vec<Process> {
+    let name = dir.as_os_str().as_bytes();
+    living(|pid| says(pid, "cmdline", name) || says(pid, "environ", name))
+}
+
+fn living(belongs: impl Fn(u32) -> bool) -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let pids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| belongs(pid) && !is_zombie(pid))
+        .map(|pid| Process {
+            pid,
+            command: command(pid),
+        })
+        .collect()
+}
+
+/// Whether such a file of a process contains this. A zombie's files read as empty.
+fn says(pid: u32, file: &str, text: &[u8]) -> bool {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    bytes.windows(text.len()).any(|window| window == text)
 }
 
 fn is_zombie(pid: u32) -> bool {

@@ -166,6 +166,7 @@ async fn four_processes_on_etcd_do_the_main_job_and_an_arbiter_that_is_killed_co
         .pools()
         .delete_pool(tether_proto::pool::DeletePoolRequest {
             name: "digits".into(),
+            ..Default::default()
         })
         .await
         .unwrap();

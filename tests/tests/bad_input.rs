@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{os::unix::fs::PermissionsExt as _, process::Stdio};
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt as _, path::Path, process::Stdio};
 
+use rustix::process::Signal;
 use tether_tests::{
-    Cluster, DEADLINE, Owner, Ran, Tether, digits::PredictRequest, digits_client, eventually,
-    program,
+    Cluster, DEADLINE, Owner, Process, Ran, Tether, digits::PredictRequest, digits_client,
+    eventually, kill, mentioning, program,
 };
 use tokio::{process::Command, time::timeout};
 use tonic::Code;
@@ -17,7 +18,7 @@ fn said(ran: &Ran) -> String {
 }
 
 /// Runs `tether run` on a pool file that cannot work, and sees nothing left behind.
-async fn run_fails(cluster: &Cluster, file: &std::path::Path) -> String {
+async fn run_fails(cluster: &Cluster, file: &Path) -> String {
     let path = file.display().to_string();
     let tether = cluster.tether();
     let ran = timeout(DEADLINE, tether.run(&["run", "-f", &path]))
@@ -52,11 +53,59 @@ async fn refuses_to_start(name: &str, args: &[&str]) -> (Option<i32>, String) {
     )
 }
 
+/// What a refused start must not add to: the processes that name its directory, and the sockets in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Remains {
+    processes: Vec<Process>,
+    sockets: BTreeSet<String>,
+}
+
+impl Remains {
+    const NONE: Self = Self {
+        processes: Vec::new(),
+        sockets: BTreeSet::new(),
+    };
+
+    fn of(dir: &Path, runtime: &Path) -> Self {
+        // Made only by a start that came that far.
+        let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_str().unwrap().to_owned());
+        Self {
+            processes: mentioning(dir),
+            sockets: names.filter(|name| name.ends_with(".sock")).collect(),
+        }
+    }
+}
+
+/// Ends the owner, then the services, and sees nothing of either left behind.
+async fn ends_with_nothing_left(mut cluster: Cluster, owner: Option<Owner>) {
+    if let Some(mut owner) = owner {
+        kill(owner.pid(), Signal::TERM);
+        assert_eq!(owner.gone().await, Some(0));
+    }
+    cluster.no_orphans().await;
+    assert_eq!(cluster.stop().await, Some(0));
+    // A shim may live a moment longer than the agent that heard its last word.
+    let (left, _) = eventually("no process names the directory", async || {
+        let left = Remains::of(cluster.dir(), &cluster.runtime());
+        left.processes.is_empty().then_some(left)
+    })
+    .await;
+    assert_eq!(left, Remains::NONE);
+}
+
 #[tokio::test]
 async fn a_configuration_with_a_typo_is_refused_at_its_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tether.toml");
-    std::fs::write(&file, "[lease]\nnode_ttl = \"20s\"\nnode_beet = \"5s\"\n").unwrap();
+    let runtime = dir.path().join("run");
+    std::fs::write(
+        &file,
+        format!(
+            "[lease]\nnode_ttl = \"20s\"\nnode_beet = \"5s\"\n[listen]\nruntime_dir = {runtime:?}\n"
+        ),
+    )
+    .unwrap();
 
     let path = file.display().to_string();
     for (server, args) in [
@@ -69,6 +118,7 @@ async fn a_configuration_with_a_typo_is_refused_at_its_line() {
             &text,
             &["unknown field", "node_beet", "node_beat", "tether.toml:3"],
         );
+        assert_eq!(Remains::of(dir.path(), &runtime), Remains::NONE, "{server}");
     }
 }
 
@@ -76,7 +126,7 @@ async fn a_configuration_with_a_typo_is_refused_at_its_line() {
 async fn an_unknown_pool_is_named_with_those_there_are() {
     let cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
-    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     let mut client = digits_client(cluster.client().channel(), "digit");
     let status = client.predict(PredictRequest::default()).await.unwrap_err();
@@ -86,6 +136,7 @@ async fn an_unknown_pool_is_named_with_those_there_are() {
     let ran = cluster.tether().run(&["pool", "scale", "digit", "2"]).await;
     assert_eq!(ran.code, Some(1));
     names(&ran.err, &["`digit`", "digits", "UNKNOWN_POOL"]);
+    ends_with_nothing_left(cluster, Some(owner)).await;
 }
 
 #[tokio::test]
@@ -101,6 +152,7 @@ async fn an_unknown_template_is_named_with_what_to_write() {
     let text = run_fails(&cluster, &file).await;
 
     names(&text, &["`digit`", "[template.digit]", "UNKNOWN_TEMPLATE"]);
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -123,6 +175,7 @@ async fn a_command_that_is_not_there_is_given_up_at_once_with_the_reason() {
         .collect();
     assert_eq!(deaths.len(), 1, "it is not tried again: {deaths:?}");
     assert_eq!(deaths[0]["death"]["cause"], "SPAWN_FAILED");
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -141,6 +194,7 @@ async fn a_worker_that_never_gets_ready_is_stopped_and_so() {
     let text = run_fails(&cluster, &file).await;
 
     names(&text, &["NEVER_READY", "never became ready", "tether logs"]);
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -164,6 +218,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         &text,
         &[&format!("127.0.0.1:{port}"), "in use", "listen elsewhere"],
     );
+    assert_eq!(Remains::of(dir.path(), dir.path()), Remains::NONE);
 }
 
 #[tokio::test]
@@ -182,6 +237,7 @@ async fn no_permission_to_run_a_command_is_named_with_what_to_do() {
     let text = run_fails(&cluster, &file).await;
 
     names(&text, &["no permission to run", "worker.sh", "chmod +x"]);
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -191,7 +247,7 @@ async fn an_oversized_message_is_refused_with_the_limit_and_the_setting() {
         .start()
         .await;
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
-    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     let mut client = digits_client(cluster.client().channel(), "digits");
     let status = client
@@ -203,13 +259,14 @@ async fn an_oversized_message_is_refused_with_the_limit_and_the_setting() {
 
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     names(status.message(), &["100000", "max_message_bytes"]);
+    ends_with_nothing_left(cluster, Some(owner)).await;
 }
 
 #[tokio::test]
 async fn malformed_metadata_is_refused_by_key_and_value() {
     let cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
-    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     let mut client = digits_client(cluster.client().channel(), "../digits");
     let status = client.predict(PredictRequest::default()).await.unwrap_err();
@@ -232,6 +289,7 @@ async fn malformed_metadata_is_refused_by_key_and_value() {
     let status = bare.predict(request).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     names(status.message(), &["grpc-timeout", "soon"]);
+    ends_with_nothing_left(cluster, Some(owner)).await;
 }
 
 #[tokio::test]
@@ -240,7 +298,7 @@ async fn a_gateway_without_an_arbiter_says_so() {
     let runtime = format!("listen.runtime_dir={}", dir.path().display());
     let gateway = format!("unix:{}/gateway.sock", dir.path().display());
     let listen = format!("listen.gateway=[\"{gateway}\"]");
-    let _gateway = Command::new(program("tether-gateway"))
+    let mut server = Command::new(program("tether-gateway"))
         .args(["--set", &runtime, "--set", &listen])
         .env_remove("TETHER_CONFIG")
         .stderr(Stdio::null())
@@ -272,6 +330,10 @@ async fn a_gateway_without_an_arbiter_says_so() {
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     names(status.message(), &["discovery"]);
+    kill(server.id().unwrap(), Signal::TERM);
+    let ended = timeout(DEADLINE, server.wait()).await.expect("it ends");
+    assert_eq!(ended.unwrap().code(), Some(0));
+    assert_eq!(Remains::of(dir.path(), dir.path()), Remains::NONE);
 }
 
 #[tokio::test]
@@ -300,6 +362,7 @@ async fn a_mode_whose_needs_are_not_met_is_refused_with_what_is_missing() {
         .await;
     assert_eq!(ran.code, Some(1));
     names(&ran.err, &["process", "independent", "MODE_FORBIDS"]);
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -321,8 +384,10 @@ async fn plain_text_is_refused_where_others_could_read_along() {
     )
     .await;
 
-    assert_eq!(code, Some(1), "{text}");
-    names(&text, &["plain text", "0.0.0.0:0", "insecure = true"]);
+    assert_eq!(code, Some(78), "{text}");
+    // The lines of a refusal are broken where they are long.
+    names(&text, &["plain text", "0.0.0.0:0", "insecure"]);
+    assert_eq!(Remains::of(dir.path(), dir.path()), Remains::NONE);
 }
 
 #[tokio::test]
@@ -330,6 +395,7 @@ async fn a_second_tether_up_on_the_same_directory_is_refused() {
     let cluster = Cluster::start().await;
     let runtime = format!("listen.runtime_dir={}", cluster.runtime().display());
     let gateway = format!("listen.gateway=[\"{}\"]", cluster.gateway());
+    let before = Remains::of(cluster.dir(), &cluster.runtime());
 
     let (code, text) = refuses_to_start(
         "tether",
@@ -341,8 +407,11 @@ async fn a_second_tether_up_on_the_same_directory_is_refused() {
 
     assert_eq!(code, Some(1), "{text}");
     names(&text, &["in use by a running process"]);
-    // The first one is unharmed.
+    // The first one is unharmed, and all there is.
+    let after = Remains::of(cluster.dir(), &cluster.runtime());
+    assert_eq!(after, before);
     assert_eq!(cluster.tether().run(&["ps"]).await.code, Some(0));
+    ends_with_nothing_left(cluster, None).await;
 }
 
 #[tokio::test]
@@ -367,4 +436,5 @@ async fn a_worker_that_crashes_again_and_again_is_given_up_and_can_be_retried() 
         .filter(|event| event["kind"] == "WORKER_DIED")
         .count();
     assert_eq!(deaths, 3, "one start and two restarts");
+    ends_with_nothing_left(cluster, None).await;
 }

@@ -8,6 +8,28 @@ use rustix::process::Signal;
 use tether_proto::common::WorkerPhase;
 use tether_tests::{Cluster, Owner, Setup, eventually, eventually_within, kill, signal_all};
 
+/// A coupled worker was killed because its owner's end was seen: no lease here is shorter than 10 s,
+/// and their grace is part of it.
+const SEEN: Duration = Duration::from_secs(5);
+
+/// What the agent and the shim need to act, on a machine that is busy with other things.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// The terms of a lease whose end is to be measured.
+const TTL: Duration = Duration::from_secs(6);
+const BEAT: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Those of the template.
+const STOP: &str = "[template.digits.stop]\ngrace = \"500ms\"";
+
+/// Sees that what ended lived for the lease and no longer. A lease counts from the last beat, a
+/// worker may leave when its grace begins, and the beat before the last may have been late.
+fn ended_with_the_lease(gone: Duration) {
+    let earliest = TTL - BEAT - GRACE - Duration::from_millis(500);
+    assert!(gone > earliest && gone < TTL + SLACK, "{gone:?}");
+}
+
 const INDEPENDENT: &str =
     "[pool.digits.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"20s\"";
 
@@ -31,7 +53,7 @@ async fn a_coupled_pool_dies_with_its_owner_and_the_events_say_so() {
     owner.kill().await;
 
     let gone = cluster.no_orphans().await;
-    assert!(gone < Duration::from_secs(1), "{gone:?}");
+    assert!(gone < SEEN, "{gone:?}");
     let (deaths, _) = eventually("both deaths are recorded", async || {
         let events = cluster.tether().json_lines(&["events"]).await;
         let deaths: Vec<_> = events
@@ -65,7 +87,7 @@ async fn a_coupled_pool_dies_when_owner_and_agent_are_killed_at_once() {
     signal_all(&[owner.pid(), cluster.pid()], Signal::KILL);
 
     let gone = cluster.no_orphans().await;
-    assert!(gone < Duration::from_secs(1), "{gone:?}");
+    assert!(gone < SEEN, "{gone:?}");
     cluster.gone().await;
 }
 
@@ -78,23 +100,20 @@ async fn a_coupled_pool_dies_when_only_the_agent_is_killed() {
     cluster.kill().await;
 
     let gone = cluster.no_orphans().await;
-    assert!(gone < Duration::from_secs(1), "{gone:?}");
+    assert!(gone < SEEN, "{gone:?}");
 }
 
 #[tokio::test]
 async fn a_hung_owner_of_a_coupled_pool_counts_as_dead_at_its_timeout() {
     let cluster = Cluster::start().await;
-    let policy = "[pool.digits.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"2s\"";
-    let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", policy);
+    let policy = "[pool.digits.policy]\nheartbeat_interval = \"500ms\"\nheartbeat_timeout = \"6s\"";
+    let file = cluster.pool_file("digits", "coupled", 1, "worker.py", STOP, policy);
     let owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     kill(owner.pid(), Signal::STOP);
 
     let gone = cluster.no_orphans().await;
-    assert!(
-        gone > Duration::from_secs(1) && gone < Duration::from_secs(3),
-        "{gone:?}"
-    );
+    ended_with_the_lease(gone);
 }
 
 #[tokio::test]
@@ -104,11 +123,11 @@ async fn a_living_owner_keeps_its_workers_beyond_any_timeout() {
         // Far shorter than what the session asks for when it opens: a pool that is applied later must
         // be heard of by the owner in time.
         let policy =
-            "[pool.digits.policy]\nheartbeat_interval = \"300ms\"\nheartbeat_timeout = \"1500ms\"";
+            "[pool.digits.policy]\nheartbeat_interval = \"300ms\"\nheartbeat_timeout = \"3s\"";
         let file = cluster.pool_file("digits", mode, 1, "worker.py", "", policy);
         let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
-        let died = eventually_within(Duration::from_secs(5), async || {
+        let died = eventually_within(Duration::from_secs(7), async || {
             let events = cluster.tether().json_lines(&["events"]).await;
             events
                 .into_iter()
@@ -218,7 +237,7 @@ async fn independent_workers_survive_the_death_of_everything_else_and_are_adopte
 #[tokio::test]
 async fn independent_workers_end_with_their_nodes_lease_when_no_agent_comes_back() {
     let mut cluster = Setup::default()
-        .set("lease.node_ttl", "3s")
+        .set("lease.node_ttl", "6s")
         .set("lease.node_beat", "500ms")
         .start()
         .await;
@@ -227,7 +246,7 @@ async fn independent_workers_end_with_their_nodes_lease_when_no_agent_comes_back
         "independent",
         2,
         "unruly.py --ignore-sigterm --daemonize-child",
-        "",
+        STOP,
         INDEPENDENT,
     );
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
@@ -235,29 +254,23 @@ async fn independent_workers_end_with_their_nodes_lease_when_no_agent_comes_back
     cluster.kill().await;
 
     let gone = cluster.no_orphans().await;
-    assert!(
-        gone > Duration::from_millis(1500) && gone < Duration::from_millis(3200),
-        "{gone:?}"
-    );
+    ended_with_the_lease(gone);
 }
 
 #[tokio::test]
 async fn a_frozen_tether_up_cannot_keep_workers_beyond_the_lease() {
     let cluster = Setup::default()
-        .set("lease.node_ttl", "3s")
+        .set("lease.node_ttl", "6s")
         .set("lease.node_beat", "500ms")
         .start()
         .await;
-    let file = cluster.pool_file("digits", "independent", 2, "worker.py", "", INDEPENDENT);
+    let file = cluster.pool_file("digits", "independent", 2, "worker.py", STOP, INDEPENDENT);
     let _owner = Owner::with_pool(&cluster, "beam", &file).await;
 
     kill(cluster.pid(), Signal::STOP);
 
     let gone = cluster.no_orphans().await;
-    assert!(
-        gone > Duration::from_millis(1500) && gone < Duration::from_millis(3200),
-        "{gone:?}"
-    );
+    ended_with_the_lease(gone);
     kill(cluster.pid(), Signal::CONT);
 }
 

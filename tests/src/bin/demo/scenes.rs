@@ -1,17 +1,22 @@
 //! The scenes of the demonstration, in order.
 
-use std::time::Duration;
+use std::{any::Any, panic::AssertUnwindSafe, time::Duration};
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use rustix::process::Signal;
+use tether_client::Problem;
+use tether_proto::common::WorkerRef;
 use tether_tests::{
     Cluster, DEADLINE, Owner, Setup,
-    digits::PredictRequest,
+    digits::{PredictRequest, TrainRequest, TrainResponse},
     digits_client, eventually, eventually_within,
     evidence::{Evidence, Report},
-    held_out, kill, signal_all,
+    held_out, kill, signal_all, worker_client,
 };
-use tokio::time::Instant;
+use tether_types::{Reason, WorkerId};
+use tokio::time::{Instant, timeout};
+use tonic::{Code, Streaming};
 
 /// How long workers may outlive their owner in the scenes about that.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -19,12 +24,65 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 /// A worker that forks children, daemonises one of them, and listens to nobody's SIGTERM.
 const UNRULY: &str = "unruly.py --ignore-sigterm --daemonize-child --fork-children 2";
 
-pub(crate) async fn play(report: &mut Report) -> anyhow::Result<()> {
-    main_job(report).await?;
-    coupled(report).await?;
-    both_at_once(report).await?;
-    independent(report).await?;
-    under_load(report).await
+/// Longer than an embedded store and one node take to serve.
+const SERVING: Duration = Duration::from_secs(5);
+
+/// Longer than a worker takes to be seen dead, started again and ready.
+const BACK: Duration = Duration::from_secs(10);
+
+pub(crate) async fn play(report: &mut Report) {
+    scene(
+        report,
+        "A pool of real Python workers, through the gateway",
+        main_job,
+    )
+    .await;
+    scene(
+        report,
+        "Coupled: the client process is killed with SIGKILL",
+        coupled,
+    )
+    .await;
+    scene(
+        report,
+        "Coupled: the client and `tether up` are killed with SIGKILL in the same instant",
+        both_at_once,
+    )
+    .await;
+    scene(
+        report,
+        "Independent: a training outlives its client",
+        independent,
+    )
+    .await;
+    scene(report, "A worker is killed under load", under_load).await;
+}
+
+/// Plays one scene. One that breaks off is a line that failed: what the others show counts all the
+/// same.
+async fn scene(
+    report: &mut Report,
+    name: &str,
+    play: impl AsyncFnOnce(&mut Report) -> anyhow::Result<()>,
+) {
+    report.scene(name);
+    // The harness panics where something is not seen in time. The report is whole between two lines.
+    let why = match AssertUnwindSafe(play(report)).catch_unwind().await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => text(panic.as_ref()),
+    };
+    report.add(Evidence::failed(
+        format!("{name}: played to its end"),
+        format!("broken off: {}", why.trim_end()),
+    ));
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let literal = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    literal
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
 }
 
 fn ms(duration: Duration) -> String {
@@ -32,13 +90,12 @@ fn ms(duration: Duration) -> String {
 }
 
 async fn main_job(report: &mut Report) -> anyhow::Result<()> {
-    report.scene("A pool of real Python workers, through the gateway");
     let mut cluster = Cluster::start().await;
     report.add(Evidence::new(
         "`tether up` serves on its embedded store",
-        "serves",
+        format!("within {}", ms(SERVING)),
         ms(cluster.start_time),
-        true,
+        cluster.start_time < SERVING,
     ));
 
     let file = cluster.pool_file("digits", "coupled", 4, "worker.py", "", "");
@@ -100,7 +157,6 @@ async fn main_job(report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn coupled(report: &mut Report) -> anyhow::Result<()> {
-    report.scene("Coupled: the client process is killed with SIGKILL");
     let cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 4, UNRULY, "", "");
     let owner = Owner::with_pool(&cluster, "demo", &file).await;
@@ -142,7 +198,6 @@ async fn causes(cluster: &Cluster, count: usize) -> Vec<String> {
 }
 
 async fn both_at_once(report: &mut Report) -> anyhow::Result<()> {
-    report.scene("Coupled: the client and `tether up` are killed with SIGKILL in the same instant");
     let mut cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 4, UNRULY, "", "");
     let owner = Owner::with_pool(&cluster, "demo", &file).await;
@@ -167,7 +222,6 @@ async fn both_at_once(report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn independent(report: &mut Report) -> anyhow::Result<()> {
-    report.scene("Independent: a training outlives its client");
     let cluster = Setup::default()
         .set("lease.node_ttl", "6s")
         .set("lease.node_beat", "1s")
@@ -263,7 +317,6 @@ async fn independent(report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn under_load(report: &mut Report) -> anyhow::Result<()> {
-    report.scene("A worker is killed under load");
     let cluster = Cluster::start().await;
     let file = cluster.pool_file("digits", "coupled", 4, "worker.py", "", "");
     let _owner = Owner::with_pool(&cluster, "demo", &file).await;
@@ -278,7 +331,12 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
         .next()
         .context("there is no worker")?;
 
+    let id = WorkerRef::required(victim.worker.as_ref())?;
+    let mut stream = endless_call(&cluster, &id).await?;
+
     let stop = tokio_util::sync::CancellationToken::new();
+    // A scene that breaks off must not leave its load to the next.
+    let _stops = stop.clone().drop_guard();
     let mut callers = Vec::new();
     for _ in 0..8 {
         let mut client = digits_client(cluster.client().channel(), "digits");
@@ -293,7 +351,7 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
                     .await
                 {
                     Ok(_) => fine.push(Instant::now()),
-                    Err(status) => failed.push((Instant::now(), status.message().to_owned())),
+                    Err(_) => failed.push(Instant::now()),
                 }
             }
             (fine, failed)
@@ -325,7 +383,7 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
     }
     let in_flight = failed
         .iter()
-        .filter(|(at, _)| *at < killed + Duration::from_secs(1))
+        .filter(|&&at| at < killed + Duration::from_secs(1))
         .count();
     let late = failed.len() - in_flight;
     report.add(Evidence::new(
@@ -336,19 +394,29 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
         ),
         fine_meanwhile > 0 && in_flight <= 8 && late == 0,
     ));
-    let told = failed.first().map(|(_, text)| text.clone());
+    let problem = timeout(DEADLINE, how_it_ended(&mut stream)).await?;
     report.add(Evidence::new(
         "a call that was in flight says why it failed",
-        "names the worker and the signal, if any call was in flight",
-        told.clone()
-            .unwrap_or_else(|| "none was in flight".to_owned()),
-        told.is_none_or(|text| text.contains("digits/") && text.contains("signal 9")),
+        format!("UNAVAILABLE, WORKER_DIED, names {id} and signal 9"),
+        problem.as_ref().map_or_else(
+            || "it ended as if all was well".to_owned(),
+            |problem| {
+                let reason = problem.reason.map_or("no reason", Reason::word);
+                format!("{:?}, {reason}: {}", problem.code, problem.text)
+            },
+        ),
+        problem.is_some_and(|problem| {
+            problem.code == Code::Unavailable
+                && problem.reason == Some(Reason::WorkerDied)
+                && problem.text.contains(&id.to_string())
+                && problem.text.contains("signal 9")
+        }),
     ));
     report.add(Evidence::new(
         "it is started again and ready",
-        "4 ready",
+        format!("4 ready within {}", ms(BACK)),
         ms(back),
-        true,
+        back < BACK,
     ));
     let causes = causes(&cluster, 1).await;
     report.add(Evidence::new(
@@ -358,4 +426,35 @@ async fn under_load(report: &mut Report) -> anyhow::Result<()> {
         causes == ["SIGNALED"],
     ));
     Ok(())
+}
+
+/// A call to this worker that lasts far longer than the scene, and is under way.
+async fn endless_call(
+    cluster: &Cluster,
+    worker: &WorkerId,
+) -> anyhow::Result<Streaming<TrainResponse>> {
+    let request = TrainRequest {
+        job: "endless".to_owned(),
+        epochs: 100_000,
+        throttle_ms: 100,
+        ..TrainRequest::default()
+    };
+    let mut client = worker_client(cluster.client().channel(), worker);
+    let mut stream = client.train(request).await?.into_inner();
+    stream
+        .message()
+        .await?
+        .context("the training says nothing")?;
+    Ok(stream)
+}
+
+/// How a call failed; none when it ended well.
+async fn how_it_ended(stream: &mut Streaming<TrainResponse>) -> Option<Problem> {
+    loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(status) => return Some(Problem::from(status)),
+        }
+    }
 }
