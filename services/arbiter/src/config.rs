@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use tether_kit::config::duration;
 use tether_lease::{InvalidTerms, Terms};
 
+const SESSION_TTL: &str = "session_ttl";
+
 /// What can be set under `[lease]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -57,6 +59,18 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The settings that could be changed to mend it.
+    pub fn keys(&self) -> &'static [&'static str] {
+        match self {
+            Self::Terms { field, .. } if *field == SESSION_TTL => &["lease.session_ttl"],
+            Self::Terms { .. } => &["lease.node_ttl"],
+            Self::NoBeat => &["lease.node_beat"],
+            Self::Beat { .. } => &["lease.node_ttl", "lease.node_beat"],
+        }
+    }
+}
+
 /// The terms on which leases are granted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LeaseTerms {
@@ -88,7 +102,7 @@ impl Config {
         Ok(LeaseTerms {
             node: terms("node_ttl", self.node_ttl)?,
             node_beat: self.node_beat,
-            session: terms("session_ttl", self.session_ttl)?,
+            session: terms(SESSION_TTL, self.session_ttl)?,
         })
     }
 }
@@ -108,6 +122,9 @@ mod tests {
         assert!(Config::default().check().is_ok());
         assert!(matches!(config(20, 10).check(), Err(Error::Beat { .. })));
         assert!(matches!(config(20, 0).check(), Err(Error::NoBeat)));
-        assert!(matches!(config(20, u64::MAX).check(), Err(Error::Beat { .. })));
+        assert!(matches!(
+            config(20, u64::MAX).check(),
+            Err(Error::Beat { .. })
+        ));
     }
 }

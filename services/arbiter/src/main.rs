@@ -5,12 +5,17 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_arbiter::{Arbiter, Config};
-use tether_settings::{Connect, Ignored, Listen, Place, Templates, Whereabouts, named, service};
+use tether_settings::{
+    At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong, check,
+    check_templates, check_whereabouts, named, service,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long calls under way may take to end.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+const NO_STORE: &str = "an arbiter of its own needs a store that discovery can read too: set `store = \"etcd://host:2379\"`";
 
 /// What the arbiter reads of the configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -26,6 +31,22 @@ struct Settings {
     gateway: Ignored,
 }
 
+impl Check for Settings {
+    fn check(&self) -> Result<(), Wrong> {
+        check_whereabouts(&self.listen, &self.connect, &[Place::Arbiter])?;
+        let url = self.store.as_deref().context(NO_STORE).at("store")?;
+        let known: Vec<_> = tether_store::ALL
+            .iter()
+            .map(|scheme| (scheme.name(), scheme.usage()))
+            .collect();
+        check::store(url, &known)?;
+        self.lease
+            .check()
+            .map_err(|error| Wrong::among(error.keys(), error))?;
+        check_templates(&self.template)
+    }
+}
+
 fn main() -> ExitCode {
     service(
         "tether-arbiter",
@@ -35,9 +56,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
-    let url = settings
-        .store
-        .context("an arbiter of its own needs a store that discovery can read too: set `store = \"etcd://host:2379\"`")?;
+    let url = settings.store.context(NO_STORE)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Arbiter).await?;
     let store = tether_store::open(&url).await?;

@@ -37,6 +37,14 @@ pub(crate) struct OwnerRecord {
     pub(crate) ttl_ms: u64,
 }
 
+/// A node that may have workers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct NodeRecord {
+    /// Which runtime directory its agent stands on.
+    #[prost(string, tag = "1")]
+    pub(crate) instance: String,
+}
+
 /// How far incarnations have been given out.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct IncarnationRecord {

@@ -315,13 +315,14 @@ impl Shared {
         node: &NodeName,
         hello: &Hello,
         outbox: mpsc::Sender<HeartbeatResponse>,
-    ) -> u64 {
+    ) -> Result<u64, Failure> {
         self.decide(|core, now| {
+            core.ledger.admit_node(node, hello, now)?;
             core.streams += 1;
             let stream = core.streams;
             core.links.insert(node.clone(), Link { stream, outbox });
             core.ledger.on_hello(node, hello, now);
-            stream
+            Ok(stream)
         })
         .await
     }

@@ -6,16 +6,19 @@ use tether_clock::Tick;
 use tether_lease::{Beat, Grantor, Tenure};
 use tether_lifecycle::{Launcher, OnOwnerLoss};
 use tether_proto::{
-    common,
+    Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, OwnerPermission, PoolPermission},
     worker::EventKind,
 };
 use tether_types::{
-    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, WorkerId,
+    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, WorkerId,
 };
 
 use super::{Ledger, millis};
-use crate::effects::{Ack, keys};
+use crate::{
+    effects::{Ack, keys},
+    record::NodeRecord,
+};
 
 /// Within an owner's timeout its agents beat this often, so that they hear in time that it lives.
 const BEATS_PER_TIMEOUT: u32 = 4;
@@ -29,6 +32,8 @@ pub(crate) struct Node {
     lease: Grantor,
     /// Whether it was heard since this arbiter started.
     heard: bool,
+    /// Which runtime directory its agent stands on.
+    instance: String,
     /// Where its agent serves.
     pub(crate) address: String,
     launchers: Vec<Launcher>,
@@ -62,10 +67,11 @@ impl Node {
 }
 
 impl Ledger {
-    pub(super) fn restore_node(&mut self, name: NodeName, now: Tick) {
+    pub(super) fn restore_node(&mut self, name: NodeName, instance: String, now: Tick) {
         let node = Node {
             lease: Grantor::after_restart(self.terms.node, now),
             heard: false,
+            instance,
             address: String::new(),
             launchers: Vec::new(),
             boot_id: String::new(),
@@ -86,6 +92,30 @@ impl Ledger {
         self.nodes.get(node).map(|node| node.address.as_str())
     }
 
+    /// Whether this agent may speak for a node. One that does not know what another one started under
+    /// the same name has to wait until that one's lease is over (A1).
+    ///
+    /// # Errors
+    /// Says how long, and what to do if both are meant to run.
+    pub(crate) fn admit_node(
+        &mut self,
+        name: &NodeName,
+        hello: &Hello,
+        now: Tick,
+    ) -> Result<(), Failure> {
+        let Some(known) = self.nodes.get_mut(name) else {
+            return Ok(());
+        };
+        if known.instance == hello.instance || known.lease.check(now) == Tenure::Free {
+            return Ok(());
+        }
+        let left = known.lease.remaining(now);
+        let text = format!(
+            "another agent holds the lease of node `{name}` for {left:.1?} more: wait if it was moved to another runtime directory or its machine was restarted, or set another `node` under [agent] if both are to run"
+        );
+        Err(Failure::new(Reason::NodeTaken, text).retry_after(left))
+    }
+
     /// A node opens its stream: granted a lease anew, and compared with what is known of it.
     pub(crate) fn on_hello(&mut self, name: &NodeName, hello: &Hello, now: Tick) {
         let launchers = hello
@@ -97,11 +127,13 @@ impl Ledger {
         let known = self.nodes.remove(name);
         let joined = known.as_ref().is_none_or(|known| !known.heard);
         if known.is_none() {
-            self.effects.put_empty(keys::node(name));
+            let instance = hello.instance.clone();
+            self.effects.put(keys::node(name), NodeRecord { instance });
         }
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
             heard: true,
+            instance: hello.instance.clone(),
             address: hello.address.clone(),
             launchers,
             boot_id: hello.boot_id.clone(),
@@ -293,4 +325,33 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
         stderr_tail: String::new(),
     };
     common::Death::from(&death)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tether_lifecycle::Environment;
+
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn a_node_name_is_not_given_to_another_agent_before_the_lease_of_the_first_is_over() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let hello = |instance: &str| Hello {
+            instance: instance.to_owned(),
+            ..Hello::default()
+        };
+        let start = Tick::from_nanos(1_000_000_000);
+        ledger.on_hello(&node, &hello("one"), start);
+
+        assert!(ledger.admit_node(&node, &hello("one"), start).is_ok());
+        let refused = ledger.admit_node(&node, &hello("two"), start).unwrap_err();
+        assert_eq!(refused.reason(), Reason::NodeTaken);
+        let later = start + terms.node.ttl() * 2;
+        assert!(ledger.admit_node(&node, &hello("two"), later).is_ok());
+    }
 }

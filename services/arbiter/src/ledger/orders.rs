@@ -47,6 +47,17 @@ impl Ledger {
             signal,
         };
         self.effects.order(&node, Order::Signal(order));
+        if let Some(owner) = self.pools.get(&id.pool).map(|pool| pool.owner().clone()) {
+            let text = format!("signal {signal} ordered by an operator");
+            self.effects.worker_event(
+                EventKind::WorkerSignaled,
+                &id,
+                Some(&node),
+                &owner,
+                text,
+                None,
+            );
+        }
         true
     }
 

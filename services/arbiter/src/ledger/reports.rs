@@ -9,12 +9,15 @@ use tether_proto::{
 };
 use tether_store::keys;
 use tether_supervise::{Phase, Slot as Machine};
-use tether_types::{Death, DeathCause, NodeName, Orderer, WorkerId};
+use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, WorkerId};
 
 use super::{
     Ledger,
     slots::{Live, Place},
 };
+
+/// Time between SIGTERM and SIGKILL for a worker of a pool nobody knows (any more).
+const REJECT_GRACE_MS: u64 = 10_000;
 
 impl Ledger {
     /// What an agent tells of a worker.
@@ -93,10 +96,15 @@ impl Ledger {
             }
             return;
         }
+        // At once where another one may be in its place, else with the time to leave in good order.
+        let rival = self.find_worker(&WorkerId {
+            incarnation: Incarnation(0),
+            ..id.clone()
+        });
         let order = StopWorker {
             worker: Some(WorkerRef::from(id)),
             cause: common::DeathCause::from(DeathCause::Ordered(Orderer::Scale)).into(),
-            grace_ms: 0,
+            grace_ms: if rival.is_some() { 0 } else { REJECT_GRACE_MS },
         };
         self.effects.order(node, Order::Stop(order));
     }

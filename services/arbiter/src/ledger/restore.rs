@@ -15,7 +15,7 @@ use tether_types::{Death, Incarnation, OwnerName, PoolName};
 use super::{Ledger, Pool, pools::Next, reports::is_clean, slots::Place};
 use crate::{
     effects::keys,
-    record::{IncarnationRecord, OwnerRecord, PoolRecord},
+    record::{IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
     spec,
 };
 
@@ -55,7 +55,8 @@ impl Ledger {
             } else if let Some(name) = key.strip_prefix(keys::NODES)
                 && let Ok(node) = name.parse()
             {
-                self.restore_node(node, now);
+                let record = NodeRecord::decode(&*entry.value).unwrap_or_default();
+                self.restore_node(node, record.instance, now);
             } else if let Some(name) = key.strip_prefix(keys::POOLS) {
                 match PoolRecord::decode(&*entry.value) {
                     Ok(record) => self.restore_pool(name, record, now),

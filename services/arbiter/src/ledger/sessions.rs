@@ -6,7 +6,7 @@ use tether_clock::Tick;
 use tether_lease::{Beat, Grantor, Tenure, Terms};
 use tether_lifecycle::{LifecyclePolicy, Loss, OnOwnerLoss};
 use tether_proto::{Failure, session as wire, worker::EventKind};
-use tether_types::{DeathCause, Epoch, Orderer, OwnerName, ProcessIdentity, Reason};
+use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, ProcessIdentity, Reason};
 
 use super::{Ledger, millis};
 use crate::{effects::keys, record::OwnerRecord};
@@ -219,6 +219,33 @@ impl Ledger {
                     "owner `{owner}` has no session with epoch {epoch}: it was closed or ran out; open a new one"
                 ),
             )),
+        }
+    }
+
+    /// Whether somebody may change `pool` in the name of this owner's session; an operator, who has none,
+    /// always may.
+    ///
+    /// # Errors
+    /// When the session is not the owner's latest, or the pool is another's.
+    pub(crate) fn may_act(&mut self, owner: &str, epoch: u64, pool: &str) -> Result<(), Failure> {
+        if epoch == 0 {
+            return Ok(());
+        }
+        let owner = OwnerName::new(owner)
+            .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
+        self.live_session(&owner, Epoch(epoch))?;
+        let named = PoolName::new(pool)
+            .ok()
+            .and_then(|pool| self.pools.get(&pool));
+        match named {
+            Some(named) if *named.owner() != owner => {
+                let text = format!(
+                    "pool `{pool}` belongs to owner `{}`, not to `{owner}`",
+                    named.owner()
+                );
+                Err(Failure::new(Reason::NotOwner, text))
+            }
+            _ => Ok(()),
         }
     }
 

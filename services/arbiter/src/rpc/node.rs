@@ -42,7 +42,7 @@ impl NodeService for Nodes {
             .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
 
         let (outbox, receive) = mpsc::channel(OUTBOX);
-        let stream = self.0.join(&node, &hello, outbox.clone()).await;
+        let stream = self.0.join(&node, &hello, outbox.clone()).await?;
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             loop {

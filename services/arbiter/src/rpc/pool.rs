@@ -61,7 +61,10 @@ impl PoolService for Pools {
         let request = request.into_inner();
         let pool = self
             .0
-            .act(|ledger, now| ledger.scale_pool(&request.name, request.size, now))
+            .act(|ledger, now| {
+                ledger.may_act(&request.owner, request.epoch, &request.name)?;
+                ledger.scale_pool(&request.name, request.size, now)
+            })
             .await?;
         Ok(Response::new(ScalePoolResponse { pool: Some(pool) }))
     }
@@ -73,7 +76,10 @@ impl PoolService for Pools {
         let request = request.into_inner();
         let pool = self
             .0
-            .act(|ledger, now| ledger.drain_pool(&request.name, !request.undrain, now))
+            .act(|ledger, now| {
+                ledger.may_act(&request.owner, request.epoch, &request.name)?;
+                ledger.drain_pool(&request.name, !request.undrain, now)
+            })
             .await?;
         Ok(Response::new(DrainPoolResponse { pool: Some(pool) }))
     }
@@ -82,9 +88,12 @@ impl PoolService for Pools {
         &self,
         request: Request<DeletePoolRequest>,
     ) -> Result<Response<DeletePoolResponse>, Status> {
-        let name = request.into_inner().name;
+        let request = request.into_inner();
         self.0
-            .act(|ledger, now| ledger.delete_pool(&name, now))
+            .act(|ledger, now| {
+                ledger.may_act(&request.owner, request.epoch, &request.name)?;
+                ledger.delete_pool(&request.name, now)
+            })
             .await?;
         Ok(Response::new(DeletePoolResponse {}))
     }

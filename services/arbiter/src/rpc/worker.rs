@@ -86,7 +86,10 @@ impl WorkerService for Workers {
         let id = WorkerRef::required(request.worker.as_ref())?;
         let found = self
             .0
-            .act(|ledger, _| Ok(ledger.stop_worker(&id, request.grace_ms)))
+            .act(|ledger, _| {
+                ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                Ok(ledger.stop_worker(&id, request.grace_ms))
+            })
             .await?;
         match found {
             true => Ok(Response::new(StopWorkerResponse {})),
@@ -106,7 +109,10 @@ impl WorkerService for Workers {
         }
         let found = self
             .0
-            .act(|ledger, _| Ok(ledger.signal_worker(&id, request.signal)))
+            .act(|ledger, _| {
+                ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                Ok(ledger.signal_worker(&id, request.signal))
+            })
             .await?;
         match found {
             true => Ok(Response::new(SignalWorkerResponse {})),

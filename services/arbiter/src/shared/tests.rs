@@ -110,7 +110,7 @@ impl Scene {
             launchers: vec!["exec".to_owned()],
             ..Hello::default()
         };
-        let stream = shared.join(&node, &hello, outbox).await;
+        let stream = shared.join(&node, &hello, outbox).await.unwrap();
         let mut scene = Self {
             shared,
             store,
@@ -279,7 +279,11 @@ async fn a_start_that_waited_for_the_store_is_dropped_when_its_worker_was_buried
         launchers: vec!["exec".to_owned()],
         ..Hello::default()
     };
-    scene.stream = scene.shared.join(&scene.node, &hello, outbox).await;
+    scene.stream = scene
+        .shared
+        .join(&scene.node, &hello, outbox)
+        .await
+        .unwrap();
     (scene.inbox, scene.seq) = (inbox, 0);
     scene.beat(Vec::new()).await;
     scene.store.off.store(false, Ordering::SeqCst);

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use tether_proto::node::{self, order::Order};
+use prost::Message as _;
+use tether_proto::{
+    common::{Endpoint, WorkerRef},
+    node::{self, order::Order},
+};
+use tether_store::keys::ServeKey;
 use tether_types::{DeathCause, NodeName, WorkerId};
 
 use super::{
@@ -52,6 +57,13 @@ impl World {
             );
         }
         self.check_innocence();
+        for (key, (value, _)) in self.store.range("serve/endpoints/".to_owned()..) {
+            if let Some(ServeKey::Endpoint(..)) = ServeKey::parse(key) {
+                let worker = Endpoint::decode(&**value).unwrap().worker;
+                let id = WorkerRef::required(worker.as_ref()).unwrap();
+                assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
+            }
+        }
     }
 
     /// P1: no worker outlives what its policy grants after the last word of its owner.

@@ -140,6 +140,7 @@ impl Node {
             boot_id: self.boot_id.clone(),
             pid_namespace: 1,
             workers: agent.known.values().cloned().collect(),
+            instance: "one".to_owned(),
         }
     }
 
