@@ -60,7 +60,8 @@ impl Failure {
             | Reason::ArbiterUnreachable
             | Reason::DiscoveryUnreachable
             | Reason::AgentUnreachable => Code::Unavailable,
-            Reason::LeaseExpired
+            Reason::NodeTaken
+            | Reason::LeaseExpired
             | Reason::LeaseFenced
             | Reason::ModeForbids
             | Reason::SpawnFailed => Code::FailedPrecondition,

@@ -33,6 +33,8 @@ pub enum Reason {
     UnknownJob,
     /// The pool belongs to another owner.
     NotOwner,
+    /// Another agent holds the lease of a node of this name.
+    NodeTaken,
     /// The arbiter cannot be reached.
     ArbiterUnreachable,
     /// The discovery service cannot be reached and nothing is known of the pool.
@@ -67,6 +69,7 @@ impl Reason {
         Self::UnknownSession,
         Self::UnknownJob,
         Self::NotOwner,
+        Self::NodeTaken,
         Self::ArbiterUnreachable,
         Self::DiscoveryUnreachable,
         Self::AgentUnreachable,
@@ -94,6 +97,7 @@ impl Reason {
             Self::UnknownSession => "UNKNOWN_SESSION",
             Self::UnknownJob => "UNKNOWN_JOB",
             Self::NotOwner => "NOT_OWNER",
+            Self::NodeTaken => "NODE_TAKEN",
             Self::ArbiterUnreachable => "ARBITER_UNREACHABLE",
             Self::DiscoveryUnreachable => "DISCOVERY_UNREACHABLE",
             Self::AgentUnreachable => "AGENT_UNREACHABLE",

@@ -55,6 +55,8 @@ pub enum Error {
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) node: NodeName,
+    /// Which runtime directory, in which life of the machine: another agent on it knows the same workers.
+    pub(crate) instance: String,
     /// One directory per incarnation below it.
     pub(crate) workers: PathBuf,
     /// Parent of the incarnations' cgroups, where cgroup v2 can be written.
@@ -124,8 +126,11 @@ impl Config {
                 "No writable cgroup v2: a worker's daemonised grandchildren are killed by walking the process tree"
             ),
         }
+        let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
+        let inode = fs::metadata(&workers).map_err(wrong(&workers))?.ino();
         Ok(Ground {
             node,
+            instance: format!("{boot_id}/{inode:x}"),
             workers,
             cgroup,
             shim: ShimImage::load().map_err(Error::Shim)?,

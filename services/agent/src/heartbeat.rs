@@ -148,6 +148,7 @@ impl Node {
             launchers: vec!["exec".to_owned()],
             boot_id: running.view.boot_id.clone(),
             pid_namespace: running.view.pid_namespace,
+            instance: self.ground.instance.clone(),
             workers: running
                 .workers
                 .values()

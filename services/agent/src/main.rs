@@ -5,7 +5,9 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::{Deserialize, Serialize};
 use tether_agent::{Agent, Config};
 use tether_kit::serve::Server;
-use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+use tether_settings::{
+    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check_whereabouts, service,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +26,13 @@ struct Settings {
     discovery: Ignored,
     gateway: Ignored,
     template: Ignored,
+}
+
+impl Check for Settings {
+    fn check(&self) -> Result<(), Wrong> {
+        check_whereabouts(&self.listen, &self.connect, &[Place::Agent])?;
+        self.agent.node().at("agent.node").map(drop)
+    }
 }
 
 fn main() -> ExitCode {

@@ -19,8 +19,13 @@ pub(crate) fn phase(id: &WorkerId, phase: WorkerPhase) -> WorkerReport {
     }
 }
 
-/// A report of a death the shim recorded.
-pub(crate) fn dead(id: &WorkerId, dead: &Dead, template: &Template) -> WorkerReport {
+/// A report of a death the shim recorded; `signalled` is the last signal somebody had sent.
+pub(crate) fn dead(
+    id: &WorkerId,
+    dead: &Dead,
+    template: &Template,
+    signalled: Option<i32>,
+) -> WorkerReport {
     let (mut detail, permanent) = match dead.spawn_failure {
         Some(failure) => launch::explain(failure.stage, failure.errno, template),
         None => (String::new(), false),
@@ -32,7 +37,13 @@ pub(crate) fn dead(id: &WorkerId, dead: &Dead, template: &Template) -> WorkerRep
         );
     }
     let death = Death {
-        cause: cause(dead),
+        cause: match cause(dead) {
+            // It was Tether that sent this one, on somebody's order.
+            DeathCause::Signaled(signal) if signalled == Some(signal) => {
+                DeathCause::Ordered(Who::Operator)
+            }
+            cause => cause,
+        },
         exit_code: dead.exit_code,
         signal: dead.signal,
         detail,

@@ -215,6 +215,8 @@ struct Task {
     pid: u32,
     /// What the shim was told last.
     told: Option<Terms>,
+    /// The last signal somebody had sent to it.
+    signalled: Option<i32>,
 }
 
 /// What a shim's timers and its watch on the owner are set to.
@@ -240,6 +242,7 @@ impl Task {
             started: Tick::ZERO,
             pid: 0,
             told: None,
+            signalled: None,
         }
     }
 
@@ -279,7 +282,10 @@ impl Task {
                 }
                 order = self.ties.orders.recv() => match order {
                     Some(Order::Stop { cause, grace_ms }) => stop(&mut to, cause, grace_ms).await,
-                    Some(Order::Signal(signo)) => to.send(&Message::Signal { signo }).await,
+                    Some(Order::Signal(signo)) => {
+                        self.signalled = Some(signo);
+                        to.send(&Message::Signal { signo }).await;
+                    }
                     // Only the dead are forgotten; and without a master the link is let go, which
                     // the shim answers as the policy says.
                     Some(Order::Forget) => {}
@@ -368,7 +374,7 @@ impl Task {
 
     fn death(&self, dead: &Dead) -> WorkerReport {
         let template = self.order.template.clone().unwrap_or_default();
-        report::dead(&self.id, dead, &template)
+        report::dead(&self.id, dead, &template, self.signalled)
     }
 
     fn recorded_death(&self) -> WorkerReport {
