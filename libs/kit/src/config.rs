@@ -28,6 +28,25 @@ pub struct Loaded<T> {
     pub value: T,
     /// Where each set key came from, by dotted key; what is missing here has its default.
     pub origins: BTreeMap<String, Origin>,
+    /// What was ignored and was probably not meant to be, as sentences for people.
+    pub warnings: Vec<String>,
+}
+
+impl<T> Loaded<T> {
+    /// A report that refuses what can be read and cannot be used. It points at the first of `keys`
+    /// that was set: at its line, its variable or its flag.
+    pub fn refuse(&self, keys: &[String], message: impl Into<String>) -> Report {
+        let set = keys.iter().find_map(|key| {
+            let below = format!("{key}.");
+            self.origins
+                .get_key_value(key)
+                .or_else(|| self.origins.iter().find(|(at, _)| at.starts_with(&below)))
+        });
+        match set {
+            Some((key, origin)) => Refusal::at_origin(message, key, origin).into(),
+            None => Refusal::new(message).into(),
+        }
+    }
 }
 
 /// Where a key was set.
@@ -75,12 +94,14 @@ where
         layers.read::<T>(path)?;
     }
     let shape = serde_json::to_value(T::default()).unwrap_or_default();
-    layers.lay::<T>(overrides::from_environment(env, &shape, &layers.merged))?;
+    let (variables, warnings) = overrides::from_environment(env, &shape, &layers.merged);
+    layers.lay::<T>(variables)?;
     layers.lay::<T>(overrides::from_flags(sets)?)?;
     let value = check(&layers.merged).map_err(|error| Refusal::new(error.message()))?;
     Ok(Loaded {
         value,
         origins: layers.origins,
+        warnings,
     })
 }
 
@@ -199,13 +220,14 @@ fn insert(table: &mut Table, path: &[String], value: Value) {
     }
 }
 
-/// The key as one would write it in TOML.
-fn dotted(path: &[String]) -> String {
+/// The key as one would write it in TOML: `gateway.listen`, `pools."train.er".size`.
+pub fn dotted(path: &[impl AsRef<str>]) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let parts: Vec<String> = path
         .iter()
-        .map(|part| match part.chars().all(bare) {
-            true => part.clone(),
+        .map(AsRef::as_ref)
+        .map(|part| match !part.is_empty() && part.chars().all(bare) {
+            true => part.to_owned(),
             false => format!("{part:?}"),
         })
         .collect();

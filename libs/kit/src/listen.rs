@@ -67,13 +67,24 @@ impl Error {
     }
 }
 
-/// A place where connections come in.
+/// A place where connections come in. A socket's file goes with it, whether it ever served or not.
 #[derive(Debug)]
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
     /// A unix socket.
     Unix(UnixListener),
+}
+
+/// Whether one may listen at `address` at all; touches nothing.
+///
+/// # Errors
+/// [`Error::Insecure`] where others could read along.
+pub fn check(address: &Address, insecure: bool) -> Result<(), Error> {
+    if !insecure && !address.is_local() {
+        return Err(Error::Insecure(address.clone()));
+    }
+    Ok(())
 }
 
 /// Listens at `address`; port 0 takes a free one.
@@ -84,9 +95,7 @@ pub enum Listener {
 /// # Errors
 /// Names the address, the cause and what to do.
 pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> {
-    if !insecure && !address.is_local() {
-        return Err(Error::Insecure(address.clone()));
-    }
+    check(address, insecure)?;
     match address {
         Address::Unix(path) => socket::bind(path).map(Listener::Unix),
         Address::Tcp { host, port } => TcpListener::bind((host.as_str(), *port))
@@ -96,16 +105,10 @@ pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> 
     }
 }
 
-/// A socket's file goes with its listener. It is removed while we still listen, so nobody else can
-/// have put theirs in its place.
-struct Bound {
-    listener: Listener,
-    cut: CancellationToken,
-}
-
-impl Drop for Bound {
+impl Drop for Listener {
     fn drop(&mut self) {
-        if let Ok(Address::Unix(path)) = self.listener.local_address() {
+        // The file is removed while we still listen, so nobody else can have put theirs in its place.
+        if let Ok(Address::Unix(path)) = self.local_address() {
             // Somebody who removed it before us did what we wanted.
             let _ = std::fs::remove_file(path);
         }
@@ -136,16 +139,12 @@ impl Listener {
     /// The connections as they come, for `serve_with_incoming_shutdown`; never ends. All of them fail
     /// once `cut` is cancelled. Dropping the stream closes the listener and removes its socket.
     pub fn incoming(self, cut: CancellationToken) -> impl Items<Item = io::Result<Connection>> {
-        let bound = Bound {
-            listener: self,
-            cut,
-        };
-        stream::unfold(bound, |bound| async {
+        stream::unfold((self, cut), |(listener, cut)| async {
             loop {
-                match bound.listener.accept().await {
+                match listener.accept().await {
                     Ok(stream) => {
-                        let connection = Connection::new(stream, bound.cut.clone());
-                        return Some((Ok(connection), bound));
+                        let connection = Connection::new(stream, cut.clone());
+                        return Some((Ok(connection), (listener, cut)));
                     }
                     // One connection that failed, or too many open files: neither is a reason to stop,
                     // and the pause keeps the second from taking a whole core.

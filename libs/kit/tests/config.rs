@@ -154,6 +154,47 @@ fn a_mistake_outside_the_file_names_the_variable_or_the_flag() {
 }
 
 #[test]
+fn a_variable_with_too_few_underscores_is_told_its_right_name() {
+    let env = [
+        ("TETHER_GATEWAY_IDLE_TIMEOUT", "2s"),
+        ("TETHER_GATEWAY_IDEL_TIMEOUT", "2s"),
+        ("TETHER_GATEWAY_PORT_7437_TCP", "tcp://10.0.0.1:7437"),
+        ("TETHER_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("TETHER_GATEWAY", "unix:/run/t.sock"),
+        ("TETHER_RUNTIME_DIR", "/run/t"),
+        ("TETHER_LOG_FORMAT", "json"),
+    ];
+
+    let warnings = load(None, &env, &[]).unwrap().warnings;
+
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].ends_with("as in `TETHER_GATEWAY__IDEL_TIMEOUT`"));
+    assert!(warnings[1].contains("`TETHER_GATEWAY_IDLE_TIMEOUT` sets nothing"));
+    assert!(warnings[1].ends_with("as in `TETHER_GATEWAY__IDLE_TIMEOUT`"));
+}
+
+#[test]
+fn what_cannot_be_used_is_pointed_at_where_it_was_set() {
+    let file = file("name = \"a\"\n\n[gateway]\nbuffer = \"1MiB\"\n");
+    let env = [("TETHER_NAME", "b")];
+    let loaded = load(Some(file.path()), &env, &["gateway.insecure=true"]).unwrap();
+    let report = |keys: &[&str]| {
+        let keys: Vec<String> = keys.iter().map(|&key| key.to_owned()).collect();
+        format!("{:?}", loaded.refuse(&keys, "it is of no use"))
+    };
+
+    let in_file = report(&["gateway.listen", "gateway.buffer"]);
+    let line = format!("{}:4:1", file.path().display());
+    assert!(
+        in_file.contains(&line) && in_file.contains("it is of no use"),
+        "{in_file}"
+    );
+    assert!(report(&["name"]).contains("TETHER_NAME sets name"));
+    assert!(report(&["gateway.insecure"]).contains("--set gateway.insecure"));
+    assert!(report(&["nowhere"]).contains("it is of no use"));
+}
+
+#[test]
 fn a_number_without_a_unit_is_refused() {
     for (text, advice) in [
         ("idle-timeout = 15", "write for example \"15s\""),

@@ -29,6 +29,18 @@ async fn a_socket_is_private_from_the_start_and_gone_at_the_end() {
 }
 
 #[tokio::test]
+async fn a_listener_that_never_served_takes_its_socket_along() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("t.sock");
+
+    let listener = bind(&unix(&path), false).await.unwrap();
+    assert!(path.exists());
+    drop(listener);
+
+    assert!(!path.exists());
+}
+
+#[tokio::test]
 async fn a_dead_process_gives_its_socket_up_and_a_live_one_does_not() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("t.sock");

@@ -1,15 +1,17 @@
 //! What several programs of Tether read from one configuration: where services listen and are found,
 //! templates and pools as people write them, and the frame of a service's `main`.
 
+pub mod check;
 mod net;
 mod pool;
 mod service;
 mod template;
 
-pub use net::{Connect, Listen, Place, Whereabouts};
+pub use check::{At, Check, Wrong};
+pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
 pub use pool::{Policy, Pool, PoolFile};
-pub use service::{Ignored, service};
+pub use service::{Ignored, service, warn};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,
-    Templates, named,
+    Templates, check_templates, named,
 };

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use tether_kit::listen::{self, Listener};
 use tether_types::{Address, InvalidAddress};
 
+use crate::{At as _, Wrong};
+
 /// The gateway's TCP port, where nothing else is said.
 const GATEWAY_TCP: &str = "127.0.0.1:7437";
 
@@ -39,6 +41,17 @@ pub struct Connect {
     pub discovery: Option<String>,
 }
 
+impl Listen {
+    fn of(&self, place: Place) -> &[String] {
+        match place {
+            Place::Gateway => &self.gateway,
+            Place::Arbiter => &self.arbiter,
+            Place::Discovery => &self.discovery,
+            Place::Agent => &self.agent,
+        }
+    }
+}
+
 /// One of the four services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -50,6 +63,54 @@ pub enum Place {
     Discovery,
     /// The agent.
     Agent,
+}
+
+impl Place {
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Gateway, Self::Arbiter, Self::Discovery, Self::Agent];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Arbiter => "arbiter",
+            Self::Discovery => "discovery",
+            Self::Agent => "agent",
+        }
+    }
+}
+
+/// Whether services can listen and find each other as configured; `here` are those that will listen.
+/// Touches nothing.
+///
+/// # Errors
+/// Names the setting that cannot be used.
+pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> Result<(), Wrong> {
+    if let Some(dir) = listen.runtime_dir.as_ref().filter(|dir| !dir.is_absolute()) {
+        let why = format!(
+            "`{}` is not an absolute path, which the addresses of sockets need",
+            dir.display()
+        );
+        return Err(Wrong::new("listen.runtime_dir", why));
+    }
+    for place in Place::ALL {
+        let key = format!("listen.{}", place.word());
+        for text in listen.of(place) {
+            let address: Address = text.parse().at(&key)?;
+            if here.contains(&place) {
+                listen::check(&address, listen.insecure).at(&key)?;
+            }
+        }
+    }
+    for (key, text) in [
+        ("connect.arbiter", &connect.arbiter),
+        ("connect.discovery", &connect.discovery),
+    ] {
+        let address = text.as_deref().map(str::parse::<Address>);
+        if let Some(Address::Tcp { port: 0, .. }) = address.transpose().at(key)? {
+            return Err(Wrong::new(key, "nobody serves at port 0"));
+        }
+    }
+    Ok(())
 }
 
 /// Where everything is, resolved.
@@ -87,16 +148,11 @@ impl Whereabouts {
     /// # Errors
     /// Says which address is none.
     pub fn listens(&self, place: Place) -> Result<Vec<Address>, InvalidAddress> {
-        let (set, socket) = match place {
-            Place::Gateway => (&self.listen.gateway, "gateway.sock"),
-            Place::Arbiter => (&self.listen.arbiter, "arbiter.sock"),
-            Place::Discovery => (&self.listen.discovery, "discovery.sock"),
-            Place::Agent => (&self.listen.agent, "agent.sock"),
-        };
+        let set = self.listen.of(place);
         if !set.is_empty() {
             return set.iter().map(|text| text.parse()).collect();
         }
-        let socket = Address::Unix(self.runtime.join(socket));
+        let socket = Address::Unix(self.runtime.join(format!("{}.sock", place.word())));
         Ok(match place {
             Place::Gateway => vec![socket, GATEWAY_TCP.parse()?],
             Place::Arbiter | Place::Discovery | Place::Agent => vec![socket],
@@ -119,13 +175,17 @@ impl Whereabouts {
         }
     }
 
-    /// Listens at every address of a service.
+    /// Listens at every address of a service, or at none.
     ///
     /// # Errors
     /// Names the address, the cause and what to do.
     pub async fn bind(&self, place: Place) -> anyhow::Result<Vec<Listener>> {
+        let addresses = self.listens(place)?;
+        for address in &addresses {
+            listen::check(address, self.listen.insecure)?;
+        }
         let mut listeners = Vec::new();
-        for address in self.listens(place)? {
+        for address in addresses {
             listeners.push(listen::bind(&address, self.listen.insecure).await?);
         }
         Ok(listeners)
@@ -154,6 +214,63 @@ mod tests {
                 .iter()
                 .all(Address::is_local)
         );
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_refused_by_its_key() {
+        let refused = |listen: Listen, connect: Connect| {
+            check_whereabouts(&listen, &connect, &[Place::Gateway])
+                .unwrap_err()
+                .to_string()
+        };
+        let none = Listen {
+            arbiter: vec!["7437".into()],
+            ..Listen::default()
+        };
+        let open = Listen {
+            gateway: vec!["unix:/run/t.sock".into(), "0.0.0.0:1".into()],
+            ..Listen::default()
+        };
+        let of_another = Listen {
+            agent: vec!["0.0.0.0:1".into()],
+            ..Listen::default()
+        };
+        let nowhere = Connect {
+            discovery: Some("10.0.0.1:0".into()),
+            ..Connect::default()
+        };
+
+        assert!(refused(none, Connect::default()).starts_with("`listen.arbiter`: `7437`"));
+        let plain = refused(open, Connect::default());
+        assert!(
+            plain.starts_with("`listen.gateway`: refusing plain text"),
+            "{plain}"
+        );
+        assert!(refused(Listen::default(), nowhere).starts_with("`connect.discovery`"));
+        check_whereabouts(&of_another, &Connect::default(), &[Place::Gateway]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_start_that_is_refused_leaves_no_socket_behind() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let name = format!("tether-settings-{}-{port}", std::process::id());
+        let runtime = std::env::temp_dir().join(name);
+        let start = async |second: String| {
+            let listen = Listen {
+                gateway: vec![format!("unix:{}/gateway.sock", runtime.display()), second],
+                runtime_dir: Some(runtime.clone()),
+                ..Listen::default()
+            };
+            let at = Whereabouts::new(&listen, &Connect::default()).unwrap();
+            at.bind(Place::Gateway).await.unwrap_err().to_string()
+        };
+
+        assert!(start("0.0.0.0:0".to_owned()).await.contains("plain text"));
+        assert!(!runtime.exists(), "it was refused before anything was made");
+        assert!(start(format!("127.0.0.1:{port}")).await.contains("in use"));
+        assert!(!runtime.join("gateway.sock").exists());
+        std::fs::remove_dir(&runtime).unwrap();
     }
 
     #[test]

@@ -10,6 +10,8 @@ use tether_kit::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::Check;
+
 /// A section of the one configuration file that is another service's.
 pub type Ignored = toml::Table;
 
@@ -21,7 +23,7 @@ pub fn service<T, F>(
     serve: impl FnOnce(T, PathBuf, CancellationToken) -> F,
 ) -> ExitCode
 where
-    T: DeserializeOwned + Serialize + Default,
+    T: Check + DeserializeOwned + Serialize + Default,
     F: Future<Output = anyhow::Result<()>>,
 {
     let matches = Command::new(name)
@@ -57,11 +59,26 @@ where
         Ok(loaded) => loaded,
         Err(report) => return refuse(&report),
     };
+    warn(name, &loaded.warnings);
+    if let Err(wrong) = loaded.value.check() {
+        return refuse(&wrong.report(&loaded));
+    }
     let base = file.and_then(|path| std::path::absolute(path).ok()?.parent().map(PathBuf::from));
     let base = base
         .or_else(|| std::env::current_dir().ok())
         .unwrap_or_default();
     run(name, |stop| serve(loaded.value, base, stop))
+}
+
+/// Says on standard error what of a configuration was ignored.
+#[expect(
+    clippy::print_stderr,
+    reason = "nothing is set up yet that could tell it otherwise"
+)]
+pub fn warn(name: &str, warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("{name}: {warning}");
+    }
 }
 
 /// Says on standard error why a configuration is refused.

@@ -3,9 +3,11 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tether_kit::config::duration;
+use tether_kit::config::{dotted, duration};
 use tether_proto::pool as wire;
 use tether_types::{InvalidName, TemplateName};
+
+use crate::{At as _, Wrong};
 
 /// Every `[template.NAME]`.
 pub type Templates = BTreeMap<String, Template>;
@@ -185,6 +187,22 @@ impl Template {
     }
 }
 
+/// Whether every template has a usable name and something to run.
+///
+/// # Errors
+/// Names the template.
+pub fn check_templates(templates: &Templates) -> Result<(), Wrong> {
+    for (name, template) in templates {
+        TemplateName::new(name).at(dotted(&["template", name]))?;
+        if template.command.is_empty() {
+            let key = dotted(&["template", name, "command"]);
+            let why = "there is nothing to run; write for example command = \"python3\"";
+            return Err(Wrong::new(key, why).and(dotted(&["template", name])));
+        }
+    }
+    Ok(())
+}
+
 /// Every template of a configuration, as the arbiter wants them.
 ///
 /// # Errors
@@ -201,4 +219,20 @@ pub fn named(
 
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_without_a_name_or_a_command_is_refused_by_its_key() {
+        let refused = |text: &str| {
+            let templates: Templates = toml::from_str(text).unwrap();
+            check_templates(&templates).unwrap_err().to_string()
+        };
+
+        assert!(refused("['a b']\ncommand = 'x'").starts_with("`template.\"a b\"`: template name"));
+        assert!(refused("[a]\nargs = ['x']").starts_with("`template.a.command`: there is nothing"));
+    }
 }

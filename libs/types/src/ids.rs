@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{InvalidName, PoolName};
+use crate::{InvalidName, PoolName, name::MAX_LEN};
 
 /// A worker's place in its pool, counted from 0.
 pub type Slot = u32;
@@ -27,7 +27,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// One incarnation of one slot, written `pool/slot.incarnation`.
+/// One incarnation of one slot, written `pool/slot.incarnation`; incarnation 0, whichever lives, is not
+/// written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId {
     /// The pool it belongs to.
@@ -40,7 +41,11 @@ pub struct WorkerId {
 
 impl fmt::Display for WorkerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}.{}", self.pool, self.slot, self.incarnation)
+        write!(f, "{}/{}", self.pool, self.slot)?;
+        match self.incarnation.0 {
+            0 => Ok(()),
+            which => write!(f, ".{which}"),
+        }
     }
 }
 
@@ -49,11 +54,12 @@ impl FromStr for WorkerId {
 
     /// Reads `pool/slot.incarnation` and `pool/slot` (incarnation 0, meaning "whichever lives").
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let wrong = || InvalidName::Character {
-            kind: "worker",
-            name: text.chars().flat_map(char::escape_default).collect(),
-            found: '/',
-            extra: " as in `pool/slot` or `pool/slot.incarnation`;",
+        let wrong = || InvalidName::Worker {
+            given: text
+                .chars()
+                .take(2 * MAX_LEN)
+                .flat_map(char::escape_default)
+                .collect(),
         };
         let (pool, rest) = text.rsplit_once('/').ok_or_else(wrong)?;
         let (slot, incarnation) = match rest.split_once('.') {
@@ -91,7 +97,25 @@ mod tests {
 
         assert_eq!(id.to_string(), "train.er/3.17");
         assert_eq!((id.slot, id.incarnation), (3, Incarnation(17)));
-        assert!("trainer".parse::<WorkerId>().is_err());
-        assert!("trainer/x".parse::<WorkerId>().is_err());
+    }
+
+    #[test]
+    fn a_slot_without_an_incarnation_is_shown_as_it_was_typed() {
+        let id: WorkerId = "digits/0".parse().unwrap();
+
+        assert_eq!(id.to_string(), "digits/0");
+    }
+
+    #[test]
+    fn what_is_no_worker_is_told_how_one_is_written() {
+        for bad in ["trainer", "trainer/x", "trainer/1.x", "trainer/-1"] {
+            let error = bad.parse::<WorkerId>().unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!(
+                    "`{bad}` is not a worker: write `pool/slot` or `pool/slot.incarnation`, as in `digits/0`"
+                )
+            );
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 /// Longest name accepted, in bytes: it has to fit a cgroup directory and a socket path.
-const MAX_LEN: usize = 63;
+pub(crate) const MAX_LEN: usize = 63;
 
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,14 @@ pub enum InvalidName {
         found: char,
         /// Further characters this kind of name allows.
         extra: &'static str,
+    },
+    /// Not a pool, a slash and a slot.
+    #[error(
+        "`{given}` is not a worker: write `pool/slot` or `pool/slot.incarnation`, as in `digits/0`"
+    )]
+    Worker {
+        /// The text as given, with unprintable characters escaped.
+        given: String,
     },
 }
 

@@ -4,14 +4,22 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tether_discovery::{Config, Discovery};
-use tether_kit::serve::Server;
-use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+use tether_discovery::{Config, Discovery, backends};
+use tether_kit::{config::dotted, serve::Server};
+use tether_settings::{
+    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong,
+    check::{self, some_time},
+    check_whereabouts, service,
+};
+use tether_types::PoolName;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long watchers may take to end.
 const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+const NO_STORE: &str =
+    "discovery of its own needs the arbiter's store: set `store = \"etcd://host:2379\"`";
 
 /// What discovery reads of the configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -27,6 +35,27 @@ struct Settings {
     template: Ignored,
 }
 
+impl Check for Settings {
+    fn check(&self) -> Result<(), Wrong> {
+        check_whereabouts(&self.listen, &self.connect, &[Place::Discovery])?;
+        let url = self.store.as_deref().context(NO_STORE).at("store")?;
+        let known: Vec<_> = tether_store::ALL
+            .iter()
+            .map(|scheme| (scheme.name(), scheme.usage()))
+            .collect();
+        check::store(url, &known)?;
+        some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
+        for (name, pool) in &self.discovery.pools {
+            let key = dotted(&["discovery", "pools", name]);
+            PoolName::new(name).at(&key)?;
+            backends::open(&pool.source)
+                .map(drop)
+                .at(format!("{key}.source"))?;
+        }
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     service(
         "tether-discovery",
@@ -36,9 +65,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
-    let url = settings.store.context(
-        "discovery of its own needs the arbiter's store: set `store = \"etcd://host:2379\"`",
-    )?;
+    let url = settings.store.context(NO_STORE)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Discovery).await?;
     let discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;

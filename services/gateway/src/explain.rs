@@ -92,8 +92,12 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
             Failure::new(Reason::Draining, text).retry_after(RETRY)
         }
         Why::BreakersOpen { retry_after } => {
+            let slot = match target {
+                Target::Worker { slot, .. } => slot.to_string(),
+                Target::Any | Target::Affinity(_) => "SLOT".to_owned(),
+            };
             let text = format!(
-                "{whom}: it failed too many calls in a row and is left alone for another {:.1} s; `tether logs {pool}` shows what it said",
+                "{whom}: it failed too many calls in a row and is left alone for another {:.1} s; `tether logs {pool}/{slot}` shows what it said",
                 retry_after.as_secs_f64()
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)

@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 use tether_gateway::{Config, Gateway};
-use tether_settings::{Connect, Ignored, Listen, Place, Whereabouts, service};
+use tether_settings::{
+    Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
+    check_whereabouts, service,
+};
 
 /// What the gateway reads of the configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -18,6 +21,13 @@ struct Settings {
     agent: Ignored,
     discovery: Ignored,
     template: Ignored,
+}
+
+impl Check for Settings {
+    fn check(&self) -> Result<(), Wrong> {
+        check_whereabouts(&self.listen, &self.connect, &[Place::Gateway])?;
+        some_time("gateway.connect_timeout", self.gateway.connect_timeout)
+    }
 }
 
 fn main() -> ExitCode {

@@ -3,8 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tether_discovery::backends;
 use tether_kit::config::{self as layers, Loaded};
-use tether_settings::{Connect, Listen, Templates};
+use tether_settings::{
+    At as _, Check, Connect, Listen, Place, Templates, Wrong,
+    check::{self, some_time},
+    check_templates, check_whereabouts, warn,
+};
+use tether_types::PoolName;
 
 use crate::{Refused, cli};
 
@@ -31,10 +37,46 @@ pub(crate) struct Settings {
     pub(crate) template: Templates,
 }
 
+impl Check for Settings {
+    fn check(&self) -> Result<(), Wrong> {
+        if let Some(url) = &self.store {
+            let known: Vec<_> = tether_store::ALL
+                .iter()
+                .map(|scheme| (scheme.name(), scheme.usage()))
+                .collect();
+            check::store(url, &known)?;
+        }
+        check_whereabouts(&self.listen, &self.connect, &Place::ALL)?;
+        self.lease
+            .check()
+            .map_err(|error| Wrong::among(error.keys(), error))?;
+        self.agent.node().at("agent.node")?;
+        some_time("gateway.connect_timeout", self.gateway.connect_timeout)?;
+        some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
+        for (name, pool) in &self.discovery.pools {
+            let key = layers::dotted(&["discovery", "pools", name]);
+            PoolName::new(name).at(&key)?;
+            backends::open(&pool.source)
+                .map(drop)
+                .at(format!("{key}.source"))?;
+        }
+        check_templates(&self.template)
+    }
+}
+
+/// Refuses what could be read and cannot be used.
+pub(crate) fn check(loaded: &Loaded<Settings>) -> Result<(), Refused> {
+    loaded
+        .value
+        .check()
+        .map_err(|wrong| Refused(wrong.report(loaded)))
+}
+
 /// Reads all layers; the second value is the directory relative paths start at.
 pub(crate) fn load(args: &cli::Settings) -> anyhow::Result<(Loaded<Settings>, PathBuf)> {
-    let loaded =
+    let loaded: Loaded<Settings> =
         layers::load(args.config.as_deref(), std::env::vars(), &args.sets).map_err(Refused)?;
+    warn("tether", &loaded.warnings);
     let file = args
         .config
         .as_deref()
@@ -52,8 +94,8 @@ pub(crate) fn load(args: &cli::Settings) -> anyhow::Result<(Loaded<Settings>, Pa
 pub(crate) fn config(command: &cli::Config) -> anyhow::Result<()> {
     match command {
         cli::Config::Check(args) => {
-            let (loaded, base) = load(args)?;
-            tether_settings::named(&loaded.value.template, &base)?;
+            let (loaded, _) = load(args)?;
+            check(&loaded)?;
             println!("the configuration can be used");
         }
         cli::Config::Show(args) => {

@@ -111,6 +111,11 @@ fn complain(error: &anyhow::Error) -> ExitCode {
         eprintln!("{refused}");
         return ExitCode::from(EXIT_CONFIG);
     }
+    if let Some(both) = error.downcast_ref::<run::Both>() {
+        let status = complain(&both.first);
+        eprintln!("  and then: {:#}", both.second);
+        return status;
+    }
     eprintln!("tether: {error:#}");
     if let Some(problem) = error.downcast_ref::<Problem>() {
         for (name, value) in &problem.facts {

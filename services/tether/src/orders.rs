@@ -15,6 +15,7 @@ pub(crate) async fn stop(client: &Client, args: &cli::Stop) -> anyhow::Result<()
     let request = StopWorkerRequest {
         worker: Some(WorkerRef::from(&args.worker)),
         grace_ms,
+        ..StopWorkerRequest::default()
     };
     client
         .workers()
@@ -29,6 +30,7 @@ pub(crate) async fn signal(client: &Client, args: &cli::Signal) -> anyhow::Resul
     let request = SignalWorkerRequest {
         worker: Some(WorkerRef::from(&args.worker)),
         signal,
+        ..SignalWorkerRequest::default()
     };
     client
         .workers()

@@ -63,6 +63,12 @@ impl Output {
         }
     }
 
+    /// Tells whoever watches something that is no part of the answer.
+    pub(crate) fn note(self, text: &str) {
+        // Nobody to tell is no reason to end.
+        let _ = writeln!(io::stderr(), "tether: {text}");
+    }
+
     pub(crate) fn version(self) -> anyhow::Result<()> {
         let version = env!("CARGO_PKG_VERSION");
         match self.format {

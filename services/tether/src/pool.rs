@@ -25,7 +25,11 @@ pub(crate) async fn pool(client: &Client, command: cli::Pool, out: &Output) -> a
                 .pools
         }
         cli::Pool::Scale { name, size } => {
-            let request = ScalePoolRequest { name, size };
+            let request = ScalePoolRequest {
+                name,
+                size,
+                ..ScalePoolRequest::default()
+            };
             pools
                 .scale_pool(request)
                 .await
@@ -39,6 +43,7 @@ pub(crate) async fn pool(client: &Client, command: cli::Pool, out: &Output) -> a
             let request = DrainPoolRequest {
                 name,
                 undrain: undo,
+                ..DrainPoolRequest::default()
             };
             pools
                 .drain_pool(request)
@@ -51,7 +56,10 @@ pub(crate) async fn pool(client: &Client, command: cli::Pool, out: &Output) -> a
         }
         cli::Pool::Rm { name } => {
             pools
-                .delete_pool(DeletePoolRequest { name: name.clone() })
+                .delete_pool(DeletePoolRequest {
+                    name: name.clone(),
+                    ..DeletePoolRequest::default()
+                })
                 .await
                 .map_err(Problem::from)?;
             return out.line(&match out.is_json() {

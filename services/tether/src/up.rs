@@ -18,7 +18,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{cli, config};
 
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
-    let (loaded, base) = config::load(&args.settings)?;
+    let (mut loaded, base) = config::load(&args.settings)?;
+    if args.store.is_some() {
+        loaded.value.store = args.store;
+        loaded
+            .origins
+            .insert("store".to_owned(), tether_kit::config::Origin::Flag);
+    }
+    config::check(&loaded)?;
     let settings = loaded.value;
     let templates = tether_settings::named(&settings.template, &base)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
@@ -30,7 +37,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
 
-    let url = match args.store.or(settings.store) {
+    let url = match settings.store {
         Some(url) => url,
         None => format!("redb:{}", state_file()?.display()),
     };

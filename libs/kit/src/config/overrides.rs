@@ -17,17 +17,19 @@ pub(super) struct Override {
 
 /// The variables that are configuration, sorted by name so that the outcome does not depend on the
 /// order of the environment. `shape` is the default configuration and `merged` what was set so far:
-/// they tell how a key is spelled, which a variable in capitals cannot.
+/// they tell how a key is spelled, which a variable in capitals cannot. The second value warns of
+/// variables that look like keys and are none.
 pub(super) fn from_environment(
     env: impl Iterator<Item = (String, String)>,
     shape: &serde_json::Value,
     merged: &Table,
-) -> Vec<Override> {
+) -> (Vec<Override>, Vec<String>) {
     let mut variables: Vec<(String, String)> = env
         .filter(|(name, _)| name.starts_with(PREFIX) && name.len() > PREFIX.len())
         .collect();
     variables.sort();
-    variables
+    let mut warnings = Vec::new();
+    let overrides = variables
         .into_iter()
         .filter_map(|(name, text)| {
             let given: Vec<&str> = name[PREFIX.len()..].split("__").collect();
@@ -38,13 +40,51 @@ pub(super) fn from_environment(
                 .first()
                 .and_then(|key| shape.get(key))
                 .is_some_and(|value| value.is_object());
+            if given.len() == 1
+                && !known
+                && let Some(right) = meant(&name[PREFIX.len()..], shape)
+            {
+                warnings.push(format!(
+                    "the environment variable `{name}` sets nothing: two underscores part a section from its key, as in `{right}`"
+                ));
+            }
             (given.len() > 1 || (known && !is_table)).then_some(Override {
                 path,
                 text,
                 origin: Origin::Environment(name),
             })
         })
-        .collect()
+        .collect();
+    (overrides, warnings)
+}
+
+/// The variable that was meant by one that has single underscores where a section ends.
+fn meant(given: &str, shape: &serde_json::Value) -> Option<String> {
+    let (section, rest) = given.split_once('_')?;
+    let fits = |key: &str| key.replace('-', "_").eq_ignore_ascii_case(section);
+    let (_, below) = shape
+        .as_object()?
+        .iter()
+        .find(|(key, value)| value.is_object() && fits(key))?;
+    // Kubernetes gives every pod such names for a Service called `tether-gateway`.
+    let of_kubernetes = rest.starts_with("SERVICE_") || rest.starts_with("PORT");
+    match parted(rest, below) {
+        Some(rest) => Some(format!("{PREFIX}{section}__{rest}")),
+        None if rest.is_empty() || of_kubernetes => None,
+        None => Some(format!("{PREFIX}{section}__{rest}")),
+    }
+}
+
+/// `text` with two underscores wherever a section of `shape` ends, if that makes it a key of it.
+fn parted(text: &str, shape: &serde_json::Value) -> Option<String> {
+    shape.as_object()?.iter().find_map(|(key, below)| {
+        let key = key.replace('-', "_").to_uppercase();
+        if key == text {
+            return Some(key);
+        }
+        let rest = text.strip_prefix(&key)?.strip_prefix('_')?;
+        Some(format!("{key}__{}", parted(rest, below)?))
+    })
 }
 
 /// Finds the spelling of each part, and says whether the first one is a known key.

@@ -1,6 +1,6 @@
 //! A configuration that is refused: the line, the reason, and what was probably meant.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
@@ -45,6 +45,37 @@ impl Refusal {
         let name = path.display().to_string();
         refusal.source_code = Some(NamedSource::new(name, text.to_owned()));
         refusal.at = error.span().map(SourceSpan::from);
+        refusal
+    }
+
+    /// Points at where `key` was set.
+    pub(super) fn at_origin(message: impl Into<String>, key: &str, origin: &Origin) -> Self {
+        let mut refusal = Self::new(message);
+        let (name, text, start, len) = match origin {
+            Origin::File(path, line) => {
+                // Read once more, only to show the line; one that cannot be read now is named all the same.
+                let text = fs::read_to_string(path).unwrap_or_default();
+                let start = text
+                    .split_inclusive('\n')
+                    .take(line - 1)
+                    .map(str::len)
+                    .sum();
+                let shown = text.get(start..).and_then(|rest| rest.lines().next());
+                let len = shown.map_or(0, |shown| shown.trim_end().len());
+                (path.display().to_string(), text, start, len)
+            }
+            Origin::Environment(variable) => {
+                let line = format!("{variable} sets {key}");
+                ("environment".to_owned(), line, 0, variable.len())
+            }
+            Origin::Flag => {
+                let line = format!("--set {key}");
+                let len = line.len();
+                ("command line".to_owned(), line, 0, len)
+            }
+        };
+        refusal.source_code = Some(NamedSource::new(name, text));
+        refusal.at = Some((start, len).into());
         refusal
     }
 
