@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     writer: Mutex<Writer>,
     /// There is something to write, or an earlier deadline to keep.
     woken: Notify,
+    /// The arbiter stops: streams that would never end by themselves end.
+    stopping: CancellationToken,
     /// Counts applied pools: each may want its owner to beat more often.
     applied: watch::Sender<u64>,
 }
@@ -166,6 +168,7 @@ impl Shared {
             core: Mutex::new(core),
             writer: Mutex::new(writer),
             woken: Notify::new(),
+            stopping: CancellationToken::new(),
             applied: watch::Sender::new(0),
         }
     }
@@ -298,6 +301,11 @@ impl Shared {
         Ok(end)
     }
 
+    /// Comes back when the arbiter stops.
+    pub(crate) async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
     /// A pool was applied.
     pub(crate) fn pool_applied(&self) {
         self.applied.send_modify(|count| *count += 1);
@@ -347,6 +355,7 @@ impl Shared {
     /// Keeps the deadlines, and writes what was observed, until `stop`. Being late here only ever
     /// delays a grant: whoever must be gone by a deadline is ended by its own timer.
     pub(crate) async fn keep_time(&self, stop: CancellationToken) {
+        let _stopping = self.stopping.clone().drop_guard();
         loop {
             let pause = self.keep_time_once().await;
             tokio::select! {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tether_clock::Tick;
-use tether_lease::{Beat, Grantor, Tenure, Terms};
+use tether_lease::{Beat, Fence, Grantor, Tenure, Terms};
 use tether_lifecycle::{LifecyclePolicy, Loss, OnOwnerLoss};
 use tether_proto::{Failure, session as wire, worker::EventKind};
 use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, ProcessIdentity, Reason};
@@ -204,15 +204,13 @@ impl Ledger {
         owner: &OwnerName,
         epoch: Epoch,
     ) -> Result<&mut Session, Failure> {
+        if let Some(session) = self.sessions.get(owner) {
+            Fence::at(session.epoch).admit(epoch).map_err(|fenced| {
+                Failure::new(Reason::LeaseFenced, format!("owner `{owner}`: {fenced}"))
+            })?;
+        }
         match self.sessions.get_mut(owner) {
             Some(session) if session.epoch == epoch => Ok(session),
-            Some(session) if session.epoch > epoch => Err(Failure::new(
-                Reason::LeaseFenced,
-                format!(
-                    "epoch {epoch} of owner `{owner}` is fenced by epoch {}: open a new session if you are the one that should go on",
-                    session.epoch
-                ),
-            )),
             _ => Err(Failure::new(
                 Reason::UnknownSession,
                 format!(

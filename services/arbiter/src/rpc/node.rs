@@ -50,6 +50,7 @@ impl NodeService for Nodes {
                     beat = beats.next() => beat,
                     // Both halves end together: beats of a node that does not listen renew nothing.
                     () = outbox.closed() => None,
+                    () = shared.stopping() => None,
                 };
                 let Some(Ok(beat)) = beat else { break };
                 if !shared.beat(&node, stream, &beat).await {

@@ -140,6 +140,7 @@ async fn keep_alive(
                     }
                 }
                 () = answers.closed() => return Ok(()),
+                () = shared.stopping() => return Err(Status::unavailable("the arbiter stops")),
             }
         };
     }

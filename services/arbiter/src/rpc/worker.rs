@@ -177,6 +177,7 @@ impl WorkerService for Workers {
                 tokio::select! {
                     changed = newest.changed() => if changed.is_err() { return },
                     () = send.closed() => return,
+                    () = shared.stopping() => return,
                 }
             }
         });
@@ -231,7 +232,10 @@ async fn logs(
             tail_bytes,
         };
         let mut output = client.read_output(ask).await?.into_inner();
-        while let Some(piece) = output.message().await? {
+        while let Some(piece) = tokio::select! {
+            piece = output.message() => piece?,
+            () = shared.stopping() => None,
+        } {
             let stream = if piece.stderr {
                 LogStream::Stderr
             } else {
@@ -271,6 +275,7 @@ async fn logs(
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return Ok(()) },
                 () = to.closed() => return Ok(()),
+                () = shared.stopping() => return Ok(()),
             }
         };
     }
