@@ -11,6 +11,12 @@ use tether_lease::{Holder, Standing, Terms};
 /// Before the arbiter has said how often it wants to hear from us.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Beats that may be due in vain before the stream is given up.
+const PATIENCE: u32 = 2;
+
+/// An arbiter may take this long to answer, however often it wants to hear from us.
+const ANSWER_MIN: Duration = Duration::from_secs(2);
+
 /// Beats sent and answered on one stream, and the lease they keep alive over all streams.
 #[derive(Debug)]
 pub(crate) struct Beats {
@@ -90,6 +96,15 @@ impl Beats {
         self.seq > self.ack_seen
     }
 
+    /// When a missing answer means that the stream leads nowhere: a connection cut without a word goes on
+    /// taking beats for as long as its buffers do.
+    pub(crate) fn overdue(&self) -> Tick {
+        let unanswered = self.sent.range(self.ack_seen + 1..).next();
+        unanswered.map_or(Tick::NEVER, |(_, &sent)| {
+            sent + (self.interval * PATIENCE).max(ANSWER_MIN)
+        })
+    }
+
     /// When the next beat is due even when nothing is to be said.
     pub(crate) fn due(&self) -> Tick {
         self.last_sent + self.interval
@@ -157,5 +172,18 @@ mod tests {
             Some(at(10))
         );
         assert_eq!(beats.lease_end(), Tick::ZERO);
+    }
+
+    #[test]
+    fn a_stream_without_an_answer_is_given_up_after_two_intervals() {
+        let mut beats = Beats::new();
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, TTL, BEAT, at(10));
+        assert_eq!(beats.overdue(), Tick::NEVER);
+
+        beats.on_send(at(15));
+        beats.on_send(at(20));
+
+        assert_eq!(beats.overdue(), at(25));
     }
 }

@@ -231,12 +231,17 @@ impl Running {
                     owner_exits: self.exits.clone(),
                 };
                 self.exits_told = Some(seq);
-                if outbox.send(beat).await.is_err() {
+                // A stream that takes no more leads nowhere; what this beat would have told is in the
+                // next hello.
+                if outbox.try_send(beat).is_err() {
                     return;
                 }
                 continue;
             }
-            let due = Instant::now() + self.beats.due().since(now);
+            if now >= self.beats.overdue() {
+                return tracing::warn!("Arbiter does not answer");
+            }
+            let due = Instant::now() + self.beats.due().min(self.beats.overdue()).since(now);
             tokio::select! {
                 message = inbox.message() => match message {
                     Ok(Some(message)) => self.on_answer(message),
