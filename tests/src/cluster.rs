@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     DEADLINE, Traces, eventually, example, kill,
     programs::{Tether, program, python},
+    tidy,
 };
 
 /// A cluster in the making.
@@ -27,8 +28,8 @@ pub struct Setup {
     sets: Vec<String>,
 }
 
-/// One `tether up` and what belongs to it. Dropping it kills it, and fails nothing: whether anything
-/// is left is for the test to ask.
+/// One `tether up` and what belongs to it. Dropping it ends all of that, and fails nothing: whether
+/// anything is left is for the test to ask before.
 #[derive(Debug)]
 pub struct Cluster {
     dir: TempDir,
@@ -258,6 +259,19 @@ impl Cluster {
         })
         .await
         .1
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(up) = &mut self.up {
+            let _ = up.start_kill();
+            // Dead before its workers are looked for: it would start others.
+            while matches!(up.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        tidy(&self.runtime(), &self.log());
     }
 }
 

@@ -6,12 +6,14 @@ mod data;
 pub mod evidence;
 mod processes;
 mod programs;
+mod tidy;
 mod wait;
 
 pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python};
+pub use tidy::tidy;
 pub use wait::{DEADLINE, eventually, eventually_within};
 
 /// The example worker's service.

@@ -73,6 +73,12 @@ impl Apart {
     }
 }
 
+impl Drop for Apart {
+    fn drop(&mut self) {
+        tether_tests::tidy(self.dir.path(), &self.log());
+    }
+}
+
 fn pool_file(dir: &Path) -> std::path::PathBuf {
     let text = format!(
         "[template.digits]\ncommand = {:?}\nargs = [\"worker.py\"]\ncwd = {:?}\n[pool.digits]\ntemplate = \"digits\"\nmode = \"independent\"\nsize = 2\n",
