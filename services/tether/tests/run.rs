@@ -44,6 +44,8 @@ impl Up {
         let runtime = dir.path().join("run");
         let up = tether()
             .args(["up", "--store", "memory:", "--set", "agent.node=node-1"])
+            // It is killed in the end, and a killed agent cannot remove its cgroup.
+            .args(["--set", "agent.no_cgroups=true"])
             .args([
                 "--set",
                 &format!("listen.runtime_dir={}", runtime.display()),

@@ -29,9 +29,8 @@ fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String> 
             ));
         }
     };
-    let release = workspace.target().join("release");
-    let mut demo = workspace.program(release.join("demo"));
-    demo.env("TETHER_BIN", release.join("tether"));
+    // It finds `tether` beside itself.
+    let mut demo = workspace.program(workspace.target().join("release/demo"));
     if let Some(file) = json {
         demo.arg("--json").arg(file);
     }
