@@ -86,6 +86,7 @@ fn leave(slot: u32, incarnation: u64, dead: bool) -> Update {
         signal: Some(9),
         detail: String::new(),
         stderr_tail: String::new(),
+        measures: None,
     });
     Update {
         removals: vec![Removal {

@@ -1,8 +1,8 @@
 //! From messages to our types and back. A message from outside is checked here, once.
 
 use tether_types::{
-    Death, DeathCause, Incarnation, InvalidName, Orderer, PoolName, ProcessIdentity, Reason,
-    WorkerId,
+    Death, DeathCause, Incarnation, InvalidName, Measures, Orderer, PoolName, ProcessIdentity,
+    Reason, WorkerId,
 };
 
 use crate::{Failure, common};
@@ -98,6 +98,8 @@ impl From<DeathCause> for common::DeathCause {
             DeathCause::Ordered(Orderer::Owner) => Self::OrderedByOwner,
             DeathCause::Ordered(Orderer::Agent) => Self::OrderedByAgent,
             DeathCause::NeverReady => Self::NeverReady,
+            DeathCause::Unhealthy => Self::Unhealthy,
+            DeathCause::Recycled => Self::Recycled,
             DeathCause::SpawnFailed => Self::SpawnFailed,
             DeathCause::Unknown => Self::Unknown,
         }
@@ -119,6 +121,8 @@ impl common::DeathCause {
             Self::OrderedByOwner => DeathCause::Ordered(Orderer::Owner),
             Self::OrderedByAgent => DeathCause::Ordered(Orderer::Agent),
             Self::NeverReady => DeathCause::NeverReady,
+            Self::Unhealthy => DeathCause::Unhealthy,
+            Self::Recycled => DeathCause::Recycled,
             Self::SpawnFailed => DeathCause::SpawnFailed,
             Self::Unspecified | Self::Unknown => DeathCause::Unknown,
         }
@@ -133,6 +137,7 @@ impl From<&Death> for common::Death {
             signal: death.signal,
             detail: death.detail.clone(),
             stderr_tail: death.stderr_tail.clone(),
+            measures: death.measures.as_ref().map(Into::into),
         }
     }
 }
@@ -145,6 +150,35 @@ impl From<&common::Death> for Death {
             signal: death.signal,
             detail: death.detail.clone(),
             stderr_tail: death.stderr_tail.clone(),
+            measures: death.measures.as_ref().map(Into::into),
+        }
+    }
+}
+
+impl From<&Measures> for common::Measures {
+    fn from(measures: &Measures) -> Self {
+        Self {
+            core_dumped: measures.core_dumped,
+            max_rss_kib: measures.max_rss_kib,
+            peak_memory_bytes: measures.peak_memory_bytes,
+            cpu_ms: measures.cpu_ms,
+            reaped: measures.reaped,
+            gone_unix_ms: measures.gone_unix_ms,
+            proof: measures.proof.clone(),
+        }
+    }
+}
+
+impl From<&common::Measures> for Measures {
+    fn from(measures: &common::Measures) -> Self {
+        Self {
+            core_dumped: measures.core_dumped,
+            max_rss_kib: measures.max_rss_kib,
+            peak_memory_bytes: measures.peak_memory_bytes,
+            cpu_ms: measures.cpu_ms,
+            reaped: measures.reaped,
+            gone_unix_ms: measures.gone_unix_ms,
+            proof: measures.proof.clone(),
         }
     }
 }

@@ -4,12 +4,17 @@
 pub mod check;
 mod net;
 mod pool;
+mod process;
 mod service;
+pub mod signals;
 mod template;
 
 pub use check::{At, Check, Wrong};
 pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
 pub use pool::{Policy, Pool, PoolFile};
+pub use process::{
+    Bound, Limits, Liveness, Mask, Process, Recycle, ResourceLimit, Socket, Unlimited,
+};
 pub use service::{Ignored, service, warn};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,

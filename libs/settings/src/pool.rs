@@ -33,6 +33,12 @@ pub struct Pool {
     pub mode: String,
     /// Number of workers.
     pub size: u32,
+    /// Pools that must have a ready worker first, and that are stopped after this one.
+    pub depends_on: Vec<String>,
+    /// Ready workers beyond `size` that wait to take the place of a dead one.
+    pub spares: u32,
+    /// Most workers started within one second; 0 is no limit.
+    pub starts_per_second: u32,
     /// What to change in the mode's preset.
     pub policy: Policy,
 }
@@ -43,6 +49,9 @@ impl Default for Pool {
             template: String::new(),
             mode: "auto".to_owned(),
             size: 1,
+            depends_on: Vec::new(),
+            spares: 0,
+            starts_per_second: 0,
             policy: Policy::default(),
         }
     }
@@ -160,6 +169,9 @@ impl Pool {
             },
             template: template.map(|template| template.to_wire(base)),
             size: self.size,
+            depends_on: self.depends_on.clone(),
+            spares: self.spares,
+            starts_per_second: self.starts_per_second,
             policy: Some(wire::PolicyOverrides {
                 launcher: policy.launcher.clone(),
                 on_owner_exit: policy.on_owner_exit.clone(),

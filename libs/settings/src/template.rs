@@ -7,13 +7,17 @@ use tether_kit::config::{dotted, duration};
 use tether_proto::pool as wire;
 use tether_types::{InvalidName, TemplateName};
 
-use crate::{At as _, Wrong};
+use crate::{
+    At as _, Wrong,
+    process::{Limits, Liveness, Process, Recycle, Socket},
+    signals,
+};
 
 /// Every `[template.NAME]`.
 pub type Templates = BTreeMap<String, Template>;
 
 /// What can be set under `[template.NAME]`: what to run. Texts may hold `{pool}`, `{slot}`,
-/// `{incarnation}`, `{address}`, `{socket}`, `{port}` and `{dir}`.
+/// `{incarnation}`, `{node}`, `{address}`, `{socket}`, `{port}` and `{dir}`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Template {
@@ -36,6 +40,23 @@ pub struct Template {
     /// Size at which each of its two logs is rotated.
     #[serde(with = "tether_kit::config::size")]
     pub log_limit: u64,
+    /// Age at which each of its two logs is rotated; `0s` is never.
+    #[serde(with = "duration")]
+    pub log_max_age: Duration,
+    /// Rotated logs kept of each stream; 0 means one.
+    pub log_files: u32,
+    /// Whose process it is, and on what terms with the kernel.
+    pub process: Process,
+    /// Limits of its whole tree.
+    pub limits: Limits,
+    /// How to see that it still works once it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Liveness>,
+    /// When it is replaced although it runs well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recycle: Option<Recycle>,
+    /// `[template.NAME.sockets.LABEL]`: sockets that the agent holds for it.
+    pub sockets: BTreeMap<String, Socket>,
 }
 
 /// How a worker listens.
@@ -58,6 +79,15 @@ pub struct Readiness {
     /// Longest time from start to ready.
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// The path asked for by `http`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// The file that `file` waits for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub file: String,
+    /// The text that `log_line` waits for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub text: String,
 }
 
 /// What shows that a worker is ready.
@@ -69,6 +99,16 @@ pub enum ReadinessKind {
     Grpc,
     /// Its address takes connections.
     Connect,
+    /// GET on its address answers 200 to 399.
+    Http,
+    /// It sends READY=1 to the socket in `NOTIFY_SOCKET`.
+    Notify,
+    /// It makes a file.
+    File,
+    /// It writes a line that contains a text.
+    LogLine,
+    /// Its program runs.
+    Started,
 }
 
 impl Default for Readiness {
@@ -76,6 +116,9 @@ impl Default for Readiness {
         Self {
             kind: ReadinessKind::Grpc,
             timeout: Duration::from_secs(30),
+            path: String::new(),
+            file: String::new(),
+            text: String::new(),
         }
     }
 }
@@ -87,12 +130,16 @@ pub struct Stop {
     /// Time between SIGTERM and SIGKILL.
     #[serde(with = "duration")]
     pub grace: Duration,
+    /// The signal that asks it to stop, such as `SIGINT`; nothing means SIGTERM.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub signal: String,
 }
 
 impl Default for Stop {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(10),
+            signal: String::new(),
         }
     }
 }
@@ -149,7 +196,7 @@ impl Template {
             "" if !self.command.starts_with('.') => String::new(),
             cwd => base.join(cwd).display().to_string(),
         };
-        wire::Template {
+        let mut template = wire::Template {
             command: self.command.clone(),
             args: self.args.clone(),
             env: self.env.clone().into_iter().collect(),
@@ -160,15 +207,14 @@ impl Template {
             }
             .into(),
             readiness: Some(wire::Readiness {
-                kind: match self.readiness.kind {
-                    ReadinessKind::Grpc => wire::ReadinessKind::Grpc,
-                    ReadinessKind::Connect => wire::ReadinessKind::Connect,
-                }
-                .into(),
+                kind: self.readiness.kind.to_wire().into(),
                 timeout_ms: millis(self.readiness.timeout),
+                what: self.readiness.what().to_owned(),
             }),
             stop: Some(wire::Stop {
                 grace_ms: Some(millis(self.stop.grace)),
+                // What is no signal was refused when the file was checked.
+                signal: signals::number(&self.stop.signal).unwrap_or_default(),
             }),
             restart: Some(wire::Restart {
                 mode: match self.restart.mode {
@@ -183,6 +229,49 @@ impl Template {
                 window_ms: Some(millis(self.restart.window)),
             }),
             log_limit_bytes: self.log_limit,
+            log_max_age_ms: millis(self.log_max_age),
+            log_files: self.log_files,
+            tree_limits: self.limits.to_wire(),
+            liveness: self.liveness.as_ref().map(Liveness::to_wire),
+            recycle: self.recycle.as_ref().map(Recycle::to_wire),
+            sockets: self
+                .sockets
+                .iter()
+                .map(|(label, socket)| socket.to_wire(label))
+                .collect(),
+            ..wire::Template::default()
+        };
+        self.process.fill(&mut template);
+        template
+    }
+}
+
+impl Readiness {
+    /// What its kind asks for.
+    fn what(&self) -> &str {
+        match self.kind {
+            ReadinessKind::Http => &self.path,
+            ReadinessKind::File => &self.file,
+            ReadinessKind::LogLine => &self.text,
+            ReadinessKind::Grpc
+            | ReadinessKind::Connect
+            | ReadinessKind::Notify
+            | ReadinessKind::Started => "",
+        }
+    }
+}
+
+impl ReadinessKind {
+    /// As the services speak of it.
+    pub(crate) fn to_wire(self) -> wire::ReadinessKind {
+        match self {
+            Self::Grpc => wire::ReadinessKind::Grpc,
+            Self::Connect => wire::ReadinessKind::Connect,
+            Self::Http => wire::ReadinessKind::Http,
+            Self::Notify => wire::ReadinessKind::Notify,
+            Self::File => wire::ReadinessKind::File,
+            Self::LogLine => wire::ReadinessKind::LogLine,
+            Self::Started => wire::ReadinessKind::Started,
         }
     }
 }
@@ -198,6 +287,23 @@ pub fn check_templates(templates: &Templates) -> Result<(), Wrong> {
             let key = dotted(&["template", name, "command"]);
             let why = "there is nothing to run; write for example command = \"python3\"";
             return Err(Wrong::new(key, why).and(dotted(&["template", name])));
+        }
+        let signal = &template.stop.signal;
+        if !signal.is_empty() {
+            signals::number(signal).at(dotted(&["template", name, "stop", "signal"]))?;
+        }
+        let readiness = &template.readiness;
+        if matches!(readiness.kind, ReadinessKind::File | ReadinessKind::LogLine)
+            && readiness.what().is_empty()
+        {
+            let (key, example) = if readiness.kind == ReadinessKind::File {
+                ("file", "file = \"{dir}/ready\"")
+            } else {
+                ("text", "text = \"listening on\"")
+            };
+            let key = dotted(&["template", name, "readiness", key]);
+            let why = format!("nothing is said to wait for; write for example {example}");
+            return Err(Wrong::new(key, why).and(dotted(&["template", name, "readiness"])));
         }
     }
     Ok(())

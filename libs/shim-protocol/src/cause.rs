@@ -51,6 +51,10 @@ pub enum Cause {
     Ordered(Orderer),
     /// The agent gave up waiting for it to become ready.
     NeverReady,
+    /// It was ready once, and then did not answer, or did not report in time.
+    Unhealthy,
+    /// It reached its age, its calls or its memory, and another one takes its place.
+    Recycled,
     /// It could not be started.
     SpawnFailed,
     /// Nothing could be found out about its end.
@@ -71,6 +75,8 @@ impl Cause {
             Self::NeverReady => 8,
             Self::SpawnFailed => 9,
             Self::Unknown => 10,
+            Self::Unhealthy => 11,
+            Self::Recycled => 12,
         }
     }
 
@@ -106,6 +112,8 @@ impl Cause {
             8 => Self::NeverReady,
             9 => Self::SpawnFailed,
             10 => Self::Unknown,
+            11 => Self::Unhealthy,
+            12 => Self::Recycled,
             _ => return Err(Error::Value { field: "cause" }),
         };
         if orderer == 0 {
@@ -131,6 +139,8 @@ impl fmt::Display for Cause {
             Self::Ordered(Orderer::Agent) => "ordered by agent",
             Self::NeverReady => "never ready",
             Self::SpawnFailed => "spawn failed",
+            Self::Unhealthy => "unhealthy",
+            Self::Recycled => "recycled",
             Self::Unknown => "unknown",
         })
     }

@@ -24,6 +24,8 @@ fn cause() -> impl Strategy<Value = Cause> {
             Cause::NeverReady,
             Cause::SpawnFailed,
             Cause::Unknown,
+            Cause::Unhealthy,
+            Cause::Recycled,
         ]),
     ]
 }

@@ -34,6 +34,10 @@ pub enum DeathCause {
     Ordered(Orderer),
     /// It did not become ready within its start timeout.
     NeverReady,
+    /// It was ready once, and then did not answer, or did not report in time.
+    Unhealthy,
+    /// It was replaced because it reached its age, its calls or its memory.
+    Recycled,
     /// It could not be started: command not found, no permission, no such directory.
     SpawnFailed,
     /// Nothing could be found out about its end.
@@ -55,6 +59,8 @@ impl DeathCause {
             Self::Ordered(Orderer::Owner) => "ORDERED_BY_OWNER",
             Self::Ordered(Orderer::Agent) => "ORDERED_BY_AGENT",
             Self::NeverReady => "NEVER_READY",
+            Self::Unhealthy => "UNHEALTHY",
+            Self::Recycled => "RECYCLED",
             Self::SpawnFailed => "SPAWN_FAILED",
             Self::Unknown => "UNKNOWN",
         }
@@ -84,4 +90,25 @@ pub struct Death {
     pub detail: String,
     /// The last lines of the worker's standard error.
     pub stderr_tail: String,
+    /// What was measured of its life; nothing where its shim left no record.
+    pub measures: Option<Measures>,
+}
+
+/// What was measured of one worker's life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measures {
+    /// Whether the main process left a core dump.
+    pub core_dumped: bool,
+    /// Largest resident set of any of its processes, in KiB.
+    pub max_rss_kib: u64,
+    /// Largest memory of its whole tree in bytes, as its cgroup counted it; 0 where none did.
+    pub peak_memory_bytes: u64,
+    /// Processor time of all its processes, in milliseconds.
+    pub cpu_ms: u64,
+    /// Processes beyond the main one that were reaped once its end had begun.
+    pub reaped: u32,
+    /// When nothing was left of it, in milliseconds of Unix time.
+    pub gone_unix_ms: u64,
+    /// How that was known: `namespace`, `cgroup` or `tree`.
+    pub proof: String,
 }

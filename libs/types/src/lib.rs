@@ -10,7 +10,7 @@ mod name;
 mod reason;
 
 pub use address::{Address, InvalidAddress};
-pub use death::{Death, DeathCause, Orderer};
+pub use death::{Death, DeathCause, Measures, Orderer};
 pub use ids::{Epoch, Incarnation, ProcessIdentity, Slot, WorkerId};
 pub use name::{InvalidName, NodeName, OwnerName, PoolName, TemplateName};
 pub use reason::Reason;

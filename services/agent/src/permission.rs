@@ -105,6 +105,7 @@ mod tests {
             pools: vec![node::PoolPermission {
                 pool: "digits".into(),
                 remaining_ms,
+                ..node::PoolPermission::default()
             }],
         }
     }

@@ -48,6 +48,7 @@ pub(crate) fn dead(
         signal: dead.signal,
         detail,
         stderr_tail: String::from_utf8_lossy(&dead.stderr_tail).into_owned(),
+        measures: None,
     };
     WorkerReport {
         permanent,
@@ -68,6 +69,7 @@ pub(crate) fn lost(id: &WorkerId, cause: DeathCause, detail: impl Into<String>) 
         signal,
         detail: detail.into(),
         stderr_tail: String::new(),
+        measures: None,
     };
     of_death(id, &death)
 }
@@ -92,6 +94,8 @@ fn cause(dead: &Dead) -> DeathCause {
         Cause::Ordered(Orderer::Owner) => DeathCause::Ordered(Who::Owner),
         Cause::Ordered(Orderer::Agent) => DeathCause::Ordered(Who::Agent),
         Cause::NeverReady => DeathCause::NeverReady,
+        Cause::Unhealthy => DeathCause::Unhealthy,
+        Cause::Recycled => DeathCause::Recycled,
         Cause::SpawnFailed => DeathCause::SpawnFailed,
         Cause::Unknown => DeathCause::Unknown,
     }
@@ -105,6 +109,8 @@ pub(crate) fn ordered(cause: common::DeathCause) -> Cause {
         DeathCause::Ordered(Who::Agent) => Cause::Ordered(Orderer::Agent),
         DeathCause::OwnerGone => Cause::OwnerGone,
         DeathCause::NeverReady => Cause::NeverReady,
+        DeathCause::Unhealthy => Cause::Unhealthy,
+        DeathCause::Recycled => Cause::Recycled,
         DeathCause::LeaseExpired => Cause::LeaseExpired,
         _ => Cause::Ordered(Orderer::Operator),
     }

@@ -323,7 +323,7 @@ impl Task {
             .order
             .template
             .as_ref()
-            .and_then(|template| template.readiness);
+            .and_then(|template| template.readiness.clone());
         Box::pin(readiness::ready(self.address.clone(), readiness))
     }
 

@@ -155,6 +155,7 @@ fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
         start: StartTerms {
             timeout: match template
                 .readiness
+                .as_ref()
                 .map_or(0, |readiness| readiness.timeout_ms)
             {
                 0 => Duration::from_secs(30),

@@ -11,7 +11,6 @@ mod pool;
 mod ps;
 mod reflection;
 mod run;
-mod signals;
 mod up;
 
 use std::process::ExitCode;

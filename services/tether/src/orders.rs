@@ -6,7 +6,9 @@ use tether_proto::{
     worker::{SignalWorkerRequest, StopWorkerRequest},
 };
 
-use crate::{cli, signals};
+use tether_settings::signals;
+
+use crate::cli;
 
 pub(crate) async fn stop(client: &Client, args: &cli::Stop) -> anyhow::Result<()> {
     let grace_ms = args

@@ -416,6 +416,7 @@ mod tests {
             signal: None,
             detail: "it said why".to_owned(),
             stderr_tail: stderr_tail.to_owned(),
+            measures: None,
         };
         Event {
             kind: EventKind::WorkerCrashLoop.into(),

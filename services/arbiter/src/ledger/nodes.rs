@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tether_clock::Tick;
 use tether_lease::{Beat, Grantor, Tenure};
-use tether_lifecycle::{Launcher, OnOwnerLoss};
+use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, OwnerPermission, PoolPermission},
@@ -282,6 +282,8 @@ impl Ledger {
                 remaining_ms: pool
                     .permission(session)
                     .map(|until| millis(until.since(received))),
+                kill_on_owner_exit: pool.policy().on_owner_exit == OnOwnerLoss::Kill,
+                kill_on_agent_loss: pool.policy().on_agent_loss == OnAgentLoss::Kill,
             };
             let owner = pool.owner().to_string();
             match owners.iter_mut().find(|told| told.owner == owner) {
@@ -323,6 +325,7 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
         signal: None,
         detail: detail.to_owned(),
         stderr_tail: String::new(),
+        measures: None,
     };
     common::Death::from(&death)
 }

@@ -105,6 +105,7 @@ fn dead(id: &WorkerId, cause: DeathCause) -> WorkerReport {
         signal: None,
         detail: String::new(),
         stderr_tail: String::new(),
+        measures: None,
     };
     WorkerReport {
         death: Some(common::Death::from(&death)),
@@ -141,6 +142,7 @@ impl Node {
             pid_namespace: 1,
             workers: agent.known.values().cloned().collect(),
             instance: "one".to_owned(),
+            guarantee: "G1".to_owned(),
         }
     }
 

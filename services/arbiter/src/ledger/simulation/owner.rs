@@ -139,6 +139,7 @@ impl World {
             command: "work".to_owned(),
             stop: Some(Stop {
                 grace_ms: Some(200),
+                ..Stop::default()
             }),
             restart: Some(Restart {
                 delay_ms: Some(100),

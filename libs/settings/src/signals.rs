@@ -21,8 +21,8 @@ const NAMES: &[(&str, Signal)] = &[
 ///
 /// # Errors
 /// Lists the names there are.
-pub(crate) fn number(text: &str) -> anyhow::Result<i32> {
-    if let Ok(number) = text.parse() {
+pub fn number(text: &str) -> anyhow::Result<i32> {
+    if let Ok(number @ 1..=64) = text.parse() {
         return Ok(number);
     }
     let upper = text.to_ascii_uppercase();
