@@ -22,18 +22,28 @@
 //! - **S1** A slot has at most one live incarnation: nothing is spawned before the end of the one
 //!   before was reported.
 //! - **S2** Within [`Intensity::window`] there are never more than [`Intensity::max_restarts`]
-//!   restarts, nor are there more in a row without a worker that became ready.
+//!   restarts, nor are there more in a row without a worker that became ready. What replaces a
+//!   recycled worker is none of them.
 //! - **S3** After [`Slot::stop`] nothing is ever spawned.
 //! - **S4** A process is told to stop once.
 //! - **S5** A restart waits between `initial * (1 - jitter)` and `max * (1 + jitter)`, and without
 //!   jitter no shorter than the restart before, until a worker has run well for a while.
 //! - **S6** Incarnations strictly increase.
+//! - **S7** A worker is recycled only on an order, from being ready, and is stopped no earlier than its
+//!   grace after that; what replaces it does not wait.
+//! - **S8** No second sees more starts than the limit of a [`Starts`].
 //!
 //! No clock is read and no dice are thrown here: every call is told the time, and jitter comes
 //! from a seed.
 
+mod phase;
 mod plan;
+mod recycle;
 mod slot;
+mod starts;
 
+pub use phase::{Action, GaveUp, Phase, Snapshot};
 pub use plan::{Delay, Intensity, InvalidPlan, Plan, RestartPolicy, StartTerms, StopTerms};
-pub use slot::{Action, GaveUp, Phase, Slot, Snapshot};
+pub use recycle::{Recycle, Worn};
+pub use slot::Slot;
+pub use starts::Starts;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-const MILLION: u32 = 1_000_000;
+use crate::Recycle;
+
+pub(crate) const MILLION: u32 = 1_000_000;
 
 /// How a worker starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +89,7 @@ impl Delay {
 }
 
 /// One step of splitmix64: turns neighbouring seeds into unrelated numbers.
-const fn splitmix64(seed: u64) -> u64 {
+pub(crate) const fn splitmix64(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -116,6 +118,8 @@ pub struct Plan {
     pub delay: Delay,
     /// How often a worker may fail before its slot is given up.
     pub intensity: Intensity,
+    /// When a worker that runs well is replaced.
+    pub recycle: Recycle,
 }
 
 impl Default for Plan {
@@ -141,9 +145,13 @@ impl Default for Plan {
                 max_restarts: 5,
                 window: Duration::from_secs(60),
             },
+            recycle: Recycle::default(),
         }
     }
 }
+
+/// No worker is replaced more often than this.
+const LIFETIME_MIN: Duration = Duration::from_secs(1);
 
 /// Why a slot cannot be run this way.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -172,6 +180,14 @@ pub enum InvalidPlan {
     /// Nothing would ever count as recent, so a crash loop would go on for ever.
     #[error("a restart `window` of zero never sees a crash loop; set it to `60s`")]
     NoWindow,
+    /// The pool would do little else than start workers.
+    #[error(
+        "a `max_lifetime` of `{lifetime:?}` replaces workers all the time; set it to `1s` or more"
+    )]
+    Lifetime {
+        /// As asked for.
+        lifetime: Duration,
+    },
 }
 
 impl Plan {
@@ -202,6 +218,10 @@ impl Plan {
         }
         if self.intensity.window.is_zero() {
             return Err(InvalidPlan::NoWindow);
+        }
+        let lifetime = self.recycle.max_lifetime;
+        if let Some(lifetime) = lifetime.filter(|&lifetime| lifetime < LIFETIME_MIN) {
+            return Err(InvalidPlan::Lifetime { lifetime });
         }
         Ok(())
     }
@@ -253,6 +273,13 @@ mod tests {
                 intensity: Intensity {
                     window: Duration::ZERO,
                     ..plan.intensity
+                },
+                ..plan
+            },
+            Plan {
+                recycle: Recycle {
+                    max_lifetime: Some(Duration::from_millis(999)),
+                    max_memory_bytes: None,
                 },
                 ..plan
             },

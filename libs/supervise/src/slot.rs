@@ -1,92 +1,11 @@
 //! The slot itself: a process's events in, orders out.
 
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 use tether_clock::Tick;
 use tether_types::{DeathCause, Incarnation};
 
-use crate::{Plan, RestartPolicy};
-
-/// What the slot asks to be done. Every order is given once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Start a process, and report [`Slot::on_spawned`] or [`Slot::on_spawn_failed`].
-    Spawn {
-        /// Which start this is.
-        incarnation: Incarnation,
-    },
-    /// Tell the shim to stop the process, and report [`Slot::on_exit`] when all of it is gone.
-    Stop {
-        /// Time between SIGTERM and SIGKILL.
-        grace: Duration,
-        /// The cause to record.
-        why: DeathCause,
-    },
-    /// Report that the slot stays empty until somebody changes something.
-    GiveUp {
-        /// Why.
-        why: GaveUp,
-    },
-}
-
-/// Why a slot was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GaveUp {
-    /// It cannot be started, and another try would end the same: command not found, no permission.
-    CannotStart,
-    /// As many restarts in a row as are allowed, and not one worker became ready: a problem of
-    /// configuration, to be looked for in its output.
-    NeverReady,
-    /// More restarts within the window than allowed: workers become ready, and then fail.
-    TooOften,
-}
-
-/// Where a slot is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// No process; the next is due.
-    Backoff {
-        /// When.
-        until: Tick,
-    },
-    /// A spawn was ordered and not yet reported.
-    Spawning,
-    /// A process runs and is not ready.
-    Starting {
-        /// When it has to be.
-        ready_by: Tick,
-    },
-    /// A process runs and serves.
-    Ready {
-        /// Since when.
-        since: Tick,
-    },
-    /// A process was told to stop.
-    Stopping {
-        /// The cause to record for its end.
-        why: DeathCause,
-    },
-    /// No process, and none will follow.
-    CrashLoop {
-        /// Why.
-        why: GaveUp,
-    },
-    /// No process, as was asked for.
-    Stopped,
-}
-
-/// A slot at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// The live incarnation.
-    pub incarnation: Option<Incarnation>,
-    /// Its process, once spawned.
-    pub pid: Option<u32>,
-    /// How often a worker was started again.
-    pub restarts: u64,
-}
+use crate::{Action, GaveUp, Phase, Plan, RestartPolicy, Snapshot, Worn, recycle::SETTLE};
 
 /// One slot of a pool.
 #[derive(Debug, Clone)]
@@ -108,6 +27,14 @@ pub struct Slot {
     never_ready: u32,
     /// Whether the next spawn is a restart.
     started: bool,
+    /// Whether it replaces a worker that was recycled, and is no sign of trouble.
+    replaces: bool,
+    /// Since when the live process runs.
+    born: Tick,
+    /// What it was last seen to use.
+    memory_bytes: u64,
+    /// Set once [`Action::Worn`] was given.
+    worn: Option<Worn>,
 }
 
 impl Slot {
@@ -127,22 +54,35 @@ impl Slot {
             in_a_row: 0,
             never_ready: 0,
             started: false,
+            replaces: false,
+            born: now,
+            memory_bytes: 0,
+            worn: None,
         }
     }
 
-    /// A slot whose worker was found running, after a restart of its agent. It has its start
-    /// timeout to prove itself ready again.
-    pub fn adopted(plan: Plan, live: Incarnation, pid: u32, seed: u64, now: Tick) -> Self {
+    /// A slot whose worker was found running since `born`, after a restart of its agent. It has its
+    /// start timeout to prove itself ready again.
+    pub fn adopted(
+        plan: Plan,
+        live: Incarnation,
+        pid: u32,
+        born: Tick,
+        seed: u64,
+        now: Tick,
+    ) -> Self {
         let mut slot = Self::new(plan, Incarnation(live.0.saturating_add(1)), seed, now);
         slot.started = true;
         slot.live = Some(live);
         slot.run(pid, now);
+        slot.born = born;
         slot
     }
 
     /// Changes how the slot is run; what is under way goes on as it began.
     pub fn change_plan(&mut self, plan: Plan) {
         self.plan = plan;
+        self.worn = None;
     }
 
     /// The ordered process runs as `pid`.
@@ -179,17 +119,32 @@ impl Slot {
         }
     }
 
+    /// What the process was seen to use; call [`Slot::check`] after it.
+    pub const fn on_memory(&mut self, bytes: u64) {
+        self.memory_bytes = bytes;
+    }
+
+    /// Has a ready process replaced: drained, stopped, started anew. False where none is ready.
+    pub fn recycle(&mut self, now: Tick) -> bool {
+        let Phase::Ready { since } = self.phase else {
+            return false;
+        };
+        self.forgive(since, now);
+        self.phase = Phase::Draining {
+            until: now + self.plan.stop.grace,
+        };
+        true
+    }
+
     /// All of the process is gone; `clean` where it ended by itself with success.
     pub fn on_exit(&mut self, clean: bool, now: Tick) -> Option<Action> {
         let clean = match self.phase {
             Phase::Ready { since } => {
-                if now.since(since) >= self.plan.delay.reset_after {
-                    self.in_a_row = 0;
-                }
+                self.forgive(since, now);
                 clean
             }
-            Phase::Starting { .. } => clean,
-            // Only a worker that was never ready is stopped and may come back.
+            Phase::Starting { .. } | Phase::Draining { .. } => clean,
+            // Only a worker that was never ready, or is recycled, is stopped and may come back.
             Phase::Stopping { .. } => false,
             Phase::Backoff { .. } | Phase::Spawning | Phase::CrashLoop { .. } | Phase::Stopped => {
                 return None;
@@ -197,6 +152,12 @@ impl Slot {
         };
         self.live = None;
         self.pid = None;
+        let recycled = DeathCause::Recycled;
+        if self.phase == (Phase::Stopping { why: recycled }) && self.stopping_for.is_none() {
+            self.replaces = true;
+            self.phase = Phase::Backoff { until: now };
+            return None;
+        }
         let again = match self.plan.restart {
             RestartPolicy::Always => true,
             RestartPolicy::Transient => !clean,
@@ -213,7 +174,9 @@ impl Slot {
     pub fn stop(&mut self, why: DeathCause) -> Option<Action> {
         let why = *self.stopping_for.get_or_insert(why);
         match self.phase {
-            Phase::Starting { .. } | Phase::Ready { .. } => Some(self.order_stop(why)),
+            Phase::Starting { .. } | Phase::Ready { .. } | Phase::Draining { .. } => {
+                Some(self.order_stop(why))
+            }
             // The process is not there to be stopped yet, or was told already (S4).
             Phase::Spawning | Phase::Stopping { .. } => None,
             Phase::Backoff { .. } | Phase::CrashLoop { .. } | Phase::Stopped => {
@@ -231,30 +194,41 @@ impl Slot {
         match self.phase {
             Phase::Backoff { .. } => Some(self.spawn(now)),
             Phase::Starting { .. } => Some(self.order_stop(DeathCause::NeverReady)),
-            Phase::Spawning
-            | Phase::Ready { .. }
-            | Phase::Stopping { .. }
-            | Phase::CrashLoop { .. }
-            | Phase::Stopped => None,
+            Phase::Ready { since } => {
+                let (_, why) = self.worn_at(since)?;
+                self.worn = Some(why);
+                Some(Action::Worn { why })
+            }
+            Phase::Draining { .. } => Some(self.order_stop(DeathCause::Recycled)),
+            Phase::Spawning | Phase::Stopping { .. } | Phase::CrashLoop { .. } | Phase::Stopped => {
+                None
+            }
         }
     }
 
     /// When to call [`Slot::check`] at the latest.
-    pub const fn next_deadline(&self) -> Option<Tick> {
+    pub fn next_deadline(&self) -> Option<Tick> {
         match self.phase {
-            Phase::Backoff { until } => Some(until),
+            Phase::Backoff { until } | Phase::Draining { until } => Some(until),
             Phase::Starting { ready_by } => Some(ready_by),
-            Phase::Spawning
-            | Phase::Ready { .. }
-            | Phase::Stopping { .. }
-            | Phase::CrashLoop { .. }
-            | Phase::Stopped => None,
+            Phase::Ready { since } => self
+                .worn_at(since)
+                .filter(|_| self.worn.is_none())
+                .map(|(at, _)| at),
+            Phase::Spawning | Phase::Stopping { .. } | Phase::CrashLoop { .. } | Phase::Stopped => {
+                None
+            }
         }
     }
 
     /// Where the slot is in its life.
     pub const fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Why its worker is to be replaced, once that was said.
+    pub const fn worn(&self) -> Option<Worn> {
+        self.worn
     }
 
     /// The slot as plain data.
@@ -267,8 +241,29 @@ impl Slot {
         }
     }
 
+    /// When a worker that was ready since then is worn, and why.
+    fn worn_at(&self, since: Tick) -> Option<(Tick, Worn)> {
+        let recycle = &self.plan.recycle;
+        let salt = self.live.map_or(0, |live| live.0);
+        let lifetime = recycle.lifetime(self.seed.wrapping_add(salt));
+        let aged = lifetime.map(|lifetime| (self.born + lifetime, Worn::Lifetime));
+        let limit = recycle.max_memory_bytes;
+        let large = limit
+            .filter(|&limit| self.memory_bytes >= limit)
+            .map(|_| (since + SETTLE, Worn::Memory));
+        aged.into_iter().chain(large).min_by_key(|(at, _)| *at)
+    }
+
+    /// A worker that ran well for a while makes up for the failures before it.
+    fn forgive(&mut self, since: Tick, now: Tick) {
+        if now.since(since) >= self.plan.delay.reset_after {
+            self.in_a_row = 0;
+        }
+    }
+
     fn run(&mut self, pid: u32, now: Tick) {
         self.pid = Some(pid);
+        self.born = now;
         self.phase = Phase::Starting {
             ready_by: now + self.plan.start.timeout,
         };
@@ -280,8 +275,11 @@ impl Slot {
         self.live = Some(incarnation);
         self.never_ready = self.never_ready.saturating_add(1);
         self.phase = Phase::Spawning;
+        (self.memory_bytes, self.worn) = (0, None);
         if self.started {
             self.restarts += 1;
+        }
+        if self.started && !std::mem::take(&mut self.replaces) {
             self.recent.push_back(now);
         }
         self.started = true;

@@ -6,19 +6,30 @@ use std::time::Duration;
 use proptest::{collection::vec, prelude::*, sample::select};
 use tether_clock::Tick;
 use tether_supervise::{
-    Action, Delay, GaveUp, Intensity, Phase, Plan, RestartPolicy, Slot, StartTerms, StopTerms,
+    Action, Delay, GaveUp, Intensity, Phase, Plan, Recycle, RestartPolicy, Slot, StartTerms,
+    Starts, StopTerms, Worn,
 };
 use tether_types::{DeathCause, Incarnation, Orderer};
 
 const MAX_RESTARTS: u32 = 4;
 
+/// A worker's memory does not count before it was ready for this long.
+const SETTLE: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Clone, Copy)]
 enum Event {
     Advance(u64),
     Spawned,
-    SpawnFailed { permanent: bool },
+    SpawnFailed {
+        permanent: bool,
+    },
     Ready,
-    Exit { clean: bool },
+    Exit {
+        clean: bool,
+    },
+    Memory(u64),
+    /// It can be spared, whether it is worn or not.
+    Recycle,
     Stop,
 }
 
@@ -30,6 +41,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => prop::bool::weighted(0.1).prop_map(|permanent| Event::SpawnFailed { permanent }),
         4 => Just(Event::Ready),
         4 => any::<bool>().prop_map(|clean| Event::Exit { clean }),
+        2 => (0..200_u64).prop_map(Event::Memory),
+        2 => Just(Event::Recycle),
     ];
     (vec(event, 1..150), any::<Option<prop::sample::Index>>()).prop_map(|(mut events, stop)| {
         if let Some(at) = stop {
@@ -45,9 +58,13 @@ fn plans() -> impl Strategy<Value = Plan> {
         (1..1_000u64, 1..4u32, 1..8u64),
         prop_oneof![Just(0u32), 0..=1_000_000u32],
         (1_000..60_000u64, 100..10_000u64),
+        (
+            prop::option::of(1_000..20_000u64),
+            prop::option::of(1..200u64),
+        ),
     )
         .prop_map(
-            |(restart, (initial, factor, times), jitter_ppm, (window, reset))| Plan {
+            |(restart, (initial, factor, times), jitter_ppm, (window, reset), recycle)| Plan {
                 start: StartTerms {
                     timeout: Duration::from_secs(5),
                 },
@@ -66,6 +83,10 @@ fn plans() -> impl Strategy<Value = Plan> {
                     max_restarts: MAX_RESTARTS,
                     window: Duration::from_millis(window),
                 },
+                recycle: Recycle {
+                    max_lifetime: recycle.0.map(Duration::from_millis),
+                    max_memory_bytes: recycle.1,
+                },
             },
         )
 }
@@ -81,17 +102,25 @@ struct World {
     stop_ordered: bool,
     given_up: Option<GaveUp>,
     last: Option<Incarnation>,
+    /// Those after a failure, and those after a worker was recycled.
     restarts: Vec<Tick>,
+    replaced: u64,
     starts_without_ready: u32,
     failures_in_a_row: u32,
     ready_since: Option<Tick>,
+    born: Tick,
+    memory: u64,
+    worn: Option<Worn>,
+    /// Since when it is drained, and whether the next start replaces it.
+    drained: Option<Tick>,
+    replaces: bool,
 }
 
 impl World {
     fn new(plan: Plan, adopt: bool, seed: u64) -> Self {
         let now = Tick::ZERO + Duration::from_secs(1);
         let slot = if adopt {
-            Slot::adopted(plan, Incarnation(6), 1, seed, now)
+            Slot::adopted(plan, Incarnation(6), 1, now, seed, now)
         } else {
             Slot::new(plan, Incarnation(7), seed, now)
         };
@@ -106,10 +135,20 @@ impl World {
             given_up: None,
             last: adopt.then_some(Incarnation(6)),
             restarts: Vec::new(),
+            replaced: 0,
             starts_without_ready: 0,
             failures_in_a_row: 0,
             ready_since: None,
+            born: now,
+            memory: 0,
+            worn: None,
+            drained: None,
+            replaces: false,
         }
+    }
+
+    fn is_recycled(&self) -> bool {
+        self.drained.is_some() && self.told_to_stop && !self.stop_ordered
     }
 
     /// Plays one event if a real process could cause it here.
@@ -129,6 +168,7 @@ impl World {
             }
             Event::Spawned if self.spawning => {
                 (self.spawning, self.running) = (false, true);
+                self.born = self.now;
                 self.slot.on_spawned(1, self.now)
             }
             Event::SpawnFailed { permanent } if self.spawning => {
@@ -152,33 +192,69 @@ impl World {
             }
             Event::Exit { clean } if self.running => {
                 self.running = false;
-                let well = |since| self.now.since(since) >= self.plan.delay.reset_after;
-                if !self.told_to_stop && self.ready_since.is_some_and(well) {
-                    self.failures_in_a_row = 0;
+                let recycled = self.is_recycled();
+                if self.drained.is_none() && !self.told_to_stop {
+                    self.forgive();
                 }
                 let over = self.plan.restart == RestartPolicy::Never
                     || (self.plan.restart == RestartPolicy::Transient
                         && clean
                         && !self.told_to_stop);
                 let action = self.slot.on_exit(clean, self.now);
-                if over {
-                    assert_eq!(self.slot.phase(), Phase::Stopped);
+                if recycled {
+                    self.replaces = true;
+                    assert_eq!(
+                        self.slot.phase(),
+                        Phase::Backoff { until: self.now },
+                        "S7: what replaces it does not wait"
+                    );
+                    assert_eq!(action, None);
+                } else {
+                    if over {
+                        assert_eq!(self.slot.phase(), Phase::Stopped);
+                    }
+                    self.check_wait();
                 }
-                self.check_wait();
                 action
+            }
+            Event::Memory(bytes) if self.running => {
+                self.memory = bytes;
+                self.slot.on_memory(bytes);
+                self.slot.check(self.now)
+            }
+            Event::Recycle => {
+                let ready = self.running
+                    && self.ready_since.is_some()
+                    && self.drained.is_none()
+                    && !self.told_to_stop;
+                assert_eq!(self.slot.recycle(self.now), ready, "S7: from ready, once");
+                if ready {
+                    self.forgive();
+                    self.drained = Some(self.now);
+                }
+                None
             }
             Event::Stop => {
                 self.stop_ordered = true;
                 self.slot.stop(DeathCause::Ordered(Orderer::Operator))
             }
-            Event::Spawned | Event::SpawnFailed { .. } | Event::Ready | Event::Exit { .. } => {
-                return;
-            }
+            Event::Spawned
+            | Event::SpawnFailed { .. }
+            | Event::Ready
+            | Event::Exit { .. }
+            | Event::Memory(_) => return,
         };
         if let Some(action) = action {
             self.carry_out(action);
         }
         self.look();
+    }
+
+    fn forgive(&mut self) {
+        let well = |since| self.now.since(since) >= self.plan.delay.reset_after;
+        if self.ready_since.is_some_and(well) {
+            self.failures_in_a_row = 0;
+        }
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -192,7 +268,11 @@ impl World {
                 assert!(self.given_up.is_none(), "spawned after it was given up");
                 assert!(self.last.is_none_or(|last| last < incarnation), "S6");
                 if self.last.replace(incarnation).is_some() {
-                    self.restarts.push(self.now);
+                    if std::mem::take(&mut self.replaces) {
+                        self.replaced += 1;
+                    } else {
+                        self.restarts.push(self.now);
+                    }
                 }
                 let window = self.plan.intensity.window;
                 let recent = self
@@ -206,13 +286,46 @@ impl World {
                     "S2: never ready"
                 );
                 (self.spawning, self.told_to_stop, self.ready_since) = (true, false, None);
+                (self.memory, self.worn, self.drained) = (0, None, None);
             }
             Action::Stop { grace, why } => {
                 assert!(self.running, "nothing to stop");
                 assert!(!self.told_to_stop, "S4: told twice");
                 assert_eq!(grace, self.plan.stop.grace);
-                assert_eq!(why == DeathCause::NeverReady, !self.stop_ordered);
+                let expected = match self.drained {
+                    _ if self.stop_ordered => DeathCause::Ordered(Orderer::Operator),
+                    Some(since) => {
+                        assert!(
+                            self.now >= since + grace,
+                            "S7: stopped before it was drained"
+                        );
+                        DeathCause::Recycled
+                    }
+                    None => DeathCause::NeverReady,
+                };
+                assert_eq!(why, expected);
                 self.told_to_stop = true;
+            }
+            Action::Worn { why } => {
+                assert!(self.running && self.drained.is_none() && !self.told_to_stop);
+                assert_eq!(self.worn.replace(why), None, "said twice");
+                let Some(since) = self.ready_since else {
+                    panic!("S7: worn before it was ready");
+                };
+                let recycle = self.plan.recycle;
+                match why {
+                    Worn::Lifetime => {
+                        let age = self.now.since(self.born);
+                        assert!(
+                            age >= recycle.max_lifetime.expect("it has one").mul_f64(0.9),
+                            "{age:?}"
+                        );
+                    }
+                    Worn::Memory => {
+                        assert!(self.memory >= recycle.max_memory_bytes.expect("it has one"));
+                        assert!(self.now >= since + SETTLE);
+                    }
+                }
             }
             Action::GiveUp { why } => {
                 assert!(!self.spawning && !self.running && self.given_up.is_none());
@@ -259,7 +372,22 @@ impl World {
             "{seen:?}"
         );
         assert_eq!(seen.pid.is_some(), self.running, "{seen:?}");
-        assert_eq!(seen.restarts, self.restarts.len() as u64);
+        assert_eq!(seen.restarts, self.restarts.len() as u64 + self.replaced);
+        // Nobody passes its age or its memory in silence.
+        if let Phase::Ready { since } = seen.phase {
+            let recycle = self.plan.recycle;
+            let old = recycle
+                .max_lifetime
+                .is_some_and(|lifetime| self.now >= self.born + lifetime);
+            let large = recycle
+                .max_memory_bytes
+                .is_some_and(|limit| self.memory >= limit && self.now >= since + SETTLE);
+            let due = self.slot.next_deadline().is_some_and(|due| due <= self.now);
+            assert!(
+                !(old || large) || self.worn.is_some() || due,
+                "S7: worn, and nobody says so"
+            );
+        }
         // A stop order outlasts a process that has not ended yet, and nothing else does.
         let must_end = seen.phase == Phase::Stopped;
         assert!(!must_end || !(self.spawning || self.running), "{seen:?}");
@@ -326,6 +454,105 @@ proptest! {
         prop_assert!(delay.after(restart, seed) <= max);
         prop_assert_eq!(delay.after(restart, seed), delay.after(restart, seed));
     }
+}
+
+proptest! {
+    /// S8
+    #[test]
+    fn no_second_sees_more_starts_than_the_limit_and_none_waits_for_nothing(
+        limit in 1..20u32, pauses in vec(0..400u64, 1..200), change in prop::option::of((0..200usize, 1..20u32)),
+    ) {
+        let mut starts = Starts::new(limit);
+        let (mut now, mut limit, mut taken) = (Tick::ZERO, limit as usize, Vec::new());
+        for (index, pause) in pauses.into_iter().enumerate() {
+            if let Some((at, changed)) = change && at == index {
+                starts.change(changed);
+                // What was taken under another limit is no measure of this one.
+                taken = taken.split_off(taken.len().saturating_sub(changed as usize));
+                limit = changed as usize;
+            }
+            now = now + Duration::from_millis(pause / 4);
+            let next = starts.next_deadline();
+            let within = taken.iter().filter(|&&at| now < at + Duration::from_secs(1)).count();
+            prop_assert_eq!(starts.try_take(now), within < limit);
+            if within < limit {
+                taken.push(now);
+            } else {
+                prop_assert!(next.is_some_and(|next| next > now && next <= now + Duration::from_secs(1)));
+                prop_assert!(starts.clone().try_take(next.unwrap()), "the deadline is when it can be tried");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lifetime_loses_a_tenth_at_most(seed in any::<u64>(), seconds in 1..1_000_000_000u64) {
+        let lifetime = Duration::from_secs(seconds);
+        let recycle = Recycle { max_lifetime: Some(lifetime), ..Recycle::default() };
+
+        let cut = recycle.lifetime(seed).unwrap();
+
+        prop_assert!(cut <= lifetime && cut >= lifetime / 10 * 9, "{cut:?}");
+        prop_assert_eq!(recycle.lifetime(seed), Some(cut));
+    }
+}
+
+#[test]
+fn workers_that_were_started_together_are_not_replaced_together() {
+    let recycle = Recycle {
+        max_lifetime: Some(Duration::from_secs(3_600)),
+        ..Recycle::default()
+    };
+
+    let mut lifetimes: Vec<_> = (0..100).map(|seed| recycle.lifetime(seed)).collect();
+    lifetimes.sort();
+    lifetimes.dedup();
+
+    assert!(lifetimes.len() > 95, "{} of 100", lifetimes.len());
+}
+
+#[test]
+fn a_worker_may_be_recycled_more_often_than_it_may_fail() {
+    let mut slot = Slot::new(Plan::default(), Incarnation(1), 0, Tick::ZERO);
+
+    let mut now = Tick::ZERO;
+    for _ in 0..100 {
+        assert!(matches!(slot.check(now), Some(Action::Spawn { .. })));
+        slot.on_spawned(1, now);
+        slot.on_ready(now);
+        assert!(slot.recycle(now));
+        now = slot.next_deadline().unwrap();
+        assert!(matches!(slot.check(now), Some(Action::Stop { .. })));
+        assert_eq!(slot.on_exit(false, now), None);
+    }
+
+    assert_eq!(slot.snapshot().restarts, 99);
+}
+
+#[test]
+fn a_run_as_long_as_the_window_makes_up_for_every_restart_before_it() {
+    let plan = Plan::default();
+    let mut slot = Slot::new(plan, Incarnation(1), 0, Tick::ZERO);
+    let fail = |slot: &mut Slot, well: Duration| {
+        let due = slot.next_deadline().unwrap();
+        slot.check(due);
+        slot.on_spawned(1, due);
+        slot.on_ready(due);
+        slot.on_exit(false, due + well)
+    };
+
+    for _ in 0..3 {
+        for _ in 1..plan.intensity.max_restarts {
+            assert_eq!(fail(&mut slot, Duration::ZERO), None);
+        }
+        assert_eq!(fail(&mut slot, plan.intensity.window), None);
+    }
+    let first = slot.next_deadline().unwrap();
+
+    let given_up = (0..=plan.intensity.max_restarts).find_map(|_| fail(&mut slot, Duration::ZERO));
+    assert!(
+        given_up.is_some(),
+        "and after {first:?} it is given up again"
+    );
 }
 
 #[test]

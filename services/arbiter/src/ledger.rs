@@ -12,7 +12,11 @@
 //! - **A3** A death is recorded once, however often it is reported: its event, its place for discovery
 //!   and the order to forget it leave together. It is known again for as long as events are kept.
 //! - **A4** Nothing is kept of what no longer exists, but a bounded history (P5).
+//! - **A5** No worker is ordered while a pool it depends on has no ready worker, nor more workers of a
+//!   pool within a second than it allows.
+//! - **A6** Of a pool with spares, as many workers serve as it has places, or all that are ready.
 
+mod dependencies;
 mod filling;
 mod jobs;
 mod nodes;
@@ -20,10 +24,12 @@ mod orders;
 mod pools;
 mod reports;
 mod restore;
+mod serving;
 mod sessions;
 #[cfg(test)]
 mod simulation;
 mod slots;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -69,8 +75,8 @@ pub(crate) struct Ledger {
     buried: Buried,
     /// When places are due; each is in it at most once.
     due: BTreeSet<(Tick, PoolName, Slot)>,
-    /// Places whose worker no node takes yet.
-    homeless: BTreeSet<(PoolName, Slot)>,
+    /// Numbered workers that cannot be started yet, the first of each pool first.
+    waiting: BTreeSet<(PoolName, Incarnation, Slot)>,
     effects: Effects,
 }
 
@@ -105,7 +111,7 @@ impl Ledger {
             reserved: 0,
             buried: Buried::default(),
             due: BTreeSet::new(),
-            homeless: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             effects: Effects::default(),
         }
     }

@@ -10,10 +10,10 @@ use tether_proto::{
     Failure,
     pool::{self, PoolSpec, RestartMode, Template},
 };
-use tether_supervise::{Delay, Intensity, Plan, RestartPolicy, StartTerms, StopTerms};
+use tether_supervise::{Delay, Intensity, Plan, Recycle, RestartPolicy, StartTerms, StopTerms};
 use tether_types::{PoolName, Reason, TemplateName};
 
-/// More workers than this in one pool are a slip of the keyboard.
+/// More workers than this in one pool, or started within one second, are a slip of the keyboard.
 const SIZE_MAX: u32 = 10_000;
 
 /// Templates the arbiter's configuration names.
@@ -31,6 +31,8 @@ pub(crate) struct Resolved {
     pub(crate) mode_why: String,
     pub(crate) policy: LifecyclePolicy,
     pub(crate) plan: Plan,
+    /// The pools it depends on.
+    pub(crate) depends_on: Vec<PoolName>,
 }
 
 /// Checks and resolves `spec`.
@@ -43,12 +45,22 @@ pub(crate) fn resolve(
     environment: &Environment,
 ) -> Result<Resolved, Failure> {
     let name = PoolName::new(&spec.name).map_err(|error| invalid(error.to_string()))?;
-    if spec.size > SIZE_MAX {
+    let counts = [
+        ("size", spec.size),
+        ("spares", spec.spares),
+        ("starts_per_second", spec.starts_per_second),
+        ("size and spares", spec.size.saturating_add(spec.spares)),
+    ];
+    if let Some((field, count)) = counts.into_iter().find(|(_, count)| *count > SIZE_MAX) {
         return Err(invalid(format!(
-            "`size` of pool `{name}` is {}, at most {SIZE_MAX} are allowed",
-            spec.size
+            "`{field}` of pool `{name}` is {count}, at most {SIZE_MAX} are allowed"
         )));
     }
+    let depends_on = spec.depends_on.iter().map(|other| {
+        PoolName::new(other)
+            .map_err(|error| invalid(format!("`depends_on` of pool `{name}`: {error}")))
+    });
+    let depends_on = depends_on.collect::<Result<Vec<_>, _>>()?;
     let template = template(&name, &spec, templates)?;
     let plan = plan(&name, &template)?;
 
@@ -82,6 +94,7 @@ pub(crate) fn resolve(
         mode_why,
         policy,
         plan,
+        depends_on,
     })
 }
 
@@ -184,6 +197,7 @@ fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
                 .unwrap_or(standard.intensity.max_restarts),
             window: millis(restart.window_ms, standard.intensity.window),
         },
+        recycle: recycle(pool, template)?,
     };
     plan.validate().map_err(|error| {
         invalid(format!(
@@ -191,6 +205,20 @@ fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
         ))
     })?;
     Ok(plan)
+}
+
+fn recycle(pool: &PoolName, template: &Template) -> Result<Recycle, Failure> {
+    let wanted = template.recycle.unwrap_or_default();
+    if wanted.max_calls != 0 {
+        return Err(invalid(format!(
+            "the template of pool `{pool}` sets `max_calls`, which needs the gateway's count of calls, and that is not reported yet: leave it out, and set `max_lifetime` or `max_memory`"
+        )));
+    }
+    let unless_zero = |value: u64| Some(value).filter(|&value| value != 0);
+    Ok(Recycle {
+        max_lifetime: unless_zero(wanted.max_lifetime_ms).map(Duration::from_millis),
+        max_memory_bytes: unless_zero(wanted.max_memory_bytes),
+    })
 }
 
 fn overrides(given: Option<&pool::PolicyOverrides>) -> Result<PolicyOverrides, Failure> {
@@ -264,6 +292,38 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_nobody_counts_is_refused_and_the_others_are_taken() {
+        let with = |recycle: pool::Recycle| {
+            let template = Template {
+                command: "python3".into(),
+                recycle: Some(recycle),
+                ..Template::default()
+            };
+            let spec = PoolSpec {
+                template: Some(template),
+                ..spec("")
+            };
+            resolve(spec, &templates(), &Default::default())
+        };
+
+        let counted = with(pool::Recycle {
+            max_lifetime_ms: 5_000,
+            max_memory_bytes: 7,
+            max_calls: 0,
+        });
+        let refused = with(pool::Recycle {
+            max_calls: 1,
+            ..Default::default()
+        });
+
+        let recycle = counted.unwrap().plan.recycle;
+        assert_eq!(recycle.max_lifetime, Some(Duration::from_secs(5)));
+        assert_eq!(recycle.max_memory_bytes, Some(7));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("needs the gateway's count"), "{refused}");
+    }
+
+    #[test]
     fn what_is_wrong_is_named_before_anything_is_started() {
         let wrong = |change: fn(&mut PoolSpec)| {
             let mut spec = spec("digits");
@@ -277,6 +337,9 @@ mod tests {
             wrong(|spec| spec.mode = "couple".into()).contains("expected one of: auto, coupled")
         );
         assert!(wrong(|spec| spec.size = 1_000_000).contains("at most 10000"));
+        assert!(wrong(|spec| (spec.size, spec.spares) = (9_999, 2)).contains("`size and spares`"));
+        assert!(wrong(|spec| spec.starts_per_second = 10_001).contains("`starts_per_second`"));
+        assert!(wrong(|spec| spec.depends_on = vec!["a b".into()]).contains("`depends_on`"));
         assert!(wrong(|spec| spec.name = "a/b".into()).contains("pool name `a/b`"));
         assert!(wrong(|spec| spec.template_name.clear()).contains("names no template"));
         assert!(

@@ -19,9 +19,19 @@ impl Ledger {
             })
             .map(|pool| pool.name().clone())
             .collect();
-        for name in over {
-            // The shims have ended the workers by now; this is for what is left of the pool.
-            self.end_pool(&name, DeathCause::OwnerGone, Some(0), now);
+        // The shims have ended the workers by now; this is for what is left of the pools.
+        self.end_pools_in_order(&over, DeathCause::OwnerGone, Some(0), now);
+        let due = |pool: &Pool| {
+            let due = pool.next_deadline(self.sessions.get(pool.owner()));
+            due.is_some_and(|due| due <= now)
+        };
+        let due: Vec<_> = self.pools.values().filter(|pool| due(pool)).collect();
+        let due: Vec<_> = due.iter().map(|pool| pool.name().clone()).collect();
+        for name in due {
+            if self.pools.get(&name).is_some_and(|pool| pool.held) {
+                self.release(&name, now);
+            }
+            self.place_waiting_of(&name, now);
         }
         if self.all_heard() {
             while let Some((_, pool, slot)) = self.due.first().filter(|due| due.0 <= now).cloned() {
@@ -49,6 +59,9 @@ impl Ledger {
         for slot in slots {
             self.settle_place(name, slot, now);
         }
+        self.publish_pool(name);
+        self.place_waiting_of(name, now);
+        self.recycle_next(name, now);
         self.forget_ended(name, now);
     }
 
@@ -63,6 +76,8 @@ impl Ledger {
             return;
         };
         self.jobs.forget_pool(name, &mut self.effects);
+        let owner = pool.owner().clone();
+        let gone = pool.resolved;
         match pool.next {
             Some(Next {
                 resolved,
@@ -78,8 +93,9 @@ impl Ledger {
                 self.effects.delete(tether_store::keys::pool(name));
                 let text = format!("pool `{name}` is gone");
                 self.effects
-                    .owner_event(EventKind::PoolChanged, pool.owner(), text);
+                    .owner_event(EventKind::PoolChanged, &owner, text);
             }
         }
+        self.release_dependencies(&gone, now);
     }
 }

@@ -133,6 +133,7 @@ impl Ledger {
         let ready = entry
             .places
             .iter()
+            .filter(|(_, place)| place.serves)
             .filter_map(|(&slot, place)| place.endpoint(&name, slot, false)?.worker);
         let Some(worker) = ready.min_by_key(|worker| load(worker)) else {
             let text = format!(

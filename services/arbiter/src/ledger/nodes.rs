@@ -39,6 +39,8 @@ pub(crate) struct Node {
     launchers: Vec<Launcher>,
     boot_id: String,
     pid_namespace: u64,
+    /// How surely its workers' processes end, as its agent says: `G1` to `G5`.
+    guarantee: String,
     /// Its last beat: number and time of receipt. What it is told counts from there.
     last: (u64, Tick),
     /// The workers that were placed there and are not buried.
@@ -76,6 +78,7 @@ impl Ledger {
             launchers: Vec::new(),
             boot_id: String::new(),
             pid_namespace: 0,
+            guarantee: String::new(),
             last: (0, now),
             workers: BTreeSet::new(),
         };
@@ -125,7 +128,8 @@ impl Ledger {
             .collect();
         let all_heard_before = self.all_heard();
         let known = self.nodes.remove(name);
-        let joined = known.as_ref().is_none_or(|known| !known.heard);
+        let is_news = |known: &Node| !known.heard || known.guarantee != hello.guarantee;
+        let joined = known.as_ref().is_none_or(is_news);
         if known.is_none() {
             let instance = hello.instance.clone();
             self.effects.put(keys::node(name), NodeRecord { instance });
@@ -138,13 +142,19 @@ impl Ledger {
             launchers,
             boot_id: hello.boot_id.clone(),
             pid_namespace: hello.pid_namespace,
+            guarantee: hello.guarantee.clone(),
             last: (0, now),
             workers: known.map(|known| known.workers).unwrap_or_default(),
         };
         let missed = node.workers.clone();
         self.nodes.insert(name.clone(), node);
         if joined {
-            let text = format!("node `{name}` joined, with {} workers", hello.workers.len());
+            let guarantee = match hello.guarantee.as_str() {
+                "" => "an unknown guarantee",
+                known => &format!("guarantee {known}"),
+            };
+            let count = hello.workers.len();
+            let text = format!("node `{name}` joined, with {count} workers and {guarantee}");
             self.effects.node_event(EventKind::NodeUp, name, text);
         }
 
@@ -194,7 +204,7 @@ impl Ledger {
             }
         }
         if !takes_before {
-            self.place_homeless(now);
+            self.place_waiting(now);
         }
         true
     }
@@ -282,7 +292,7 @@ impl Ledger {
                 remaining_ms: pool
                     .permission(session)
                     .map(|until| millis(until.since(received))),
-                kill_on_owner_exit: pool.policy().on_owner_exit == OnOwnerLoss::Kill,
+                kill_on_owner_exit: pool.dies_with_owner(),
                 kill_on_agent_loss: pool.policy().on_agent_loss == OnAgentLoss::Kill,
             };
             let owner = pool.owner().to_string();

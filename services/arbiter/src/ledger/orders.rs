@@ -1,11 +1,9 @@
 //! What is done with a place: filled, emptied, its worker started somewhere, stopped, given up.
 
 use tether_clock::Tick;
-use tether_lease::Margins;
-use tether_lifecycle::{OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     common::{self, WorkerPhase, WorkerRef},
-    node::{self, StartWorker, StopWorker, order::Order},
+    node::{self, StopWorker, order::Order},
     worker::EventKind,
 };
 use tether_store::keys;
@@ -76,10 +74,12 @@ impl Ledger {
         let Some(entry) = self.pools.get(pool) else {
             return;
         };
-        if slot >= entry.size() {
-            self.stop_place(pool, slot, entry.end_cause(), None);
-        } else {
+        if slot < entry.size() {
             self.fill_place(pool, slot, now);
+        } else if entry.holds(slot) {
+            self.schedule(pool, slot);
+        } else {
+            self.stop_place(pool, slot, entry.end_cause(), None);
         }
         self.forget_ended(pool, now);
     }
@@ -106,10 +106,15 @@ impl Ledger {
 
     /// Keeps the list of deadlines in step with a place.
     pub(super) fn schedule(&mut self, pool: &PoolName, slot: Slot) {
-        let Some(place) = self.place(pool, slot) else {
+        let Some(entry) = self.pools.get_mut(pool) else {
             return;
         };
-        let next = place.machine.next_deadline();
+        // What is held back has no other deadline than its pool's.
+        let held = entry.holds(slot);
+        let Some(place) = entry.places.get_mut(&slot) else {
+            return;
+        };
+        let next = place.machine.next_deadline().filter(|_| !held);
         let before = std::mem::replace(&mut place.due, next);
         if before != next {
             if let Some(before) = before {
@@ -135,10 +140,9 @@ impl Ledger {
         place.leaving = true;
         // Only so that nothing follows: the order below is the same whatever the worker is at.
         place.machine.stop(cause);
-        if place.live.as_ref().is_some_and(|live| live.node.is_none()) {
-            // Numbered, but no node took it: there is nothing to stop.
-            place.live = None;
-            self.homeless.remove(&(pool.clone(), slot));
+        // Numbered, but no node took it: there is nothing to stop.
+        if let Some(live) = place.live.take_if(|live| live.node.is_none()) {
+            self.waiting.remove(&(pool.clone(), live.incarnation, slot));
         }
         self.schedule(pool, slot);
         self.order_stop(pool, slot, cause, grace_ms);
@@ -191,12 +195,15 @@ impl Ledger {
                         address: String::new(),
                         started: now,
                         stop: None,
+                        told_draining: None,
                     });
                 }
-                self.put(pool, slot, now);
+                self.waiting.insert((pool.clone(), incarnation, slot));
+                self.place_waiting_of(pool, now);
             }
             Action::Stop { grace, why } => self.order_stop(pool, slot, why, Some(millis(grace))),
             Action::GiveUp { why } => self.give_up(pool, slot, why, died),
+            Action::Worn { .. } => self.recycle_next(pool, now),
         }
     }
 
@@ -214,7 +221,7 @@ impl Ledger {
         let text = match why {
             GaveUp::CannotStart => format!("given up, as it can never start: {because}"),
             GaveUp::NeverReady => "given up: it was started again and again and never became ready; its output says why (`tether logs`)".to_owned(),
-            GaveUp::TooOften => "given up: it dies again and again shortly after it became ready; apply the pool again to retry".to_owned(),
+            GaveUp::TooOften => "given up: it dies again and again shortly after it became ready; apply or scale the pool to retry".to_owned(),
         };
         let id = died.cloned().unwrap_or_else(|| WorkerId {
             pool: pool.clone(),
@@ -223,53 +230,6 @@ impl Ledger {
         });
         self.effects
             .worker_event(EventKind::WorkerCrashLoop, &id, None, &owner, text, last);
-    }
-
-    /// Something changed that homeless workers may have waited for.
-    pub(super) fn place_homeless(&mut self, now: Tick) {
-        for (pool, slot) in std::mem::take(&mut self.homeless) {
-            self.put(&pool, slot, now);
-        }
-    }
-
-    /// Finds a node for an incarnation that has none, and orders its start there.
-    fn put(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
-        let Some(node) = self.choose_node(pool) else {
-            self.homeless.insert((pool.clone(), slot));
-            return;
-        };
-        let Some(entry) = self.pools.get_mut(pool) else {
-            return;
-        };
-        let policy = *entry.policy();
-        let shortest = self.terms.node.ttl().min(policy.heartbeat_timeout);
-        let grace = entry.resolved.plan.stop.grace;
-        let lease_grace = grace.min(Margins::usual(shortest).kill_budget);
-        let (owner, template) = (entry.owner().to_string(), entry.resolved.template.clone());
-        let Some(place) = entry.places.get_mut(&slot) else {
-            return;
-        };
-        let Some(live) = &mut place.live else { return };
-        live.node = Some(node.clone());
-        live.started = now;
-        place.last = Some((live.incarnation, node.clone()));
-        let id = WorkerId {
-            pool: pool.clone(),
-            slot,
-            incarnation: live.incarnation,
-        };
-        let order = StartWorker {
-            worker: Some(WorkerRef::from(&id)),
-            template: Some(template),
-            owner,
-            kill_on_owner_exit: policy.on_owner_exit == OnOwnerLoss::Kill,
-            kill_on_agent_loss: policy.on_agent_loss == OnAgentLoss::Kill,
-            lease_grace_ms: millis(lease_grace),
-        };
-        self.effects.order(&node, Order::Start(order));
-        if let Some(node) = self.nodes.get_mut(&node) {
-            node.workers.insert(id);
-        }
     }
 
     /// Orders the end of the worker in a place, unless that was done and this is not harder: a shim

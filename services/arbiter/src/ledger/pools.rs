@@ -9,7 +9,8 @@ use tether_proto::{
     pool::{self as wire, PoolSpec},
     worker::EventKind,
 };
-use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, Reason, Slot};
+use tether_supervise::Starts;
+use tether_types::{DeathCause, Epoch, NodeName, Orderer, OwnerName, PoolName, Reason, Slot};
 
 use super::{Ledger, Session, slots::Place, unknown_pool};
 use crate::{
@@ -33,6 +34,13 @@ pub(crate) struct Pool {
     pub(super) ending: Option<DeathCause>,
     /// What to become when its last worker is gone, where it was applied anew while ending.
     pub(super) next: Option<Next>,
+    /// Whether its ready workers are left alone, although it is ending, for others that depend on it.
+    pub(super) held: bool,
+    /// How many workers may be started, and when the next may be, where one waits for that.
+    pub(super) starts: Starts,
+    pub(super) starts_at: Option<Tick>,
+    /// The pool its workers wait for, as was told.
+    pub(super) waits_for: Option<PoolName>,
 }
 
 /// A pool to be.
@@ -57,6 +65,7 @@ impl Next {
 
 impl Pool {
     pub(super) fn new(resolved: Resolved, owner: OwnerName, now: Tick) -> Self {
+        let starts = Starts::new(resolved.spec.starts_per_second);
         Self {
             resolved,
             owner,
@@ -66,6 +75,10 @@ impl Pool {
             loss: None,
             ending: None,
             next: None,
+            held: false,
+            starts,
+            starts_at: None,
+            waits_for: None,
         }
     }
 
@@ -85,13 +98,23 @@ impl Pool {
         self.ending.is_some()
     }
 
-    /// How many places it is to have.
+    /// How many places it is to have, those of spares included: no worker needs no spare.
     pub(super) fn size(&self) -> Slot {
-        if self.is_ending() {
-            0
-        } else {
-            self.resolved.spec.size
+        match (self.is_ending(), self.resolved.spec.size) {
+            (true, _) | (false, 0) => 0,
+            (false, size) => size.saturating_add(self.resolved.spec.spares),
         }
+    }
+
+    /// Whether the worker in a place is left alone for others that depend on it.
+    pub(super) fn holds(&self, slot: Slot) -> bool {
+        self.held && self.places.get(&slot).is_some_and(Place::is_ready)
+    }
+
+    /// Whether its workers die with their owner's process. Not after a goodbye: what becomes of them
+    /// was decided by that, and the process may end at any time after it.
+    pub(super) fn dies_with_owner(&self) -> bool {
+        self.policy().on_owner_exit == OnOwnerLoss::Kill && self.loss != Some(Loss::OwnerLeft)
     }
 
     /// The cause to record for a worker that is one too many.
@@ -133,7 +156,24 @@ impl Pool {
     }
 
     pub(super) fn next_deadline(&self, session: Option<&Session>) -> Option<Tick> {
-        self.permission(session).filter(|_| !self.is_ending())
+        let permission = self.permission(session);
+        let end = match (self.is_ending(), self.held) {
+            (false, _) => permission,
+            (true, true) => {
+                permission.map(|end| end.saturating_sub(self.policy().heartbeat_timeout / 2))
+            }
+            (true, false) => None,
+        };
+        end.into_iter().chain(self.starts_at).min()
+    }
+
+    /// Makes it what its owner wants. Workers that run go on; what was given up is tried again.
+    fn change(&mut self, resolved: Resolved, now: Tick) {
+        for place in self.places.values_mut() {
+            place.change_plan(resolved.plan, now);
+        }
+        self.starts.change(resolved.spec.starts_per_second);
+        self.resolved = resolved;
     }
 
     fn record(&self) -> PoolRecord {
@@ -162,7 +202,7 @@ impl Pool {
             spec: Some(self.resolved.spec.clone()),
             owner: self.owner.to_string(),
             mode_why: self.resolved.mode_why.clone(),
-            ready: count(Place::is_ready),
+            ready: count(|place| place.serves),
             live: count(Place::is_live),
             draining: self.draining,
             ending: self.is_ending(),
@@ -186,12 +226,10 @@ impl Ledger {
             self.live_session(&owner, epoch)?;
         }
         let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
-        let session = if epoch == Epoch(0) {
-            None
-        } else {
-            self.sessions.get(&owner)
-        };
-        spec::check_needs(&resolved, &self.facts(session))?;
+        // Whoever applies it, what is to be watched is the process of its owner.
+        spec::check_needs(&resolved, &self.facts(self.sessions.get(&owner)))?;
+        self.check_dependencies(&resolved, &owner)?;
+        self.check_in_sight(&resolved, &owner)?;
         if epoch != Epoch(0)
             && let Some(session) = self.sessions.get_mut(&owner)
         {
@@ -219,10 +257,7 @@ impl Ledger {
                 return Err(not_owner(&name, &pool.owner, &owner));
             }
             Some(pool) => {
-                for place in pool.places.values_mut() {
-                    place.change_plan(resolved.plan, now);
-                }
-                pool.resolved = resolved;
+                pool.change(resolved, now);
                 pool.on_owner_back(now);
             }
             None => {
@@ -231,8 +266,39 @@ impl Ledger {
                 self.effects.put_empty(tether_store::keys::pool(&name));
             }
         }
+        // Its policy may be another: what is told of running workers changes with it.
+        self.tell_nodes_of(&owner);
         self.pool_changed(&name, "applied", now);
         self.get_pool(name.as_str())
+    }
+
+    /// Refuses to couple workers that already run where their owner's process cannot be watched.
+    fn check_in_sight(&self, pool: &Resolved, owner: &OwnerName) -> Result<(), Failure> {
+        let (Some(running), Some(process)) = (
+            self.pools.get(&pool.name),
+            self.sessions
+                .get(owner)
+                .and_then(|session| session.process.as_ref()),
+        ) else {
+            return Ok(());
+        };
+        let kills = |policy: &LifecyclePolicy| policy.on_owner_exit == OnOwnerLoss::Kill;
+        if running.is_ending() || kills(running.policy()) || !kills(&pool.policy) {
+            return Ok(());
+        }
+        let places = running.places.values();
+        let mut nodes = places.filter_map(|place| place.live.as_ref()?.node.as_ref());
+        let blind = |name: &&NodeName| !self.nodes.get(name).is_some_and(|node| node.sees(process));
+        match nodes.find(blind) {
+            None => Ok(()),
+            Some(node) => {
+                let text = format!(
+                    "pool `{}` cannot be switched to mode `{}` while it runs: it has workers on node `{node}`, where the process of owner `{owner}` cannot be watched; delete the pool and apply it again",
+                    pool.name, pool.mode
+                );
+                Err(Failure::new(Reason::ModeForbids, text).fact("field", "mode"))
+            }
+        }
     }
 
     /// What modes find here.
@@ -302,10 +368,11 @@ impl Ledger {
         let mode_why = pool.resolved.mode_why.clone();
         let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
         if let Some(pool) = self.pools.get_mut(&name) {
-            pool.resolved = Resolved {
+            let resolved = Resolved {
                 mode_why,
                 ..resolved
             };
+            pool.change(resolved, now);
         }
         self.pool_changed(&name, &format!("scaled to {size}"), now);
         self.get_pool(name.as_str())
@@ -324,12 +391,6 @@ impl Ledger {
         let name = self.lasting(name)?.name().clone();
         if let Some(pool) = self.pools.get_mut(&name) {
             pool.draining = draining;
-            for (&slot, place) in &pool.places {
-                if let Some(endpoint) = place.endpoint(&name, slot, draining) {
-                    self.effects
-                        .put(tether_store::keys::endpoint(&name, slot), endpoint);
-                }
-            }
         }
         self.pool_changed(
             &name,
@@ -352,18 +413,12 @@ impl Ledger {
         if let Some(pool) = self.pools.get_mut(&name) {
             pool.next = None;
         }
-        self.end_pool(&name, DeathCause::Ordered(Orderer::Scale), None, now);
+        self.end_pools_in_order(&[name], DeathCause::Ordered(Orderer::Scale), None, now);
         Ok(())
     }
 
-    /// Ends every worker of a pool, then forgets it. A later, harder order overrides an earlier one.
-    pub(super) fn end_pool(
-        &mut self,
-        name: &PoolName,
-        cause: DeathCause,
-        grace_ms: Option<u64>,
-        now: Tick,
-    ) {
+    /// Notes that a pool is to end. A later, harder order overrides an earlier one.
+    pub(super) fn mark_ending(&mut self, name: &PoolName, cause: DeathCause) {
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };
@@ -374,9 +429,26 @@ impl Ledger {
         }
         // Until its last worker is gone it must be known to whoever comes after us (A4).
         pool.write(&mut self.effects);
+    }
+
+    /// Ends every worker of a pool that is ending, but those that are held back; then forgets it.
+    pub(super) fn stop_pool(
+        &mut self,
+        name: &PoolName,
+        cause: DeathCause,
+        grace_ms: Option<u64>,
+        now: Tick,
+    ) {
+        let Some(pool) = self.pools.get(name) else {
+            return;
+        };
         let slots: Vec<_> = pool.places.keys().copied().collect();
         for slot in slots {
-            self.stop_place(name, slot, cause, grace_ms);
+            if self.pools.get(name).is_some_and(|pool| pool.holds(slot)) {
+                self.schedule(name, slot);
+            } else {
+                self.stop_place(name, slot, cause, grace_ms);
+            }
         }
         self.forget_ended(name, now);
     }

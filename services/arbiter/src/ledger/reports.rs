@@ -36,6 +36,9 @@ impl Ledger {
             WorkerPhase::Dead => self.on_death(node, id, report, now),
             phase => {
                 self.on_phase(node, id, phase, report, now);
+                if let Some(place) = self.place(&id.pool, id.slot) {
+                    place.machine.on_memory(report.memory_bytes);
+                }
                 self.settle_place(&id.pool, id.slot, now);
             }
         }
@@ -55,14 +58,20 @@ impl Ledger {
         if !free || buried || id.incarnation.0 > reserved {
             return false;
         }
+        let born = now.saturating_sub(std::time::Duration::from_millis(report.uptime_ms));
         let machine = Machine::adopted(
             pool.resolved.plan,
             id.incarnation,
             report.pid,
+            born,
             now.as_nanos(),
             now,
         );
         let before = pool.places.remove(&id.slot);
+        if let Some(live) = before.as_ref().and_then(|place| place.live.as_ref()) {
+            let waiting = (id.pool.clone(), live.incarnation, id.slot);
+            self.waiting.remove(&waiting);
+        }
         let place = Place {
             live: Some(Live {
                 incarnation: id.incarnation,
@@ -70,8 +79,9 @@ impl Ledger {
                 phase: WorkerPhase::Waiting,
                 pid: report.pid,
                 address: report.address.clone(),
-                started: now.saturating_sub(std::time::Duration::from_millis(report.uptime_ms)),
+                started: born,
                 stop: None,
+                told_draining: None,
             }),
             last: Some((id.incarnation, node.clone())),
             due: before.as_ref().and_then(|place| place.due),
@@ -79,7 +89,6 @@ impl Ledger {
             ..Place::new(machine)
         };
         pool.places.insert(id.slot, place);
-        self.homeless.remove(&(id.pool.clone(), id.slot));
         if let Some(node) = self.nodes.get_mut(node) {
             node.workers.insert(id.clone());
         }
@@ -120,7 +129,7 @@ impl Ledger {
         let Some(pool) = self.pools.get_mut(&id.pool) else {
             return;
         };
-        let (owner, draining) = (pool.owner().clone(), pool.draining);
+        let owner = pool.owner().clone();
         let Some(place) = pool.places.get_mut(&id.slot) else {
             return;
         };
@@ -139,11 +148,8 @@ impl Ledger {
             pid => place.machine.on_spawned(pid, now),
         };
         if phase == WorkerPhase::Ready {
+            live.told_draining = None;
             place.machine.on_ready(now);
-            if let Some(endpoint) = place.endpoint(&id.pool, id.slot, draining) {
-                let key = keys::endpoint(&id.pool, id.slot);
-                self.effects.put(key, endpoint);
-            }
         }
         let pid = report.pid;
         let told = match phase {
@@ -171,6 +177,12 @@ impl Ledger {
         if let Some((kind, text)) = told {
             self.effects
                 .worker_event(kind, id, Some(node), &owner, text, None);
+        }
+        // A spare takes the place of a worker that is ending, not only of one that is dead.
+        self.publish(&id.pool, id.slot);
+        if phase == WorkerPhase::Ready {
+            self.wake_dependents(&id.pool, now);
+            self.recycle_next(&id.pool, now);
         }
         if let Some(action) = action {
             self.act(&id.pool, id.slot, action, None, now);
@@ -232,6 +244,8 @@ impl Ledger {
             self.act(&id.pool, id.slot, action, Some(id), now);
         }
         self.settle_place(&id.pool, id.slot, now);
+        // In the commit that records the death, so that no gateway hears of it without the spare.
+        self.publish(&id.pool, id.slot);
     }
 
     fn record_death(&mut self, node: &NodeName, id: &WorkerId, death: common::Death) {

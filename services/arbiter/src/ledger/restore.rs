@@ -70,6 +70,7 @@ impl Ledger {
                 self.restore_event(&entry.value);
             }
         }
+        self.hold_needed();
         // Afterwards, as it is compared with the pools there are.
         for entry in &listing.entries {
             self.restore_served(entry, now);
@@ -156,7 +157,8 @@ impl Ledger {
             && let (Some(worker), Some(death)) = (removal.worker, removal.death)
         {
             let WorkerRef { incarnation, .. } = worker;
-            let mut machine = Machine::adopted(plan, Incarnation(incarnation), 0, incarnation, now);
+            let mut machine =
+                Machine::adopted(plan, Incarnation(incarnation), 0, now, incarnation, now);
             machine.on_exit(is_clean(Death::from(&death).cause), now);
             place.machine = machine;
             place.last_death = Some(death);

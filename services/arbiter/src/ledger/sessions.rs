@@ -124,7 +124,7 @@ impl Ledger {
             }
         }
         self.tell_nodes_of(owner);
-        self.place_homeless(now);
+        self.place_waiting(now);
         self.effects.owner_event(
             EventKind::SessionOpened,
             owner,
@@ -386,9 +386,7 @@ impl Ledger {
                 ended.push(pool.name().clone());
             }
         }
-        for name in ended {
-            self.end_pool(&name, cause, grace_ms, now);
-        }
+        self.end_pools_in_order(&ended, cause, grace_ms, now);
     }
 
     /// The sessions that live.

@@ -1,7 +1,7 @@
 //! The ledger against a small model of the world: agents and shims that keep deadlines as the real
 //! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
 //!
-//! Checked at every step: **A1** to **A3**, **P1** and **P3**; once quiet, that every pool has its
+//! Checked at every step: **A1** to **A3**, **A5**, **A6**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
 mod invariants;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use proptest::{collection::vec, prelude::*};
 use tether_types::{DeathCause, Incarnation, WorkerId};
 
-use owner::POOLS;
+use owner::{POOLS, Wishes};
 use world::World;
 
 /// Something that happens to the world.
@@ -38,10 +38,13 @@ enum Action {
     Drain(usize, bool),
     Delete(usize),
     StopWorker(usize, u32),
+    Switch(usize, &'static str),
+    Grow(usize, usize),
 }
 
 fn action() -> impl Strategy<Value = Action> {
     let (node, owner, pool) = (0..3_usize, 0..2_usize, 0..POOLS.len());
+    let mode = prop::sample::select(&["coupled", "independent"]);
     prop_oneof![
         2 => node.clone().prop_map(Action::Cut),
         3 => node.clone().prop_map(Action::Heal),
@@ -60,7 +63,9 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (pool.clone(), 0..4_u32).prop_map(|(pool, size)| Action::Scale(pool, size)),
         1 => (pool.clone(), any::<bool>()).prop_map(|(pool, drain)| Action::Drain(pool, drain)),
         2 => pool.clone().prop_map(Action::Delete),
-        1 => (pool, 0..4_u32).prop_map(|(pool, slot)| Action::StopWorker(pool, slot)),
+        1 => (pool.clone(), 0..4_u32).prop_map(|(pool, slot)| Action::StopWorker(pool, slot)),
+        2 => (pool, mode).prop_map(|(pool, mode)| Action::Switch(pool, mode)),
+        1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::Grow(node, nth)),
     ]
 }
 
@@ -89,7 +94,13 @@ impl World {
             Action::Speak(owner) => self.owners[owner].silent = false,
             Action::Open(owner, another) => self.open(owner, another),
             Action::Goodbye(owner) => self.goodbye(owner),
-            Action::Apply(pool, size) => self.apply(pool, size),
+            Action::Apply(pool, size) => drop(self.apply(pool, size)),
+            Action::Switch(pool, mode) => drop(self.switch(pool, mode)),
+            Action::Grow(node, nth) => {
+                if let Some(worker) = self.nodes[node].workers.values_mut().nth(nth) {
+                    worker.memory_bytes += 1_000;
+                }
+            }
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
@@ -118,9 +129,30 @@ impl World {
     }
 }
 
+fn wishes() -> impl Strategy<Value = Wishes> {
+    let depends_on = prop::sample::subsequence(
+        vec![
+            ("coupled-0", "lasting-0"),
+            ("coupled-1", "lasting-1"),
+            ("lasting-1", "spread-1"),
+        ],
+        0..=3,
+    );
+    (depends_on, 0..3_u32, 0..4_u32, any::<bool>(), any::<bool>()).prop_map(
+        |(depends_on, spares, rate, ages, grows)| Wishes {
+            depends_on: depends_on.into_iter().collect(),
+            spares,
+            starts_per_second: rate * 2,
+            max_lifetime_ms: if ages { 3_000 } else { 0 },
+            max_memory_bytes: if grows { 2_000 } else { 0 },
+            ..Wishes::default()
+        },
+    )
+}
+
 /// Runs one schedule to its quiet end. Tells how many workers it started.
-fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
-    let mut world = World::new(seed);
+fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
+    let mut world = World::with(seed, wishes);
     world.open(0, false);
     world.open(1, false);
     for (action, wait_ms) in actions {
@@ -128,9 +160,17 @@ fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
         world.run(Duration::from_millis(*wait_ms));
     }
     world.calm();
+    // What grows old would not be quiet.
+    (world.wishes.max_lifetime_ms, world.wishes.max_memory_bytes) = (0, 0);
+    for name in std::mem::take(&mut world.wishes.modes).into_keys() {
+        drop(world.ledger.delete_pool(&name, world.now));
+        world.settle();
+    }
+    world.run(Duration::from_secs(4));
     let sizes = [2, 1, 2, 3, 1];
-    for (pool, &size) in sizes.iter().enumerate() {
-        world.apply(pool, size);
+    // Those that others depend on first.
+    for pool in [4, 1, 3, 0, 2] {
+        assert!(world.apply(pool, sizes[pool]), "{}", POOLS[pool].0);
     }
     world.run(Duration::from_secs(8));
     world.check_ready(&sizes);
@@ -141,7 +181,7 @@ fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
     }
     world.act(&Action::Scale(3, 1));
     world.act(&Action::Scale(3, 3));
-    world.run(Duration::from_secs(2));
+    world.run(Duration::from_secs(6));
     world.check_ready(&sizes);
     // ... every node away for longer than its lease, so that its workers wait for one, ...
     let before = world.starts;
@@ -153,9 +193,10 @@ fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
     for node in &mut world.nodes {
         node.start_agent();
     }
-    world.run(Duration::from_secs(2));
+    world.run(Duration::from_secs(6));
     world.check_ready(&sizes);
-    let all = u64::from(sizes.iter().sum::<u32>());
+    let spares = world.wishes.spares * 5;
+    let all = u64::from(sizes.iter().sum::<u32>() + spares);
     assert_eq!(world.starts - before, all, "each worker is started once");
 
     // ... and orders to stop that go down a stream nobody hears.
@@ -177,13 +218,14 @@ fn run(seed: u64, actions: &[(Action, u64)]) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A1, A2, A3, A4, P1, P3 and liveness.
+    /// A1 to A6, P1, P3 and liveness.
     #[test]
     fn whatever_fails_and_comes_back_the_ledger_keeps_its_promises(
         seed in any::<u64>(),
+        wishes in wishes(),
         actions in vec((action(), 0..1_500_u64), 0..40),
     ) {
-        run(seed, &actions);
+        run(seed, wishes, &actions);
     }
 }
 

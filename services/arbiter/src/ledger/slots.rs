@@ -25,6 +25,8 @@ pub(crate) struct Place {
     pub(super) leaving: bool,
     /// What the ledger's list of deadlines has for it.
     pub(super) due: Option<Tick>,
+    /// Whether calls go there: it is ready, no spare, and not about to be replaced.
+    pub(super) serves: bool,
 }
 
 /// One incarnation, somewhere.
@@ -39,6 +41,8 @@ pub(super) struct Live {
     pub(super) started: Tick,
     /// The order that is to end it, repeated to a node that comes back and may have missed it.
     pub(super) stop: Option<StopWorker>,
+    /// Whether discovery was told that it is draining; none while it was told nothing.
+    pub(super) told_draining: Option<bool>,
 }
 
 impl Place {
@@ -51,6 +55,7 @@ impl Place {
             gave_up: false,
             leaving: false,
             due: None,
+            serves: false,
         }
     }
 
@@ -64,6 +69,20 @@ impl Place {
             .is_some_and(|live| live.phase == WorkerPhase::Ready)
     }
 
+    /// Whether its worker runs and is to go on, or is over for good: nothing is on its way here.
+    pub(super) fn is_settled(&self) -> bool {
+        match self.machine.phase() {
+            Phase::Ready { .. } => self.is_ready(),
+            Phase::Stopped => self.live.is_none(),
+            Phase::Backoff { .. }
+            | Phase::Spawning
+            | Phase::Starting { .. }
+            | Phase::Draining { .. }
+            | Phase::Stopping { .. }
+            | Phase::CrashLoop { .. } => false,
+        }
+    }
+
     /// A change of plan counts from the next incarnation on; a place that was given up tries again.
     pub(super) fn change_plan(&mut self, plan: Plan, now: Tick) {
         if std::mem::take(&mut self.gave_up) {
@@ -73,7 +92,7 @@ impl Place {
         }
     }
 
-    /// Where it serves, while it does.
+    /// Where it is reached, while it is ready.
     pub(super) fn endpoint(&self, pool: &PoolName, slot: Slot, draining: bool) -> Option<Endpoint> {
         let live = self
             .live

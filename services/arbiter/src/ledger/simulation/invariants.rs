@@ -8,6 +8,7 @@ use tether_proto::{
     node::{self, order::Order},
 };
 use tether_store::keys::ServeKey;
+use tether_supervise::Phase;
 use tether_types::{DeathCause, NodeName, WorkerId};
 
 use super::{
@@ -15,6 +16,9 @@ use super::{
     owner::POOLS,
     world::{STEP, World},
 };
+use crate::effects::Effects;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Beats on their way, and the quarter of a timeout between two of them.
 const LAG: Duration = Duration::from_millis(800);
@@ -25,15 +29,15 @@ const ON_ITS_WAY: Duration = Duration::from_millis(120);
 /// What a connected node may wait for word: its lease, and a reconnection.
 const LEASE: Duration = Duration::from_millis(2_600);
 
-fn pool_of(id: &WorkerId) -> (&'static str, usize, Duration) {
-    let (_, mode, owner, timeout, _) = POOLS
-        .iter()
-        .find(|pool| pool.0 == id.pool.as_str())
-        .unwrap();
-    (*mode, *owner, Duration::from_millis(*timeout))
-}
-
 impl World {
+    fn pool_of(&self, id: &WorkerId) -> (&'static str, usize, Duration) {
+        let (name, _, owner, timeout, _) = POOLS
+            .iter()
+            .find(|pool| pool.0 == id.pool.as_str())
+            .unwrap();
+        (self.mode_of(name), *owner, Duration::from_millis(*timeout))
+    }
+
     pub(super) fn workers(&self) -> impl Iterator<Item = (&WorkerId, &Worker)> {
         self.nodes.iter().flat_map(|node| &node.workers)
     }
@@ -68,7 +72,7 @@ impl World {
 
     /// P1: no worker outlives what its policy grants after the last word of its owner.
     fn check_permission(&self, id: &WorkerId, worker: &Worker) {
-        let (mode, owner, timeout) = pool_of(id);
+        let (mode, owner, timeout) = self.pool_of(id);
         let owner = &self.owners[owner];
         let applied = self
             .applied
@@ -89,8 +93,9 @@ impl World {
             "P1: {id} outlives its owner's word: {worker:?}"
         );
         if mode == "coupled" {
-            // Its shim watches the process, or was told of none and waits for the deadline.
-            let watched = worker.owner_pid;
+            // Its shim watches the process, or was told of none and waits for the deadline. One of a
+            // pool that was coupled a moment ago, or whose owner has said goodbye, has other orders.
+            let watched = worker.owner_pid.filter(|_| worker.kill_on_owner_exit);
             let gone = watched.is_some_and(|pid| !owner.running || owner.pid != pid);
             assert!(
                 !gone || self.now <= owner.changed.max(worker.born) + STEP,
@@ -107,9 +112,12 @@ impl World {
                 .iter()
                 .filter(|(_, worker)| worker.died_at == self.now)
             {
-                let (mode, owner, timeout) = pool_of(id);
+                let (mode, owner, timeout) = self.pool_of(id);
                 let owner = &self.owners[owner];
-                let settled = node.connected.max(self.restarted) + timeout + LAG < self.now;
+                let switched = self.switched.get(id.pool.as_str()).copied();
+                let began = node.connected.max(self.restarted);
+                let began = began.max(switched.unwrap_or_default());
+                let settled = began + timeout + LAG < self.now;
                 // A word that is still on its way to the node does not help it.
                 let fresh = owner.contact + timeout > self.now + LAG
                     && self.now.since(owner.contact) > ON_ITS_WAY;
@@ -136,7 +144,7 @@ impl World {
                 && stop.cause().to_cause(None, None) == DeathCause::OwnerGone
             {
                 let id = WorkerId::try_from(stop.worker.as_ref().unwrap()).unwrap();
-                let (mode, owner, timeout) = pool_of(&id);
+                let (mode, owner, timeout) = self.pool_of(&id);
                 let contact = self.owners[owner].contact;
                 let early = mode == "independent" && self.now < contact + timeout;
                 // An order is repeated to a node that comes back, whatever its owner did since.
@@ -153,6 +161,81 @@ impl World {
         }
     }
 
+    /// A5: what is ordered to start may be started.
+    pub(super) fn check_starts(&mut self, effects: &Effects) {
+        let orders = effects.orders.values().flatten();
+        for order in orders.filter_map(|order| order.order.as_ref()) {
+            let Order::Start(start) = order else { continue };
+            let id = WorkerRef::required(start.worker.as_ref()).unwrap();
+            let Some(pool) = self.ledger.pools.get(&id.pool) else {
+                continue;
+            };
+            for other in &pool.resolved.depends_on {
+                // As of what was written before this moment, or with it.
+                let served = |key: &String| key.starts_with(&format!("serve/endpoints/{other}/"));
+                let written = |(key, value): (&String, &Option<_>)| served(key) && value.is_some();
+                assert!(
+                    self.store.keys().any(served) || effects.writes.iter().any(written),
+                    "A5: {id} is started without {other}"
+                );
+            }
+            let limit = self.wishes.starts_per_second as usize;
+            let ordered = self.ordered.entry(id.pool.to_string()).or_default();
+            ordered.push_back(self.now);
+            while ordered.front().is_some_and(|&at| at + SECOND <= self.now) {
+                ordered.pop_front();
+            }
+            assert!(
+                limit == 0 || ordered.len() <= limit,
+                "A5: {} starts of {} within a second",
+                ordered.len(),
+                id.pool
+            );
+        }
+    }
+
+    /// A6, as discovery is told it; and no more than a few are recycled at once.
+    pub(super) fn check_serving(&self) {
+        for (name, pool) in &self.ledger.pools {
+            let spec = &pool.resolved.spec;
+            let recycled = pool.places.values().filter(|place| {
+                matches!(
+                    place.machine.phase(),
+                    Phase::Draining { .. }
+                        | Phase::Stopping {
+                            why: DeathCause::Recycled
+                        }
+                ) && !place.leaving
+            });
+            // Fewer may be wanted than were when they began.
+            let recycled = recycled.count();
+            assert!(recycled <= 1, "{recycled} of {name} are recycled at once");
+            if spec.spares == 0 || pool.is_ending() || pool.draining {
+                continue;
+            }
+            let prefix = format!("serve/endpoints/{name}/");
+            let told = self
+                .store
+                .iter()
+                .filter(|(key, _)| key.starts_with(&prefix));
+            let serving =
+                told.filter(|(_, (value, _))| !Endpoint::decode(&**value).unwrap().draining);
+            let able = pool.places.values().filter(|place| {
+                let draining = matches!(place.machine.phase(), Phase::Draining { .. });
+                place.is_ready() && !draining && !place.leaving
+            });
+            // What an arbiter before this one told stands until its node is heard.
+            if self.ledger.all_heard() && self.now > self.restarted + LEASE {
+                assert_eq!(
+                    serving.count(),
+                    able.count().min(spec.size as usize),
+                    "A6: {name} {:#?}",
+                    pool.places
+                );
+            }
+        }
+    }
+
     /// Liveness, once all is connected and quiet; and discovery is told exactly what is ready.
     pub(super) fn check_ready(&self, sizes: &[u32]) {
         for (index, &size) in sizes.iter().enumerate() {
@@ -160,7 +243,7 @@ impl World {
             let view = self.ledger.get_pool(name).unwrap();
             assert_eq!(
                 (view.ready, view.live),
-                (size, size),
+                (size, size + if size == 0 { 0 } else { self.wishes.spares }),
                 "liveness of {name}: {view:?}"
             );
             let alive = self
@@ -168,7 +251,7 @@ impl World {
                 .filter(|(id, _)| id.pool.as_str() == name)
                 .count();
             assert_eq!(
-                alive, size as usize,
+                alive, view.live as usize,
                 "liveness of {name}: what really lives"
             );
         }
@@ -225,7 +308,7 @@ impl World {
             "A4: pools or sessions are left"
         );
         assert!(
-            ledger.due.is_empty() && ledger.homeless.is_empty(),
+            ledger.due.is_empty() && ledger.waiting.is_empty(),
             "A4: places are left"
         );
         let placed = ledger

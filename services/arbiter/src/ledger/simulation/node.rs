@@ -19,7 +19,8 @@ const RECONNECT: Duration = Duration::from_millis(200);
 /// One process tree under its shim. It stays, dead, until its death is recorded.
 #[derive(Debug, Clone)]
 pub(super) struct Worker {
-    order: StartWorker,
+    /// What its agent measures.
+    pub(super) memory_bytes: u64,
     pub(super) pid: u32,
     pub(super) born: Tick,
     pub(super) alive: bool,
@@ -27,8 +28,10 @@ pub(super) struct Worker {
     ends_at: Option<(Tick, DeathCause)>,
     node_deadline: Tick,
     owner_deadline: Tick,
-    /// The process it watches.
+    /// The process it watches, and whether its end, or that of the agent, is its own.
     pub(super) owner_pid: Option<u32>,
+    pub(super) kill_on_owner_exit: bool,
+    kill_on_agent_loss: bool,
     pub(super) death: Option<DeathCause>,
     pub(super) died_at: Tick,
 }
@@ -53,6 +56,15 @@ impl Worker {
     }
 }
 
+/// What the arbiter said last of a pool.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    end: Tick,
+    owner_pid: Option<u32>,
+    kill_on_owner_exit: bool,
+    kill_on_agent_loss: bool,
+}
+
 /// The agent's memory, which goes with it.
 #[derive(Debug, Default)]
 pub(super) struct Agent {
@@ -65,7 +77,7 @@ pub(super) struct Agent {
     last_sent: Tick,
     interval: Duration,
     holder: Option<Holder>,
-    pools: BTreeMap<PoolName, (Tick, Option<u32>)>,
+    pools: BTreeMap<PoolName, Told>,
     known: BTreeMap<WorkerId, WorkerReport>,
     pending: Vec<WorkerReport>,
     adopted: std::collections::BTreeSet<WorkerId>,
@@ -166,7 +178,7 @@ impl Node {
         for worker in self
             .workers
             .values_mut()
-            .filter(|worker| worker.order.kill_on_agent_loss)
+            .filter(|worker| worker.kill_on_agent_loss)
         {
             worker.die(DeathCause::AgentGone, now);
         }
@@ -200,8 +212,7 @@ impl Node {
             {
                 worker.die(cause, now);
             }
-            if worker.order.kill_on_owner_exit && worker.owner_pid.is_some_and(|pid| !running(pid))
-            {
+            if worker.kill_on_owner_exit && worker.owner_pid.is_some_and(|pid| !running(pid)) {
                 worker.die(DeathCause::OwnerGone, now);
             }
             worker.keep_deadlines(now);
@@ -216,6 +227,7 @@ impl Node {
             };
             let seen = WorkerReport {
                 adopted: agent.adopted.contains(id),
+                memory_bytes: worker.memory_bytes,
                 ..seen
             };
             if let Some(told) = agent.known.get_mut(id)
@@ -296,17 +308,23 @@ impl Node {
                     let end = pool
                         .remaining_ms
                         .map_or(Tick::NEVER, |ms| sent + Duration::from_millis(ms));
-                    agent.pools.insert(pool.pool.parse().unwrap(), (end, pid));
+                    let told = Told {
+                        end,
+                        owner_pid: pid,
+                        kill_on_owner_exit: pool.kill_on_owner_exit,
+                        kill_on_agent_loss: pool.kill_on_agent_loss,
+                    };
+                    agent.pools.insert(pool.pool.parse().unwrap(), told);
                 }
             }
             let lease = agent.holder.as_ref().map_or(Tick::ZERO, Holder::deadline);
             for (id, worker) in &mut self.workers {
-                if let Some(&(end, pid)) = agent.pools.get(&id.pool) {
-                    (
-                        worker.node_deadline,
-                        worker.owner_deadline,
-                        worker.owner_pid,
-                    ) = (lease, end, pid);
+                if let Some(told) = agent.pools.get(&id.pool) {
+                    worker.node_deadline = lease;
+                    worker.owner_deadline = told.end;
+                    worker.owner_pid = told.owner_pid;
+                    worker.kill_on_owner_exit = told.kill_on_owner_exit;
+                    worker.kill_on_agent_loss = told.kill_on_agent_loss;
                 }
             }
         }
@@ -328,11 +346,12 @@ impl Node {
                 let (owner_deadline, owner_pid) = agent
                     .pools
                     .get(&id.pool)
-                    .copied()
-                    .unwrap_or((Tick::ZERO, None));
+                    .map_or((Tick::ZERO, None), |told| (told.end, told.owner_pid));
                 let pid = u32::try_from(id.incarnation.0).unwrap() + 1000;
                 let mut worker = Worker {
-                    order: start.clone(),
+                    kill_on_owner_exit: start.kill_on_owner_exit,
+                    kill_on_agent_loss: start.kill_on_agent_loss,
+                    memory_bytes: 0,
                     pid,
                     born: now,
                     alive: true,

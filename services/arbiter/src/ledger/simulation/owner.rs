@@ -1,6 +1,6 @@
 //! Owners of the model: their processes, sessions and pools.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -22,6 +22,20 @@ pub(super) const POOLS: &[(&str, &str, usize, u64, u64)] = &[
     ("lasting-1", "independent", 1, 2_000, 400),
     ("spread-1", "distributed", 1, 2_000, 400),
 ];
+
+/// What a schedule asks for beyond sizes and modes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wishes {
+    /// Pools and what each depends on.
+    pub(super) depends_on: BTreeMap<&'static str, &'static str>,
+    pub(super) spares: u32,
+    pub(super) starts_per_second: u32,
+    pub(super) max_lifetime_ms: u64,
+    pub(super) max_memory_bytes: u64,
+    /// Where it is not what the list of pools says.
+    pub(super) modes: BTreeMap<String, &'static str>,
+    pub(super) max_restarts: Option<u32>,
+}
 
 #[derive(Debug)]
 pub(super) struct Owner {
@@ -133,8 +147,36 @@ impl World {
         }
     }
 
-    pub(super) fn apply(&mut self, pool: usize, size: u32) {
-        let (name, mode, owner, timeout, interval) = POOLS[pool];
+    /// The mode a pool was last applied with.
+    pub(super) fn mode_of(&self, name: &str) -> &'static str {
+        let listed = POOLS.iter().find(|pool| pool.0 == name);
+        let other = self.wishes.modes.get(name).copied();
+        other.or(listed.map(|pool| pool.1)).unwrap()
+    }
+
+    /// Applies a pool with another mode; false where that is refused.
+    pub(super) fn switch(&mut self, pool: usize, mode: &'static str) -> bool {
+        let name = POOLS[pool].0;
+        let Ok(running) = self.ledger.get_pool(name) else {
+            return false;
+        };
+        let before = self.wishes.modes.insert(name.to_owned(), mode);
+        let done = self.apply(pool, running.spec.unwrap().size);
+        if done {
+            self.switched.insert(name.to_owned(), self.now);
+        } else {
+            match before {
+                Some(mode) => self.wishes.modes.insert(name.to_owned(), mode),
+                None => self.wishes.modes.remove(name),
+            };
+        }
+        done
+    }
+
+    pub(super) fn apply(&mut self, pool: usize, size: u32) -> bool {
+        let (name, _, owner, timeout, interval) = POOLS[pool];
+        let mode = self.mode_of(name);
+        let wishes = self.wishes.clone();
         let template = Template {
             command: "work".to_owned(),
             stop: Some(Stop {
@@ -144,12 +186,17 @@ impl World {
             restart: Some(Restart {
                 delay_ms: Some(100),
                 max_delay_ms: Some(400),
-                max_restarts: Some(100_000),
+                max_restarts: wishes.max_restarts.or(Some(100_000)),
                 ..Restart::default()
             }),
             readiness: Some(Readiness {
                 timeout_ms: 3_000,
                 ..Readiness::default()
+            }),
+            recycle: Some(pool::Recycle {
+                max_lifetime_ms: wishes.max_lifetime_ms,
+                max_memory_bytes: wishes.max_memory_bytes,
+                max_calls: 0,
             }),
             ..Template::default()
         };
@@ -163,6 +210,14 @@ impl World {
                 heartbeat_interval_ms: Some(interval),
                 ..Default::default()
             }),
+            depends_on: wishes
+                .depends_on
+                .get(name)
+                .map(|other| (*other).to_owned())
+                .into_iter()
+                .collect(),
+            spares: wishes.spares,
+            starts_per_second: wishes.starts_per_second,
             ..PoolSpec::default()
         };
         let asking = &self.owners[owner];
@@ -179,5 +234,6 @@ impl World {
             }
         }
         self.settle();
+        done.is_ok()
     }
 }

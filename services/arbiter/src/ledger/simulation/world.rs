@@ -14,9 +14,12 @@ use tether_proto::{
     worker::EventKind,
 };
 use tether_store::{Entry, Listing};
-use tether_types::{NodeName, WorkerId};
+use tether_types::{Death, DeathCause, NodeName, WorkerId};
 
-use super::{node::Node, owner::Owner};
+use super::{
+    node::Node,
+    owner::{Owner, Wishes},
+};
 use crate::{
     config::Config,
     effects::{Effects, keys},
@@ -56,10 +59,21 @@ pub(super) struct World {
     pub(super) applied: BTreeMap<String, Tick>,
     pub(super) restarted: Tick,
     pub(super) starts: u64,
+    pub(super) wishes: Wishes,
+    /// When a pool last got another mode.
+    pub(super) switched: BTreeMap<String, Tick>,
+    /// When workers of a pool were ordered to start, the last second only (A5).
+    pub(super) ordered: BTreeMap<String, VecDeque<Tick>>,
+    /// How each worker died that died.
+    pub(super) causes: BTreeMap<WorkerId, DeathCause>,
 }
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
+        Self::with(seed, Wishes::default())
+    }
+
+    pub(super) fn with(seed: u64, wishes: Wishes) -> Self {
         let mut world = Self {
             now: Tick::ZERO + Duration::from_secs(100),
             ledger: empty_ledger(),
@@ -82,6 +96,10 @@ impl World {
             applied: BTreeMap::new(),
             restarted: Tick::ZERO,
             starts: 0,
+            wishes,
+            switched: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            causes: BTreeMap::new(),
         };
         world.run(Duration::from_millis(500));
         world
@@ -250,12 +268,15 @@ impl World {
         for (node, ack) in std::mem::take(&mut effects.acks) {
             self.tell(&node, ack.ttl_ms, Vec::new());
         }
+        self.check_starts(&effects);
         self.revision += 1;
         for mut event in effects.events {
             self.last_event += 1;
             event.revision = self.last_event;
             if event.kind() == EventKind::WorkerDied {
                 let id = WorkerId::try_from(event.worker.as_ref().unwrap()).unwrap();
+                let death = Death::from(event.death.as_ref().unwrap());
+                self.causes.insert(id.clone(), death.cause);
                 *self.died.entry(id).or_default() += 1;
             }
             let value = Bytes::from(event.encode_to_vec());
@@ -280,6 +301,7 @@ impl World {
             self.check_orders(&node, &orders);
             self.tell(&node, 0, orders);
         }
+        self.check_serving();
     }
 
     fn tell(&mut self, node: &NodeName, ttl_ms: u64, orders: Vec<tether_proto::node::Order>) {
@@ -322,6 +344,8 @@ impl World {
         self.ledger = empty_ledger();
         self.ledger.restore(&listing, self.now).unwrap();
         self.restarted = self.now;
+        // The other one has seen no starts.
+        self.ordered.clear();
         self.settle();
     }
 }
