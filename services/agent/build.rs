@@ -7,7 +7,12 @@ fn main() {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let services = manifest.parent().expect("the agent lies in services/");
-    for source in ["shim/src", "shim/Cargo.toml", "../libs/shim-protocol/src"] {
+    for source in [
+        "shim/src",
+        "shim/Cargo.toml",
+        "../libs/shim-protocol/src",
+        "../libs/sys/src",
+    ] {
         println!("cargo:rerun-if-changed={}", services.join(source).display());
     }
 

@@ -2,8 +2,8 @@
 
 use crate::wire::{Error, Reader, Writer};
 use crate::{
-    Cause, Dead, Hello, Identity, Launch, MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Phase,
-    SpawnFailure, Stage,
+    Cause, Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs, MAX_FRAME_BYTES,
+    Message, OnLinkLoss, OnOwnerExit, Phase, Proof, SpawnFailure, Stage, Terms, Walls,
 };
 
 const HEADER_BYTES: usize = 4;
@@ -100,7 +100,14 @@ macro_rules! coded {
 coded!(OnOwnerExit, "on_owner_exit", [Kill, Ignore]);
 coded!(OnLinkLoss, "on_link_loss", [Kill, Hold]);
 coded!(Phase, "phase", [Waiting, Starting, Running, Ending, Dead]);
-coded!(Stage, "stage", [Directory, Pipe, Fork, Cgroup, Chdir, Exec]);
+coded!(
+    Stage,
+    "stage",
+    [
+        Directory, Pipe, Fork, Cgroup, Chdir, Exec, Namespace, Limits, User
+    ]
+);
+coded!(Proof, "proof", [Namespace, Cgroup, Tree]);
 
 fn write(message: &Message, to: &mut Writer) {
     match message {
@@ -116,13 +123,15 @@ fn write(message: &Message, to: &mut Writer) {
             to.u64(*node_deadline_ns);
             to.u64(*owner_deadline_ns);
         }
-        Message::Owner {
-            identity,
+        Message::Ties {
+            owner,
             on_owner_exit,
+            on_link_loss,
         } => {
             to.u8(3);
-            to.option(*identity, |to, identity| identity.write(to));
+            to.option(*owner, |to, owner| owner.write(to));
             on_owner_exit.write(to);
+            on_link_loss.write(to);
         }
         Message::Stop { cause, grace_ms } => {
             to.u8(4);
@@ -164,9 +173,10 @@ fn read(from: &mut Reader<'_>) -> Result<Message, Error> {
             node_deadline_ns: from.u64()?,
             owner_deadline_ns: from.u64()?,
         },
-        3 => Message::Owner {
-            identity: from.option("identity", Identity::read)?,
+        3 => Message::Ties {
+            owner: from.option("owner", Identity::read)?,
             on_owner_exit: OnOwnerExit::read(from)?,
+            on_link_loss: OnLinkLoss::read(from)?,
         },
         4 => Message::Stop {
             cause: Cause::read(from)?,
@@ -200,14 +210,18 @@ impl Launch {
         }
         to.bytes(&self.cwd);
         to.bytes(&self.dir);
-        to.option(self.cgroup.as_deref(), Writer::bytes);
+        self.walls.write(to);
+        self.terms.write(to);
+        self.input.write(to);
+        self.logs.write(to);
+        to.i32(self.stop_signal);
         to.option(self.owner, |to, owner| owner.write(to));
         self.on_owner_exit.write(to);
         self.on_link_loss.write(to);
         to.u64(self.kill_grace_ms);
         to.u64(self.node_deadline_ns);
         to.u64(self.owner_deadline_ns);
-        to.u64(self.log_limit_bytes);
+        to.u32(self.sockets);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
@@ -218,14 +232,122 @@ impl Launch {
             env: from.list(|from| Ok((from.bytes()?, from.bytes()?)))?,
             cwd: from.bytes()?,
             dir: from.bytes()?,
-            cgroup: from.option("cgroup", Reader::bytes)?,
+            walls: Walls::read(from)?,
+            terms: Terms::read(from)?,
+            input: Input::read(from)?,
+            logs: Logs::read(from)?,
+            stop_signal: from.i32()?,
             owner: from.option("owner", Identity::read)?,
             on_owner_exit: OnOwnerExit::read(from)?,
             on_link_loss: OnLinkLoss::read(from)?,
             kill_grace_ms: from.u64()?,
             node_deadline_ns: from.u64()?,
             owner_deadline_ns: from.u64()?,
-            log_limit_bytes: from.u64()?,
+            sockets: from.u32()?,
+        })
+    }
+}
+
+impl Walls {
+    fn write(&self, to: &mut Writer) {
+        to.u8(u8::from(self.namespace));
+        to.u8(u8::from(self.user_namespace));
+        to.u8(u8::from(self.private_proc));
+        to.option(self.cgroup.as_deref(), Writer::bytes);
+        to.u8(u8::from(self.born_in_cgroup));
+        to.count(self.limiting.len());
+        for cgroup in &self.limiting {
+            to.bytes(cgroup);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            namespace: from.flag("namespace")?,
+            user_namespace: from.flag("user_namespace")?,
+            private_proc: from.flag("private_proc")?,
+            cgroup: from.option("cgroup", Reader::bytes)?,
+            born_in_cgroup: from.flag("born_in_cgroup")?,
+            limiting: from.list(Reader::bytes)?,
+        })
+    }
+}
+
+impl Terms {
+    fn write(&self, to: &mut Writer) {
+        to.option(self.credentials.as_ref(), |to, who| who.write(to));
+        to.option(self.umask, Writer::u32);
+        to.option(self.nice, Writer::i32);
+        to.count(self.limits.len());
+        for limit in &self.limits {
+            to.u8(limit.resource);
+            to.u64(limit.soft);
+            to.u64(limit.hard);
+        }
+        to.numbers(&self.cpus);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            credentials: from.option("credentials", Credentials::read)?,
+            umask: from.option("umask", Reader::u32)?,
+            nice: from.option("nice", Reader::i32)?,
+            limits: from.list(|from| {
+                Ok(Limit {
+                    resource: from.u8()?,
+                    soft: from.u64()?,
+                    hard: from.u64()?,
+                })
+            })?,
+            cpus: from.list(Reader::u32)?,
+        })
+    }
+}
+
+impl Credentials {
+    fn write(&self, to: &mut Writer) {
+        to.u32(self.uid);
+        to.u32(self.gid);
+        to.numbers(&self.groups);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            uid: from.u32()?,
+            gid: from.u32()?,
+            groups: from.list(Reader::u32)?,
+        })
+    }
+}
+
+impl Input {
+    fn write(&self, to: &mut Writer) {
+        to.bytes(&self.data);
+        to.u8(u8::from(self.hold_open));
+        to.u8(u8::from(self.pty));
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            data: from.bytes()?,
+            hold_open: from.flag("hold_open")?,
+            pty: from.flag("pty")?,
+        })
+    }
+}
+
+impl Logs {
+    fn write(self, to: &mut Writer) {
+        to.u64(self.limit_bytes);
+        to.u64(self.max_age_ms);
+        to.u32(self.files);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            limit_bytes: from.u64()?,
+            max_age_ms: from.u64()?,
+            files: from.u32()?,
         })
     }
 }
@@ -294,6 +416,8 @@ impl Dead {
         to.u64(self.unix_ms);
         to.u64(self.max_rss_kib);
         to.u64(self.cpu_ms);
+        to.u64(self.peak_memory_bytes);
+        self.proof.write(to);
         to.u64(self.log_lost_bytes);
         to.bytes(&self.stderr_tail);
     }
@@ -310,6 +434,8 @@ impl Dead {
             unix_ms: from.u64()?,
             max_rss_kib: from.u64()?,
             cpu_ms: from.u64()?,
+            peak_memory_bytes: from.u64()?,
+            proof: Proof::read(from)?,
             log_lost_bytes: from.u64()?,
             stderr_tail: from.bytes()?,
         })

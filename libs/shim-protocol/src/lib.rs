@@ -5,7 +5,7 @@
 //! nothing, because the shim is a static program that wants to stay under a mebibyte resident.
 //!
 //! ```text
-//! agent -> shim   Launch  Renew  Owner  Stop  Signal  Acknowledge
+//! agent -> shim   Launch  Renew  Ties  Stop  Signal  Acknowledge
 //! shim -> agent   Hello  Started  SpawnFailed  Ending  Dead
 //! ```
 //!
@@ -23,16 +23,18 @@ mod cause;
 mod codec;
 mod message;
 mod wire;
+pub mod zygote;
 
 pub use cause::{Cause, Orderer};
 pub use codec::{Decoder, decode, encode};
 pub use message::{
-    Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, Phase, SpawnFailure, Stage,
+    Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs, Message, OnLinkLoss,
+    OnOwnerExit, Phase, Proof, SpawnFailure, Stage, Terms, Walls,
 };
 pub use wire::Error;
 
 /// The version of this protocol; it changes with any change of a message.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;

@@ -14,12 +14,14 @@ pub enum Message {
         /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
         owner_deadline_ns: u64,
     },
-    /// To the shim: watch this owner from here on, or none.
-    Owner {
+    /// To the shim: from here on this is whom the worker depends on, and how.
+    Ties {
         /// The owner's process on this machine.
-        identity: Option<Identity>,
+        owner: Option<Identity>,
         /// What its end means for the worker.
         on_owner_exit: OnOwnerExit,
+        /// What the end of the agent's connection means for the worker.
+        on_link_loss: OnLinkLoss,
     },
     /// To the shim: end the tree. A second order may only shorten the first.
     Stop {
@@ -68,8 +70,16 @@ pub struct Launch {
     pub cwd: Vec<u8>,
     /// Existing runtime directory of this incarnation, absolute: socket, logs, death.
     pub dir: Vec<u8>,
-    /// A cgroup v2 leaf of this incarnation alone; made where missing, removed at the end.
-    pub cgroup: Option<Vec<u8>>,
+    /// What holds its processes together.
+    pub walls: Walls,
+    /// Whose process it is, and on what terms with the kernel.
+    pub terms: Terms,
+    /// What it reads on standard input.
+    pub input: Input,
+    /// Where its output is kept, and how much of it.
+    pub logs: Logs,
+    /// The signal that asks it to stop.
+    pub stop_signal: i32,
     /// The owner's process on this machine.
     pub owner: Option<Identity>,
     /// What the owner's end means for the worker.
@@ -82,8 +92,85 @@ pub struct Launch {
     pub node_deadline_ns: u64,
     /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
     pub owner_deadline_ns: u64,
+    /// How many of the descriptors the shim was born with are listening sockets, to be passed on as
+    /// descriptors from 3 on, with `LISTEN_PID` put into the environment.
+    pub sockets: u32,
+}
+
+/// What holds a worker's processes together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Walls {
+    /// Whether they live in a PID namespace of their own, which ends with its first process.
+    pub namespace: bool,
+    /// Whether that takes a user namespace, for want of the right to make one without.
+    pub user_namespace: bool,
+    /// Whether they see a `/proc` of that namespace.
+    pub private_proc: bool,
+    /// A cgroup v2 leaf of this incarnation alone; made where missing, removed at the end.
+    pub cgroup: Option<Vec<u8>>,
+    /// Whether the worker is born in it; otherwise it moves there before its program runs.
+    pub born_in_cgroup: bool,
+    /// Further cgroups of this incarnation alone, made beforehand, that keep its limits.
+    pub limiting: Vec<Vec<u8>>,
+}
+
+/// Whose process a worker is, and on what terms with the kernel; what is absent is the agent's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// User and groups.
+    pub credentials: Option<Credentials>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// Scheduling niceness.
+    pub nice: Option<i32>,
+    /// Limits of the kernel per process.
+    pub limits: Vec<Limit>,
+    /// Numbers of the processors it may run on; empty means all.
+    pub cpus: Vec<u32>,
+}
+
+/// A user and its groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// All further groups.
+    pub groups: Vec<u32>,
+}
+
+/// One limit of the kernel; `u64::MAX` is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The number of the resource, as `setrlimit(2)` has it.
+    pub resource: u8,
+    /// What holds.
+    pub soft: u64,
+    /// To where the process may raise it.
+    pub hard: u64,
+}
+
+/// What a worker reads on standard input.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Input {
+    /// This, and then the end.
+    pub data: Vec<u8>,
+    /// Whether the end does not come before that of the shim.
+    pub hold_open: bool,
+    /// Whether standard input, output and error are a terminal of its own.
+    pub pty: bool,
+}
+
+/// Where a worker's output is kept, and how much of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Logs {
     /// Size at which each of the two logs is rotated to `.1`; 0 keeps no logs.
-    pub log_limit_bytes: u64,
+    pub limit_bytes: u64,
+    /// Age at which they are rotated, in milliseconds; 0 is never.
+    pub max_age_ms: u64,
+    /// Rotated logs kept of each; 0 means one.
+    pub files: u32,
 }
 
 /// Pins one process of this machine: a pid alone is reused within seconds.
@@ -167,6 +254,12 @@ pub enum Stage {
     Fork,
     /// Making or joining the cgroup.
     Cgroup,
+    /// Making the PID namespace, or mounting its `/proc`.
+    Namespace,
+    /// Setting limits, niceness or processors.
+    Limits,
+    /// Becoming the user, with its groups.
+    User,
     /// Changing to the working directory.
     Chdir,
     /// Finding and running the program.
@@ -196,8 +289,34 @@ pub struct Dead {
     pub max_rss_kib: u64,
     /// Processor time of the whole tree.
     pub cpu_ms: u64,
+    /// The largest memory of the whole tree in bytes, as its cgroup counted it; 0 where none did.
+    pub peak_memory_bytes: u64,
+    /// How it is known that nothing is left.
+    pub proof: Proof,
     /// Output that could not be written to the logs (disk full) and was dropped.
     pub log_lost_bytes: u64,
     /// The last of standard error, at most [`crate::STDERR_TAIL_BYTES`].
     pub stderr_tail: Vec<u8>,
+}
+
+/// How it is known that nothing of a worker is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// The kernel ended its PID namespace.
+    Namespace,
+    /// Its cgroup is empty.
+    Cgroup,
+    /// The shim, which inherits what the worker leaves behind, has no child.
+    Tree,
+}
+
+impl Proof {
+    /// A word for people and programs.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespace",
+            Self::Cgroup => "cgroup",
+            Self::Tree => "tree",
+        }
+    }
 }

@@ -91,6 +91,13 @@ impl Writer {
         self.0.extend(bytes);
     }
 
+    pub(crate) fn numbers(&mut self, numbers: &[u32]) {
+        self.count(numbers.len());
+        for number in numbers {
+            self.u32(*number);
+        }
+    }
+
     /// A byte that says whether the value follows, then the value.
     pub(crate) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.u8(u8::from(value.is_some()));

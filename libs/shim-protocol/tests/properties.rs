@@ -2,8 +2,9 @@
 
 use proptest::{collection::vec, option, prelude::*};
 use tether_shim_protocol::{
-    Cause, Dead, Decoder, Error, Hello, Identity, Launch, MAX_FRAME_BYTES, Message, OnLinkLoss,
-    OnOwnerExit, Orderer, Phase, SpawnFailure, Stage, decode, encode,
+    Cause, Credentials, Dead, Decoder, Error, Hello, Identity, Input, Launch, Limit, Logs,
+    MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Orderer, Phase, Proof, SpawnFailure, Stage,
+    Terms, Walls, decode, encode,
 };
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -45,6 +46,9 @@ fn failure() -> impl Strategy<Value = SpawnFailure> {
         Stage::Cgroup,
         Stage::Chdir,
         Stage::Exec,
+        Stage::Namespace,
+        Stage::Limits,
+        Stage::User,
     ];
     (prop::sample::select(stages), any::<i32>())
         .prop_map(|(stage, errno)| SpawnFailure { stage, errno })
@@ -60,13 +64,18 @@ fn launch() -> impl Strategy<Value = Message> {
     let places = (
         bytes(),
         bytes(),
-        option::of(bytes()),
+        (walls(), terms(), input(), logs()),
         option::of(identity()),
     );
-    let ends = prop::sample::select(vec![OnLinkLoss::Kill, OnLinkLoss::Hold]);
-    let numbers = any::<[u64; 4]>();
-    (what, places, on_owner_exit(), ends, numbers).prop_map(
-        |((protocol, worker, argv, env), (cwd, dir, cgroup, owner), exit, loss, numbers)| {
+    let numbers = any::<([u64; 3], i32, u32)>();
+    (what, places, on_owner_exit(), on_link_loss(), numbers).prop_map(
+        |(
+            (protocol, worker, argv, env),
+            (cwd, dir, (walls, terms, input, logs), owner),
+            exit,
+            loss,
+            (numbers, stop_signal, sockets),
+        )| {
             Message::Launch(Box::new(Launch {
                 protocol,
                 worker,
@@ -74,17 +83,79 @@ fn launch() -> impl Strategy<Value = Message> {
                 env,
                 cwd,
                 dir,
-                cgroup,
+                walls,
+                terms,
+                input,
+                logs,
+                stop_signal,
                 owner,
                 on_owner_exit: exit,
                 on_link_loss: loss,
                 kill_grace_ms: numbers[0],
                 node_deadline_ns: numbers[1],
                 owner_deadline_ns: numbers[2],
-                log_limit_bytes: numbers[3],
+                sockets,
             }))
         },
     )
+}
+
+fn walls() -> impl Strategy<Value = Walls> {
+    let leaves = (option::of(bytes()), vec(bytes(), 0..3));
+    (any::<[bool; 4]>(), leaves).prop_map(
+        |([namespace, user_namespace, private_proc, born_in_cgroup], (cgroup, limiting))| Walls {
+            namespace,
+            user_namespace,
+            private_proc,
+            cgroup,
+            born_in_cgroup,
+            limiting,
+        },
+    )
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    let credentials = (any::<[u32; 2]>(), vec(any::<u32>(), 0..3))
+        .prop_map(|([uid, gid], groups)| Credentials { uid, gid, groups });
+    let limit = (any::<u8>(), any::<[u64; 2]>()).prop_map(|(resource, [soft, hard])| Limit {
+        resource,
+        soft,
+        hard,
+    });
+    let numbers = (option::of(any::<u32>()), option::of(any::<i32>()));
+    (
+        option::of(credentials),
+        numbers,
+        vec(limit, 0..3),
+        vec(any::<u32>(), 0..3),
+    )
+        .prop_map(|(credentials, (umask, nice), limits, cpus)| Terms {
+            credentials,
+            umask,
+            nice,
+            limits,
+            cpus,
+        })
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    (bytes(), any::<[bool; 2]>()).prop_map(|(data, [hold_open, pty])| Input {
+        data,
+        hold_open,
+        pty,
+    })
+}
+
+fn logs() -> impl Strategy<Value = Logs> {
+    (any::<[u64; 2]>(), any::<u32>()).prop_map(|([limit_bytes, max_age_ms], files)| Logs {
+        limit_bytes,
+        max_age_ms,
+        files,
+    })
+}
+
+fn on_link_loss() -> impl Strategy<Value = OnLinkLoss> {
+    prop::sample::select(vec![OnLinkLoss::Kill, OnLinkLoss::Hold])
 }
 
 fn hello() -> impl Strategy<Value = Message> {
@@ -128,11 +199,21 @@ fn dead() -> impl Strategy<Value = Message> {
         ends,
         option::of(failure()),
         any::<[u32; 2]>(),
-        any::<[u64; 4]>(),
-        bytes(),
+        any::<[u64; 5]>(),
+        (
+            bytes(),
+            prop::sample::select(vec![Proof::Namespace, Proof::Cgroup, Proof::Tree]),
+        ),
     )
         .prop_map(
-            |(cause, (exit_code, signal, core), spawn_failure, counts, numbers, stderr_tail)| {
+            |(
+                cause,
+                (exit_code, signal, core),
+                spawn_failure,
+                counts,
+                numbers,
+                (stderr_tail, proof),
+            )| {
                 Message::Dead(Box::new(Dead {
                     cause,
                     exit_code,
@@ -145,6 +226,8 @@ fn dead() -> impl Strategy<Value = Message> {
                     max_rss_kib: numbers[1],
                     cpu_ms: numbers[2],
                     log_lost_bytes: numbers[3],
+                    peak_memory_bytes: numbers[4],
+                    proof,
                     stderr_tail,
                 }))
             },
@@ -158,12 +241,13 @@ fn message() -> impl Strategy<Value = Message> {
             node_deadline_ns,
             owner_deadline_ns
         }),
-        (option::of(identity()), on_owner_exit()).prop_map(|(identity, on_owner_exit)| {
-            Message::Owner {
-                identity,
+        (option::of(identity()), on_owner_exit(), on_link_loss()).prop_map(
+            |(owner, on_owner_exit, on_link_loss)| Message::Ties {
+                owner,
                 on_owner_exit,
+                on_link_loss,
             }
-        }),
+        ),
         (cause(), any::<u64>()).prop_map(|(cause, grace_ms)| Message::Stop { cause, grace_ms }),
         any::<i32>().prop_map(|signo| Message::Signal { signo }),
         Just(Message::Acknowledge),
@@ -302,4 +386,66 @@ fn the_bytes_on_the_wire_stay_the_same() {
     let frame = encode(&stop);
 
     assert_eq!(frame, [11, 0, 0, 0, 4, 7, 2, 0x88, 0x13, 0, 0, 0, 0, 0, 0]);
+}
+
+/// A shim may be adopted by an agent of a later version: what they say to each other then has had these
+/// very bytes since protocol 2. Only `Launch`, between halves of one build, may change freely.
+#[test]
+fn what_an_adopting_agent_says_and_hears_has_always_had_these_bytes() {
+    let hex = |message: &Message| -> String {
+        encode(message)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    };
+    let hello = Hello {
+        protocol: 2,
+        version: "1".into(),
+        worker: "a/0.1".into(),
+        shim_pid: 3,
+        worker_pid: 4,
+        started_ns: 5,
+        phase: Phase::Running,
+    };
+    let identity = Identity {
+        pid: 6,
+        start_ticks: 7,
+    };
+    let ties = Message::Ties {
+        owner: Some(identity),
+        on_owner_exit: OnOwnerExit::Kill,
+        on_link_loss: OnLinkLoss::Hold,
+    };
+    let renew = Message::Renew {
+        node_deadline_ns: 8,
+        owner_deadline_ns: 9,
+    };
+    let stop = Message::Stop {
+        cause: Cause::Ordered(Orderer::Agent),
+        grace_ms: 10,
+    };
+
+    assert_eq!(
+        hex(&renew),
+        "11000000020800000000000000 0900000000000000".replace(' ', "")
+    );
+    assert_eq!(hex(&ties), "1000000003010600000007000000000000000102");
+    assert_eq!(
+        hex(&stop),
+        "0b000000040704 0a00000000000000".replace(' ', "")
+    );
+    assert_eq!(hex(&Message::Signal { signo: 15 }), "05000000050f000000");
+    assert_eq!(hex(&Message::Acknowledge), "0100000006");
+    assert_eq!(
+        hex(&Message::Hello(hello)),
+        "22000000410200010000003105000000612f302e3103000000040000000500000000000000 03"
+            .replace(' ', "")
+    );
+    assert_eq!(hex(&Message::Started { pid: 11 }), "05000000420b000000");
+    assert_eq!(
+        hex(&Message::Ending {
+            cause: Cause::LeaseExpired
+        }),
+        "03000000440400"
+    );
 }

@@ -9,9 +9,17 @@ use std::{
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use tether_types::{InvalidName, NodeName};
+use tether_types::{InvalidName, NodeName, WorkerId};
 
-use crate::{remains, shim::ShimImage};
+use tether_shim_protocol::{Walls, zygote::Means};
+
+use crate::{
+    guarantee::{self, Guarantee},
+    launch,
+    limits::Controllers,
+    remains, worker,
+    zygote::Zygote,
+};
 
 /// What can be set under `[agent]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -22,6 +30,12 @@ pub struct Config {
     /// Whether workers are put into cgroups of their own where cgroup v2 can be written; on unless
     /// switched off.
     pub no_cgroups: bool,
+    /// Whether workers are put into PID namespaces of their own where those can be made; on unless
+    /// switched off.
+    pub no_namespaces: bool,
+    /// The least that the agent must be able to guarantee of how workers' processes end, `G1` to `G5`; it
+    /// does not start where it cannot.
+    pub minimum_guarantee: Option<Guarantee>,
 }
 
 /// Why an agent cannot start.
@@ -46,9 +60,24 @@ pub enum Error {
         /// The other agent's process id, as it wrote it down.
         pid: String,
     },
-    /// The shim cannot be put where it can be run from.
-    #[error("cannot make the shim ready to run")]
-    Shim(#[source] io::Error),
+    /// The zygote cannot be run.
+    #[error("cannot run the zygote, from which workers' shims are forked")]
+    Zygote(#[source] io::Error),
+    /// The kernel cannot enforce a lease here.
+    #[error(
+        "the kernel's timers do not kill on CLOCK_BOOTTIME here, so no lease could be enforced: a Linux of 3.0 or later is needed"
+    )]
+    NoTimer,
+    /// Less can be guaranteed than was demanded.
+    #[error("`agent.minimum_guarantee` demands {wanted} ({}), and here it is {have} ({}): {advice}", wanted.means(), have.means())]
+    Guarantee {
+        /// What was demanded.
+        wanted: Guarantee,
+        /// What there is.
+        have: Guarantee,
+        /// How to get what is missing.
+        advice: String,
+    },
 }
 
 /// What an agent stands on.
@@ -59,9 +88,13 @@ pub(crate) struct Ground {
     pub(crate) instance: String,
     /// One directory per incarnation below it.
     pub(crate) workers: PathBuf,
-    /// Parent of the incarnations' cgroups, where cgroup v2 can be written.
+    /// Parent of the incarnations' cgroups, where cgroup v2 can be used.
     pub(crate) cgroup: Option<PathBuf>,
-    pub(crate) shim: ShimImage,
+    pub(crate) controllers: Controllers,
+    /// What the kernel was seen to allow.
+    means: Means,
+    pub(crate) guarantee: Guarantee,
+    pub(crate) zygote: Zygote,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -113,34 +146,89 @@ impl Config {
         lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
             .map_err(wrong(&path))?;
 
+        let inode = fs::metadata(&workers).map_err(wrong(&workers))?.ino();
+        // The directory's inode keeps two agents of one machine apart, and stays the same for the next agent
+        // on it.
+        let name = format!("tether-{node}-{inode:x}");
         let cgroup = if self.no_cgroups {
             None
         } else {
-            own_cgroup(&node, &workers)
+            own_cgroup(&name)
         };
-        match &cgroup {
-            Some(path) => {
-                tracing::info!(cgroup = %path.display(), "Workers get cgroups of their own")
-            }
-            None => tracing::info!(
-                "No writable cgroup v2: a worker's daemonised grandchildren are killed by walking the process tree"
-            ),
-        }
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
-        let inode = fs::metadata(&workers).map_err(wrong(&workers))?.ino();
-        Ok(Ground {
+        let zygote = Zygote::new(runtime).map_err(Error::Zygote)?;
+        let means = self.probe(&zygote, cgroup.as_deref())?;
+        let guarantee = self.judge(means)?;
+        let ground = Ground {
             node,
             instance: format!("{boot_id}/{inode:x}"),
             workers,
-            cgroup,
-            shim: ShimImage::load().map_err(Error::Shim)?,
+            controllers: Controllers::find(cgroup.as_deref(), &name),
+            cgroup: cgroup.filter(|_| means.cgroup),
+            means,
+            guarantee,
+            zygote,
             _lock: lock,
-        })
+        };
+        ground.controllers.parents().for_each(remains::remove_empty);
+        Ok(ground)
+    }
+
+    /// What can be used here, and may be.
+    fn probe(&self, zygote: &Zygote, cgroup: Option<&Path>) -> Result<Means, Error> {
+        let mut means = zygote.probe(cgroup).map_err(Error::Zygote)?;
+        if !means.timer {
+            return Err(Error::NoTimer);
+        }
+        if self.no_namespaces {
+            means.namespace = false;
+            means.private_proc = false;
+        }
+        Ok(means)
+    }
+
+    /// How much that guarantees, and whether it is enough.
+    fn judge(&self, means: Means) -> Result<Guarantee, Error> {
+        let have = Guarantee::of(means, Zygote::is_first_in_container());
+        if let Some(wanted) = self.minimum_guarantee
+            && !have.satisfies(wanted)
+        {
+            let advice = guarantee::advice(means, self.no_namespaces, self.no_cgroups);
+            return Err(Error::Guarantee {
+                wanted,
+                have,
+                advice,
+            });
+        }
+        tracing::info!(
+            guarantee = %have,
+            by = have.means(),
+            not_covered = have.not_covered(),
+            "Workers' processes end with them"
+        );
+        Ok(have)
+    }
+}
+
+impl Ground {
+    /// What will hold the processes of this incarnation together.
+    pub(crate) fn walls(&self, id: &WorkerId, private_proc: Option<bool>) -> Walls {
+        let leaf = self.cgroup.as_ref();
+        Walls {
+            namespace: self.means.namespace,
+            user_namespace: self.means.user_namespace,
+            private_proc: self.means.namespace
+                && self.means.private_proc
+                && private_proc.unwrap_or(true),
+            cgroup: leaf.map(|parent| launch::bytes_of(worker::directory(parent, id))),
+            born_in_cgroup: self.means.born_in_cgroup,
+            limiting: Vec::new(),
+        }
     }
 }
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
-fn own_cgroup(node: &NodeName, workers: &Path) -> Option<PathBuf> {
+fn own_cgroup(name: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -149,10 +237,7 @@ fn own_cgroup(node: &NodeName, workers: &Path) -> Option<PathBuf> {
     })?;
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // The directory's inode keeps two agents of one machine apart, and stays the same for the next agent
-    // on it.
-    let inode = fs::metadata(workers).ok()?.ino();
-    let path = mount.join(own).join(format!("tether-{node}-{inode:x}"));
+    let path = mount.join(own).join(name);
     match fs::create_dir(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
         _ => remains::remove_empty(&path),
@@ -171,5 +256,6 @@ impl Drop for Ground {
         if let Some(path) = &self.cgroup {
             let _ = fs::remove_dir(path);
         }
+        self.controllers.remove();
     }
 }

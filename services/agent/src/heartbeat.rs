@@ -149,7 +149,7 @@ impl Node {
             boot_id: running.view.boot_id.clone(),
             pid_namespace: running.view.pid_namespace,
             instance: self.ground.instance.clone(),
-            guarantee: String::new(),
+            guarantee: self.ground.guarantee.to_string(),
             workers: running
                 .workers
                 .values()

@@ -2,16 +2,26 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use tether_clock::Tick;
 use tether_proto::{
     node::StartWorker,
-    pool::{Listen, Template},
+    pool::{Listen, ResourceLimit, Template},
 };
-use tether_shim_protocol::{Identity, Launch, OnLinkLoss, OnOwnerExit, PROTOCOL, Stage};
+use tether_shim_protocol::{
+    Credentials, Identity, Input, Launch, Limit, Logs, PROTOCOL, Stage, Terms, Walls,
+};
 use tether_types::{Address, WorkerId};
+
+use crate::permission;
 
 /// Between SIGTERM and SIGKILL, where the template says nothing.
 const GRACE_MS: u64 = 10_000;
@@ -19,15 +29,22 @@ const GRACE_MS: u64 = 10_000;
 /// Bytes kept of each output stream, where the template says nothing.
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 
+/// What fits into a pipe before anybody reads it.
+const INPUT_MAX_BYTES: usize = 64 << 10;
+
 /// Variables of the agent that a worker needs to find its programs and speak its language.
 const INHERITED: &[&str] = &["PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "TMPDIR"];
 
 /// Everything about a start that does not come from the order.
 pub(crate) struct Circumstances<'a> {
+    /// The incarnation's directory, which is the agent's and the shim's.
     pub(crate) dir: &'a Path,
+    /// The part of it that is the worker's.
+    pub(crate) own_dir: &'a Path,
     pub(crate) address: &'a Address,
     pub(crate) node: &'a str,
-    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) walls: Walls,
+    pub(crate) credentials: Option<Credentials>,
     pub(crate) owner: Option<Identity>,
     pub(crate) node_deadline: Tick,
     pub(crate) owner_deadline: Tick,
@@ -65,9 +82,52 @@ pub(crate) fn grace_ms(template: &Template) -> u64 {
         .unwrap_or(GRACE_MS)
 }
 
+/// What of the incarnation's directory is the worker's: all of it, or where it runs as somebody else, a
+/// directory in it that is theirs, so that the records of its life stay out of its reach.
+///
+/// # Errors
+/// When it cannot be made or given away.
+pub(crate) fn own_directory(
+    workers: &Path,
+    dir: &Path,
+    credentials: Option<&Credentials>,
+) -> io::Result<PathBuf> {
+    let own = rustix::process::geteuid().as_raw();
+    let Some(who) = credentials.filter(|who| who.uid != own) else {
+        return Ok(dir.to_owned());
+    };
+    // They may pass through, and see nothing on the way.
+    let runtime = workers.parent().unwrap_or(workers);
+    for passage in [runtime, workers, dir] {
+        let mode = fs::metadata(passage)?.permissions().mode();
+        if mode & 0o111 != 0o111 {
+            fs::set_permissions(passage, fs::Permissions::from_mode(mode | 0o111))?;
+        }
+    }
+    let theirs = dir.join("own");
+    fs::DirBuilder::new().mode(0o700).create(&theirs)?;
+    std::os::unix::fs::chown(&theirs, Some(who.uid), Some(who.gid))?;
+    Ok(theirs)
+}
+
 /// What the shim is told.
-pub(crate) fn launch(id: &WorkerId, order: &StartWorker, at: Circumstances<'_>) -> Launch {
+///
+/// # Errors
+/// When the template asks for something that does not exist.
+pub(crate) fn launch(
+    id: &WorkerId,
+    order: &StartWorker,
+    at: Circumstances<'_>,
+) -> io::Result<Launch> {
     let template = order.template.clone().unwrap_or_default();
+    let input = template.stdin.clone().unwrap_or_default();
+    if input.hold_open && input.data.len() > INPUT_MAX_BYTES {
+        return Err(refused(format!(
+            "its template holds standard input open after {} bytes, and at most {INPUT_MAX_BYTES} fit into a pipe: \
+             shorten `input`, or do not set `hold_input_open`",
+            input.data.len()
+        )));
+    }
     let fill = |text: &str| fill(text, id, &at).into_bytes();
 
     let mut env: BTreeMap<String, Vec<u8>> = INHERITED
@@ -91,7 +151,12 @@ pub(crate) fn launch(id: &WorkerId, order: &StartWorker, at: Circumstances<'_>) 
             .map(|(name, value)| (name.clone(), fill(value))),
     );
 
-    Launch {
+    let cwd = if template.cwd.is_empty() {
+        bytes_of(at.own_dir.to_owned())
+    } else {
+        fill(&template.cwd)
+    };
+    Ok(Launch {
         protocol: PROTOCOL,
         worker: id.to_string(),
         argv: std::iter::once(&template.command)
@@ -102,37 +167,94 @@ pub(crate) fn launch(id: &WorkerId, order: &StartWorker, at: Circumstances<'_>) 
             .into_iter()
             .map(|(name, value)| (name.into_bytes(), value))
             .collect(),
-        cwd: fill(&template.cwd),
+        cwd,
         dir: at.dir.as_os_str().as_encoded_bytes().to_vec(),
-        cgroup: at
-            .cgroup
-            .as_ref()
-            .map(|path| path.as_os_str().as_encoded_bytes().to_vec()),
-        owner: at.owner,
-        on_owner_exit: on_owner_exit(order),
-        on_link_loss: if order.kill_on_agent_loss {
-            OnLinkLoss::Kill
-        } else {
-            OnLinkLoss::Hold
+        terms: Terms {
+            credentials: at.credentials,
+            umask: template.umask,
+            nice: template.nice,
+            limits: template
+                .resource_limits
+                .iter()
+                .map(limit)
+                .collect::<io::Result<_>>()?,
+            cpus: template.cpus.clone(),
         },
+        input: Input {
+            data: input.data,
+            hold_open: input.hold_open,
+            pty: template.pty,
+        },
+        stop_signal: template.stop.as_ref().map_or(0, |stop| stop.signal),
+        walls: at.walls,
+        owner: at.owner,
+        on_owner_exit: permission::on_owner_exit(order.kill_on_owner_exit),
+        on_link_loss: permission::on_link_loss(order.kill_on_agent_loss),
         kill_grace_ms: order.lease_grace_ms,
         node_deadline_ns: at.node_deadline.as_nanos(),
         owner_deadline_ns: at.owner_deadline.as_nanos(),
-        log_limit_bytes: if template.log_limit_bytes == 0 {
-            LOG_LIMIT_BYTES
-        } else {
-            template.log_limit_bytes
+        logs: Logs {
+            limit_bytes: if template.log_limit_bytes == 0 {
+                LOG_LIMIT_BYTES
+            } else {
+                template.log_limit_bytes
+            },
+            max_age_ms: template.log_max_age_ms,
+            files: template.log_files,
         },
-    }
+        sockets: 0,
+    })
 }
 
-/// What the end of the owner's process means for a worker.
-pub(crate) fn on_owner_exit(order: &StartWorker) -> OnOwnerExit {
-    if order.kill_on_owner_exit {
-        OnOwnerExit::Kill
-    } else {
-        OnOwnerExit::Ignore
-    }
+/// A path as the shim is told of it.
+pub(crate) fn bytes_of(path: PathBuf) -> Vec<u8> {
+    path.into_os_string().into_encoded_bytes()
+}
+
+/// A path as the shim was told of it.
+pub(crate) fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+/// Names of limits, each at the number that `setrlimit(2)` gives it on Linux.
+const LIMITS: &[&str] = &[
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
+fn limit(limit: &ResourceLimit) -> io::Result<Limit> {
+    let place = LIMITS.iter().position(|name| *name == limit.name);
+    let resource = place.and_then(|place| u8::try_from(place).ok());
+    Ok(Limit {
+        resource: resource.ok_or_else(|| {
+            refused(format!(
+                "its template limits `{}`, which is no limit of this system, expected one of: {}",
+                limit.name,
+                LIMITS.join(", ")
+            ))
+        })?,
+        soft: limit.soft.unwrap_or(u64::MAX),
+        hard: limit.hard.unwrap_or(u64::MAX),
+    })
+}
+
+/// An error that trying again does not help.
+fn refused(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 fn fill(text: &str, id: &WorkerId, at: &Circumstances<'_>) -> String {
@@ -147,7 +269,8 @@ fn fill(text: &str, id: &WorkerId, at: &Circumstances<'_>) -> String {
         ("{address}", at.address.to_string()),
         ("{socket}", socket),
         ("{port}", port),
-        ("{dir}", at.dir.display().to_string()),
+        ("{node}", at.node.to_owned()),
+        ("{dir}", at.own_dir.display().to_string()),
     ]
     .into_iter()
     .fold(text.to_owned(), |text, (name, value)| {
@@ -194,6 +317,25 @@ pub(crate) fn explain(stage: Stage, errno: i32, template: &Template) -> (String,
             format!("the worker's runtime directory cannot be used: {why}"),
             true,
         ),
+        Stage::User => (
+            format!(
+                "cannot become user `{}` with its groups: {why}; run the agent as root, or remove `user` and `group` from the template",
+                template.user
+            ),
+            true,
+        ),
+        Stage::Limits => (
+            format!(
+                "cannot set its limits, niceness or processors: {why}; check `resource_limits`, `nice` and `cpus` of the template, and the agent's rights"
+            ),
+            true,
+        ),
+        Stage::Namespace => (
+            format!(
+                "cannot make its PID namespace or the /proc in it: {why}; look at the limits in /proc/sys/user, or set `agent.no_namespaces`"
+            ),
+            false,
+        ),
         Stage::Fork | Stage::Pipe | Stage::Cgroup => (
             format!(
                 "the system has no room for another process: {why}; look at the limits on processes, files and memory"
@@ -219,18 +361,21 @@ mod tests {
             &order,
             Circumstances {
                 dir: Path::new("/run/t"),
+                own_dir: Path::new("/run/t"),
                 address: &Address::Tcp {
                     host: "127.0.0.1".into(),
                     port: 4711,
                 },
                 node: "n1",
-                cgroup: None,
+                walls: Walls::default(),
+                credentials: None,
                 owner: None,
                 node_deadline: Tick::from_nanos(5),
                 owner_deadline: Tick::NEVER,
                 env: &|name| (name == "PATH").then(|| "/bin".into()),
             },
         )
+        .unwrap()
     }
 
     #[test]

@@ -15,8 +15,10 @@
 mod adopt;
 mod beat;
 mod config;
+mod guarantee;
 mod heartbeat;
 mod launch;
+mod limits;
 mod link;
 mod output;
 mod owners;
@@ -24,8 +26,9 @@ mod permission;
 mod readiness;
 mod remains;
 mod report;
-mod shim;
+mod users;
 mod worker;
+mod zygote;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -34,6 +37,7 @@ use tether_types::Address;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
+pub use guarantee::Guarantee;
 
 /// An agent that is ready to run.
 #[derive(Debug)]

@@ -11,6 +11,9 @@ use tokio::{
     },
 };
 
+/// A shim says little, and there may be a thousand of them.
+const BUFFER_BYTES: usize = 2 << 10;
+
 /// Receives from a shim.
 #[derive(Debug)]
 pub(crate) struct FromShim {
@@ -30,7 +33,7 @@ pub(crate) fn split(stream: UnixStream) -> (FromShim, ToShim) {
         FromShim {
             stream: read,
             decoder: Decoder::default(),
-            buffer: vec![0; 16 << 10],
+            buffer: vec![0; BUFFER_BYTES],
         },
         ToShim(write),
     )

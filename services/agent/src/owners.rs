@@ -162,6 +162,7 @@ mod tests {
     use std::{process::Command, time::Duration};
 
     use tether_clock::Tick;
+    use tether_shim_protocol::{OnLinkLoss, OnOwnerExit};
     use tether_types::PoolName;
 
     use super::*;
@@ -173,6 +174,8 @@ mod tests {
             epoch: Epoch(3),
             deadline: Tick::NEVER,
             process: Some(Identity { pid, start_ticks }),
+            on_owner_exit: OnOwnerExit::Kill,
+            on_link_loss: OnLinkLoss::Kill,
         };
         Permissions {
             node: Tick::NEVER,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tether_clock::Tick;
 use tether_proto::node;
-use tether_shim_protocol::{Identity, NO_DEADLINE};
+use tether_shim_protocol::{Identity, NO_DEADLINE, OnLinkLoss, OnOwnerExit};
 use tether_types::{Epoch, OwnerName, PoolName, ProcessIdentity};
 
 /// What the workers of one pool depend on.
@@ -16,6 +16,10 @@ pub(crate) struct PoolPermission {
     pub(crate) deadline: Tick,
     /// The owner's process, where this node can observe it.
     pub(crate) process: Option<Identity>,
+    /// What the end of that process means.
+    pub(crate) on_owner_exit: OnOwnerExit,
+    /// What the loss of this agent means.
+    pub(crate) on_link_loss: OnLinkLoss,
 }
 
 /// What the workers of this node depend on.
@@ -70,19 +74,34 @@ impl Permissions {
                 epoch: Epoch(told.epoch),
                 deadline,
                 process,
+                on_owner_exit: on_owner_exit(pool.kill_on_owner_exit),
+                on_link_loss: on_link_loss(pool.kill_on_agent_loss),
             };
             self.pools.insert(name, permission);
         }
     }
 
-    /// End of the owner's permission for a pool; none when nothing was said of it yet.
-    pub(crate) fn owner_deadline(&self, pool: &PoolName) -> Option<Tick> {
-        Some(self.pools.get(pool)?.deadline)
+    /// What was said of a pool; none when nothing was said of it yet.
+    pub(crate) fn pool(&self, pool: &PoolName) -> Option<&PoolPermission> {
+        self.pools.get(pool)
     }
+}
 
-    /// The owner's process, where it can be observed.
-    pub(crate) fn owner_process(&self, pool: &PoolName) -> Option<Identity> {
-        self.pools.get(pool)?.process
+/// What the end of the owner's process means for a worker.
+pub(crate) fn on_owner_exit(kill: bool) -> OnOwnerExit {
+    if kill {
+        OnOwnerExit::Kill
+    } else {
+        OnOwnerExit::Ignore
+    }
+}
+
+/// What the loss of the agent means for a worker.
+pub(crate) fn on_link_loss(kill: bool) -> OnLinkLoss {
+    if kill {
+        OnLinkLoss::Kill
+    } else {
+        OnLinkLoss::Hold
     }
 }
 
@@ -91,6 +110,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    fn deadline(permissions: &Permissions, pool: &PoolName) -> Option<Tick> {
+        permissions.pool(pool).map(|pool| pool.deadline)
+    }
 
     fn told(remaining_ms: Option<u64>, boot_id: &str) -> node::OwnerPermission {
         node::OwnerPermission {
@@ -122,11 +145,11 @@ mod tests {
 
         permissions.update(&told(Some(2_000), "here"), sent, &view);
         assert_eq!(
-            permissions.owner_deadline(&pool),
+            deadline(&permissions, &pool),
             Some(sent + Duration::from_secs(2))
         );
         assert_eq!(
-            permissions.owner_process(&pool),
+            permissions.pool(&pool).and_then(|pool| pool.process),
             Some(Identity {
                 pid: 7,
                 start_ticks: 9
@@ -134,13 +157,13 @@ mod tests {
         );
 
         permissions.update(&told(None, "elsewhere"), sent, &view);
-        assert_eq!(permissions.owner_deadline(&pool), Some(Tick::NEVER));
-        assert_eq!(permissions.owner_process(&pool), None);
+        assert_eq!(deadline(&permissions, &pool), Some(Tick::NEVER));
+        assert_eq!(permissions.pool(&pool).and_then(|pool| pool.process), None);
     }
 
     #[test]
     fn a_pool_nobody_spoke_of_has_no_permission() {
         let pool = PoolName::new("other").unwrap();
-        assert_eq!(Permissions::default().owner_deadline(&pool), None);
+        assert_eq!(deadline(&Permissions::default(), &pool), None);
     }
 }

@@ -6,7 +6,7 @@ use tether_proto::{
     pool::Template,
 };
 use tether_shim_protocol::{Cause, Dead, Orderer};
-use tether_types::{Death, DeathCause, Orderer as Who, WorkerId};
+use tether_types::{Death, DeathCause, Measures, Orderer as Who, WorkerId};
 
 use crate::launch;
 
@@ -48,7 +48,15 @@ pub(crate) fn dead(
         signal: dead.signal,
         detail,
         stderr_tail: String::from_utf8_lossy(&dead.stderr_tail).into_owned(),
-        measures: None,
+        measures: Some(Measures {
+            core_dumped: dead.core,
+            max_rss_kib: dead.max_rss_kib,
+            peak_memory_bytes: dead.peak_memory_bytes,
+            cpu_ms: dead.cpu_ms,
+            reaped: dead.reaped,
+            gone_unix_ms: dead.unix_ms,
+            proof: dead.proof.word().to_owned(),
+        }),
     };
     WorkerReport {
         permanent,

@@ -1,10 +1,10 @@
 //! One worker: the task that holds the link to its shim from start, or adoption, to death.
 
 use std::{
-    fs::{self, File},
+    fs,
     future::Future,
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -12,30 +12,34 @@ use std::{
 };
 
 use prost::Message as _;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::WorkerPhase,
     node::{StartWorker, WorkerReport},
 };
 use tether_shim_protocol::{
-    Cause, Dead, Identity, Launch, Message, OnOwnerExit, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE,
+    Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, PROTOCOL, Phase,
+    SOCKET_FILE,
 };
+use tether_sys::Exit;
 use tether_types::{Address, DeathCause, Orderer, WorkerId};
 use tokio::{
     net::UnixStream,
-    process::Child,
     sync::{
         mpsc::{UnboundedReceiver, UnboundedSender},
         watch,
     },
+    time::timeout,
 };
 
 use crate::{
     config::Ground,
     launch::{self, Circumstances},
     link::{self, FromShim, ToShim},
-    permission::Permissions,
-    readiness, remains, report,
+    permission::{self, Permissions},
+    readiness, remains, report, users,
+    zygote::Zygote,
 };
 
 /// What the order to start was, for an agent that comes later. Its absence marks a directory whose
@@ -47,6 +51,12 @@ const ADDRESS_FILE: &str = "address";
 
 /// Longest time a shim takes from its start until it listens, on a machine under load.
 const SHIM_START: Duration = Duration::from_secs(3);
+
+/// Zygotes that are tried before a start is given up.
+const ATTEMPTS: u32 = 3;
+
+/// Longest time from a shim's end until it is reaped.
+const SHIM_REAPED: Duration = Duration::from_millis(500);
 
 /// What a worker's task is asked to do.
 #[derive(Debug)]
@@ -87,16 +97,21 @@ pub(crate) fn is_history(directory: &Path) -> bool {
 
 /// Starts one incarnation and stays with it until its death is recorded.
 pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
-    match spawn(&id, &order, &ties) {
-        Ok((child, stream, address, launch)) => {
-            let (from, mut to) = link::split(stream);
-            to.send(&Message::Launch(Box::new(launch))).await;
-            Task::new(id, order, address, ties)
-                .drive(from, to, Some(child))
-                .await;
+    let prepared = prepare(&id, &order, &ties);
+    let begun = match prepared {
+        Ok((address, launch)) => shim_for(&ties.ground.zygote, &launch)
+            .await
+            .map(|link| (address, link)),
+        Err(error) => Err(error),
+    };
+    match begun {
+        Ok((address, (hello, from, to))) => {
+            let mut task = Task::new(id, order, address, ties);
+            task.shim = shim_of(&hello);
+            task.drive(from, to).await;
         }
         Err(error) => {
-            let text = format!("the agent cannot make its runtime directory or its shim: {error}");
+            let text = format!("it cannot be started: {error}");
             let mut failed = report::lost(&id, DeathCause::SpawnFailed, text);
             failed.permanent = error.kind() == io::ErrorKind::PermissionDenied;
             Task::new(id, order, Address::Unix(PathBuf::new()), ties)
@@ -106,51 +121,83 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
     }
 }
 
-fn spawn(
-    id: &WorkerId,
-    order: &StartWorker,
-    ties: &Ties,
-) -> io::Result<(Child, UnixStream, Address, Launch)> {
-    let dir = directory(&ties.ground.workers, id);
+/// Everything up to the fork: an agent that finds what this leaves knows what was meant, and a shim that
+/// comes of it knows all it needs.
+fn prepare(id: &WorkerId, order: &StartWorker, ties: &Ties) -> io::Result<(Address, Launch)> {
+    let ground = &ties.ground;
+    let dir = directory(&ground.workers, id);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&dir)?;
     let template = order.template.clone().unwrap_or_default();
-    let address = launch::address(&template, &dir)?;
+    let credentials = users::resolve(&template)?;
+    let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
+    let address = launch::address(&template, &own_dir)?;
     // Written before the start: an agent that finds the shim must know what it stands for.
     fs::write(dir.join(ADDRESS_FILE), address.to_string())?;
     fs::write(dir.join(ORDER_FILE), order.encode_to_vec())?;
 
-    let cgroup = ties.ground.cgroup.as_ref();
-    let cgroup = cgroup.map(|parent| directory(parent, id));
-    if let Some(cgroup) = &cgroup {
-        remains::note_cgroup(&dir, cgroup)?;
-    }
+    let mut walls = ground.walls(id, template.private_proc);
+    let leaf = walls.cgroup.as_deref().map(launch::path_of);
+    let name = dir.file_name().unwrap_or_default().as_ref();
+    let limiting = ground
+        .controllers
+        .make(template.tree_limits.as_ref(), leaf, name)?;
+    walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
+    remains::note(&dir, &walls)?;
 
     let permissions = ties.permissions.borrow().clone();
+    let pool = permissions.pool(&id.pool);
     let launch = launch::launch(
         id,
         order,
         Circumstances {
             dir: &dir,
+            own_dir: &own_dir,
             address: &address,
-            node: ties.ground.node.as_str(),
-            cgroup,
-            owner: permissions.owner_process(&id.pool),
+            node: ground.node.as_str(),
+            walls,
+            credentials,
+            owner: pool.and_then(|pool| pool.process),
             node_deadline: permissions.node,
             // Without a word about its owner it has no permission, and the shim will not start it.
-            owner_deadline: permissions.owner_deadline(&id.pool).unwrap_or(Tick::ZERO),
+            owner_deadline: pool.map_or(Tick::ZERO, |pool| pool.deadline),
             env: &|name| std::env::var(name).ok(),
         },
     );
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join(SHIM_FILE))?;
-    let (child, stream) = ties.ground.shim.start(id, log)?;
-    stream.set_nonblocking(true)?;
-    Ok((child, UnixStream::from_std(stream)?, address, launch))
+    launch.map(|launch| (address, launch))
+}
+
+/// A shim that was told what to launch. Until it says `Hello` nothing was started, so a zygote that
+/// breaks or hangs is replaced and asked again.
+async fn shim_for(zygote: &Zygote, launch: &Launch) -> io::Result<(Hello, FromShim, ToShim)> {
+    let mut problem = io::Error::other("the zygote was killed");
+    for _ in 0..ATTEMPTS {
+        let stream = zygote.spawn(&[])?;
+        stream.set_nonblocking(true)?;
+        let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
+        to.send(&Message::Launch(Box::new(launch.clone()))).await;
+        match timeout(SHIM_START, from.next()).await {
+            Ok(Ok(Some(Message::Hello(hello)))) => return Ok((hello, from, to)),
+            Ok(Ok(Some(Message::SpawnFailed(failure)))) => {
+                problem = io::Error::from_raw_os_error(failure.errno);
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => problem = error,
+            Err(_) => {
+                problem = io::Error::new(io::ErrorKind::TimedOut, "the zygote does not answer");
+                zygote.give_up();
+            }
+        }
+    }
+    Err(problem)
+}
+
+/// Pins a shim that has just spoken.
+fn shim_of(hello: &Hello) -> Option<OwnedFd> {
+    let pid = i32::try_from(hello.shim_pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 /// Takes over what an earlier agent left in `dir`: a running worker, or the record of its death.
@@ -174,7 +221,7 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
                 adopted: true,
                 ..task
             }
-            .drive(from, to, None)
+            .drive(from, to)
             .await;
         }
         None => {
@@ -217,6 +264,8 @@ struct Task {
     told: Option<Terms>,
     /// The last signal somebody had sent to it.
     signalled: Option<i32>,
+    /// Its shim, as long as that is known to be the one that spoke.
+    shim: Option<OwnedFd>,
 }
 
 /// What a shim's timers and its watch on the owner are set to.
@@ -225,6 +274,15 @@ struct Terms {
     node: Tick,
     owner: Tick,
     process: Option<Identity>,
+    on_owner_exit: OnOwnerExit,
+    on_link_loss: OnLinkLoss,
+}
+
+impl Terms {
+    /// What of it is about others than the node.
+    fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
+        (self.process, self.on_owner_exit, self.on_link_loss)
+    }
 }
 
 type Ready = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -243,10 +301,11 @@ impl Task {
             pid: 0,
             told: None,
             signalled: None,
+            shim: None,
         }
     }
 
-    async fn drive(mut self, mut from: FromShim, mut to: ToShim, child: Option<Child>) {
+    async fn drive(mut self, mut from: FromShim, mut to: ToShim) {
         let mut ready: Ready = Box::pin(std::future::pending());
         self.renew(&mut to).await;
         loop {
@@ -266,7 +325,7 @@ impl Task {
                         }
                     }
                     Ok(None) | Err(_) => {
-                        let report = self.shim_lost(child).await;
+                        let report = self.shim_lost().await;
                         return self.bury(report, None).await;
                     }
                 },
@@ -281,7 +340,13 @@ impl Task {
                     self.renew(&mut to).await;
                 }
                 order = self.ties.orders.recv() => match order {
-                    Some(Order::Stop { cause, grace_ms }) => stop(&mut to, cause, grace_ms).await,
+                    Some(Order::Stop { cause, grace_ms }) => {
+                        let on_link_loss = self.told.map_or_else(
+                            || permission::on_link_loss(self.order.kill_on_agent_loss),
+                            |told| told.on_link_loss,
+                        );
+                        stop(&mut to, cause, grace_ms, on_link_loss).await;
+                    }
                     Some(Order::Signal(signo)) => {
                         self.signalled = Some(signo);
                         to.send(&Message::Signal { signo }).await;
@@ -304,6 +369,7 @@ impl Task {
                 None
             }
             Message::Hello(hello) if hello.phase == Phase::Running => {
+                self.shim = shim_of(&hello);
                 Some(self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns)))
             }
             Message::Started { pid } => Some(self.on_running(pid, BootClock.now())),
@@ -332,23 +398,26 @@ impl Task {
         let terms = {
             let permissions = self.ties.permissions.borrow_and_update();
             // A new agent that was told nothing yet has nothing to give, and must not take.
-            let Some(owner) = permissions.owner_deadline(&self.id.pool) else {
+            let Some(pool) = permissions.pool(&self.id.pool) else {
                 return;
             };
             Terms {
                 node: permissions.node,
-                owner,
-                process: permissions.owner_process(&self.id.pool),
+                owner: pool.deadline,
+                process: pool.process,
+                on_owner_exit: pool.on_owner_exit,
+                on_link_loss: pool.on_link_loss,
             }
         };
         if self.told == Some(terms) {
             return;
         }
-        if self.told.is_none_or(|told| told.process != terms.process) {
-            let on_owner_exit = launch::on_owner_exit(&self.order);
-            to.send(&Message::Owner {
-                identity: terms.process,
+        if self.told.is_none_or(|told| told.ties() != terms.ties()) {
+            let (owner, on_owner_exit, on_link_loss) = terms.ties();
+            to.send(&Message::Ties {
+                owner,
                 on_owner_exit,
+                on_link_loss,
             })
             .await;
         }
@@ -390,31 +459,38 @@ impl Task {
     }
 
     /// The link broke without a word of death: the shim was killed, and its worker with it.
-    async fn shim_lost(&self, child: Option<Child>) -> WorkerReport {
-        use std::os::unix::process::ExitStatusExt as _;
-
+    async fn shim_lost(&self) -> WorkerReport {
         if self.dir.join(tether_shim_protocol::DEATH_FILE).exists() {
             return self.recorded_death();
         }
-        let status = match child {
-            Some(mut child) => child.wait().await.ok(),
-            None => None,
-        };
         // Its main process went with the shim; what it daemonised may not have.
         remains::end(&self.dir).await;
-        match status.and_then(|status| status.signal()) {
-            Some(signal) => report::lost(
+        match self.shim_exit().await {
+            Some(Exit::Signal(signal)) => report::lost(
                 &self.id,
                 DeathCause::Signaled(signal),
                 format!(
                     "its shim was killed by signal {signal} from outside, and the worker with it"
                 ),
             ),
-            None => report::lost(
+            Some(Exit::Code(_)) | None => report::lost(
                 &self.id,
                 DeathCause::Unknown,
                 "its shim went away without a record",
             ),
+        }
+    }
+
+    /// How the shim ended, once its zygote, or whoever came after that, has reaped it.
+    async fn shim_exit(&self) -> Option<Exit> {
+        let shim = self.shim.as_ref()?;
+        let deadline = BootClock.now() + SHIM_REAPED;
+        loop {
+            match tether_sys::exit_of(shim) {
+                Some(exit) => return Some(exit),
+                None if BootClock.now() >= deadline => return None,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
         }
     }
 
@@ -435,14 +511,14 @@ impl Task {
 }
 
 /// Passes an order to stop on to the shim.
-async fn stop(to: &mut ToShim, cause: Cause, grace_ms: u64) {
+async fn stop(to: &mut ToShim, cause: Cause, grace_ms: u64, on_link_loss: OnLinkLoss) {
     if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
         // An owner that said goodbye may be gone a moment later, and that is no news any more: its
         // workers keep the grace they were given.
-        let on_owner_exit = OnOwnerExit::Ignore;
-        to.send(&Message::Owner {
-            identity: None,
-            on_owner_exit,
+        to.send(&Message::Ties {
+            owner: None,
+            on_owner_exit: OnOwnerExit::Ignore,
+            on_link_loss,
         })
         .await;
     }

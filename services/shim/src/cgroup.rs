@@ -1,16 +1,25 @@
-//! The worker's cgroup v2 leaf: joined at birth, killed as one, removed at the end.
+//! The worker's cgroup v2 leaf: it is born there, killed as one, and the leaf removed at the end.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// A leaf that belongs to one incarnation of one worker.
+/// A leaf that belongs to one incarnation of one worker, with others that keep its limits.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    directory: File,
     /// Out-of-memory kills counted before the worker started.
+    oom_kills: u64,
+}
+
+/// A cgroup of version 1 that keeps a limit of the worker's tree.
+#[derive(Debug)]
+pub(crate) struct Limiting {
+    path: PathBuf,
     oom_kills: u64,
 }
 
@@ -23,14 +32,24 @@ impl Cgroup {
         {
             return Err(error);
         }
-        let mut cgroup = Self { path, oom_kills: 0 };
+        let directory = File::open(&path)?;
+        let mut cgroup = Self {
+            path,
+            directory,
+            oom_kills: 0,
+        };
         cgroup.oom_kills = cgroup.count_oom_kills();
         Ok(cgroup)
     }
 
+    /// For a child that is born in it.
+    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
     /// Moves the calling process into it.
     pub(crate) fn join(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.procs"), "0")
+        join(&self.path)
     }
 
     /// Kills every member at once. Kernels before 5.14 cannot; the tree walk does it there.
@@ -52,13 +71,57 @@ impl Cgroup {
         field(&self.path.join("memory.events"), "oom_kill").unwrap_or(0)
     }
 
+    /// The most memory its members had at once, in bytes, where it counts that.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        number(&self.path.join("memory.peak"))
+    }
+
     /// Removes it and what the worker made below it. A populated one stays, for the agent's sweep.
     pub(crate) fn remove(&self) {
         remove(&self.path);
     }
 }
 
+impl Limiting {
+    pub(crate) fn open(path: Vec<u8>) -> Self {
+        let mut limiting = Self {
+            path: PathBuf::from(OsString::from_vec(path)),
+            oom_kills: 0,
+        };
+        limiting.oom_kills = limiting.count_oom_kills();
+        limiting
+    }
+
+    pub(crate) fn join(&self) -> io::Result<()> {
+        join(&self.path)
+    }
+
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        self.count_oom_kills() > self.oom_kills
+    }
+
+    fn count_oom_kills(&self) -> u64 {
+        field(&self.path.join("memory.oom_control"), "oom_kill").unwrap_or(0)
+    }
+
+    pub(crate) fn peak_memory(&self) -> u64 {
+        number(&self.path.join("memory.max_usage_in_bytes"))
+    }
+
+    pub(crate) fn remove(&self) {
+        remove(&self.path);
+    }
+}
+
+fn join(path: &Path) -> io::Result<()> {
+    fs::write(path.join("cgroup.procs"), "0")
+}
+
 fn remove(path: &Path) {
+    // Most have nothing below them, and then this is the one call it takes.
+    if fs::remove_dir(path).is_ok() {
+        return;
+    }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove(&entry.path());
@@ -72,6 +135,12 @@ fn field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
     lines.find(|line| line.0 == name)?.1.trim().parse().ok()
+}
+
+/// The number that is all of a file; 0 where there is none.
+fn number(path: &Path) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 #[cfg(test)]

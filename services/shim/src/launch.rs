@@ -2,18 +2,19 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open};
+use rustix::process::{Pid, Signal};
 use tether_shim_protocol::{Launch, SpawnFailure, Stage};
+use tether_sys::Birth;
 
-use crate::cgroup::Cgroup;
-use crate::sys;
+use crate::cgroup::{Cgroup, Limiting};
+use crate::stdio::{Ours, Stdio};
+use crate::{namespace, terms};
 
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
@@ -22,21 +23,31 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) pid: Pid,
-    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) pidfd: OwnedFd,
     /// Ends empty when the program runs, and holds five bytes when it could not be run.
     pub(crate) report: Option<OwnedFd>,
 }
 
-/// A forked worker and the reading ends of its standard output and standard error.
+/// A forked worker, and the shim's ends of its standard streams.
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) worker: Worker,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+    pub(crate) streams: Ours,
+}
+
+/// What surrounds the worker at its birth.
+pub(crate) struct Place<'a> {
+    pub(crate) cgroup: Option<&'a Cgroup>,
+    pub(crate) limiting: &'a [Limiting],
+    /// The shim's own pidfd, for the child to see whether the shim is still there.
+    pub(crate) shim: &'a OwnedFd,
+    /// Listening sockets to pass on.
+    pub(crate) sockets: &'a [OwnedFd],
 }
 
 /// What the child needs to become the worker.
-struct Program {
+struct Program<'a> {
+    launch: &'a Launch,
     argv: Vec<CString>,
     env: Vec<CString>,
     /// Where the program may be, in the order of the path.
@@ -45,37 +56,32 @@ struct Program {
 }
 
 /// Forks the worker.
-pub(crate) fn start(launch: &Launch, cgroup: Option<&Cgroup>) -> Result<Started, SpawnFailure> {
+pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, SpawnFailure> {
     let program = Program::new(launch).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| failed(Stage::Pipe, errno))?;
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let (report, report_end) = pipe()?;
+    let (streams, theirs) =
+        Stdio::open(&launch.input).map_err(|error| failed_io(Stage::Pipe, &error))?;
+    let (report, report_end) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(Stage::Pipe, errno))?;
+    rustix::io::ioctl_fionbio(&report, true).map_err(|errno| failed(Stage::Pipe, errno))?;
 
-    let shim = getpid();
-    let forked = sys::fork().map_err(|error| {
-        failed(
-            Stage::Fork,
-            Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
-        )
-    })?;
-    let Some(pid) = forked else {
-        let failure = program.run(shim, cgroup, [&null, &stdout_end, &stderr_end]);
+    let born_in = place.cgroup.filter(|_| launch.walls.born_in_cgroup);
+    let birth = Birth {
+        cgroup: born_in.map(Cgroup::directory),
+    };
+    let forked = tether_sys::fork(&birth).map_err(|error| failed_io(Stage::Fork, &error))?;
+    let Some(child) = forked else {
+        let failure = program.run(place, &theirs);
         // The pipe is empty and takes five bytes; where the shim is gone nobody wants them.
         let _ = rustix::io::write(&report_end, &to_bytes(failure));
-        sys::exit_child();
+        tether_sys::exit_child(127);
     };
-    // The child is not reaped before this, so the pid is its own.
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok();
     Ok(Started {
         worker: Worker {
-            pid,
-            pidfd,
+            pid: child.pid,
+            pidfd: child.pidfd,
             report: Some(report),
         },
-        stdout,
-        stderr,
+        streams,
     })
 }
 
@@ -96,14 +102,15 @@ impl Worker {
     }
 }
 
-impl Program {
+impl<'a> Program<'a> {
     /// `None` where there is no program, or a NUL byte that no program could be given.
-    fn new(launch: &Launch) -> Option<Self> {
+    fn new(launch: &'a Launch) -> Option<Self> {
         let text = |bytes: &[u8]| CString::new(bytes).ok();
         let name = launch.argv.first()?;
         let path = launch.env.iter().find(|(name, _)| name == b"PATH");
         let path = path.map_or(DEFAULT_PATH, |(_, path)| path);
         Some(Self {
+            launch,
             argv: launch
                 .argv
                 .iter()
@@ -123,34 +130,46 @@ impl Program {
     }
 
     /// In the child: becomes the worker, or returns why not.
-    fn run(&self, shim: Pid, cgroup: Option<&Cgroup>, stdio: [&OwnedFd; 3]) -> SpawnFailure {
+    fn run(mut self, place: &Place<'_>, streams: &Stdio) -> SpawnFailure {
+        match self.prepare(place, streams) {
+            Ok(()) => failed(Stage::Exec, self.exec()),
+            Err(failure) => failure,
+        }
+    }
+
+    fn prepare(&mut self, place: &Place<'_>, streams: &Stdio) -> Result<(), SpawnFailure> {
+        let walls = &self.launch.walls;
+        let at = |stage| move |error: io::Error| failed_io(stage, &error);
         // The session first: from here on no terminal and no group signal reaches the worker.
         let _ = rustix::process::setsid();
-        if let Some(Err(error)) = cgroup.map(Cgroup::join) {
-            return failed(
-                Stage::Cgroup,
-                Errno::from_io_error(&error).unwrap_or(Errno::IO),
-            );
+        if let Some(cgroup) = place.cgroup.filter(|_| !walls.born_in_cgroup) {
+            cgroup.join().map_err(at(Stage::Cgroup))?;
         }
-        sys::reset_signals();
+        for limiting in place.limiting {
+            limiting.join().map_err(at(Stage::Cgroup))?;
+        }
+        if walls.private_proc {
+            namespace::mount_proc().map_err(at(Stage::Namespace))?;
+        }
+        tether_sys::reset_signals();
+        terms::apply(&self.launch.terms)?;
+        // After the user was changed, which clears it.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         // A shim that died before the line above will never send that signal.
-        if getppid() != Some(shim) {
-            sys::exit_child();
+        if tether_sys::has_ended(std::os::fd::AsRawFd::as_raw_fd(place.shim)) {
+            tether_sys::exit_child(127);
         }
-        if !self.cwd.is_empty()
-            && let Err(errno) = rustix::process::chdir(&self.cwd)
-        {
-            return failed(Stage::Chdir, errno);
+        if !self.cwd.is_empty() {
+            rustix::process::chdir(&self.cwd).map_err(|errno| failed(Stage::Chdir, errno))?;
         }
-        let [input, output, error] = stdio;
-        if let Err(errno) = rustix::stdio::dup2_stdin(input)
-            .and_then(|()| rustix::stdio::dup2_stdout(output))
-            .and_then(|()| rustix::stdio::dup2_stderr(error))
-        {
-            return failed(Stage::Pipe, errno);
+        streams.take().map_err(at(Stage::Pipe))?;
+        if !place.sockets.is_empty() {
+            tether_sys::place(place.sockets, 3).map_err(at(Stage::Pipe))?;
+            // Known only here: in a namespace it is another number than outside.
+            let own = format!("LISTEN_PID={}", std::process::id());
+            self.env.extend(CString::new(own));
         }
-        failed(Stage::Exec, self.exec())
+        Ok(())
     }
 
     /// Tries each place as `execvp` does: a file that may not be run is a better answer than
@@ -158,7 +177,7 @@ impl Program {
     fn exec(&self) -> Errno {
         let mut best = Errno::NOENT;
         for place in &self.places {
-            match Errno::from_raw_os_error(sys::exec(place, &self.argv, &self.env)) {
+            match Errno::from_raw_os_error(tether_sys::exec(place, &self.argv, &self.env)) {
                 Errno::ACCESS => best = Errno::ACCESS,
                 Errno::NOENT | Errno::NOTDIR => {}
                 errno => return errno,
@@ -186,16 +205,6 @@ fn places(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// A pipe whose reading end never makes the shim wait.
-fn pipe() -> Result<(OwnedFd, OwnedFd), SpawnFailure> {
-    let make = || -> rustix::io::Result<_> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        fcntl_setfl(read.as_fd(), OFlags::NONBLOCK)?;
-        Ok((read, write))
-    };
-    make().map_err(|errno| failed(Stage::Pipe, errno))
-}
-
 /// A failure at `stage`.
 pub(crate) fn failed(stage: Stage, errno: Errno) -> SpawnFailure {
     SpawnFailure {
@@ -209,12 +218,15 @@ pub(crate) fn failed_io(stage: Stage, error: &io::Error) -> SpawnFailure {
     failed(stage, Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 8] = [
     Stage::Pipe,
     Stage::Fork,
     Stage::Cgroup,
     Stage::Chdir,
     Stage::Exec,
+    Stage::Namespace,
+    Stage::Limits,
+    Stage::User,
 ];
 
 /// What the child writes and the shim reads, both this same program.

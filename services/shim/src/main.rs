@@ -1,6 +1,6 @@
-//! `tether-shim`: the small process around one worker.
+//! `tether-shim`: the small process around one worker, and the zygote that forks it.
 //!
-//! It starts the worker, is the parent of everything the worker leaves behind, holds the
+//! The shim starts the worker, is the parent of everything the worker leaves behind, holds the
 //! deadline of its permission, and ends the whole tree when that permission ends: whether or not
 //! an agent is there to ask for it. It has one thread, waits in one place, and a worker never
 //! outlives it. What it decides is in [`plan`]; everything else does what it is told.
@@ -9,24 +9,30 @@ mod cgroup;
 mod death;
 mod launch;
 mod link;
+mod namespace;
 mod output;
 mod owner;
 mod plan;
+mod probe;
 mod proc;
 mod setup;
 mod shim;
-mod sys;
+mod stdio;
+mod terms;
 mod tree;
 mod turn;
+mod zygote;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-const USAGE: &str = "\
-tether-shim runs one worker for `tether-agent`, which starts it and speaks to it on standard
-input. It does nothing useful by hand: start `tether up` and apply a pool, or `tether run`.
+use setup::Role;
 
-Usage: tether-shim [WORKER]     WORKER is the name that `ps` shows
+const USAGE: &str = "\
+tether-shim runs workers for `tether-agent`, which starts it and speaks to it on standard
+input: over a stream it runs one worker, over packets it forks a process for each. It does nothing useful by hand: start `tether up` and apply a pool, or `tether run`.
+
+Usage: tether-shim
        tether-shim --version
 ";
 
@@ -45,14 +51,21 @@ fn main() -> ExitCode {
         }
         Some(_) | None => {}
     }
-    if !setup::stdin_is_a_link() {
-        let _ = write!(
-            io::stderr(),
-            "standard input is not a unix stream socket\n\n{USAGE}"
-        );
-        return ExitCode::from(EX_USAGE);
-    }
-    match setup::run() {
+    tether_sys::close_from(3);
+    let ran = match setup::role() {
+        Some(Role::Zygote) => setup::take_stdin().and_then(zygote::run),
+        Some(Role::Shim) => {
+            setup::take_stdin().and_then(|link| setup::run(link.into(), Vec::new()))
+        }
+        None => {
+            let _ = write!(
+                io::stderr(),
+                "standard input is not a unix socket\n\n{USAGE}"
+            );
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(

@@ -5,8 +5,11 @@ use std::io::{ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::io::Errno;
+use tether_clock::{BootClock, Clock, Tick};
+use tether_shim_protocol::Logs;
 
 /// One read of a full pipe takes four of these; a larger one would only add to the resident set.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -89,22 +92,25 @@ impl Capture {
 #[derive(Debug)]
 pub(crate) struct Log {
     path: PathBuf,
-    limit: u64,
+    keep: Logs,
     file: Option<File>,
     size: u64,
+    /// When its first byte was written.
+    since: Tick,
     lost_bytes: u64,
 }
 
 impl Log {
-    /// The log at `path`; a `limit` of 0 keeps none.
-    pub(crate) fn new(path: impl Into<PathBuf>, limit: u64) -> Self {
+    /// The log at `path`; a limit of 0 keeps none.
+    pub(crate) fn new(path: impl Into<PathBuf>, keep: Logs) -> Self {
         let path = path.into();
         let size = fs::metadata(&path).map_or(0, |data| data.len());
         Self {
             path,
-            limit,
+            keep,
             file: None,
             size,
+            since: BootClock.now(),
             lost_bytes: 0,
         }
     }
@@ -112,11 +118,12 @@ impl Log {
     /// Appends, rotating as often as it takes. What cannot be written is counted and dropped: a
     /// full disk must neither block the worker nor end it.
     fn append(&mut self, mut bytes: &[u8]) {
-        while self.limit > 0 && !bytes.is_empty() {
-            if self.size >= self.limit {
+        let limit = self.keep.limit_bytes;
+        while limit > 0 && !bytes.is_empty() {
+            if self.size >= limit || self.is_old() {
                 self.rotate();
             }
-            let room = usize::try_from(self.limit - self.size).unwrap_or(usize::MAX);
+            let room = usize::try_from(limit - self.size).unwrap_or(usize::MAX);
             match self.write(&bytes[..bytes.len().min(room)]) {
                 Some(0) => {}
                 Some(count) => {
@@ -150,15 +157,29 @@ impl Log {
         }
     }
 
+    fn is_old(&self) -> bool {
+        let age = Duration::from_millis(self.keep.max_age_ms);
+        !age.is_zero() && self.size > 0 && BootClock.now().since(self.since) >= age
+    }
+
+    /// Each older part moves one further, and the oldest is overwritten.
     fn rotate(&mut self) {
-        let mut older = self.path.clone().into_os_string();
-        older.push(".1");
+        for number in (1..self.keep.files.max(1)).rev() {
+            let _ = fs::rename(self.part(number), self.part(number + 1));
+        }
         // Where it cannot be moved it is emptied: the limit is a promise to the disk.
-        if fs::rename(&self.path, older).is_err() {
+        if fs::rename(&self.path, self.part(1)).is_err() {
             let _ = fs::remove_file(&self.path);
         }
         self.file = None;
         self.size = 0;
+        self.since = BootClock.now();
+    }
+
+    fn part(&self, number: u32) -> PathBuf {
+        let mut part = self.path.clone().into_os_string();
+        part.push(format!(".{number}"));
+        part.into()
     }
 }
 
@@ -166,11 +187,54 @@ impl Log {
 mod tests {
     use super::*;
 
+    fn keep(limit_bytes: u64, files: u32) -> Logs {
+        Logs {
+            limit_bytes,
+            max_age_ms: 0,
+            files,
+        }
+    }
+
+    #[test]
+    fn as_many_rotated_parts_are_kept_as_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Log::new(&path, keep(2, 2));
+
+        log.append(b"aabbccdd");
+
+        let parts = ["log.2", "log.1", "log", "log.3"]
+            .map(|name| fs::read_to_string(dir.path().join(name)).unwrap_or_default());
+        assert_eq!(parts, ["bb", "cc", "dd", ""]);
+    }
+
+    #[test]
+    fn an_old_log_is_rotated_at_the_next_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let aged = Logs {
+            max_age_ms: 1000,
+            ..keep(100, 0)
+        };
+        let mut log = Log::new(&path, aged);
+        log.append(b"old");
+        log.append(b"er");
+
+        log.since = Tick::ZERO;
+        log.append(b"new");
+
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(
+            fs::read_to_string(dir.path().join("log.1")).unwrap(),
+            "older"
+        );
+    }
+
     #[test]
     fn a_log_keeps_the_newest_and_stays_within_two_limits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = Log::new(&path, 10);
+        let mut log = Log::new(&path, keep(10, 0));
 
         for chunk in ["0123456", "789abcdefghijkl", "mn", "", "o"] {
             log.append(chunk.as_bytes());
@@ -186,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_counted_and_nothing_else() {
-        let mut log = Log::new("/dev/full", 1000);
+        let mut log = Log::new("/dev/full", keep(1000, 0));
 
         log.append(b"twelve bytes");
 
@@ -196,7 +260,7 @@ mod tests {
     #[test]
     fn only_the_end_of_a_stream_is_remembered() {
         let (pipe, end) = rustix::pipe::pipe().unwrap();
-        let mut capture = Capture::new(pipe, Log::new("/nowhere", 0), 4);
+        let mut capture = Capture::new(pipe, Log::new("/nowhere", keep(0, 0)), 4);
 
         for chunk in ["ab", "cdefgh", "i"] {
             rustix::io::write(&end, chunk.as_bytes()).unwrap();

@@ -16,26 +16,41 @@ use tether_shim_protocol::{
     Hello, Launch, Message, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE, Stage,
 };
 
+use tether_sys::Dispositions;
+
 use crate::launch::failed_io;
 use crate::link::Link;
 use crate::shim::Shim;
-use crate::sys;
 
-/// Whether an agent started this process.
-pub(crate) fn stdin_is_a_link() -> bool {
-    let stdin = io::stdin();
-    sockopt::socket_domain(&stdin) == Ok(AddressFamily::UNIX)
-        && sockopt::socket_type(&stdin) == Ok(SocketType::STREAM)
+/// What this process is started as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It forks shims.
+    Zygote,
+    /// It is one.
+    Shim,
 }
 
-/// Waits for `Launch` and sees the worker through to its end.
-pub(crate) fn run() -> io::Result<()> {
-    sys::close_from(3);
+/// What an agent started this process as: an agent says so by the kind of its socket.
+pub(crate) fn role() -> Option<Role> {
+    let stdin = io::stdin();
+    if sockopt::socket_domain(&stdin) != Ok(AddressFamily::UNIX) {
+        return None;
+    }
+    match sockopt::socket_type(&stdin) {
+        Ok(SocketType::STREAM) => Some(Role::Shim),
+        Ok(SocketType::SEQPACKET) => Some(Role::Zygote),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Waits for `Launch` and sees the worker through to its end; `sockets` are for the worker.
+pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
     // Refused where the agent has done it already.
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"tether-shim")?;
 
-    let mut link = Link::new(take_stdin()?)?;
+    let mut link = Link::new(link)?;
     link.send(&hello());
     // An agent that is gone before it asked for anything leaves nothing to do.
     let Some(mut launch) = await_launch(&mut link)? else {
@@ -49,7 +64,8 @@ pub(crate) fn run() -> io::Result<()> {
         )));
     }
 
-    let signals = sys::take_signals()?;
+    tether_sys::title(format!("tether-shim {}", launch.worker).as_bytes());
+    let signals = tether_sys::take_signals(Dispositions::IgnoreTerminal)?;
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let entered = enter(&launch).map_err(|error| failed_io(Stage::Directory, &error));
     let (listener, refusal) = match entered {
@@ -60,7 +76,7 @@ pub(crate) fn run() -> io::Result<()> {
         std::mem::take(&mut launch.argv),
         std::mem::take(&mut launch.env),
     );
-    let mut shim = Shim::new(launch, link, listener, signals)?;
+    let mut shim = Shim::new(launch, link, listener, signals, sockets)?;
     match refusal {
         Some(failure) => shim.refuse(failure),
         None => shim.start(argv_and_env),
@@ -72,11 +88,11 @@ pub(crate) fn run() -> io::Result<()> {
     ended
 }
 
-/// Takes the link off standard input, so that no child finds it there.
-fn take_stdin() -> io::Result<UnixStream> {
+/// Takes the socket off standard input, so that no child finds it there.
+pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
     let link = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     rustix::stdio::dup2_stdin(OwnedFd::from(fs::File::open("/dev/null")?))?;
-    Ok(UnixStream::from(link))
+    Ok(link)
 }
 
 fn hello() -> Message {

@@ -11,17 +11,18 @@ use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal, wait};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::{
-    Cause, Dead, Hello, Launch, Message, OnLinkLoss, Orderer, PROTOCOL, Phase, STDERR_FILE,
+    Cause, Dead, Hello, Launch, Message, OnLinkLoss, Orderer, PROTOCOL, Phase, Proof, STDERR_FILE,
     STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure, Stage,
 };
+use tether_sys::Guard;
 
-use crate::cgroup::Cgroup;
-use crate::launch::{self, Worker, failed_io};
+use crate::cgroup::{Cgroup, Limiting};
+use crate::launch::{self, Place, Worker, failed_io};
 use crate::link::Link;
+use crate::namespace::{self, Namespace};
 use crate::output::{Capture, Log};
 use crate::owner::Owner;
 use crate::plan::{Plan, Step};
-use crate::sys::{self, Guard};
 use crate::{death, tree};
 
 /// How long a death waits for its acknowledgement before it is left to the file.
@@ -48,6 +49,14 @@ pub(crate) struct Shim {
     pub(crate) leave_at: Tick,
     pub(crate) acknowledged: bool,
     cgroup: Option<Cgroup>,
+    limiting: Vec<Limiting>,
+    namespace: Option<Namespace>,
+    /// For children to see this process end.
+    own: OwnedFd,
+    /// Listening sockets for the worker.
+    sockets: Vec<OwnedFd>,
+    /// Holds off the end of the worker's standard input.
+    held_input: Option<OwnedFd>,
     started: Tick,
     announced: bool,
     status: Option<WaitStatus>,
@@ -55,6 +64,10 @@ pub(crate) struct Shim {
     /// The kernel said that there is no child left.
     childless: bool,
     reaped: u32,
+    /// Orphans that had been reaped inside the namespace when the end began.
+    reaped_before: u32,
+    /// Whether those that end with the namespace are in `reaped`.
+    counted: bool,
     dead: Option<Dead>,
 }
 
@@ -65,6 +78,7 @@ impl Shim {
         link: Link,
         listener: Option<UnixListener>,
         signals: OwnedFd,
+        sockets: Vec<OwnedFd>,
     ) -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
@@ -86,12 +100,19 @@ impl Shim {
             leave_at: Tick::NEVER,
             acknowledged: false,
             cgroup: None,
+            limiting: Vec::new(),
+            namespace: None,
+            own: namespace::own_pidfd()?,
+            sockets,
+            held_input: None,
             started: Tick::ZERO,
             announced: false,
             status: None,
             failure: None,
             childless: true,
             reaped: 0,
+            reaped_before: 0,
+            counted: false,
             dead: None,
         })
     }
@@ -110,18 +131,28 @@ impl Shim {
         self.launch.argv = argv;
         self.launch.env = env;
         self.set_timers();
-        let started = opened.and_then(|()| launch::start(&self.launch, self.cgroup.as_ref()));
+        let started = opened
+            .and_then(|()| self.open_namespace())
+            .and_then(|()| launch::start(&self.launch, &self.place()));
         self.launch.argv = Vec::new();
         self.launch.env = Vec::new();
+        self.launch.input.data = Vec::new();
+        self.sockets = Vec::new();
         match started {
             Ok(started) => {
-                let log = |file| Log::new(file, self.launch.log_limit_bytes);
-                self.stdout = Some(Capture::new(started.stdout, log(STDOUT_FILE), 0));
-                self.stderr = Some(Capture::new(
-                    started.stderr,
-                    log(STDERR_FILE),
-                    STDERR_TAIL_BYTES,
-                ));
+                let log = |file| Log::new(file, self.launch.logs);
+                let streams = started.streams;
+                // A terminal has one stream, and then its end is the best evidence there is.
+                let tail = if streams.error.is_some() {
+                    0
+                } else {
+                    STDERR_TAIL_BYTES
+                };
+                self.stdout = Some(Capture::new(streams.output, log(STDOUT_FILE), tail));
+                self.stderr = streams
+                    .error
+                    .map(|error| Capture::new(error, log(STDERR_FILE), STDERR_TAIL_BYTES));
+                self.held_input = streams.input;
                 self.worker = Some(started.worker);
                 self.started = now;
                 self.childless = false;
@@ -138,11 +169,33 @@ impl Shim {
     }
 
     fn open_cgroup(&mut self) -> Result<(), SpawnFailure> {
-        if let Some(path) = self.launch.cgroup.take() {
+        let walls = &mut self.launch.walls;
+        let limiting = std::mem::take(&mut walls.limiting);
+        self.limiting = limiting.into_iter().map(Limiting::open).collect();
+        if let Some(path) = walls.cgroup.take() {
             let cgroup = Cgroup::open(path).map_err(|error| failed_io(Stage::Cgroup, &error))?;
             self.cgroup = Some(cgroup);
         }
         Ok(())
+    }
+
+    fn open_namespace(&mut self) -> Result<(), SpawnFailure> {
+        if self.launch.walls.namespace {
+            let opened = Namespace::open(self.launch.walls.user_namespace, &self.own);
+            let opened = opened.map_err(|error| failed_io(Stage::Namespace, &error))?;
+            self.namespace = Some(opened);
+            self.childless = false;
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            cgroup: self.cgroup.as_ref(),
+            limiting: &self.limiting,
+            shim: &self.own,
+            sockets: &self.sockets,
+        }
     }
 
     /// Waits and acts until the worker is gone and its death is known, or left to the file.
@@ -184,6 +237,7 @@ impl Shim {
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
+        self.limiting.iter().for_each(Limiting::remove);
         // Without a listener the runtime directory was never entered, and `death` would lie in
         // whatever directory the agent happened to be in.
         if self.listener.is_some()
@@ -200,7 +254,9 @@ impl Shim {
     fn describe(&self) -> Dead {
         // A child that could not become the worker has no exit status of the worker's.
         let status = self.status.filter(|_| self.failure.is_none());
-        let (max_rss_kib, cpu_ms) = sys::children_usage();
+        let (max_rss_kib, cpu_ms) = tether_sys::children_usage();
+        let peaks = self.limiting.iter().map(Limiting::peak_memory);
+        let peak = peaks.chain(self.cgroup.as_ref().map(Cgroup::peak_memory));
         let lost = |capture: &Option<Capture>| capture.as_ref().map_or(0, Capture::lost_bytes);
         Dead {
             cause: self.plan.cause().unwrap_or(Cause::Unknown),
@@ -208,7 +264,13 @@ impl Shim {
             signal: status.and_then(WaitStatus::terminating_signal),
             core: status.is_some_and(dumped_core),
             spawn_failure: self.failure,
-            reaped: self.reaped,
+            reaped: self.reaped + self.reaped_inside(),
+            peak_memory_bytes: peak.max().unwrap_or(0),
+            proof: match (&self.namespace, &self.cgroup) {
+                (Some(_), _) => Proof::Namespace,
+                (None, Some(_)) => Proof::Cgroup,
+                (None, None) => Proof::Tree,
+            },
             survivors: if self.childless {
                 u32::from(self.has_strangers())
             } else {
@@ -225,6 +287,7 @@ impl Shim {
             stderr_tail: self
                 .stderr
                 .as_ref()
+                .or(self.stdout.as_ref())
                 .map_or(Vec::new(), |stderr| stderr.tail().to_vec()),
         }
     }
@@ -235,24 +298,51 @@ impl Shim {
             Step::Wait | Step::GiveUp => {}
             Step::Terminate => {
                 self.announce();
-                tree::signal_all(Signal::TERM);
+                tree::signal_all(self.stop_signal());
                 // A stopped process takes SIGTERM only once it goes on.
                 tree::signal_all(Signal::CONT);
             }
             Step::Kill => {
                 self.announce();
                 // The guard must not cut short what is being done here.
-                self.guard.set(self.plan.guard());
+                self.set_guard();
                 self.kill_round();
             }
         }
     }
 
     fn kill_round(&mut self) {
+        match &self.namespace {
+            Some(namespace) => {
+                // What the kernel ends with the namespace is reaped by the kernel too: counted here.
+                if !mem::replace(&mut self.counted, true) {
+                    let main = u32::from(self.worker.is_some() && self.status.is_none());
+                    self.reaped += tree::count_living().saturating_sub(main + 1);
+                }
+                namespace.kill();
+            }
+            None => tree::kill_all(|| self.reap()),
+        }
         if let Some(cgroup) = &self.cgroup {
             cgroup.kill();
         }
-        tree::kill_all(|| self.reap());
+    }
+
+    /// Has the guard go off when the plan says so.
+    pub(crate) fn set_guard(&self) {
+        let at = self.plan.guard();
+        self.guard.set((at != Tick::NEVER).then(|| at.as_nanos()));
+    }
+
+    /// What asks the worker to stop.
+    fn stop_signal(&self) -> Signal {
+        Signal::from_named_raw(self.launch.stop_signal).unwrap_or(Signal::TERM)
+    }
+
+    /// Orphans reaped inside the namespace since the end began.
+    fn reaped_inside(&self) -> u32 {
+        let reaped = self.namespace.as_ref().map_or(0, Namespace::reaped);
+        reaped - self.reaped_before
     }
 
     /// Says that the worker is about to be ended, once and before the first signal.
@@ -260,6 +350,7 @@ impl Shim {
         if let Some(cause) = self.plan.cause()
             && !mem::replace(&mut self.announced, true)
         {
+            self.reaped_before = self.namespace.as_ref().map_or(0, Namespace::reaped);
             self.say(&Message::Ending { cause });
         }
     }
@@ -275,7 +366,7 @@ impl Shim {
                 self.say(&Message::Started {
                     pid: pid.as_raw_nonzero().get().unsigned_abs(),
                 });
-                sys::forget_start();
+                tether_sys::forget_start();
             }
             Some((Err(failure), _)) => self.refuse(failure),
             None => {}
@@ -290,7 +381,11 @@ impl Shim {
         self.reap();
         let now = BootClock.now();
         if let Some(status) = self.status.filter(|_| alive) {
-            let oom = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory);
+            let oom = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory)
+                || self.limiting.iter().any(Limiting::ran_out_of_memory);
+            if let Some(namespace) = &self.namespace {
+                namespace.let_end();
+            }
             let cause = match status.exit_status() {
                 Some(0) => Cause::Exited,
                 _ if oom => Cause::OutOfMemory,
@@ -315,6 +410,12 @@ impl Shim {
                 Ok(Some((pid, status))) => {
                     if self.worker.as_ref().is_some_and(|worker| worker.pid == pid) {
                         self.status = Some(status);
+                    } else if self
+                        .namespace
+                        .as_ref()
+                        .is_some_and(|namespace| namespace.is_init(pid))
+                    {
+                        // Not the worker's.
                     } else if self.status.is_some() || self.announced {
                         self.reaped += 1;
                     }
@@ -393,11 +494,13 @@ impl Shim {
                 Tick::from_nanos(node_deadline_ns),
                 Tick::from_nanos(owner_deadline_ns),
             ),
-            Message::Owner {
-                identity,
+            Message::Ties {
+                owner,
                 on_owner_exit,
+                on_link_loss,
             } => {
-                self.owner = Owner::watch(identity, on_owner_exit);
+                self.launch.on_link_loss = on_link_loss;
+                self.owner = Owner::watch(owner, on_owner_exit);
                 if matches!(self.owner, Owner::Gone) {
                     self.on_owner_gone();
                 }
@@ -409,10 +512,7 @@ impl Shim {
                 self.carry_out(step);
             }
             Message::Signal { signo } => {
-                let pidfd = self
-                    .worker
-                    .as_ref()
-                    .and_then(|worker| worker.pidfd.as_ref());
+                let pidfd = self.worker.as_ref().map(|worker| &worker.pidfd);
                 // An ended worker and a number that is no signal have nothing to be told.
                 if let (Some(pidfd), Some(signal)) = (pidfd, Signal::from_named_raw(signo)) {
                     let _ = pidfd_send_signal(pidfd, signal);

@@ -63,7 +63,7 @@ impl Shim {
         // Setting an open timer to a valid time does not fail. It also takes back the
         // readiness of the time before.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value);
-        self.guard.set(self.plan.guard());
+        self.set_guard();
     }
 
     fn wait(&self) -> io::Result<Vec<Source>> {

@@ -16,8 +16,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 use tether_clock::{BootClock, Clock};
 use tether_shim_protocol::{
-    DEATH_FILE, Dead, Decoder, Hello, Identity, Launch, Message, NO_DEADLINE, OnLinkLoss,
-    OnOwnerExit, PROTOCOL, SOCKET_FILE, decode, encode,
+    DEATH_FILE, Dead, Decoder, Hello, Identity, Input, Launch, Logs, Message, NO_DEADLINE,
+    OnLinkLoss, OnOwnerExit, PROTOCOL, SOCKET_FILE, Terms, Walls, decode, encode,
 };
 
 /// Anything that takes longer than this has failed.
@@ -49,14 +49,32 @@ pub(crate) fn launch(argv: &[&str]) -> Launch {
         env: vec![(b"PATH".to_vec(), path.into_bytes())],
         cwd: b"/".to_vec(),
         dir: Vec::new(),
-        cgroup: None,
+        walls: walls(),
+        terms: Terms::default(),
+        input: Input::default(),
+        logs: Logs {
+            limit_bytes: 1 << 20,
+            max_age_ms: 0,
+            files: 1,
+        },
+        stop_signal: 15,
         owner: None,
         on_owner_exit: OnOwnerExit::Kill,
         on_link_loss: OnLinkLoss::Hold,
         kill_grace_ms: 1_000,
         node_deadline_ns: NO_DEADLINE,
         owner_deadline_ns: NO_DEADLINE,
-        log_limit_bytes: 1 << 20,
+        sockets: 0,
+    }
+}
+
+/// The same tests are built twice: once for workers without and once for workers with a namespace.
+pub(crate) const IN_NAMESPACE: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"namespace");
+
+fn walls() -> Walls {
+    Walls {
+        namespace: IN_NAMESPACE,
+        ..Walls::default()
     }
 }
 
@@ -226,9 +244,23 @@ impl Shim {
         String::from_utf8(line).unwrap().trim().to_owned()
     }
 
-    /// The next line, which is a pid.
+    /// The next line, which is a pid as the worker sees it.
     pub(crate) fn process(&mut self) -> Process {
-        Process::of(self.event().parse().unwrap())
+        let told = self.event();
+        if !IN_NAMESPACE {
+            return Process::of(told.parse().unwrap());
+        }
+        // The last of these is its number in the innermost namespace.
+        let innermost = |pid: &String| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            line.and_then(|pids| Some(pids.split_whitespace().next_back()?.to_owned()))
+        };
+        let found = self
+            .survivors()
+            .into_iter()
+            .find(|pid| innermost(pid).as_ref() == Some(&told));
+        Process::of(found.unwrap().parse().unwrap())
     }
 
     /// Waits for the shim to end by itself.

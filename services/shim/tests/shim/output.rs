@@ -15,7 +15,7 @@ line = b'x' * 1023 + b'\\n'
 for _ in range(50 * 1024): os.write(1, line)
 os.write(1, b'the end\\n')",
     );
-    launch.log_limit_bytes = limit;
+    launch.logs.limit_bytes = limit;
     let mut shim = Shim::start(launch);
 
     let dead = shim.dead();

@@ -202,10 +202,10 @@ fn an_owner_can_end_and_another_take_its_place_where_the_policy_says_so() {
     first.0.kill().unwrap();
     first.0.wait().unwrap();
     worker.lives_for(Duration::from_millis(200));
-    let identity = Some(second.process().identity());
-    shim.say(&Message::Owner {
-        identity,
+    shim.say(&Message::Ties {
+        owner: Some(second.process().identity()),
         on_owner_exit: OnOwnerExit::Kill,
+        on_link_loss: OnLinkLoss::Hold,
     });
     worker.lives_for(Duration::from_millis(200));
     second.process().signal(Signal::KILL);

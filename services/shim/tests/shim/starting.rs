@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tether_shim_protocol::{
-    Cause, Launch, Message, Orderer, SOCKET_FILE, STDOUT_FILE, SpawnFailure, Stage,
+    Cause, Launch, Message, Orderer, SOCKET_FILE, STDOUT_FILE, SpawnFailure, Stage, Walls,
 };
 
 use crate::harness::{Own, PATIENCE, Shim, launch, python, sh};
@@ -81,7 +81,10 @@ fn a_start_that_fails_says_where_and_why() {
     );
     assert_eq!(
         failure_of(Launch {
-            cgroup: Some(nowhere),
+            walls: Walls {
+                cgroup: Some(nowhere),
+                ..Walls::default()
+            },
             ..sh("")
         }),
         (Stage::Cgroup, enoent)
@@ -189,10 +192,11 @@ fn everything_works_without_root() {
     for path in [dir.path(), &program] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let launch = sh(
+    let mut launch = sh(
         "(setsid sh -c 'trap \"\" TERM; echo $$ > $EVENTS; while :; do sleep 1; done' &) \
                      ; while :; do sleep 1; done",
     );
+    launch.walls.user_namespace = launch.walls.namespace;
     let mut shim = Shim::start_with(launch, &program, |command| {
         command.uid(65534).gid(65534).env("AS_UID", "65534");
     });
@@ -246,7 +250,7 @@ fn a_cgroup_is_joined_at_birth_killed_as_one_and_removed() {
     let cgroup = leaf.0.join("worker");
     let mut launch = sh("cat /proc/self/cgroup; \
                          (setsid sh -c 'echo $$ > $EVENTS; exec sleep 600' &); exec sleep 600");
-    launch.cgroup = Some(cgroup.as_os_str().as_bytes().to_vec());
+    launch.walls.cgroup = Some(cgroup.as_os_str().as_bytes().to_vec());
     let mut shim = Shim::start(launch);
     let daemon = shim.process();
     // In the cgroup and not below the shim: only `cgroup.kill` reaches it.

@@ -1,0 +1,179 @@
+//! The zygote: carried inside the agent, run from memory, and asked for a shim whenever one is needed.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice, Write as _},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, SealFlags},
+    net::{
+        AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        SocketFlags, SocketType, recv, sendmsg, socketpair,
+    },
+};
+use tether_shim_protocol::zygote::{Means, Request};
+use tokio::process::Command;
+
+static PROGRAM: &[u8] = include_bytes!(env!("TETHER_SHIM"));
+
+/// What the zygote and its shims have to say before a worker's directory is known.
+const LOG_FILE: &str = "zygote.log";
+
+/// Room for the shim to show its worker's name in `ps`: it writes over what it was started with.
+const TITLE_ROOM: usize = 200;
+
+/// The canaries take a few milliseconds each.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The agent's zygote, started again whenever it is found dead. Shims live on without it.
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    program: OwnedFd,
+    log: PathBuf,
+    socket: Mutex<Option<OwnedFd>>,
+}
+
+impl Zygote {
+    /// Puts the program into sealed memory: no path to protect, and nothing to clean up.
+    ///
+    /// # Errors
+    /// When the kernel refuses memory files.
+    pub(crate) fn new(runtime: &Path) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = File::from(rustix::fs::memfd_create("tether-shim", flags)?);
+        file.write_all(PROGRAM)?;
+        rustix::fs::fcntl_add_seals(
+            &file,
+            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+        )?;
+        Ok(Self {
+            program: file.into(),
+            log: runtime.join(LOG_FILE),
+            socket: Mutex::new(None),
+        })
+    }
+
+    /// Whether this agent was started by a zygote that is the first process of a container.
+    pub(crate) fn is_first_in_container() -> bool {
+        std::env::var_os(tether_shim_protocol::zygote::SOCKET_VARIABLE).is_some()
+    }
+
+    /// Has a canary try what the kernel allows here; waits for the answer.
+    ///
+    /// # Errors
+    /// When there is no zygote to be had, or it does not answer.
+    pub(crate) fn probe(&self, cgroup: Option<&Path>) -> io::Result<Means> {
+        let request = Request::Probe {
+            cgroup: cgroup.map(|path| path.as_os_str().as_encoded_bytes().to_vec()),
+        };
+        self.ask(&request, &[])?;
+        let socket = self.lock();
+        let socket = socket
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the zygote is gone"))?;
+        let timeout = Timespec::try_from(PROBE_TIMEOUT).map_err(io::Error::other)?;
+        if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout))? == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the zygote does not answer",
+            ));
+        }
+        let mut answer = [0];
+        match recv(socket, &mut answer[..], RecvFlags::empty())? {
+            (_, 1) => Ok(Means::from_byte(answer[0])),
+            _ => Err(io::Error::other("the zygote ended while it was asked")),
+        }
+    }
+
+    /// Has a shim forked; its worker will be given `sockets`. The link breaks without a word where
+    /// nothing came of it.
+    ///
+    /// # Errors
+    /// When there is no zygote to be had, or no socket.
+    pub(crate) fn spawn(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut descriptors = vec![theirs.as_fd()];
+        descriptors.extend(sockets);
+        self.ask(&Request::Spawn, &descriptors)?;
+        Ok(ours)
+    }
+
+    /// Lets go of a zygote that does not answer; the next request starts another.
+    pub(crate) fn give_up(&self) {
+        self.lock().take();
+    }
+
+    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut socket = self.lock();
+        if let Some(live) = socket.as_ref()
+            && send(live, request, descriptors).is_ok()
+        {
+            return Ok(());
+        }
+        send(socket.insert(self.start()?), request, descriptors)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        // What it guards is replaced whole, and never left half done.
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        // The kernel opens the path in the child, which still has the descriptor then.
+        let mut zygote = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
+            .arg0("tether-zygote")
+            .env_clear()
+            .env("_", " ".repeat(TITLE_ROOM))
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(log))
+            .spawn()?;
+        tokio::spawn(async move {
+            // It outlives its agent where it has shims; otherwise somebody killed it.
+            if let Ok(status) = zygote.wait().await
+                && !status.success()
+            {
+                tracing::error!(%status, "Zygote was killed; workers live on, and the next start makes another one");
+            }
+        });
+        Ok(ours)
+    }
+}
+
+fn send(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit();
+        rustix::cmsg_space!(ScmRights(tether_shim_protocol::zygote::FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "more sockets than can be passed to one worker",
+        ));
+    }
+    sendmsg(
+        socket,
+        &[IoSlice::new(&request.to_bytes())],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}

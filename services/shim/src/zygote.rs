@@ -1,0 +1,240 @@
+//! The process from which every shim is forked: small, with one thread, and parent to all of them.
+//!
+//! A shim is forked, not executed: it is running a moment later, and what it never writes to stays shared
+//! with all others. The zygote is also where orphans end. What a killed shim left outside of any
+//! namespace is handed to the zygote by the kernel, and it has no use for anything but shims.
+//!
+//! When its agent goes, it stays for as long as it has shims, for that last duty alone: the next agent
+//! starts a zygote of its own version.
+
+use std::collections::BTreeSet;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::num::NonZeroI32;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal, wait,
+};
+use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
+use tether_sys::{Birth, Dispositions};
+
+use crate::{probe, proc, setup};
+
+/// What a zygote holds.
+struct Zygote {
+    /// The agent's end of requests; none once the agent is gone.
+    agent: Option<OwnedFd>,
+    signals: OwnedFd,
+    shims: BTreeSet<NonZeroI32>,
+    /// A child that is neither shim nor orphan: the agent, where this is the first process of a container.
+    pub(crate) spared: Option<Pid>,
+}
+
+/// One thing to do, once both sides of a fork are told apart.
+enum Turn {
+    Go,
+    /// This is the child, and its first link and the sockets for its worker.
+    Shim(UnixStream, Vec<OwnedFd>),
+}
+
+/// Serves until the agent and all shims are gone.
+pub(crate) fn run(agent: OwnedFd) -> io::Result<()> {
+    let mut zygote = Zygote::new(agent, None)?;
+    loop {
+        match zygote.turn()? {
+            Turn::Go if zygote.is_done() => return Ok(()),
+            Turn::Go => {}
+            Turn::Shim(link, sockets) => {
+                // Its descriptors are the zygote's, and none of a shim's business.
+                drop(zygote);
+                return setup::run(link, sockets);
+            }
+        }
+    }
+}
+
+impl Zygote {
+    fn new(agent: OwnedFd, spared: Option<Pid>) -> io::Result<Self> {
+        rustix::thread::set_name(c"tether-zygote")?;
+        let _ = rustix::process::setsid();
+        rustix::process::set_child_subreaper(Some(getpid()))?;
+        Ok(Self {
+            agent: Some(agent),
+            signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
+            shims: BTreeSet::new(),
+            spared,
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.agent.is_none() && self.shims.is_empty()
+    }
+
+    fn turn(&mut self) -> io::Result<Turn> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(
+            self.agent
+                .as_ref()
+                .map(|agent| PollFd::new(agent, PollFlags::IN)),
+        );
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Turn::Go),
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready.first() == Some(&true) {
+            self.on_signals();
+        }
+        if ready.get(1) == Some(&true) {
+            return self.hear();
+        }
+        Ok(Turn::Go)
+    }
+
+    /// One request of the agent, or its end.
+    fn hear(&mut self) -> io::Result<Turn> {
+        let Some(agent) = &self.agent else {
+            return Ok(Turn::Go);
+        };
+        let Some((request, mut descriptors)) = receive(agent)? else {
+            self.agent = None;
+            return Ok(Turn::Go);
+        };
+        match request {
+            Request::Probe { cgroup } => {
+                let means = probe::probe(cgroup);
+                // An agent that does not wait for the answer has no use for it.
+                let _ = send(agent, &[means.to_byte()], SendFlags::NOSIGNAL);
+                Ok(Turn::Go)
+            }
+            Request::Spawn if descriptors.is_empty() => Ok(Turn::Go),
+            Request::Spawn => {
+                let link = descriptors.remove(0);
+                // Where no process can be made, the link breaks without a word, and the agent says so.
+                match tether_sys::fork(&Birth::default()) {
+                    Ok(None) => Ok(Turn::Shim(UnixStream::from(link), descriptors)),
+                    Ok(Some(child)) => {
+                        self.shims.insert(child.pid.as_raw_nonzero());
+                        Ok(Turn::Go)
+                    }
+                    Err(error) => {
+                        refuse(link, &error);
+                        Ok(Turn::Go)
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_signals(&mut self) {
+        drain(&self.signals);
+        let mut lost_one = false;
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    lost_one |= self.shims.remove(&pid.as_raw_nonzero()) && !is_clean(status);
+                }
+                Ok(None) | Err(Errno::CHILD) => break,
+                Err(_) => {}
+            }
+        }
+        if lost_one {
+            self.end_orphans();
+        }
+    }
+
+    /// Kills what a killed shim left behind, until nothing comes after it any more.
+    fn end_orphans(&mut self) {
+        loop {
+            let orphans: Vec<Pid> = proc::children(getpid())
+                .into_iter()
+                .filter(|pid| {
+                    !self.shims.contains(&pid.as_raw_nonzero()) && self.spared != Some(*pid)
+                })
+                .collect();
+            if orphans.is_empty() {
+                return;
+            }
+            for pid in orphans {
+                // Its own child, and reaped by nobody else: the id is its own until then.
+                if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+                    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                }
+                // What it was parent to comes here with its end. One that cannot be killed is left to
+                // the agent, which sees it and says so.
+                if !reaped_soon(pid) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Whether a shim left nothing to look for.
+fn is_clean(status: WaitStatus) -> bool {
+    status.exit_status() == Some(0)
+}
+
+/// Waits a while for a killed child to be gone.
+fn reaped_soon(pid: Pid) -> bool {
+    use rustix::process::waitpid;
+
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return true;
+    };
+    let patience = rustix::event::Timespec {
+        tv_sec: 2,
+        tv_nsec: 0,
+    };
+    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience));
+    matches!(ended, Ok(1..)) && waitpid(Some(pid), WaitOptions::NOHANG).is_ok()
+}
+
+/// Takes what the descriptor holds: one look at the children answers any number of signals.
+fn drain(signals: &OwnedFd) {
+    let mut bytes = [0; 1024];
+    while matches!(rustix::io::read(signals, &mut bytes), Ok(1..)) {}
+}
+
+/// One request with its descriptors; none where the agent is gone.
+fn receive(agent: impl AsFd) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+    let mut bytes = [0; REQUEST_BYTES_MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        agent,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    );
+    let count = match received {
+        Ok(message) => message.bytes,
+        Err(Errno::CONNRESET) => 0,
+        Err(errno) => return Err(errno.into()),
+    };
+    let descriptors = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok(Request::from_bytes(&bytes[..count]).map(|request| (request, descriptors)))
+}
+
+/// Tells the agent why there is no shim, in a shim's words.
+fn refuse(link: OwnedFd, error: &io::Error) {
+    use std::io::Write;
+
+    use tether_shim_protocol::{Message, Stage, encode};
+
+    let failure = crate::launch::failed_io(Stage::Fork, error);
+    let _ = UnixStream::from(link).write_all(&encode(&Message::SpawnFailed(failure)));
+}
