@@ -1,6 +1,6 @@
-//! Compiles the example worker's schema.
+//! Compiles the example worker's schema, and the small static program of the kill matrix.
 
-use std::{env, error::Error, path::PathBuf};
+use std::{env, error::Error, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../examples/digits/proto");
@@ -9,5 +9,40 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(descriptors)?;
+    matrix_worker()
+}
+
+/// One file without dependencies, static because it is started thousands of times.
+fn matrix_worker() -> Result<(), Box<dyn Error>> {
+    let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/matrix/worker.rs");
+    let program = PathBuf::from(env::var("OUT_DIR")?).join("matrix-worker");
+    println!("cargo:rerun-if-changed={}", source.display());
+    let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args([
+            "--edition",
+            "2024",
+            "-D",
+            "warnings",
+            "-C",
+            "panic=abort",
+            "-C",
+            "opt-level=2",
+        ])
+        .args([
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "relocation-model=static",
+            "-C",
+            "strip=symbols",
+        ])
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .status()?;
+    if !status.success() {
+        return Err("cannot build the static worker of the kill matrix; it needs the static C library (libc6-dev on Debian)".into());
+    }
+    println!("cargo:rustc-env=MATRIX_WORKER={}", program.display());
     Ok(())
 }

@@ -9,6 +9,7 @@ mod check;
 mod demo;
 mod docs;
 mod e2e;
+mod matrix;
 mod test;
 
 /// One command of `cargo xtask`.
@@ -29,6 +30,7 @@ pub(crate) const ALL: &[Task] = &[
     test::TASK,
     check::TASK,
     e2e::TASK,
+    matrix::TASK,
     bench::TASK,
     docs::TASK,
 ];

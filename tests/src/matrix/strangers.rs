@@ -1,0 +1,110 @@
+//! Keeps the pids moving: processes that come and go, and strangers that take over the pids of the dead and
+//! report every signal they get.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    process::{Child, ChildStdout, Command},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::timeout,
+};
+
+use crate::world::WORKER;
+
+/// Sends pids of the dead to be taken over; cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Recycler(UnboundedSender<u32>);
+
+/// The helper process.
+#[derive(Debug)]
+pub(crate) struct Strangers {
+    recycler: Recycler,
+    child: Child,
+    feeding: tokio::task::JoinHandle<()>,
+    out: BufReader<ChildStdout>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Account {
+    /// Processes that came and went.
+    pub(crate) forks: u64,
+    /// Of them, those that watched for signals.
+    pub(crate) strangers: u64,
+    /// Of them, those on the very pid of a process that had just been killed.
+    pub(crate) on_pids_of_the_dead: u64,
+    /// Signals that any of them got.
+    pub(crate) signals: u64,
+    /// Which, as pid and signal.
+    pub(crate) hits: Vec<String>,
+}
+
+impl Strangers {
+    /// Starts them, with so many processes a second.
+    pub(crate) fn start(rate: u32) -> anyhow::Result<Self> {
+        let mut child = Command::new(WORKER)
+            .args(["strangers", &rate.to_string()])
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut input = child.stdin.take().context("it is piped")?;
+        let out = BufReader::new(child.stdout.take().context("it is piped")?);
+        let (sender, mut pids): (_, UnboundedReceiver<u32>) = unbounded_channel();
+        let feeding = tokio::spawn(async move {
+            while let Some(pid) = pids.recv().await {
+                if pid == 0 || input.write_all(&pid.to_le_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            recycler: Recycler(sender),
+            child,
+            feeding,
+            out,
+        })
+    }
+
+    /// Where pids of the dead go.
+    pub(crate) fn recycler(&self) -> Recycler {
+        self.recycler.clone()
+    }
+
+    /// Ends them and counts. No pid is taken over any more.
+    pub(crate) async fn end(mut self) -> anyhow::Result<Account> {
+        self.recycler.take_over(0);
+        self.feeding.await?;
+        let mut account = Account::default();
+        let mut line = String::new();
+        while timeout(Duration::from_secs(20), self.out.read_line(&mut line)).await?? > 0 {
+            if let Some(figures) = line.strip_prefix("done ") {
+                let mut figures = figures.split_whitespace().map(str::parse);
+                let mut next = || {
+                    figures
+                        .next()
+                        .context("a figure is missing")?
+                        .context("no figure")
+                };
+                account.forks = next()?;
+                account.strangers = next()?;
+                account.on_pids_of_the_dead = next()?;
+                account.signals = next()?;
+            } else {
+                account.hits.push(line.trim_end().to_owned());
+            }
+            line.clear();
+        }
+        self.child.wait().await?;
+        Ok(account)
+    }
+}
+
+impl Recycler {
+    /// Has a stranger take this pid as soon as it is free.
+    pub(crate) fn take_over(&self, pid: u32) {
+        let _ = self.0.send(pid);
+    }
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask matrix NAME`: every row of a matrix run for real, into target/matrix/NAME.json.
+
+use std::fs;
+
+use super::Task;
+use crate::{report::Report, workspace::Workspace};
+
+pub(super) const TASK: Task = Task {
+    name: "matrix",
+    arguments: "kill [FLAGS]",
+    summary: "kill everybody at every moment; `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`",
+    run: |workspace, arguments| {
+        let [name, flags @ ..] = arguments else {
+            return Err("which matrix? there is: kill".to_owned());
+        };
+        if name != "kill" {
+            return Err(format!("no matrix `{name}`; there is: kill"));
+        }
+        let mut report = Report::default();
+        report.prepare(
+            "build",
+            workspace.cargo(
+                "build --locked --bins -p tether-tests -p tether-agent -p tether-arbiter -p tether-gateway",
+            ),
+        );
+        kill(workspace, &mut report, flags)?;
+        Ok(report.finish())
+    },
+};
+
+/// The page that `--docs` writes.
+const PAGE: &str = "docs/reference/kill-matrix.md";
+
+/// Runs the kill matrix on what is built.
+pub(super) fn kill(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join("matrix");
+    fs::create_dir_all(&folder)
+        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut matrix = workspace.program(workspace.target().join("debug/matrix"));
+    let mut given_json = false;
+    let mut flags = flags.iter();
+    while let Some(flag) = flags.next() {
+        matrix.arg(flag);
+        match flag.as_str() {
+            "--docs" => {
+                matrix.arg(PAGE);
+            }
+            // Where the caller stands, not where the program runs.
+            "--json" | "--keep" => {
+                let file = flags
+                    .next()
+                    .ok_or_else(|| format!("`{flag}` needs a path"))?;
+                let file = std::path::absolute(file)
+                    .map_err(|error| format!("no current directory: {error}"))?;
+                matrix.arg(file);
+                given_json |= flag == "--json";
+            }
+            _ => {}
+        }
+    }
+    if !given_json {
+        matrix.arg("--json").arg(folder.join("kill.json"));
+    }
+    report.suite("kill matrix", matrix);
+    Ok(())
+}
