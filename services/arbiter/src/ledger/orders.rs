@@ -146,6 +146,7 @@ impl Ledger {
         }
         self.schedule(pool, slot);
         self.order_stop(pool, slot, cause, grace_ms);
+        self.publish(pool, slot);
         self.drop_vacant(pool, slot);
     }
 

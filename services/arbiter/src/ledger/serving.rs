@@ -44,13 +44,16 @@ impl Ledger {
             return;
         };
         let spec = &pool.resolved.spec;
-        // A surplus worker serves until it ends where nobody could stand in for it.
-        let (has_spares, drained) = (spec.spares > 0, pool.draining);
-        let mut free = if has_spares { spec.size } else { Slot::MAX };
+        let drained = pool.draining;
+        let mut free = if spec.spares > 0 {
+            spec.size
+        } else {
+            Slot::MAX
+        };
         for (&slot, place) in pool.places.range_mut(slots) {
-            let about_to_go = matches!(place.machine.phase(), Phase::Draining { .. })
-                || (has_spares && place.leaving);
-            place.serves = place.is_ready() && !about_to_go && free > 0;
+            // Ready as its agent says, and here: not drained, and not told to stop.
+            let goes_on = matches!(place.machine.phase(), Phase::Ready { .. });
+            place.serves = place.is_ready() && goes_on && free > 0;
             free -= Slot::from(place.serves);
             let draining = drained || !place.serves;
             if let Some(endpoint) = place.endpoint(name, slot, draining)

@@ -4,9 +4,11 @@
 //! Checked at every step: **A1** to **A3**, **A5**, **A6**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
+mod growth;
 mod invariants;
 mod node;
 mod owner;
+mod pools;
 mod world;
 
 use std::time::Duration;

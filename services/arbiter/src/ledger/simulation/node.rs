@@ -47,6 +47,11 @@ impl Worker {
         }
     }
 
+    /// Whether it runs and was not asked to end.
+    pub(super) fn is_well(&self) -> bool {
+        self.alive && self.ends_at.is_none()
+    }
+
     fn die(&mut self, cause: DeathCause, now: Tick) {
         if self.alive {
             self.alive = false;

@@ -151,7 +151,7 @@ impl World {
     pub(super) fn mode_of(&self, name: &str) -> &'static str {
         let listed = POOLS.iter().find(|pool| pool.0 == name);
         let other = self.wishes.modes.get(name).copied();
-        other.or(listed.map(|pool| pool.1)).unwrap()
+        other.unwrap_or_else(|| listed.unwrap().1)
     }
 
     /// Applies a pool with another mode; false where that is refused.
@@ -173,10 +173,10 @@ impl World {
         done
     }
 
-    pub(super) fn apply(&mut self, pool: usize, size: u32) -> bool {
-        let (name, _, owner, timeout, interval) = POOLS[pool];
-        let mode = self.mode_of(name);
-        let wishes = self.wishes.clone();
+    /// A pool as it is wanted.
+    pub(super) fn spec(&self, pool: usize, size: u32) -> PoolSpec {
+        let (name, _, _, timeout, interval) = POOLS[pool];
+        let wishes = &self.wishes;
         let template = Template {
             command: "work".to_owned(),
             stop: Some(Stop {
@@ -200,9 +200,9 @@ impl World {
             }),
             ..Template::default()
         };
-        let spec = PoolSpec {
+        PoolSpec {
             name: name.to_owned(),
-            mode: mode.to_owned(),
+            mode: self.mode_of(name).to_owned(),
             template: Some(template),
             size,
             policy: Some(pool::PolicyOverrides {
@@ -219,7 +219,13 @@ impl World {
             spares: wishes.spares,
             starts_per_second: wishes.starts_per_second,
             ..PoolSpec::default()
-        };
+        }
+    }
+
+    /// Applies a pool; false where that is refused.
+    pub(super) fn apply(&mut self, pool: usize, size: u32) -> bool {
+        let (name, _, owner, ..) = POOLS[pool];
+        let spec = self.spec(pool, size);
         let asking = &self.owners[owner];
         // Where its process is gone, an operator applies it.
         let session = asking.session.filter(|_| asking.running);

@@ -350,7 +350,7 @@ impl World {
     }
 }
 
-fn empty_ledger() -> Ledger {
+pub(super) fn empty_ledger() -> Ledger {
     let config = Config {
         node_ttl: Duration::from_secs(2),
         node_beat: Duration::from_millis(400),
