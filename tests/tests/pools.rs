@@ -1,0 +1,182 @@
+//! What a pool is promised beyond its mode, with real processes: order, spares, recycling, rates.
+
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tether_proto::{common::WorkerPhase, worker::Worker};
+use tether_tests::{
+    Cluster, Ran, digits::PredictRequest, digits_client, eventually, held_out, kill,
+};
+
+const STOP: &str = "[template.digits.stop]\ngrace = \"500ms\"";
+
+async fn apply(cluster: &Cluster, pool: &str, size: u32, template: &str, more: &str) {
+    let file = pool_file(cluster, pool, size, template, more);
+    let ran = try_apply(cluster, &file).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+}
+
+async fn try_apply(cluster: &Cluster, file: &Path) -> Ran {
+    let file = file.display().to_string();
+    let args = ["pool", "apply", "--owner", "ops", "--file", &file];
+    cluster.tether().run(&args).await
+}
+
+fn pool_file(cluster: &Cluster, pool: &str, size: u32, template: &str, more: &str) -> PathBuf {
+    let template = format!("{STOP}\n{template}");
+    cluster.pool_file(pool, "independent", size, "worker.py", &template, more)
+}
+
+async fn ready(cluster: &Cluster, pool: &str, count: usize) -> Vec<Worker> {
+    let what = format!("{count} workers of `{pool}` are ready");
+    let (workers, _) = eventually(&what, async || {
+        let workers = cluster.workers(pool).await;
+        let ready = |worker: &&Worker| worker.phase() == WorkerPhase::Ready;
+        (workers.iter().filter(ready).count() == count).then_some(workers)
+    })
+    .await;
+    workers
+}
+
+async fn events(cluster: &Cluster, kind: &str) -> Vec<Value> {
+    let events = cluster.tether().json_lines(&["events"]).await;
+    let of_kind = |event: &Value| event["kind"] == kind;
+    events.into_iter().filter(of_kind).collect()
+}
+
+async fn deaths(cluster: &Cluster, count: usize) -> Vec<Value> {
+    let (deaths, _) = eventually("the deaths are recorded", async || {
+        let deaths = events(cluster, "WORKER_DIED").await;
+        (deaths.len() >= count).then_some(deaths)
+    })
+    .await;
+    deaths
+}
+
+async fn delete(cluster: &Cluster, pool: &str) {
+    let ran = cluster.tether().run(&["pool", "rm", pool]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+}
+
+fn revision(event: &Value) -> u64 {
+    event["revision"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn pools_start_after_those_they_depend_on_and_end_before_them() {
+    let cluster = Cluster::start().await;
+    let web = pool_file(&cluster, "web", 1, "", "depends_on = [\"db\"]");
+    let refused = try_apply(&cluster, &web).await;
+    assert_ne!(refused.code, Some(0));
+    assert!(
+        refused
+            .err
+            .contains("there is no pool `db`; apply that one first"),
+        "{}",
+        refused.err
+    );
+
+    apply(&cluster, "db", 1, "", "").await;
+    apply(&cluster, "web", 1, "", "depends_on = [\"db\"]").await;
+    ready(&cluster, "web", 1).await;
+    let order: Vec<_> = events(&cluster, "WORKER_READY")
+        .await
+        .iter()
+        .chain(&events(&cluster, "WORKER_STARTED").await)
+        .map(|event| {
+            (
+                revision(event),
+                event["kind"].clone(),
+                event["worker"].clone(),
+            )
+        })
+        .collect();
+    let of = |kind: &str, pool: &str| {
+        let found = order
+            .iter()
+            .find(|(_, its, worker)| *its == kind && worker.to_string().contains(pool));
+        found.unwrap().0
+    };
+    assert!(
+        of("WORKER_READY", "db") < of("WORKER_STARTED", "web"),
+        "{order:?}"
+    );
+
+    delete(&cluster, "web").await;
+    delete(&cluster, "db").await;
+    let deaths = deaths(&cluster, 2).await;
+    let pools: Vec<_> = deaths
+        .iter()
+        .map(|death| death["worker"].to_string())
+        .collect();
+    assert!(
+        pools[0].contains("web") && pools[1].contains("db"),
+        "{pools:?}"
+    );
+    let ending = events(&cluster, "WORKER_ENDING").await;
+    let db = ending
+        .iter()
+        .find(|event| event["worker"].to_string().contains("db"));
+    assert!(revision(db.unwrap()) > revision(&deaths[0]), "{ending:?}");
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_spare_answers_while_the_worker_it_stands_in_for_starts_anew() {
+    let cluster = Cluster::start().await;
+    apply(&cluster, "digits", 1, "", "spares = 1").await;
+    let workers = ready(&cluster, "digits", 2).await;
+    let mut client = digits_client(cluster.client().channel(), "digits");
+    let digit = held_out(1).remove(0);
+    let mut predict = async || {
+        let pixels = digit.pixels.clone();
+        client.predict(PredictRequest { pixels }).await
+    };
+    eventually("a worker answers", async || predict().await.ok()).await;
+
+    kill(workers[0].pid, Signal::KILL);
+
+    eventually("its place is empty", async || {
+        let workers = cluster.workers("digits").await;
+        (workers[0].phase() != WorkerPhase::Ready).then_some(())
+    })
+    .await;
+    predict().await.unwrap();
+    let workers = ready(&cluster, "digits", 2).await;
+    assert_eq!((workers[0].restarts, workers[1].restarts), (1, 0));
+    delete(&cluster, "digits").await;
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn workers_that_are_recycled_cost_no_call() {
+    let cluster = Cluster::start().await;
+    let recycle = "[template.digits.restart]\nmax_restarts = 0\n[template.digits.recycle]\nmax_lifetime = \"3s\"";
+    apply(&cluster, "digits", 1, recycle, "spares = 1").await;
+    ready(&cluster, "digits", 2).await;
+    let mut client = digits_client(cluster.client().channel(), "digits");
+    let digit = held_out(1).remove(0);
+
+    let mut calls = 0;
+    let (deaths, _) = eventually("three are recycled", async || {
+        for _ in 0..20 {
+            let pixels = digit.pixels.clone();
+            let answer = client.predict(PredictRequest { pixels }).await;
+            assert!(answer.is_ok(), "after {calls} calls: {answer:?}");
+            calls += 1;
+        }
+        let deaths = events(&cluster, "WORKER_DIED").await;
+        (deaths.len() >= 3).then_some(deaths)
+    })
+    .await;
+
+    for death in &deaths {
+        assert_eq!(death["death"]["cause"], "RECYCLED", "{death}");
+    }
+    assert!(events(&cluster, "WORKER_CRASH_LOOP").await.is_empty());
+    delete(&cluster, "digits").await;
+    cluster.no_orphans().await;
+}
