@@ -1,5 +1,12 @@
 //! What benchmarks share: one form for results, and what a process cost.
 
+pub mod agent;
+pub mod figure;
+pub mod ground;
+pub mod peer;
+pub mod processes;
+pub mod puppet;
+
 use std::{fs, io, path::Path, time::Duration};
 
 use serde::Serialize;
@@ -58,14 +65,14 @@ impl Row {
 
 /// All figures of one run.
 #[derive(Debug, Serialize)]
-pub struct Results {
+pub struct Results<R = Row> {
     machine: String,
-    rows: Vec<Row>,
+    rows: Vec<R>,
 }
 
-impl Results {
+impl<R: Serialize> Results<R> {
     /// Results of this machine.
-    pub fn new(rows: Vec<Row>) -> Self {
+    pub fn new(rows: Vec<R>) -> Self {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {

@@ -1,5 +1,7 @@
 //! `cargo xtask bench NAME`: one benchmark, which writes target/bench/NAME.json.
 
+mod peers;
+
 use std::{fs, process::ExitCode};
 
 use super::Task;
@@ -7,7 +9,7 @@ use crate::{run::run, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "bench",
-    arguments: "[NAME]",
+    arguments: "[NAME [--quick]]",
     summary: "one benchmark, into target/bench/NAME.json; without a name, the list",
     run: bench,
 };
@@ -22,7 +24,7 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
     } else {
         names.join(", ")
     };
-    let [name] = arguments else {
+    let [name, more @ ..] = arguments else {
         println!("benchmarks: {list}");
         return Ok(ExitCode::SUCCESS);
     };
@@ -35,7 +37,11 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
     command
         .arg(format!("bench-{name}"))
         .args(["--", "--json"])
-        .arg(folder.join(format!("{name}.json")));
+        .arg(folder.join(format!("{name}.json")))
+        .args(more);
+    if name == "agent" {
+        command.args(peers::arguments(workspace)?);
+    }
     Ok(ExitCode::from(u8::from(!run(command).ok)))
 }
 
