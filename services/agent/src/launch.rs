@@ -21,7 +21,7 @@ use tether_shim_protocol::{
 };
 use tether_types::{Address, WorkerId};
 
-use crate::permission;
+use crate::{notify::NOTIFY_FILE, permission};
 
 /// Between SIGTERM and SIGKILL, where the template says nothing.
 const GRACE_MS: u64 = 10_000;
@@ -31,6 +31,9 @@ const LOG_LIMIT_BYTES: u64 = 16 << 20;
 
 /// What fits into a pipe before anybody reads it.
 const INPUT_MAX_BYTES: usize = 64 << 10;
+
+/// The part of an incarnation's directory that belongs to another user.
+const THEIRS: &str = "own";
 
 /// Variables of the agent that a worker needs to find its programs and speak its language.
 const INHERITED: &[&str] = &["PATH", "HOME", "LANG", "TZ", "USER", "LOGNAME", "TMPDIR"];
@@ -104,10 +107,20 @@ pub(crate) fn own_directory(
             fs::set_permissions(passage, fs::Permissions::from_mode(mode | 0o111))?;
         }
     }
-    let theirs = dir.join("own");
+    let theirs = dir.join(THEIRS);
     fs::DirBuilder::new().mode(0o700).create(&theirs)?;
     std::os::unix::fs::chown(&theirs, Some(who.uid), Some(who.gid))?;
     Ok(theirs)
+}
+
+/// What [`own_directory`] was when the worker of this directory was started.
+pub(crate) fn known_own_directory(dir: &Path) -> PathBuf {
+    let theirs = dir.join(THEIRS);
+    if theirs.is_dir() {
+        theirs
+    } else {
+        dir.to_owned()
+    }
 }
 
 /// What the shim is told.
@@ -128,7 +141,7 @@ pub(crate) fn launch(
             input.data.len()
         )));
     }
-    let fill = |text: &str| fill(text, id, &at).into_bytes();
+    let fill = |text: &str| fill(text, id, at.address, at.own_dir, at.node).into_bytes();
 
     let mut env: BTreeMap<String, Vec<u8>> = INHERITED
         .iter()
@@ -142,8 +155,20 @@ pub(crate) fn launch(
         ("TETHER_LISTEN", at.address.to_string()),
         ("TETHER_NODE", at.node.to_owned()),
         ("TETHER_DIR", at.dir.display().to_string()),
+        (
+            "NOTIFY_SOCKET",
+            at.dir.join(NOTIFY_FILE).display().to_string(),
+        ),
     ];
     env.extend(own.map(|(name, value)| (name.to_owned(), value.into_bytes())));
+    let watchdog_ms = template
+        .liveness
+        .as_ref()
+        .map(|liveness| liveness.watchdog_ms);
+    if let Some(ms) = watchdog_ms.filter(|&ms| ms > 0) {
+        let usec = ms.saturating_mul(1000).to_string();
+        env.insert("WATCHDOG_USEC".to_owned(), usec.into_bytes());
+    }
     env.extend(
         template
             .env
@@ -257,8 +282,9 @@ fn refused(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
-fn fill(text: &str, id: &WorkerId, at: &Circumstances<'_>) -> String {
-    let (socket, port) = match at.address {
+/// A text of a template with its placeholders filled in; `dir` is the worker's own.
+pub(crate) fn fill(text: &str, id: &WorkerId, address: &Address, dir: &Path, node: &str) -> String {
+    let (socket, port) = match address {
         Address::Unix(path) => (path.display().to_string(), String::new()),
         Address::Tcp { port, .. } => (String::new(), port.to_string()),
     };
@@ -266,11 +292,11 @@ fn fill(text: &str, id: &WorkerId, at: &Circumstances<'_>) -> String {
         ("{pool}", id.pool.to_string()),
         ("{slot}", id.slot.to_string()),
         ("{incarnation}", id.incarnation.to_string()),
-        ("{address}", at.address.to_string()),
+        ("{address}", address.to_string()),
         ("{socket}", socket),
         ("{port}", port),
-        ("{node}", at.node.to_owned()),
-        ("{dir}", at.own_dir.display().to_string()),
+        ("{node}", node.to_owned()),
+        ("{dir}", dir.display().to_string()),
     ]
     .into_iter()
     .fold(text.to_owned(), |text, (name, value)| {
@@ -420,11 +446,29 @@ mod tests {
             .map(|(name, _)| String::from_utf8_lossy(name))
             .collect();
         assert!(
-            names
-                .iter()
-                .all(|name| name == "PATH" || name.starts_with("TETHER_")),
+            names.iter().all(|name| name == "PATH"
+                || name == "NOTIFY_SOCKET"
+                || name.starts_with("TETHER_")),
             "{names:?}"
         );
+    }
+
+    #[test]
+    fn a_watched_worker_is_told_how_often_to_report_and_another_one_is_not() {
+        let told = |watchdog_ms| {
+            let launch = start(Template {
+                liveness: Some(tether_proto::pool::Liveness {
+                    watchdog_ms,
+                    ..Default::default()
+                }),
+                ..Template::default()
+            });
+            let mut env = launch.env.into_iter();
+            env.find_map(|(name, value)| (name == b"WATCHDOG_USEC").then_some(value))
+        };
+
+        assert_eq!(told(1500).as_deref(), Some(&b"1500000"[..]));
+        assert_eq!(told(0), None);
     }
 
     #[test]

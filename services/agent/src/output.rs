@@ -77,16 +77,24 @@ impl AgentService for Output {
 type Pieces = mpsc::Sender<Result<ReadOutputResponse, Status>>;
 
 async fn read(dir: &Path, follow: bool, tail_bytes: u64, to: &Pieces) -> std::io::Result<()> {
-    let mut streams = [
-        Log::open(dir.join(STDOUT_FILE), false, tail_bytes).await?,
-        Log::open(dir.join(STDERR_FILE), true, tail_bytes).await?,
-    ];
+    let mut streams = [(STDOUT_FILE, false), (STDERR_FILE, true)]
+        .map(|(name, stderr)| (Log::new(dir.join(name)), stderr));
+    for (log, _) in &mut streams {
+        log.skip_to_tail(tail_bytes).await?;
+    }
     loop {
         // Asked before reading: what the dead wrote is all there.
         let over = worker::is_history(dir) || dir.join(tether_shim_protocol::DEATH_FILE).exists();
-        for log in &mut streams {
-            if !log.forward(to).await? {
-                return Ok(());
+        for (log, stderr) in &mut streams {
+            let stderr = *stderr;
+            while let Some(data) = log.next().await? {
+                if to
+                    .send(Ok(ReadOutputResponse { stderr, data }))
+                    .await
+                    .is_err()
+                {
+                    return Ok(());
+                }
             }
         }
         if !follow || over || to.is_closed() {
@@ -97,73 +105,88 @@ async fn read(dir: &Path, follow: bool, tail_bytes: u64, to: &Pieces) -> std::io
 }
 
 /// One stream's log, followed over its rotation.
-struct Log {
+#[derive(Debug)]
+pub(crate) struct Log {
     path: PathBuf,
-    stderr: bool,
     file: Option<File>,
     inode: u64,
 }
 
 impl Log {
-    async fn open(path: PathBuf, stderr: bool, tail_bytes: u64) -> std::io::Result<Self> {
-        let mut log = Self {
+    /// The log at this path, to be read from its beginning, also where it is not there yet.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
             path,
-            stderr,
             file: None,
             inode: 0,
-        };
-        log.reopen().await;
-        if let Some(file) = &mut log.file
-            && tail_bytes > 0
+        }
+    }
+
+    /// Goes on with the last bytes only; 0 keeps all.
+    async fn skip_to_tail(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.open().await;
+        if let Some(file) = &mut self.file
+            && bytes > 0
         {
             let len = file.metadata().await?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(tail_bytes)))
+            file.seek(SeekFrom::Start(len.saturating_sub(bytes)))
                 .await?;
         }
-        Ok(log)
+        Ok(())
     }
 
-    async fn reopen(&mut self) {
-        if let Ok(file) = File::open(&self.path).await
-            && let Ok(metadata) = file.metadata().await
-            && (self.file.is_none() || metadata.ino() != self.inode)
+    /// Pins what is at the path, where nothing is pinned yet: its rotation loses nothing from here on.
+    pub(crate) async fn open(&mut self) {
+        if self.file.is_none()
+            && let Some((file, inode)) = self.at_path().await
         {
-            self.inode = metadata.ino();
-            self.file = Some(file);
+            (self.file, self.inode) = (Some(file), inode);
         }
     }
 
-    /// Sends what is there; false when nobody listens any more.
-    async fn forward(&mut self, to: &Pieces) -> std::io::Result<bool> {
-        loop {
-            let Some(file) = &mut self.file else {
-                self.reopen().await;
-                if self.file.is_none() {
-                    return Ok(true);
-                }
-                continue;
-            };
-            let mut data = vec![0; PIECE];
-            let read = file.read(&mut data).await?;
-            if read == 0 {
-                let inode = self.inode;
-                self.reopen().await;
-                if self.inode == inode {
-                    return Ok(true);
-                }
-                continue;
-            }
-            data.truncate(read);
-            if to
-                .send(Ok(ReadOutputResponse {
-                    stderr: self.stderr,
-                    data,
-                }))
-                .await
-                .is_err()
-            {
-                return Ok(false);
-            }
+    async fn at_path(&self) -> Option<(File, u64)> {
+        let file = File::open(&self.path).await.ok()?;
+        let inode = file.metadata().await.ok()?.ino();
+        Some((file, inode))
+    }
+
+    /// The next piece of what was written; none where all that is there was read.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) async fn next(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        self.open().await;
+        let Some(file) = &mut self.file else {
+            return Ok(None);
+        };
+        if let Some(data) = piece(file).await? {
+            return Ok(Some(data));
+        }
+        let Some((newer, inode)) = self.at_path().await else {
+            return Ok(None);
+        };
+        if inode == self.inode {
+            return Ok(None);
+        }
+        // What was written between the last look and the rotation comes before what came after it.
+        let rest = match &mut self.file {
+            Some(file) => piece(file).await?,
+            None => None,
+        };
+        if rest.is_some() {
+            return Ok(rest);
+        }
+        (self.file, self.inode) = (Some(newer), inode);
+        match &mut self.file {
+            Some(file) => piece(file).await,
+            None => Ok(None),
         }
     }
+}
+
+async fn piece(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
+    let mut data = vec![0; PIECE];
+    let read = file.read(&mut data).await?;
+    data.truncate(read);
+    Ok((read > 0).then_some(data))
 }

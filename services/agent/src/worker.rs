@@ -1,12 +1,9 @@
 //! One worker: the task that holds the link to its shim from start, or adoption, to death.
 
 use std::{
-    fs,
-    future::Future,
-    io,
+    fs, io,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -35,10 +32,11 @@ use tokio::{
 
 use crate::{
     config::Ground,
+    health::{Health, HealthEvent, Place},
     launch::{self, Circumstances},
     link::{self, FromShim, ToShim},
     permission::{self, Permissions},
-    readiness, remains, report, users,
+    remains, report, users,
     zygote::Zygote,
 };
 
@@ -99,16 +97,16 @@ pub(crate) fn is_history(directory: &Path) -> bool {
 pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
     let prepared = prepare(&id, &order, &ties);
     let begun = match prepared {
-        Ok((address, launch)) => shim_for(&ties.ground.zygote, &launch)
+        Ok((address, launch, health)) => shim_for(&ties.ground.zygote, &launch)
             .await
-            .map(|link| (address, link)),
+            .map(|link| (address, link, health)),
         Err(error) => Err(error),
     };
     match begun {
-        Ok((address, (hello, from, to))) => {
+        Ok((address, (hello, from, to), health)) => {
             let mut task = Task::new(id, order, address, ties);
             task.shim = shim_of(&hello);
-            task.drive(from, to).await;
+            task.drive(from, to, health).await;
         }
         Err(error) => {
             let text = format!("it cannot be started: {error}");
@@ -123,7 +121,11 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
 
 /// Everything up to the fork: an agent that finds what this leaves knows what was meant, and a shim that
 /// comes of it knows all it needs.
-fn prepare(id: &WorkerId, order: &StartWorker, ties: &Ties) -> io::Result<(Address, Launch)> {
+fn prepare(
+    id: &WorkerId,
+    order: &StartWorker,
+    ties: &Ties,
+) -> io::Result<(Address, Launch, Health)> {
     let ground = &ties.ground;
     let dir = directory(&ground.workers, id);
     fs::DirBuilder::new()
@@ -140,6 +142,15 @@ fn prepare(id: &WorkerId, order: &StartWorker, ties: &Ties) -> io::Result<(Addre
 
     let mut walls = ground.walls(id, template.private_proc);
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
+    let health = Health::of_new(Place {
+        id,
+        dir: &dir,
+        own_dir: &own_dir,
+        cgroup: leaf.map(Path::to_owned),
+        address: &address,
+        template: &template,
+        node: ground.node.as_str(),
+    });
     let name = dir.file_name().unwrap_or_default().as_ref();
     let limiting = ground
         .controllers
@@ -166,7 +177,7 @@ fn prepare(id: &WorkerId, order: &StartWorker, ties: &Ties) -> io::Result<(Addre
             env: &|name| std::env::var(name).ok(),
         },
     );
-    launch.map(|launch| (address, launch))
+    launch.map(|launch| (address, launch, health))
 }
 
 /// A shim that was told what to launch. Until it says `Hello` nothing was started, so a zygote that
@@ -208,25 +219,36 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
     let address = fs::read_to_string(dir.join(ADDRESS_FILE))
         .ok()
         .and_then(|text| text.parse().ok());
-    let task = Task::new(
-        id,
-        order.unwrap_or_default(),
-        address.unwrap_or_else(|| Address::Unix(dir.join("worker.sock"))),
-        ties,
-    );
+    let order = order.unwrap_or_default();
+    let address = address.unwrap_or_else(|| Address::Unix(dir.join("worker.sock")));
     match connect(&dir).await {
         Some(stream) => {
             let (from, to) = link::split(stream);
+            let template = order.template.clone().unwrap_or_default();
+            let walls = ties.ground.walls(&id, template.private_proc);
+            let health = Health::of_adopted(Place {
+                id: &id,
+                dir: &dir,
+                own_dir: &launch::known_own_directory(&dir),
+                cgroup: walls
+                    .cgroup
+                    .as_deref()
+                    .map(|path| launch::path_of(path).to_owned()),
+                address: &address,
+                template: &template,
+                node: ties.ground.node.as_str(),
+            });
             Task {
                 adopted: true,
-                ..task
+                ..Task::new(id, order, address, ties)
             }
-            .drive(from, to)
+            .drive(from, to, health)
             .await;
         }
         None => {
             // Nobody answers for it: what is left of it ends before it counts as dead.
             remains::end(&dir).await;
+            let task = Task::new(id, order, address, ties);
             let recorded = task.recorded_death();
             task.bury(recorded, None).await;
         }
@@ -266,6 +288,8 @@ struct Task {
     signalled: Option<i32>,
     /// Its shim, as long as that is known to be the one that spoke.
     shim: Option<OwnedFd>,
+    /// What it said of itself last.
+    status: String,
 }
 
 /// What a shim's timers and its watch on the owner are set to.
@@ -285,8 +309,6 @@ impl Terms {
     }
 }
 
-type Ready = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 impl Task {
     fn new(id: WorkerId, order: StartWorker, address: Address, ties: Ties) -> Self {
         let dir = directory(&ties.ground.workers, &id);
@@ -302,11 +324,11 @@ impl Task {
             told: None,
             signalled: None,
             shim: None,
+            status: String::new(),
         }
     }
 
-    async fn drive(mut self, mut from: FromShim, mut to: ToShim) {
-        let mut ready: Ready = Box::pin(std::future::pending());
+    async fn drive(mut self, mut from: FromShim, mut to: ToShim, mut health: Health) {
         self.renew(&mut to).await;
         loop {
             tokio::select! {
@@ -316,22 +338,24 @@ impl Task {
                             // What the shim could not kill keeps the place for as long as it lives.
                             remains::end(&self.dir).await;
                         }
-                        let report = self.death(&dead);
+                        let mut report = self.death(&dead);
+                        health.explain(&mut report);
                         return self.bury(report, Some(to)).await;
                     }
-                    Ok(Some(message)) => {
-                        if let Some(probe) = self.on_message(message) {
-                            ready = probe;
-                        }
-                    }
+                    Ok(Some(message)) => self.on_message(message, &mut health),
                     Ok(None) | Err(_) => {
                         let report = self.shim_lost().await;
                         return self.bury(report, None).await;
                     }
                 },
-                () = &mut ready => {
-                    ready = Box::pin(std::future::pending());
-                    self.report(WorkerPhase::Ready);
+                event = health.next() => {
+                    self.status = health.status().to_owned();
+                    match event {
+                        HealthEvent::Phase(phase) => self.report(phase),
+                        HealthEvent::Unhealthy { grace_ms } => {
+                            self.stop(&mut to, Cause::Unhealthy, grace_ms).await;
+                        }
+                    }
                 }
                 changed = self.ties.permissions.changed() => {
                     if changed.is_err() {
@@ -341,11 +365,8 @@ impl Task {
                 }
                 order = self.ties.orders.recv() => match order {
                     Some(Order::Stop { cause, grace_ms }) => {
-                        let on_link_loss = self.told.map_or_else(
-                            || permission::on_link_loss(self.order.kill_on_agent_loss),
-                            |told| told.on_link_loss,
-                        );
-                        stop(&mut to, cause, grace_ms, on_link_loss).await;
+                        health.on_ending(cause);
+                        self.stop(&mut to, cause, grace_ms).await;
                     }
                     Some(Order::Signal(signo)) => {
                         self.signalled = Some(signo);
@@ -360,37 +381,50 @@ impl Task {
         }
     }
 
-    /// What the shim says before the end; a running program is asked whether it is ready.
-    fn on_message(&mut self, message: Message) -> Option<Ready> {
+    /// What the shim says before the end.
+    fn on_message(&mut self, message: Message, health: &mut Health) {
         match message {
             Message::Hello(hello) if hello.protocol != PROTOCOL => {
                 tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
                     "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
-                None
             }
             Message::Hello(hello) if hello.phase == Phase::Running => {
                 self.shim = shim_of(&hello);
-                Some(self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns)))
+                self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns), health);
             }
-            Message::Started { pid } => Some(self.on_running(pid, BootClock.now())),
-            Message::Ending { .. } => {
+            Message::Started { pid } => self.on_running(pid, BootClock.now(), health),
+            Message::Ending { cause } => {
+                health.on_ending(cause);
                 self.report(WorkerPhase::Stopping);
-                Some(Box::pin(std::future::pending()))
             }
-            _ => None,
+            _ => {}
         }
     }
 
-    fn on_running(&mut self, pid: u32, started: Tick) -> Ready {
+    fn on_running(&mut self, pid: u32, started: Tick, health: &mut Health) {
         self.pid = pid;
         self.started = started;
         self.report(WorkerPhase::Starting);
-        let readiness = self
-            .order
-            .template
-            .as_ref()
-            .and_then(|template| template.readiness.clone());
-        Box::pin(readiness::ready(self.address.clone(), readiness))
+        health.on_running(pid);
+    }
+
+    /// Passes an order to stop on to the shim.
+    async fn stop(&self, to: &mut ToShim, cause: Cause, grace_ms: u64) {
+        if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
+            // An owner that said goodbye may be gone a moment later, and that is no news any more: its
+            // workers keep the grace they were given.
+            let on_link_loss = self.told.map_or_else(
+                || permission::on_link_loss(self.order.kill_on_agent_loss),
+                |told| told.on_link_loss,
+            );
+            to.send(&Message::Ties {
+                owner: None,
+                on_owner_exit: OnOwnerExit::Ignore,
+                on_link_loss,
+            })
+            .await;
+        }
+        to.send(&Message::Stop { cause, grace_ms }).await;
     }
 
     /// Tells the shim what changed of its permission.
@@ -436,6 +470,7 @@ impl Task {
             address: self.address.to_string(),
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             adopted: self.adopted,
+            status: self.status.clone(),
             ..report::phase(&self.id, phase)
         };
         let _ = self.ties.reports.send(report);
@@ -508,21 +543,6 @@ impl Task {
             }
         }
     }
-}
-
-/// Passes an order to stop on to the shim.
-async fn stop(to: &mut ToShim, cause: Cause, grace_ms: u64, on_link_loss: OnLinkLoss) {
-    if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
-        // An owner that said goodbye may be gone a moment later, and that is no news any more: its
-        // workers keep the grace they were given.
-        to.send(&Message::Ties {
-            owner: None,
-            on_owner_exit: OnOwnerExit::Ignore,
-            on_link_loss,
-        })
-        .await;
-    }
-    to.send(&Message::Stop { cause, grace_ms }).await;
 }
 
 /// The order that ends a worker when the agent itself is asked to stop.

@@ -1,0 +1,337 @@
+//! One worker's health, from its start to its end: when it is ready, what it says of itself, and when it
+//! no longer works. What follows from it is for the worker's task to carry out.
+
+mod hearing;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tether_proto::{
+    common::{DeathCause, WorkerPhase},
+    node::WorkerReport,
+    pool::{ReadinessKind, Template},
+};
+use tether_shim_protocol::{Cause, Orderer};
+use tether_types::{Address, WorkerId};
+
+use crate::{
+    launch,
+    liveness::{Liveness, Next, Terms},
+    notify::{Family, FdStore, Socket},
+    readiness::{self, Question, Waiting, span},
+};
+use stage::{Happened, Stage, Status, Watch, until};
+
+/// More than the kernel keeps of what a worker said and nobody heard yet.
+const QUEUE_MAX: u32 = 1024;
+
+/// Made before a worker starts: what it makes itself is younger.
+const BORN_FILE: &str = "born";
+
+/// Marks a worker that was ready, for an agent that comes later and cannot ask it again.
+const READY_FILE: &str = "ready";
+
+/// Which worker, and where.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) id: &'a WorkerId,
+    /// Its runtime directory.
+    pub(crate) dir: &'a Path,
+    /// The part of it that is the worker's own.
+    pub(crate) own_dir: &'a Path,
+    /// Its own cgroup, where it has one.
+    pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) address: &'a Address,
+    pub(crate) template: &'a Template,
+    pub(crate) node: &'a str,
+}
+
+/// What is to be done about a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HealthEvent {
+    /// Its phase or its status is another: report both.
+    Phase(WorkerPhase),
+    /// It does not work: end it, with [`Cause::Unhealthy`] and its grace.
+    Unhealthy { grace_ms: u64 },
+}
+
+/// One worker's health.
+pub(crate) struct Health {
+    id: WorkerId,
+    dir: PathBuf,
+    own_dir: PathBuf,
+    address: Address,
+    template: Template,
+    /// What its readiness asks for, placeholders filled in.
+    what: String,
+    adopted: bool,
+    /// None where it could not be made: then what the worker says is not heard.
+    socket: Option<Socket>,
+    family: Family,
+    store: FdStore,
+    stage: Stage,
+    status: Status,
+    /// Why it was never ready, or is ended as unhealthy.
+    detail: String,
+}
+
+impl Health {
+    /// Prepares for a worker that is about to start: its socket is there before it is.
+    pub(crate) fn of_new(place: Place<'_>) -> Self {
+        if let Err(error) = fs::write(place.dir.join(BORN_FILE), "") {
+            tracing::warn!(worker = %place.id, %error, "Cannot write into the worker's directory");
+        }
+        Self::new(place, false)
+    }
+
+    /// Takes over a worker that an earlier agent started.
+    pub(crate) fn of_adopted(place: Place<'_>) -> Self {
+        Self::new(place, true)
+    }
+
+    fn new(place: Place<'_>, adopted: bool) -> Self {
+        let socket = match Socket::bind(place.dir) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                tracing::warn!(worker = %place.id, %error, "Cannot make the worker's NOTIFY_SOCKET: what it says is not heard");
+                None
+            }
+        };
+        let readiness = place.template.readiness.as_ref();
+        let what = readiness.map_or_else(String::new, |readiness| {
+            launch::fill(
+                &readiness.what,
+                place.id,
+                place.address,
+                place.own_dir,
+                place.node,
+            )
+        });
+        Self {
+            id: place.id.clone(),
+            dir: place.dir.to_owned(),
+            own_dir: place.own_dir.to_owned(),
+            address: place.address.clone(),
+            template: place.template.clone(),
+            what,
+            adopted,
+            socket,
+            family: Family::new(place.dir, place.cgroup),
+            store: FdStore::of(place.dir.parent().unwrap_or(place.dir)),
+            stage: Stage::Unborn,
+            status: Status::default(),
+            detail: String::new(),
+        }
+    }
+
+    /// Its program runs, as this process.
+    pub(crate) fn on_running(&mut self, pid: u32) {
+        self.family.on_running(pid);
+        let mut waiting = Waiting::new(
+            &self.template,
+            &self.what,
+            &self.address,
+            &self.dir,
+            &self.own_dir,
+            &self.dir.join(BORN_FILE),
+        );
+        if self.adopted && !readiness::is_asked(waiting.kind) && self.dir.join(READY_FILE).exists()
+        {
+            // It showed so to an earlier agent, and does it only once.
+            waiting.ready = Box::pin(std::future::ready(()));
+        }
+        self.stage = Stage::Starting(waiting);
+    }
+
+    /// It is being ended, for whatever cause.
+    pub(crate) fn on_ending(&mut self, cause: Cause) {
+        if let Stage::Starting(waiting) = &self.stage {
+            self.detail = waiting.explain(&self.status.said);
+        }
+        self.stage = Stage::Over;
+        if let Cause::Ordered(Orderer::Scale | Orderer::Owner) = cause {
+            // Nobody comes after it: what it gave away to have back is closed.
+            self.store.take(&self.id.pool, self.id.slot);
+        }
+    }
+
+    /// What it said of itself last.
+    pub(crate) fn status(&self) -> &str {
+        &self.status.said
+    }
+
+    fn phase(&self) -> WorkerPhase {
+        match self.stage {
+            Stage::Unborn | Stage::Starting(_) => WorkerPhase::Starting,
+            Stage::Ready(_) => WorkerPhase::Ready,
+            Stage::Leaving(_) | Stage::Over => WorkerPhase::Stopping,
+        }
+    }
+
+    /// Completes the report of a death that its health was the cause of.
+    pub(crate) fn explain(&self, report: &mut WorkerReport) {
+        if let Some(death) = &mut report.death
+            && death.detail.is_empty()
+            && matches!(
+                death.cause(),
+                DeathCause::NeverReady | DeathCause::Unhealthy
+            )
+        {
+            death.detail.clone_from(&self.detail);
+        }
+    }
+
+    /// The next thing to be done about it. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> HealthEvent {
+        loop {
+            let Self {
+                socket,
+                stage,
+                status,
+                ..
+            } = self;
+            let listens = !matches!(stage, Stage::Unborn);
+            let heard = async {
+                match socket {
+                    // Until its program runs, nobody is known to be of its family; the kernel waits.
+                    Some(socket) if listens => socket.next().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            let happened = tokio::select! {
+                biased;
+                datagram = heard => Happened::Heard(datagram),
+                happened = stage.next() => happened,
+                () = until(status.due()) => Happened::StatusDue,
+            };
+            if let Some(event) = self.on(happened) {
+                return event;
+            }
+        }
+    }
+
+    fn on(&mut self, happened: Happened) -> Option<HealthEvent> {
+        let now = Instant::now();
+        match happened {
+            Happened::Heard(datagram) => self.on_datagram(datagram, now),
+            Happened::Ready => Some(self.on_ready(now)),
+            Happened::Answered(answer) => {
+                let Stage::Ready(Some(watch)) = &mut self.stage else {
+                    return None;
+                };
+                watch.asking = None;
+                let next = watch.liveness.on_answer(answer, now);
+                self.carry_out(next)
+            }
+            Happened::Due => self.on_due(),
+            Happened::StatusDue => {
+                self.status.told.clone_from(&self.status.said);
+                self.status.told_at = Some(now);
+                Some(HealthEvent::Phase(self.phase()))
+            }
+        }
+    }
+
+    fn on_ready(&mut self, now: Instant) -> HealthEvent {
+        // Without the mark a later agent waits for what may not come again.
+        if let Err(error) = fs::write(self.dir.join(READY_FILE), "") {
+            tracing::warn!(worker = %self.id, %error, "Cannot write into the worker's directory");
+        }
+        let watch = Terms::of(&self.template).map(|terms| {
+            let question = self.question();
+            let spread = spread(&self.id);
+            let asks = question.is_some();
+            Box::new(Watch {
+                liveness: Liveness::new(terms, asks, spread, self.adopted, now),
+                question,
+                asking: None,
+            })
+        });
+        self.stage = Stage::Ready(watch);
+        HealthEvent::Phase(WorkerPhase::Ready)
+    }
+
+    /// What a ready worker is asked; none where only its reports count.
+    fn question(&self) -> Option<Question> {
+        let readiness = readiness::kind(&self.template);
+        let kind = match self.template.liveness.as_ref()?.kind() {
+            ReadinessKind::Unspecified => readiness,
+            kind => kind,
+        };
+        let path = match readiness {
+            ReadinessKind::Http => &self.what,
+            _ => "/",
+        };
+        readiness::is_asked(kind).then(|| Question::new(kind, path, &self.address))
+    }
+
+    fn on_due(&mut self) -> Option<HealthEvent> {
+        // What has come is heard before its absence is judged: the agent itself may have been late.
+        for _ in 0..QUEUE_MAX {
+            let Some(datagram) = self.socket.as_ref().and_then(Socket::try_next) else {
+                break;
+            };
+            if let Some(event) = self.on_datagram(datagram, Instant::now()) {
+                return Some(event);
+            }
+        }
+        let now = Instant::now();
+        let next = match &mut self.stage {
+            Stage::Ready(Some(watch)) => watch.liveness.check(now),
+            Stage::Leaving(until) if now >= *until => Next::End(format!(
+                "it said STOPPING=1 and was still there {} later",
+                span(self.grace())
+            )),
+            Stage::Unborn
+            | Stage::Starting(_)
+            | Stage::Ready(None)
+            | Stage::Leaving(_)
+            | Stage::Over => Next::Wait,
+        };
+        self.carry_out(next)
+    }
+
+    fn carry_out(&mut self, next: Next) -> Option<HealthEvent> {
+        match next {
+            Next::Wait => None,
+            Next::Ask => {
+                if let Stage::Ready(Some(watch)) = &mut self.stage
+                    && let Some(question) = watch.question.clone()
+                {
+                    let timeout = watch.liveness.timeout();
+                    watch.asking = Some(Box::pin(async move { question.ask(timeout).await }));
+                }
+                None
+            }
+            Next::End(why) => Some(self.end(why)),
+        }
+    }
+
+    fn end(&mut self, why: String) -> HealthEvent {
+        tracing::warn!(worker = %self.id, why, "Worker is unhealthy and is ended");
+        self.detail = why;
+        self.stage = Stage::Over;
+        HealthEvent::Unhealthy {
+            grace_ms: launch::grace_ms(&self.template),
+        }
+    }
+
+    /// Time it is given to end.
+    fn grace(&self) -> Duration {
+        Duration::from_millis(launch::grace_ms(&self.template))
+    }
+}
+
+/// Where in an interval this worker's moment is: its own, and the same every time.
+fn spread(id: &WorkerId) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    id.to_string().hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
+}
