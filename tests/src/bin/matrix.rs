@@ -54,10 +54,10 @@ struct Args {
     #[arg(long)]
     only: Option<Only>,
     /// Workers of each behaviour in a round.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 10)]
     size: u32,
     /// Nodes at a time.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 3)]
     worlds: usize,
     /// Processes a second that recycle pids.
     #[arg(long, default_value_t = 1_000)]

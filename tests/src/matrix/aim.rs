@@ -57,15 +57,24 @@ pub(crate) fn aim(
             .map(|(behaviour, label, _)| (*behaviour, label.clone()))
             .collect()
     };
-    let below = |ancestor_name: &str, every_other: bool| {
+    let below = |name: &str, every_other: bool| {
         let (mut hit, mut spared, mut victims) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = None;
         let mut odd = false;
         for (behaviour, label, seen) in &running {
             odd = last != Some(*behaviour) || !odd;
             last = Some(*behaviour);
-            let found = ancestor(&kin, seen.pid, ancestor_name);
-            match found.and_then(|pid| Pinned::named(pid, ancestor_name)) {
+            // The first process of the namespace stands beside the worker, below the same shim.
+            let shim = ancestor(&kin, seen.pid, "tether-shim");
+            let beside = || {
+                kin.iter()
+                    .find(|kin| Some(kin.parent) == shim && kin.name == name)
+            };
+            let found = match event.victim {
+                Victim::Init => beside().map(|kin| kin.pid),
+                _ => shim,
+            };
+            match found.and_then(|pid| Pinned::named(pid, name)) {
                 Some(victim) if odd || !every_other => {
                     hit.push((*behaviour, label.clone()));
                     victims.push(victim);

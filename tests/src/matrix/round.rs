@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::{
     aim::{aim, freeze},
+    lineage::Pinned,
     plan::{Behaviour, Event, Expect, Phase, Victim},
     pools::{Mode, behaviours, spec},
     witness::Seen,
@@ -140,23 +141,6 @@ pub(crate) async fn play(
     if others.is_none() {
         *others = Some(Others::start(world).await?);
     }
-    for (victim, name, why) in [
-        (
-            Victim::Zygote,
-            "tether-zygote",
-            "there is no zygote in this chain of processes",
-        ),
-        (
-            Victim::Init,
-            "tether-init",
-            "there is no first process of a namespace at this level",
-        ),
-    ] {
-        if event.victim == victim && !world.kin().iter().any(|kin| kin.name == name) {
-            round.skipped = Some(why);
-            return Ok(round);
-        }
-    }
     world.round += 1;
     let prefix = format!("r{}-", world.round);
     let owner = world.owner(format!("owner-{}", world.round)).await?;
@@ -248,6 +232,14 @@ pub(crate) async fn play(
 
     freeze(world, pools.get(&Behaviour::Frozen), event.phase).await;
     let (hit, spared, victims) = aim(world, &owner, event, &pools);
+    if victims.is_empty() && event.phase != Phase::Spawn {
+        round.skipped = Some(match event.victim {
+            Victim::Zygote => "there is no zygote",
+            Victim::Init => "there is no first process of a namespace at this level",
+            _ => "there was nobody to kill",
+        });
+    }
+    let hit = if victims.is_empty() { Vec::new() } else { hit };
     let now = Instant::now();
     for victim in &victims {
         victim.kill();
@@ -302,6 +294,11 @@ pub(crate) async fn play(
         .map(|(_, label)| label.clone())
         .filter(|label| after.get(label).is_some_and(|seen| seen.gone.is_none()))
         .collect();
+    // A process that was killed a moment ago still looks alive, and would not be replaced.
+    let dead = eventually_within(START, async || {
+        (!victims.iter().any(Pinned::lives)).then_some(())
+    });
+    dead.await.context("a killed process does not die")?;
     world.mend().await?;
     let alive = world.witness.of(&prefix);
     let lived = |label: &str| alive.get(label).is_some_and(|seen| seen.gone.is_none());

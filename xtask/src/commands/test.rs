@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check};
+use super::{Task, check, matrix};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -26,6 +26,9 @@ pub(super) const TASK: Task = Task {
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),
             );
             report.suite("digits", digits(workspace));
+            if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
+                report.fail("kill matrix", &why);
+            }
         }
         Ok(report.finish())
     },
