@@ -169,6 +169,10 @@ fn pools_that_end_together_end_in_order_whatever_they_are_called() {
 
         world.goodbye(0);
         // The owner has said what is to become of them, and may go.
+        let told = (0..3).filter_map(|node| world.ledger.message_to(&world.nodes[node].name));
+        let owners = told.flat_map(|told| told.owners);
+        let mut pools = owners.flat_map(|owner| owner.pools);
+        assert!(pools.all(|pool| !pool.kill_on_owner_exit));
         world.run(millis(100));
         world.act(&Action::KillOwner(0));
         while world.living(on) > 0 {
@@ -377,7 +381,14 @@ fn a_running_pool_takes_another_mode_at_once_and_no_worker_is_started_for_it() {
         world.until("both are ready", |world| world.ready(COUPLED) == 2);
         world.run(secs(1));
 
-        assert!(world.switch(COUPLED, to));
+        // By an operator, whose word is no beat of the owner that the nodes would be told of anyway.
+        let name = POOLS[COUPLED].0.to_owned();
+        world.switched.insert(name.clone(), world.now);
+        world.wishes.modes.insert(name, to);
+        let (spec, owner) = (world.spec(COUPLED, 2), world.owners[0].name.clone());
+        let applied = world.ledger.apply_pool(spec, owner, Epoch(0), world.now);
+        applied.unwrap();
+        world.settle();
         // As long as a message takes, and less than the time to the next beat.
         world.run(millis(80));
         world.act(&Action::KillOwner(0));
