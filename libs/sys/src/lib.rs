@@ -8,12 +8,14 @@
 #![allow(unsafe_code)]
 
 mod fork;
+mod inherited;
 mod memory;
 mod pidfd;
 mod signal;
 mod timer;
 
 pub use fork::{Birth, Child, close_from, exec, exit_child, fork, place, start_init, unshare};
+pub use inherited::inherited;
 pub use memory::{forget_start, title};
 pub use pidfd::{Exit, exit_of, has_ended};
 pub use signal::{Dispositions, block, reset_signals, take_signals, wait_for_child_signal};

@@ -41,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
 pub use guarantee::Guarantee;
+pub use zygote::become_first_where_asked;
 
 /// An agent that is ready to run.
 #[derive(Debug)]

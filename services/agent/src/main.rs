@@ -35,7 +35,15 @@ impl Check for Settings {
     }
 }
 
+#[expect(
+    clippy::print_stderr,
+    reason = "nothing is set up yet that could tell it otherwise"
+)]
 fn main() -> ExitCode {
+    if let Err(error) = tether_agent::become_first_where_asked() {
+        eprintln!("tether-agent: cannot be the first process of a container: {error}");
+        return ExitCode::FAILURE;
+    }
     service(
         "tether-agent",
         "Starts, watches and reaps the workers of this node",

@@ -30,11 +30,50 @@ static PROGRAM: &[u8] = include_bytes!(env!("TETHER_SHIM"));
 /// What the zygote and its shims have to say before a worker's directory is known.
 const LOG_FILE: &str = "zygote.log";
 
+/// Asks for the zygote to be the first process of a container.
+const INIT_FLAG: &str = "--init";
+
 /// Room for the shim to show its worker's name in `ps`: it writes over what it was started with.
 const TITLE_ROOM: usize = 200;
 
 /// The canaries take a few milliseconds each.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The program in sealed memory.
+fn program() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(rustix::fs::memfd_create("tether-shim", flags)?);
+    file.write_all(PROGRAM)?;
+    let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, all)?;
+    Ok(file.into())
+}
+
+/// Where `--init` is among this program's arguments, becomes a zygote that runs this program without it as
+/// its agent: the first process of a container, which inherits and ends whatever is orphaned there. Comes
+/// back where it is not, or with the error where that cannot be done. To be called first of all.
+///
+/// # Errors
+/// When the zygote's program cannot be run.
+pub fn become_first_where_asked() -> io::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+
+    let (flags, rest): (Vec<_>, Vec<_>) = std::env::args_os()
+        .skip(1)
+        .partition(|word| word == INIT_FLAG);
+    if flags.is_empty() {
+        return Ok(());
+    }
+    let program = program()?;
+    Err(
+        std::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("tether-zygote")
+            .arg(INIT_FLAG)
+            .arg(std::env::current_exe()?)
+            .args(rest)
+            .exec(),
+    )
+}
 
 /// The agent's zygote, started again whenever it is found dead. Shims live on without it.
 #[derive(Debug)]
@@ -50,18 +89,18 @@ impl Zygote {
     /// # Errors
     /// When the kernel refuses memory files.
     pub(crate) fn new(runtime: &Path) -> io::Result<Self> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut file = File::from(rustix::fs::memfd_create("tether-shim", flags)?);
-        file.write_all(PROGRAM)?;
-        rustix::fs::fcntl_add_seals(
-            &file,
-            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-        )?;
+        let program = program()?;
         Ok(Self {
-            program: file.into(),
+            program,
             log: runtime.join(LOG_FILE),
-            socket: Mutex::new(None),
+            socket: Mutex::new(Self::parent()),
         })
+    }
+
+    /// The zygote that started this agent, where one did.
+    fn parent() -> Option<OwnedFd> {
+        let number = std::env::var(tether_shim_protocol::zygote::SOCKET_VARIABLE).ok()?;
+        tether_sys::inherited(number.parse().ok()?).ok()
     }
 
     /// Whether this agent was started by a zygote that is the first process of a container.

@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod death;
+mod init;
 mod launch;
 mod link;
 mod namespace;
@@ -52,6 +53,18 @@ fn main() -> ExitCode {
         Some(_) | None => {}
     }
     tether_sys::close_from(3);
+    if let Some(agent) = init::agent() {
+        return match init::run(&agent) {
+            Ok(code) => code,
+            Err(error) => {
+                let _ = writeln!(
+                    io::stderr(),
+                    "the first process of the container ends: {error}"
+                );
+                ExitCode::FAILURE
+            }
+        };
+    }
     let ran = match setup::role() {
         Some(Role::Zygote) => setup::take_stdin().and_then(zygote::run),
         Some(Role::Shim) => {

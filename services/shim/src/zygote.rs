@@ -14,41 +14,46 @@ use std::num::NonZeroI32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal, wait,
 };
+use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
-use tether_sys::{Birth, Dispositions};
+use tether_sys::{Birth, Child, Dispositions};
 
 use crate::{probe, proc, setup};
 
 /// What a zygote holds.
-struct Zygote {
+pub(crate) struct Zygote {
     /// The agent's end of requests; none once the agent is gone.
     agent: Option<OwnedFd>,
     signals: OwnedFd,
     shims: BTreeSet<NonZeroI32>,
     /// A child that is neither shim nor orphan: the agent, where this is the first process of a container.
-    pub(crate) spared: Option<Pid>,
+    spared: Option<Child>,
+    /// Whether somebody asked this process to end, which is then the agent's to do.
+    asked_to_stop: bool,
 }
 
 /// One thing to do, once both sides of a fork are told apart.
-enum Turn {
+pub(crate) enum Turn {
     Go,
+    /// The child that was to be spared ended like this.
+    SparedEnded(WaitStatus),
     /// This is the child, and its first link and the sockets for its worker.
     Shim(UnixStream, Vec<OwnedFd>),
 }
 
 /// Serves until the agent and all shims are gone.
 pub(crate) fn run(agent: OwnedFd) -> io::Result<()> {
-    let mut zygote = Zygote::new(agent, None)?;
+    let mut zygote = Zygote::new(agent)?;
     loop {
-        match zygote.turn()? {
+        match zygote.turn(Tick::NEVER)? {
             Turn::Go if zygote.is_done() => return Ok(()),
-            Turn::Go => {}
+            Turn::Go | Turn::SparedEnded(_) => {}
             Turn::Shim(link, sockets) => {
                 // Its descriptors are the zygote's, and none of a shim's business.
                 drop(zygote);
@@ -59,7 +64,7 @@ pub(crate) fn run(agent: OwnedFd) -> io::Result<()> {
 }
 
 impl Zygote {
-    fn new(agent: OwnedFd, spared: Option<Pid>) -> io::Result<Self> {
+    pub(crate) fn new(agent: OwnedFd) -> io::Result<Self> {
         rustix::thread::set_name(c"tether-zygote")?;
         let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(getpid()))?;
@@ -67,29 +72,51 @@ impl Zygote {
             agent: Some(agent),
             signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
             shims: BTreeSet::new(),
-            spared,
+            spared: None,
+            asked_to_stop: false,
         })
+    }
+
+    /// Takes this child for the agent.
+    pub(crate) fn spare(&mut self, agent: Child) {
+        self.spared = Some(agent);
+    }
+
+    /// Takes requests from here.
+    pub(crate) fn serve(&mut self, agent: OwnedFd) {
+        self.agent = Some(agent);
+    }
+
+    /// Whether SIGTERM was seen.
+    pub(crate) fn asked_to_stop(&self) -> bool {
+        self.asked_to_stop
     }
 
     fn is_done(&self) -> bool {
         self.agent.is_none() && self.shims.is_empty()
     }
 
-    fn turn(&mut self) -> io::Result<Turn> {
+    /// Waits for one or more events, but not beyond `until`, and acts on them.
+    pub(crate) fn turn(&mut self, until: Tick) -> io::Result<Turn> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(
             self.agent
                 .as_ref()
                 .map(|agent| PollFd::new(agent, PollFlags::IN)),
         );
-        match poll(&mut fds, None) {
+        let left = until.since(BootClock.now());
+        let left = (until != Tick::NEVER).then(|| Timespec::try_from(left));
+        let left = left.transpose().map_err(io::Error::other)?;
+        match poll(&mut fds, left.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Turn::Go),
             Err(errno) => return Err(errno.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready.first() == Some(&true) {
-            self.on_signals();
+        if ready.first() == Some(&true)
+            && let Some(status) = self.on_signals()
+        {
+            return Ok(Turn::SparedEnded(status));
         }
         if ready.get(1) == Some(&true) {
             return self.hear();
@@ -132,11 +159,24 @@ impl Zygote {
         }
     }
 
-    fn on_signals(&mut self) {
-        drain(&self.signals);
+    /// Reaps what ended; how the spared child did, if it did.
+    fn on_signals(&mut self) -> Option<WaitStatus> {
+        if takes_terminate(&self.signals) {
+            self.asked_to_stop = true;
+            if let Some(agent) = &self.spared {
+                let _ = pidfd_send_signal(&agent.pidfd, Signal::TERM);
+            }
+        }
         let mut lost_one = false;
+        let mut spared_ended = None;
         loop {
             match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status)))
+                    if self.spared.as_ref().is_some_and(|agent| agent.pid == pid) =>
+                {
+                    self.spared = None;
+                    spared_ended = Some(status);
+                }
                 Ok(Some((pid, status))) => {
                     lost_one |= self.shims.remove(&pid.as_raw_nonzero()) && !is_clean(status);
                 }
@@ -147,16 +187,16 @@ impl Zygote {
         if lost_one {
             self.end_orphans();
         }
+        spared_ended
     }
 
     /// Kills what a killed shim left behind, until nothing comes after it any more.
     fn end_orphans(&mut self) {
+        let spared = self.spared.as_ref().map(|agent| agent.pid);
         loop {
             let orphans: Vec<Pid> = proc::children(getpid())
                 .into_iter()
-                .filter(|pid| {
-                    !self.shims.contains(&pid.as_raw_nonzero()) && self.spared != Some(*pid)
-                })
+                .filter(|pid| !self.shims.contains(&pid.as_raw_nonzero()) && spared != Some(*pid))
                 .collect();
             if orphans.is_empty() {
                 return;
@@ -196,10 +236,17 @@ fn reaped_soon(pid: Pid) -> bool {
     matches!(ended, Ok(1..)) && waitpid(Some(pid), WaitOptions::NOHANG).is_ok()
 }
 
-/// Takes what the descriptor holds: one look at the children answers any number of signals.
-fn drain(signals: &OwnedFd) {
-    let mut bytes = [0; 1024];
-    while matches!(rustix::io::read(signals, &mut bytes), Ok(1..)) {}
+/// Takes what the descriptor holds, and tells whether SIGTERM was among it. One look at the children
+/// answers any number of the others.
+fn takes_terminate(signals: &OwnedFd) -> bool {
+    let mut terminate = false;
+    // One `signalfd_siginfo`, which begins with the signal's number.
+    let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+    while rustix::io::read(signals, &mut info) == Ok(info.len()) {
+        let [a, b, c, d, ..] = info;
+        terminate |= i32::from_ne_bytes([a, b, c, d]) == libc::SIGTERM;
+    }
+    terminate
 }
 
 /// One request with its descriptors; none where the agent is gone.

@@ -75,6 +75,11 @@ pub(crate) struct Up {
     /// neither this nor `store` in the configuration is given.
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
+    /// For the first process of a container: whatever is orphaned there is inherited and ended, and a
+    /// `tether up` that is killed is started again.
+    #[expect(dead_code, reason = "it is acted on before arguments are parsed")]
+    #[arg(long)]
+    pub(crate) init: bool,
 }
 
 #[derive(Debug, Args)]
