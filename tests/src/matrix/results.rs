@@ -62,7 +62,7 @@ impl Results {
         }
         self.bystanders += round.bystanders;
         for fault in round.faults {
-            if fault.contains("died") {
+            if fault.contains("none of its business") {
                 self.deaths += 1;
             } else {
                 self.orphans += 1;

@@ -108,3 +108,31 @@ impl Recycler {
         let _ = self.0.send(pid);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tether_tests::eventually;
+
+    use super::*;
+    use crate::lineage::{Pinned, descendants};
+
+    #[tokio::test]
+    async fn a_stranger_takes_the_pid_of_a_dead_process_and_a_signal_to_it_is_counted() {
+        let strangers = Strangers::start(0).unwrap();
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+
+        strangers.recycler().take_over(dead.id());
+
+        let helper = strangers.child.id().unwrap();
+        eventually("a stranger has the pid", async || {
+            let found = descendants(helper).iter().any(|kin| kin.pid == dead.id());
+            found.then_some(())
+        })
+        .await;
+        assert!(Pinned::new(dead.id()).unwrap().terminate());
+        let account = strangers.end().await.unwrap();
+        assert_eq!((account.on_pids_of_the_dead, account.signals), (1, 1));
+        assert_eq!(account.hits, [format!("hit {} 15", dead.id())]);
+    }
+}
