@@ -192,7 +192,7 @@ async fn one_world(
             Ok(round) => lock(results).add(level, event, seed, round),
             Err(error) => {
                 // What is left of it ends with the world's root.
-                drop(world);
+                world.abandon().await?;
                 anyhow::bail!("{} {}: {error:#}", event.victim, event.phase);
             }
         }

@@ -220,7 +220,7 @@ impl World {
     }
 
     /// Ends the world in good order; tells what was left of it that should not have been.
-    pub(crate) async fn end(mut self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn end(self) -> anyhow::Result<Vec<String>> {
         for name in ["tether-agent", "tether-gateway", "tether-arbiter"] {
             if let Some(service) = self.services.get(name) {
                 service.terminate();
@@ -242,6 +242,13 @@ impl World {
                     .map(|kin| format!("process {} `{}`", kin.pid, kin.name)),
             );
         }
+        left.extend(self.abandon().await?);
+        Ok(left)
+    }
+
+    /// Ends the world as it stands; tells which cgroups could not be removed.
+    pub(crate) async fn abandon(mut self) -> anyhow::Result<Vec<String>> {
+        let mut left = Vec::new();
         // The root ends what is left, and then itself.
         drop(self.orders);
         timeout(Duration::from_secs(15), self.root.wait())
