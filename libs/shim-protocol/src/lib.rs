@@ -56,6 +56,3 @@ pub const STDOUT_FILE: &str = "stdout.log";
 
 /// The worker's standard error; the part before the last rotation has `.1` appended.
 pub const STDERR_FILE: &str = "stderr.log";
-
-/// What the shim has to say for itself; empty on a good day.
-pub const SHIM_FILE: &str = "shim.log";

@@ -1,5 +1,6 @@
 //! What a program shows of itself in `ps`, and pages it needs no more.
 
+use std::io::Read;
 use std::ptr;
 
 /// Lets go of the program's own pages that only its start needed. A shim waits for days and then
@@ -25,6 +26,32 @@ pub fn forget_start() {
     };
 }
 
+/// Lets go of memory that only the start needed: what was freed on the heap, and the stack below here.
+///
+/// To be called only in a program with one thread.
+pub fn let_go() {
+    // SAFETY: the allocator gives back what nobody holds.
+    unsafe { libc::malloc_trim(0) };
+    let here = 0_u8;
+    let page = rustix::param::page_size();
+    // A page below this frame is left alone: the calls that follow here use it.
+    let top = ((&raw const here).addr() / page).saturating_sub(1) * page;
+    let bottom = top.saturating_sub(STACK_DEPTH);
+    // SAFETY: these pages are below every frame of the only thread, on a stack that reaches further down
+    // than was ever used; what lies in them is never read before it is written.
+    unsafe {
+        libc::madvise(
+            ptr::with_exposed_provenance_mut(bottom),
+            top - bottom,
+            libc::MADV_DONTNEED,
+        )
+    };
+}
+
+/// No start goes deeper than this. Addresses below the stack's mapping are answered with an error, after
+/// those above were let go.
+const STACK_DEPTH: usize = 256 * 1024;
+
 /// Shows `title` as this process's command line. It is written over the arguments and the environment the
 /// program was started with, as far as there is room, so neither may be asked for afterwards.
 ///
@@ -49,7 +76,11 @@ pub fn title(title: &[u8]) {
 
 /// From the first argument to the end of the environment: fields 48 and 51 of `/proc/self/stat`.
 fn own_words() -> Option<(usize, usize)> {
-    let stat = std::fs::read("/proc/self/stat").ok()?;
+    let mut stat = [0; 1024];
+    let length = std::fs::File::open("/proc/self/stat")
+        .and_then(|mut file| file.read(&mut stat))
+        .ok()?;
+    let stat = stat.get(..length)?;
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = str::from_utf8(stat.get(name_end + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace().skip(45);

@@ -62,7 +62,19 @@ pub fn take_signals(others: Dispositions) -> io::Result<OwnedFd> {
     }
 }
 
-/// Gives the worker the signal dispositions and the empty mask of a fresh process.
+/// Gives a program the signal dispositions that [`take_signals`] changed as a fresh process has them, and
+/// an empty mask: for the child of a process that called [`reset_signals`] before.
+pub fn give_back_signals() {
+    // SAFETY: SIG_DFL is a valid disposition.
+    unsafe {
+        for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+    block(&[]);
+}
+
+/// Gives this process the signal dispositions and the empty mask of a fresh one.
 pub fn reset_signals() {
     // SAFETY: SIG_DFL is a valid disposition; the numbers that cannot be changed are refused.
     unsafe {

@@ -7,7 +7,7 @@ use std::{
 
 use tether_types::WorkerId;
 
-use crate::worker;
+use crate::{journal, worker};
 
 /// How many dead workers' directories are kept for their logs.
 const HISTORY_MAX: usize = 32;
@@ -50,7 +50,7 @@ pub(crate) fn scan(workers: &Path) -> io::Result<Found> {
         let Some(id) = entry.file_name().to_str().and_then(worker::named) else {
             continue;
         };
-        if worker::is_history(&entry.path()) {
+        if journal::is_history(&entry.path()) {
             history.push((entry.metadata()?.modified()?, entry.path()));
         } else {
             found.workers.push((id, entry.path()));

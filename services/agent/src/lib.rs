@@ -18,6 +18,7 @@ mod config;
 mod guarantee;
 mod health;
 mod heartbeat;
+mod journal;
 mod launch;
 mod limits;
 mod link;

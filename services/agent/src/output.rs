@@ -23,7 +23,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::worker;
+use crate::{journal, worker};
 
 /// How often a followed log is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -84,7 +84,7 @@ async fn read(dir: &Path, follow: bool, tail_bytes: u64, to: &Pieces) -> std::io
     }
     loop {
         // Asked before reading: what the dead wrote is all there.
-        let over = worker::is_history(dir) || dir.join(tether_shim_protocol::DEATH_FILE).exists();
+        let over = journal::is_history(dir) || dir.join(tether_shim_protocol::DEATH_FILE).exists();
         for (log, stderr) in &mut streams {
             let stderr = *stderr;
             while let Some(data) = log.next().await? {

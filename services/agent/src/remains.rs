@@ -5,17 +5,11 @@
 //! everything a worker forks, daemonised or not, inherits `TETHER_DIR`. A process that wiped its
 //! environment is not found that way, which is the one thing only a cgroup can promise.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tether_shim_protocol::Walls;
 
-/// Where an incarnation's directory tells what holds its processes together, for an agent that comes later.
-const WALLS_FILE: &str = "walls";
+use crate::journal::Entry;
 
 /// Between two looks; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -24,61 +18,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Looks after which somebody should know that a process does not die.
 const PATIENCE: u32 = 20;
 
-/// Remembers what holds the incarnation together whose directory this is.
-///
-/// # Errors
-/// When it cannot be written.
-pub(crate) fn note(dir: &Path, walls: &Walls) -> io::Result<()> {
-    let mut text = Vec::new();
-    if walls.namespace {
-        text.extend(b"namespace\n");
-    }
-    let limiting = walls.limiting.iter().map(|path| ("limiting", path));
-    for (kind, path) in walls
-        .cgroup
-        .iter()
-        .map(|path| ("cgroup", path))
-        .chain(limiting)
-    {
-        text.extend([kind.as_bytes(), b" ", path, b"\n"].concat());
-    }
-    fs::write(dir.join(WALLS_FILE), text)
-}
-
-/// What was remembered.
-#[derive(Debug, Default)]
-struct Noted {
-    namespace: bool,
-    cgroup: Option<PathBuf>,
-    limiting: Vec<PathBuf>,
-}
-
-impl Noted {
-    fn read(dir: &Path) -> Self {
-        let mut noted = Self::default();
-        let text = fs::read_to_string(dir.join(WALLS_FILE)).unwrap_or_default();
-        for line in text.lines() {
-            match line.split_once(' ') {
-                None if line == "namespace" => noted.namespace = true,
-                Some(("cgroup", path)) => noted.cgroup = Some(path.into()),
-                Some(("limiting", path)) => noted.limiting.push(path.into()),
-                None | Some(_) => {}
-            }
-        }
-        noted
-    }
-
-    /// Whether what the cgroup holds is all there can be: in a namespace of its own nothing is out of the
-    /// kernel's sight, whatever it did to its environment and its cgroup, and it ended with the shim.
-    fn is_sealed(&self) -> bool {
-        self.namespace && self.cgroup.is_some()
-    }
-}
-
 /// Comes back when nothing is left of the worker of this directory. A process that cannot be killed
 /// (uninterruptible sleep) is waited for as long as it takes: its place must not be given away.
 pub(crate) async fn end(dir: &Path) {
-    let noted = Noted::read(dir);
+    let noted = Entry::read(dir).unwrap_or_default();
     let cgroup = &noted.cgroup;
     let mut pause = FIRST_PAUSE;
     let mut looks = 0;

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use prost::Message as _;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
@@ -33,19 +32,13 @@ use tokio::{
 use crate::{
     config::Ground,
     health::{Health, HealthEvent, Place},
+    journal::{self, Entry},
     launch::{self, Circumstances},
     link::{self, FromShim, ToShim},
     permission::{self, Permissions},
     remains, report, users,
     zygote::Zygote,
 };
-
-/// What the order to start was, for an agent that comes later. Its absence marks a directory whose
-/// worker is dead and recorded: only the logs are left.
-const ORDER_FILE: &str = "order";
-
-/// Where the worker listens.
-const ADDRESS_FILE: &str = "address";
 
 /// Longest time a shim takes from its start until it listens, on a machine under load.
 const SHIM_START: Duration = Duration::from_secs(3);
@@ -86,11 +79,6 @@ pub(crate) fn named(directory: &str) -> Option<WorkerId> {
     let (rest, incarnation) = directory.rsplit_once('.')?;
     let (pool, slot) = rest.rsplit_once('.')?;
     format!("{pool}/{slot}.{incarnation}").parse().ok()
-}
-
-/// Whether the directory is of a worker whose death is recorded.
-pub(crate) fn is_history(directory: &Path) -> bool {
-    !directory.join(ORDER_FILE).exists()
 }
 
 /// Starts one incarnation and stays with it until its death is recorded.
@@ -136,9 +124,6 @@ fn prepare(
     let credentials = users::resolve(&template)?;
     let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
     let address = launch::address(&template, &own_dir)?;
-    // Written before the start: an agent that finds the shim must know what it stands for.
-    fs::write(dir.join(ADDRESS_FILE), address.to_string())?;
-    fs::write(dir.join(ORDER_FILE), order.encode_to_vec())?;
 
     let mut walls = ground.walls(id, template.private_proc);
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
@@ -156,7 +141,8 @@ fn prepare(
         .controllers
         .make(template.tree_limits.as_ref(), leaf, name)?;
     walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
-    remains::note(&dir, &walls)?;
+    // Before the fork: an agent that finds the shim must know what it stands for.
+    Entry::new(order.clone(), address.clone(), &walls).write(&dir)?;
 
     let permissions = ties.permissions.borrow().clone();
     let pool = permissions.pool(&id.pool);
@@ -213,27 +199,20 @@ fn shim_of(hello: &Hello) -> Option<OwnedFd> {
 
 /// Takes over what an earlier agent left in `dir`: a running worker, or the record of its death.
 pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
-    let order = fs::read(dir.join(ORDER_FILE))
-        .ok()
-        .and_then(|bytes| StartWorker::decode(&*bytes).ok());
-    let address = fs::read_to_string(dir.join(ADDRESS_FILE))
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let order = order.unwrap_or_default();
-    let address = address.unwrap_or_else(|| Address::Unix(dir.join("worker.sock")));
+    let entry = Entry::read(&dir).unwrap_or_default();
+    let order = entry.order;
+    let address = entry
+        .address
+        .unwrap_or_else(|| Address::Unix(dir.join("worker.sock")));
     match connect(&dir).await {
         Some(stream) => {
             let (from, to) = link::split(stream);
             let template = order.template.clone().unwrap_or_default();
-            let walls = ties.ground.walls(&id, template.private_proc);
             let health = Health::of_adopted(Place {
                 id: &id,
                 dir: &dir,
                 own_dir: &launch::known_own_directory(&dir),
-                cgroup: walls
-                    .cgroup
-                    .as_deref()
-                    .map(|path| launch::path_of(path).to_owned()),
+                cgroup: entry.cgroup,
                 address: &address,
                 template: &template,
                 node: ties.ground.node.as_str(),
@@ -535,7 +514,7 @@ impl Task {
         let _ = self.ties.reports.send(report);
         while let Some(order) = self.ties.orders.recv().await {
             if matches!(order, Order::Forget) {
-                let _ = fs::remove_file(self.dir.join(ORDER_FILE));
+                journal::close(&self.dir);
                 if let Some(mut to) = to {
                     to.send(&Message::Acknowledge).await;
                 }

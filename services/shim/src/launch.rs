@@ -151,7 +151,7 @@ impl<'a> Program<'a> {
         if walls.private_proc {
             namespace::mount_proc().map_err(at(Stage::Namespace))?;
         }
-        tether_sys::reset_signals();
+        tether_sys::give_back_signals();
         terms::apply(&self.launch.terms)?;
         // After the user was changed, which clears it.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));

@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     let ran = match setup::role() {
         Some(Role::Zygote) => setup::take_stdin().and_then(zygote::run),
         Some(Role::Shim) => {
+            tether_sys::reset_signals();
             setup::take_stdin().and_then(|link| setup::run(link.into(), Vec::new()))
         }
         None => {

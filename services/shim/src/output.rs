@@ -103,13 +103,11 @@ pub(crate) struct Log {
 impl Log {
     /// The log at `path`; a limit of 0 keeps none.
     pub(crate) fn new(path: impl Into<PathBuf>, keep: Logs) -> Self {
-        let path = path.into();
-        let size = fs::metadata(&path).map_or(0, |data| data.len());
         Self {
-            path,
+            path: path.into(),
             keep,
             file: None,
-            size,
+            size: 0,
             since: BootClock.now(),
             lost_bytes: 0,
         }

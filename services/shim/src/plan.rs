@@ -32,8 +32,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// When the shim gives up on processes that do not die of SIGKILL and reports them instead.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// How long after a deadline the guard ends a shim that did not act on it.
-const GUARD_SLACK: Duration = Duration::from_millis(500);
+/// How long after a deadline the guard ends a shim that did not act on it: long enough for one that was
+/// about to, and far within what the grantor of a lease waits beyond its end.
+const GUARD_SLACK: Duration = Duration::from_millis(20);
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What `/proc` says about a process: its parent, its state and when it started.
 
 use std::fs;
+use std::io::Read;
 
 use rustix::process::Pid;
 
@@ -15,7 +16,11 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads it, `None` where there is no such process.
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        // One read gets all of it.
+        let mut line = [0; 1024];
+        let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+        let length = file.read(&mut line).ok()?;
+        Self::parse(&line[..length])
     }
 
     /// The name in the second field may hold spaces and parentheses of its own, so the fields

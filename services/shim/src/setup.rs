@@ -1,10 +1,9 @@
 //! From a fresh process to a shim that watches: the order of the steps is the point.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -12,9 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{getpid, umask};
-use tether_shim_protocol::{
-    Hello, Launch, Message, PROTOCOL, Phase, SHIM_FILE, SOCKET_FILE, Stage,
-};
+use tether_shim_protocol::{Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, Stage};
 
 use tether_sys::Dispositions;
 
@@ -130,21 +127,6 @@ fn await_launch(link: &mut Link) -> io::Result<Option<Launch>> {
 fn enter(launch: &Launch) -> io::Result<UnixListener> {
     std::env::set_current_dir(Path::new(std::ffi::OsStr::from_bytes(&launch.dir)))?;
 
-    // The agent's own output is let go of: a terminal or a pipe that waits for its last writer
-    // must not wait for a worker that outlives the agent.
-    let own = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(SHIM_FILE)?;
-    rustix::stdio::dup2_stdout(&own)?;
-    rustix::stdio::dup2_stderr(&own)?;
-
-    if let Err(error) = fs::remove_file(SOCKET_FILE)
-        && error.kind() != ErrorKind::NotFound
-    {
-        return Err(error);
-    }
     let others = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let listener = UnixListener::bind(SOCKET_FILE);
     umask(others);

@@ -367,6 +367,7 @@ impl Shim {
                     pid: pid.as_raw_nonzero().get().unsigned_abs(),
                 });
                 tether_sys::forget_start();
+                tether_sys::let_go();
             }
             Some((Err(failure), _)) => self.refuse(failure),
             None => {}

@@ -68,6 +68,9 @@ impl Zygote {
         rustix::thread::set_name(c"tether-zygote")?;
         let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(getpid()))?;
+        // Asked for once here rather than once in each shim.
+        tether_sys::reset_signals();
+        let _ = rustix::param::page_size();
         Ok(Self {
             agent: Some(agent),
             signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
