@@ -271,7 +271,7 @@ impl Drop for Cluster {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        tidy(&self.runtime(), &self.log());
+        tidy(&self.runtime());
     }
 }
 

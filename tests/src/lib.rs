@@ -13,7 +13,7 @@ pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python};
-pub use tidy::tidy;
+pub use tidy::{cgroups, tidy};
 pub use wait::{DEADLINE, eventually, eventually_within};
 
 /// The example worker's service.

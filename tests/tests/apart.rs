@@ -75,7 +75,7 @@ impl Apart {
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        tether_tests::tidy(self.dir.path(), &self.log());
+        tether_tests::tidy(self.dir.path());
     }
 }
 
