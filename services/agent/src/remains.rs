@@ -11,9 +11,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::journal::Entry;
 
-/// Between two looks; doubles up to the longest.
+/// Between two looks; doubles up to the longest once patience is over.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Looks in a row that must find nothing: a chain of processes, each of which forks the next and ends, can
+/// slip through one look, between the list of processes and its last entry, but not through many.
+const EMPTY_LOOKS: u32 = 6;
 
 /// Looks after which somebody should know that a process does not die.
 const PATIENCE: u32 = 20;
@@ -24,7 +28,7 @@ pub(crate) async fn end(dir: &Path) {
     let noted = Entry::read(dir).unwrap_or_default();
     let cgroup = &noted.cgroup;
     let mut pause = FIRST_PAUSE;
-    let mut looks = 0;
+    let (mut looks, mut empty) = (0, 0);
     loop {
         if let Some(cgroup) = cgroup {
             let _ = fs::write(cgroup.join("cgroup.kill"), "1");
@@ -37,14 +41,23 @@ pub(crate) async fn end(dir: &Path) {
         };
         let left = marked + usize::from(cgroup.as_deref().is_some_and(is_populated));
         if left == 0 {
-            break;
+            empty += 1;
+            if noted.is_sealed() || empty == EMPTY_LOOKS {
+                break;
+            }
+            tokio::time::sleep(FIRST_PAUSE).await;
+            continue;
         }
+        empty = 0;
         looks += 1;
         if looks == PATIENCE {
             tracing::error!(dir = %dir.display(), left, "Processes of a dead worker cannot be killed; its place stays empty until they are gone");
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        // Only what does not die of SIGKILL can wait; a chain is run after at full speed.
+        if looks >= PATIENCE {
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
     }
     for cgroup in cgroup.iter().chain(&noted.limiting) {
         remove_cgroup(cgroup);
@@ -54,14 +67,25 @@ pub(crate) async fn end(dir: &Path) {
 /// Kills every process whose environment names `dir`; tells how many there were.
 fn kill_marked(dir: &Path) -> usize {
     let marker = [b"TETHER_DIR=", dir.as_os_str().as_encoded_bytes()].concat();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return 0;
-    };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|&pid| is_marked(pid, &marker) && kill(pid, &marker))
+    newest_first()
+        .into_iter()
+        .filter(|&pid| is_marked(pid, &marker) && kill(pid, &marker))
         .count()
+}
+
+/// All processes, beginning with the one that was made last: that is the living end of a chain, and it is
+/// looked at before it can fork once more.
+fn newest_first() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids: Vec<i32> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let last = load.split_ascii_whitespace().next_back();
+    let last = last.and_then(|pid| pid.parse().ok()).unwrap_or(i32::MAX);
+    // Numbers above the last one are from before the count began anew.
+    pids.sort_by_key(|&pid| (pid > last, std::cmp::Reverse(pid)));
+    pids
 }
 
 /// A zombie's environment reads as empty, so the dead do not count.
@@ -131,6 +155,11 @@ mod tests {
 
         end(ours.path()).await;
 
+        let own = i32::try_from(std::process::id()).unwrap();
+        let child = i32::try_from(bystander.id()).unwrap();
+        let seen = newest_first();
+        let place = |pid| seen.iter().position(|seen| *seen == pid).unwrap();
+        assert!(place(child) < place(own) || child < own, "{seen:?}");
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&remains.wait().unwrap()),
             Some(9)

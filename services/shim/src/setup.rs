@@ -50,7 +50,7 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
     let mut link = Link::new(link)?;
     link.send(&hello());
     // An agent that is gone before it asked for anything leaves nothing to do.
-    let Some(mut launch) = await_launch(&mut link)? else {
+    let Some((mut launch, said_after)) = await_launch(&mut link)? else {
         return Ok(());
     };
     if launch.protocol != PROTOCOL {
@@ -74,6 +74,10 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
         std::mem::take(&mut launch.env),
     );
     let mut shim = Shim::new(launch, link, listener, signals, sockets)?;
+    // What came in one piece with the launch: a worker that is to stop already is never started.
+    for message in said_after {
+        shim.on_message(message);
+    }
     match refusal {
         Some(failure) => shim.refuse(failure),
         None => shim.start(argv_and_env),
@@ -104,16 +108,18 @@ fn hello() -> Message {
     })
 }
 
-fn await_launch(link: &mut Link) -> io::Result<Option<Launch>> {
+/// The launch, and what the agent said right after it.
+fn await_launch(link: &mut Link) -> io::Result<Option<(Launch, Vec<Message>)>> {
     loop {
         match poll(&mut [PollFd::new(&link.as_fd(), PollFlags::IN)], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
         let (messages, good) = link.receive();
-        for message in messages {
+        let mut messages = messages.into_iter();
+        while let Some(message) = messages.next() {
             if let Message::Launch(launch) = message {
-                return Ok(Some(*launch));
+                return Ok(Some((*launch, messages.collect())));
             }
         }
         if !good {

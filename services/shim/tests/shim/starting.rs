@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tether_shim_protocol::{
-    Cause, Launch, Message, Orderer, SOCKET_FILE, STDOUT_FILE, SpawnFailure, Stage, Walls,
+    Cause, Decoder, Launch, Message, Orderer, SOCKET_FILE, STDOUT_FILE, SpawnFailure, Stage, Walls,
+    encode,
 };
 
 use crate::harness::{Own, PATIENCE, Shim, launch, python, sh};
@@ -269,4 +270,45 @@ fn a_cgroup_is_joined_at_birth_killed_as_one_and_removed() {
     assert_eq!((dead.survivors, cgroup.exists()), (0, false));
     let joined = fs::read_to_string(shim.path(STDOUT_FILE)).unwrap();
     assert!(joined.contains("/worker\n"), "{joined}");
+}
+
+#[test]
+fn an_order_that_comes_in_one_piece_with_the_launch_is_heard() {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut launch = sh("touch started; sleep 60");
+    launch.dir = dir.path().as_os_str().as_bytes().to_vec();
+    launch.cwd = launch.dir.clone();
+    let stop = Message::Stop {
+        cause: Cause::Ordered(Orderer::Scale),
+        grace_ms: 0,
+    };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+
+    let both = [encode(&Message::Launch(Box::new(launch))), encode(&stop)].concat();
+    ours.write_all(&both).unwrap();
+    let mut shim = std::process::Command::new(SHIM)
+        .stdin(std::os::fd::OwnedFd::from(theirs))
+        .spawn()
+        .unwrap();
+    let mut decoder = Decoder::default();
+    let mut bytes = [0; 4096];
+    let dead = loop {
+        match decoder.next_message().unwrap() {
+            Some(Message::Dead(dead)) => break dead,
+            Some(_) => {}
+            None => {
+                let count = ours.read(&mut bytes).unwrap();
+                assert!(count > 0, "the shim left without a word of death");
+                decoder.push(&bytes[..count]);
+            }
+        }
+    };
+    ours.write_all(&encode(&Message::Acknowledge)).unwrap();
+    shim.wait().unwrap();
+
+    assert_eq!(dead.cause, Cause::Ordered(Orderer::Scale));
+    assert!(!dir.path().join("started").exists());
 }
