@@ -184,6 +184,11 @@ mod tests {
         assert_eq!(without.met, Some(false));
         assert!(without.line().contains("ours: not measured: survivors"));
 
+        let without = Figure::new("x", "ms")
+            .peer("systemd", Ok(1.0))
+            .target(Target::Share(0.5, "systemd"));
+        assert_eq!(without.met, Some(false));
+
         let alone = Figure::new("x", "ms")
             .ours(1.0)
             .peer("systemd", Err("no root".to_owned()))

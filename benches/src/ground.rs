@@ -2,7 +2,6 @@
 //! that all it starts is gone when it is.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -13,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use rustix::process::{Signal, getpid, set_child_subreaper};
 
-use crate::processes::{Pinned, living, reap_orphans};
+use crate::processes::{Known, Pinned, living, reap_orphans};
 
 /// The static worker, carried along so that it can lie beside what it is measured with.
 static WORKER: &[u8] = include_bytes!(env!("TETHER_BENCH_WORKER"));
@@ -39,7 +38,7 @@ pub struct Ground {
     dir: PathBuf,
     cgroups: Vec<PathBuf>,
     /// Children for which somebody waits.
-    own: Mutex<BTreeSet<u32>>,
+    own: Mutex<Known>,
 }
 
 impl Ground {
@@ -115,7 +114,9 @@ impl Ground {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let child = command.spawn()?;
-        own.insert(child.id());
+        // It is there until somebody waits for it, dead or alive, so it has a start time.
+        let started = tether_kit::process::start_ticks(child.id()).unwrap_or_default();
+        own.insert((child.id(), started));
         Ok(child)
     }
 

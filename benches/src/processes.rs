@@ -23,6 +23,8 @@ pub struct Process {
     pub name: String,
     parent: u32,
     zombie: bool,
+    /// When it was started, in clock ticks since boot: it tells two processes of one id apart.
+    started: u64,
     /// Processor time of its own and of the children it has reaped.
     cpu: Duration,
 }
@@ -45,6 +47,7 @@ impl Process {
             name: name.to_owned(),
             parent: fields.get(1)?.parse().ok()?,
             zombie: matches!(*fields.first()?, "Z" | "X"),
+            started: fields.get(19)?.parse().ok()?,
             cpu: Duration::from_millis(ticks * 10),
         })
     }
@@ -154,13 +157,17 @@ fn ended(pidfd: &OwnedFd, deadline: Instant) -> bool {
     }
 }
 
-/// Reaps every dead child of this process that was left to it by its dead parent: all but the `own` ones,
-/// for which somebody waits.
-pub fn reap_orphans(own: &BTreeSet<u32>) {
+/// Process ids with their start times, as ids come round again.
+pub type Known = BTreeSet<(u32, u64)>;
+
+/// Reaps every dead child of this process that was left to it by its dead parent: all but its `own` ones, for
+/// which somebody waits.
+pub fn reap_orphans(own: &Known) {
     let me = std::process::id();
-    let orphans = descendants(me)
-        .into_iter()
-        .filter(|process| process.zombie && process.parent == me && !own.contains(&process.pid));
+    let orphans = descendants(me).into_iter().filter(|process| {
+        let key = (process.pid, process.started);
+        process.zombie && process.parent == me && !own.contains(&key)
+    });
     for orphan in orphans {
         if let Some(pid) = i32::try_from(orphan.pid).ok().and_then(Pid::from_raw) {
             let _ = waitid(
@@ -173,9 +180,19 @@ pub fn reap_orphans(own: &BTreeSet<u32>) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::{
+        process::{Child, Command},
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
 
     use super::*;
+
+    /// One reaps what the others wait for, so they take turns.
+    static TURN: Mutex<()> = Mutex::new(());
+
+    fn turn() -> MutexGuard<'static, ()> {
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn shell(script: &str) -> Child {
         Command::new("sh").args(["-c", script]).spawn().unwrap()
@@ -194,14 +211,15 @@ mod tests {
 
     #[test]
     fn a_tree_is_found_killed_and_seen_to_end_while_its_parent_lives() {
-        let mut parent = shell("sleep 60 & sleep 60 & wait; wait");
+        let _turn = turn();
+        let mut parent = shell("(sleep 60; :) & sleep 60 & wait; wait");
         let children = until(|| {
             let found = living(parent.id());
             (found.iter().filter(|child| child.name == "sleep").count() == 2).then_some(found)
         });
         let pinned = Pinned::new(&children);
 
-        assert_eq!(pinned.survivors(Duration::ZERO), 2);
+        assert_eq!(pinned.survivors(Duration::ZERO), 3);
         pinned.signal(Signal::KILL);
         assert_eq!(pinned.survivors(Duration::from_secs(10)), 0);
 
@@ -210,22 +228,48 @@ mod tests {
 
     #[test]
     fn processor_time_of_reaped_children_is_counted_once_they_are_gone() {
-        let mut parent = shell(
-            "sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done'; read x < /dev/null; sleep 60",
-        );
-        until(|| {
-            living(parent.id())
-                .iter()
-                .any(|child| child.name == "sleep")
-                .then_some(())
-        });
+        let _turn = turn();
+        let busy = "sh -c 'i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done'";
 
-        let cpu = cpu_below(parent.id());
-
-        parent.kill().unwrap();
-        parent.wait().unwrap();
-        assert!(cpu >= Duration::from_millis(20), "{cpu:?}");
+        // Reaped by the process that is asked about, and by a living child of it.
+        for script in [
+            format!("{busy}; sleep 60; :"),
+            format!("({busy}; sleep 60; :); :"),
+        ] {
+            let mut parent = shell(&script);
+            until(|| {
+                let found = living(parent.id());
+                found
+                    .iter()
+                    .any(|child| child.name == "sleep")
+                    .then_some(())
+            });
+            let cpu = cpu_below(parent.id());
+            let all = Pinned::new(&living(parent.id()));
+            all.signal(Signal::KILL);
+            parent.kill().unwrap();
+            parent.wait().unwrap();
+            assert!(cpu >= Duration::from_millis(20), "{script}: {cpu:?}");
+        }
         assert_eq!(cpu_below(u32::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_dead_child_is_reaped_although_an_earlier_one_had_its_id() {
+        let _turn = turn();
+        let mut child = shell("exit 0");
+        let dead = until(|| {
+            let all = descendants(std::process::id());
+            all.into_iter()
+                .find(|process| process.pid == child.id() && process.zombie)
+        });
+        let known = |started| Known::from([(dead.pid, started)]);
+        let there = || Process::read(dead.pid).is_some();
+
+        reap_orphans(&known(dead.started));
+        assert!(there());
+        reap_orphans(&known(dead.started - 1));
+        assert!(!there() && child.wait().is_err());
     }
 
     #[test]
