@@ -158,11 +158,13 @@ pub struct Recycle {
     pub max_memory: u64,
 }
 
-/// What can be set under `[template.NAME.sockets.LABEL]`.
+/// What can be set under `[template.NAME.sockets.LABEL]`: a socket that the agent listens on. The first by
+/// label is the worker's address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Socket {
-    /// `unix:/path` or `host:port`; nothing takes the one of this label that the agent inherited.
+    /// `unix:/path` or `host:port`, also with placeholders; nothing takes the one of this label that the
+    /// agent inherited.
     pub listen: String,
     /// Whether the worker is started only at the first connection.
     pub on_demand: bool,
@@ -255,6 +257,19 @@ impl Recycle {
 }
 
 impl Socket {
+    /// Why it cannot be held under this label, if it cannot.
+    pub(crate) fn wrong(&self, label: &str) -> Option<String> {
+        let is_name = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+        if label.is_empty() || !label.bytes().all(is_name) {
+            return Some("the name cannot stand in LISTEN_FDNAMES; use letters and digits".into());
+        }
+        let circular = ["{address}", "{socket}", "{port}"];
+        let circular = circular.iter().find(|word| self.listen.contains(**word))?;
+        Some(format!(
+            "`{circular}` is known only once it listens; write the address, with `{{slot}}` where each worker has its own"
+        ))
+    }
+
     /// As the services speak of it.
     pub(crate) fn to_wire(&self, label: &str) -> wire::ListeningSocket {
         wire::ListeningSocket {

@@ -292,6 +292,12 @@ pub fn check_templates(templates: &Templates) -> Result<(), Wrong> {
         if !signal.is_empty() {
             signals::number(signal).at(dotted(&["template", name, "stop", "signal"]))?;
         }
+        for (label, socket) in &template.sockets {
+            if let Some(why) = socket.wrong(label) {
+                let key = dotted(&["template", name, "sockets", label]);
+                return Err(Wrong::new(key, why));
+            }
+        }
         let readiness = &template.readiness;
         if matches!(readiness.kind, ReadinessKind::File | ReadinessKind::LogLine)
             && readiness.what().is_empty()
@@ -340,5 +346,12 @@ mod tests {
 
         assert!(refused("['a b']\ncommand = 'x'").starts_with("`template.\"a b\"`: template name"));
         assert!(refused("[a]\nargs = ['x']").starts_with("`template.a.command`: there is nothing"));
+        let socket = |label: &str, listen: &str| {
+            refused(&format!(
+                "[a]\ncommand = 'x'\n[a.sockets.{label}]\nlisten = '{listen}'"
+            ))
+        };
+        assert!(socket("http", "[::1]:{port}").starts_with("`template.a.sockets.http`: `{port}`"));
+        assert!(socket("'a:b'", "").contains("cannot stand in LISTEN_FDNAMES"));
     }
 }

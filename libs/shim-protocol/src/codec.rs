@@ -222,6 +222,10 @@ impl Launch {
         to.u64(self.node_deadline_ns);
         to.u64(self.owner_deadline_ns);
         to.u32(self.sockets);
+        to.count(self.wait_for.len());
+        for socket in &self.wait_for {
+            to.u32(*socket);
+        }
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
@@ -244,6 +248,7 @@ impl Launch {
             node_deadline_ns: from.u64()?,
             owner_deadline_ns: from.u64()?,
             sockets: from.u32()?,
+            wait_for: from.list(Reader::u32)?,
         })
     }
 }

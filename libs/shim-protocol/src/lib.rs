@@ -34,7 +34,7 @@ pub use message::{
 pub use wire::Error;
 
 /// The version of this protocol; it changes with any change of a message.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;

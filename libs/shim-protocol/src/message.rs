@@ -92,9 +92,13 @@ pub struct Launch {
     pub node_deadline_ns: u64,
     /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
     pub owner_deadline_ns: u64,
-    /// How many of the descriptors the shim was born with are listening sockets, to be passed on as
-    /// descriptors from 3 on, with `LISTEN_PID` put into the environment.
+    /// How many of the descriptors the shim was born with are listening sockets: the first ones. All are
+    /// passed on as descriptors from 3 on, with `LISTEN_PID` put into the environment; these are also kept
+    /// until the worker is dead, and sent to each later agent beside `Hello`.
     pub sockets: u32,
+    /// Which of the listening sockets the start waits for: the worker is started once one of them has a
+    /// connection. Empty starts it at once.
+    pub wait_for: Vec<u32>,
 }
 
 /// What holds a worker's processes together.

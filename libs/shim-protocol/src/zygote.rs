@@ -3,8 +3,9 @@
 /// The longest request.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 
-/// The most descriptors beside one request: a link, and listening sockets.
-pub const FDS_MAX: usize = 64;
+/// The most descriptors beside one request: a link, listening sockets, and what an earlier incarnation had
+/// kept. It is the most that the kernel lets one message carry.
+pub const FDS_MAX: usize = 253;
 
 /// Names, in the environment of an agent that the first process of a container started, the descriptor on
 /// which that process, a zygote, takes requests.

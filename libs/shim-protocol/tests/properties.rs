@@ -67,14 +67,14 @@ fn launch() -> impl Strategy<Value = Message> {
         (walls(), terms(), input(), logs()),
         option::of(identity()),
     );
-    let numbers = any::<([u64; 3], i32, u32)>();
+    let numbers = (any::<([u64; 3], i32, u32)>(), vec(any::<u32>(), 0..3));
     (what, places, on_owner_exit(), on_link_loss(), numbers).prop_map(
         |(
             (protocol, worker, argv, env),
             (cwd, dir, (walls, terms, input, logs), owner),
             exit,
             loss,
-            (numbers, stop_signal, sockets),
+            ((numbers, stop_signal, sockets), wait_for),
         )| {
             Message::Launch(Box::new(Launch {
                 protocol,
@@ -95,6 +95,7 @@ fn launch() -> impl Strategy<Value = Message> {
                 node_deadline_ns: numbers[1],
                 owner_deadline_ns: numbers[2],
                 sockets,
+                wait_for,
             }))
         },
     )

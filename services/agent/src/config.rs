@@ -17,7 +17,9 @@ use crate::{
     guarantee::{self, Guarantee},
     launch,
     limits::Controllers,
-    remains, worker,
+    remains,
+    sockets::Sockets,
+    worker,
     zygote::Zygote,
 };
 
@@ -95,6 +97,7 @@ pub(crate) struct Ground {
     means: Means,
     pub(crate) guarantee: Guarantee,
     pub(crate) zygote: Zygote,
+    pub(crate) sockets: Sockets,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -153,7 +156,7 @@ impl Config {
         let cgroup = if self.no_cgroups {
             None
         } else {
-            own_cgroup(&name)
+            own_cgroup(&name, &workers)
         };
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
         let zygote = Zygote::new(runtime).map_err(Error::Zygote)?;
@@ -168,9 +171,12 @@ impl Config {
             means,
             guarantee,
             zygote,
+            sockets: Sockets::inherit(),
             _lock: lock,
         };
-        ground.controllers.parents().for_each(remains::remove_empty);
+        for parent in ground.controllers.parents() {
+            remains::remove_empty(parent, &ground.workers);
+        }
         Ok(ground)
     }
 
@@ -228,7 +234,7 @@ impl Ground {
 }
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
-fn own_cgroup(name: &str) -> Option<PathBuf> {
+fn own_cgroup(name: &str, workers: &Path) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -240,7 +246,7 @@ fn own_cgroup(name: &str) -> Option<PathBuf> {
     let path = mount.join(own).join(name);
     match fs::create_dir(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
-        _ => remains::remove_empty(&path),
+        _ => remains::remove_empty(&path, workers),
     }
     // A hierarchy without `cgroup.kill` (before Linux 5.14) gives nothing that the tree walk does not.
     let usable = path.join("cgroup.kill").exists() && path.join("cgroup.procs").exists();

@@ -306,6 +306,7 @@ impl Running {
                 *permissions != before
             });
             self.owners.watch(&self.permissions.borrow());
+            self.ground.sockets.check(BootClock.now());
         }
         for order in message.orders.into_iter().filter_map(|order| order.order) {
             self.on_order(order);

@@ -47,6 +47,7 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) address: &'a Address,
     pub(crate) node: &'a str,
     pub(crate) walls: Walls,
+    pub(crate) passed: &'a Passed,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) owner: Option<Identity>,
     pub(crate) node_deadline: Tick,
@@ -55,7 +56,18 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) env: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// Where a worker of this template will listen.
+/// The descriptors that a worker is given beside its standard streams, as it is told of them.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    /// Names of all, those of listening sockets first.
+    pub(crate) names: Vec<String>,
+    /// How many are listening sockets.
+    pub(crate) listening: u32,
+    /// Which of those the start waits for.
+    pub(crate) wait_for: Vec<u32>,
+}
+
+/// Where a worker of this template will listen, if no socket is held for it.
 ///
 /// # Errors
 /// When no TCP port is free.
@@ -169,6 +181,13 @@ pub(crate) fn launch(
         let usec = ms.saturating_mul(1000).to_string();
         env.insert("WATCHDOG_USEC".to_owned(), usec.into_bytes());
     }
+    if !at.passed.names.is_empty() {
+        // LISTEN_PID and WATCHDOG_PID are added where the worker's process id is known.
+        let count = at.passed.names.len().to_string();
+        env.insert("LISTEN_FDS".to_owned(), count.into_bytes());
+        let names = at.passed.names.join(":");
+        env.insert("LISTEN_FDNAMES".to_owned(), names.into_bytes());
+    }
     env.extend(
         template
             .env
@@ -227,7 +246,8 @@ pub(crate) fn launch(
             max_age_ms: template.log_max_age_ms,
             files: template.log_files,
         },
-        sockets: 0,
+        sockets: at.passed.listening,
+        wait_for: at.passed.wait_for.clone(),
     })
 }
 
@@ -278,7 +298,7 @@ fn limit(limit: &ResourceLimit) -> io::Result<Limit> {
 }
 
 /// An error that trying again does not help.
-fn refused(text: String) -> io::Error {
+pub(crate) fn refused(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
@@ -394,6 +414,7 @@ mod tests {
                 },
                 node: "n1",
                 walls: Walls::default(),
+                passed: &Passed::default(),
                 credentials: None,
                 owner: None,
                 node_deadline: Tick::from_nanos(5),

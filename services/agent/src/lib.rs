@@ -30,6 +30,7 @@ mod permission;
 mod readiness;
 mod remains;
 mod report;
+mod sockets;
 mod users;
 mod worker;
 mod zygote;

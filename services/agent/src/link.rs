@@ -1,10 +1,18 @@
 //! The agent's end of the link to a shim: frames over a unix stream.
 
-use std::io;
+use std::{
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
-use tether_shim_protocol::{Decoder, Message, encode};
+use rustix::{
+    io::Errno,
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
+use tether_shim_protocol::{Decoder, Message, encode, zygote::FDS_MAX};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncWriteExt as _, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -20,6 +28,8 @@ pub(crate) struct FromShim {
     stream: OwnedReadHalf,
     decoder: Decoder,
     buffer: Vec<u8>,
+    /// Came beside what was received.
+    descriptors: Vec<OwnedFd>,
 }
 
 /// Sends to a shim.
@@ -34,12 +44,18 @@ pub(crate) fn split(stream: UnixStream) -> (FromShim, ToShim) {
             stream: read,
             decoder: Decoder::default(),
             buffer: vec![0; BUFFER_BYTES],
+            descriptors: Vec::new(),
         },
         ToShim(write),
     )
 }
 
 impl FromShim {
+    /// The descriptors that came beside what was received so far.
+    pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+
     /// The next message; none when the shim has gone. Cancel-safe: bytes read stay in the decoder.
     ///
     /// # Errors
@@ -49,7 +65,17 @@ impl FromShim {
             if let Some(message) = self.decoder.next_message().map_err(io::Error::other)? {
                 return Ok(Some(message));
             }
-            match self.stream.read(&mut self.buffer).await {
+            let Self {
+                stream,
+                buffer,
+                descriptors,
+                ..
+            } = &mut *self;
+            let stream: &UnixStream = (*stream).as_ref();
+            let received = stream
+                .async_io(Interest::READABLE, || receive(stream, buffer, descriptors))
+                .await;
+            match received {
                 Ok(0) => return Ok(None),
                 Ok(read) => self.decoder.push(&self.buffer[..read]),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
@@ -57,6 +83,29 @@ impl FromShim {
             }
         }
     }
+}
+
+fn receive(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut buffers = [IoSliceMut::new(buffer)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = loop {
+        match recvmsg(stream.as_fd(), &mut buffers, &mut control, flags) {
+            Err(Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    Ok(received.bytes)
 }
 
 impl ToShim {

@@ -30,7 +30,7 @@ use tokio::{
 
 pub(crate) use family::Family;
 pub(crate) use said::Said;
-pub(crate) use store::FdStore;
+pub(crate) use store::{FdStore, Named};
 
 /// The socket's name in a worker's runtime directory.
 pub(crate) const NOTIFY_FILE: &str = "notify.sock";

@@ -9,7 +9,7 @@ use std::{fs, path::Path, time::Duration};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::journal::Entry;
+use crate::journal::{self, Entry};
 
 /// Between two looks; doubles up to the longest once patience is over.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -122,11 +122,13 @@ fn remove_cgroup(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-/// Removes what earlier agents left below their common parent: leaves without members.
-pub(crate) fn remove_empty(parent: &Path) {
+/// Removes what earlier agents left below their common parent: leaves without members. One that stands in
+/// the journal may get its member yet: its shim waits for a caller, or was about to fork.
+pub(crate) fn remove_empty(parent: &Path, workers: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let leaf = entry.path();
-        if leaf.is_dir() && !is_populated(&leaf) {
+        let is_over = journal::is_history(&workers.join(entry.file_name()));
+        if is_over && leaf.is_dir() && !is_populated(&leaf) {
             remove_cgroup(&leaf);
         }
     }

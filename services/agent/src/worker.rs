@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::{fd::OwnedFd, unix::fs::DirBuilderExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,12 +14,12 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
-    common::WorkerPhase,
+    common::{self as wire, WorkerPhase},
     node::{StartWorker, WorkerReport},
 };
 use tether_shim_protocol::{
     Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, PROTOCOL, Phase,
-    SOCKET_FILE,
+    SOCKET_FILE, SpawnFailure,
 };
 use tether_sys::Exit;
 use tether_types::{Address, DeathCause, Orderer, WorkerId};
@@ -26,17 +29,20 @@ use tokio::{
         mpsc::{UnboundedReceiver, UnboundedSender},
         watch,
     },
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
     config::Ground,
     health::{Health, HealthEvent, Place},
     journal::{self, Entry},
-    launch::{self, Circumstances},
+    launch::{self, Circumstances, Passed},
     link::{self, FromShim, ToShim},
+    notify::{FdStore, Named},
     permission::{self, Permissions},
-    remains, report, users,
+    remains, report,
+    sockets::{self, Wanted},
+    users,
     zygote::Zygote,
 };
 
@@ -48,6 +54,9 @@ const ATTEMPTS: u32 = 3;
 
 /// Longest time from a shim's end until it is reaped.
 const SHIM_REAPED: Duration = Duration::from_millis(500);
+
+/// How long a worker may take until it is ready, where its template says nothing.
+const READY_MS: u64 = 30_000;
 
 /// What a worker's task is asked to do.
 #[derive(Debug)]
@@ -83,17 +92,25 @@ pub(crate) fn named(directory: &str) -> Option<WorkerId> {
 
 /// Starts one incarnation and stays with it until its death is recorded.
 pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
-    let prepared = prepare(&id, &order, &ties);
-    let begun = match prepared {
-        Ok((address, launch, health)) => shim_for(&ties.ground.zygote, &launch)
-            .await
-            .map(|link| (address, link, health)),
+    let begun = match prepare(&id, &order, &ties).await {
+        Ok((prepared, health)) => match shim_for(&ties.ground.zygote, &prepared).await {
+            Ok(link) => Ok((prepared, health, link)),
+            Err(error) => {
+                give_back(&ties, &id, prepared.stored);
+                Err(error)
+            }
+        },
         Err(error) => Err(error),
     };
     match begun {
-        Ok((address, (hello, from, to), health)) => {
-            let mut task = Task::new(id, order, address, ties);
+        Ok((prepared, health, (hello, from, to))) => {
+            let mut task = Task::new(id, order, prepared.address, ties);
             task.shim = shim_of(&hello);
+            task.stored = prepared.stored;
+            drop(prepared.sockets);
+            if !prepared.launch.wait_for.is_empty() {
+                task.on_idle(hello.shim_pid);
+            }
             task.drive(from, to, health).await;
         }
         Err(error) => {
@@ -107,13 +124,22 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
     }
 }
 
+/// What a start is made of.
+struct Prepared {
+    address: Address,
+    launch: Launch,
+    sockets: Vec<OwnedFd>,
+    /// What earlier incarnations gave away to have it back, passed on after the sockets.
+    stored: Vec<Named>,
+}
+
 /// Everything up to the fork: an agent that finds what this leaves knows what was meant, and a shim that
 /// comes of it knows all it needs.
-fn prepare(
+async fn prepare(
     id: &WorkerId,
     order: &StartWorker,
     ties: &Ties,
-) -> io::Result<(Address, Launch, Health)> {
+) -> io::Result<(Prepared, Health)> {
     let ground = &ties.ground;
     let dir = directory(&ground.workers, id);
     fs::DirBuilder::new()
@@ -123,7 +149,12 @@ fn prepare(
     let template = order.template.clone().unwrap_or_default();
     let credentials = users::resolve(&template)?;
     let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
-    let address = launch::address(&template, &own_dir)?;
+    let wanted = sockets::wanted(id, &template, &own_dir, ground.node.as_str())?;
+    let held = ground.sockets.hold(id, &wanted).await?;
+    let address = match held.first() {
+        Some(first) => first.address.clone(),
+        None => launch::address(&template, &own_dir)?,
+    };
 
     let mut walls = ground.walls(id, template.private_proc);
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
@@ -144,6 +175,9 @@ fn prepare(
     // Before the fork: an agent that finds the shim must know what it stands for.
     Entry::new(order.clone(), address.clone(), &walls).write(&dir)?;
 
+    let stored = FdStore::of(&ground.workers).take(&id.pool, id.slot);
+    let passed = passed(&wanted, &stored);
+    // As of this moment: an order may have waited.
     let permissions = ties.permissions.borrow().clone();
     let pool = permissions.pool(&id.pool);
     let launch = launch::launch(
@@ -155,6 +189,7 @@ fn prepare(
             address: &address,
             node: ground.node.as_str(),
             walls,
+            passed: &passed,
             credentials,
             owner: pool.and_then(|pool| pool.process),
             node_deadline: permissions.node,
@@ -163,18 +198,65 @@ fn prepare(
             env: &|name| std::env::var(name).ok(),
         },
     );
-    launch.map(|launch| (address, launch, health))
+    match launch {
+        Ok(launch) => {
+            let sockets = held.into_iter().map(|open| open.socket).collect();
+            let prepared = Prepared {
+                address,
+                launch,
+                sockets,
+                stored,
+            };
+            Ok((prepared, health))
+        }
+        Err(error) => {
+            give_back(ties, id, stored);
+            Err(error)
+        }
+    }
+}
+
+/// What a worker is told of its descriptors.
+fn passed(wanted: &[Wanted], stored: &[Named]) -> Passed {
+    let names = wanted.iter().map(|wanted| &wanted.name);
+    let on_demand = (0..).zip(wanted).filter(|(_, wanted)| wanted.on_demand);
+    Passed {
+        names: names
+            .chain(stored.iter().map(|(name, _)| name))
+            .cloned()
+            .collect(),
+        listening: u32::try_from(wanted.len()).unwrap_or(u32::MAX),
+        wait_for: on_demand.map(|(number, _)| number).collect(),
+    }
+}
+
+/// Keeps for the next incarnation what this one was to have and never got.
+fn give_back(ties: &Ties, id: &WorkerId, stored: Vec<Named>) {
+    let store = FdStore::of(&ties.ground.workers);
+    for (name, descriptor) in stored {
+        store.keep(&id.pool, id.slot, Some(&name), vec![descriptor]);
+    }
 }
 
 /// A shim that was told what to launch. Until it says `Hello` nothing was started, so a zygote that
 /// breaks or hangs is replaced and asked again.
-async fn shim_for(zygote: &Zygote, launch: &Launch) -> io::Result<(Hello, FromShim, ToShim)> {
-    let mut problem = io::Error::other("the zygote was killed");
+async fn shim_for(zygote: &Zygote, prepared: &Prepared) -> io::Result<(Hello, FromShim, ToShim)> {
+    let stored = prepared.stored.iter().map(|(_, stored)| stored.as_fd());
+    let descriptors: Vec<_> = prepared
+        .sockets
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(stored)
+        .collect();
+    let mut problem = io::Error::other(
+        "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
+    );
     for _ in 0..ATTEMPTS {
-        let stream = zygote.spawn(&[])?;
+        let stream = zygote.spawn(&descriptors)?;
         stream.set_nonblocking(true)?;
         let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
-        to.send(&Message::Launch(Box::new(launch.clone()))).await;
+        to.send(&Message::Launch(Box::new(prepared.launch.clone())))
+            .await;
         match timeout(SHIM_START, from.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) => return Ok((hello, from, to)),
             Ok(Ok(Some(Message::SpawnFailed(failure)))) => {
@@ -269,6 +351,14 @@ struct Task {
     shim: Option<OwnedFd>,
     /// What it said of itself last.
     status: String,
+    /// Why its shim cannot start it.
+    failure: Option<SpawnFailure>,
+    /// What it was given of earlier incarnations, until it runs.
+    stored: Vec<Named>,
+    /// Whether it is started by its first caller: it counts as ready, as callers wait.
+    on_demand: bool,
+    /// When such a one that was started must have shown that it is ready.
+    ready_by: Option<Instant>,
 }
 
 /// What a shim's timers and its watch on the owner are set to.
@@ -304,7 +394,19 @@ impl Task {
             signalled: None,
             shim: None,
             status: String::new(),
+            failure: None,
+            stored: Vec::new(),
+            on_demand: false,
+            ready_by: None,
         }
+    }
+
+    /// It waits for its first caller. Whoever is told of a process is told of its shim until then.
+    fn on_idle(&mut self, shim: u32) {
+        self.on_demand = true;
+        self.pid = shim;
+        self.started = BootClock.now();
+        self.report(WorkerPhase::Ready);
     }
 
     async fn drive(mut self, mut from: FromShim, mut to: ToShim, mut health: Health) {
@@ -313,15 +415,23 @@ impl Task {
             tokio::select! {
                 message = from.next() => match message {
                     Ok(Some(Message::Dead(dead))) => {
+                        if dead.spawn_failure.is_some() {
+                            give_back(&self.ties, &self.id, std::mem::take(&mut self.stored));
+                        }
                         if dead.survivors > 0 {
                             // What the shim could not kill keeps the place for as long as it lives.
+                            self.status = report::unkillable(dead.survivors);
+                            self.report(WorkerPhase::Stopping);
                             remains::end(&self.dir).await;
                         }
                         let mut report = self.death(&dead);
                         health.explain(&mut report);
                         return self.bury(report, Some(to)).await;
                     }
-                    Ok(Some(message)) => self.on_message(message, &mut health),
+                    Ok(Some(message)) => {
+                        self.take_sockets(&mut from);
+                        self.on_message(message, &mut health);
+                    }
                     Ok(None) | Err(_) => {
                         let report = self.shim_lost().await;
                         return self.bury(report, None).await;
@@ -330,11 +440,21 @@ impl Task {
                 event = health.next() => {
                     self.status = health.status().to_owned();
                     match event {
-                        HealthEvent::Phase(phase) => self.report(phase),
+                        HealthEvent::Phase(phase) => {
+                            if phase == WorkerPhase::Ready {
+                                self.ready_by = None;
+                            }
+                            self.report(phase);
+                        }
                         HealthEvent::Unhealthy { grace_ms } => {
                             self.stop(&mut to, Cause::Unhealthy, grace_ms).await;
                         }
                     }
+                }
+                () = until(self.ready_by) => {
+                    self.ready_by = None;
+                    health.on_ending(Cause::NeverReady);
+                    self.stop(&mut to, Cause::NeverReady, self.grace_ms()).await;
                 }
                 changed = self.ties.permissions.changed() => {
                     if changed.is_err() {
@@ -371,7 +491,15 @@ impl Task {
                 self.shim = shim_of(&hello);
                 self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns), health);
             }
+            // Of a shim that was found: nothing runs yet, and that is as it should be.
+            Message::Hello(hello)
+                if self.adopted && hello.phase == Phase::Starting && self.waits_for_callers() =>
+            {
+                self.shim = shim_of(&hello);
+                self.on_idle(hello.shim_pid);
+            }
             Message::Started { pid } => self.on_running(pid, BootClock.now(), health),
+            Message::SpawnFailed(failure) => self.failure = Some(failure),
             Message::Ending { cause } => {
                 health.on_ending(cause);
                 self.report(WorkerPhase::Stopping);
@@ -383,6 +511,14 @@ impl Task {
     fn on_running(&mut self, pid: u32, started: Tick, health: &mut Health) {
         self.pid = pid;
         self.started = started;
+        self.stored.clear();
+        if self.on_demand {
+            let template = self.order.template.as_ref();
+            let readiness = template.and_then(|template| template.readiness.as_ref());
+            let within = readiness.map_or(0, |readiness| readiness.timeout_ms);
+            let within = if within == 0 { READY_MS } else { within };
+            self.ready_by = Some(Instant::now() + Duration::from_millis(within));
+        }
         self.report(WorkerPhase::Starting);
         health.on_running(pid);
     }
@@ -442,7 +578,41 @@ impl Task {
         self.told = Some(terms);
     }
 
+    /// Whether its template has it started by its first caller.
+    fn waits_for_callers(&self) -> bool {
+        let template = self.order.template.as_ref();
+        template.is_some_and(|template| template.sockets.iter().any(|socket| socket.on_demand))
+    }
+
+    /// Takes the sockets that a shim had kept for this agent.
+    fn take_sockets(&self, from: &mut FromShim) {
+        let descriptors = from.take_descriptors();
+        if let Some(template) = self
+            .order
+            .template
+            .as_ref()
+            .filter(|_| !descriptors.is_empty())
+        {
+            let own_dir = launch::known_own_directory(&self.dir);
+            let ground = &self.ties.ground;
+            let wanted = sockets::wanted(&self.id, template, &own_dir, ground.node.as_str());
+            // What its template says was good enough to start it.
+            ground
+                .sockets
+                .adopt(&self.id, &wanted.unwrap_or_default(), descriptors);
+        }
+    }
+
+    /// Time it is given to end.
+    fn grace_ms(&self) -> u64 {
+        self.order.template.as_ref().map_or(0, launch::grace_ms)
+    }
+
     fn report(&self, phase: WorkerPhase) {
+        let phase = match phase {
+            WorkerPhase::Starting if self.on_demand => WorkerPhase::Ready,
+            phase => phase,
+        };
         let uptime = BootClock.now().since(self.started);
         let report = WorkerReport {
             pid: self.pid,
@@ -472,13 +642,22 @@ impl Task {
         }
     }
 
-    /// The link broke without a word of death: the shim was killed, and its worker with it.
+    /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
+    /// even come so far as to have one.
     async fn shim_lost(&self) -> WorkerReport {
         if self.dir.join(tether_shim_protocol::DEATH_FILE).exists() {
             return self.recorded_death();
         }
         // Its main process went with the shim; what it daemonised may not have.
         remains::end(&self.dir).await;
+        if let Some(failure) = self.failure {
+            let template = self.order.template.clone().unwrap_or_default();
+            let (text, permanent) = launch::explain(failure.stage, failure.errno, &template);
+            return WorkerReport {
+                permanent,
+                ..report::lost(&self.id, DeathCause::SpawnFailed, text)
+            };
+        }
         match self.shim_exit().await {
             Some(Exit::Signal(signal)) => report::lost(
                 &self.id,
@@ -511,6 +690,17 @@ impl Task {
     /// Reports the death until somebody has recorded it, then lets the shim go and marks the
     /// directory as history.
     async fn bury(mut self, report: WorkerReport, to: Option<ToShim>) {
+        let template = self.order.template.as_ref();
+        if let Some(template) = template.filter(|template| !template.sockets.is_empty()) {
+            let cause = report.death.as_ref().map(|death| death.cause());
+            // Nobody comes after one that its pool or its owner has no more use for.
+            let linger = match cause {
+                Some(wire::DeathCause::OrderedByScale | wire::DeathCause::OrderedByOwner) => None,
+                _ => Some(sockets::linger(template)),
+            };
+            let sockets = &self.ties.ground.sockets;
+            sockets.on_death(&self.id.pool, self.id.slot, linger);
+        }
         let _ = self.ties.reports.send(report);
         while let Some(order) = self.ties.orders.recv().await {
             if matches!(order, Order::Forget) {
@@ -521,6 +711,14 @@ impl Task {
                 return;
             }
         }
+    }
+}
+
+/// Comes back at this time, or never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Place<'a> {
     pub(crate) limiting: &'a [Limiting],
     /// The shim's own pidfd, for the child to see whether the shim is still there.
     pub(crate) shim: &'a OwnedFd,
-    /// Listening sockets to pass on.
+    /// Descriptors to pass on, listening sockets first.
     pub(crate) sockets: &'a [OwnedFd],
 }
 
@@ -165,11 +165,20 @@ impl<'a> Program<'a> {
         streams.take().map_err(at(Stage::Pipe))?;
         if !place.sockets.is_empty() {
             tether_sys::place(place.sockets, 3).map_err(at(Stage::Pipe))?;
-            // Known only here: in a namespace it is another number than outside.
-            let own = format!("LISTEN_PID={}", std::process::id());
-            self.env.extend(CString::new(own));
+            self.tell_own_pid("LISTEN_PID");
+        }
+        let watched = |(name, _): &(Vec<u8>, Vec<u8>)| name == b"WATCHDOG_USEC";
+        if self.launch.env.iter().any(watched) {
+            self.tell_own_pid("WATCHDOG_PID");
         }
         Ok(())
+    }
+
+    /// Puts the worker's own process id into its environment. It is known only here: in a namespace it is
+    /// another number than outside.
+    fn tell_own_pid(&mut self, name: &str) {
+        let own = format!("{name}={}", std::process::id());
+        self.env.extend(CString::new(own));
     }
 
     /// Tries each place as `execvp` does: a file that may not be run is a better answer than

@@ -1,9 +1,12 @@
 //! The connection to an agent: frames in, frames out, and never a wait for either.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tether_shim_protocol::zygote::FDS_MAX;
 use tether_shim_protocol::{Decoder, Error, Message, encode};
 
 /// One agent's connection.
@@ -33,6 +36,24 @@ impl Link {
         self.flush();
     }
 
+    /// Says `message` first of all on a new connection, and sends descriptors beside it.
+    pub(crate) fn send_with(&mut self, message: &Message, descriptors: &[OwnedFd]) {
+        if descriptors.is_empty() {
+            return self.send(message);
+        }
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let frame = encode(message);
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let frames = [IoSlice::new(&frame)];
+        let sent = sendmsg(&self.stream, &frames, &mut control, SendFlags::NOSIGNAL);
+        // Nothing was said on it yet, so it takes the whole of it or is broken.
+        if !fits || sent.is_err() {
+            self.send(message);
+        }
+    }
+
     /// Sends what is still unsent.
     pub(crate) fn flush(&mut self) {
         while !self.unsent.is_empty() {
@@ -58,7 +79,10 @@ impl Link {
             Ok(0) => return (messages, false),
             Ok(count) => self.decoder.push(&bytes[..count]),
             Err(error) => {
-                let later = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
+                let later = matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::OutOfMemory
+                );
                 return (messages, later);
             }
         }

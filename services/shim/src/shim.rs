@@ -53,8 +53,10 @@ pub(crate) struct Shim {
     namespace: Option<Namespace>,
     /// For children to see this process end.
     own: OwnedFd,
-    /// Listening sockets for the worker.
+    /// Descriptors for the worker; once it is started, its listening sockets alone.
     sockets: Vec<OwnedFd>,
+    /// What is started once somebody connects.
+    waiting: Option<ArgvAndEnv>,
     /// Holds off the end of the worker's standard input.
     held_input: Option<OwnedFd>,
     started: Tick,
@@ -72,10 +74,10 @@ pub(crate) struct Shim {
 }
 
 impl Shim {
-    /// A shim with nothing started, its timers ready to be set.
+    /// A shim with nothing started, its timers ready to be set. Where that fails `link` stays.
     pub(crate) fn new(
         launch: Launch,
-        link: Link,
+        link: &mut Option<Link>,
         listener: Option<UnixListener>,
         signals: OwnedFd,
         sockets: Vec<OwnedFd>,
@@ -87,7 +89,6 @@ impl Shim {
                 Tick::from_nanos(launch.owner_deadline_ns),
                 Duration::from_millis(launch.kill_grace_ms),
             ),
-            link: Some(link),
             listener,
             signals,
             timer: timerfd_create(TimerfdClockId::Boottime, flags)?,
@@ -103,7 +104,10 @@ impl Shim {
             limiting: Vec::new(),
             namespace: None,
             own: namespace::own_pidfd()?,
+            // Not before all else is there: who gets none of it has still to say so.
+            link: link.take(),
             sockets,
+            waiting: None,
             held_input: None,
             started: Tick::ZERO,
             announced: false,
@@ -117,8 +121,9 @@ impl Shim {
         })
     }
 
-    /// Starts the worker, unless its permission has ended before it began.
-    pub(crate) fn start(&mut self, (argv, env): ArgvAndEnv) {
+    /// Starts the worker, or has it wait for its first caller, unless its permission has ended before it
+    /// began.
+    pub(crate) fn start(&mut self, argv_and_env: ArgvAndEnv) {
         let now = BootClock.now();
         // Opened even where nothing will be started, so that it is removed in the end.
         let opened = self.open_cgroup();
@@ -128,16 +133,43 @@ impl Shim {
         if self.plan.cause().is_some() || self.plan.check(now) != Step::Wait {
             return;
         }
+        match opened {
+            Ok(()) if self.launch.wait_for.is_empty() => self.begin(argv_and_env),
+            Ok(()) => self.waiting = Some(argv_and_env),
+            Err(failure) => self.refuse(failure),
+        }
+    }
+
+    /// The sockets of a worker that is started only once one of them has a caller.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = &OwnedFd> {
+        let numbers = self.waiting.as_ref().map(|_| &self.launch.wait_for);
+        numbers
+            .into_iter()
+            .flatten()
+            .filter_map(|&number| self.sockets.get(number as usize))
+    }
+
+    /// Somebody connected to a worker that is not there yet.
+    pub(crate) fn on_caller(&mut self) {
+        // Where its end has begun meanwhile, nothing waits any more.
+        if let Some(argv_and_env) = self.waiting.take() {
+            self.begin(argv_and_env);
+        }
+    }
+
+    fn begin(&mut self, (argv, env): ArgvAndEnv) {
+        let now = BootClock.now();
         self.launch.argv = argv;
         self.launch.env = env;
         self.set_timers();
-        let started = opened
-            .and_then(|()| self.open_namespace())
+        let started = self
+            .open_namespace()
             .and_then(|()| launch::start(&self.launch, &self.place()));
         self.launch.argv = Vec::new();
         self.launch.env = Vec::new();
         self.launch.input.data = Vec::new();
-        self.sockets = Vec::new();
+        // What was given away to be had back is the worker's alone from here on.
+        self.sockets.truncate(self.launch.sockets as usize);
         match started {
             Ok(started) => {
                 let log = |file| Log::new(file, self.launch.logs);
@@ -218,7 +250,7 @@ impl Shim {
     }
 
     fn is_gone(&self) -> bool {
-        self.plan.is_over() || (self.childless && !self.has_strangers())
+        self.plan.is_over() || (self.waiting.is_none() && self.childless && !self.has_strangers())
     }
 
     /// Whether somebody moved a process into the worker's cgroup that is not below the shim.
@@ -294,6 +326,9 @@ impl Shim {
 
     /// Does what the plan decided.
     pub(crate) fn carry_out(&mut self, step: Step) {
+        if matches!(step, Step::Terminate | Step::Kill) {
+            self.waiting = None;
+        }
         match step {
             Step::Wait | Step::GiveUp => {}
             Step::Terminate => {
@@ -453,9 +488,9 @@ impl Shim {
     }
 
     /// Another agent connected: it replaces the one before and is told how things stand.
-    pub(crate) fn on_connection(&mut self, link: Link) {
+    pub(crate) fn on_connection(&mut self, mut link: Link) {
+        link.send_with(&Message::Hello(self.hello()), &self.sockets);
         self.link = Some(link);
-        self.say(&Message::Hello(self.hello()));
         if let Some(cause) = self.plan.cause().filter(|_| self.announced) {
             self.say(&Message::Ending { cause });
         }

@@ -20,6 +20,7 @@ enum Source {
     Signals,
     Owner,
     Report,
+    Caller,
     Listener,
     Link,
     Stdout,
@@ -74,7 +75,8 @@ impl Shim {
             .collect();
         match poll(&mut fds, None) {
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Vec::new()),
+            // A moment without memory is no reason to end a worker; the guard holds whatever this does.
+            Err(Errno::INTR | Errno::NOMEM) => return Ok(Vec::new()),
             Err(errno) => return Err(errno.into()),
         }
         let ready = sources
@@ -91,6 +93,9 @@ impl Shim {
         ];
         if let Owner::Watched(pidfd) = &self.owner {
             sources.push((Source::Owner, pidfd.as_fd(), PollFlags::IN));
+        }
+        for socket in self.awaited() {
+            sources.push((Source::Caller, socket.as_fd(), PollFlags::IN));
         }
         if let Some(report) = self
             .worker
@@ -128,6 +133,7 @@ impl Shim {
             Source::Signals => self.on_signals(),
             Source::Owner => self.on_owner_gone(),
             Source::Report => self.on_report(),
+            Source::Caller => self.on_caller(),
             Source::Listener => self.accept(),
             Source::Link => self.hear(),
             Source::Stdout => read(&mut self.stdout),

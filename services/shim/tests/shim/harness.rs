@@ -65,6 +65,7 @@ pub(crate) fn launch(argv: &[&str]) -> Launch {
         node_deadline_ns: NO_DEADLINE,
         owner_deadline_ns: NO_DEADLINE,
         sockets: 0,
+        wait_for: Vec::new(),
     }
 }
 
