@@ -31,10 +31,7 @@ pub(crate) fn dead(
         None => (String::new(), false),
     };
     if dead.survivors > 0 {
-        detail = format!(
-            "{} of its processes cannot be killed (uninterruptible sleep, as in a hung driver)",
-            dead.survivors
-        );
+        detail = unkillable(dead.survivors);
     }
     let death = Death {
         cause: match cause(dead) {
@@ -62,6 +59,13 @@ pub(crate) fn dead(
         permanent,
         ..of_death(id, &death)
     }
+}
+
+/// What is said of a worker of which so many processes do not die.
+pub(crate) fn unkillable(survivors: u32) -> String {
+    format!(
+        "{survivors} of its processes cannot be killed (uninterruptible sleep, as in a hung driver)"
+    )
 }
 
 /// A report of a death about which the shim says nothing.

@@ -238,7 +238,7 @@ fn give_back(ties: &Ties, id: &WorkerId, stored: Vec<Named>) {
     }
 }
 
-/// A shim that was told what to launch. Until it says `Hello` nothing was started, so a zygote that
+/// A shim that was told what to launch. Until it says `Hello` it is told nothing, so a zygote that
 /// breaks or hangs is replaced and asked again.
 async fn shim_for(zygote: &Zygote, prepared: &Prepared) -> io::Result<(Hello, FromShim, ToShim)> {
     let stored = prepared.stored.iter().map(|(_, stored)| stored.as_fd());
@@ -255,10 +255,13 @@ async fn shim_for(zygote: &Zygote, prepared: &Prepared) -> io::Result<(Hello, Fr
         let stream = zygote.spawn(&descriptors)?;
         stream.set_nonblocking(true)?;
         let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
-        to.send(&Message::Launch(Box::new(prepared.launch.clone())))
-            .await;
         match timeout(SHIM_START, from.next()).await {
-            Ok(Ok(Some(Message::Hello(hello)))) => return Ok((hello, from, to)),
+            Ok(Ok(Some(Message::Hello(hello)))) => {
+                // Not before: a shim that comes late, of a zygote that was given up, finds nothing to start.
+                to.send(&Message::Launch(Box::new(prepared.launch.clone())))
+                    .await;
+                return Ok((hello, from, to));
+            }
             Ok(Ok(Some(Message::SpawnFailed(failure)))) => {
                 problem = io::Error::from_raw_os_error(failure.errno);
             }

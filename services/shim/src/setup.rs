@@ -11,7 +11,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{getpid, umask};
-use tether_shim_protocol::{Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, Stage};
+use tether_shim_protocol::{
+    Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, SpawnFailure, Stage,
+};
 
 use tether_sys::Dispositions;
 
@@ -53,6 +55,7 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
     let Some((mut launch, said_after)) = await_launch(&mut link)? else {
         return Ok(());
     };
+    let mut link = Some(link);
     if launch.protocol != PROTOCOL {
         let theirs = launch.protocol;
         return Err(io::Error::other(format!(
@@ -62,18 +65,16 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
     }
 
     tether_sys::title(format!("tether-shim {}", launch.worker).as_bytes());
-    let signals = tether_sys::take_signals(Dispositions::IgnoreTerminal)?;
-    rustix::process::set_child_subreaper(Some(getpid()))?;
-    let entered = enter(&launch).map_err(|error| failed_io(Stage::Directory, &error));
-    let (listener, refusal) = match entered {
-        Ok(listener) => (Some(listener), None),
-        Err(failure) => (None, Some(failure)),
-    };
     let argv_and_env = (
         std::mem::take(&mut launch.argv),
         std::mem::take(&mut launch.env),
     );
-    let mut shim = Shim::new(launch, link, listener, signals, sockets)?;
+    let (mut shim, refusal) = prepare(launch, &mut link, sockets).inspect_err(|error| {
+        // Nothing was started and nobody will watch: this is all there is to say.
+        if let Some(link) = &mut link {
+            link.send(&Message::SpawnFailed(failed_io(Stage::Fork, error)));
+        }
+    })?;
     // What came in one piece with the launch: a worker that is to stop already is never started.
     for message in said_after {
         shim.on_message(message);
@@ -87,6 +88,23 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
         let _ = fs::remove_file(SOCKET_FILE);
     }
     ended
+}
+
+/// All that a shim needs of the system before it has a worker; and why there will be none, where its
+/// directory is at fault.
+fn prepare(
+    launch: Launch,
+    link: &mut Option<Link>,
+    sockets: Vec<OwnedFd>,
+) -> io::Result<(Shim, Option<SpawnFailure>)> {
+    let signals = tether_sys::take_signals(Dispositions::IgnoreTerminal)?;
+    rustix::process::set_child_subreaper(Some(getpid()))?;
+    let (listener, refusal) = match enter(&launch) {
+        Ok(listener) => (Some(listener), None),
+        Err(error) => (None, Some(failed_io(Stage::Directory, &error))),
+    };
+    let shim = Shim::new(launch, link, listener, signals, sockets)?;
+    Ok((shim, refusal))
 }
 
 /// Takes the socket off standard input, so that no child finds it there.
