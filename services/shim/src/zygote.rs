@@ -32,6 +32,8 @@ pub(crate) struct Zygote {
     agent: Option<OwnedFd>,
     signals: OwnedFd,
     shims: BTreeSet<NonZeroI32>,
+    /// Whether something was left behind at the last look.
+    orphaned: bool,
     /// A child that is neither shim nor orphan: the agent, where this is the first process of a container.
     spared: Option<Child>,
     /// Whether somebody asked this process to end, which is then the agent's to do.
@@ -75,6 +77,7 @@ impl Zygote {
             agent: Some(agent),
             signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
             shims: BTreeSet::new(),
+            orphaned: false,
             spared: None,
             asked_to_stop: false,
         })
@@ -112,7 +115,8 @@ impl Zygote {
         let left = left.transpose().map_err(io::Error::other)?;
         match poll(&mut fds, left.as_ref()) {
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Turn::Go),
+            // A moment without memory is no reason to leave the shims alone.
+            Err(Errno::INTR | Errno::NOMEM) => return Ok(Turn::Go),
             Err(errno) => return Err(errno.into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
@@ -132,15 +136,23 @@ impl Zygote {
         let Some(agent) = &self.agent else {
             return Ok(Turn::Go);
         };
-        let Some((request, mut descriptors)) = receive(agent)? else {
-            self.agent = None;
-            return Ok(Turn::Go);
+        let (request, mut descriptors) = match receive(agent) {
+            Ok(Some(heard)) => heard,
+            Ok(None) => {
+                self.agent = None;
+                return Ok(Turn::Go);
+            }
+            // The request waits where it is.
+            Err(Errno::INTR | Errno::NOMEM | Errno::NOBUFS) => return Ok(Turn::Go),
+            Err(errno) => return Err(errno.into()),
         };
         match request {
             Request::Probe { cgroup } => {
                 let means = probe::probe(cgroup);
-                // An agent that does not wait for the answer has no use for it.
-                let _ = send(agent, &[means.to_byte()], SendFlags::NOSIGNAL);
+                if send(agent, &[means.to_byte()], SendFlags::NOSIGNAL).is_err() {
+                    // An agent that waits in vain sees this end instead, and asks another zygote.
+                    self.agent = None;
+                }
                 Ok(Turn::Go)
             }
             Request::Spawn if descriptors.is_empty() => Ok(Turn::Go),
@@ -187,56 +199,36 @@ impl Zygote {
                 Err(_) => {}
             }
         }
-        if lost_one {
-            self.end_orphans();
+        if lost_one || self.orphaned {
+            self.orphaned = self.end_orphans();
         }
         spared_ended
     }
 
-    /// Kills what a killed shim left behind, until nothing comes after it any more.
-    fn end_orphans(&mut self) {
+    /// Kills what a killed shim left behind; tells whether there was anything. What that was parent to comes
+    /// here with its end, and is looked for then. Nobody is waited for: the first process of a namespace
+    /// ends only after its others are reaped, and one that cannot be killed is left to the agent, which sees
+    /// it and says so.
+    fn end_orphans(&self) -> bool {
         let spared = self.spared.as_ref().map(|agent| agent.pid);
-        loop {
-            let orphans: Vec<Pid> = proc::children(getpid())
-                .into_iter()
-                .filter(|pid| !self.shims.contains(&pid.as_raw_nonzero()) && spared != Some(*pid))
-                .collect();
-            if orphans.is_empty() {
-                return;
+        let mut found = false;
+        for pid in proc::children(getpid()) {
+            if self.shims.contains(&pid.as_raw_nonzero()) || spared == Some(pid) {
+                continue;
             }
-            for pid in orphans {
-                // Its own child, and reaped by nobody else: the id is its own until then.
-                if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
-                    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-                }
-                // What it was parent to comes here with its end. One that cannot be killed is left to
-                // the agent, which sees it and says so.
-                if !reaped_soon(pid) {
-                    return;
-                }
+            found = true;
+            // Its own child, and reaped by nobody else: the id is its own until then.
+            if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             }
         }
+        found
     }
 }
 
 /// Whether a shim left nothing to look for.
 fn is_clean(status: WaitStatus) -> bool {
     status.exit_status() == Some(0)
-}
-
-/// Waits a while for a killed child to be gone.
-fn reaped_soon(pid: Pid) -> bool {
-    use rustix::process::waitpid;
-
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return true;
-    };
-    let patience = rustix::event::Timespec {
-        tv_sec: 2,
-        tv_nsec: 0,
-    };
-    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience));
-    matches!(ended, Ok(1..)) && waitpid(Some(pid), WaitOptions::NOHANG).is_ok()
 }
 
 /// Takes what the descriptor holds, and tells whether SIGTERM was among it. One look at the children
@@ -253,7 +245,7 @@ fn takes_terminate(signals: &OwnedFd) -> bool {
 }
 
 /// One request with its descriptors; none where the agent is gone.
-fn receive(agent: impl AsFd) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+fn receive(agent: impl AsFd) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
     let mut bytes = [0; REQUEST_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -266,7 +258,7 @@ fn receive(agent: impl AsFd) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
     let count = match received {
         Ok(message) => message.bytes,
         Err(Errno::CONNRESET) => 0,
-        Err(errno) => return Err(errno.into()),
+        Err(errno) => return Err(errno),
     };
     let descriptors = control
         .drain()
