@@ -11,7 +11,7 @@ use std::{
 
 use prost::Message as _;
 use tether_proto::node::StartWorker;
-use tether_shim_protocol::Walls;
+use tether_shim_protocol::{SOCKET_FILE, Walls};
 use tether_types::Address;
 
 use crate::launch;
@@ -73,8 +73,10 @@ impl Entry {
         text.push(b'\n');
         text.extend(self.order.encode_to_vec());
         let unfinished = dir.join("order.new");
-        fs::write(&unfinished, text)?;
-        fs::rename(unfinished, dir.join(FILE))
+        let written = fs::write(&unfinished, text);
+        let written = written.and_then(|()| fs::rename(&unfinished, dir.join(FILE)));
+        // Half of one takes room, most likely where there is none.
+        written.inspect_err(|_| drop(fs::remove_file(&unfinished)))
     }
 
     /// Reads it back; none where nothing was started.
@@ -115,9 +117,10 @@ pub(crate) fn is_history(dir: &Path) -> bool {
     !dir.join(FILE).exists()
 }
 
-/// Takes the entry away: the death is recorded.
+/// Takes the entry away: the death is recorded. With it goes the socket of a shim that was killed.
 pub(crate) fn close(dir: &Path) {
     let _ = fs::remove_file(dir.join(FILE));
+    let _ = fs::remove_file(dir.join(SOCKET_FILE));
 }
 
 #[cfg(test)]

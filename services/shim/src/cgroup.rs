@@ -32,7 +32,8 @@ impl Cgroup {
         {
             return Err(error);
         }
-        let directory = File::open(&path)?;
+        // Nobody removes a leaf that nobody has.
+        let directory = File::open(&path).inspect_err(|_| remove(&path))?;
         let mut cgroup = Self {
             path,
             directory,
