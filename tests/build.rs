@@ -1,4 +1,4 @@
-//! Compiles the example worker's schema, and the small static program of the kill matrix.
+//! Compiles the example worker's schema, and the small programs of the kill matrix and of fault injection.
 
 use std::{env, error::Error, path::PathBuf, process::Command};
 
@@ -9,7 +9,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(descriptors)?;
-    matrix_worker()
+    matrix_worker()?;
+    fault_injector()
+}
+
+/// One file without dependencies, for its words are not those of the harness.
+fn fault_injector() -> Result<(), Box<dyn Error>> {
+    let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/faults/injector.rs");
+    let program = PathBuf::from(env::var("OUT_DIR")?).join("fault-injector");
+    println!("cargo:rerun-if-changed={}", source.display());
+    let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition", "2024", "-D", "warnings", "-C", "opt-level=2"])
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .status()?;
+    if !status.success() {
+        return Err("cannot build the fault injector".into());
+    }
+    println!("cargo:rustc-env=FAULT_INJECTOR={}", program.display());
+    Ok(())
 }
 
 /// One file without dependencies, static because it is started thousands of times.

@@ -9,7 +9,9 @@ mod check;
 mod demo;
 mod docs;
 mod e2e;
+mod faults;
 mod matrix;
+mod soak;
 mod test;
 
 /// One command of `cargo xtask`.
@@ -31,6 +33,8 @@ pub(crate) const ALL: &[Task] = &[
     check::TASK,
     e2e::TASK,
     matrix::TASK,
+    faults::TASK,
+    soak::TASK,
     bench::TASK,
     docs::TASK,
 ];

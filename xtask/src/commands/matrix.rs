@@ -68,3 +68,31 @@ pub(super) fn kill(
     report.suite("kill matrix", matrix);
     Ok(())
 }
+
+/// Runs a program of the tests that writes its evidence to `target/NAME/NAME.json`, unless told otherwise.
+pub(super) fn evidence(
+    workspace: &Workspace,
+    report: &mut Report,
+    name: &str,
+    suite: &str,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join(name);
+    fs::create_dir_all(&folder)
+        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut program = workspace.program(workspace.target().join("debug").join(name));
+    let json = flags.iter().position(|flag| flag == "--json");
+    if let Some(at) = json {
+        // Where the caller stands, not where the program runs.
+        let file = flags.get(at + 1).ok_or("`--json` needs a path")?;
+        let file =
+            std::path::absolute(file).map_err(|error| format!("no current directory: {error}"))?;
+        program.args(&flags[..at]).args(&flags[at + 2..]);
+        program.arg("--json").arg(file);
+    } else {
+        let file = folder.join(format!("{name}.json"));
+        program.args(flags).arg("--json").arg(file);
+    }
+    report.suite(suite, program);
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, matrix};
+use super::{Task, check, faults, matrix, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -28,6 +28,12 @@ pub(super) const TASK: Task = Task {
             report.suite("digits", digits(workspace));
             if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
                 report.fail("kill matrix", &why);
+            }
+            if let Err(why) = faults::faults(workspace, &mut report, &[]) {
+                report.fail("fault injection", &why);
+            }
+            if let Err(why) = soak::soak(workspace, &mut report, &[]) {
+                report.fail("soak", &why);
             }
         }
         Ok(report.finish())
