@@ -141,6 +141,7 @@ impl PoolFile {
         let specs: Vec<_> = wanted
             .map(|(name, pool)| pool.to_wire(name, self.template.get(&pool.template), base))
             .collect();
+        let specs = dependencies_first(specs);
         match (specs.is_empty(), only) {
             (false, _) => Ok(specs),
             (true, Some(name)) => {
@@ -152,6 +153,23 @@ impl PoolFile {
                 "the file has no pool: write one as [pool.NAME] with `template`, `mode` and `size`"
             ),
         }
+    }
+}
+
+/// Puts each pool behind those of the file it depends on. Pools that depend on each other in a circle
+/// keep their order: the arbiter refuses them, and names the circle.
+fn dependencies_first(mut waiting: Vec<wire::PoolSpec>) -> Vec<wire::PoolSpec> {
+    let mut sorted = Vec::with_capacity(waiting.len());
+    loop {
+        let is_free = |spec: &wire::PoolSpec| {
+            let mut others = waiting.iter().filter(|other| other.name != spec.name);
+            !others.any(|other| spec.depends_on.contains(&other.name))
+        };
+        let Some(next) = waiting.iter().position(is_free) else {
+            sorted.append(&mut waiting);
+            return sorted;
+        };
+        sorted.push(waiting.remove(next));
     }
 }
 
@@ -209,6 +227,26 @@ mod tests {
             format!("{wrong:#}").contains("no pool `q`: expected one of: p"),
             "{wrong:#}"
         );
+    }
+
+    #[test]
+    fn a_pool_comes_behind_those_it_depends_on_and_a_circle_is_left_to_be_refused() {
+        let names = |text: &str| {
+            let file: PoolFile = toml::from_str(text).unwrap();
+            let specs = file.specs(Path::new("/"), None).unwrap();
+            specs
+                .into_iter()
+                .map(|spec| spec.name)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let pool =
+            |name: &str, on: &str| format!("[pool.{name}]\ntemplate = 't'\ndepends_on = [{on}]\n");
+
+        let chain = [pool("a", "'b', 'x'"), pool("b", "'c'"), pool("c", "")].concat();
+        assert_eq!(names(&chain), "c b a");
+        let circle = [pool("a", "'b'"), pool("b", "'a'"), pool("c", "'a'")].concat();
+        assert_eq!(names(&circle), "a b c");
     }
 
     #[test]

@@ -234,7 +234,7 @@ impl Ground {
 }
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
-fn own_cgroup(name: &str, workers: &Path) -> Option<PathBuf> {
+pub(crate) fn own_cgroup(name: &str, workers: &Path) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');

@@ -150,6 +150,8 @@ impl Node {
             pid_namespace: running.view.pid_namespace,
             instance: self.ground.instance.clone(),
             guarantee: self.ground.guarantee.to_string(),
+            guarantee_by: self.ground.guarantee.means().to_owned(),
+            not_covered: self.ground.guarantee.not_covered().to_owned(),
             workers: running
                 .workers
                 .values()

@@ -15,6 +15,7 @@
 mod adopt;
 mod beat;
 mod config;
+mod diagnosis;
 mod guarantee;
 mod health;
 mod heartbeat;
@@ -31,6 +32,7 @@ mod readiness;
 mod remains;
 mod report;
 mod sockets;
+mod sweep;
 mod users;
 mod worker;
 mod zygote;
@@ -42,6 +44,7 @@ use tether_types::Address;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
+pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use zygote::become_first_where_asked;
 

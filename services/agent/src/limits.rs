@@ -9,8 +9,12 @@ use std::{
 
 use tether_proto::pool::TreeLimits;
 
-/// What can be limited, by the name of its controller.
-const CONTROLLERS: &[&str] = &["memory", "cpu", "pids"];
+/// What can be limited: the name of the controller, and what it keeps.
+pub(crate) const CONTROLLERS: &[(&str, &str)] = &[
+    ("memory", "limits on memory"),
+    ("cpu", "limits on processor time"),
+    ("pids", "limits on the number of processes"),
+];
 
 /// A share of processor time is given out anew this often.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -30,7 +34,7 @@ impl Controllers {
         let mut found = Self::default();
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        for &controller in CONTROLLERS {
+        for &(controller, _) in CONTROLLERS {
             if parent.is_some_and(|parent| enable(parent, controller)) {
                 found.unified.push(controller);
             } else if let Some(own) = version_1(&mounts, &own, controller) {
@@ -75,6 +79,11 @@ impl Controllers {
             }
         }
         Ok(joined)
+    }
+
+    /// Whether limits of this controller can be kept.
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        self.unified.contains(&controller) || self.apart.contains_key(controller)
     }
 
     /// Removes the parents of version 1, should they be empty.

@@ -39,6 +39,10 @@ pub(crate) enum Command {
     Pool(Pool),
     /// Lists workers.
     Ps(Ps),
+    /// Lists nodes, with how surely their workers' processes end.
+    Nodes,
+    /// Tries out what an agent started on this machine, by this user, could guarantee.
+    Doctor(Doctor),
     /// Prints what a worker wrote.
     Logs(Logs),
     /// Prints what happened: starts, deaths and their causes, sessions, nodes.
@@ -77,9 +81,18 @@ pub(crate) struct Up {
     pub(crate) store: Option<String>,
     /// For the first process of a container: whatever is orphaned there is inherited and ended, and a
     /// `tether up` that is killed is started again.
-    #[expect(dead_code, reason = "it is acted on before arguments are parsed")]
     #[arg(long)]
     pub(crate) init: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// As if `agent.no_namespaces` was set.
+    #[arg(long)]
+    pub(crate) no_namespaces: bool,
+    /// As if `agent.no_cgroups` was set.
+    #[arg(long)]
+    pub(crate) no_cgroups: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,8 +3,10 @@
 mod call;
 mod cli;
 mod config;
+mod doctor;
 mod events;
 mod logs;
+mod nodes;
 mod orders;
 mod output;
 mod pool;
@@ -26,7 +28,9 @@ use tether_settings::{Connect, Listen, Place, Whereabouts};
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|command| command == "up")
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "up")
         && let Err(error) = tether_agent::become_first_where_asked()
     {
         return complain(
@@ -92,6 +96,8 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
+        Command::Nodes => nodes::nodes(&client()?, &out).await,
+        Command::Doctor(args) => doctor::doctor(&args, &out).await,
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,
         Command::Stop(args) => orders::stop(&client()?, &args).await,

@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use serde::Serialize;
 use tether_proto::{
-    common::{Death, WorkerPhase, WorkerRef},
+    common::{Death, Measures, WorkerPhase, WorkerRef},
     pool::Pool,
     worker::{Event, EventKind, Worker},
 };
@@ -109,6 +109,34 @@ pub(crate) struct DeathView {
     signal: Option<i32>,
     detail: String,
     stderr_tail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measures: Option<MeasuresView>,
+}
+
+/// What was measured of a life, as programs read it.
+#[derive(Debug, Serialize)]
+struct MeasuresView {
+    core_dumped: bool,
+    max_rss_kib: u64,
+    peak_memory_bytes: u64,
+    cpu_ms: u64,
+    reaped: u32,
+    gone_unix_ms: u64,
+    proof: String,
+}
+
+impl MeasuresView {
+    fn new(measures: &Measures) -> Self {
+        Self {
+            core_dumped: measures.core_dumped,
+            max_rss_kib: measures.max_rss_kib,
+            peak_memory_bytes: measures.peak_memory_bytes,
+            cpu_ms: measures.cpu_ms,
+            reaped: measures.reaped,
+            gone_unix_ms: measures.gone_unix_ms,
+            proof: measures.proof.clone(),
+        }
+    }
 }
 
 impl DeathView {
@@ -119,6 +147,7 @@ impl DeathView {
             signal: death.signal,
             detail: death.detail.clone(),
             stderr_tail: death.stderr_tail.clone(),
+            measures: death.measures.as_ref().map(MeasuresView::new),
         }
     }
 }

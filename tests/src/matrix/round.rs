@@ -26,6 +26,9 @@ use crate::{
 /// Longest time for what must go to be gone, on a loaded machine; what it took is reported.
 const GONE: Duration = Duration::from_secs(10);
 
+/// Longest time for what was started after its owner had died.
+const LATE: Duration = Duration::from_secs(2);
+
 /// How long what may stay is given to go.
 const HOLE: Duration = Duration::from_millis(300);
 
@@ -398,6 +401,13 @@ async fn close(
         })
         .await;
     delete(world, pools.values()).await;
+    // What was applied in the owner's last moment may have been started after that, and has to go likewise.
+    world
+        .witness
+        .until(LATE, |witness| {
+            witness.of(prefix).values().all(|seen| seen.gone.is_some())
+        })
+        .await;
     let ended = world.witness.of(prefix);
     ensure!(
         told || ended.values().any(|seen| seen.gone.is_none()),

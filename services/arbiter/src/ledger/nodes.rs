@@ -8,7 +8,7 @@ use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, OwnerPermission, PoolPermission},
-    worker::EventKind,
+    worker::{self as wire, EventKind},
 };
 use tether_types::{
     Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, WorkerId,
@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pid_namespace: u64,
     /// How surely its workers' processes end, as its agent says: `G1` to `G5`.
     guarantee: String,
+    guarantee_by: String,
+    not_covered: String,
     /// Its last beat: number and time of receipt. What it is told counts from there.
     last: (u64, Tick),
     /// The workers that were placed there and are not buried.
@@ -79,6 +81,8 @@ impl Ledger {
             boot_id: String::new(),
             pid_namespace: 0,
             guarantee: String::new(),
+            guarantee_by: String::new(),
+            not_covered: String::new(),
             last: (0, now),
             workers: BTreeSet::new(),
         };
@@ -88,6 +92,24 @@ impl Ledger {
     /// Whether every node that may have workers of before has said which.
     pub(super) fn all_heard(&self) -> bool {
         self.nodes.values().all(|node| node.heard)
+    }
+
+    /// The nodes, by name.
+    pub(crate) fn list_nodes(&self) -> Vec<wire::Node> {
+        let node = |(name, node): (&NodeName, &Node)| wire::Node {
+            name: name.to_string(),
+            up: node.heard,
+            guarantee: node.guarantee.clone(),
+            guarantee_by: node.guarantee_by.clone(),
+            not_covered: node.not_covered.clone(),
+            launchers: node
+                .launchers
+                .iter()
+                .map(|launcher| launcher.name().to_owned())
+                .collect(),
+            workers: u32::try_from(node.workers.len()).unwrap_or(u32::MAX),
+        };
+        self.nodes.iter().map(node).collect()
     }
 
     /// Where a node's agent serves.
@@ -143,6 +165,8 @@ impl Ledger {
             boot_id: hello.boot_id.clone(),
             pid_namespace: hello.pid_namespace,
             guarantee: hello.guarantee.clone(),
+            guarantee_by: hello.guarantee_by.clone(),
+            not_covered: hello.not_covered.clone(),
             last: (0, now),
             workers: known.map(|known| known.workers).unwrap_or_default(),
         };

@@ -7,10 +7,10 @@ use tether_proto::{
     common::WorkerRef,
     node::{ReadOutputRequest, agent_service_client::AgentServiceClient},
     worker::{
-        GetWorkerRequest, GetWorkerResponse, ListWorkersRequest, ListWorkersResponse, LogStream,
-        ReadLogsRequest, ReadLogsResponse, SignalWorkerRequest, SignalWorkerResponse,
-        StopWorkerRequest, StopWorkerResponse, WatchEventsRequest, WatchEventsResponse,
-        worker_service_server::WorkerService,
+        GetWorkerRequest, GetWorkerResponse, ListNodesRequest, ListNodesResponse,
+        ListWorkersRequest, ListWorkersResponse, LogStream, ReadLogsRequest, ReadLogsResponse,
+        SignalWorkerRequest, SignalWorkerResponse, StopWorkerRequest, StopWorkerResponse,
+        WatchEventsRequest, WatchEventsResponse, worker_service_server::WorkerService,
     },
 };
 use tether_types::{Address, Incarnation, Reason, WorkerId};
@@ -52,6 +52,14 @@ impl WorkerService for Workers {
             .read(|ledger, now| ledger.list_workers(&pool, now))
             .await;
         Ok(Response::new(ListWorkersResponse { workers }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        let nodes = self.0.read(|ledger, _| ledger.list_nodes()).await;
+        Ok(Response::new(ListNodesResponse { nodes }))
     }
 
     async fn get_worker(

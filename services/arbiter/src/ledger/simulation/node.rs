@@ -160,6 +160,7 @@ impl Node {
             workers: agent.known.values().cloned().collect(),
             instance: "one".to_owned(),
             guarantee: "G1".to_owned(),
+            ..Hello::default()
         }
     }
 
