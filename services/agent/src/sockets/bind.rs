@@ -15,7 +15,6 @@ use std::{
 
 use rustix::{
     fs::{Mode, fchmod},
-    io::ioctl_fionbio,
     net::{
         AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, getsockname, listen,
         socket_with,
@@ -33,8 +32,6 @@ pub(super) fn bind(address: &Address) -> io::Result<OwnedFd> {
         Address::Tcp { host, port } => TcpListener::bind((host.as_str(), *port))?.into(),
     };
     listen(&socket, BACKLOG)?;
-    // Workers share this setting with the agent, and expect a socket that waits.
-    ioctl_fionbio(&socket, false)?;
     Ok(socket)
 }
 
