@@ -1,0 +1,265 @@
+"""A fork server: imports what workers need once, and forks workers that have it in milliseconds.
+
+    python3 -m tether_forkserver --import grpc --import numpy
+
+It listens at the unix socket in ``TETHER_LISTEN`` (packets, one connection for each worker). A keeper, the
+process that answers for one worker, sends one packet: strings that end in NUL, the first letter of each
+telling what it is (``a`` an argument, ``e`` NAME=VALUE, ``d`` the working directory, ``g`` a cgroup), and
+beside it descriptors: standard input, output and error, then any to be placed from 3 on. The answer is ``+``
+with the worker's pidfd, or ``-`` and why not; later ``x`` and the wait status, once it has ended.
+
+Nobody outlives its keeper. The connection's end is made the worker's death by the kernel itself (``F_SETSIG``
+with SIGKILL on the connection, owned by the worker), which needs nobody awake; so a keeper says nothing more
+on it. And the death of this process is the death of all it forked (``PR_SET_PDEATHSIG``).
+"""
+
+import argparse
+import ctypes
+import fcntl
+import gc
+import importlib
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+
+PACKET_MAX = 1 << 20
+DESCRIPTORS_MAX = 253
+PR_SET_PDEATHSIG = 1
+F_SETSIG = 10
+
+# The process that serves: children are forked later.
+SERVER = os.getpid()
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Order:
+    """What a keeper asked for."""
+
+    def __init__(self, packet):
+        self.argv, self.env, self.cwd, self.cgroup = [], {}, "/", None
+        for field in packet.split(b"\0")[:-1]:
+            kind, text = field[:1], os.fsdecode(field[1:])
+            if kind == b"a":
+                self.argv.append(text)
+            elif kind == b"e":
+                name, _, value = text.partition("=")
+                self.env[name] = value
+            elif kind == b"d":
+                self.cwd = text
+            elif kind == b"g":
+                self.cgroup = text
+            else:
+                raise ValueError(f"a field begins with {kind!r}, expected one of a, e, d and g")
+        if not self.argv:
+            raise ValueError("there is nothing to run: send at least one argument")
+
+
+class Worker:
+    """One that was forked, and the connection to its keeper."""
+
+    def __init__(self, pid, pidfd, keeper, cgroup):
+        self.pid, self.pidfd, self.keeper, self.cgroup = pid, pidfd, keeper, cgroup
+
+    def kill(self):
+        """Kills it, and all that it left in its cgroup."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        if self.cgroup:
+            try:
+                with open(os.path.join(self.cgroup, "cgroup.kill"), "w") as file:
+                    file.write("1")
+            except OSError:
+                pass  # Its keeper's agent has removed it, and that takes an empty one.
+
+
+class Server:
+    """Serves keepers until it is killed; in a child, `serve` returns what to run."""
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Its name comes last: whoever finds it finds somebody listening.
+        mask = os.umask(0o177)
+        self.listener.bind(path + ".new")
+        os.umask(mask)
+        self.listener.listen(128)
+        os.rename(path + ".new", path)
+        self.events = selectors.DefaultSelector()
+        self.events.register(self.listener, selectors.EVENT_READ, self.accept)
+
+    def serve(self):
+        while True:
+            for key, _ in self.events.select():
+                # One that was taken off by an event before it has nothing to say.
+                if self.events.get_map().get(key.fd) is key:
+                    order = key.data()
+                    if order is not None:
+                        return order
+
+    def accept(self):
+        keeper, _ = self.listener.accept()
+        self.events.register(keeper, selectors.EVENT_READ, lambda: self.hear(keeper))
+
+    def hear(self, keeper):
+        """The one packet of a keeper. Returns in the child with what to run."""
+        descriptors = []
+        self.events.unregister(keeper)
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(keeper, PACKET_MAX, DESCRIPTORS_MAX)
+            if not packet:
+                keeper.close()
+                return None
+            order = Order(packet)
+            if len(descriptors) < 3:
+                raise ValueError(f"{len(descriptors)} descriptors came, expected at least 3")
+            if threading.active_count() > 1:
+                raise RuntimeError("an import has started a thread, and no child could use what it held")
+            forked = self.fork(order, keeper, descriptors)
+        except (OSError, ValueError, RuntimeError) as error:
+            answer(keeper, b"-" + str(error).encode())
+            keeper.close()
+            return None
+        finally:
+            if os.getpid() == SERVER:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        if isinstance(forked, Order):
+            return forked
+        self.events.register(keeper, selectors.EVENT_READ, lambda: self.lost(forked))
+        self.events.register(forked.pidfd, selectors.EVENT_READ, lambda: self.ended(forked))
+        return None
+
+    def fork(self, order, keeper, descriptors):
+        start, go = os.pipe()
+        report, told = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            # Nothing of the worker runs before its death is tied to its keeper's.
+            os.close(go)
+            if os.read(start, 1) == b"":
+                os._exit(127)
+            try:
+                self.let_go(keeper)
+                become(order, descriptors)
+            except OSError as error:
+                os.write(told, str(error).encode()[:512])
+                os._exit(127)
+            return order
+        os.close(start)
+        os.close(told)
+        worker = Worker(pid, os.pidfd_open(pid), keeper, order.cgroup)
+        fcntl.fcntl(keeper, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(keeper, F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(keeper, fcntl.F_GETFL)
+        fcntl.fcntl(keeper, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+        os.write(go, b"g")
+        os.close(go)
+        why = os.read(report, 512)
+        os.close(report)
+        if why:
+            os.waitpid(pid, 0)
+            os.close(worker.pidfd)
+            raise OSError(why.decode())
+        # A keeper that went before this line is seen as its connection's end.
+        answer(keeper, b"+", [worker.pidfd])
+        return worker
+
+    def let_go(self, keeper):
+        """In a child: closes what is the server's, so that no object closes a number that is another's by then."""
+        held = [key.fileobj for key in self.events.get_map().values()]
+        self.events.close()
+        for thing in [*held, keeper]:
+            if isinstance(thing, socket.socket):
+                thing.close()
+
+    def lost(self, worker):
+        """The keeper is gone: the kernel has killed its worker, and this kills what that left."""
+        self.events.unregister(worker.keeper)
+        worker.kill()
+
+    def ended(self, worker):
+        self.events.unregister(worker.pidfd)
+        _, status = os.waitpid(worker.pid, 0)
+        os.close(worker.pidfd)
+        if worker.keeper in self.events.get_map():
+            self.events.unregister(worker.keeper)
+            answer(worker.keeper, b"x%d" % status)
+        worker.keeper.close()
+
+
+def answer(keeper, text, descriptors=()):
+    try:
+        if descriptors:
+            socket.send_fds(keeper, [text], descriptors)
+        else:
+            keeper.send(text)
+    except OSError:
+        pass  # It is gone, which is seen as its connection's end.
+
+
+def become(order, descriptors):
+    """Makes this child the worker, up to its first line."""
+    os.setsid()
+    if order.cgroup:
+        with open(os.path.join(order.cgroup, "cgroup.procs"), "w") as file:
+            file.write("0")
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the parent-death signal is refused")
+    # One that died before the line above will never send that signal.
+    if os.getppid() != SERVER:
+        os._exit(127)
+    # Out of the way first: one of them may be where another one goes.
+    above = max(64, 3 + len(descriptors))
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in descriptors]
+    for number, fd in enumerate(moved):
+        os.dup2(fd, number, inheritable=True)
+    os.closerange(len(moved), os.sysconf("SC_OPEN_MAX"))
+    os.environ.clear()
+    os.environ.update(order.env)
+    if len(descriptors) > 3:
+        os.environ["LISTEN_PID"] = str(os.getpid())
+    if "WATCHDOG_USEC" in os.environ:
+        os.environ["WATCHDOG_PID"] = str(os.getpid())
+    os.chdir(order.cwd)
+    # Each worker its own numbers: numpy drew its seed before the fork. Python sees to its own.
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+
+
+def run(order):
+    """Runs a script, or a module after `-m`, as Python itself would."""
+    if order.argv[0] == "-m":
+        sys.argv = order.argv[1:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = order.argv
+        sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tether_forkserver", description="Forks workers from what it has imported.")
+    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE")
+    arguments = parser.parse_args()
+    listen = os.environ.get("TETHER_LISTEN", "")
+    if not listen.startswith("unix:"):
+        parser.error("TETHER_LISTEN names no unix socket: start it through an agent, or set TETHER_LISTEN=unix:/path")
+    for module in arguments.modules:
+        importlib.import_module(module)
+    gc.collect()
+    # What is never looked at again is never copied.
+    gc.freeze()
+    run(Server(listen.removeprefix("unix:")).serve())
+
+
+if __name__ == "__main__":
+    main()
