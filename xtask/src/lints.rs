@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::{front_page, workspace::Workspace};
+use crate::{front_page, process_rules, workspace::Workspace};
 
 /// One rule on the text of a file.
 pub(crate) struct Lint {
@@ -30,6 +30,10 @@ pub(crate) const ALL: &[Lint] = &[
     Lint {
         name: "no registry's host",
         find: registry_hosts,
+    },
+    Lint {
+        name: "how processes are made and ended",
+        find: process_rules::broken,
     },
     Lint {
         name: "front pages",

@@ -13,6 +13,7 @@ mod commands;
 mod debian;
 mod front_page;
 mod lints;
+mod process_rules;
 mod report;
 mod run;
 mod tally;

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tether_kit::stop;
 
 const CHILD: &str = "TETHER_KIT_STOP_CHILD";
@@ -45,7 +45,8 @@ async fn child(behaviour: &str) {
 }
 
 fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).unwrap();
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    pidfd_send_signal(&pidfd, signal).unwrap();
 }
 
 /// The exit status, or nothing for a process that has to be killed because it does not end. An

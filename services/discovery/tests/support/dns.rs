@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 /// Answers for `web.test`; every other name under `test` does not exist.
@@ -46,7 +46,8 @@ impl Dns {
     pub(crate) fn set(&self, addresses: &[&str]) {
         self.write(addresses);
         let child = self.child.as_ref().unwrap();
-        kill_process(Pid::from_child(child), Signal::HUP).unwrap();
+        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+        pidfd_send_signal(&pidfd, Signal::HUP).unwrap();
     }
 
     /// Ends the server; nobody answers.
