@@ -331,7 +331,7 @@ pub(crate) fn explain(stage: Stage, errno: i32, template: &Template) -> (String,
     let command = &template.command;
     let not_there = errno == rustix::io::Errno::NOENT.raw_os_error();
     let not_allowed = errno == rustix::io::Errno::ACCESS.raw_os_error();
-    match stage {
+    let (text, lasting) = match stage {
         Stage::Exec if not_there && command.contains('/') => (
             format!(
                 "command `{command}` not found (seen from the directory `{}`), or the interpreter in its first line is not there: check `command` and `cwd` of the template",
@@ -388,7 +388,28 @@ pub(crate) fn explain(stage: Stage, errno: i32, template: &Template) -> (String,
             ),
             false,
         ),
-    }
+    };
+    (text, lasting && !is_passing(errno))
+}
+
+/// Whether the system refused for want of something that it may have again a moment later.
+fn is_passing(errno: i32) -> bool {
+    use rustix::io::Errno;
+
+    let passing = [
+        Errno::AGAIN,
+        Errno::BUSY,
+        Errno::DQUOT,
+        Errno::INTR,
+        Errno::IO,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::NOSPC,
+        Errno::TXTBSY,
+    ];
+    passing.map(Errno::raw_os_error).contains(&errno)
 }
 
 #[cfg(test)]
@@ -514,5 +535,24 @@ mod tests {
             &template,
         );
         assert!(!permanent);
+    }
+
+    #[test]
+    fn what_the_system_lacks_for_a_moment_is_never_permanent() {
+        use rustix::io::Errno;
+
+        for stage in [
+            Stage::Exec,
+            Stage::Chdir,
+            Stage::Directory,
+            Stage::User,
+            Stage::Limits,
+        ] {
+            for errno in [Errno::MFILE, Errno::NOMEM, Errno::NOSPC, Errno::IO] {
+                let (text, permanent) = explain(stage, errno.raw_os_error(), &Template::default());
+                assert!(!permanent, "{text}");
+            }
+            assert!(explain(stage, Errno::ACCESS.raw_os_error(), &Template::default()).1);
+        }
     }
 }
