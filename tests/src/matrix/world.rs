@@ -16,7 +16,7 @@ use tether_tests::{eventually_within, program};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -192,15 +192,31 @@ impl World {
         self.root.id().map(descendants).unwrap_or_default()
     }
 
-    /// Starts a client that owns what is applied in its name.
+    /// Starts a client that owns what is applied in its name. Services that were killed a moment ago may
+    /// not answer the first one.
     pub(crate) async fn owner(&self, name: String) -> anyhow::Result<Owner> {
+        let deadline = Instant::now() + START;
+        loop {
+            match self.try_owner(name.clone()).await {
+                Ok(owner) => return Ok(owner),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn try_owner(&self, name: String) -> anyhow::Result<Owner> {
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))?;
         let mut child = Command::new(program("demo-client"))
             .arg("--gateway")
             .arg(format!("unix:{}", self.path("gateway.sock").display()))
             .args(["--owner", &name])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
