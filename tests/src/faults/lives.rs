@@ -247,6 +247,10 @@ async fn play_life(node: &mut Node, fault: &Fault, before: &Holdings) -> Result<
     match hits {
         0 if went == "worked" => Ok("not called".to_owned()),
         0 => Err(format!("nothing failed, and yet: {went}")),
+        // What is not permitted may be so for ever; all else that fails here passes.
+        _ if went.contains(FOR_GOOD) && fault.errno != Errno::PERM => {
+            Err(format!("nobody would start it again: {went}"))
+        }
         _ => Ok(went),
     }
 }
@@ -313,6 +317,9 @@ fn cause(report: &WorkerReport) -> DeathCause {
         .map_or(DeathCause::Unspecified, |death| death.cause())
 }
 
+/// Stands behind the words of a death after which nobody would start again.
+pub(crate) const FOR_GOOD: &str = "(for good)";
+
 /// A death in words; wrong where it has none.
 pub(crate) fn explained(report: &WorkerReport) -> Result<String, String> {
     let death = report.death.clone().unwrap_or_default();
@@ -324,6 +331,8 @@ pub(crate) fn explained(report: &WorkerReport) -> Result<String, String> {
     let text = format!("{}: {}", death.cause().as_str_name(), death.detail);
     if silent {
         Err(format!("a death without a cause: {text}"))
+    } else if report.permanent {
+        Ok(format!("{text} {FOR_GOOD}"))
     } else {
         Ok(text)
     }

@@ -218,7 +218,10 @@ async fn reported_undying(node: &mut Node, number: u64) -> anyhow::Result<String
 async fn refused(node: &mut Node) -> anyhow::Result<String> {
     match node.begin("stubborn").await?.1 {
         Outcome::Ready(report) => anyhow::bail!("it started nevertheless: {report:?}"),
-        Outcome::Dead(report) => explained(&report).map_err(anyhow::Error::msg),
+        Outcome::Dead(report) => {
+            anyhow::ensure!(!report.permanent, "nobody would start it again: {report:?}");
+            explained(&report).map_err(anyhow::Error::msg)
+        }
     }
 }
 
