@@ -16,7 +16,7 @@ mod timer;
 
 pub use fork::{Birth, Child, close_from, exec, exit_child, fork, place, start_init, unshare};
 pub use inherited::inherited;
-pub use memory::{forget_start, let_go, title};
+pub use memory::{find_title, forget_start, let_go, title};
 pub use pidfd::{Exit, exit_of, has_ended};
 pub use signal::{
     Dispositions, block, give_back_signals, reset_signals, take_signals, wait_for_child_signal,

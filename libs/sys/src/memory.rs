@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::ptr;
+use std::sync::OnceLock;
 
 /// Lets go of the program's own pages that only its start needed. A shim waits for days and then
 /// needs a few of them, which come back from the page cache.
@@ -57,7 +58,7 @@ const STACK_DEPTH: usize = 256 * 1024;
 ///
 /// To be called only in a program with one thread.
 pub fn title(title: &[u8]) {
-    let Some((start, end)) = own_words() else {
+    let Some((start, end)) = *OWN_WORDS.get_or_init(own_words) else {
         return;
     };
     let room = end.saturating_sub(start);
@@ -73,6 +74,13 @@ pub fn title(title: &[u8]) {
         ptr::write_bytes(at.add(length), 0, room - length);
     }
 }
+
+/// Finds out where [`title`] will write, once for this process and all it forks.
+pub fn find_title() {
+    OWN_WORDS.get_or_init(own_words);
+}
+
+static OWN_WORDS: OnceLock<Option<(usize, usize)>> = OnceLock::new();
 
 /// From the first argument to the end of the environment: fields 48 and 51 of `/proc/self/stat`.
 fn own_words() -> Option<(usize, usize)> {

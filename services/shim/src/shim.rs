@@ -1,5 +1,6 @@
 //! One worker's keeper: what each event does to the worker, its record and its agent.
 
+use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,9 @@ use crate::owner::Owner;
 use crate::plan::{Plan, Step};
 use crate::{death, tree};
 
+/// A worker that lives this long is likely to stay, and its shim to have nothing to do.
+const RESTLESS: Duration = Duration::from_secs(1);
+
 /// How long a death waits for its acknowledgement before it is left to the file.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,10 @@ pub(crate) struct Shim {
     pub(crate) worker: Option<Worker>,
     /// When the wait for an acknowledgement ends; set with the death.
     pub(crate) leave_at: Tick,
+    /// When to let go of the memory that only the start needed.
+    pub(crate) rest_at: Tick,
+    /// What timer and guard are set to.
+    pub(crate) set_to: Cell<Option<(Tick, Tick)>>,
     pub(crate) acknowledged: bool,
     cgroup: Option<Cgroup>,
     limiting: Vec<Limiting>,
@@ -99,6 +107,8 @@ impl Shim {
             stderr: None,
             worker: None,
             leave_at: Tick::NEVER,
+            rest_at: Tick::NEVER,
+            set_to: Cell::new(None),
             acknowledged: false,
             cgroup: None,
             limiting: Vec::new(),
@@ -350,7 +360,8 @@ impl Shim {
         match &self.namespace {
             Some(namespace) => {
                 // What the kernel ends with the namespace is reaped by the kernel too: counted here.
-                if !mem::replace(&mut self.counted, true) {
+                let any = self.cgroup.as_ref().is_none_or(Cgroup::is_populated);
+                if any && !mem::replace(&mut self.counted, true) {
                     let main = u32::from(self.worker.is_some() && self.status.is_none());
                     self.reaped += tree::count_living().saturating_sub(main + 1);
                 }
@@ -358,13 +369,25 @@ impl Shim {
             }
             None => tree::kill_all(|| self.reap()),
         }
-        if let Some(cgroup) = &self.cgroup {
+        if let Some(cgroup) = &self.cgroup
+            && cgroup.is_populated()
+        {
             cgroup.kill();
+        }
+    }
+
+    /// Lets go of what only the start needed, once the worker looks like staying.
+    pub(crate) fn rest(&mut self) {
+        if BootClock.now() >= self.rest_at {
+            self.rest_at = Tick::NEVER;
+            tether_sys::forget_start();
+            tether_sys::let_go();
         }
     }
 
     /// Has the guard go off when the plan says so.
     pub(crate) fn set_guard(&self) {
+        self.set_to.set(None);
         let at = self.plan.guard();
         self.guard.set((at != Tick::NEVER).then(|| at.as_nanos()));
     }
@@ -401,8 +424,7 @@ impl Shim {
                 self.say(&Message::Started {
                     pid: pid.as_raw_nonzero().get().unsigned_abs(),
                 });
-                tether_sys::forget_start();
-                tether_sys::let_go();
+                self.rest_at = BootClock.now() + RESTLESS;
             }
             Some((Err(failure), _)) => self.refuse(failure),
             None => {}

@@ -42,7 +42,11 @@ impl Shim {
 
     /// Sets the timer to the plan's next moment and the guard to its last.
     pub(crate) fn set_timers(&self) {
-        let next = self.plan.next().min(self.leave_at);
+        let next = self.plan.next().min(self.leave_at).min(self.rest_at);
+        let both = Some((next, self.plan.guard()));
+        if self.set_to.get() == both {
+            return;
+        }
         // Zero switches the timer off, so boot itself counts as one nanosecond later.
         let nanos = if next == Tick::NEVER {
             0
@@ -65,6 +69,7 @@ impl Shim {
         // readiness of the time before.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value);
         self.set_guard();
+        self.set_to.set(both);
     }
 
     fn wait(&self) -> io::Result<Vec<Source>> {
@@ -129,7 +134,10 @@ impl Shim {
     fn act(&mut self, source: Source) {
         match source {
             // The plan was asked before anything else was looked at.
-            Source::Timer => {}
+            Source::Timer => {
+                self.set_to.set(None);
+                self.rest();
+            }
             Source::Signals => self.on_signals(),
             Source::Owner => self.on_owner_gone(),
             Source::Report => self.on_report(),

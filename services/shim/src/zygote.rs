@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal, wait,
+    PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal, wait,
 };
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
@@ -73,6 +73,7 @@ impl Zygote {
         // Asked for once here rather than once in each shim.
         tether_sys::reset_signals();
         let _ = rustix::param::page_size();
+        tether_sys::find_title();
         Ok(Self {
             agent: Some(agent),
             signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
