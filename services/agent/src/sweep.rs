@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         OnceLock,
-        mpsc::{Receiver, Sender, TryRecvError, channel},
+        mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
 };
@@ -77,11 +77,8 @@ fn sweep(told: &Receiver<Wanted>) {
             let Ok(wanted) = told.recv() else { return };
             begin(&mut searches, wanted);
         }
-        loop {
-            match told.try_recv() {
-                Ok(wanted) => begin(&mut searches, wanted),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(wanted) = told.try_recv() {
+            begin(&mut searches, wanted);
         }
         let found = look(&searches);
         for (marker, search) in &mut searches {
