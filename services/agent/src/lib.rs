@@ -24,6 +24,7 @@ mod launch;
 mod limits;
 mod link;
 mod liveness;
+mod memory;
 mod notify;
 mod output;
 mod owners;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::{self as wire, WorkerPhase},
@@ -38,6 +38,7 @@ use crate::{
     journal::{self, Entry},
     launch::{self, Circumstances, Passed},
     link::{self, FromShim, ToShim},
+    memory,
     notify::{FdStore, Named},
     permission::{self, Permissions},
     remains, report,
@@ -362,6 +363,10 @@ struct Task {
     on_demand: bool,
     /// When such a one that was started must have shown that it is ready.
     ready_by: Option<Instant>,
+    /// When its memory is measured next, where its template wants that known.
+    measure_at: Option<Instant>,
+    /// What that was last.
+    memory_bytes: u64,
 }
 
 /// What a shim's timers and its watch on the owner are set to.
@@ -401,6 +406,8 @@ impl Task {
             stored: Vec::new(),
             on_demand: false,
             ready_by: None,
+            measure_at: None,
+            memory_bytes: 0,
         }
     }
 
@@ -446,6 +453,7 @@ impl Task {
                         HealthEvent::Phase(phase) => {
                             if phase == WorkerPhase::Ready {
                                 self.ready_by = None;
+                                self.measure_at = self.wants_measuring().then(Instant::now);
                             }
                             self.report(phase);
                         }
@@ -454,6 +462,7 @@ impl Task {
                         }
                     }
                 }
+                () = until(self.measure_at) => self.measure().await,
                 () = until(self.ready_by) => {
                     self.ready_by = None;
                     health.on_ending(Cause::NeverReady);
@@ -505,6 +514,7 @@ impl Task {
             Message::SpawnFailed(failure) => self.failure = Some(failure),
             Message::Ending { cause } => {
                 health.on_ending(cause);
+                self.measure_at = None;
                 self.report(WorkerPhase::Stopping);
             }
             _ => {}
@@ -623,9 +633,29 @@ impl Task {
             uptime_ms: u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX),
             adopted: self.adopted,
             status: self.status.clone(),
+            memory_bytes: self.memory_bytes,
             ..report::phase(&self.id, phase)
         };
         let _ = self.ties.reports.send(report);
+    }
+
+    /// Whether its template has it replaced for its memory.
+    fn wants_measuring(&self) -> bool {
+        let template = self.order.template.as_ref();
+        let recycle = template.and_then(|template| template.recycle.as_ref());
+        recycle.is_some_and(|recycle| recycle.max_memory_bytes > 0)
+    }
+
+    /// Measures the memory of its tree, and tells it.
+    async fn measure(&mut self) {
+        let tree = memory::Tree {
+            cgroup: Entry::read(&self.dir).and_then(|entry| entry.cgroup),
+            pid: self.pid,
+        };
+        let measured = tokio::task::spawn_blocking(move || memory::pss_bytes(&tree)).await;
+        self.memory_bytes = measured.unwrap_or_default();
+        self.measure_at = Some(Instant::now() + memory::INTERVAL);
+        self.report(WorkerPhase::Ready);
     }
 
     fn death(&self, dead: &Dead) -> WorkerReport {
@@ -661,7 +691,15 @@ impl Task {
                 ..report::lost(&self.id, DeathCause::SpawnFailed, text)
             };
         }
-        match self.shim_exit().await {
+        let exit = self.shim_exit().await;
+        if exit == Some(Exit::Signal(Signal::KILL.as_raw()))
+            && let Some(cause) = self.expired()
+        {
+            let text =
+                "its shim could not act on the end of its permission, and the kernel ended both";
+            return report::lost(&self.id, cause, text);
+        }
+        match exit {
             Some(Exit::Signal(signal)) => report::lost(
                 &self.id,
                 DeathCause::Signaled(signal),
@@ -674,6 +712,18 @@ impl Task {
                 DeathCause::Unknown,
                 "its shim went away without a record",
             ),
+        }
+    }
+
+    /// What of its permission has ended.
+    fn expired(&self) -> Option<DeathCause> {
+        let (told, now) = (self.told?, BootClock.now());
+        if now >= told.node {
+            Some(DeathCause::LeaseExpired)
+        } else if now >= told.owner {
+            Some(DeathCause::OwnerGone)
+        } else {
+            None
         }
     }
 
