@@ -144,8 +144,21 @@ async fn a_spare_answers_while_the_worker_it_stands_in_for_starts_anew() {
         (workers[0].phase() != WorkerPhase::Ready).then_some(())
     })
     .await;
-    predict().await.unwrap();
+    // The gateway hears of it a moment after the arbiter's commit; until then a call is refused unsent.
+    eventually("its spare answers", async || match predict().await {
+        Ok(answer) => Some(answer),
+        Err(status) => {
+            assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+            None
+        }
+    })
+    .await;
+    let answered_by_spare = cluster.workers("digits").await[0].phase() != WorkerPhase::Ready;
     let workers = ready(&cluster, "digits", 2).await;
+    assert!(
+        answered_by_spare,
+        "Python takes hundreds of milliseconds to start, a spare none"
+    );
     assert_eq!((workers[0].restarts, workers[1].restarts), (1, 0));
     delete(&cluster, "digits").await;
     cluster.no_orphans().await;
