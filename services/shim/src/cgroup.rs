@@ -58,6 +58,12 @@ impl Cgroup {
         let _ = fs::write(self.path.join("cgroup.kill"), "1");
     }
 
+    /// How many processes are in it, those below it not counted.
+    pub(crate) fn members(&self) -> u32 {
+        let list = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        u32::try_from(list.lines().count()).unwrap_or(u32::MAX)
+    }
+
     /// Whether any member is left, in it or below it.
     pub(crate) fn is_populated(&self) -> bool {
         field(&self.path.join("cgroup.events"), "populated").is_some_and(|count| count > 0)

@@ -360,10 +360,14 @@ impl Shim {
         match &self.namespace {
             Some(namespace) => {
                 // What the kernel ends with the namespace is reaped by the kernel too: counted here.
-                let any = self.cgroup.as_ref().is_none_or(Cgroup::is_populated);
-                if any && !mem::replace(&mut self.counted, true) {
+                if !mem::replace(&mut self.counted, true) {
                     let main = u32::from(self.worker.is_some() && self.status.is_none());
-                    self.reaped += tree::count_living().saturating_sub(main + 1);
+                    let all = match &self.cgroup {
+                        Some(cgroup) => cgroup.members(),
+                        // With the first of the namespace among them.
+                        None => tree::count_living().saturating_sub(1),
+                    };
+                    self.reaped += all.saturating_sub(main);
                 }
                 namespace.kill();
             }
