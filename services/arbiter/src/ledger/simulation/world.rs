@@ -30,7 +30,10 @@ pub(super) const STEP: Duration = Duration::from_millis(20);
 const DELAY_MAX_MS: u64 = 60;
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a simulated message lives for a moment")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a simulated message lives for a moment"
+)]
 pub(super) enum Packet {
     Up(HeartbeatRequest),
     Down(HeartbeatResponse),
