@@ -244,7 +244,11 @@ async fn run(
             (WorkerPhase::Ready, Exit::ShimKilled) => {
                 let shim = ancestor(&node.kin(), report.pid, "tether-shim");
                 let shim = shim.and_then(|shim| Pinned::named(shim, "tether-shim"));
-                shim.context("a worker without a shim")?.kill();
+                // Told twice that it is ready, and killed after the first time, it has none any more. One
+                // that never had one is missed by its death.
+                if let Some(shim) = shim {
+                    shim.kill();
+                }
             }
             (WorkerPhase::Dead, exit) => {
                 alive.remove(&number);

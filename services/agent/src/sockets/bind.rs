@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_processs_socket_makes_way_and_a_live_one_or_a_file_does_not() {
+    fn the_socket_of_a_dead_process_makes_way_and_a_live_one_or_a_file_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("below/w.sock");
         let address = Address::Unix(path.clone());
