@@ -127,7 +127,9 @@ async fn pools_start_after_those_they_depend_on_and_end_before_them() {
 #[tokio::test]
 async fn a_spare_answers_while_the_worker_it_stands_in_for_starts_anew() {
     let cluster = Cluster::start().await;
-    apply(&cluster, "digits", 1, "", "spares = 1").await;
+    // Long enough that an answer before it is the spare's.
+    let slow = "[template.digits.restart]\ndelay = \"3s\"";
+    apply(&cluster, "digits", 1, slow, "spares = 1").await;
     let workers = ready(&cluster, "digits", 2).await;
     let mut client = digits_client(cluster.client().channel(), "digits");
     let digit = held_out(1).remove(0);
