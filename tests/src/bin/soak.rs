@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use rustix::process::{getpid, set_child_subreaper};
 use tether_proto::common::WorkerPhase;
+use tether_tests::eventually_within;
 
 #[path = "../soak/cluster.rs"]
 mod cluster;
@@ -63,6 +64,9 @@ struct Args {
     #[arg(long)]
     json: Option<PathBuf>,
 }
+
+/// How long the shim of a worker is looked for.
+const LOOKED_FOR: Duration = Duration::from_millis(500);
 
 /// At a time.
 const IN_FLIGHT: usize = 32;
@@ -242,11 +246,13 @@ async fn run(
         match (report.phase(), exit) {
             (WorkerPhase::Ready, Exit::Stopped) => node.order_stop(number),
             (WorkerPhase::Ready, Exit::ShimKilled) => {
-                let shim = ancestor(&node.kin(), report.pid, "tether-shim");
-                let shim = shim.and_then(|shim| Pinned::named(shim, "tether-shim"));
-                // Told twice that it is ready, and killed after the first time, it has none any more. One
-                // that never had one is missed by its death.
-                if let Some(shim) = shim {
+                // The process table is read while it changes: one look can miss a process that is there.
+                // Told twice that it is ready, and killed after the first time, it has no shim any more.
+                let shim = eventually_within(LOOKED_FOR, async || {
+                    let shim = ancestor(&node.kin(), report.pid, "tether-shim")?;
+                    Pinned::named(shim, "tether-shim")
+                });
+                if let Some((shim, _)) = shim.await {
                     shim.kill();
                 }
             }
