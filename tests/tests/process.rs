@@ -43,6 +43,15 @@ async fn death(cluster: &Cluster) -> Value {
     event.await.0["death"].clone()
 }
 
+/// Waits until the pool of before is gone, so that another of its name can come.
+async fn forgotten(cluster: &Cluster) {
+    eventually("the pool is forgotten", async || {
+        let pools = cluster.tether().json(&["pool", "ls"]).await;
+        pools.as_array()?.is_empty().then_some(())
+    })
+    .await;
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -110,16 +119,7 @@ async fn standard_input_ends_after_what_was_said_or_stays_open() {
         assert_eq!(output(&cluster).await[0], expected);
         drop(owner);
         cluster.no_orphans().await;
-        eventually("the pool is forgotten", async || {
-            cluster
-                .tether()
-                .json(&["pool", "ls"])
-                .await
-                .as_array()?
-                .is_empty()
-                .then_some(())
-        })
-        .await;
+        forgotten(&cluster).await;
     }
 }
 
@@ -249,16 +249,7 @@ async fn what_a_template_asks_for_and_cannot_have_is_refused_in_a_sentence() {
         });
         told.await;
         owner.kill().await;
-        eventually("the pool is forgotten", async || {
-            cluster
-                .tether()
-                .json(&["pool", "ls"])
-                .await
-                .as_array()?
-                .is_empty()
-                .then_some(())
-        })
-        .await;
+        forgotten(&cluster).await;
     }
 }
 

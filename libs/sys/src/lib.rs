@@ -18,9 +18,7 @@ pub use fork::{Birth, Child, close_from, exec, exit_child, fork, place, start_in
 pub use inherited::inherited;
 pub use memory::{find_title, forget_start, let_go, title};
 pub use pidfd::{Exit, exit_of, has_ended};
-pub use signal::{
-    Dispositions, block, give_back_signals, reset_signals, take_signals, wait_for_child_signal,
-};
+pub use signal::{give_back_signals, reset_signals, take_signals, wait_for_child_signal};
 pub use timer::Guard;
 
 /// The largest resident set in KiB and the processor time in milliseconds of all reaped children.

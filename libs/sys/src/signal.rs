@@ -5,15 +5,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 
-/// What to do with the signals that are not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dispositions {
-    /// Ignore those of terminals and broken pipes.
-    IgnoreTerminal,
-    /// Leave them as they are.
-    Keep,
-}
-
 fn set_of(signals: &[i32]) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: the pointer is to a live local, which `sigemptyset` initialises.
@@ -27,25 +18,23 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 }
 
 /// Blocks exactly these signals.
-pub fn block(signals: &[i32]) {
+fn block(signals: &[i32]) {
     let set = set_of(signals);
     // SAFETY: the set is initialised and outlives the call.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut()) };
 }
 
-/// Takes SIGCHLD and SIGTERM through a descriptor.
+/// Takes SIGCHLD and SIGTERM through a descriptor, and ignores the signals of terminals and broken pipes.
 ///
 /// # Errors
 /// When the kernel gives no descriptor.
-pub fn take_signals(others: Dispositions) -> io::Result<OwnedFd> {
+pub fn take_signals() -> io::Result<OwnedFd> {
     // SAFETY: no handler is installed, only dispositions. SIGCHLD may have been inherited as ignored, and
     // then no child could be waited for.
     unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-        if others == Dispositions::IgnoreTerminal {
-            for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
-                libc::signal(signal, libc::SIG_IGN);
-            }
+        for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
+            libc::signal(signal, libc::SIG_IGN);
         }
     }
     let taken = [libc::SIGCHLD, libc::SIGTERM];

@@ -15,8 +15,6 @@ use tether_shim_protocol::{
     Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, SpawnFailure, Stage,
 };
 
-use tether_sys::Dispositions;
-
 use crate::launch::failed_io;
 use crate::link::Link;
 use crate::shim::Shim;
@@ -97,7 +95,7 @@ fn prepare(
     link: &mut Option<Link>,
     sockets: Vec<OwnedFd>,
 ) -> io::Result<(Shim, Option<SpawnFailure>)> {
-    let signals = tether_sys::take_signals(Dispositions::IgnoreTerminal)?;
+    let signals = tether_sys::take_signals()?;
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let (listener, refusal) = match enter(&launch) {
         Ok(listener) => (Some(listener), None),

@@ -22,7 +22,7 @@ use rustix::process::{
 };
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
-use tether_sys::{Birth, Child, Dispositions};
+use tether_sys::{Birth, Child};
 
 use crate::{probe, proc, setup};
 
@@ -76,7 +76,7 @@ impl Zygote {
         tether_sys::find_title();
         Ok(Self {
             agent: Some(agent),
-            signals: tether_sys::take_signals(Dispositions::IgnoreTerminal)?,
+            signals: tether_sys::take_signals()?,
             shims: BTreeSet::new(),
             orphaned: false,
             spared: None,
