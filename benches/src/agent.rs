@@ -10,6 +10,8 @@ mod rows;
 
 use std::path::PathBuf;
 
+use clap::ValueEnum as _;
+
 use crate::{figure::Figure, ground::Ground};
 
 /// Spawns under way at a time.
@@ -21,9 +23,30 @@ const STUBBORN: usize = 100;
 /// What lives this long after its supervisors were killed lives on.
 const SURVIVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Starts and ends of short workers.
+    Spawning,
+    /// Everything killed, and the owner killed alone.
+    Ending,
+    /// The end of a lease.
+    Lease,
+    /// A killed worker's successor.
+    Replacing,
+    /// Memory per worker.
+    Memory,
+    /// A new agent beside old workers.
+    Adopting,
+    /// Workers in Python.
+    Python,
+}
+
 /// What a run is made of.
 #[derive(Debug)]
 pub struct Plan {
+    /// What to measure; everything, where nothing is named.
+    pub parts: Vec<Part>,
     /// Our program.
     pub agent: PathBuf,
     /// A Debian root with the peers' packages, or why there is none.
@@ -56,13 +79,24 @@ pub async fn run(
         figures.extend(more);
     };
     let bench = rows::Bench::new(ground, plan);
-    keep(bench.spawning(false).await?);
-    keep(bench.spawning(true).await?);
-    keep(bench.ending().await?);
-    keep(bench.lease().await?);
-    keep(bench.replacing().await?);
-    keep(bench.memory().await?);
-    keep(bench.adopting().await?);
-    keep(bench.python().await?);
+    let parts = match plan.parts.as_slice() {
+        [] => Part::value_variants(),
+        named => named,
+    };
+    for part in parts {
+        keep(match part {
+            Part::Spawning => {
+                let mut rows = bench.spawning(false).await?;
+                rows.extend(bench.spawning(true).await?);
+                rows
+            }
+            Part::Ending => bench.ending().await?,
+            Part::Lease => bench.lease().await?,
+            Part::Replacing => bench.replacing().await?,
+            Part::Memory => bench.memory().await?,
+            Part::Adopting => bench.adopting().await?,
+            Part::Python => bench.python().await?,
+        });
+    }
     Ok(figures)
 }

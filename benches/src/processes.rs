@@ -14,6 +14,12 @@ use rustix::{
     },
 };
 
+/// Longer than any of the supervisors here takes to let go of what only a start needed.
+const SETTLING: Duration = Duration::from_millis(1_500);
+
+/// What still falls after this long is read as it is.
+const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+
 /// One process as `/proc` tells it.
 #[derive(Debug, Clone)]
 pub struct Process {
@@ -103,6 +109,20 @@ pub fn pss_bytes(pid: u32) -> u64 {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
     let kib = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// What is read once it has stopped falling: supervisors let go of what a start took a moment after it.
+pub fn settled(mut read: impl FnMut() -> f64) -> f64 {
+    let mut last = f64::INFINITY;
+    let deadline = Instant::now() + SETTLES_WITHIN;
+    loop {
+        std::thread::sleep(SETTLING);
+        let now = read();
+        if now > last * 0.99 || Instant::now() > deadline {
+            return now;
+        }
+        last = now;
+    }
 }
 
 /// What the kernel holds for processes, in bytes: objects, stacks, page tables, per-processor data.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     figure::median,
     ground::Ground,
-    processes::{Pinned, cpu_below, kernel_bytes, pss_bytes},
+    processes::{Pinned, cpu_below, kernel_bytes, pss_bytes, settled},
 };
 
 /// Spawns, deaths and burials per second, so many at a time, for about this long.
@@ -122,10 +122,10 @@ pub(super) async fn memory(
     let mut ours = Ours::start(ground, agent, false, None).await?;
     let (base, kernel) = (pss(), kernel_bytes()? as f64);
     ours.workers(few, &template, WorkerPhase::Ready).await?;
-    let per_worker = (pss() - base) / few as f64;
+    let per_worker = (settled(pss) - base) / few as f64;
     ours.workers(many - few, &template, WorkerPhase::Ready)
         .await?;
-    let grown = pss() - base + kernel_bytes()? as f64 - kernel;
+    let grown = settled(pss) - base + kernel_bytes()? as f64 - kernel;
     ours.end().await?;
     Ok(Memory {
         base,

@@ -14,7 +14,7 @@ use crate::{
     figure::{Figure, Target, median},
     ground::{Ground, WORKER_NAME},
     peer::{Elixir, Mode, Peer, RUNIT, Rate, S6, Short, Stage, Supervisord, Systemd, Venue},
-    processes::{Pinned, cpu_below, kernel_bytes, pss_bytes},
+    processes::{Pinned, cpu_below, kernel_bytes, pss_bytes, settled},
 };
 
 /// Every peer, in the order of the evidence.
@@ -351,13 +351,13 @@ fn held(
     };
     // One of one worker stands for one of none, which not every peer can be.
     let stage = peer.start(venue, Mode::Ready, 1)?;
-    let (base, kernel) = (pss(&stage), kernel_bytes()? as f64);
+    let (base, kernel) = (settled(|| pss(&stage)), kernel_bytes()? as f64);
     drop(stage);
     let stage = peer.start(venue, Mode::Ready, few + 1)?;
-    let per_worker = (pss(&stage) - base) / few as f64;
+    let per_worker = (settled(|| pss(&stage)) - base) / few as f64;
     drop(stage);
     let stage = peer.start(venue, Mode::Ready, many + 1)?;
-    let grown = pss(&stage) - base + kernel_bytes()? as f64 - kernel;
+    let grown = settled(|| pss(&stage)) - base + kernel_bytes()? as f64 - kernel;
     Ok(lives::Memory {
         base,
         per_worker,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use tether_benches::{
     Results,
-    agent::{self, Plan},
+    agent::{self, Part, Plan},
     ground::Ground,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,9 @@ struct Args {
     /// Fewer repetitions, for a look in under two minutes.
     #[arg(long)]
     quick: bool,
+    /// Measures this part alone; can be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
     /// The agent's program.
     #[arg(long)]
     agent: PathBuf,
@@ -38,6 +41,7 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let plan = Plan {
+        parts: args.only,
         agent: std::path::absolute(args.agent)?,
         peers: args.peers.ok_or(args.no_peers),
         python: args

@@ -28,7 +28,9 @@ impl History {
     pub(crate) fn keep(&mut self, dir: PathBuf) {
         self.0.push_back(dir);
         while self.0.len() > HISTORY_MAX {
+            // One that wrote nothing takes one call, which matters where workers live for a moment.
             if let Some(oldest) = self.0.pop_front()
+                && fs::remove_dir(&oldest).is_err()
                 && let Err(error) = fs::remove_dir_all(&oldest)
                 && error.kind() != io::ErrorKind::NotFound
             {

@@ -85,7 +85,9 @@ pub(crate) struct Health {
 impl Health {
     /// Prepares for a worker that is about to start: its socket is there before it is.
     pub(crate) fn of_new(place: Place<'_>) -> Self {
-        if let Err(error) = fs::write(place.dir.join(BORN_FILE), "") {
+        if readiness::kind(place.template) == ReadinessKind::File
+            && let Err(error) = fs::write(place.dir.join(BORN_FILE), "")
+        {
             tracing::warn!(worker = %place.id, %error, "Cannot write into the worker's directory");
         }
         Self::new(place, false)
@@ -142,7 +144,9 @@ impl Health {
             &self.own_dir,
             &self.dir.join(BORN_FILE),
         );
-        if self.adopted && !readiness::is_asked(waiting.kind) && self.dir.join(READY_FILE).exists()
+        if self.adopted
+            && readiness::is_shown_once(waiting.kind)
+            && self.dir.join(READY_FILE).exists()
         {
             // It showed so to an earlier agent, and does it only once.
             waiting.ready = Box::pin(std::future::ready(()));
@@ -241,7 +245,9 @@ impl Health {
 
     fn on_ready(&mut self, now: Instant) -> HealthEvent {
         // Without the mark a later agent waits for what may not come again.
-        if let Err(error) = fs::write(self.dir.join(READY_FILE), "") {
+        if readiness::is_shown_once(readiness::kind(&self.template))
+            && let Err(error) = fs::write(self.dir.join(READY_FILE), "")
+        {
             tracing::warn!(worker = %self.id, %error, "Cannot write into the worker's directory");
         }
         let watch = Terms::of(&self.template).map(|terms| {

@@ -38,6 +38,10 @@ use crate::{
 /// Messages on their way to the arbiter; more are held back in one list of what changed.
 const OUTBOX: usize = 8;
 
+/// Shims are told of a later end of their permission in steps of this part of a beat's interval: news has a
+/// beat of its own, and a thousand workers are not to hear of each other's.
+const STEPS: u32 = 8;
+
 /// What an orderly stop may take beyond the longest grace of the workers it ends.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
@@ -290,12 +294,12 @@ impl Running {
             if self.exits_told.is_some_and(|told| message.seq >= told) {
                 self.exits.clear();
             }
-            let lease_end = self.beats.lease_end();
+            let (lease_end, least) = (self.beats.lease_end(), interval / STEPS);
             self.permissions.send_if_modified(|permissions| {
                 let before = permissions.clone();
-                permissions.node = lease_end;
+                permissions.renew(lease_end, least);
                 for owner in &message.owners {
-                    permissions.update(owner, sent, &self.view);
+                    permissions.update(owner, sent, &self.view, least);
                 }
                 permissions.pools.retain(|pool, _| {
                     self.workers.keys().any(|id| id.pool == *pool)

@@ -1,6 +1,6 @@
 //! How long each worker may go on, as of the last word from the arbiter.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tether_clock::Tick;
 use tether_proto::node;
@@ -47,7 +47,16 @@ impl Viewpoint {
 impl Permissions {
     /// Takes over what the arbiter said of an owner, counted from `sent`: the beat that the arbiter
     /// had last received when it said so (counting from receipt would invent time).
-    pub(crate) fn update(&mut self, told: &node::OwnerPermission, sent: Tick, view: &Viewpoint) {
+    ///
+    /// An end that moved by less than `least` is left where it was: what was granted then is granted still,
+    /// and each worker would have to be told.
+    pub(crate) fn update(
+        &mut self,
+        told: &node::OwnerPermission,
+        sent: Tick,
+        view: &Viewpoint,
+        least: Duration,
+    ) {
         let Ok(owner) = OwnerName::new(&told.owner) else {
             tracing::error!(owner = %told.owner, "Arbiter named an owner that is none");
             return;
@@ -66,8 +75,13 @@ impl Permissions {
                 continue;
             };
             let deadline = match pool.remaining_ms {
-                Some(ms) => sent + std::time::Duration::from_millis(ms),
+                Some(ms) => sent + Duration::from_millis(ms),
                 None => Tick::from_nanos(NO_DEADLINE),
+            };
+            let before = self.pools.get(&name);
+            let deadline = match before.filter(|before| before.epoch == Epoch(told.epoch)) {
+                Some(before) => moved(before.deadline, deadline, least),
+                None => deadline,
             };
             let permission = PoolPermission {
                 owner: owner.clone(),
@@ -81,9 +95,23 @@ impl Permissions {
         }
     }
 
+    /// Takes over the end of the node's lease, under the same rule as [`Self::update`].
+    pub(crate) fn renew(&mut self, lease_end: Tick, least: Duration) {
+        self.node = moved(self.node, lease_end, least);
+    }
+
     /// What was said of a pool; none when nothing was said of it yet.
     pub(crate) fn pool(&self, pool: &PoolName) -> Option<&PoolPermission> {
         self.pools.get(pool)
+    }
+}
+
+/// Where an end is from now on that was there `before` and was said to be `now`.
+fn moved(before: Tick, now: Tick, least: Duration) -> Tick {
+    if now.since(before) < least && before.since(now) < least {
+        before
+    } else {
+        now
     }
 }
 
@@ -107,8 +135,6 @@ pub(crate) fn on_link_loss(kill: bool) -> OnLinkLoss {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn deadline(permissions: &Permissions, pool: &PoolName) -> Option<Tick> {
@@ -143,7 +169,7 @@ mod tests {
         let sent = Tick::ZERO + Duration::from_secs(100);
         let mut permissions = Permissions::default();
 
-        permissions.update(&told(Some(2_000), "here"), sent, &view);
+        permissions.update(&told(Some(2_000), "here"), sent, &view, Duration::ZERO);
         assert_eq!(
             deadline(&permissions, &pool),
             Some(sent + Duration::from_secs(2))
@@ -156,7 +182,7 @@ mod tests {
             })
         );
 
-        permissions.update(&told(None, "elsewhere"), sent, &view);
+        permissions.update(&told(None, "elsewhere"), sent, &view, Duration::ZERO);
         assert_eq!(deadline(&permissions, &pool), Some(Tick::NEVER));
         assert_eq!(permissions.pool(&pool).and_then(|pool| pool.process), None);
     }
@@ -165,5 +191,35 @@ mod tests {
     fn a_pool_nobody_spoke_of_has_no_permission() {
         let pool = PoolName::new("other").unwrap();
         assert_eq!(deadline(&Permissions::default(), &pool), None);
+    }
+
+    #[test]
+    fn workers_hear_of_a_new_end_in_steps_and_of_an_earlier_one_or_a_new_session_at_once() {
+        let view = Viewpoint {
+            boot_id: "here".into(),
+            pid_namespace: 1,
+        };
+        let step = Duration::from_millis(100);
+        let pool = PoolName::new("digits").unwrap();
+        let first = Tick::ZERO + Duration::from_secs(10);
+        let mut permissions = Permissions::default();
+        let mut after = |millis, remaining_ms, epoch| {
+            let sent = first + Duration::from_millis(millis);
+            let told = node::OwnerPermission {
+                epoch,
+                ..told(Some(remaining_ms), "here")
+            };
+            permissions.update(&told, sent, &view, step);
+            permissions.renew(sent + Duration::from_secs(20), step);
+            let pool = deadline(&permissions, &pool).unwrap();
+            (pool.since(first), permissions.node.since(first))
+        };
+        let ends = |owner, node| (Duration::from_millis(owner), Duration::from_millis(node));
+
+        assert_eq!(after(0, 2_000, 3), ends(2_000, 20_000));
+        assert_eq!(after(60, 2_000, 3), ends(2_000, 20_000));
+        assert_eq!(after(100, 2_000, 3), ends(2_100, 20_100));
+        assert_eq!(after(110, 1_000, 3), ends(1_110, 20_100));
+        assert_eq!(after(120, 1_000, 4), ends(1_120, 20_100));
     }
 }

@@ -107,6 +107,7 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
         Ok((prepared, health, (hello, from, to))) => {
             let mut task = Task::new(id, order, prepared.address, ties);
             task.shim = shim_of(&hello);
+            task.told = Some(Terms::of(&prepared.launch));
             task.stored = prepared.stored;
             drop(prepared.sockets);
             if !prepared.launch.wait_for.is_empty() {
@@ -380,6 +381,17 @@ struct Terms {
 }
 
 impl Terms {
+    /// What a shim is told with its launch.
+    fn of(launch: &Launch) -> Self {
+        Self {
+            node: Tick::from_nanos(launch.node_deadline_ns),
+            owner: Tick::from_nanos(launch.owner_deadline_ns),
+            process: launch.owner,
+            on_owner_exit: launch.on_owner_exit,
+            on_link_loss: launch.on_link_loss,
+        }
+    }
+
     /// What of it is about others than the node.
     fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
         (self.process, self.on_owner_exit, self.on_link_loss)

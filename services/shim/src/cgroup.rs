@@ -1,5 +1,6 @@
 //! The worker's cgroup v2 leaf: it is born there, killed as one, and the leaf removed at the end.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -12,8 +13,12 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Cgroup {
     path: PathBuf,
     directory: File,
-    /// Out-of-memory kills counted before the worker started.
-    oom_kills: u64,
+    /// Out-of-memory kills counted before the worker started; nothing where memory is not counted here.
+    oom_kills: Option<u64>,
+    /// The most memory its members had at once, read before it was removed.
+    peak_memory: Cell<u64>,
+    /// Whether it is removed, which the kernel allows only once nobody is in it.
+    removed: Cell<bool>,
 }
 
 /// A cgroup of version 1 that keeps a limit of the worker's tree.
@@ -33,14 +38,16 @@ impl Cgroup {
             return Err(error);
         }
         // Nobody removes a leaf that nobody has.
-        let directory = File::open(&path).inspect_err(|_| remove(&path))?;
-        let mut cgroup = Self {
+        let directory = File::open(&path).inspect_err(|_| {
+            remove(&path);
+        })?;
+        Ok(Self {
+            oom_kills: count_oom_kills(&path),
             path,
             directory,
-            oom_kills: 0,
-        };
-        cgroup.oom_kills = cgroup.count_oom_kills();
-        Ok(cgroup)
+            peak_memory: Cell::new(0),
+            removed: Cell::new(false),
+        })
     }
 
     /// For a child that is born in it.
@@ -66,26 +73,31 @@ impl Cgroup {
 
     /// Whether any member is left, in it or below it.
     pub(crate) fn is_populated(&self) -> bool {
-        field(&self.path.join("cgroup.events"), "populated").is_some_and(|count| count > 0)
+        let populated = || field(&self.path.join("cgroup.events"), "populated");
+        !self.removed.get() && populated().is_some_and(|count| count > 0)
     }
 
     /// Whether the kernel killed a member for want of memory since the worker started.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        self.count_oom_kills() > self.oom_kills
-    }
-
-    fn count_oom_kills(&self) -> u64 {
-        field(&self.path.join("memory.events"), "oom_kill").unwrap_or(0)
+        let count = self.oom_kills.and_then(|_| count_oom_kills(&self.path));
+        count > self.oom_kills
     }
 
     /// The most memory its members had at once, in bytes, where it counts that.
     pub(crate) fn peak_memory(&self) -> u64 {
-        number(&self.path.join("memory.peak"))
+        self.peak_memory.get()
     }
 
-    /// Removes it and what the worker made below it. A populated one stays, for the agent's sweep.
-    pub(crate) fn remove(&self) {
-        remove(&self.path);
+    /// Removes it, with what the worker made below it, if nobody is in it: that the kernel does it is the
+    /// proof that nobody is. A populated one stays, in the end for the agent's sweep.
+    pub(crate) fn remove(&self) -> bool {
+        if !self.removed.get() {
+            if self.oom_kills.is_some() {
+                self.peak_memory.set(number(&self.path.join("memory.peak")));
+            }
+            self.removed.set(remove(&self.path));
+        }
+        self.removed.get()
     }
 }
 
@@ -124,17 +136,29 @@ fn join(path: &Path) -> io::Result<()> {
     fs::write(path.join("cgroup.procs"), "0")
 }
 
-fn remove(path: &Path) {
+/// Whether nothing is left of it.
+fn remove(path: &Path) -> bool {
     // Most have nothing below them, and then this is the one call it takes.
-    if fs::remove_dir(path).is_ok() {
-        return;
+    if is_removed(path) {
+        return true;
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove(&entry.path());
         }
     }
-    let _ = fs::remove_dir(path);
+    is_removed(path)
+}
+
+fn is_removed(path: &Path) -> bool {
+    match fs::remove_dir(path) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+fn count_oom_kills(path: &Path) -> Option<u64> {
+    field(&path.join("memory.events"), "oom_kill")
 }
 
 /// The number after `name` in a file of `name number` lines.

@@ -9,8 +9,8 @@ use tether_shim_protocol::{DEATH_FILE, Dead, Message, encode};
 pub(crate) fn record(dead: &Dead) -> io::Result<()> {
     let unfinished = format!("{DEATH_FILE}.new");
     let mut file = File::create(&unfinished)?;
+    // Not synchronised: what the machine itself takes down is no news to the next agent.
     file.write_all(&encode(&Message::Dead(Box::new(dead.clone()))))?;
-    file.sync_all()?;
     fs::rename(&unfinished, DEATH_FILE)
 }
 

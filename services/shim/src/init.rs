@@ -19,7 +19,6 @@ use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::SOCKET_VARIABLE;
 use tether_sys::{Birth, Child};
 
-use crate::setup;
 use crate::zygote::{Turn, Zygote};
 
 /// The first argument of a zygote that is to be the first process of a container.
@@ -61,8 +60,7 @@ pub(crate) fn run(agent: &[CString]) -> io::Result<ExitCode> {
     loop {
         match zygote.turn(due)? {
             Turn::Shim(link, sockets) => {
-                drop(zygote);
-                setup::run(link, sockets)?;
+                zygote.into_shim(link, sockets)?;
                 return Ok(ExitCode::SUCCESS);
             }
             Turn::SparedEnded(status) => {

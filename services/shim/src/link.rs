@@ -1,10 +1,11 @@
 //! The connection to an agent: frames in, frames out, and never a wait for either.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tether_shim_protocol::zygote::FDS_MAX;
 use tether_shim_protocol::{Decoder, Error, Message, encode};
@@ -73,16 +74,13 @@ impl Link {
     /// Reads once, so that an agent which floods its link cannot keep the shim from its
     /// deadlines. Returns the messages, and whether the connection is still good.
     pub(crate) fn receive(&mut self) -> (Vec<Message>, bool) {
-        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::<u8>::uninit(); 4096];
         let mut messages = Vec::new();
-        match self.stream.read(&mut bytes) {
-            Ok(0) => return (messages, false),
-            Ok(count) => self.decoder.push(&bytes[..count]),
-            Err(error) => {
-                let later = matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::OutOfMemory
-                );
+        match rustix::io::read(&self.stream, &mut space[..]) {
+            Ok(([], _)) => return (messages, false),
+            Ok((bytes, _)) => self.decoder.push(bytes),
+            Err(errno) => {
+                let later = matches!(errno, Errno::AGAIN | Errno::INTR | Errno::NOMEM);
                 return (messages, later);
             }
         }

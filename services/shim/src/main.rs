@@ -69,7 +69,8 @@ fn main() -> ExitCode {
         Some(Role::Zygote) => setup::take_stdin().and_then(zygote::run),
         Some(Role::Shim) => {
             tether_sys::reset_signals();
-            setup::take_stdin().and_then(|link| setup::run(link.into(), Vec::new()))
+            setup::take_stdin()
+                .and_then(|link| setup::run(link.into(), Vec::new(), tether_sys::take_signals()?))
         }
         None => {
             let _ = write!(

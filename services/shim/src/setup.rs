@@ -41,8 +41,9 @@ pub(crate) fn role() -> Option<Role> {
     }
 }
 
-/// Waits for `Launch` and sees the worker through to its end; `sockets` are for the worker.
-pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
+/// Waits for `Launch` and sees the worker through to its end; `sockets` are for the worker, and `signals`
+/// is where this process's own are read.
+pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> io::Result<()> {
     // Refused where the agent has done it already.
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"tether-shim")?;
@@ -67,12 +68,14 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
         std::mem::take(&mut launch.argv),
         std::mem::take(&mut launch.env),
     );
-    let (mut shim, refusal) = prepare(launch, &mut link, sockets).inspect_err(|error| {
+    // Never let go of: its end is the process's, where the kernel takes all of it back at once.
+    let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|error| {
         // Nothing was started and nobody will watch: this is all there is to say.
         if let Some(link) = &mut link {
             link.send(&Message::SpawnFailed(failed_io(Stage::Fork, error)));
         }
     })?;
+    let shim = Box::leak(Box::new(shim));
     // What came in one piece with the launch: a worker that is to stop already is never started.
     for message in said_after {
         shim.on_message(message);
@@ -82,7 +85,8 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
         None => shim.start(argv_and_env),
     }
     let ended = shim.watch();
-    if shim.listener.is_some() {
+    // An agent that has the death has taken the socket away with its own entry.
+    if shim.listener.is_some() && !shim.acknowledged {
         let _ = fs::remove_file(SOCKET_FILE);
     }
     ended
@@ -94,8 +98,8 @@ fn prepare(
     launch: Launch,
     link: &mut Option<Link>,
     sockets: Vec<OwnedFd>,
+    signals: OwnedFd,
 ) -> io::Result<(Shim, Option<SpawnFailure>)> {
-    let signals = tether_sys::take_signals()?;
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let (listener, refusal) = match enter(&launch) {
         Ok(listener) => (Some(listener), None),

@@ -29,6 +29,9 @@ use crate::{death, tree};
 /// A worker that lives this long is likely to stay, and its shim to have nothing to do.
 const RESTLESS: Duration = Duration::from_secs(1);
 
+/// An agent that is there acknowledges a death within this time; then no file is needed.
+const RECORD_AFTER: Duration = Duration::from_millis(100);
+
 /// How long a death waits for its acknowledgement before it is left to the file.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -49,12 +52,15 @@ pub(crate) struct Shim {
     pub(crate) stdout: Option<Capture>,
     pub(crate) stderr: Option<Capture>,
     pub(crate) worker: Option<Worker>,
-    /// When the wait for an acknowledgement ends; set with the death.
+    /// When a death that nobody acknowledged yet is written to the file, and when the wait ends; set with
+    /// the death.
+    pub(crate) record_at: Tick,
     pub(crate) leave_at: Tick,
     /// When to let go of the memory that only the start needed.
     pub(crate) rest_at: Tick,
-    /// What timer and guard are set to.
-    pub(crate) set_to: Cell<Option<(Tick, Tick)>>,
+    /// What timer and guard are set to, once they are.
+    pub(crate) timer_at: Cell<Option<Tick>>,
+    pub(crate) guard_at: Cell<Option<Tick>>,
     pub(crate) acknowledged: bool,
     cgroup: Option<Cgroup>,
     limiting: Vec<Limiting>,
@@ -106,9 +112,11 @@ impl Shim {
             stdout: None,
             stderr: None,
             worker: None,
+            record_at: Tick::NEVER,
             leave_at: Tick::NEVER,
             rest_at: Tick::NEVER,
-            set_to: Cell::new(None),
+            timer_at: Cell::new(None),
+            guard_at: Cell::new(None),
             acknowledged: false,
             cgroup: None,
             limiting: Vec::new(),
@@ -250,11 +258,22 @@ impl Shim {
             }
         }
         self.bury();
-        while self.link.is_some() && !self.acknowledged && BootClock.now() < self.leave_at {
-            self.turn()?;
+        let waited = self.await_acknowledgement();
+        let recorded = self.record_at == Tick::NEVER;
+        match (self.acknowledged, recorded) {
+            (false, false) => self.record(),
+            (true, true) if self.listener.is_some() => death::forget(),
+            _ => {}
         }
-        if self.acknowledged && self.listener.is_some() {
-            death::forget();
+        waited
+    }
+
+    fn await_acknowledgement(&mut self) -> io::Result<()> {
+        while self.link.is_some() && !self.acknowledged && BootClock.now() < self.leave_at {
+            if BootClock.now() >= self.record_at {
+                self.record();
+            }
+            self.turn()?;
         }
         Ok(())
     }
@@ -265,7 +284,7 @@ impl Shim {
 
     /// Whether somebody moved a process into the worker's cgroup that is not below the shim.
     fn has_strangers(&self) -> bool {
-        let populated = || self.cgroup.as_ref().is_some_and(Cgroup::is_populated);
+        let populated = || self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.remove());
         self.worker.is_some() && self.childless && populated()
     }
 
@@ -275,22 +294,29 @@ impl Shim {
         for capture in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
             capture.drain();
         }
-        let dead = self.describe();
         if let Some(cgroup) = &self.cgroup {
             cgroup.remove();
         }
+        let dead = self.describe();
         self.limiting.iter().for_each(Limiting::remove);
+        self.say(&Message::Dead(Box::new(dead.clone())));
+        self.dead = Some(dead);
+        let now = BootClock.now();
+        (self.record_at, self.leave_at) = (now + RECORD_AFTER, now + ACKNOWLEDGE_WITHIN);
+    }
+
+    /// Leaves the death to the file.
+    fn record(&mut self) {
+        self.record_at = Tick::NEVER;
         // Without a listener the runtime directory was never entered, and `death` would lie in
         // whatever directory the agent happened to be in.
         if self.listener.is_some()
-            && let Err(error) = death::record(&dead)
+            && let Some(dead) = &self.dead
+            && let Err(error) = death::record(dead)
         {
             use io::Write;
             let _ = writeln!(io::stderr(), "cannot record the death in `death`: {error}");
         }
-        self.say(&Message::Dead(Box::new(dead.clone())));
-        self.dead = Some(dead);
-        self.leave_at = BootClock.now() + ACKNOWLEDGE_WITHIN;
     }
 
     fn describe(&self) -> Dead {
@@ -348,32 +374,42 @@ impl Shim {
                 tree::signal_all(Signal::CONT);
             }
             Step::Kill => {
-                self.announce();
+                let inside = self.count_inside();
+                // Of one that ended by itself and left nothing, the death is the first word.
+                if self.status.is_none() || inside != Some(0) {
+                    self.announce();
+                }
                 // The guard must not cut short what is being done here.
                 self.set_guard();
+                self.reaped += inside.unwrap_or(0);
                 self.kill_round();
             }
         }
     }
 
+    /// How many beside the worker live in its namespace, asked once: what the kernel ends with it, the
+    /// kernel reaps too.
+    fn count_inside(&mut self) -> Option<u32> {
+        if self.namespace.is_none() || mem::replace(&mut self.counted, true) {
+            return None;
+        }
+        let main = u32::from(self.worker.is_some() && self.status.is_none());
+        let all = match &self.cgroup {
+            Some(cgroup) => cgroup.members(),
+            // With the first of the namespace among them.
+            None => tree::count_living().saturating_sub(1),
+        };
+        Some(all.saturating_sub(main))
+    }
+
     fn kill_round(&mut self) {
         match &self.namespace {
-            Some(namespace) => {
-                // What the kernel ends with the namespace is reaped by the kernel too: counted here.
-                if !mem::replace(&mut self.counted, true) {
-                    let main = u32::from(self.worker.is_some() && self.status.is_none());
-                    let all = match &self.cgroup {
-                        Some(cgroup) => cgroup.members(),
-                        // With the first of the namespace among them.
-                        None => tree::count_living().saturating_sub(1),
-                    };
-                    self.reaped += all.saturating_sub(main);
-                }
-                namespace.kill();
-            }
+            Some(namespace) => namespace.kill(),
             None => tree::kill_all(|| self.reap()),
         }
+        // Beside those in the namespace there are only strangers, who are seen once those are gone.
         if let Some(cgroup) = &self.cgroup
+            && (self.namespace.is_none() || self.childless)
             && cgroup.is_populated()
         {
             cgroup.kill();
@@ -391,8 +427,8 @@ impl Shim {
 
     /// Has the guard go off when the plan says so.
     pub(crate) fn set_guard(&self) {
-        self.set_to.set(None);
         let at = self.plan.guard();
+        self.guard_at.set(Some(at));
         self.guard.set((at != Tick::NEVER).then(|| at.as_nanos()));
     }
 
@@ -445,9 +481,6 @@ impl Shim {
         if let Some(status) = self.status.filter(|_| alive) {
             let oom = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory)
                 || self.limiting.iter().any(Limiting::ran_out_of_memory);
-            if let Some(namespace) = &self.namespace {
-                namespace.let_end();
-            }
             let cause = match status.exit_status() {
                 Some(0) => Cause::Exited,
                 _ if oom => Cause::OutOfMemory,
@@ -455,6 +488,12 @@ impl Shim {
                 None => Cause::Signaled,
             };
             let step = self.plan.on_exit(cause, now);
+            if let Some(namespace) = &self.namespace
+                && step == Step::Wait
+            {
+                // What it left has the rest of its grace.
+                namespace.let_end();
+            }
             if !self.is_gone() {
                 self.carry_out(step);
             }

@@ -42,9 +42,12 @@ impl Shim {
 
     /// Sets the timer to the plan's next moment and the guard to its last.
     pub(crate) fn set_timers(&self) {
-        let next = self.plan.next().min(self.leave_at).min(self.rest_at);
-        let both = Some((next, self.plan.guard()));
-        if self.set_to.get() == both {
+        let ours = self.record_at.min(self.leave_at).min(self.rest_at);
+        let next = self.plan.next().min(ours);
+        if self.guard_at.get() != Some(self.plan.guard()) {
+            self.set_guard();
+        }
+        if self.timer_at.replace(Some(next)) == Some(next) {
             return;
         }
         // Zero switches the timer off, so boot itself counts as one nanosecond later.
@@ -68,8 +71,6 @@ impl Shim {
         // Setting an open timer to a valid time does not fail. It also takes back the
         // readiness of the time before.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value);
-        self.set_guard();
-        self.set_to.set(both);
     }
 
     fn wait(&self) -> io::Result<Vec<Source>> {
@@ -135,7 +136,7 @@ impl Shim {
         match source {
             // The plan was asked before anything else was looked at.
             Source::Timer => {
-                self.set_to.set(None);
+                self.timer_at.set(None);
                 self.rest();
             }
             Source::Signals => self.on_signals(),

@@ -45,7 +45,7 @@ pub(crate) enum Turn {
     Go,
     /// The child that was to be spared ended like this.
     SparedEnded(WaitStatus),
-    /// This is the child, and its first link and the sockets for its worker.
+    /// This is the child, its first link and the sockets for its worker.
     Shim(UnixStream, Vec<OwnedFd>),
 }
 
@@ -56,11 +56,7 @@ pub(crate) fn run(agent: OwnedFd) -> io::Result<()> {
         match zygote.turn(Tick::NEVER)? {
             Turn::Go if zygote.is_done() => return Ok(()),
             Turn::Go | Turn::SparedEnded(_) => {}
-            Turn::Shim(link, sockets) => {
-                // Its descriptors are the zygote's, and none of a shim's business.
-                drop(zygote);
-                return setup::run(link, sockets);
-            }
+            Turn::Shim(link, sockets) => return zygote.into_shim(link, sockets),
         }
     }
 }
@@ -82,6 +78,22 @@ impl Zygote {
             spared: None,
             asked_to_stop: false,
         })
+    }
+
+    /// In a child: lets go of what is the zygote's, and is a shim from here on. Comes back only where it
+    /// could not be one.
+    pub(crate) fn into_shim(self, link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
+        let Self {
+            agent,
+            signals,
+            spared,
+            ..
+        } = self;
+        drop((agent, spared));
+        // Whoever reads this descriptor is told of its own signals; mask and dispositions came with the fork.
+        setup::run(link, sockets, signals)?;
+        // What a program does at its end is the zygote's to do, and a tenth of a short life's cost.
+        tether_sys::exit_child(0)
     }
 
     /// Takes this child for the agent.

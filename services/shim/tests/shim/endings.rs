@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tether_shim_protocol::{Cause, DEATH_FILE, Message, Orderer, SOCKET_FILE};
+use tether_shim_protocol::{Cause, DEATH_FILE, Message, Orderer};
 
 use crate::harness::{Own, PATIENCE, Process, Shim, in_ms, python, sh};
 
@@ -67,7 +67,18 @@ fn a_polite_worker_stops_on_sigterm_and_the_shim_leaves_when_told() {
 
     shim.say(&Message::Acknowledge);
     assert!(shim.left().success());
-    assert!(!shim.path(SOCKET_FILE).exists() && !shim.path(DEATH_FILE).exists());
+    assert!(!shim.path(DEATH_FILE).exists());
+}
+
+#[test]
+fn a_death_that_is_acknowledged_at_once_leaves_no_record() {
+    let mut shim = Shim::start(sh("exit 3"));
+    shim.dead();
+
+    shim.say(&Message::Acknowledge);
+
+    assert!(shim.left().success());
+    assert!(!shim.path(DEATH_FILE).exists());
 }
 
 #[test]

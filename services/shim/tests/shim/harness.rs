@@ -270,8 +270,13 @@ impl Shim {
         self.child.wait().unwrap()
     }
 
-    /// What the shim left for a later agent.
+    /// What the shim leaves for a later agent once nobody acknowledges it.
     pub(crate) fn death_on_disk(&self) -> Dead {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.path(DEATH_FILE).exists() {
+            assert!(Instant::now() < deadline, "no death is recorded");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         match decode(&fs::read(self.path(DEATH_FILE)).unwrap()).unwrap() {
             Message::Dead(dead) => *dead,
             other => panic!("{other:?}"),
