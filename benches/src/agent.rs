@@ -4,6 +4,7 @@
 //! supervise the same static worker, one after the other on the same machine.
 
 mod ends;
+mod floor;
 mod lives;
 mod ours;
 mod rows;

@@ -90,6 +90,12 @@ impl Ground {
         &self.dir
     }
 
+    /// A cgroup of version 2 to make others in, where there is one.
+    pub fn unified(&self) -> Option<&Path> {
+        let mut cgroups = self.cgroups.iter().map(PathBuf::as_path);
+        cgroups.find(|path| path.join("cgroup.events").exists())
+    }
+
     /// A fresh directory below it.
     ///
     /// # Errors

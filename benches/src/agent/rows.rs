@@ -7,7 +7,7 @@ use tether_proto::pool::ReadinessKind;
 use super::{
     IN_FLIGHT, Plan, STUBBORN, SURVIVAL,
     ends::{self, Blow, End},
-    lives,
+    floor, lives,
     ours::template,
 };
 use crate::{
@@ -74,12 +74,18 @@ impl<'a> Bench<'a> {
         };
         let name = format!("spawn, exec and reap of {what}, {IN_FLIGHT} at a time");
         let ours = lives::spawn_rate(self.ground, &self.plan.agent, &template, time).await?;
+        let floor = floor::rate(self.ground, &template.command, &template.args, time);
         let row = |name: String| {
             Figure::new(name, "per second")
                 .ours(ours.value)
                 .cpu("ours", ours.cpu_seconds)
         };
-        let mut rows = Vec::new();
+        let mut bare = row(format!("{name}, beside a bare loop around the same walls"));
+        if let Ok(Rate { cpu_seconds, .. }) = floor {
+            bare = bare.cpu("bare loop", cpu_seconds);
+        }
+        let floor = floor.map(|rate| rate.per_second);
+        let mut rows = vec![bare.peer("bare loop", floor.map_err(|error| format!("{error:#}")))];
         for (peer, times) in PEERS
             .iter()
             .zip([Some(8.0), Some(12.0), Some(1.0), None, None])

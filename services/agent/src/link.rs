@@ -19,7 +19,7 @@ use tokio::{
     },
 };
 
-/// A shim says little, and there may be a thousand of them.
+/// Longer than all a shim says but a death with the last words of its worker.
 const BUFFER_BYTES: usize = 2 << 10;
 
 /// Receives from a shim.
@@ -27,7 +27,6 @@ const BUFFER_BYTES: usize = 2 << 10;
 pub(crate) struct FromShim {
     stream: OwnedReadHalf,
     decoder: Decoder,
-    buffer: Vec<u8>,
     /// Came beside what was received.
     descriptors: Vec<OwnedFd>,
 }
@@ -43,7 +42,6 @@ pub(crate) fn split(stream: UnixStream) -> (FromShim, ToShim) {
         FromShim {
             stream: read,
             decoder: Decoder::default(),
-            buffer: vec![0; BUFFER_BYTES],
             descriptors: Vec::new(),
         },
         ToShim(write),
@@ -67,17 +65,16 @@ impl FromShim {
             }
             let Self {
                 stream,
-                buffer,
+                decoder,
                 descriptors,
-                ..
             } = &mut *self;
             let stream: &UnixStream = (*stream).as_ref();
             let received = stream
-                .async_io(Interest::READABLE, || receive(stream, buffer, descriptors))
+                .async_io(Interest::READABLE, || receive(stream, decoder, descriptors))
                 .await;
             match received {
                 Ok(0) => return Ok(None),
-                Ok(read) => self.decoder.push(&self.buffer[..read]),
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -87,12 +84,14 @@ impl FromShim {
 
 fn receive(
     stream: &UnixStream,
-    buffer: &mut [u8],
+    decoder: &mut Decoder,
     descriptors: &mut Vec<OwnedFd>,
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut buffers = [IoSliceMut::new(buffer)];
+    // Not one for each: there may be a thousand shims, and most say nothing for days.
+    let mut buffer = [0; BUFFER_BYTES];
+    let mut buffers = [IoSliceMut::new(&mut buffer)];
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let received = loop {
         match recvmsg(stream.as_fd(), &mut buffers, &mut control, flags) {
@@ -105,6 +104,7 @@ fn receive(
             descriptors.extend(rights);
         }
     }
+    decoder.push(&buffer[..received.bytes]);
     Ok(received.bytes)
 }
 

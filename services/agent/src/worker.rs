@@ -113,7 +113,8 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
             if !prepared.launch.wait_for.is_empty() {
                 task.on_idle(hello.shim_pid);
             }
-            task.drive(from, to, health).await;
+            // A task of its own: what the start needed is not kept for as long as the worker lives.
+            tokio::spawn(task.drive(from, to, health));
         }
         Err(error) => {
             let text = format!("it cannot be started: {error}");
@@ -141,7 +142,7 @@ async fn prepare(
     id: &WorkerId,
     order: &StartWorker,
     ties: &Ties,
-) -> io::Result<(Prepared, Health)> {
+) -> io::Result<(Prepared, Box<Health>)> {
     let ground = &ties.ground;
     let dir = directory(&ground.workers, id);
     fs::DirBuilder::new()
@@ -160,7 +161,7 @@ async fn prepare(
 
     let mut walls = ground.walls(id, template.private_proc);
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
-    let health = Health::of_new(Place {
+    let health = Box::new(Health::of_new(Place {
         id,
         dir: &dir,
         own_dir: &own_dir,
@@ -168,7 +169,7 @@ async fn prepare(
         address: &address,
         template: &template,
         node: ground.node.as_str(),
-    });
+    }));
     let name = dir.file_name().unwrap_or_default().as_ref();
     let limiting = ground
         .controllers
@@ -295,7 +296,7 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
         Some(stream) => {
             let (from, to) = link::split(stream);
             let template = order.template.clone().unwrap_or_default();
-            let health = Health::of_adopted(Place {
+            let health = Box::new(Health::of_adopted(Place {
                 id: &id,
                 dir: &dir,
                 own_dir: &launch::known_own_directory(&dir),
@@ -303,13 +304,10 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
                 address: &address,
                 template: &template,
                 node: ties.ground.node.as_str(),
-            });
-            Task {
-                adopted: true,
-                ..Task::new(id, order, address, ties)
-            }
-            .drive(from, to, health)
-            .await;
+            }));
+            let mut task = Task::new(id, order, address, ties);
+            task.adopted = true;
+            tokio::spawn(task.drive(from, to, health));
         }
         None => {
             // Nobody answers for it: what is left of it ends before it counts as dead.
@@ -399,9 +397,10 @@ impl Terms {
 }
 
 impl Task {
-    fn new(id: WorkerId, order: StartWorker, address: Address, ties: Ties) -> Self {
+    /// On the heap, as it is handed on: a future keeps room for each place its arguments were in.
+    fn new(id: WorkerId, order: StartWorker, address: Address, ties: Ties) -> Box<Self> {
         let dir = directory(&ties.ground.workers, &id);
-        Self {
+        Box::new(Self {
             id,
             dir,
             order,
@@ -420,7 +419,7 @@ impl Task {
             ready_by: None,
             measure_at: None,
             memory_bytes: 0,
-        }
+        })
     }
 
     /// It waits for its first caller. Whoever is told of a process is told of its shim until then.
@@ -431,7 +430,12 @@ impl Task {
         self.report(WorkerPhase::Ready);
     }
 
-    async fn drive(mut self, mut from: FromShim, mut to: ToShim, mut health: Health) {
+    async fn drive(
+        mut self: Box<Self>,
+        mut from: FromShim,
+        mut to: ToShim,
+        mut health: Box<Health>,
+    ) {
         self.renew(&mut to).await;
         loop {
             tokio::select! {
@@ -444,19 +448,19 @@ impl Task {
                             // What the shim could not kill keeps the place for as long as it lives.
                             self.status = report::unkillable(dead.survivors);
                             self.report(WorkerPhase::Stopping);
-                            remains::end(&self.dir).await;
+                            Box::pin(remains::end(&self.dir)).await;
                         }
                         let mut report = self.death(&dead);
                         health.explain(&mut report);
-                        return self.bury(report, Some(to)).await;
+                        return Box::pin(self.bury(report, Some(to))).await;
                     }
                     Ok(Some(message)) => {
                         self.take_sockets(&mut from);
                         self.on_message(message, &mut health);
                     }
                     Ok(None) | Err(_) => {
-                        let report = self.shim_lost().await;
-                        return self.bury(report, None).await;
+                        let report = Box::pin(self.shim_lost()).await;
+                        return Box::pin(self.bury(report, None)).await;
                     }
                 },
                 event = health.next() => {
@@ -474,7 +478,7 @@ impl Task {
                         }
                     }
                 }
-                () = until(self.measure_at) => self.measure().await,
+                () = until(self.measure_at) => Box::pin(self.measure()).await,
                 () = until(self.ready_by) => {
                     self.ready_by = None;
                     health.on_ending(Cause::NeverReady);
@@ -754,7 +758,7 @@ impl Task {
 
     /// Reports the death until somebody has recorded it, then lets the shim go and marks the
     /// directory as history.
-    async fn bury(mut self, report: WorkerReport, to: Option<ToShim>) {
+    async fn bury(mut self: Box<Self>, report: WorkerReport, to: Option<ToShim>) {
         let template = self.order.template.as_ref();
         if let Some(template) = template.filter(|template| !template.sockets.is_empty()) {
             let cause = report.death.as_ref().map(|death| death.cause());

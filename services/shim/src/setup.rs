@@ -68,14 +68,12 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> 
         std::mem::take(&mut launch.argv),
         std::mem::take(&mut launch.env),
     );
-    // Never let go of: its end is the process's, where the kernel takes all of it back at once.
     let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|error| {
         // Nothing was started and nobody will watch: this is all there is to say.
         if let Some(link) = &mut link {
             link.send(&Message::SpawnFailed(failed_io(Stage::Fork, error)));
         }
     })?;
-    let shim = Box::leak(Box::new(shim));
     // What came in one piece with the launch: a worker that is to stop already is never started.
     for message in said_after {
         shim.on_message(message);
@@ -94,19 +92,21 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> 
 
 /// All that a shim needs of the system before it has a worker; and why there will be none, where its
 /// directory is at fault.
+#[inline(never)] // The frame of its caller stays for days.
 fn prepare(
     launch: Launch,
     link: &mut Option<Link>,
     sockets: Vec<OwnedFd>,
     signals: OwnedFd,
-) -> io::Result<(Shim, Option<SpawnFailure>)> {
+) -> io::Result<(&'static mut Shim, Option<SpawnFailure>)> {
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let (listener, refusal) = match enter(&launch) {
         Ok(listener) => (Some(listener), None),
         Err(error) => (None, Some(failed_io(Stage::Directory, &error))),
     };
     let shim = Shim::new(launch, link, listener, signals, sockets)?;
-    Ok((shim, refusal))
+    // Never let go of: its end is the process's, where the kernel takes all of it back at once.
+    Ok((Box::leak(Box::new(shim)), refusal))
 }
 
 /// Takes the socket off standard input, so that no child finds it there.

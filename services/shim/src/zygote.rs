@@ -258,6 +258,7 @@ fn takes_terminate(signals: &OwnedFd) -> bool {
 }
 
 /// One request with its descriptors; none where the agent is gone.
+#[inline(never)] // Its buffers are not to be in a frame that every shim goes on with.
 fn receive(agent: impl AsFd) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
     let mut bytes = [0; REQUEST_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];

@@ -1,0 +1,54 @@
+//! What the kernel alone takes for a guarded start: see `bench-floor`.
+
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tether_clock::{BootClock, Clock as _};
+
+use crate::{ground::Ground, peer::Rate, processes::cpu_below};
+
+/// Lives per second of as many bare loops as there are processors.
+pub(super) fn rate(
+    ground: &Ground,
+    command: &str,
+    args: &[String],
+    time: Duration,
+) -> anyhow::Result<Rate> {
+    let cgroup = ground
+        .unified()
+        .context("there is no cgroup of version 2 to make others in")?;
+    let program = std::env::current_exe()?.with_file_name("bench-floor");
+    let cpu = cpu_below(std::process::id());
+    let start = BootClock.now();
+    let loops = (0..std::thread::available_parallelism()?.get()).map(|_| {
+        let mut line = Command::new(&program);
+        line.arg(time.as_millis().to_string())
+            .arg(cgroup)
+            .arg(command)
+            .args(args)
+            .env_clear()
+            .stdout(Stdio::piped());
+        ground
+            .start(&mut line)
+            .with_context(|| format!("cannot start `{}`", program.display()))
+    });
+    let loops = loops.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut lives = 0;
+    for one in loops {
+        let ended = one.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ended.stdout);
+        lives += said
+            .trim()
+            .parse::<u32>()
+            .context("a bare loop ended before its time")?;
+    }
+    Ok(Rate {
+        per_second: f64::from(lives) / BootClock.now().since(start).as_secs_f64(),
+        cpu_seconds: cpu_below(std::process::id())
+            .saturating_sub(cpu)
+            .as_secs_f64(),
+    })
+}

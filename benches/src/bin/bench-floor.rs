@@ -1,0 +1,100 @@
+//! What the kernel alone takes for the walls of a guarded start: a bare loop that makes and takes down, for
+//! each worker, what the agent's chain does on level G1, and does nothing else.
+//!
+//! A keeper is forked, makes a PID namespace with a first process in it, and has the program born into that
+//! namespace and into a fresh cgroup; then all of it is reaped and removed. No protocol, no journal, no
+//! lease, no output, no record of the death: who keeps these walls cannot be faster than this.
+//!
+//! `bench-floor MILLIS CGROUP PROGRAM ARGUMENTS...` says how many lives that were.
+
+use std::{
+    ffi::CString,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::{fd::AsFd as _, unix::ffi::OsStringExt as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
+use tether_sys::{Birth, exit_child};
+
+fn main() -> ExitCode {
+    let words: Vec<CString> = std::env::args_os()
+        .skip(1)
+        .filter_map(|word| CString::new(word.into_vec()).ok())
+        .collect();
+    let [millis, cgroup, program @ ..] = words.as_slice() else {
+        return ExitCode::FAILURE;
+    };
+    let millis = millis.to_str().ok().and_then(|text| text.parse().ok());
+    let time = Duration::from_millis(millis.unwrap_or(0));
+    let cgroup = PathBuf::from(cgroup.to_string_lossy().into_owned());
+    match count(time, &cgroup, program) {
+        Ok(lives) => {
+            let said = writeln!(io::stdout(), "{lives}");
+            said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "a bare start failed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn count(time: Duration, parent: &Path, program: &[CString]) -> io::Result<u32> {
+    let began = Instant::now();
+    let mut lives = 0;
+    while began.elapsed() < time {
+        let leaf = parent.join(format!("floor.{}.{lives}", std::process::id()));
+        fs::create_dir(&leaf)?;
+        let Some(keeper) = tether_sys::fork(&Birth::default())? else {
+            let kept = keep(&leaf, program);
+            exit_child(i32::from(kept.is_err()))
+        };
+        let status = wait(keeper.pid)?;
+        fs::remove_dir(&leaf)?;
+        if status != Some(0) {
+            return Err(io::Error::other("the keeper could not keep its worker"));
+        }
+        lives += 1;
+    }
+    Ok(lives)
+}
+
+/// In the keeper: one worker from its birth to the end of its namespace.
+fn keep(leaf: &Path, program: &[CString]) -> io::Result<()> {
+    let leaf = File::open(leaf)?;
+    tether_sys::unshare(true, false, false)?;
+    let init = tether_sys::start_init(wait_inside)?;
+    let birth = Birth {
+        cgroup: Some(leaf.as_fd()),
+    };
+    let Some(worker) = tether_sys::fork(&birth)? else {
+        if let [path, ..] = program {
+            tether_sys::exec(path, program, &[]);
+        }
+        exit_child(127)
+    };
+    let status = wait(worker.pid)?;
+    pidfd_send_signal(&init.pidfd, Signal::KILL)?;
+    wait(init.pid)?;
+    if status == Some(0) {
+        Ok(())
+    } else {
+        Err(io::Error::other("the program failed"))
+    }
+}
+
+/// The first process of the namespace, beside its parent in memory: it waits to be killed.
+extern "C" fn wait_inside(_: *mut std::ffi::c_void) -> std::ffi::c_int {
+    loop {
+        tether_sys::wait_for_child_signal();
+    }
+}
+
+fn wait(pid: Pid) -> io::Result<Option<i32>> {
+    let status = waitpid(Some(pid), WaitOptions::empty())?;
+    Ok(status.and_then(|(_, status)| status.exit_status()))
+}
