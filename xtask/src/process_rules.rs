@@ -17,7 +17,7 @@ const SHIM: &str = "services/shim/";
 const AGENT: &str = "services/agent/";
 
 /// Has one thread, and shows what the kernel takes for a start.
-const FLOOR: &str = "benches/src/bin/bench-floor.rs";
+const FLOOR: &str = "benches/src/bin/floor.rs";
 
 const RULES: &[Rule] = &[
     Rule {

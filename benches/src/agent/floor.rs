@@ -1,4 +1,4 @@
-//! What the kernel alone takes for a guarded start: see `bench-floor`.
+//! What the kernel alone takes for a guarded start: see `floor`.
 
 use std::{
     process::{Command, Stdio},
@@ -20,7 +20,7 @@ pub(super) fn rate(
     let cgroup = ground
         .unified()
         .context("there is no cgroup of version 2 to make others in")?;
-    let program = std::env::current_exe()?.with_file_name("bench-floor");
+    let program = std::env::current_exe()?.with_file_name("floor");
     let cpu = cpu_below(std::process::id());
     let start = BootClock.now();
     let loops = (0..std::thread::available_parallelism()?.get()).map(|_| {

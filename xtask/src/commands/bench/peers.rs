@@ -35,8 +35,12 @@ const SOURCES: &[&str] = &[
 
 /// The arguments of `bench-agent`.
 pub(super) fn arguments(workspace: &Workspace) -> Result<Vec<String>, String> {
-    let build = workspace.cargo("build --release --locked --package tether-agent");
-    if !run(build).ok {
+    let agent = "build --release --locked --package tether-agent";
+    let floor = "build --release --locked --package tether-benches --bin floor";
+    if ![agent, floor]
+        .iter()
+        .all(|line| run(workspace.cargo(line)).ok)
+    {
         return Err("the agent does not build, so there is nothing to measure".to_owned());
     }
     let text = |path: &Path| path.display().to_string();

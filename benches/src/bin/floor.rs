@@ -5,7 +5,7 @@
 //! namespace and into a fresh cgroup; then all of it is reaped and removed. No protocol, no journal, no
 //! lease, no output, no record of the death: who keeps these walls cannot be faster than this.
 //!
-//! `bench-floor MILLIS CGROUP PROGRAM ARGUMENTS...` says how many lives that were.
+//! `floor MILLIS CGROUP PROGRAM ARGUMENTS...` says how many lives that were.
 
 use std::{
     ffi::CString,
