@@ -129,6 +129,24 @@ impl Directory {
         Ok((pick.ticket, upstream))
     }
 
+    /// Chooses a worker as soon as what discovery tells leaves one to choose.
+    pub(crate) async fn another(
+        &self,
+        pool: &PoolName,
+        target: &Target,
+        tried: &[WorkerId],
+    ) -> (Ticket, Arc<Upstream>) {
+        let mut told = self.told.subscribe();
+        loop {
+            told.borrow_and_update();
+            if let Ok(pick) = self.pick(pool, target, tried) {
+                return pick;
+            }
+            // Fails only without a directory, and that is borrowed here.
+            let _ = told.changed().await;
+        }
+    }
+
     /// A call was answered with this gRPC code.
     pub(crate) fn on_code(&self, ticket: &mut Ticket, code: u32) {
         self.lock().endpoints.on_code(ticket, code, BootClock.now());

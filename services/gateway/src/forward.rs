@@ -157,10 +157,22 @@ impl Forwarder {
         for attempt in 1..=self.config.max_attempts.get() {
             let (ticket, upstream) = match self.directory.pick(pool, target, &tried) {
                 Ok(pick) => pick,
-                Err(refused) if tried.is_empty() => {
-                    return Err(explain::refused(pool, target, &refused).into());
+                Err(refused) => {
+                    let Some(explanation) = last_failure.take() else {
+                        return Err(explain::refused(pool, target, &refused).into());
+                    };
+                    // A worker that is ending is taken away before its death is told, and another one
+                    // may step in meanwhile: that one takes the call, which nobody has seen.
+                    let another = self.directory.another(pool, target, &tried);
+                    let told = async {
+                        tokio::select! {
+                            biased;
+                            pick = another => Ok(pick),
+                            failure = explanation => Err(failure),
+                        }
+                    };
+                    deadline.bound(told).await??
                 }
-                Err(_) => break,
             };
             let worker = ticket.worker().clone();
             let mut call = Call::to_worker(

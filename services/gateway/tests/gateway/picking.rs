@@ -37,6 +37,45 @@ async fn a_call_that_was_never_sent_goes_to_another_worker() {
     assert_eq!(echo.calls(), 40);
 }
 
+/// An ending worker is taken away before its death is recorded, and its spare steps in with that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_an_ending_worker_never_got_goes_to_the_spare_that_steps_in() {
+    let config = Config {
+        death_wait: Duration::from_secs(60),
+        ..Config::default()
+    };
+    let house = House::with(config).await;
+    let spare = house.worker(0).await;
+    // It listens no more, which is the first that one sees of a worker that is ending.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ending = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let client = house.client().await;
+    let pinned = [("tether-worker", "digits/0")];
+    let is_spare = async || {
+        let status = client.unary(UNARY, &pinned, "").await.err();
+        status.is_some_and(|status| reason(&status) == "DRAINING")
+    };
+    house.discovery.up(worker("digits", 1, 1), &ending, false);
+    house
+        .discovery
+        .up(worker("digits", 0, 1), &spare.address, true);
+    house.until("the spare is known as one", is_spare).await;
+    let before = spare.calls();
+
+    let mut call = Box::pin(client.unary(UNARY, DIGITS, "a"));
+    assert!(futures::poll!(&mut call).is_pending());
+    // An answer to a later call shows that the gateway has begun with the earlier one.
+    assert!(is_spare().await);
+    house.discovery.gone(worker("digits", 1, 1), None);
+    house
+        .discovery
+        .up(worker("digits", 0, 1), &spare.address, false);
+
+    call.await.unwrap();
+    assert_eq!(spare.calls() - before, 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_nobody_received_says_so() {
     let config = Config {
