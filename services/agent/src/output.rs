@@ -1,6 +1,7 @@
 //! What a worker wrote, read from the logs its shim keeps.
 
 use std::{
+    collections::VecDeque,
     io::SeekFrom,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -104,12 +105,28 @@ async fn read(dir: &Path, follow: bool, tail_bytes: u64, to: &Pieces) -> std::io
     }
 }
 
-/// One stream's log, followed over its rotation.
+/// One stream's log: what is kept of it, oldest part first, and then what is written, over any number of
+/// rotations.
 #[derive(Debug)]
 pub(crate) struct Log {
     path: PathBuf,
-    file: Option<File>,
+    /// What is not read to its end yet, oldest first. The last one may still be written.
+    parts: VecDeque<Part>,
+}
+
+/// A part that is open, and so stays readable when it is rotated away.
+#[derive(Debug)]
+struct Part {
+    file: File,
     inode: u64,
+}
+
+impl Part {
+    async fn open(path: &Path) -> Option<Self> {
+        let file = File::open(path).await.ok()?;
+        let inode = file.metadata().await.ok()?.ino();
+        Some(Self { file, inode })
+    }
 }
 
 impl Log {
@@ -117,37 +134,60 @@ impl Log {
     pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
-            file: None,
-            inode: 0,
+            parts: VecDeque::new(),
         }
     }
 
     /// Goes on with the last bytes only; 0 keeps all.
     async fn skip_to_tail(&mut self, bytes: u64) -> std::io::Result<()> {
-        self.open().await;
-        if let Some(file) = &mut self.file
-            && bytes > 0
-        {
-            let len = file.metadata().await?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(bytes)))
-                .await?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.find_newer().await;
+        let mut left = bytes;
+        for (index, part) in self.parts.iter_mut().enumerate().rev() {
+            let len = part.file.metadata().await?.len();
+            if len >= left {
+                part.file.seek(SeekFrom::Start(len - left)).await?;
+                self.parts.drain(..index);
+                break;
+            }
+            left -= len;
         }
         Ok(())
     }
 
-    /// Pins what is at the path, where nothing is pinned yet: its rotation loses nothing from here on.
-    pub(crate) async fn open(&mut self) {
-        if self.file.is_none()
-            && let Some((file, inode)) = self.at_path().await
-        {
-            (self.file, self.inode) = (Some(file), inode);
+    /// Opens every part that is newer than those in hand.
+    ///
+    /// Parts move from number to number while they are looked for: from the newest to the oldest none is
+    /// missed, and what is met twice is known by its inode, which is not given away while it is open.
+    async fn find_newer(&mut self) {
+        let known = self.parts.back().map(|part| part.inode);
+        let mut found: Vec<Part> = Vec::new();
+        let mut missing = 0;
+        for number in 0.. {
+            match Part::open(&self.part(number)).await {
+                Some(part) if Some(part.inode) == known => break,
+                Some(part) => {
+                    missing = 0;
+                    if found.iter().all(|other| other.inode != part.inode) {
+                        found.push(part);
+                    }
+                }
+                // In the middle of a rotation one number is free.
+                None if missing == 0 => missing = 1,
+                None => break,
+            }
         }
+        self.parts.extend(found.into_iter().rev());
     }
 
-    async fn at_path(&self) -> Option<(File, u64)> {
-        let file = File::open(&self.path).await.ok()?;
-        let inode = file.metadata().await.ok()?.ino();
-        Some((file, inode))
+    fn part(&self, number: u32) -> PathBuf {
+        let mut part = self.path.clone().into_os_string();
+        if number > 0 {
+            part.push(format!(".{number}"));
+        }
+        part.into()
     }
 
     /// The next piece of what was written; none where all that is there was read.
@@ -155,32 +195,24 @@ impl Log {
     /// # Errors
     /// When it cannot be read.
     pub(crate) async fn next(&mut self) -> std::io::Result<Option<Vec<u8>>> {
-        self.open().await;
-        let Some(file) = &mut self.file else {
-            return Ok(None);
-        };
-        if let Some(data) = piece(file).await? {
-            return Ok(Some(data));
+        if self.parts.is_empty() {
+            self.find_newer().await;
         }
-        let Some((newer, inode)) = self.at_path().await else {
-            return Ok(None);
-        };
-        if inode == self.inode {
-            return Ok(None);
+        while let Some(part) = self.parts.front_mut() {
+            if let Some(data) = piece(&mut part.file).await? {
+                return Ok(Some(data));
+            }
+            if self.parts.len() == 1 {
+                self.find_newer().await;
+                if self.parts.len() == 1 {
+                    return Ok(None);
+                }
+                // What was written between the last look and the rotation is still to come.
+                continue;
+            }
+            self.parts.pop_front();
         }
-        // What was written between the last look and the rotation comes before what came after it.
-        let rest = match &mut self.file {
-            Some(file) => piece(file).await?,
-            None => None,
-        };
-        if rest.is_some() {
-            return Ok(rest);
-        }
-        (self.file, self.inode) = (Some(newer), inode);
-        match &mut self.file {
-            Some(file) => piece(file).await,
-            None => Ok(None),
-        }
+        Ok(None)
     }
 }
 
@@ -189,4 +221,82 @@ async fn piece(file: &mut File) -> std::io::Result<Option<Vec<u8>>> {
     let read = file.read(&mut data).await?;
     data.truncate(read);
     Ok((read > 0).then_some(data))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    async fn all(log: &mut Log) -> String {
+        let mut bytes = Vec::new();
+        while let Some(data) = log.next().await.unwrap() {
+            bytes.extend(data);
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Rotates as a shim does, and goes on with another text.
+    fn rotate(dir: &Path, files: u32, next: &str) {
+        let part = |number| dir.join(format!("log.{number}"));
+        for number in (1..files).rev() {
+            let _ = fs::rename(part(number), part(number + 1));
+        }
+        let _ = fs::rename(dir.join("log"), part(1));
+        fs::write(dir.join("log"), next).unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_part_is_read_and_the_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["lost ", "one ", "two ", "three ", "four"] {
+            rotate(dir.path(), 3, text);
+        }
+
+        let mut log = Log::new(dir.path().join("log"));
+
+        assert_eq!(all(&mut log).await, "one two three four");
+        assert_eq!(all(&mut log).await, "");
+    }
+
+    #[tokio::test]
+    async fn the_last_bytes_may_reach_over_several_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["abc", "def", "ghi"] {
+            rotate(dir.path(), 3, text);
+        }
+        let tail = async |bytes| {
+            let mut log = Log::new(dir.path().join("log"));
+            log.skip_to_tail(bytes).await.unwrap();
+            all(&mut log).await
+        };
+
+        assert_eq!(tail(2).await, "hi");
+        assert_eq!(tail(3).await, "ghi");
+        assert_eq!(tail(7).await, "cdefghi");
+        assert_eq!(tail(100).await, "abcdefghi");
+        assert_eq!(tail(0).await, "abcdefghi");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_rotated_more_than_once_between_two_looks_loses_nothing() {
+        use std::io::Write as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        rotate(dir.path(), 2, "one ");
+        let mut log = Log::new(dir.path().join("log"));
+        assert_eq!(all(&mut log).await, "one ");
+
+        let mut current = fs::File::options()
+            .append(true)
+            .open(dir.path().join("log"))
+            .unwrap();
+        current.write_all(b"and ").unwrap();
+        for text in ["two ", "three ", "four "] {
+            rotate(dir.path(), 3, text);
+        }
+
+        assert_eq!(all(&mut log).await, "and two three four ");
+    }
 }

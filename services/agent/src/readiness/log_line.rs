@@ -25,8 +25,7 @@ pub(super) async fn written(dir: PathBuf, text: String, last: Last) {
 
 /// The search in one stream.
 struct Search {
-    /// The rotated log, read once and first, then the one that is written.
-    logs: Vec<Log>,
+    log: Log,
     text: Vec<u8>,
     /// The end of what was read, in which the text may have begun.
     kept: Vec<u8>,
@@ -35,9 +34,8 @@ struct Search {
 
 impl Search {
     fn new(dir: &Path, name: &str, text: &str) -> Self {
-        let logs = [name.to_owned(), format!("{name}.1")];
         Self {
-            logs: logs.map(|name| Log::new(dir.join(name))).into(),
+            log: Log::new(dir.join(name)),
             text: text.as_bytes().to_owned(),
             kept: Vec::new(),
             read: 0,
@@ -46,20 +44,10 @@ impl Search {
 
     /// Whether the text is in what was written since the last look.
     async fn find(&mut self) -> bool {
-        // Opened before the rotated one is read: what is rotated meanwhile is still read from it.
-        if let [current, _] = &mut self.logs[..] {
-            current.open().await;
-        }
-        while let Some(log) = self.logs.last_mut() {
-            match log.next().await {
-                Ok(Some(piece)) => {
-                    if self.is_in(&piece) {
-                        return true;
-                    }
-                }
-                Ok(None) | Err(_) if self.logs.len() > 1 => drop(self.logs.pop()),
-                // A log that cannot be read at the moment may be readable at the next look.
-                Ok(None) | Err(_) => return false,
+        // A log that cannot be read at the moment may be readable at the next look.
+        while let Ok(Some(piece)) = self.log.next().await {
+            if self.is_in(&piece) {
+                return true;
             }
         }
         false
