@@ -57,6 +57,23 @@ fn is_root() -> bool {
 }
 
 #[tokio::test]
+async fn every_kept_part_of_a_log_is_read_in_order() {
+    let cluster = Cluster::start().await;
+    let script =
+        "i=100; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); done; echo end; exec sleep 600";
+    // Ten lines to a part: of a hundred and one, the last 31 stand in three parts and a piece.
+    let logs = "log_limit = \"90B\"\nlog_files = 3\n";
+    let file = pool(&cluster, "sh", "-c", script, logs);
+
+    let _owner = Owner::with_pool(&cluster, "o", &file).await;
+    let said = output(&cluster).await;
+
+    let mut expected: Vec<_> = (170..200).map(|number| format!("line {number}")).collect();
+    expected.push("end".to_owned());
+    assert_eq!(said, expected);
+}
+
+#[tokio::test]
 async fn a_worker_runs_as_whom_and_with_what_its_template_says() {
     if !is_root() {
         println!("skipped: only root may become somebody else");

@@ -325,6 +325,32 @@ async fn a_worker_that_said_it_is_ready_is_ready_and_heard_under_the_next_agent_
 }
 
 #[tokio::test]
+async fn what_a_worker_says_of_itself_is_listed_and_follows_what_it_says() {
+    let cluster = Cluster::start().await;
+    let script =
+        "say('STATUS=loading the model')\nwait_for('loaded')\nsay('READY=1\\nSTATUS=serving v7')";
+    let template = readiness("kind = \"notify\"");
+    let file = pool(&cluster, "coupled", script, &template, "");
+    let _owner = Owner::start(&cluster, "beam", &["--file", &file.display().to_string()]);
+    let says = async |phase: &str, status: &str| {
+        let what = format!("it is {phase} and says `{status}`");
+        let listed = eventually(&what, async || {
+            let workers = cluster.tether().json(&["ps"]).await;
+            (workers[0]["phase"] == phase && workers[0]["status"] == status).then_some(())
+        });
+        listed.await;
+        let table = cluster.tether().run(&["ps"]).await.out;
+        let lines: Vec<_> = table.lines().collect();
+        let said = lines[0].ends_with("STATUS") && lines[1].ends_with(status);
+        assert!(said, "{table}");
+    };
+
+    says("starting", "loading the model").await;
+    fs::write(cluster.dir().join("loaded"), "").unwrap();
+    says("ready", "serving v7").await;
+}
+
+#[tokio::test]
 async fn a_worker_that_never_gets_ready_died_of_what_it_was_waited_for() {
     let waits = [
         (

@@ -261,6 +261,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_number_that_is_free_in_the_middle_of_a_rotation_hides_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in ["one ", "two ", "three"] {
+            rotate(dir.path(), 3, text);
+        }
+        let whole = async || all(&mut Log::new(dir.path().join("log"))).await;
+
+        fs::rename(dir.path().join("log.2"), dir.path().join("log.3")).unwrap();
+        fs::rename(dir.path().join("log.1"), dir.path().join("log.2")).unwrap();
+        assert_eq!(whole().await, "one two three");
+        fs::rename(dir.path().join("log"), dir.path().join("log.1")).unwrap();
+        assert_eq!(whole().await, "one two three");
+    }
+
+    #[tokio::test]
     async fn the_last_bytes_may_reach_over_several_parts() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["abc", "def", "ghi"] {

@@ -171,6 +171,7 @@ pub(crate) struct WorkerRow {
     uptime_ms: u64,
     restarts: u32,
     last_death: Option<DeathView>,
+    status: String,
 }
 
 impl WorkerRow {
@@ -192,6 +193,7 @@ impl WorkerRow {
             uptime_ms: worker.uptime_ms,
             restarts: worker.restarts,
             last_death: worker.last_death.as_ref().map(DeathView::new),
+            status: worker.status.clone(),
         }
     }
 }
@@ -205,6 +207,7 @@ impl Row for WorkerRow {
         "UPTIME",
         "RESTARTS",
         "LAST DEATH",
+        "STATUS",
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -234,6 +237,7 @@ impl Row for WorkerRow {
                     .map(|death| death.cause.to_owned())
                     .unwrap_or_default(),
             ),
+            self.status.clone(),
         ]
     }
 }

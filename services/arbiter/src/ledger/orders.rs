@@ -195,6 +195,7 @@ impl Ledger {
                         pid: 0,
                         address: String::new(),
                         started: now,
+                        status: String::new(),
                         stop: None,
                         told_draining: None,
                     });

@@ -80,6 +80,7 @@ impl Ledger {
                 pid: report.pid,
                 address: report.address.clone(),
                 started: born,
+                status: report.status.clone(),
                 stop: None,
                 told_draining: None,
             }),
@@ -136,8 +137,11 @@ impl Ledger {
         let Some(live) = &mut place.live else { return };
         // Without a process there is nothing to tell: an agent that has just come back says so of
         // each worker that it has not reached yet.
-        let news = (live.phase, live.pid) != (phase, report.pid);
-        if !news || (report.pid == 0 && phase != WorkerPhase::Stopping) {
+        if report.pid == 0 && phase != WorkerPhase::Stopping {
+            return;
+        }
+        live.status.clone_from(&report.status);
+        if (live.phase, live.pid) == (phase, report.pid) {
             return;
         }
         live.phase = phase;

@@ -39,6 +39,8 @@ pub(super) struct Live {
     pub(super) pid: u32,
     pub(super) address: String,
     pub(super) started: Tick,
+    /// What it says of itself.
+    pub(super) status: String,
     /// The order that is to end it, repeated to a node that comes back and may have missed it.
     pub(super) stop: Option<StopWorker>,
     /// Whether discovery was told that it is draining; none while it was told nothing.
@@ -140,6 +142,7 @@ impl Place {
                 .map_or(0, |live| millis(now.since(live.started))),
             restarts: u32::try_from(self.machine.snapshot().restarts).unwrap_or(u32::MAX),
             last_death: self.last_death.clone(),
+            status: live.map(|live| live.status.clone()).unwrap_or_default(),
         }
     }
 }
