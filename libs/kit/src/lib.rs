@@ -1,5 +1,5 @@
 //! What every service needs and none should write twice: configuration, listening, serving,
-//! connecting, stopping and telemetry.
+//! connecting, stopping, telemetry and metrics.
 //!
 //! Nothing here knows what a worker or a lease is. A service's `main` reads in this order:
 //!
@@ -10,6 +10,7 @@
 pub mod channel;
 pub mod config;
 pub mod listen;
+pub mod metrics;
 pub mod process;
 mod runtime;
 pub mod serve;

@@ -2,6 +2,7 @@
 //! templates and pools as people write them, and the frame of a service's `main`.
 
 pub mod check;
+mod metrics;
 mod net;
 mod pool;
 mod process;
@@ -10,6 +11,7 @@ pub mod signals;
 mod template;
 
 pub use check::{At, Check, Wrong};
+pub use metrics::Metrics;
 pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
 pub use pool::{Policy, Pool, PoolFile};
 pub use process::{

@@ -17,6 +17,7 @@ use crate::{
     guarantee::{self, Guarantee},
     launch,
     limits::Controllers,
+    metrics::Metrics,
     remains,
     sockets::Sockets,
     worker,
@@ -98,6 +99,7 @@ pub(crate) struct Ground {
     pub(crate) guarantee: Guarantee,
     pub(crate) zygote: Zygote,
     pub(crate) sockets: Sockets,
+    pub(crate) metrics: Metrics,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -114,7 +116,11 @@ impl Config {
         }
     }
 
-    pub(crate) fn prepare(&self, runtime: &Path) -> Result<Ground, Error> {
+    pub(crate) fn prepare(
+        &self,
+        runtime: &Path,
+        metrics: &mut tether_kit::metrics::Metrics,
+    ) -> Result<Ground, Error> {
         let node = self.node()?;
         let wrong = |path: &Path| {
             let path = path.to_owned();
@@ -160,7 +166,7 @@ impl Config {
         };
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
         let zygote = Zygote::new(runtime).map_err(Error::Zygote)?;
-        let means = self.probe(&zygote, cgroup.as_deref())?;
+        let (means, reduced) = self.probe(&zygote, cgroup.as_deref())?;
         let guarantee = self.judge(means)?;
         let ground = Ground {
             node,
@@ -172,6 +178,7 @@ impl Config {
             guarantee,
             zygote,
             sockets: Sockets::inherit(),
+            metrics: Metrics::declare(metrics, guarantee, reduced),
             _lock: lock,
         };
         for parent in ground.controllers.parents() {
@@ -180,17 +187,19 @@ impl Config {
         Ok(ground)
     }
 
-    /// What can be used here, and may be.
-    fn probe(&self, zygote: &Zygote, cgroup: Option<&Path>) -> Result<Means, Error> {
+    /// What can be used here, and may be; and whether there might be more if it might.
+    fn probe(&self, zygote: &Zygote, cgroup: Option<&Path>) -> Result<(Means, bool), Error> {
         let mut means = zygote.probe(cgroup).map_err(Error::Zygote)?;
         if !means.timer {
             return Err(Error::NoTimer);
         }
+        // Cgroups that are switched off are not even tried.
+        let reduced = self.no_cgroups || (self.no_namespaces && means.namespace);
         if self.no_namespaces {
             means.namespace = false;
             means.private_proc = false;
         }
-        Ok(means)
+        Ok((means, reduced))
     }
 
     /// How much that guarantees, and whether it is enough.

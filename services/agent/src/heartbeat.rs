@@ -196,6 +196,7 @@ impl Running {
                     ends_with_agent: None,
                 },
             );
+            self.ground.metrics.on_worker();
             tokio::spawn(worker::adopt(id, dir, ties));
         }
         Ok(())
@@ -285,12 +286,11 @@ impl Running {
         let ttl = Duration::from_millis(message.ttl_ms);
         let interval = Duration::from_millis(message.beat_ms);
         if message.seq > 0 {
-            let Some(sent) = self
-                .beats
-                .on_answer(message.seq, ttl, interval, BootClock.now())
-            else {
+            let now = BootClock.now();
+            let Some(sent) = self.beats.on_answer(message.seq, ttl, interval, now) else {
                 return;
             };
+            self.ground.metrics.on_answer(sent, now);
             if self.exits_told.is_some_and(|told| message.seq >= told) {
                 self.exits.clear();
             }
@@ -349,7 +349,8 @@ impl Running {
             Signal(signal) => self.tell(&id, Order::Signal(signal.signal)),
             Forget(_) => {
                 self.tell(&id, Order::Forget);
-                if self.workers.remove(&id).is_some() {
+                if let Some(worker) = self.workers.remove(&id) {
+                    self.ground.metrics.on_forgotten(worker.last.phase());
                     self.history
                         .keep(worker::directory(&self.ground.workers, &id));
                 }
@@ -375,6 +376,7 @@ impl Running {
                 ends_with_agent,
             },
         );
+        self.ground.metrics.on_worker();
         tokio::spawn(worker::start(id, order, ties));
     }
 
@@ -395,6 +397,8 @@ impl Running {
             .as_ref()
             .and_then(|worker| WorkerId::try_from(worker).ok());
         if let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) {
+            let before = worker.last.phase();
+            self.ground.metrics.on_report(before, &report);
             worker.last = report.clone();
             self.pending.push(report);
         }

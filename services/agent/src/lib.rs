@@ -25,6 +25,7 @@ mod limits;
 mod link;
 mod liveness;
 mod memory;
+mod metrics;
 mod notify;
 mod output;
 mod owners;
@@ -40,6 +41,7 @@ mod zygote;
 
 use std::{path::PathBuf, sync::Arc};
 
+use tether_kit::metrics::Metrics;
 use tether_proto::node::agent_service_server::AgentServiceServer;
 use tether_types::Address;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +50,11 @@ pub use config::{Config, Error};
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use zygote::become_first_where_asked;
+
+/// Declares what an agent counts, for the reference.
+pub fn declare_metrics(metrics: &mut Metrics) {
+    metrics::Metrics::declare(metrics, Guarantee::G1, false);
+}
 
 /// An agent that is ready to run.
 #[derive(Debug)]
@@ -59,7 +66,8 @@ pub struct Agent {
 impl Agent {
     /// Prepares the runtime directory and takes it for this agent alone.
     ///
-    /// `address` is where [`Agent::service`] will be served, `arbiter` where the arbiter is.
+    /// `address` is where [`Agent::service`] will be served, `arbiter` where the arbiter is; what is counted
+    /// is declared in `metrics`.
     ///
     /// # Errors
     /// When the directory cannot be made or written, or another agent uses it.
@@ -68,8 +76,9 @@ impl Agent {
         runtime: &std::path::Path,
         address: Address,
         arbiter: Address,
+        metrics: &mut Metrics,
     ) -> Result<Self, Error> {
-        let ground = config.prepare(runtime)?;
+        let ground = config.prepare(runtime, metrics)?;
         let workers = Arc::new(ground.workers.clone());
         Ok(Self {
             node: heartbeat::Node::new(ground, address, arbiter),

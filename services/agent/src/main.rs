@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 use tether_agent::{Agent, Config};
-use tether_kit::serve::Server;
+use tether_kit::{metrics::Metrics, serve::Server};
 use tether_settings::{
     At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check_whereabouts, service,
 };
@@ -21,6 +21,7 @@ struct Settings {
     listen: Listen,
     connect: Connect,
     agent: Config,
+    metrics: tether_settings::Metrics,
     store: Option<String>,
     lease: Ignored,
     discovery: Ignored,
@@ -31,6 +32,7 @@ struct Settings {
 impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Agent])?;
+        self.metrics.check()?;
         self.agent.node().at("agent.node").map(drop)
     }
 }
@@ -54,18 +56,31 @@ fn main() -> ExitCode {
 async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Agent).await?;
+    let metrics_at = settings.metrics.bind().await?;
+    let mut metrics = Metrics::new();
     let agent = Agent::build(
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
         at.find(Place::Arbiter)?,
+        &mut metrics,
     )?;
     let mut serving = JoinSet::new();
+    // To be read until the last worker is gone.
+    let over = CancellationToken::new();
+    if let Some(listener) = metrics_at {
+        let reading = metrics.serve(listener, over.clone());
+        serving.spawn(async {
+            reading.await;
+            Ok(())
+        });
+    }
     for listener in listeners {
         let server = Server::new(tether_proto::DESCRIPTORS).service(agent.service());
         serving.spawn(server.serve(listener, stop.clone(), DRAIN));
     }
     agent.run(stop).await?;
+    over.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }

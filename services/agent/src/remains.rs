@@ -19,19 +19,37 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Looks after which somebody should know that a process does not die.
 const PATIENCE: u32 = 20;
 
+/// How many processes there were to end.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    /// Members of its cgroup.
+    pub(crate) in_cgroup: u64,
+    /// Found by their environment.
+    pub(crate) found: u64,
+}
+
 /// Comes back when nothing is left of the worker of this directory. A process that cannot be killed
 /// (uninterruptible sleep) is waited for as long as it takes: its place must not be given away.
-pub(crate) async fn end(dir: &Path) {
+pub(crate) async fn end(dir: &Path) -> Ended {
     let noted = Entry::read(dir).unwrap_or_default();
+    let mut ended = Ended::default();
     if let Some(cgroup) = &noted.cgroup {
+        ended.in_cgroup = members(cgroup);
         empty(cgroup).await;
     }
     if !noted.is_sealed() {
-        sweep::end(dir).await;
+        ended.found = sweep::end(dir).await;
     }
     for cgroup in noted.cgroup.iter().chain(&noted.limiting) {
         remove_cgroup(cgroup);
     }
+    ended
+}
+
+/// How many processes are in a cgroup at the moment, without those in cgroups of their own below.
+fn members(cgroup: &Path) -> u64 {
+    let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    members.lines().count() as u64
 }
 
 /// Kills every member of a cgroup until none is left.

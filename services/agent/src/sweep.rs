@@ -2,7 +2,7 @@
 //! being looked for, as a look at every process of the machine costs the same for one as for a thousand.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     sync::{
@@ -38,19 +38,21 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 struct Wanted {
     /// The variable as it stands in the environment.
     marker: Vec<u8>,
-    done: oneshot::Sender<()>,
+    done: oneshot::Sender<u64>,
 }
 
 /// How the search for one worker goes.
 #[derive(Debug, Default)]
 struct Search {
-    waiting: Vec<oneshot::Sender<()>>,
+    waiting: Vec<oneshot::Sender<u64>>,
+    /// Processes that were killed. One that takes its time to die is met again.
+    killed: BTreeSet<i32>,
     looks: u32,
     empty: u32,
 }
 
-/// Comes back when no process is left whose environment names `dir`.
-pub(crate) async fn end(dir: &Path) {
+/// Comes back when no process is left whose environment names `dir`; tells how many there were.
+pub(crate) async fn end(dir: &Path) -> u64 {
     static SWEEPER: OnceLock<Option<Sender<Wanted>>> = OnceLock::new();
     let sweeper = SWEEPER.get_or_init(|| {
         let (wanted, told) = channel();
@@ -70,8 +72,9 @@ pub(crate) async fn end(dir: &Path) {
     if let Some(sweeper) = sweeper
         && sweeper.send(Wanted { marker, done }).is_ok()
     {
-        let _ = gone.await;
+        return gone.await.unwrap_or(0);
     }
+    0
 }
 
 fn sweep(told: &Receiver<Wanted>) {
@@ -86,13 +89,13 @@ fn sweep(told: &Receiver<Wanted>) {
         }
         let found = look(&searches);
         for (marker, search) in &mut searches {
-            search.on_look(marker, found.get(marker).copied().unwrap_or(0));
+            search.on_look(marker, found.get(marker).map_or(&[], Vec::as_slice));
         }
         searches.retain(|_, search| {
             let over = search.empty >= EMPTY_LOOKS;
             if over {
                 for done in search.waiting.drain(..) {
-                    let _ = done.send(());
+                    let _ = done.send(search.killed.len() as u64);
                 }
             }
             !over
@@ -110,16 +113,17 @@ fn begin(searches: &mut BTreeMap<Vec<u8>, Search>, wanted: Wanted) {
 }
 
 impl Search {
-    fn on_look(&mut self, marker: &[u8], found: usize) {
-        if found == 0 {
+    fn on_look(&mut self, marker: &[u8], found: &[i32]) {
+        if found.is_empty() {
             self.empty += 1;
             return;
         }
+        self.killed.extend(found);
         self.empty = 0;
         self.looks += 1;
         if self.looks == PATIENCE {
             let worker = String::from_utf8_lossy(marker);
-            tracing::error!(%worker, found, "Processes of a dead worker cannot be killed; its place stays empty until they are gone");
+            tracing::error!(%worker, found = found.len(), "Processes of a dead worker cannot be killed; its place stays empty until they are gone");
         }
     }
 
@@ -130,19 +134,19 @@ impl Search {
     }
 }
 
-/// Kills every process that is looked for; tells how many there were of each.
+/// Kills every process that is looked for; tells which there were of each.
 ///
 /// One look at all of them, which takes milliseconds, and then many at the newest alone: a link of a chain
 /// that lives for two milliseconds is gone before its turn comes in the first, but not in each of the others.
-fn look(searches: &BTreeMap<Vec<u8>, Search>) -> BTreeMap<Vec<u8>, usize> {
-    let mut found = BTreeMap::new();
+fn look(searches: &BTreeMap<Vec<u8>, Search>) -> BTreeMap<Vec<u8>, Vec<i32>> {
+    let mut found: BTreeMap<_, Vec<i32>> = BTreeMap::new();
     let glances = std::iter::once(usize::MAX).chain(std::iter::repeat_n(GLANCE, GLANCES));
     for most in glances {
         for pid in newest_first().into_iter().take(most) {
             if let Some(marker) = marker_of(pid).filter(|marker| searches.contains_key(marker))
                 && kill(pid, &marker)
             {
-                *found.entry(marker).or_default() += 1;
+                found.entry(marker).or_default().push(pid);
             }
         }
     }
@@ -207,8 +211,9 @@ mod tests {
         let dirs: [_; 3] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
         let [mut first, mut second, mut bystander] = dirs.each_ref().map(|dir| sleeper(dir.path()));
 
-        tokio::join!(end(dirs[0].path()), end(dirs[1].path()));
+        let ended = tokio::join!(end(dirs[0].path()), end(dirs[1].path()));
 
+        assert_eq!(ended, (1, 1));
         assert_eq!(first.wait().unwrap().signal(), Some(9));
         assert_eq!(second.wait().unwrap().signal(), Some(9));
         assert!(bystander.try_wait().unwrap().is_none());
@@ -250,16 +255,16 @@ mod tests {
         let mut search = Search::default();
 
         for _ in 0..PATIENCE {
-            search.on_look(b"", 1);
+            search.on_look(b"", &[7]);
         }
         assert_eq!(search.pause(), FIRST_PAUSE);
         for _ in 0..40 {
-            search.on_look(b"", 1);
+            search.on_look(b"", &[7]);
         }
         assert_eq!(search.pause(), LAST_PAUSE);
-        search.on_look(b"", 0);
+        search.on_look(b"", &[]);
         assert_eq!(search.empty, 1);
-        search.on_look(b"", 1);
+        search.on_look(b"", &[7]);
         assert_eq!(search.empty, 0);
     }
 }

@@ -39,6 +39,7 @@ use crate::{
     launch::{self, Circumstances, Passed},
     link::{self, FromShim, ToShim},
     memory,
+    metrics::{FailedAt, How},
     notify::{FdStore, Named},
     permission::{self, Permissions},
     remains, report,
@@ -93,15 +94,16 @@ pub(crate) fn named(directory: &str) -> Option<WorkerId> {
 
 /// Starts one incarnation and stays with it until its death is recorded.
 pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
+    let ordered = BootClock.now();
     let begun = match prepare(&id, &order, &ties).await {
         Ok((prepared, health)) => match shim_for(&ties.ground.zygote, &prepared).await {
             Ok(link) => Ok((prepared, health, link)),
             Err(error) => {
                 give_back(&ties, &id, prepared.stored);
-                Err(error)
+                Err((FailedAt::Zygote, error))
             }
         },
-        Err(error) => Err(error),
+        Err(error) => Err((FailedAt::Preparation, error)),
     };
     match begun {
         Ok((prepared, health, (hello, from, to))) => {
@@ -110,13 +112,16 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
             task.told = Some(Terms::of(&prepared.launch));
             task.stored = prepared.stored;
             drop(prepared.sockets);
-            if !prepared.launch.wait_for.is_empty() {
+            if prepared.launch.wait_for.is_empty() {
+                task.ordered = Some(ordered);
+            } else {
                 task.on_idle(hello.shim_pid);
             }
             // A task of its own: what the start needed is not kept for as long as the worker lives.
             tokio::spawn(task.drive(from, to, health));
         }
-        Err(error) => {
+        Err((stage, error)) => {
+            ties.ground.metrics.spawn_failures.of(stage).inc();
             let text = format!("it cannot be started: {error}");
             let mut failed = report::lost(&id, DeathCause::SpawnFailed, text);
             failed.permanent = error.kind() == io::ErrorKind::PermissionDenied;
@@ -311,8 +316,8 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
         }
         None => {
             // Nobody answers for it: what is left of it ends before it counts as dead.
-            remains::end(&dir).await;
             let task = Task::new(id, order, address, ties);
+            task.end_remains().await;
             let recorded = task.recorded_death();
             task.bury(recorded, None).await;
         }
@@ -343,6 +348,8 @@ struct Task {
     address: Address,
     ties: Ties,
     adopted: bool,
+    /// When it was ordered, until it is ready; none where it was found, or waits for its first caller.
+    ordered: Option<Tick>,
     /// When the program was started.
     started: Tick,
     pid: u32,
@@ -407,6 +414,7 @@ impl Task {
             address,
             ties,
             adopted: false,
+            ordered: None,
             started: Tick::ZERO,
             pid: 0,
             told: None,
@@ -441,14 +449,15 @@ impl Task {
             tokio::select! {
                 message = from.next() => match message {
                     Ok(Some(Message::Dead(dead))) => {
-                        if dead.spawn_failure.is_some() {
+                        if let Some(failure) = &dead.spawn_failure {
+                            self.on_spawn_failure(failure);
                             give_back(&self.ties, &self.id, std::mem::take(&mut self.stored));
                         }
                         if dead.survivors > 0 {
                             // What the shim could not kill keeps the place for as long as it lives.
                             self.status = report::unkillable(dead.survivors);
                             self.report(WorkerPhase::Stopping);
-                            Box::pin(remains::end(&self.dir)).await;
+                            Box::pin(self.end_remains()).await;
                         }
                         let mut report = self.death(&dead);
                         health.explain(&mut report);
@@ -468,6 +477,7 @@ impl Task {
                     match event {
                         HealthEvent::Phase(phase) => {
                             if phase == WorkerPhase::Ready {
+                                self.on_ready();
                                 self.ready_by = None;
                                 self.measure_at = self.wants_measuring().then(Instant::now);
                             }
@@ -526,7 +536,10 @@ impl Task {
                 self.shim = shim_of(&hello);
                 self.on_idle(hello.shim_pid);
             }
-            Message::Started { pid } => self.on_running(pid, BootClock.now(), health),
+            Message::Started { pid } => {
+                self.ties.ground.metrics.starts.inc();
+                self.on_running(pid, BootClock.now(), health);
+            }
             Message::SpawnFailed(failure) => self.failure = Some(failure),
             Message::Ending { cause } => {
                 health.on_ending(cause);
@@ -698,8 +711,9 @@ impl Task {
             return self.recorded_death();
         }
         // Its main process went with the shim; what it daemonised may not have.
-        remains::end(&self.dir).await;
-        if let Some(failure) = self.failure {
+        self.end_remains().await;
+        if let Some(failure) = &self.failure {
+            self.on_spawn_failure(failure);
             let template = self.order.template.clone().unwrap_or_default();
             let (text, permanent) = launch::explain(failure.stage, failure.errno, &template);
             return WorkerReport {
@@ -741,6 +755,26 @@ impl Task {
         } else {
             None
         }
+    }
+
+    fn on_ready(&mut self) {
+        if let Some(ordered) = self.ordered.take() {
+            let seconds = BootClock.now().since(ordered).as_secs_f64();
+            self.ties.ground.metrics.start_seconds.observe(seconds);
+        }
+    }
+
+    fn on_spawn_failure(&self, failure: &SpawnFailure) {
+        let stage = FailedAt::Shim(failure.stage);
+        self.ties.ground.metrics.spawn_failures.of(stage).inc();
+    }
+
+    /// Ends what no shim answers for any more.
+    async fn end_remains(&self) {
+        let ended = remains::end(&self.dir).await;
+        let orphans = &self.ties.ground.metrics.orphans;
+        orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
+        orphans.of(How::Search).inc_by(ended.found);
     }
 
     /// How the shim ended, once its zygote, or whoever came after that, has reaped it.

@@ -27,6 +27,7 @@ struct Settings {
     store: Option<String>,
     template: Templates,
     agent: Ignored,
+    metrics: Ignored,
     discovery: Ignored,
     gateway: Ignored,
 }

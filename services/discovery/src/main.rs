@@ -30,6 +30,7 @@ struct Settings {
     discovery: Config,
     store: Option<String>,
     agent: Ignored,
+    metrics: Ignored,
     lease: Ignored,
     gateway: Ignored,
     template: Ignored,

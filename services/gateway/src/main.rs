@@ -19,6 +19,7 @@ struct Settings {
     store: Option<String>,
     lease: Ignored,
     agent: Ignored,
+    metrics: Ignored,
     discovery: Ignored,
     template: Ignored,
 }

@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) agent: tether_agent::Config,
     /// The gateway.
     pub(crate) gateway: tether_gateway::Config,
+    /// Where metrics are read.
+    pub(crate) metrics: tether_settings::Metrics,
     /// Discovery.
     pub(crate) discovery: tether_discovery::Config,
     /// Templates that pools can name.
@@ -47,6 +49,7 @@ impl Check for Settings {
             check::store(url, &known)?;
         }
         check_whereabouts(&self.listen, &self.connect, &Place::ALL)?;
+        self.metrics.check()?;
         self.lease
             .check()
             .map_err(|error| Wrong::among(error.keys(), error))?;

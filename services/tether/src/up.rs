@@ -8,7 +8,7 @@ use tether_agent::Agent;
 use tether_arbiter::Arbiter;
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
-use tether_kit::serve::Server;
+use tether_kit::{metrics::Metrics, serve::Server};
 use tether_settings::{Place, Whereabouts};
 use tether_store::Store;
 use tether_types::Address;
@@ -36,6 +36,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let discovery_at = at.bind(Place::Discovery).await?;
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
+    let metrics_at = settings.metrics.bind().await?;
+    let mut metrics = Metrics::new();
 
     let url = match settings.store {
         Some(url) => url,
@@ -49,6 +51,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         at.runtime(),
         at.find(Place::Agent)?,
         at.find(Place::Arbiter)?,
+        &mut metrics,
     )?;
     let gateway = Gateway::build(
         settings.gateway,
@@ -80,6 +83,13 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
             "agent",
             server.serve(listener, last.clone(), drain),
         ));
+    }
+    if let Some(listener) = metrics_at {
+        let reading = metrics.serve(listener, last.clone());
+        serving.spawn(async {
+            reading.await;
+            Ok(())
+        });
     }
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));

@@ -27,7 +27,10 @@ pub(super) const TASK: Task = Task {
 const SWITCH: &str = "UPDATE_DOCS";
 
 /// Crates with a test that writes a page, and the test's name.
-const PAGES: &[(&str, &str)] = &[("libs/lifecycle", "crash_matrix")];
+const PAGES: &[(&str, &str)] = &[
+    ("libs/lifecycle", "crash_matrix"),
+    ("services/tether", "metrics_reference"),
+];
 
 #[cfg(test)]
 mod tests {
