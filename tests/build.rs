@@ -31,11 +31,15 @@ fn fault_injector() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// One file without dependencies, static because it is started thousands of times.
+/// Two files without dependencies, static because it is started thousands of times.
 fn matrix_worker() -> Result<(), Box<dyn Error>> {
     let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src/matrix/worker.rs");
     let program = PathBuf::from(env::var("OUT_DIR")?).join("matrix-worker");
     println!("cargo:rerun-if-changed={}", source.display());
+    println!(
+        "cargo:rerun-if-changed={}",
+        source.with_file_name("walls.rs").display()
+    );
     let status = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
         .args([
             "--edition",

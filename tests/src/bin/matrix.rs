@@ -19,8 +19,16 @@ use tokio::task::{JoinSet, LocalSet};
 
 #[path = "../matrix/aim.rs"]
 mod aim;
+#[path = "../matrix/cgroups.rs"]
+mod cgroups;
+#[path = "../matrix/container.rs"]
+mod container;
 #[path = "../matrix/lineage.rs"]
 mod lineage;
+#[path = "../matrix/owner.rs"]
+mod owner;
+#[path = "../matrix/pause.rs"]
+mod pause;
 #[path = "../matrix/plan.rs"]
 mod plan;
 #[path = "../matrix/pools.rs"]
@@ -143,7 +151,8 @@ async fn matrix(args: &Args) -> anyhow::Result<bool> {
         running.join_next().await;
     }
     while running.join_next().await.is_some() {}
-    let account = strangers.end().await?;
+    let mut account = strangers.end().await?;
+    account.add(lock(&results).account());
     let run = Run {
         seed: args.seed,
         wanted: args.trials,
@@ -171,7 +180,7 @@ async fn one_world(
 ) -> anyhow::Result<()> {
     let mut world = World::start(turn, level, switches, seed, tools).await?;
     let mut others = None;
-    for event in events(seed, only) {
+    for event in events(seed, only, level) {
         if enough() {
             break;
         }
@@ -192,7 +201,8 @@ async fn one_world(
             Ok(round) => lock(results).add(level, event, seed, round),
             Err(error) => {
                 // What is left of it ends with the world's root.
-                world.abandon().await?;
+                let remains = world.abandon().await?;
+                lock(results).add_account(remains.account);
                 anyhow::bail!("{} {}: {error:#}", event.victim, event.phase);
             }
         }
@@ -200,14 +210,16 @@ async fn one_world(
     if let Some(others) = others {
         others.end(&world).await?;
     }
-    let left = world.end().await?;
-    lock(results).end_world(level, seed, left);
+    let remains = world.end().await?;
+    lock(results).add_account(remains.account);
+    lock(results).end_world(level, seed, remains.left);
     Ok(())
 }
 
 /// Every event once, in an order that the seed says.
-fn events(seed: u64, only: &Only) -> Vec<Event> {
+fn events(seed: u64, only: &Only, level: Level) -> Vec<Event> {
     let mut dice = Dice::new(seed ^ 0xdead);
+    let mut doze = Dice::new(seed ^ 0xd02e);
     let mut events = Vec::new();
     for &victim in Victim::ALL {
         for &phase in Phase::ALL {
@@ -218,6 +230,7 @@ fn events(seed: u64, only: &Only) -> Vec<Event> {
                     victim,
                     phase,
                     held,
+                    dozes: level == Level::G4 && doze.roll(2) == 0,
                 });
             }
         }
@@ -243,18 +256,25 @@ async fn offers(only: &Only, results: &Mutex<Results>, tools: &(Recycler, PathBu
     };
     for &level in Level::ALL.iter().filter(|&&level| only.level(level)) {
         let why = match level {
-            Level::G4 => Some("a container of its own for the agent is not made here"),
+            Level::G4 if !rustix::process::geteuid().is_root() => {
+                Some("only root may make the container")
+            }
             Level::G1 | Level::G2 if !switchable => Some("this agent makes no namespaces"),
-            Level::G1 | Level::G3 if world::unified().is_none() => {
+            Level::G1 | Level::G3 if cgroups::unified().is_none() => {
                 Some("there is no cgroup v2 here")
             }
-            Level::G1 | Level::G2 | Level::G3 | Level::G5 => None,
+            Level::G1 | Level::G2 | Level::G3 | Level::G4 | Level::G5 => None,
         };
         if let Some(why) = why {
             lock(results).skip(level, why);
             continue;
         }
         let mut switches = Vec::new();
+        if level == Level::G4 {
+            // In the container there is neither: nothing has to be switched off.
+            offers.push((level, switches));
+            continue;
+        }
         if !level.has_cgroup() {
             switches.push("no_cgroups");
         }

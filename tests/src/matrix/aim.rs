@@ -10,10 +10,12 @@ use std::{
 use tether_tests::eventually_within;
 
 use crate::{
+    cgroups,
     lineage::{Pinned, ancestor, state},
+    owner::Owner,
     plan::{Behaviour, Event, Phase, Victim},
     witness::Seen,
-    world::{Owner, SERVICES, World, unified},
+    world::{SERVICES, World},
 };
 
 /// Whom the event hits: the workers whose trial it is, those beside them that are to live, and the processes
@@ -39,7 +41,7 @@ pub(crate) fn aim(
     let subject = |(behaviour, _, seen): &(Behaviour, String, Seen)| {
         (event.phase == Phase::Spawn || (seen.ready && !seen.unchanged))
             && seen.gone.is_none()
-            && (event.phase == Phase::Spawn || in_place(*behaviour, seen.pid))
+            && (event.phase == Phase::Spawn || in_place(*behaviour, seen))
     };
     let running: Vec<_> = pools
         .iter()
@@ -65,7 +67,8 @@ pub(crate) fn aim(
             odd = last != Some(*behaviour) || !odd;
             last = Some(*behaviour);
             // The first process of the namespace stands beside the worker, below the same shim.
-            let shim = ancestor(&kin, seen.pid, "tether-shim");
+            let main = seen.main.as_ref();
+            let shim = main.and_then(|main| main.look(|pid| ancestor(&kin, pid, "tether-shim")));
             let beside = || {
                 kin.iter()
                     .find(|kin| Some(kin.parent) == shim && kin.name == name)
@@ -133,11 +136,13 @@ fn directories(workers: &Path, pools: &BTreeMap<Behaviour, String>) -> Vec<(Beha
 }
 
 /// Whether a worker is what its behaviour says, where that can be seen from outside.
-fn in_place(behaviour: Behaviour, pid: u32) -> bool {
+fn in_place(behaviour: Behaviour, seen: &Seen) -> bool {
+    let main = seen.main.as_ref();
     match behaviour {
-        Behaviour::Stopped => state(pid) == Some('T'),
+        Behaviour::Stopped => main.and_then(|main| main.look(state)) == Some('T'),
         Behaviour::Frozen => {
-            let events = group(pid).map(|group| fs::read_to_string(group.join("cgroup.events")));
+            let group = main.and_then(|main| main.look(group));
+            let events = group.map(|group| fs::read_to_string(group.join("cgroup.events")));
             events.is_some_and(|events| events.is_ok_and(|events| events.contains("frozen 1")))
         }
         Behaviour::Polite
@@ -152,14 +157,15 @@ fn in_place(behaviour: Behaviour, pid: u32) -> bool {
 pub(crate) async fn freeze(world: &World, pool: Option<&String>, phase: Phase) {
     let Some(pool) = pool else { return };
     for seen in world.witness.of(&format!("{pool}/")).values() {
-        let Some(group) = group(seen.pid).filter(|_| seen.gone.is_none()) else {
+        let main = seen.main.as_ref().filter(|_| seen.gone.is_none());
+        let Some(group) = main.and_then(|main| main.look(group)) else {
             continue;
         };
         let frozen = fs::write(group.join("cgroup.freeze"), "1").is_ok();
         if frozen && phase != Phase::Spawn {
             // What is not frozen in time is no trial.
             let _ = eventually_within(Duration::from_secs(1), async || {
-                in_place(Behaviour::Frozen, seen.pid).then_some(())
+                in_place(Behaviour::Frozen, seen).then_some(())
             })
             .await;
         }
@@ -178,5 +184,5 @@ fn group(pid: u32) -> Option<PathBuf> {
         )
     };
     let group = read(&pid.to_string())?;
-    (group != read("self")?).then(|| unified().map(|mount| mount.join(group)))?
+    (group != read("self")?).then(|| cgroups::unified().map(|mount| mount.join(group)))?
 }

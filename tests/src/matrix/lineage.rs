@@ -90,12 +90,43 @@ impl Pinned {
         (now.trim_end() == name).then_some(pinned)
     }
 
+    /// Pins the child of this name.
+    pub(crate) fn child(parent: u32, name: &str) -> Option<Self> {
+        let found = children(parent)
+            .into_iter()
+            .find_map(|pid| Self::named(pid, name))?;
+        // Where it is still a child once it is pinned, and lives after that, it is the child that was pinned.
+        let still = children(parent).contains(&found.pid) && found.lives();
+        still.then_some(found)
+    }
+
+    /// What is seen by its pid; nothing where it did not live until after the look, for the pid may have
+    /// been another's then.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(u32) -> Option<T>) -> Option<T> {
+        look(self.pid).filter(|_| self.lives())
+    }
+
+    /// Another descriptor of it.
+    pub(crate) fn fd(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    /// The same process, held once more.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        let (pid, fd) = (self.pid, self.fd()?);
+        Ok(Self { pid, fd })
+    }
+
     pub(crate) fn kill(&self) -> bool {
-        pidfd_send_signal(&self.fd, Signal::KILL).is_ok()
+        self.signal(Signal::KILL)
     }
 
     pub(crate) fn terminate(&self) -> bool {
-        pidfd_send_signal(&self.fd, Signal::TERM).is_ok()
+        self.signal(Signal::TERM)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> bool {
+        pidfd_send_signal(&self.fd, signal).is_ok()
     }
 
     pub(crate) fn lives(&self) -> bool {
@@ -136,12 +167,14 @@ mod tests {
         assert_eq!(ancestor(&kin, sleep, "sh"), Some(child.id()));
         assert_eq!(ancestor(&kin, sleep, "other"), None);
         assert!(Pinned::named(sleep, "other").is_none());
-        let pinned = Pinned::named(sleep, "sleep").unwrap();
+        let pinned = Pinned::child(child.id(), "sleep").unwrap();
         assert!(pinned.lives());
+        assert_eq!(pinned.look(Some), Some(sleep));
         assert!(pinned.kill());
         while pinned.lives() {
             assert!(start.elapsed().as_secs() < 10);
         }
+        assert_eq!(pinned.look(Some), None, "its pid may be another's");
         child.kill().unwrap();
         child.wait().unwrap();
     }

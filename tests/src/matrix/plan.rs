@@ -107,7 +107,8 @@ axis! {
 pub(crate) enum Expect {
     /// Nothing of the worker is left.
     Gone,
-    /// As documented of this level, it may be left until the next agent starts, which ends it.
+    /// As documented of this level, it may be left until the next agent starts, or a container's first
+    /// process runs, which ends it.
     GoneOrHole,
     /// It lives on, the same process.
     Lives,
@@ -122,6 +123,8 @@ pub(crate) struct Event {
     pub(crate) phase: Phase,
     /// Whether the pools keep their workers when the agent is lost.
     pub(crate) held: bool,
+    /// Whether the container's first process is stopped until it is seen what is left meanwhile.
+    pub(crate) dozes: bool,
 }
 
 impl Level {
@@ -137,18 +140,21 @@ impl Level {
 impl Event {
     /// What must follow for a worker that it hits.
     pub(crate) fn expect(self, level: Level, behaviour: Behaviour) -> Expect {
+        let escapes = matches!(
+            behaviour,
+            Behaviour::Daemon | Behaviour::Chain | Behaviour::SetUid
+        );
         match self.victim {
-            Victim::Client | Victim::OneShim | Victim::Init | Victim::AllShims => Expect::Gone,
-            Victim::Everything => {
-                let escapes = matches!(
-                    behaviour,
-                    Behaviour::Daemon | Behaviour::Chain | Behaviour::SetUid
-                );
-                match level {
-                    Level::G3 | Level::G5 if escapes => Expect::GoneOrHole,
-                    Level::G1 | Level::G2 | Level::G3 | Level::G4 | Level::G5 => Expect::Gone,
-                }
+            Victim::OneShim | Victim::AllShims if self.waits_for_first(level) && escapes => {
+                Expect::GoneOrHole
             }
+            Victim::Client | Victim::OneShim | Victim::Init | Victim::AllShims => Expect::Gone,
+            // It is the container's first process, with which everything ends there.
+            Victim::Zygote if level == Level::G4 => Expect::Gone,
+            Victim::Everything => match level {
+                Level::G3 | Level::G5 if escapes => Expect::GoneOrHole,
+                Level::G1 | Level::G2 | Level::G3 | Level::G4 | Level::G5 => Expect::Gone,
+            },
             Victim::Agent | Victim::Zygote => match self.phase {
                 Phase::Spawn | Phase::Stop => Expect::GoneWithOwner,
                 Phase::Idle | Phase::Upgrade if self.victim == Victim::Agent && !self.held => {
@@ -160,8 +166,22 @@ impl Event {
     }
 
     /// Whether workers of other owners live on.
-    pub(crate) fn spares_others(self) -> bool {
-        !matches!(self.victim, Victim::AllShims | Victim::Everything)
+    pub(crate) fn spares_others(self, level: Level) -> bool {
+        match self.victim {
+            Victim::AllShims | Victim::Everything => false,
+            Victim::Zygote => level != Level::G4,
+            Victim::Client | Victim::Agent | Victim::OneShim | Victim::Init => true,
+        }
+    }
+
+    /// Whether the agent is stopped meanwhile: what a shim leaves is the first process's to end, alone.
+    pub(crate) fn stops_agent(self, level: Level) -> bool {
+        level == Level::G4 && matches!(self.victim, Victim::OneShim | Victim::AllShims)
+    }
+
+    /// Whether the container's first process is stopped as well: the moment that it takes is drawn out.
+    pub(crate) fn waits_for_first(self, level: Level) -> bool {
+        self.dozes && self.stops_agent(level)
     }
 }
 
@@ -239,6 +259,7 @@ mod tests {
             victim,
             phase,
             held: true,
+            dozes: false,
         }
     }
 
@@ -248,13 +269,25 @@ mod tests {
             for &victim in Victim::ALL {
                 for &phase in Phase::ALL {
                     for &behaviour in Behaviour::ALL {
-                        let hole =
-                            event(victim, phase).expect(level, behaviour) == Expect::GoneOrHole;
-                        let documented = victim == Victim::Everything
-                            && [Level::G3, Level::G5].contains(&level)
-                            && [Behaviour::Daemon, Behaviour::Chain, Behaviour::SetUid]
-                                .contains(&behaviour);
-                        assert_eq!(hole, documented, "{level} {victim} {phase} {behaviour}");
+                        let escapes = [Behaviour::Daemon, Behaviour::Chain, Behaviour::SetUid]
+                            .contains(&behaviour);
+                        let mut event = event(victim, phase);
+                        for dozes in [false, true] {
+                            event.dozes = dozes;
+                            let hole = event.expect(level, behaviour) == Expect::GoneOrHole;
+                            let documented = match level {
+                                Level::G1 | Level::G2 => false,
+                                Level::G3 | Level::G5 => victim == Victim::Everything,
+                                Level::G4 => {
+                                    dozes && [Victim::OneShim, Victim::AllShims].contains(&victim)
+                                }
+                            };
+                            let documented = documented && escapes;
+                            assert_eq!(
+                                hole, documented,
+                                "{level} {victim} {phase} {behaviour} {dozes}"
+                            );
+                        }
                     }
                 }
             }
@@ -269,6 +302,17 @@ mod tests {
         assert_eq!(lost.expect(Level::G5, Behaviour::Polite), Expect::Gone);
         lost.victim = Victim::Zygote;
         assert_eq!(lost.expect(Level::G5, Behaviour::Polite), Expect::Lives);
+    }
+
+    #[test]
+    fn with_the_first_process_of_a_container_all_workers_end_and_elsewhere_they_outlive_a_zygote() {
+        let zygote = event(Victim::Zygote, Phase::Idle);
+        for &level in Level::ALL {
+            let ends = level == Level::G4;
+            let expect = if ends { Expect::Gone } else { Expect::Lives };
+            assert_eq!(zygote.expect(level, Behaviour::Polite), expect, "{level}");
+            assert_eq!(zygote.spares_others(level), !ends, "{level}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub(crate) struct Results {
     bystanders: usize,
     faults: Vec<String>,
     worlds: usize,
+    account: Account,
 }
 
 /// What a run was.
@@ -106,6 +107,16 @@ impl Results {
             .into_iter()
             .map(|left| format!("{left} is left of a world (--only level={level} --seed {seed})"));
         self.faults.extend(said);
+    }
+
+    /// What became of the strangers in the containers of a world.
+    pub(crate) fn add_account(&mut self, account: Account) {
+        self.account.add(account);
+    }
+
+    /// What became of the strangers in all containers.
+    pub(crate) fn account(&self) -> Account {
+        self.account.clone()
     }
 
     /// Something could not be played to its end, which is no success.
@@ -208,7 +219,8 @@ pub(crate) fn page(json: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut page = format!(
         "# Kill matrix\n\nWritten by `cargo xtask matrix kill --docs` from its evidence. Each cell: workers that were hit while they ran as \
-         the cell says, and judged by the kernel's word.\n`h` counts documented holes: left until the next agent started, and ended by it. \
+         the cell says, and judged by the kernel's word.\n`h` counts documented holes: left until the next agent started, and ended by it; at G4, left while the container's \
+         first process was stopped, and ended by that one as soon as it ran. \
          `-` was not tried, for the reason below the table.\n\n\
          {} trials in {} s with seed {}, {} worlds: {} passed, {} failed, {} skipped. Workers of others looked after: {}. \
          Pids recycled by {} processes, {} of them strangers that watched for signals, {} of those on the pid of a process just killed: {} signals.\n",

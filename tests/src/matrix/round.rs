@@ -17,10 +17,12 @@ use tokio::time::sleep;
 use crate::{
     aim::{aim, freeze},
     lineage::Pinned,
-    plan::{Behaviour, Event, Expect, Phase, Victim},
+    owner::Owner,
+    pause::Pause,
+    plan::{Behaviour, Event, Expect, Level, Phase, Victim},
     pools::{Mode, behaviours, spec},
     witness::Seen,
-    world::{Owner, START, World},
+    world::{START, World},
 };
 
 /// Longest time for what must go to be gone, on a loaded machine; what it took is reported.
@@ -39,7 +41,7 @@ pub(crate) enum Outcome {
     Gone(Option<Duration>),
     /// It lives, as it should.
     Lived,
-    /// Left until the next agent, as documented, and ended by that one.
+    /// Left until the next agent, or the first process of a container, ran, as documented; and ended by it.
     Hole,
     /// Left.
     Orphan,
@@ -219,7 +221,9 @@ pub(crate) async fn play(
             sleep(Duration::from_micros(world.dice.roll(30_000))).await;
         }
         Phase::Upgrade => {
-            let politely = world.dice.roll(2) == 0;
+            // A container ends with an agent that ends by itself.
+            let politely = world.dice.roll(2) == 0 && world.level != Level::G4;
+            world.expect_agent();
             let agent = world.service("tether-agent")?;
             if politely {
                 agent.terminate()
@@ -243,17 +247,24 @@ pub(crate) async fn play(
         });
     }
     let hit = if victims.is_empty() { Vec::new() } else { hit };
+    let table = world.witness.of(&prefix);
+    let mains = table.values().filter_map(|seen| seen.main.as_deref());
+    let pids: Vec<_> = victims
+        .iter()
+        .chain(mains)
+        .filter_map(|process| world.pid_to_take(process))
+        .collect();
+    let mut pause = Pause::begin(world, event).await?;
+    if event.victim == Victim::Agent {
+        world.expect_agent();
+    }
     let now = Instant::now();
     for victim in &victims {
         victim.kill();
     }
     let table = world.witness.of(&prefix);
-    for pid in victims
-        .iter()
-        .map(|victim| victim.pid)
-        .chain(table.values().map(|seen| seen.pid))
-    {
-        world.recycler.take_over(pid);
+    for pid in pids {
+        world.take_over(pid);
     }
     // Those that ended by themselves before the kill were not killed by it.
     let hit: Vec<_> = hit
@@ -297,6 +308,14 @@ pub(crate) async fn play(
         .map(|(_, label)| label.clone())
         .filter(|label| after.get(label).is_some_and(|seen| seen.gone.is_none()))
         .collect();
+    // A container's first process has to end them without the agent's help.
+    pause.wake_first();
+    let stuck = event.waits_for_first(world.level)
+        && !world
+            .witness
+            .until(GONE, |witness| gone(&witness.of(&prefix), &may))
+            .await;
+    pause.end();
     // A process that was killed a moment ago still looks alive, and would not be replaced.
     let dead = eventually_within(START, async || {
         (!victims.iter().any(Pinned::lives)).then_some(())
@@ -305,7 +324,7 @@ pub(crate) async fn play(
     world.mend().await?;
     let alive = world.witness.of(&prefix);
     let lived = |label: &str| alive.get(label).is_some_and(|seen| seen.gone.is_none());
-    if let Some(others) = others.as_ref().filter(|_| event.spares_others()) {
+    if let Some(others) = others.as_ref().filter(|_| event.spares_others(world.level)) {
         round.bystanders += others.size + spared.len();
         let dead = others.dead(world).into_iter();
         let dead = dead.chain(spared.into_iter().filter(|label| !lived(label)));
@@ -325,6 +344,7 @@ pub(crate) async fn play(
             .and_then(|seen| Some(seen.gone?.duration_since(now)));
         let outcome = match expect {
             _ if stays => Outcome::Orphan,
+            Expect::GoneOrHole if stuck && holes.contains(&label) => Outcome::Orphan,
             Expect::Lives if lived(&label) => Outcome::Lived,
             Expect::Lives => Outcome::Died,
             Expect::GoneOrHole if holes.contains(&label) => Outcome::Hole,
@@ -343,7 +363,7 @@ pub(crate) async fn play(
                 .push(format!("{label} is left after its owner died"));
         }
     }
-    if event.spares_others() {
+    if event.spares_others(world.level) {
         world.witness.forget(&prefix);
     } else if let Some(others) = others.take() {
         // Killed with all shims; whatever their agents found of them has to be gone too.

@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::world::WORKER;
+use crate::{lineage::Pinned, world::WORKER};
 
 /// Sends pids of the dead to be taken over; cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,8 +44,18 @@ pub(crate) struct Account {
 impl Strangers {
     /// Starts them, with so many processes a second.
     pub(crate) fn start(rate: u32) -> anyhow::Result<Self> {
-        let mut child = Command::new(WORKER)
-            .args(["strangers", &rate.to_string()])
+        Self::spawn(Command::new(WORKER).args(["strangers", &rate.to_string()]))
+    }
+
+    /// Starts them in the container with this first process; the pids of the dead are those of there.
+    pub(crate) fn inside(first: &Pinned, rate: u32) -> anyhow::Result<Self> {
+        let mut command = Command::new(WORKER);
+        command.args(["strangers", &rate.to_string(), "inside"]);
+        Self::spawn(command.stderr(Stdio::from(first.fd()?)))
+    }
+
+    fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -71,6 +81,12 @@ impl Strangers {
     /// Where pids of the dead go.
     pub(crate) fn recycler(&self) -> Recycler {
         self.recycler.clone()
+    }
+
+    /// The process that they are children of.
+    #[cfg(test)]
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap_or_default()
     }
 
     /// Ends them and counts. No pid is taken over any more.
@@ -102,6 +118,17 @@ impl Strangers {
     }
 }
 
+impl Account {
+    /// Adds what another helper counted.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.forks += other.forks;
+        self.strangers += other.strangers;
+        self.on_pids_of_the_dead += other.on_pids_of_the_dead;
+        self.signals += other.signals;
+        self.hits.extend(other.hits);
+    }
+}
+
 impl Recycler {
     /// Has a stranger take this pid as soon as it is free.
     pub(crate) fn take_over(&self, pid: u32) {
@@ -114,7 +141,7 @@ mod tests {
     use tether_tests::eventually;
 
     use super::*;
-    use crate::lineage::{Pinned, descendants};
+    use crate::lineage::descendants;
 
     #[tokio::test]
     async fn a_stranger_takes_the_pid_of_a_dead_process_and_a_signal_to_it_is_counted() {
@@ -124,7 +151,7 @@ mod tests {
 
         strangers.recycler().take_over(dead.id());
 
-        let helper = strangers.child.id().unwrap();
+        let helper = strangers.pid();
         eventually("a stranger has the pid", async || {
             let found = descendants(helper).iter().any(|kin| kin.pid == dead.id());
             found.then_some(())

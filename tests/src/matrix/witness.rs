@@ -10,18 +10,20 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::watch,
     time::timeout,
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::lineage::Pinned;
+
 /// What is known of one incarnation.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
-    /// Its main process, as this process sees it.
-    pub(crate) pid: u32,
+    /// Its main process, which said so itself once it was pinned.
+    pub(crate) main: Option<Arc<Pinned>>,
     /// Whether its behaviour is in place.
     pub(crate) ready: bool,
     /// Whether its set-uid program ran without the other user.
@@ -93,7 +95,7 @@ impl Witness {
 
 async fn follow(stream: UnixStream, table: Arc<Mutex<Table>>, change: Arc<watch::Sender<u64>>) {
     let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    let pid = pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+    let pid = pid.and_then(|pid| u32::try_from(pid).ok());
     let mut stream = BufReader::new(stream);
     let mut label = String::new();
     // One that died before it said its name was never anybody.
@@ -107,11 +109,15 @@ async fn follow(stream: UnixStream, table: Arc<Mutex<Table>>, change: Arc<watch:
         drop(table);
         change.send_modify(|count| *count += 1);
     };
-    note(&|seen| seen.pid = pid);
+    note(&|_| {});
+    // The id may be another's by now, but not once the worker has answered that it still lives.
+    let main = pid.and_then(|pid| Pinned::new(pid).ok()).map(Arc::new);
+    let _ = stream.write_all(b"P").await;
     let mut bytes = [0; 16];
     while let Ok(length @ 1..) = stream.read(&mut bytes).await {
         for byte in &bytes[..length] {
             note(&|seen| match byte {
+                b'P' => seen.main.clone_from(&main),
                 b'T' => seen.asked = true,
                 b'N' => seen.unchanged = true,
                 _ => seen.ready = true,

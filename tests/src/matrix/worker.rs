@@ -8,6 +8,8 @@
 
 use core::ffi::{c_char, c_int, c_long, c_uint, c_void};
 
+mod walls;
+
 mod c {
     use super::{SigSet, TimeSpec, c_char, c_int, c_long, c_uint, c_void};
 
@@ -79,7 +81,9 @@ unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
         b"worker" => worker(arg(2), arg(3), arg(4), arg(5), arg(6)),
         b"changed" => changed(),
         b"world" => world(),
-        b"strangers" => strangers(number(arg(2))),
+        b"strangers" => strangers(number(arg(2)), arg(3) == b"inside"),
+        // SAFETY: the words end with a null, and there are more than two.
+        b"inside" if argc > 2 => unsafe { inside(argv.add(2)) },
         _ => 64,
     }
 }
@@ -101,6 +105,10 @@ fn worker(habit: &[u8], witness: &[u8], label: &[u8], address: &[u8], copy: &[u8
         c::close(fd);
         say(label);
         say(b"\n");
+        // The answer says that this process is pinned by its id; the word back, that it was this one.
+        let mut pinned = 0_u8;
+        c::read(WITNESS, (&raw mut pinned).cast(), 1);
+        say(b"P");
         let listener = c::socket(1, 1, 0);
         if at_path(address, |path, length| c::bind(listener, path, length)) != 0
             || c::listen(listener, 16) != 0
@@ -192,8 +200,9 @@ fn changed() -> c_int {
 }
 
 /// The process that everything of one world descends from, however it is orphaned. It starts what it is
-/// told on standard input, `LOG<tab>PROGRAM<tab>ARGUMENT...`, answers with the pid, and ends everything
-/// at the end of its input.
+/// told on standard input, `LOG<tab>PROGRAM<tab>ARGUMENT...`, or as the first process of a container
+/// `LOG<tab>container<tab>CGROUPS<tab>PROGRAM<tab>ARGUMENT...`, answers with the pid, and ends everything at
+/// the end of its input.
 fn world() -> c_int {
     let mut line = [0_u8; 4096];
     let mut filled = 0;
@@ -234,7 +243,9 @@ unsafe fn start(line: &mut [u8]) -> u32 {
     }
     // SAFETY: single-threaded, and the words are terminated.
     unsafe {
-        let child = c::fork();
+        let contained = text(words[1]) == b"container" && count > 3;
+        let program = if contained { 3 } else { 1 };
+        let child = if contained { walls::first_process() } else { c::fork() };
         if child == 0 {
             c::signal(SIGCHLD, 0);
             let null = c::open(c"/dev/null".as_ptr(), 0, 0);
@@ -244,10 +255,32 @@ unsafe fn start(line: &mut [u8]) -> u32 {
             c::dup2(log, 2);
             c::close(null);
             c::close(log);
-            c::execv(words[1], words.as_ptr().add(1));
+            if !contained || walls::put_up(words[2]) {
+                c::execv(words[program], words.as_ptr().add(program));
+            }
             c::_exit(127);
         }
         child as u32
+    }
+}
+
+/// Runs a program in the container whose first process is held by the descriptor on standard input, as a
+/// child of this process, which is outside; ends with it.
+unsafe fn inside(argv: *const *const c_char) -> c_int {
+    // SAFETY: single-threaded, and the words are terminated.
+    unsafe {
+        if !walls::enter(0, true) {
+            return 68;
+        }
+        let child = c::fork();
+        if child == 0 {
+            c::dup2(c::open(c"/dev/null".as_ptr(), 0, 0), 0);
+            c::execv(*argv, argv);
+            c::_exit(127);
+        }
+        let mut status = 0;
+        c::waitpid(child, &mut status, 0);
+        (status >> 8) & 0xff
     }
 }
 
@@ -308,8 +341,15 @@ const WANTED: usize = 512;
 /// Recycles pids: `rate` processes a second that come and go, one in sixteen of them a stranger that stays
 /// for two seconds, and a stranger on each pid that is asked for on standard input, as soon as it is free.
 /// Says `hit PID SIGNAL` for every signal that any of them got.
-fn strangers(rate: u32) -> c_int {
+///
+/// They may live in the container whose first process is held by the descriptor for errors, and the pids
+/// are those of that container then; this process stays outside, and tells after the container's end.
+fn strangers(rate: u32, inside: bool) -> c_int {
     block_all();
+    // SAFETY: asks the kernel only.
+    if inside && !unsafe { walls::enter(2, false) } {
+        return 68;
+    }
     let mut wanted = [(0_u32, 0_u16); WANTED];
     let (mut forks, mut strange, mut targeted, mut hits, mut living) = (0_u32, 0_u32, 0_u32, 0_u32, 0_u32);
     let mut open = true;
@@ -352,17 +392,18 @@ fn strangers(rate: u32) -> c_int {
             owed += if open { rate } else { 0 };
             while owed >= 1000 {
                 owed -= 1000;
-                forks += 1;
+                let strays = (forks + 1) % 16 == 0;
                 let child = c::fork();
                 if child == 0 {
-                    if forks % 16 == 0 {
+                    if strays {
                         stranger();
                     }
                     c::_exit(0);
                 }
                 if child > 0 {
+                    forks += 1;
                     living += 1;
-                    strange += u32::from(forks % 16 == 0);
+                    strange += u32::from(strays);
                 }
             }
             loop {
@@ -380,7 +421,16 @@ fn strangers(rate: u32) -> c_int {
                 if status & 0xff != 0x7f {
                     living -= 1;
                 }
-                if hit != 0 {
+                // What dies with its container was not hit.
+                let mut ended = || match c::fork() {
+                    0 => c::_exit(0),
+                    -1 => walls::has_ended(),
+                    _ => {
+                        living += 1;
+                        false
+                    }
+                };
+                if hit != 0 && !(inside && hit == SIGKILL && ended()) {
                     hits += 1;
                     print(b"hit ");
                     print_number(pid as u32);

@@ -11,18 +11,21 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
-use tether_client::Client;
+use tether_client::{Client, Problem};
+use tether_proto::worker::ListNodesRequest;
 use tether_tests::{eventually_within, program};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use crate::{
+    cgroups,
+    container::{Container, inner_pid},
     lineage::{Kin, Pinned, descendants},
     plan::{Dice, Level},
-    strangers::Recycler,
+    strangers::{Account, Recycler},
     witness::Witness,
 };
 
@@ -33,7 +36,10 @@ pub(crate) const WORKER: &str = env!("MATRIX_WORKER");
 pub(crate) const START: Duration = Duration::from_secs(30);
 
 /// The services of a node, in the order they are started.
-pub(crate) const SERVICES: [&str; 3] = ["tether-arbiter", "tether-gateway", "tether-agent"];
+pub(crate) const SERVICES: [&str; 3] = ["tether-arbiter", "tether-gateway", AGENT];
+
+/// The service that may live in a container.
+pub(crate) const AGENT: &str = "tether-agent";
 
 /// One node.
 #[derive(Debug)]
@@ -42,7 +48,6 @@ pub(crate) struct World {
     pub(crate) dice: Dice,
     pub(crate) witness: Witness,
     pub(crate) client: Client,
-    pub(crate) recycler: Recycler,
     /// A copy of the static program that belongs to another user and is set-uid.
     pub(crate) set_uid: PathBuf,
     /// Makes names of pools and owners unique.
@@ -50,7 +55,12 @@ pub(crate) struct World {
     /// How long pools took to start when nothing was killed meanwhile.
     pub(crate) spawn_time: Duration,
     services: BTreeMap<&'static str, Pinned>,
+    /// Where the agent lives at level G4.
+    pub(crate) container: Option<Container>,
     joins: usize,
+    recycler: Recycler,
+    /// What became of the strangers in containers that have ended.
+    account: Account,
     dir: TempDir,
     node: String,
     root: Child,
@@ -58,14 +68,13 @@ pub(crate) struct World {
     answers: Lines<BufReader<ChildStdout>>,
 }
 
-/// An owner: a client process that holds a session.
+/// What there is to say of a world that ended.
 #[derive(Debug)]
-pub(crate) struct Owner {
-    pub(crate) name: String,
-    pub(crate) epoch: u64,
-    pub(crate) pinned: Pinned,
-    child: Child,
-    _lines: Lines<BufReader<ChildStdout>>,
+pub(crate) struct Remains {
+    /// What was left of it that should not have been.
+    pub(crate) left: Vec<String>,
+    /// What became of the strangers in its containers.
+    pub(crate) account: Account,
 }
 
 impl World {
@@ -108,12 +117,14 @@ impl World {
             dice: Dice::new(seed),
             witness,
             client,
-            recycler,
             set_uid,
             round: 0,
             spawn_time: Duration::from_millis(200),
             services: BTreeMap::new(),
+            container: None,
             joins: 0,
+            recycler,
+            account: Account::default(),
             dir,
             node,
             root,
@@ -121,7 +132,25 @@ impl World {
             answers,
         };
         world.mend().await?;
+        if let Err(error) = world.check_level().await {
+            world.abandon().await?;
+            return Err(error);
+        }
         Ok(world)
+    }
+
+    /// What the agent found it can guarantee has to be what is tried.
+    async fn check_level(&self) -> anyhow::Result<()> {
+        let mut client = self.client.workers();
+        let listed = client.list_nodes(ListNodesRequest::default()).await;
+        let nodes = listed.map_err(Problem::from)?.into_inner().nodes;
+        let found: Vec<_> = nodes.iter().map(|node| node.guarantee.as_str()).collect();
+        ensure!(
+            found == [self.level.to_string()],
+            "a node was to be of level {}, and is of {found:?}",
+            self.level
+        );
+        Ok(())
     }
 
     /// A path in the world's directory.
@@ -134,19 +163,74 @@ impl World {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Starts a service anew.
+    /// Starts a service anew; in a container that lives, its first process does.
     pub(crate) async fn launch(&mut self, name: &'static str) -> anyhow::Result<()> {
-        let line = format!(
-            "{}\t{}\t--config\t{}\n",
-            self.path("log").display(),
-            program(name).display(),
-            self.path("tether.toml").display(),
-        );
+        let config = format!("--config\t{}", self.path("tether.toml").display());
+        let program = program(name).display().to_string();
+        if name != AGENT || self.level != Level::G4 {
+            let service = self.order(&format!("{program}\t{config}")).await?;
+            self.services.insert(name, service);
+            return Ok(());
+        }
+        if !self.in_living_container() {
+            if let Some(ended) = self.container.take() {
+                self.account.add(ended.end().await?);
+            }
+            let cgroups = cgroups::unified().unwrap_or_default();
+            let order = format!(
+                "container\t{}\t{program}\t--init\t{config}",
+                cgroups.display()
+            );
+            self.container = Some(Container::new(self.order(&order).await?)?);
+        }
+        let agent = match &self.container {
+            Some(container) => container.agent().await,
+            None => None,
+        };
+        self.services
+            .insert(AGENT, agent.context("no agent runs in the container")?);
+        Ok(())
+    }
+
+    /// Has the root of the world start a program.
+    async fn order(&mut self, words: &str) -> anyhow::Result<Pinned> {
+        let line = format!("{}\t{words}\n", self.path("log").display());
         self.orders.write_all(line.as_bytes()).await?;
         let pid = timeout(START, self.answers.next_line()).await??;
         let pid: u32 = pid.context("the root of the world ended")?.parse()?;
-        self.services.insert(name, Pinned::new(pid)?);
-        Ok(())
+        Ok(Pinned::new(pid)?)
+    }
+
+    /// Whether the agent is in a container whose first process lives, and starts it again.
+    fn in_living_container(&self) -> bool {
+        let container = self.container.as_ref();
+        container.is_some_and(|container| container.first().lives())
+    }
+
+    /// The first process of the container, where there is one.
+    pub(crate) fn first(&self) -> Option<&Pinned> {
+        self.container.as_ref().map(Container::first)
+    }
+
+    /// To be said before the agent is killed: from here on, a node that joins is the next agent.
+    pub(crate) fn expect_agent(&mut self) {
+        self.joins = self.log().matches("Node joined").count();
+    }
+
+    /// The pid that a process has where pids of the dead are taken over: among those that could mistake it.
+    pub(crate) fn pid_to_take(&self, process: &Pinned) -> Option<u32> {
+        match self.level {
+            Level::G4 => inner_pid(process),
+            Level::G1 | Level::G2 | Level::G3 | Level::G5 => Some(process.pid),
+        }
+    }
+
+    /// Has a stranger take such a pid.
+    pub(crate) fn take_over(&self, pid: u32) {
+        match &self.container {
+            Some(container) => container.take_over(pid),
+            None => self.recycler.take_over(pid),
+        }
     }
 
     /// Starts every service that does not run, and waits until the node works.
@@ -155,9 +239,10 @@ impl World {
         while start.elapsed() < START {
             for name in SERVICES {
                 if !self.services.get(name).is_some_and(Pinned::lives) {
-                    // Whichever of the two is new, the node has to join anew.
-                    if name != "tether-gateway" {
-                        self.joins = self.log().matches("Node joined").count();
+                    // Whichever of the two is new, the node has to join anew. An agent in a container may
+                    // have done so already.
+                    if name != "tether-gateway" && !(name == AGENT && self.in_living_container()) {
+                        self.expect_agent();
                     }
                     self.launch(name).await?;
                 }
@@ -192,53 +277,12 @@ impl World {
         self.root.id().map(descendants).unwrap_or_default()
     }
 
-    /// Starts a client that owns what is applied in its name. Services that were killed a moment ago may
-    /// not answer the first one.
-    pub(crate) async fn owner(&self, name: String) -> anyhow::Result<Owner> {
-        let deadline = Instant::now() + START;
-        loop {
-            match self.try_owner(name.clone()).await {
-                Ok(owner) => return Ok(owner),
-                Err(error) if Instant::now() >= deadline => return Err(error),
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    async fn try_owner(&self, name: String) -> anyhow::Result<Owner> {
-        let log = fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.path("log"))?;
-        let mut child = Command::new(program("demo-client"))
-            .arg("--gateway")
-            .arg(format!("unix:{}", self.path("gateway.sock").display()))
-            .args(["--owner", &name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().context("it is piped")?).lines();
-        let line = timeout(START, lines.next_line()).await??;
-        let said: serde_json::Value = serde_json::from_str(&line.context("the owner ended")?)?;
-        ensure!(
-            said["event"] == "session",
-            "the owner has no session: {said}"
-        );
-        Ok(Owner {
-            name,
-            epoch: said["epoch"].as_u64().context("a session has an epoch")?,
-            pinned: Pinned::new(child.id().context("the owner runs")?)?,
-            child,
-            _lines: lines,
-        })
-    }
-
     /// Ends the world in good order; tells what was left of it that should not have been.
-    pub(crate) async fn end(self) -> anyhow::Result<Vec<String>> {
-        for name in ["tether-agent", "tether-gateway", "tether-arbiter"] {
-            if let Some(service) = self.services.get(name) {
+    pub(crate) async fn end(self) -> anyhow::Result<Remains> {
+        for name in [AGENT, "tether-gateway", "tether-arbiter"] {
+            // A container is stopped by asking its first process.
+            let first = self.first().filter(|_| name == AGENT);
+            if let Some(service) = first.or_else(|| self.services.get(name)) {
                 service.terminate();
                 let gone = eventually_within(Duration::from_secs(15), async || {
                     (!service.lives()).then_some(())
@@ -258,33 +302,30 @@ impl World {
                     .map(|kin| format!("process {} `{}`", kin.pid, kin.name)),
             );
         }
-        left.extend(self.abandon().await?);
-        Ok(left)
+        let mut remains = self.abandon().await?;
+        left.append(&mut remains.left);
+        remains.left = left;
+        Ok(remains)
     }
 
     /// Ends the world as it stands; tells which cgroups could not be removed.
-    pub(crate) async fn abandon(mut self) -> anyhow::Result<Vec<String>> {
+    pub(crate) async fn abandon(mut self) -> anyhow::Result<Remains> {
         let mut left = Vec::new();
         // The root ends what is left, and then itself.
         drop(self.orders);
         timeout(Duration::from_secs(15), self.root.wait())
             .await
             .context("the world does not end")??;
-        for group in cgroups(&self.node) {
-            if !remove(&group) {
+        if let Some(ended) = self.container.take() {
+            self.account.add(ended.end().await?);
+        }
+        for group in cgroups::of(&self.node) {
+            if !cgroups::remove(&group) {
                 left.push(format!("cgroup {}", group.display()));
             }
         }
-        Ok(left)
-    }
-}
-
-impl Owner {
-    /// Kills it, where it still lives.
-    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
-        self.pinned.kill();
-        self.child.wait().await?;
-        Ok(())
+        let account = self.account;
+        Ok(Remains { left, account })
     }
 }
 
@@ -301,44 +342,4 @@ fn memory() -> PathBuf {
 fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-/// Where cgroup v2 is mounted.
-pub(crate) fn unified() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| path.into())
-    })
-}
-
-/// The cgroups that an agent made for this node, in the harness's own.
-fn cgroups(node: &str) -> Vec<PathBuf> {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
-    let (Some(mount), Some(own)) = (unified(), own) else {
-        return Vec::new();
-    };
-    let entries = fs::read_dir(mount.join(own))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let ours = entries.filter(|entry| {
-        entry
-            .file_name()
-            .to_string_lossy()
-            .contains(&format!("{node}-"))
-    });
-    ours.map(|entry| entry.path()).collect()
-}
-
-/// Removes a cgroup with all below it; one with members stays.
-fn remove(cgroup: &Path) -> bool {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path());
-        }
-    }
-    fs::remove_dir(cgroup).is_ok() || !cgroup.exists()
 }
