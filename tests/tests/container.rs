@@ -17,6 +17,11 @@ struct Container {
 
 impl Container {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// With these arguments besides.
+    fn with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let log = fs::File::create(path("log")).unwrap();
@@ -37,6 +42,7 @@ impl Container {
                 "--set",
                 &format!("listen.gateway=[\"unix:{}\"]", path("run/gateway.sock")),
             ])
+            .args(more)
             .env_remove("TETHER_CONFIG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -149,4 +155,30 @@ async fn in_a_container_a_killed_agent_comes_back_to_its_workers_and_nothing_out
         traces.find().is_empty().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_container_ends_with_its_agents_status_when_it_is_asked_to_and_when_the_agent_refuses() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may make the namespace that stands for a container");
+        return;
+    }
+    let mut refused = Container::with(&["--set", "agent.node=not a name"]);
+    let status = refused.first.wait().await.unwrap();
+    assert_eq!(status.code(), Some(78), "{}", refused.log());
+
+    let mut asked = Container::start();
+    eventually("it works", async || {
+        let ran = asked.tether().run(&["ps"]).await;
+        (ran.code == Some(0)).then_some(())
+    })
+    .await;
+    let outside = asked.first.id().unwrap();
+    let first = eventually("the first process is found", async || {
+        let list = format!("/proc/{outside}/task/{outside}/children");
+        fs::read_to_string(list).ok()?.trim().parse().ok()
+    });
+    kill(first.await.0, Signal::TERM);
+    let status = asked.first.wait().await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", asked.log());
 }
