@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{ExitStatus, Stdio},
+};
 
 use rustix::process::Signal;
 use tether_tests::{Tether, Traces, eventually, kill, program};
@@ -56,6 +60,14 @@ impl Container {
     fn tether(&self) -> Tether {
         let socket = self.dir.path().join("run/gateway.sock");
         Tether::at(&format!("unix:{}", socket.display()))
+    }
+
+    /// How it ended, once it has.
+    async fn ended(&mut self) -> ExitStatus {
+        let ended = eventually("the container ends", async || {
+            self.first.try_wait().unwrap()
+        });
+        ended.await.0
     }
 
     fn log(&self) -> String {
@@ -164,7 +176,7 @@ async fn a_container_ends_with_its_agents_status_when_it_is_asked_to_and_when_th
         return;
     }
     let mut refused = Container::with(&["--set", "agent.node=not a name"]);
-    let status = refused.first.wait().await.unwrap();
+    let status = refused.ended().await;
     assert_eq!(status.code(), Some(78), "{}", refused.log());
 
     let mut asked = Container::start();
@@ -179,6 +191,6 @@ async fn a_container_ends_with_its_agents_status_when_it_is_asked_to_and_when_th
         fs::read_to_string(list).ok()?.trim().parse().ok()
     });
     kill(first.await.0, Signal::TERM);
-    let status = asked.first.wait().await.unwrap();
+    let status = asked.ended().await;
     assert_eq!(status.code(), Some(0), "{}", asked.log());
 }
