@@ -4,9 +4,10 @@
 
 It listens at the unix socket in ``TETHER_LISTEN`` (packets, one connection for each worker). A keeper, the
 process that answers for one worker, sends one packet: strings that end in NUL, the first letter of each
-telling what it is (``a`` an argument, ``e`` NAME=VALUE, ``d`` the working directory, ``g`` a cgroup), and
-beside it descriptors: standard input, output and error, then any to be placed from 3 on. The answer is ``+``
-with the worker's pidfd, or ``-`` and why not; later ``x`` and the wait status, once it has ended.
+telling what it is (``a`` an argument, ``e`` NAME=VALUE, ``d`` the working directory, ``g`` a cgroup, the first of
+them the one that ends as a whole), and beside it descriptors: standard input, output and error, then any to be
+placed from 3 on. The answer is ``+`` with the worker's pidfd, or ``-``, an error number and why not; later ``x``
+with the wait status, the largest resident set in KiB and the processor time in ms, once it has ended.
 
 Nobody outlives its keeper. The connection's end is made the worker's death by the kernel itself (``F_SETSIG``
 with SIGKILL on the connection, owned by the worker), which needs nobody awake; so a keeper says nothing more
@@ -15,11 +16,13 @@ on it. And the death of this process is the death of all it forked (``PR_SET_PDE
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import gc
 import importlib
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -41,7 +44,7 @@ class Order:
     """What a keeper asked for."""
 
     def __init__(self, packet):
-        self.argv, self.env, self.cwd, self.cgroup = [], {}, "/", None
+        self.argv, self.env, self.cwd, self.cgroups = [], {}, "/", []
         for field in packet.split(b"\0")[:-1]:
             kind, text = field[:1], os.fsdecode(field[1:])
             if kind == b"a":
@@ -52,7 +55,7 @@ class Order:
             elif kind == b"d":
                 self.cwd = text
             elif kind == b"g":
-                self.cgroup = text
+                self.cgroups.append(text)
             else:
                 raise ValueError(f"a field begins with {kind!r}, expected one of a, e, d and g")
         if not self.argv:
@@ -62,8 +65,8 @@ class Order:
 class Worker:
     """One that was forked, and the connection to its keeper."""
 
-    def __init__(self, pid, pidfd, keeper, cgroup):
-        self.pid, self.pidfd, self.keeper, self.cgroup = pid, pidfd, keeper, cgroup
+    def __init__(self, pid, pidfd, keeper, cgroups):
+        self.pid, self.pidfd, self.keeper, self.cgroups = pid, pidfd, keeper, cgroups
 
     def kill(self):
         """Kills it, and all that it left in its cgroup."""
@@ -71,9 +74,9 @@ class Worker:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        if self.cgroup:
+        if self.cgroups:
             try:
-                with open(os.path.join(self.cgroup, "cgroup.kill"), "w") as file:
+                with open(os.path.join(self.cgroups[0], "cgroup.kill"), "w") as file:
                     file.write("1")
             except OSError:
                 pass  # Its keeper's agent has removed it, and that takes an empty one.
@@ -122,7 +125,8 @@ class Server:
                 raise RuntimeError("an import has started a thread, and no child could use what it held")
             forked = self.fork(order, keeper, descriptors)
         except (OSError, ValueError, RuntimeError) as error:
-            answer(keeper, b"-" + str(error).encode())
+            number = getattr(error, "errno", None) or errno.EINVAL
+            answer(keeper, b"-%d %s" % (number, str(error).encode()))
             keeper.close()
             return None
         finally:
@@ -150,24 +154,28 @@ class Server:
                 self.let_go(keeper)
                 become(order, descriptors)
             except OSError as error:
-                os.write(told, str(error).encode()[:512])
+                os.write(told, b"%d %s" % (error.errno or errno.EIO, str(error).encode()[:500]))
                 os._exit(127)
             return order
         os.close(start)
         os.close(told)
-        worker = Worker(pid, os.pidfd_open(pid), keeper, order.cgroup)
+        worker = Worker(pid, os.pidfd_open(pid), keeper, order.cgroups)
         fcntl.fcntl(keeper, fcntl.F_SETOWN, pid)
         fcntl.fcntl(keeper, F_SETSIG, signal.SIGKILL)
         flags = fcntl.fcntl(keeper, fcntl.F_GETFL)
         fcntl.fcntl(keeper, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
-        os.write(go, b"g")
+        # A keeper that went before its end was made the worker's sends no signal any more: no worker comes of it.
+        if not has_hung_up(keeper):
+            os.write(go, b"g")
         os.close(go)
         why = os.read(report, 512)
         os.close(report)
-        if why:
+        if why or has_hung_up(keeper):
+            worker.kill()
             os.waitpid(pid, 0)
             os.close(worker.pidfd)
-            raise OSError(why.decode())
+            number, _, text = why.decode().partition(" ")
+            raise OSError(int(number or errno.EPIPE), text or "the keeper is gone")
         # A keeper that went before this line is seen as its connection's end.
         answer(keeper, b"+", [worker.pidfd])
         return worker
@@ -187,12 +195,19 @@ class Server:
 
     def ended(self, worker):
         self.events.unregister(worker.pidfd)
-        _, status = os.waitpid(worker.pid, 0)
+        _, status, usage = os.wait4(worker.pid, 0)
         os.close(worker.pidfd)
         if worker.keeper in self.events.get_map():
             self.events.unregister(worker.keeper)
-            answer(worker.keeper, b"x%d" % status)
+            cpu_ms = round((usage.ru_utime + usage.ru_stime) * 1000)
+            answer(worker.keeper, b"x%d %d %d" % (status, usage.ru_maxrss, cpu_ms))
         worker.keeper.close()
+
+
+def has_hung_up(keeper):
+    poll = select.poll()
+    poll.register(keeper, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def answer(keeper, text, descriptors=()):
@@ -208,8 +223,8 @@ def answer(keeper, text, descriptors=()):
 def become(order, descriptors):
     """Makes this child the worker, up to its first line."""
     os.setsid()
-    if order.cgroup:
-        with open(os.path.join(order.cgroup, "cgroup.procs"), "w") as file:
+    for cgroup in order.cgroups:
+        with open(os.path.join(cgroup, "cgroup.procs"), "w") as file:
             file.write("0")
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the parent-death signal is refused")
@@ -238,12 +253,20 @@ def run(order):
     """Runs a script, or a module after `-m`, as Python itself would."""
     if order.argv[0] == "-m":
         sys.argv = order.argv[1:]
-        sys.path.insert(0, os.getcwd())
+        sys.path[0] = os.getcwd()
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = order.argv
-        sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
         runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def announce():
+    """Tells whoever waits for it that forks can be had, in the words of sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.sendto(b"READY=1", path)
 
 
 def main():
@@ -253,12 +276,16 @@ def main():
     listen = os.environ.get("TETHER_LISTEN", "")
     if not listen.startswith("unix:"):
         parser.error("TETHER_LISTEN names no unix socket: start it through an agent, or set TETHER_LISTEN=unix:/path")
+    # What a module run in the working directory would find, also where this was started as a script.
+    sys.path[0] = os.getcwd()
     for module in arguments.modules:
         importlib.import_module(module)
     gc.collect()
     # What is never looked at again is never copied.
     gc.freeze()
-    run(Server(listen.removeprefix("unix:")).serve())
+    server = Server(listen.removeprefix("unix:"))
+    announce()
+    run(server.serve())
 
 
 if __name__ == "__main__":

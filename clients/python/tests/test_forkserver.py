@@ -85,7 +85,9 @@ class Forked(unittest.TestCase):
         )
         self.assertEqual(said, b"+")
         self.assertEqual(out.read().decode().split(), ["forked", self.dir.name, "[0,", "1,", "2,", "3]", "False"])
-        self.assertEqual(os.waitstatus_to_exitcode(int(keeper.recv(64)[1:])), 7)
+        status, max_rss_kib, cpu_ms = map(int, keeper.recv(64)[1:].split())
+        self.assertEqual(os.waitstatus_to_exitcode(status), 7)
+        self.assertTrue(max_rss_kib > 1000 and cpu_ms < 10_000, (max_rss_kib, cpu_ms))
         self.assertGreater(int(far.recv(64)), 1)
         self.assertTrue(gone(pidfd))
 
@@ -102,6 +104,37 @@ class Forked(unittest.TestCase):
         os.waitid(os.P_PIDFD, self.pidfd, os.WSTOPPED)
         keeper.close()
         self.assertTrue(gone(pidfd))
+
+    def test_a_keeper_that_is_gone_before_the_fork_gets_no_worker(self):
+        made = os.path.join(self.dir.name, "made")
+        signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
+        os.waitid(os.P_PIDFD, self.pidfd, os.WSTOPPED)
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper, open(os.devnull, "w") as null:
+                keeper.connect(self.path)
+                packet = b"a" + self.script(f"open({made!r}, 'w')").encode() + b"\0"
+                socket.send_fds(keeper, [packet], [null.fileno()] * 3)
+        signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+
+        # Served after all of those.
+        self.assertEqual(self.ask("pass")[1], b"+")
+        self.assertFalse(os.path.exists(made))
+
+    def test_it_says_once_that_it_is_ready(self):
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(told.close)
+        told.settimeout(DEADLINE)
+        told.bind(os.path.join(self.dir.name, "notify.sock"))
+        path = os.path.join(self.dir.name, "second.sock")
+        environment = dict(os.environ, TETHER_LISTEN="unix:" + path, NOTIFY_SOCKET=told.getsockname())
+        script = os.path.join(HERE, "tether_forkserver.py")
+        server = subprocess.Popen([sys.executable, script, "--import", "json"], env=environment)
+        self.addCleanup(server.wait)
+        self.addCleanup(server.kill)
+
+        self.assertEqual(told.recv(64), b"READY=1")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+            keeper.connect(path)
 
     def test_all_workers_die_with_the_server(self):
         workers = [self.ask("import time\nprint('up', flush=True)\ntime.sleep(600)\n") for _ in range(3)]
@@ -139,7 +172,7 @@ class Forked(unittest.TestCase):
 
     def test_what_cannot_be_is_refused_and_the_server_goes_on(self):
         _, said, _, _ = self.ask("pass", fields=b"g/nowhere/at/all\0")
-        self.assertTrue(said.startswith(b"-") and b"/nowhere/at/all" in said, said)
+        self.assertTrue(said.startswith(b"-2 ") and b"/nowhere/at/all" in said, said)
         _, said, _, _ = self.ask("pass", fields=b"?what\0")
         self.assertTrue(said.startswith(b"-") and b"expected one of" in said, said)
         self.assertEqual(self.ask("pass")[1], b"+")
