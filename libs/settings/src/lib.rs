@@ -2,6 +2,7 @@
 //! templates and pools as people write them, and the frame of a service's `main`.
 
 pub mod check;
+mod forked;
 mod metrics;
 mod net;
 mod pool;
@@ -11,6 +12,7 @@ pub mod signals;
 mod template;
 
 pub use check::{At, Check, Wrong};
+pub use forked::{ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
 pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
 pub use pool::{Policy, Pool, PoolFile};

@@ -9,6 +9,7 @@ use tether_types::{InvalidName, TemplateName};
 
 use crate::{
     At as _, Wrong,
+    forked::{ForkedFrom, wrong_with_fork},
     process::{Limits, Liveness, Process, Recycle, Socket},
     signals,
 };
@@ -57,6 +58,9 @@ pub struct Template {
     pub recycle: Option<Recycle>,
     /// `[template.NAME.sockets.LABEL]`: sockets that the agent holds for it.
     pub sockets: BTreeMap<String, Socket>,
+    /// Has it forked from a Python process that has imported what it needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forked_from: Option<ForkedFrom>,
 }
 
 /// How a worker listens.
@@ -239,6 +243,7 @@ impl Template {
                 .iter()
                 .map(|(label, socket)| socket.to_wire(label))
                 .collect(),
+            forked_from: self.forked_from.as_ref().map(ForkedFrom::to_wire),
             ..wire::Template::default()
         };
         self.process.fill(&mut template);
@@ -297,6 +302,11 @@ pub fn check_templates(templates: &Templates) -> Result<(), Wrong> {
                 let key = dotted(&["template", name, "sockets", label]);
                 return Err(Wrong::new(key, why));
             }
+        }
+        if let Some((wrong, why)) = wrong_with_fork(&template.to_wire(Path::new(""))) {
+            let parts = ["template", name].into_iter().chain(wrong.split('.'));
+            let key = dotted(&parts.collect::<Vec<_>>());
+            return Err(Wrong::new(key, why).and(dotted(&["template", name, "forked_from"])));
         }
         let readiness = &template.readiness;
         if matches!(readiness.kind, ReadinessKind::File | ReadinessKind::LogLine)

@@ -264,6 +264,7 @@ impl Walls {
         for cgroup in &self.limiting {
             to.bytes(cgroup);
         }
+        to.option(self.forked_from.as_deref(), Writer::bytes);
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
@@ -274,6 +275,7 @@ impl Walls {
             cgroup: from.option("cgroup", Reader::bytes)?,
             born_in_cgroup: from.flag("born_in_cgroup")?,
             limiting: from.list(Reader::bytes)?,
+            forked_from: from.option("forked_from", Reader::bytes)?,
         })
     }
 }

@@ -116,6 +116,9 @@ pub struct Walls {
     pub born_in_cgroup: bool,
     /// Further cgroups of this incarnation alone, made beforehand, that keep its limits.
     pub limiting: Vec<Vec<u8>>,
+    /// The socket of a fork server that the worker is asked of: it is no child of the shim then, and `argv`
+    /// begins with what the interpreter runs.
+    pub forked_from: Option<Vec<u8>>,
 }
 
 /// Whose process a worker is, and on what terms with the kernel; what is absent is the agent's own.

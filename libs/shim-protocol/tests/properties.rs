@@ -102,17 +102,19 @@ fn launch() -> impl Strategy<Value = Message> {
 }
 
 fn walls() -> impl Strategy<Value = Walls> {
-    let leaves = (option::of(bytes()), vec(bytes(), 0..3));
-    (any::<[bool; 4]>(), leaves).prop_map(
-        |([namespace, user_namespace, private_proc, born_in_cgroup], (cgroup, limiting))| Walls {
+    let paths = (option::of(bytes()), vec(bytes(), 0..3), option::of(bytes()));
+    (any::<[bool; 4]>(), paths).prop_map(|(flags, (cgroup, limiting, forked_from))| {
+        let [namespace, user_namespace, private_proc, born_in_cgroup] = flags;
+        Walls {
             namespace,
             user_namespace,
             private_proc,
             cgroup,
             born_in_cgroup,
             limiting,
-        },
-    )
+            forked_from,
+        }
+    })
 }
 
 fn terms() -> impl Strategy<Value = Terms> {

@@ -238,6 +238,7 @@ impl Ground {
             cgroup: leaf.map(|parent| launch::bytes_of(worker::directory(parent, id))),
             born_in_cgroup: self.means.born_in_cgroup,
             limiting: Vec::new(),
+            forked_from: None,
         }
     }
 }

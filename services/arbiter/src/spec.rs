@@ -159,6 +159,11 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
 }
 
 fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
+    if let Some((key, why)) = tether_settings::wrong_with_fork(template) {
+        return Err(invalid(format!(
+            "the template of pool `{pool}` has `forked_from`, and cannot have this `{key}`: {why}"
+        )));
+    }
     let standard = Plan::default();
     let restart = template.restart.unwrap_or_default();
     let millis =
@@ -321,6 +326,25 @@ mod tests {
         assert_eq!(recycle.max_memory_bytes, Some(7));
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains("needs the gateway's count"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_fork_cannot_have_is_refused() {
+        let template = Template {
+            command: "python3".into(),
+            args: vec!["worker.py".into()],
+            pty: true,
+            forked_from: Some(pool::ForkedFrom::default()),
+            ..Template::default()
+        };
+        let spec = PoolSpec {
+            template: Some(template),
+            ..spec("")
+        };
+
+        let refused = resolve(spec, &templates(), &Default::default()).unwrap_err();
+
+        assert!(refused.to_string().contains("`process.pty`"), "{refused}");
     }
 
     #[test]

@@ -55,6 +55,16 @@ impl Cgroup {
         self.directory.as_fd()
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file that tells, by an exceptional readiness after each look at it, that the last member has gone.
+    pub(crate) fn events(&self) -> io::Result<File> {
+        File::open(self.path.join("cgroup.events"))
+    }
+
     /// Moves the calling process into it.
     pub(crate) fn join(&self) -> io::Result<()> {
         join(&self.path)
@@ -67,8 +77,13 @@ impl Cgroup {
 
     /// How many processes are in it, those below it not counted.
     pub(crate) fn members(&self) -> u32 {
+        u32::try_from(self.pids().len()).unwrap_or(u32::MAX)
+    }
+
+    /// The processes in it, those below it left out.
+    pub(crate) fn pids(&self) -> Vec<i32> {
         let list = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        u32::try_from(list.lines().count()).unwrap_or(u32::MAX)
+        list.lines().filter_map(|pid| pid.parse().ok()).collect()
     }
 
     /// Whether any member is left, in it or below it.
@@ -109,6 +124,10 @@ impl Limiting {
         };
         limiting.oom_kills = limiting.count_oom_kills();
         limiting
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn join(&self) -> io::Result<()> {

@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod death;
+mod forkserver;
 mod init;
 mod launch;
 mod link;

@@ -1,5 +1,7 @@
 //! One worker's keeper: what each event does to the worker, its record and its agent.
 
+mod forked;
+
 use std::cell::Cell;
 use std::io;
 use std::mem;
@@ -8,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitOptions, WaitStatus, pidfd_send_signal, wait};
+use rustix::process::{Signal, WaitOptions, pidfd_send_signal, wait};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::{
@@ -24,7 +26,10 @@ use crate::namespace::{self, Namespace};
 use crate::output::{Capture, Log};
 use crate::owner::Owner;
 use crate::plan::{Plan, Step};
-use crate::{death, tree};
+use crate::stdio::Ours;
+use crate::{death, death::Ending, tree};
+
+pub(crate) use forked::Forked;
 
 /// A worker that lives this long is likely to stay, and its shim to have nothing to do.
 const RESTLESS: Duration = Duration::from_secs(1);
@@ -52,6 +57,8 @@ pub(crate) struct Shim {
     pub(crate) stdout: Option<Capture>,
     pub(crate) stderr: Option<Capture>,
     pub(crate) worker: Option<Worker>,
+    /// How a worker is held that is no child.
+    pub(crate) forked: Option<Forked>,
     /// When a death that nobody acknowledged yet is written to the file, and when the wait ends; set with
     /// the death.
     pub(crate) record_at: Tick,
@@ -75,7 +82,7 @@ pub(crate) struct Shim {
     held_input: Option<OwnedFd>,
     started: Tick,
     announced: bool,
-    status: Option<WaitStatus>,
+    status: Option<Ending>,
     failure: Option<SpawnFailure>,
     /// The kernel said that there is no child left.
     childless: bool,
@@ -112,6 +119,7 @@ impl Shim {
             stdout: None,
             stderr: None,
             worker: None,
+            forked: None,
             record_at: Tick::NEVER,
             leave_at: Tick::NEVER,
             rest_at: Tick::NEVER,
@@ -180,18 +188,18 @@ impl Shim {
         self.launch.argv = argv;
         self.launch.env = env;
         self.set_timers();
-        let started = self
-            .open_namespace()
-            .and_then(|()| launch::start(&self.launch, &self.place()));
+        let started = match self.launch.walls.forked_from.take() {
+            Some(server) => self.fork_from(&server),
+            None => self.fork(),
+        };
         self.launch.argv = Vec::new();
         self.launch.env = Vec::new();
         self.launch.input.data = Vec::new();
         // What was given away to be had back is the worker's alone from here on.
         self.sockets.truncate(self.launch.sockets as usize);
         match started {
-            Ok(started) => {
+            Ok(streams) => {
                 let log = |file| Log::new(file, self.launch.logs);
-                let streams = started.streams;
                 // A terminal has one stream, and then its end is the best evidence there is.
                 let tail = if streams.error.is_some() {
                     0
@@ -203,12 +211,19 @@ impl Shim {
                     .error
                     .map(|error| Capture::new(error, log(STDERR_FILE), STDERR_TAIL_BYTES));
                 self.held_input = streams.input;
-                self.worker = Some(started.worker);
                 self.started = now;
                 self.childless = false;
             }
             Err(failure) => self.refuse(failure),
         }
+    }
+
+    /// Forks the worker itself.
+    fn fork(&mut self) -> Result<Ours, SpawnFailure> {
+        self.open_namespace()?;
+        let started = launch::start(&self.launch, &self.place())?;
+        self.worker = Some(started.worker);
+        Ok(started.streams)
     }
 
     /// The worker cannot be started.
@@ -285,7 +300,8 @@ impl Shim {
     /// Whether somebody moved a process into the worker's cgroup that is not below the shim.
     fn has_strangers(&self) -> bool {
         let populated = || self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.remove());
-        self.worker.is_some() && self.childless && populated()
+        let may_have_any = self.worker.is_some() || self.forked.is_some();
+        may_have_any && self.childless && populated()
     }
 
     /// Writes down how it ended and tells the agent.
@@ -322,15 +338,18 @@ impl Shim {
     fn describe(&self) -> Dead {
         // A child that could not become the worker has no exit status of the worker's.
         let status = self.status.filter(|_| self.failure.is_none());
-        let (max_rss_kib, cpu_ms) = tether_sys::children_usage();
+        let told = self.forked.as_ref().and_then(|forked| forked.told);
+        let (max_rss_kib, cpu_ms) = told.map_or_else(tether_sys::children_usage, |told| {
+            (told.max_rss_kib, told.cpu_ms)
+        });
         let peaks = self.limiting.iter().map(Limiting::peak_memory);
         let peak = peaks.chain(self.cgroup.as_ref().map(Cgroup::peak_memory));
         let lost = |capture: &Option<Capture>| capture.as_ref().map_or(0, Capture::lost_bytes);
         Dead {
             cause: self.plan.cause().unwrap_or(Cause::Unknown),
-            exit_code: status.and_then(WaitStatus::exit_status),
-            signal: status.and_then(WaitStatus::terminating_signal),
-            core: status.is_some_and(dumped_core),
+            exit_code: status.and_then(|status| status.code),
+            signal: status.and_then(|status| status.signal),
+            core: status.is_some_and(|status| status.core),
             spawn_failure: self.failure,
             reaped: self.reaped + self.reaped_inside(),
             peak_memory_bytes: peak.max().unwrap_or(0),
@@ -369,9 +388,14 @@ impl Shim {
             Step::Wait | Step::GiveUp => {}
             Step::Terminate => {
                 self.announce();
-                tree::signal_all(self.stop_signal());
                 // A stopped process takes SIGTERM only once it goes on.
-                tree::signal_all(Signal::CONT);
+                for signal in [self.stop_signal(), Signal::CONT] {
+                    if self.forked.is_some() {
+                        self.signal_forked(signal);
+                    } else {
+                        tree::signal_all(signal);
+                    }
+                }
             }
             Step::Kill => {
                 let inside = self.count_inside();
@@ -388,9 +412,10 @@ impl Shim {
     }
 
     /// How many beside the worker live in its namespace, asked once: what the kernel ends with it, the
-    /// kernel reaps too.
+    /// kernel reaps too. Or in the cgroup of a forked one, who are somebody else's to reap.
     fn count_inside(&mut self) -> Option<u32> {
-        if self.namespace.is_none() || mem::replace(&mut self.counted, true) {
+        let is_inside = self.namespace.is_some() || self.forked.is_some();
+        if !is_inside || mem::replace(&mut self.counted, true) {
             return None;
         }
         let main = u32::from(self.worker.is_some() && self.status.is_none());
@@ -405,6 +430,7 @@ impl Shim {
     fn kill_round(&mut self) {
         match &self.namespace {
             Some(namespace) => namespace.kill(),
+            None if self.forked.is_some() => self.kill_forked(),
             None => tree::kill_all(|| self.reap()),
         }
         // Beside those in the namespace there are only strangers, who are seen once those are gone.
@@ -473,20 +499,16 @@ impl Shim {
 
     /// Children ended.
     pub(crate) fn on_children(&mut self) {
+        if self.forked.is_some() {
+            return; // It has none, whatever somebody says.
+        }
         // The report was written before the end it explains.
         self.on_report();
         let alive = self.status.is_none();
         self.reap();
         let now = BootClock.now();
         if let Some(status) = self.status.filter(|_| alive) {
-            let oom = self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory)
-                || self.limiting.iter().any(Limiting::ran_out_of_memory);
-            let cause = match status.exit_status() {
-                Some(0) => Cause::Exited,
-                _ if oom => Cause::OutOfMemory,
-                Some(_) => Cause::Exited,
-                None => Cause::Signaled,
-            };
+            let cause = self.cause_of(status);
             let step = self.plan.on_exit(cause, now);
             if let Some(namespace) = &self.namespace
                 && step == Step::Wait
@@ -505,12 +527,26 @@ impl Shim {
         }
     }
 
+    /// Why a main process ended that was not ended from here.
+    fn cause_of(&self, ending: Ending) -> Cause {
+        let oom = || {
+            self.cgroup.as_ref().is_some_and(Cgroup::ran_out_of_memory)
+                || self.limiting.iter().any(Limiting::ran_out_of_memory)
+        };
+        match ending.code {
+            Some(0) => Cause::Exited,
+            _ if oom() => Cause::OutOfMemory,
+            Some(_) => Cause::Exited,
+            None => Cause::Signaled,
+        }
+    }
+
     fn reap(&mut self) {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     if self.worker.as_ref().is_some_and(|worker| worker.pid == pid) {
-                        self.status = Some(status);
+                        self.status = Some(status.into());
                     } else if self
                         .namespace
                         .as_ref()
@@ -636,9 +672,4 @@ impl Shim {
             link.send(message);
         }
     }
-}
-
-/// The flag that `wait` sets beside the signal.
-fn dumped_core(status: WaitStatus) -> bool {
-    status.signaled() && status.as_raw() & 0x80 != 0
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -47,6 +47,16 @@ impl Stdio {
             error: Some(error_end),
         };
         Ok((ours, theirs))
+    }
+
+    /// Standard input, output and error, for one who puts them there itself.
+    pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.input.as_fd(), self.output.as_fd(), self.error()]
+    }
+
+    /// Standard error.
+    pub(crate) fn error(&self) -> BorrowedFd<'_> {
+        self.error.as_ref().unwrap_or(&self.output).as_fd()
     }
 
     /// In the child: puts them where a program looks for them.

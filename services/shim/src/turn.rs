@@ -11,7 +11,7 @@ use tether_clock::{BootClock, Clock, Tick};
 use crate::link::Link;
 use crate::output::Capture;
 use crate::owner::Owner;
-use crate::shim::Shim;
+use crate::shim::{Forked, Shim};
 
 /// What can wake the shim.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,7 @@ enum Source {
     Signals,
     Owner,
     Report,
+    Forked,
     Caller,
     Listener,
     Link,
@@ -42,8 +43,9 @@ impl Shim {
 
     /// Sets the timer to the plan's next moment and the guard to its last.
     pub(crate) fn set_timers(&self) {
+        let look_at = self.forked.as_ref().map_or(Tick::NEVER, Forked::next);
         let ours = self.record_at.min(self.leave_at).min(self.rest_at);
-        let next = self.plan.next().min(ours);
+        let next = self.plan.next().min(ours).min(look_at);
         if self.guard_at.get() != Some(self.plan.guard()) {
             self.set_guard();
         }
@@ -110,6 +112,9 @@ impl Shim {
         {
             sources.push((Source::Report, report.as_fd(), PollFlags::IN));
         }
+        for (fd, flags) in self.forked_sources() {
+            sources.push((Source::Forked, fd, flags));
+        }
         if let Some(listener) = &self.listener {
             sources.push((Source::Listener, listener.as_fd(), PollFlags::IN));
         }
@@ -138,10 +143,12 @@ impl Shim {
             Source::Timer => {
                 self.timer_at.set(None);
                 self.rest();
+                self.on_forked();
             }
             Source::Signals => self.on_signals(),
             Source::Owner => self.on_owner_gone(),
             Source::Report => self.on_report(),
+            Source::Forked => self.on_forked(),
             Source::Caller => self.on_caller(),
             Source::Listener => self.accept(),
             Source::Link => self.hear(),
