@@ -7,7 +7,7 @@ use std::{
 
 use tether_types::WorkerId;
 
-use crate::{journal, worker};
+use crate::{forkserver, journal, worker};
 
 /// How many dead workers' directories are kept for their logs.
 const HISTORY_MAX: usize = 32;
@@ -16,6 +16,7 @@ const HISTORY_MAX: usize = 32;
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) workers: Vec<(WorkerId, PathBuf)>,
+    pub(crate) forkservers: Vec<(WorkerId, PathBuf)>,
     pub(crate) history: History,
 }
 
@@ -54,6 +55,8 @@ pub(crate) fn scan(workers: &Path) -> io::Result<Found> {
         };
         if journal::is_history(&entry.path()) {
             history.push((entry.metadata()?.modified()?, entry.path()));
+        } else if forkserver::is_one(&id) {
+            found.forkservers.push((id, entry.path()));
         } else {
             found.workers.push((id, entry.path()));
         }

@@ -135,7 +135,10 @@ impl Health {
 
     /// Its program runs, as this process.
     pub(crate) fn on_running(&mut self, pid: u32) {
-        self.family.on_running(pid);
+        // The parent of a forked one is parent to others.
+        if self.template.forked_from.is_none() {
+            self.family.on_running(pid);
+        }
         let mut waiting = Waiting::new(
             &self.template,
             &self.what,

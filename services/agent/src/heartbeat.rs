@@ -28,6 +28,7 @@ use crate::{
     adopt::{self, History},
     beat::Beats,
     config::Ground,
+    forkserver::{self, ForkServers, Keeper},
     launch,
     owners::Owners,
     permission::{Permissions, Viewpoint},
@@ -68,6 +69,7 @@ struct Running {
     permissions: watch::Sender<Permissions>,
     owners: Owners,
     workers: BTreeMap<WorkerId, Worker>,
+    forkservers: ForkServers,
     history: History,
     reports: UnboundedSender<WorkerReport>,
     /// What changed and is not sent yet.
@@ -95,6 +97,7 @@ impl Node {
             pid_namespace: tether_kit::process::pid_namespace()
                 .context("cannot see the own PID namespace")?,
         };
+        let (forkservers, requests) = forkserver::channel();
         let mut running = Running {
             ground: Arc::clone(&self.ground),
             view,
@@ -102,6 +105,7 @@ impl Node {
             permissions: watch::Sender::new(Permissions::default()),
             owners: Owners::new(exits).context("cannot watch processes")?,
             workers: BTreeMap::new(),
+            forkservers,
             history: History::default(),
             reports,
             pending: Vec::new(),
@@ -109,7 +113,7 @@ impl Node {
             exits_told: None,
         };
         running
-            .adopt()
+            .adopt(requests)
             .context("cannot look through the runtime directory")?;
 
         let schedule = backon::ExponentialBuilder::default()
@@ -178,9 +182,12 @@ impl Node {
 }
 
 impl Running {
-    fn adopt(&mut self) -> std::io::Result<()> {
+    fn adopt(&mut self, requests: UnboundedReceiver<forkserver::Request>) -> std::io::Result<()> {
         let found = adopt::scan(&self.ground.workers)?;
         self.history = found.history;
+        let (ground, permissions) = (Arc::clone(&self.ground), self.permissions.subscribe());
+        let way = (self.forkservers.clone(), requests);
+        tokio::spawn(Keeper::new(ground, permissions, way, found.forkservers)?.run());
         for (id, dir) in found.workers {
             tracing::info!(worker = %id, "Found a worker of an earlier agent");
             let (orders, ties) = self.ties();
@@ -209,6 +216,7 @@ impl Running {
             permissions: self.permissions.subscribe(),
             orders: received,
             reports: self.reports.clone(),
+            forkservers: self.forkservers.clone(),
         };
         (orders, ties)
     }

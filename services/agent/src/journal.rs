@@ -12,7 +12,7 @@ use std::{
 use prost::Message as _;
 use tether_proto::node::StartWorker;
 use tether_shim_protocol::{SOCKET_FILE, Walls};
-use tether_types::Address;
+use tether_types::{Address, WorkerId};
 
 use crate::launch;
 
@@ -31,11 +31,18 @@ pub(crate) struct Entry {
     pub(crate) cgroup: Option<PathBuf>,
     /// Its cgroups of version 1.
     pub(crate) limiting: Vec<PathBuf>,
+    /// The fork server that it is asked of.
+    pub(crate) server: Option<WorkerId>,
 }
 
 impl Entry {
     /// What is to be started.
-    pub(crate) fn new(order: StartWorker, address: Address, walls: &Walls) -> Self {
+    pub(crate) fn new(
+        order: StartWorker,
+        address: Address,
+        walls: &Walls,
+        server: Option<WorkerId>,
+    ) -> Self {
         let path = |bytes: &Vec<u8>| launch::path_of(bytes).to_owned();
         Self {
             order,
@@ -43,6 +50,7 @@ impl Entry {
             namespace: walls.namespace,
             cgroup: walls.cgroup.as_ref().map(path),
             limiting: walls.limiting.iter().map(path).collect(),
+            server,
         }
     }
 
@@ -60,6 +68,10 @@ impl Entry {
         }
         if self.namespace {
             line("namespace", b"own");
+        }
+        if let Some(server) = &self.server {
+            // Incarnation 0, which its short form leaves out.
+            line("server", server.to_string().as_bytes());
         }
         let limiting = self.limiting.iter().map(|path| ("limiting", path));
         for (key, path) in self
@@ -97,6 +109,7 @@ impl Entry {
             match &line[..space] {
                 b"address" => entry.address = str::from_utf8(value).ok()?.parse().ok(),
                 b"namespace" => entry.namespace = true,
+                b"server" => entry.server = str::from_utf8(value).ok()?.parse().ok(),
                 b"cgroup" => entry.cgroup = Some(launch::path_of(value).to_owned()),
                 b"limiting" => entry.limiting.push(launch::path_of(value).to_owned()),
                 // A later version's, about something this one does not know.
@@ -140,6 +153,7 @@ mod tests {
             namespace: true,
             cgroup: Some("/sys/fs/cgroup/t/a.0.1".into()),
             limiting: vec!["/sys/fs/cgroup/memory/t/a.0.1".into()],
+            server: Some("forkserver/7".parse().unwrap()),
         };
 
         assert!(is_history(dir.path()));

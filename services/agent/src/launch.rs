@@ -11,13 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use tether_clock::Tick;
 use tether_proto::{
     node::StartWorker,
     pool::{Listen, ResourceLimit, Template},
 };
 use tether_shim_protocol::{
-    Credentials, Identity, Input, Launch, Limit, Logs, PROTOCOL, Stage, Terms, Walls,
+    Credentials, Identity, Input, Launch, Limit, Logs, PROTOCOL, SpawnFailure, Stage, Terms, Walls,
 };
 use tether_types::{Address, WorkerId};
 
@@ -203,7 +204,9 @@ pub(crate) fn launch(
     Ok(Launch {
         protocol: PROTOCOL,
         worker: id.to_string(),
-        argv: std::iter::once(&template.command)
+        // What is forked is the interpreter already.
+        argv: (at.walls.forked_from.is_none().then_some(&template.command))
+            .into_iter()
             .chain(&template.args)
             .map(|text| fill(text))
             .collect(),
@@ -392,10 +395,25 @@ pub(crate) fn explain(stage: Stage, errno: i32, template: &Template) -> (String,
     (text, lasting && !is_passing(errno))
 }
 
+/// The same of a worker that was to be forked, where the last line of its standard error says what its fork
+/// server said.
+pub(crate) fn explain_unforked(failure: SpawnFailure, stderr_tail: &[u8]) -> (String, bool) {
+    let said = String::from_utf8_lossy(stderr_tail);
+    let said = said.trim_end().lines().last().unwrap_or_default();
+    let why = std::io::Error::from_raw_os_error(failure.errno);
+    let text = if said.is_empty() {
+        format!("it cannot be forked: {why}")
+    } else {
+        format!("it cannot be forked: {said}")
+    };
+    // A server that is gone is followed by another one.
+    let gone = [Errno::CONNREFUSED, Errno::CONNRESET, Errno::PIPE];
+    let is_gone = gone.map(Errno::raw_os_error).contains(&failure.errno);
+    (text, !is_gone && !is_passing(failure.errno))
+}
+
 /// Whether the system refused for want of something that it may have again a moment later.
 fn is_passing(errno: i32) -> bool {
-    use rustix::io::Errno;
-
     let passing = [
         Errno::AGAIN,
         Errno::BUSY,
@@ -415,6 +433,23 @@ fn is_passing(errno: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fork_server_that_is_gone_is_tried_again_and_what_it_refuses_is_not() {
+        let explain = |errno: Errno, said: &[u8]| {
+            let errno = errno.raw_os_error();
+            let stage = Stage::Fork;
+            explain_unforked(SpawnFailure { stage, errno }, said)
+        };
+
+        let (text, permanent) = explain(Errno::CONNRESET, b"");
+        assert!(!permanent && text.contains("reset"), "{text}");
+        let (text, permanent) = explain(Errno::NOENT, b"x\ntether-forkserver: no such place\n");
+        assert!(
+            permanent && text.ends_with("tether-forkserver: no such place"),
+            "{text}"
+        );
+    }
 
     fn start(template: Template) -> Launch {
         let id: WorkerId = "digits/2.7".parse().unwrap();

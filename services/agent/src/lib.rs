@@ -16,6 +16,7 @@ mod adopt;
 mod beat;
 mod config;
 mod diagnosis;
+mod forkserver;
 mod guarantee;
 mod health;
 mod heartbeat;

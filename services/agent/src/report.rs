@@ -27,6 +27,9 @@ pub(crate) fn dead(
     signalled: Option<i32>,
 ) -> WorkerReport {
     let (mut detail, permanent) = match dead.spawn_failure {
+        Some(failure) if template.forked_from.is_some() => {
+            launch::explain_unforked(failure, &dead.stderr_tail)
+        }
         Some(failure) => launch::explain(failure.stage, failure.errno, template),
         None => (String::new(), false),
     };
@@ -34,7 +37,7 @@ pub(crate) fn dead(
         detail = unkillable(dead.survivors);
     }
     let death = Death {
-        cause: match cause(dead) {
+        cause: match cause(dead.cause, dead.exit_code, dead.signal) {
             // It was Tether that sent this one, on somebody's order.
             DeathCause::Signaled(signal) if signalled == Some(signal) => {
                 DeathCause::Ordered(Who::Operator)
@@ -93,10 +96,11 @@ fn of_death(id: &WorkerId, death: &Death) -> WorkerReport {
     }
 }
 
-fn cause(dead: &Dead) -> DeathCause {
-    match dead.cause {
-        Cause::Exited => DeathCause::Exited(dead.exit_code.unwrap_or_default()),
-        Cause::Signaled => DeathCause::Signaled(dead.signal.unwrap_or_default()),
+/// The cause of a death in the words of everybody but the shim.
+pub(crate) fn cause(cause: Cause, exit_code: Option<i32>, signal: Option<i32>) -> DeathCause {
+    match cause {
+        Cause::Exited => DeathCause::Exited(exit_code.unwrap_or_default()),
+        Cause::Signaled => DeathCause::Signaled(signal.unwrap_or_default()),
         Cause::OutOfMemory => DeathCause::OutOfMemory,
         Cause::LeaseExpired => DeathCause::LeaseExpired,
         Cause::OwnerGone => DeathCause::OwnerGone,

@@ -16,6 +16,7 @@ use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::{self as wire, WorkerPhase},
     node::{StartWorker, WorkerReport},
+    pool::Template,
 };
 use tether_shim_protocol::{
     Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, PROTOCOL, Phase,
@@ -34,6 +35,7 @@ use tokio::{
 
 use crate::{
     config::Ground,
+    forkserver::{self, ForkServers, Served},
     health::{Health, HealthEvent, Place},
     journal::{self, Entry},
     launch::{self, Circumstances, Passed},
@@ -78,6 +80,7 @@ pub(crate) struct Ties {
     pub(crate) permissions: watch::Receiver<Permissions>,
     pub(crate) orders: UnboundedReceiver<Order>,
     pub(crate) reports: UnboundedSender<WorkerReport>,
+    pub(crate) forkservers: ForkServers,
 }
 
 /// The runtime directory of one incarnation.
@@ -93,9 +96,13 @@ pub(crate) fn named(directory: &str) -> Option<WorkerId> {
 }
 
 /// Starts one incarnation and stays with it until its death is recorded.
-pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
+pub(crate) async fn start(id: WorkerId, order: StartWorker, mut ties: Ties) {
     let ordered = BootClock.now();
-    let begun = match prepare(&id, &order, &ties).await {
+    let server = match forkserver::of(&id, &order, &mut ties).await {
+        Ok(server) => server,
+        Err(report) => return Task::unstarted(id, order, ties).bury(*report, None).await,
+    };
+    let begun = match prepare(&id, &order, &ties, server).await {
         Ok((prepared, health)) => match shim_for(&ties.ground.zygote, &prepared).await {
             Ok(link) => Ok((prepared, health, link)),
             Err(error) => {
@@ -125,9 +132,7 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, ties: Ties) {
             let text = format!("it cannot be started: {error}");
             let mut failed = report::lost(&id, DeathCause::SpawnFailed, text);
             failed.permanent = error.kind() == io::ErrorKind::PermissionDenied;
-            Task::new(id, order, Address::Unix(PathBuf::new()), ties)
-                .bury(failed, None)
-                .await;
+            Task::unstarted(id, order, ties).bury(failed, None).await;
         }
     }
 }
@@ -147,6 +152,7 @@ async fn prepare(
     id: &WorkerId,
     order: &StartWorker,
     ties: &Ties,
+    server: Option<Served>,
 ) -> io::Result<(Prepared, Box<Health>)> {
     let ground = &ties.ground;
     let dir = directory(&ground.workers, id);
@@ -165,6 +171,12 @@ async fn prepare(
     };
 
     let mut walls = ground.walls(id, template.private_proc);
+    let server = server.map(|served| {
+        // It is in that one's namespace, and sees its /proc.
+        (walls.namespace, walls.private_proc) = (false, false);
+        walls.forked_from = Some(launch::bytes_of(served.socket));
+        served.id
+    });
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
     let health = Box::new(Health::of_new(Place {
         id,
@@ -181,7 +193,7 @@ async fn prepare(
         .make(template.tree_limits.as_ref(), leaf, name)?;
     walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
     // Before the fork: an agent that finds the shim must know what it stands for.
-    Entry::new(order.clone(), address.clone(), &walls).write(&dir)?;
+    Entry::new(order.clone(), address.clone(), &walls, server).write(&dir)?;
 
     let stored = FdStore::of(&ground.workers).take(&id.pool, id.slot);
     let passed = passed(&wanted, &stored);
@@ -294,6 +306,9 @@ fn shim_of(hello: &Hello) -> Option<OwnedFd> {
 pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
     let entry = Entry::read(&dir).unwrap_or_default();
     let order = entry.order;
+    if let Some(server) = entry.server {
+        ties.forkservers.hold(&id, server);
+    }
     let address = entry
         .address
         .unwrap_or_else(|| Address::Unix(dir.join("worker.sock")));
@@ -404,6 +419,11 @@ impl Terms {
 }
 
 impl Task {
+    /// Of one that nothing runs of.
+    fn unstarted(id: WorkerId, order: StartWorker, ties: Ties) -> Box<Self> {
+        Self::new(id, order, Address::Unix(PathBuf::new()), ties)
+    }
+
     /// On the heap, as it is handed on: a future keeps room for each place its arguments were in.
     fn new(id: WorkerId, order: StartWorker, address: Address, ties: Ties) -> Box<Self> {
         let dir = directory(&ties.ground.workers, &id);
@@ -555,11 +575,8 @@ impl Task {
         self.started = started;
         self.stored.clear();
         if self.on_demand {
-            let template = self.order.template.as_ref();
-            let readiness = template.and_then(|template| template.readiness.as_ref());
-            let within = readiness.map_or(0, |readiness| readiness.timeout_ms);
-            let within = if within == 0 { READY_MS } else { within };
-            self.ready_by = Some(Instant::now() + Duration::from_millis(within));
+            let within = self.order.template.as_ref().map(ready_within);
+            self.ready_by = Some(Instant::now() + within.unwrap_or_default());
         }
         self.report(WorkerPhase::Starting);
         health.on_running(pid);
@@ -715,7 +732,11 @@ impl Task {
         if let Some(failure) = &self.failure {
             self.on_spawn_failure(failure);
             let template = self.order.template.clone().unwrap_or_default();
-            let (text, permanent) = launch::explain(failure.stage, failure.errno, &template);
+            let (text, permanent) = if template.forked_from.is_some() {
+                launch::explain_unforked(failure, b"")
+            } else {
+                launch::explain(failure.stage, failure.errno, &template)
+            };
             return WorkerReport {
                 permanent,
                 ..report::lost(&self.id, DeathCause::SpawnFailed, text)
@@ -794,7 +815,7 @@ impl Task {
     /// directory as history.
     async fn bury(mut self: Box<Self>, report: WorkerReport, to: Option<ToShim>) {
         let template = self.order.template.as_ref();
-        if let Some(template) = template.filter(|template| !template.sockets.is_empty()) {
+        if let Some(template) = template.filter(|it| !it.sockets.is_empty()) {
             let cause = report.death.as_ref().map(|death| death.cause());
             // Nobody comes after one that its pool or its owner has no more use for.
             let linger = match cause {
@@ -803,6 +824,9 @@ impl Task {
             };
             let sockets = &self.ties.ground.sockets;
             sockets.on_death(&self.id.pool, self.id.slot, linger);
+        }
+        if template.is_some_and(|template| template.forked_from.is_some()) {
+            self.ties.forkservers.done(&self.id, &report);
         }
         let _ = self.ties.reports.send(report);
         while let Some(order) = self.ties.orders.recv().await {
@@ -815,6 +839,13 @@ impl Task {
             }
         }
     }
+}
+
+/// How long a worker of this template may take until it is ready.
+pub(crate) fn ready_within(template: &Template) -> Duration {
+    let readiness = template.readiness.as_ref();
+    let within = readiness.map_or(0, |readiness| readiness.timeout_ms);
+    Duration::from_millis(if within == 0 { READY_MS } else { within })
 }
 
 /// Comes back at this time, or never.
