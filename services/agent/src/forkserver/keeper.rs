@@ -3,10 +3,13 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::WorkerPhase,
@@ -35,6 +38,9 @@ use crate::{
     sockets,
     worker::{self, Order, Ties},
 };
+
+/// Between two looks whether a server that has ended is known to be dead.
+const BURIED: Duration = Duration::from_millis(20);
 
 /// All fork servers of a node.
 #[derive(Debug)]
@@ -72,7 +78,12 @@ struct Server {
 #[derive(Debug)]
 enum Stage {
     Starting,
-    Ready { served: Served, since: Tick },
+    Ready {
+        served: Served,
+        since: Tick,
+        /// Readable once it has ended, which is before its death is known to be all.
+        process: OwnedFd,
+    },
     Ending,
 }
 
@@ -174,35 +185,33 @@ impl Keeper {
         let wanted = template_of(&template, &script);
         let of_it =
             |server: &Server| server.template == wanted && !matches!(server.stage, Stage::Ending);
-        let at = match self.servers.iter().position(of_it) {
+        let at = self.servers.iter().position(of_it);
+        let wait = match at.and_then(|at| self.servers.get(at)) {
+            Some(server) if server.has_ended() => BURIED,
+            Some(_) => Duration::ZERO,
+            None => self.setbacks.wait(&wanted, BootClock.now()),
+        };
+        if !wait.is_zero() {
+            let again = Request::Use {
+                worker,
+                template,
+                answer,
+            };
+            return self.ask_again(again, wait);
+        }
+        let at = match at {
             Some(at) => at,
-            None => {
-                let wait = self.setbacks.wait(&wanted, BootClock.now());
-                if !wait.is_zero() {
-                    let (own, again) = (
-                        self.own.clone(),
-                        Request::Use {
-                            worker,
-                            template,
-                            answer,
-                        },
-                    );
-                    tokio::spawn(async move {
-                        sleep(wait).await;
-                        own.ask(again);
-                    });
-                    return;
-                }
-                if let Err(error) = put(&script) {
+            None => match put(&script) {
+                Ok(()) => self.start(wanted, &worker),
+                Err(error) => {
                     let text = format!("cannot write `{}`: {error}", script.display());
-                    let _ = answer.send(Err(NotServed {
+                    let why = NotServed {
                         text,
                         ..NotServed::default()
-                    }));
-                    return;
+                    };
+                    return drop(answer.send(Err(why)));
                 }
-                self.start(wanted, &worker)
-            }
+            },
         };
         if let Some(server) = self.servers.get_mut(at) {
             server.users.insert(worker);
@@ -213,6 +222,14 @@ impl Keeper {
             }
         }
         self.permit();
+    }
+
+    fn ask_again(&self, request: Request, wait: Duration) {
+        let own = self.own.clone();
+        tokio::spawn(async move {
+            sleep(wait).await;
+            own.ask(request);
+        });
     }
 
     /// Starts one for a first worker; its place among the servers.
@@ -278,10 +295,12 @@ impl Keeper {
         };
         match report.phase() {
             WorkerPhase::Ready => {
-                if let (Some(server), Ok(Address::Unix(socket))) =
-                    (self.servers.get_mut(at), report.address.parse())
-                {
-                    server.on_ready(socket);
+                if let (Some(server), Ok(Address::Unix(socket)), Some(process)) = (
+                    self.servers.get_mut(at),
+                    report.address.parse(),
+                    pin(report.pid),
+                ) {
+                    server.on_ready(socket, process);
                 }
             }
             WorkerPhase::Dead => {
@@ -351,7 +370,15 @@ impl Server {
         });
     }
 
-    fn on_ready(&mut self, socket: PathBuf) {
+    /// Whether it was ready and has ended, of which there is no word yet.
+    fn has_ended(&self) -> bool {
+        match &self.stage {
+            Stage::Ready { process, .. } => tether_sys::has_ended(process.as_raw_fd()),
+            Stage::Starting | Stage::Ending => false,
+        }
+    }
+
+    fn on_ready(&mut self, socket: PathBuf, process: OwnedFd) {
         let Stage::Starting = self.stage else { return };
         let served = Served {
             id: self.id.clone(),
@@ -362,8 +389,17 @@ impl Server {
         }
         self.ready_by = None;
         let since = BootClock.now();
-        self.stage = Stage::Ready { served, since };
+        self.stage = Stage::Ready {
+            served,
+            since,
+            process,
+        };
     }
+}
+
+fn pin(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 /// Whether a worker may come soon for one that died of this.

@@ -169,7 +169,10 @@ impl Shim {
         };
         let since = *forked.ended.get_or_insert(now);
         let told = forked.told.map(|told| Ending::from_raw(told.status));
-        let ending = told.or_else(|| tether_sys::exit_of(&worker.pidfd).map(Ending::from));
+        // Its parent knows more than the kernel tells, and says so once it has reaped it.
+        let may_be_told = forked.connection.is_some() && now < since + LOOK_FOR;
+        let seen = || tether_sys::exit_of(&worker.pidfd).map(Ending::from);
+        let ending = told.or_else(|| if may_be_told { None } else { seen() });
         if ending.is_none() && now < since + LOOK_FOR {
             forked.look_at = now + LOOK_AGAIN;
             return;
