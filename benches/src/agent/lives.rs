@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use tether_clock::{BootClock, Clock as _};
 use tether_proto::{
     common::WorkerPhase,
-    pool::{ReadinessKind, Template},
+    pool::{ForkedFrom, ReadinessKind, Template},
 };
 
 use super::{
@@ -203,11 +203,13 @@ pub(super) async fn adoption(
     Ok(adoption)
 }
 
-/// Milliseconds from the order to start a Python worker to the report that it accepts connections.
-pub(super) async fn python_cold(
+/// Milliseconds from the order to start a Python worker, from nothing or forked, to the report that it accepts
+/// connections.
+pub(super) async fn python(
     ground: &Ground,
     agent: &Path,
     python: &Path,
+    forked: bool,
     times: usize,
 ) -> anyhow::Result<f64> {
     let script = ground.dir().join("worker.py");
@@ -219,12 +221,20 @@ pub(super) async fn python_cold(
          server.listen()\nsignal.pause()\n",
     )?;
     let script = script.display().to_string();
-    let template = template(
-        python.display().to_string(),
-        &[&script],
-        ReadinessKind::Connect,
-    );
+    let imports = ["grpc", "numpy"].map(str::to_owned).to_vec();
+    let template = Template {
+        forked_from: forked.then_some(ForkedFrom { imports }),
+        ..template(
+            python.display().to_string(),
+            &[&script],
+            ReadinessKind::Connect,
+        )
+    };
     let mut ours = Ours::start(ground, agent, false, None).await?;
+    if forked {
+        // The first one waits for the imports.
+        ours.workers(1, &template, WorkerPhase::Ready).await?;
+    }
     let mut millis = Vec::new();
     for _ in 0..times {
         let ordered = BootClock.now();

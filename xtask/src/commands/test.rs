@@ -25,7 +25,8 @@ pub(super) const TASK: Task = Task {
                 "doc tests",
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),
             );
-            report.suite("digits", digits(workspace));
+            report.suite("digits", unittest(workspace, "examples/digits/tests"));
+            report.suite("fork server", unittest(workspace, "clients/python/tests"));
             if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
                 report.fail("kill matrix", &why);
             }
@@ -65,8 +66,9 @@ pub(super) fn tests(workspace: &Workspace, scope: &str, filter: &[String]) -> Co
     cargo
 }
 
-fn digits(workspace: &Workspace) -> Command {
+/// The Python tests in a directory, with what the example worker needs installed.
+fn unittest(workspace: &Workspace, tests: &str) -> Command {
     let mut unittest = workspace.program(workspace.root().join("target/venv/digits/bin/python"));
-    unittest.args(["-m", "unittest", "discover", "-s", "examples/digits/tests"]);
+    unittest.args(["-m", "unittest", "discover", "-s", tests]);
     unittest
 }
