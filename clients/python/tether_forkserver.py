@@ -154,8 +154,10 @@ class Server:
                 self.let_go(keeper)
                 become(order, descriptors)
             except OSError as error:
-                os.write(told, b"%d %s" % (error.errno or errno.EIO, str(error).encode()[:500]))
-                os._exit(127)
+                try:
+                    os.write(told, b"%d %s" % (error.errno or errno.EIO, str(error).encode()[:500]))
+                finally:
+                    os._exit(127)
             return order
         os.close(start)
         os.close(told)
@@ -231,6 +233,8 @@ def become(order, descriptors):
     # One that died before the line above will never send that signal.
     if os.getppid() != SERVER:
         os._exit(127)
+    # What may fail comes before the descriptors: after that nobody hears of it.
+    os.chdir(order.cwd)
     # Out of the way first: one of them may be where another one goes.
     above = max(64, 3 + len(descriptors))
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in descriptors]
@@ -243,7 +247,6 @@ def become(order, descriptors):
         os.environ["LISTEN_PID"] = str(os.getpid())
     if "WATCHDOG_USEC" in os.environ:
         os.environ["WATCHDOG_PID"] = str(os.getpid())
-    os.chdir(order.cwd)
     # Each worker its own numbers: numpy drew its seed before the fork. Python sees to its own.
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()

@@ -173,6 +173,8 @@ class Forked(unittest.TestCase):
     def test_what_cannot_be_is_refused_and_the_server_goes_on(self):
         _, said, _, _ = self.ask("pass", fields=b"g/nowhere/at/all\0")
         self.assertTrue(said.startswith(b"-2 ") and b"/nowhere/at/all" in said, said)
+        _, said, _, _ = self.ask("pass", fields=b"d/not/there\0")
+        self.assertTrue(said.startswith(b"-2 ") and b"/not/there" in said, said)
         _, said, _, _ = self.ask("pass", fields=b"?what\0")
         self.assertTrue(said.startswith(b"-") and b"expected one of" in said, said)
         self.assertEqual(self.ask("pass")[1], b"+")

@@ -21,6 +21,9 @@ impl ForkedFrom {
     }
 }
 
+/// The pool that the processes are in from which workers are forked. No other may have its name.
+pub const FORKSERVER_POOL: &str = "forkserver";
+
 /// Which setting of a template no forked worker can have, and why; nothing where all is well.
 pub fn wrong_with_fork(template: &wire::Template) -> Option<(&'static str, String)> {
     let fork = template.forked_from.as_ref()?;

@@ -12,7 +12,7 @@ pub mod signals;
 mod template;
 
 pub use check::{At, Check, Wrong};
-pub use forked::{ForkedFrom, wrong_with_fork};
+pub use forked::{FORKSERVER_POOL, ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
 pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
 pub use pool::{Policy, Pool, PoolFile};

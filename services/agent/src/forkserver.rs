@@ -34,8 +34,8 @@ use crate::{
 
 pub(crate) use keeper::Keeper;
 
-/// The pool that its directory and its environment name. No worker of a pool of that name has incarnation 0.
-const POOL: &str = "forkserver";
+/// The pool that its directory and its environment name.
+const POOL: &str = tether_settings::FORKSERVER_POOL;
 
 /// Carried along, so that nothing has to be installed.
 static SCRIPT: &str = include_str!("../../../clients/python/tether_forkserver.py");

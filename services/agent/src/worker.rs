@@ -733,7 +733,7 @@ impl Task {
             self.on_spawn_failure(failure);
             let template = self.order.template.clone().unwrap_or_default();
             let (text, permanent) = if template.forked_from.is_some() {
-                launch::explain_unforked(failure, b"")
+                launch::explain_unforked(*failure, b"")
             } else {
                 launch::explain(failure.stage, failure.errno, &template)
             };

@@ -45,6 +45,11 @@ pub(crate) fn resolve(
     environment: &Environment,
 ) -> Result<Resolved, Failure> {
     let name = PoolName::new(&spec.name).map_err(|error| invalid(error.to_string()))?;
+    if name.as_str() == tether_settings::FORKSERVER_POOL {
+        return Err(invalid(format!(
+            "`{name}` names the processes from which workers are forked: give the pool another name"
+        )));
+    }
     let counts = [
         ("size", spec.size),
         ("spares", spec.spares),
@@ -345,6 +350,12 @@ mod tests {
         let refused = resolve(spec, &templates(), &Default::default()).unwrap_err();
 
         assert!(refused.to_string().contains("`process.pty`"), "{refused}");
+        let named = PoolSpec {
+            name: tether_settings::FORKSERVER_POOL.into(),
+            ..self::spec("")
+        };
+        let refused = resolve(named, &templates(), &Default::default()).unwrap_err();
+        assert!(refused.to_string().contains("another name"), "{refused}");
     }
 
     #[test]

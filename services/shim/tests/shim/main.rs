@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod endings;
+mod forked;
 mod harness;
 mod output;
 mod permission;
