@@ -20,7 +20,7 @@ use tether_types::Address;
 pub(crate) use question::{Answer, Question};
 
 /// Between two questions: short, as a worker that is ready and not asked is time lost.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Longest time between two questions.
 const LAST_PAUSE: Duration = Duration::from_millis(100);
