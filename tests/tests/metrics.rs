@@ -181,16 +181,18 @@ async fn a_start_that_fails_and_an_orphan_that_is_found_are_counted_by_what_they
         Path::new(&format!("/proc/{pid}")).exists().then_some(())
     })
     .await;
-    kill(
-        status_of(cluster.workers("own").await[0].pid, "PPid:"),
-        Signal::KILL,
-    );
+    let shim = status_of(cluster.workers("own").await[0].pid, "PPid:");
+    let zygote = status_of(shim, "PPid:");
+    // Awake, it would end the orphan before anybody had to search for it.
+    kill(zygote, Signal::STOP);
+    kill(shim, Signal::KILL);
 
     eventually("the orphan is counted", async || {
         let now = scrape(&cluster).await;
         (now[r#"tether_orphans_reaped_total{how="search"}"#] >= 1.0).then_some(())
     })
     .await;
+    kill(zygote, Signal::CONT);
 }
 
 #[tokio::test]
