@@ -192,6 +192,7 @@ async fn a_worker_is_stopped_and_signalled_by_name() {
     })
     .await;
     assert_eq!(death["death"]["cause"], "ORDERED_BY_OPERATOR");
+    assert!(death["death"]["epoch"].as_u64() > Some(0), "{death}");
 
     let worker = cluster
         .workers("digits")

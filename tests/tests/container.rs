@@ -194,3 +194,27 @@ async fn a_container_ends_with_its_agents_status_when_it_is_asked_to_and_when_th
     let status = asked.ended().await;
     assert_eq!(status.code(), Some(0), "{}", asked.log());
 }
+
+#[tokio::test]
+async fn a_container_that_is_asked_to_end_between_two_agents_ends() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root may make the namespace that stands for a container");
+        return;
+    }
+    let mut container = Container::start();
+    let up = container.up().await;
+    let outside = container.first.id().unwrap();
+    let list = format!("/proc/{outside}/task/{outside}/children");
+    let first = fs::read_to_string(list).unwrap().trim().parse().unwrap();
+    kill(up, Signal::KILL);
+    eventually("the agent is reaped", async || {
+        (!Path::new(&format!("/proc/{up}")).exists()).then_some(())
+    })
+    .await;
+
+    // The next one is started no sooner than 100 ms later.
+    kill(first, Signal::TERM);
+
+    let status = container.ended().await;
+    assert_eq!(status.code(), Some(1), "{}", container.log());
+}

@@ -138,6 +138,8 @@ impl From<&Death> for common::Death {
             detail: death.detail.clone(),
             stderr_tail: death.stderr_tail.clone(),
             measures: death.measures.as_ref().map(Into::into),
+            // For the arbiter to say.
+            epoch: 0,
         }
     }
 }

@@ -259,6 +259,7 @@ impl Walls {
         to.u8(u8::from(self.user_namespace));
         to.u8(u8::from(self.private_proc));
         to.option(self.cgroup.as_deref(), Writer::bytes);
+        to.u8(u8::from(self.cgroup_is_made));
         to.u8(u8::from(self.born_in_cgroup));
         to.count(self.limiting.len());
         for cgroup in &self.limiting {
@@ -273,6 +274,7 @@ impl Walls {
             user_namespace: from.flag("user_namespace")?,
             private_proc: from.flag("private_proc")?,
             cgroup: from.option("cgroup", Reader::bytes)?,
+            cgroup_is_made: from.flag("cgroup_is_made")?,
             born_in_cgroup: from.flag("born_in_cgroup")?,
             limiting: from.list(Reader::bytes)?,
             forked_from: from.option("forked_from", Reader::bytes)?,

@@ -110,8 +110,11 @@ pub struct Walls {
     pub user_namespace: bool,
     /// Whether they see a `/proc` of that namespace.
     pub private_proc: bool,
-    /// A cgroup v2 leaf of this incarnation alone; made where missing, removed at the end.
+    /// A cgroup v2 leaf of this incarnation alone, removed at the end.
     pub cgroup: Option<Vec<u8>>,
+    /// Whether the agent made it, for its limits; otherwise the shim does, and one that is there already is
+    /// another's and is not used.
+    pub cgroup_is_made: bool,
     /// Whether the worker is born in it; otherwise it moves there before its program runs.
     pub born_in_cgroup: bool,
     /// Further cgroups of this incarnation alone, made beforehand, that keep its limits.

@@ -11,6 +11,10 @@ pub const FDS_MAX: usize = 253;
 /// which that process, a zygote, takes requests.
 pub const SOCKET_VARIABLE: &str = "TETHER_ZYGOTE_FD";
 
+/// Tells a zygote in its environment how many descriptors it and what comes of it may have open: as many as
+/// its agent was given, before that asked for more for itself.
+pub const DESCRIPTORS_VARIABLE: &str = "TETHER_DESCRIPTORS";
+
 /// One request, one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {

@@ -110,6 +110,7 @@ fn walls() -> impl Strategy<Value = Walls> {
             user_namespace,
             private_proc,
             cgroup,
+            cgroup_is_made: private_proc,
             born_in_cgroup,
             limiting,
             forked_from,

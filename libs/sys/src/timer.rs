@@ -34,16 +34,24 @@ impl Guard {
     }
 
     /// Sets when it goes off, in nanoseconds of `CLOCK_BOOTTIME`; nothing is never.
-    pub fn set(&self, at_ns: Option<u64>) {
+    ///
+    /// # Errors
+    /// Those of `timer_settime(2)`: it is set as it was before.
+    pub fn set(&self, at_ns: Option<u64>) -> io::Result<()> {
         // Zero switches the timer off, so boot itself counts as one nanosecond later.
         let nanos = at_ns.map_or(0, |at| at.max(1));
         let mut value = MaybeUninit::<libc::itimerspec>::zeroed();
         // SAFETY: all zeroes is a valid `itimerspec`; the timer lives as long as the process.
-        unsafe {
+        let done = unsafe {
             let value = value.assume_init_mut();
             value.it_value.tv_sec = (nanos / 1_000_000_000) as libc::time_t;
             value.it_value.tv_nsec = (nanos % 1_000_000_000) as libc::c_long;
-            libc::timer_settime(self.0, libc::TIMER_ABSTIME, value, ptr::null_mut());
+            libc::timer_settime(self.0, libc::TIMER_ABSTIME, value, ptr::null_mut())
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
         }
     }
 }

@@ -236,6 +236,7 @@ impl Ground {
                 && self.means.private_proc
                 && private_proc.unwrap_or(true),
             cgroup: leaf.map(|parent| launch::bytes_of(worker::directory(parent, id))),
+            cgroup_is_made: false,
             born_in_cgroup: self.means.born_in_cgroup,
             limiting: Vec::new(),
             forked_from: None,

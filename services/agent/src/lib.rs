@@ -15,6 +15,7 @@
 mod adopt;
 mod beat;
 mod config;
+mod descriptors;
 mod diagnosis;
 mod forkserver;
 mod guarantee;

@@ -7,12 +7,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{Arc, mpsc::Receiver, mpsc::Sender},
 };
 
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use tether_proto::node::OwnerExit;
@@ -21,6 +22,12 @@ use tether_types::{Epoch, OwnerName};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::permission::Permissions;
+
+/// When to look again at a process that the system refused to show.
+const LOOK_AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000_000,
+};
 
 /// One session of an owner.
 type Key = (OwnerName, Epoch);
@@ -95,26 +102,30 @@ fn watch(
     use std::sync::mpsc::TryRecvError;
 
     let mut watched: BTreeMap<Key, OwnedFd> = BTreeMap::new();
+    // Those that could not be looked at, for want of descriptors or memory.
+    let mut unseen = Wanted::new();
     loop {
         let _ = rustix::io::read(wake, &mut [0; 8]);
         loop {
             match told.try_recv() {
                 Ok(wanted) => {
                     watched.retain(|key, _| wanted.contains_key(key));
-                    for (key, process) in wanted {
-                        if watched.contains_key(&key) {
-                            continue;
-                        }
-                        match open(process) {
-                            Some(pidfd) => drop(watched.insert(key, pidfd)),
-                            None => tell(exits, &key),
-                        }
-                    }
+                    unseen = wanted;
+                    unseen.retain(|key, _| !watched.contains_key(key));
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
+        unseen.retain(|key, process| {
+            match open(*process) {
+                Seen::Alive(pidfd) => drop(watched.insert(key.clone(), pidfd)),
+                Seen::Gone => tell(exits, key),
+                Seen::Not => return true,
+            }
+            false
+        });
+        let again = (!unseen.is_empty()).then_some(LOOK_AGAIN);
         let ended: Vec<Key> = {
             let keys = watched.keys().cloned().collect::<Vec<_>>();
             let mut fds: Vec<_> = std::iter::once(PollFd::new(wake, PollFlags::IN))
@@ -124,7 +135,7 @@ fn watch(
                         .map(|pidfd| PollFd::new(pidfd, PollFlags::IN)),
                 )
                 .collect();
-            match poll(&mut fds, None) {
+            match poll(&mut fds, again.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -148,13 +159,31 @@ fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
     });
 }
 
-/// A descriptor of this very process; none when it is gone, or its pid is another's now.
-fn open(process: Identity) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(process.pid).ok()?)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+/// What a look at an owner's process showed.
+enum Seen {
+    /// This descriptor is its very own.
+    Alive(OwnedFd),
+    /// It is gone, or its pid is another's now.
+    Gone,
+    /// Nothing: the system refused to look.
+    Not,
+}
+
+fn open(process: Identity) -> Seen {
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else { return Seen::Gone };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Seen::Gone,
+        Err(_) => return Seen::Not,
+    };
     // Looked at after opening: from here on the descriptor means this process and no other.
-    let same = tether_kit::process::start_ticks(process.pid) == Some(process.start_ticks);
-    same.then_some(pidfd)
+    match tether_kit::process::start_ticks(process.pid) {
+        Some(ticks) if ticks == process.start_ticks => Seen::Alive(pidfd),
+        Some(_) => Seen::Gone,
+        None if tether_sys::has_ended(pidfd.as_raw_fd()) => Seen::Gone,
+        None => Seen::Not,
+    }
 }
 
 #[cfg(test)]

@@ -192,6 +192,7 @@ async fn prepare(
         .controllers
         .make(template.tree_limits.as_ref(), leaf, name)?;
     walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
+    walls.cgroup_is_made = template.tree_limits.is_some() && leaf.is_some_and(Path::exists);
     // Before the fork: an agent that finds the shim must know what it stands for.
     Entry::new(order.clone(), address.clone(), &walls, server).write(&dir)?;
 

@@ -22,8 +22,10 @@ use rustix::{
         SocketFlags, SocketType, recv, sendmsg, socketpair,
     },
 };
-use tether_shim_protocol::zygote::{Means, Request};
+use tether_shim_protocol::zygote::{DESCRIPTORS_VARIABLE, Means, Request};
 use tokio::process::Command;
+
+use crate::descriptors;
 
 static PROGRAM: &[u8] = include_bytes!(env!("TETHER_SHIM"));
 
@@ -80,6 +82,8 @@ pub fn become_first_where_asked() -> io::Result<()> {
 pub(crate) struct Zygote {
     program: OwnedFd,
     log: PathBuf,
+    /// How many descriptors the agent was given, and so the zygote.
+    descriptors: Option<u64>,
     socket: Mutex<Option<OwnedFd>>,
 }
 
@@ -93,6 +97,7 @@ impl Zygote {
         Ok(Self {
             program,
             log: runtime.join(LOG_FILE),
+            descriptors: descriptors::ask_for_all(),
             socket: Mutex::new(Self::parent()),
         })
     }
@@ -148,9 +153,12 @@ impl Zygote {
         Ok(ours)
     }
 
-    /// Lets go of a zygote that does not answer; the next request starts another.
+    /// Lets go of a zygote that does not answer; the next request starts another. The first process of a
+    /// container is waited for: another zygote would be this agent's child, and an orphan there after it.
     pub(crate) fn give_up(&self) {
-        self.lock().take();
+        if !Self::is_first_in_container() {
+            self.lock().take();
+        }
     }
 
     fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -159,6 +167,11 @@ impl Zygote {
             && send(live, request, descriptors).is_ok()
         {
             return Ok(());
+        }
+        if Self::is_first_in_container() {
+            return Err(io::Error::other(
+                "the first process of the container takes no requests",
+            ));
         }
         send(socket.insert(self.start()?), request, descriptors)
     }
@@ -181,6 +194,10 @@ impl Zygote {
             .arg0("tether-zygote")
             .env_clear()
             .env("_", " ".repeat(TITLE_ROOM))
+            .envs(
+                self.descriptors
+                    .map(|given| (DESCRIPTORS_VARIABLE, given.to_string())),
+            )
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())

@@ -29,14 +29,17 @@ pub(crate) struct Limiting {
 }
 
 impl Cgroup {
-    /// Makes the leaf where it is missing.
+    /// Makes the leaf. One that is there already is another's, or was killed once, after which the kernel
+    /// kills whoever is born in it.
+    pub(crate) fn make(path: Vec<u8>) -> io::Result<Self> {
+        let path = PathBuf::from(OsString::from_vec(path));
+        fs::create_dir(&path)?;
+        Self::open(path.into_os_string().into_vec())
+    }
+
+    /// The leaf that was made for this incarnation.
     pub(crate) fn open(path: Vec<u8>) -> io::Result<Self> {
         let path = PathBuf::from(OsString::from_vec(path));
-        if let Err(error) = fs::create_dir(&path)
-            && error.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(error);
-        }
         // Nobody removes a leaf that nobody has.
         let directory = File::open(&path).inspect_err(|_| {
             remove(&path);

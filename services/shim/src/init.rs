@@ -75,6 +75,10 @@ pub(crate) fn run(agent: &[CString]) -> io::Result<ExitCode> {
                 };
                 due = now + delay;
             }
+            // Between two agents there is nobody to pass it on to.
+            Turn::Go if due != Tick::NEVER && zygote.asked_to_stop() => {
+                return Ok(ExitCode::FAILURE);
+            }
             Turn::Go if BootClock.now() >= due => {
                 let (requests, child) = start(agent)?;
                 zygote.serve(requests);

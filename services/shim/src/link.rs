@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tether_shim_protocol::zygote::FDS_MAX;
@@ -64,6 +65,17 @@ impl Link {
                 Err(_) => return,
             }
         }
+    }
+
+    /// Whether the other end is still open.
+    pub(crate) fn is_whole(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // Where it cannot be asked, its first read will tell.
+        poll(&mut fds, Some(&now)).is_err() || fds[0].revents().is_empty()
     }
 
     /// Whether there is something to send once the socket takes it.

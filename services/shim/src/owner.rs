@@ -1,7 +1,8 @@
 //! Watches the process that owns the worker, and only that very process.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_shim_protocol::{Identity, OnOwnerExit};
 
@@ -22,7 +23,7 @@ impl Owner {
     /// Watches `identity` where its end matters.
     pub(crate) fn watch(identity: Option<Identity>, on_exit: OnOwnerExit) -> Self {
         match (identity, on_exit) {
-            (Some(identity), OnOwnerExit::Kill) => open(identity).map_or(Self::Gone, Self::Watched),
+            (Some(identity), OnOwnerExit::Kill) => open(identity),
             (None, OnOwnerExit::Kill) | (_, OnOwnerExit::Ignore) => Self::Unwatched,
         }
     }
@@ -30,9 +31,22 @@ impl Owner {
 
 /// The start time is compared after the descriptor is open: from then on the pid cannot be
 /// reused without the descriptor showing an ended process.
-fn open(identity: Identity) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(identity.pid).ok()?)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    let stat = Stat::of(identity.pid)?;
-    (stat.start_ticks == identity.start_ticks && !stat.is_zombie()).then_some(pidfd)
+///
+/// Only what shows that it has ended counts as that. Where the system has no descriptor to spare the owner
+/// is not watched, and its lease decides alone.
+fn open(identity: Identity) -> Owner {
+    let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else { return Owner::Gone };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => match Stat::of(identity.pid) {
+            Some(stat) if stat.start_ticks == identity.start_ticks && !stat.is_zombie() => {
+                Owner::Watched(pidfd)
+            }
+            Some(_) => Owner::Gone,
+            None if tether_sys::has_ended(pidfd.as_raw_fd()) => Owner::Gone,
+            None => Owner::Unwatched,
+        },
+        Err(Errno::SRCH) => Owner::Gone,
+        Err(_) => Owner::Unwatched,
+    }
 }

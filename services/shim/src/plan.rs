@@ -222,7 +222,9 @@ impl Plan {
     pub(crate) fn guard(&self) -> Tick {
         match self.state {
             State::Running | State::Terminating { .. } => self.deadline() + GUARD_SLACK,
-            State::Killing { .. } | State::Over => Tick::NEVER,
+            // Beyond the deadline, as it may take several rounds; never for good, as it may be stopped in one.
+            State::Killing { give_up_at, .. } => give_up_at + GUARD_SLACK,
+            State::Over => Tick::NEVER,
         }
     }
 

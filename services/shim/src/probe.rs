@@ -26,7 +26,7 @@ const PATIENCE: Timespec = Timespec {
 pub(crate) fn probe(cgroup: Option<Vec<u8>>) -> Means {
     let timer = in_child(|| {
         let guard = Guard::new()?;
-        guard.set(Some(1));
+        guard.set(Some(1))?;
         forever()
     });
     let plain = in_child(|| try_namespace(false));
@@ -139,7 +139,7 @@ fn try_cgroup(parent: Vec<u8>) -> (bool, bool) {
 fn try_leaf(path: &Path, born: bool) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
 
-    let leaf = Cgroup::open(path.as_os_str().as_bytes().to_vec())?;
+    let leaf = Cgroup::make(path.as_os_str().as_bytes().to_vec())?;
     let result = try_members(&leaf, born);
     leaf.kill();
     leaf.remove();

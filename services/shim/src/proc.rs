@@ -3,8 +3,6 @@
 use std::fs;
 use std::io::Read;
 
-use rustix::process::Pid;
-
 /// The fields of `/proc/PID/stat` that tell one process from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -40,15 +38,6 @@ impl Stat {
     pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
-}
-
-/// The children of a process with one thread; empty on kernels that do not list them.
-pub(crate) fn children(of: Pid) -> Vec<Pid> {
-    let of = of.as_raw_nonzero();
-    let list = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
-    list.split_ascii_whitespace()
-        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
-        .collect()
 }
 
 #[cfg(test)]

@@ -78,6 +78,12 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> 
     for message in said_after {
         shim.on_message(message);
     }
+    // From its socket on a later agent finds it. One whose agent went before that may have been given up,
+    // and its place filled: it never starts.
+    if !shim.is_listened_to() {
+        let _ = fs::remove_file(SOCKET_FILE);
+        return Ok(());
+    }
     match refusal {
         Some(failure) => shim.refuse(failure),
         None => shim.start(argv_and_env),

@@ -34,7 +34,8 @@ pub(crate) use forked::Forked;
 /// A worker that lives this long is likely to stay, and its shim to have nothing to do.
 const RESTLESS: Duration = Duration::from_secs(1);
 
-/// An agent that is there acknowledges a death within this time; then no file is needed.
+/// An agent that is there acknowledges a death within this time, and then no file is needed. Only an exit
+/// with 0 waits for that: should everything be killed meanwhile, there is no cause that could be lost.
 const RECORD_AFTER: Duration = Duration::from_millis(100);
 
 /// How long a death waits for its acknowledgement before it is left to the file.
@@ -88,7 +89,7 @@ pub(crate) struct Shim {
     childless: bool,
     reaped: u32,
     /// Orphans that had been reaped inside the namespace when the end began.
-    reaped_before: u32,
+    reaped_before: Option<u32>,
     /// Whether those that end with the namespace are in `reaped`.
     counted: bool,
     dead: Option<Dead>,
@@ -141,10 +142,15 @@ impl Shim {
             failure: None,
             childless: true,
             reaped: 0,
-            reaped_before: 0,
+            reaped_before: None,
             counted: false,
             dead: None,
         })
+    }
+
+    /// Whether the agent that asked for it is still there.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_whole)
     }
 
     /// Starts the worker, or has it wait for its first caller, unless its permission has ended before it
@@ -188,6 +194,10 @@ impl Shim {
         self.launch.argv = argv;
         self.launch.env = env;
         self.set_timers();
+        if self.guard_at.get().is_none() {
+            // Without its lease as a timer of the kernel nothing is started.
+            return self.refuse(launch::failed(Stage::Fork, Errno::AGAIN));
+        }
         let started = match self.launch.walls.forked_from.take() {
             Some(server) => self.fork_from(&server),
             None => self.fork(),
@@ -238,7 +248,12 @@ impl Shim {
         let limiting = std::mem::take(&mut walls.limiting);
         self.limiting = limiting.into_iter().map(Limiting::open).collect();
         if let Some(path) = walls.cgroup.take() {
-            let cgroup = Cgroup::open(path).map_err(|error| failed_io(Stage::Cgroup, &error))?;
+            let cgroup = if walls.cgroup_is_made {
+                Cgroup::open(path)
+            } else {
+                Cgroup::make(path)
+            };
+            let cgroup = cgroup.map_err(|error| failed_io(Stage::Cgroup, &error))?;
             self.cgroup = Some(cgroup);
         }
         Ok(())
@@ -315,10 +330,15 @@ impl Shim {
         }
         let dead = self.describe();
         self.limiting.iter().for_each(Limiting::remove);
+        let wait = if dead.cause == Cause::Exited && dead.exit_code == Some(0) {
+            RECORD_AFTER
+        } else {
+            Duration::ZERO
+        };
         self.say(&Message::Dead(Box::new(dead.clone())));
         self.dead = Some(dead);
         let now = BootClock.now();
-        (self.record_at, self.leave_at) = (now + RECORD_AFTER, now + ACKNOWLEDGE_WITHIN);
+        (self.record_at, self.leave_at) = (now + wait, now + ACKNOWLEDGE_WITHIN);
     }
 
     /// Leaves the death to the file.
@@ -399,6 +419,7 @@ impl Shim {
             }
             Step::Kill => {
                 let inside = self.count_inside();
+                self.count_from_here();
                 // Of one that ended by itself and left nothing, the death is the first word.
                 if self.status.is_none() || inside != Some(0) {
                     self.announce();
@@ -454,8 +475,9 @@ impl Shim {
     /// Has the guard go off when the plan says so.
     pub(crate) fn set_guard(&self) {
         let at = self.plan.guard();
-        self.guard_at.set(Some(at));
-        self.guard.set((at != Tick::NEVER).then(|| at.as_nanos()));
+        let set = self.guard.set((at != Tick::NEVER).then(|| at.as_nanos()));
+        // What was not set is tried again at the next turn.
+        self.guard_at.set(set.is_ok().then_some(at));
     }
 
     /// What asks the worker to stop.
@@ -466,7 +488,13 @@ impl Shim {
     /// Orphans reaped inside the namespace since the end began.
     fn reaped_inside(&self) -> u32 {
         let reaped = self.namespace.as_ref().map_or(0, Namespace::reaped);
-        reaped - self.reaped_before
+        reaped - self.reaped_before.unwrap_or(reaped)
+    }
+
+    /// The end begins: who was reaped before is no part of it.
+    fn count_from_here(&mut self) {
+        let reaped = self.namespace.as_ref().map_or(0, Namespace::reaped);
+        self.reaped_before.get_or_insert(reaped);
     }
 
     /// Says that the worker is about to be ended, once and before the first signal.
@@ -474,7 +502,7 @@ impl Shim {
         if let Some(cause) = self.plan.cause()
             && !mem::replace(&mut self.announced, true)
         {
-            self.reaped_before = self.namespace.as_ref().map_or(0, Namespace::reaped);
+            self.count_from_here();
             self.say(&Message::Ending { cause });
         }
     }

@@ -116,6 +116,17 @@ fn walk(root: u32, children: impl Fn(u32) -> Option<Vec<u32>>) -> Option<Vec<u32
     Some(found)
 }
 
+/// The children of this process.
+pub(crate) fn own_children() -> Vec<Pid> {
+    let own = process::id();
+    let is_own = |pid: &u32| Stat::of(*pid).is_some_and(|stat| stat.parent == own);
+    let by_table = || Some(walk_table(own)?.into_iter().filter(is_own).collect());
+    let pids = children(own).or_else(by_table).unwrap_or_default();
+    pids.into_iter()
+        .filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+        .collect()
+}
+
 /// The children of every thread of `pid`, from files that not every kernel is built with.
 fn children(pid: u32) -> Option<Vec<u32>> {
     let mut found = Vec::new();

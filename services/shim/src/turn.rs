@@ -70,9 +70,10 @@ impl Shim {
             it_interval,
             it_value,
         };
-        // Setting an open timer to a valid time does not fail. It also takes back the
-        // readiness of the time before.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value);
+        // It also takes back the readiness of the time before. What was not set is tried again.
+        if timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &value).is_err() {
+            self.timer_at.set(None);
+        }
     }
 
     fn wait(&self) -> io::Result<Vec<Source>> {

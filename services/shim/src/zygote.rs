@@ -18,13 +18,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use rustix::process::{
-    PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, pidfd_open, pidfd_send_signal, wait,
+    PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getpid, getrlimit, pidfd_open,
+    pidfd_send_signal, setrlimit, wait,
 };
 use tether_clock::{BootClock, Clock, Tick};
-use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
+use tether_shim_protocol::zygote::{DESCRIPTORS_VARIABLE, FDS_MAX, REQUEST_BYTES_MAX, Request};
 use tether_sys::{Birth, Child};
 
-use crate::{probe, proc, setup};
+use crate::{probe, setup, tree};
 
 /// What a zygote holds.
 pub(crate) struct Zygote {
@@ -66,6 +67,7 @@ impl Zygote {
         rustix::thread::set_name(c"tether-zygote")?;
         let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(getpid()))?;
+        give_back_descriptors();
         // Asked for once here rather than once in each shim.
         tether_sys::reset_signals();
         let _ = rustix::param::page_size();
@@ -225,7 +227,7 @@ impl Zygote {
     fn end_orphans(&self) -> bool {
         let spared = self.spared.as_ref().map(|agent| agent.pid);
         let mut found = false;
-        for pid in proc::children(getpid()) {
+        for pid in tree::own_children() {
             if self.shims.contains(&pid.as_raw_nonzero()) || spared == Some(pid) {
                 continue;
             }
@@ -236,6 +238,19 @@ impl Zygote {
             }
         }
         found
+    }
+}
+
+/// Goes back to as many descriptors as the agent was given.
+fn give_back_descriptors() {
+    let given = std::env::var(DESCRIPTORS_VARIABLE).ok();
+    if let Some(given) = given.and_then(|given| given.parse().ok()) {
+        let limit = Rlimit {
+            current: Some(given),
+            ..getrlimit(Resource::Nofile)
+        };
+        // Lowering it is nobody's to refuse.
+        let _ = setrlimit(Resource::Nofile, limit);
     }
 }
 

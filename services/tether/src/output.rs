@@ -109,6 +109,7 @@ pub(crate) struct DeathView {
     signal: Option<i32>,
     detail: String,
     stderr_tail: String,
+    epoch: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     measures: Option<MeasuresView>,
 }
@@ -147,6 +148,7 @@ impl DeathView {
             signal: death.signal,
             detail: death.detail.clone(),
             stderr_tail: death.stderr_tail.clone(),
+            epoch: death.epoch,
             measures: death.measures.as_ref().map(MeasuresView::new),
         }
     }

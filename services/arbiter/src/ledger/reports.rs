@@ -102,7 +102,8 @@ impl Ledger {
         if report.phase() == WorkerPhase::Dead {
             self.forget_worker(node, id);
             if !self.buried.contains(id.incarnation) {
-                self.record_death(node, id, report.death.clone().unwrap_or_default());
+                let death = self.in_epoch(id, report.death.clone().unwrap_or_default());
+                self.record_death(node, id, death);
             }
             return;
         }
@@ -217,6 +218,7 @@ impl Ledger {
         now: Tick,
     ) {
         let cause = Death::from(&death).cause;
+        let death = self.in_epoch(id, death);
         if let Some(node) = self.nodes.get_mut(node) {
             node.workers.remove(id);
         }
@@ -250,6 +252,16 @@ impl Ledger {
         self.settle_place(&id.pool, id.slot, now);
         // In the commit that records the death, so that no gateway hears of it without the spare.
         self.publish(&id.pool, id.slot);
+    }
+
+    /// Says of a death in which session of its owner it came.
+    fn in_epoch(&self, id: &WorkerId, death: common::Death) -> common::Death {
+        let owner = self.pools.get(&id.pool).map(|pool| pool.owner());
+        let session = owner.and_then(|owner| self.sessions.get(owner));
+        common::Death {
+            epoch: session.map_or(0, |session| session.epoch.0),
+            ..death
+        }
     }
 
     fn record_death(&mut self, node: &NodeName, id: &WorkerId, death: common::Death) {

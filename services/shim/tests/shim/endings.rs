@@ -71,8 +71,21 @@ fn a_polite_worker_stops_on_sigterm_and_the_shim_leaves_when_told() {
 }
 
 #[test]
-fn a_death_that_is_acknowledged_at_once_leaves_no_record() {
-    let mut shim = Shim::start(sh("exit 3"));
+fn only_orphans_of_the_end_count_as_reaped_with_it() {
+    // Forty that were orphaned and ended long before.
+    let mut shim = Shim::start(sh(
+        "for i in 1 2 3 4 5 6 7 8 9 10; do (true & true & true & true &); done; sleep 0.5",
+    ));
+
+    let dead = shim.dead();
+
+    assert_eq!(dead.exit_code, Some(0));
+    assert!(dead.reaped < 10, "{dead:?}");
+}
+
+#[test]
+fn a_clean_exit_that_is_acknowledged_at_once_leaves_no_record() {
+    let mut shim = Shim::start(sh("exit 0"));
     shim.dead();
 
     shim.say(&Message::Acknowledge);

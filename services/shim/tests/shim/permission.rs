@@ -1,10 +1,16 @@
 //! When permission ends, with nobody there to say so, and when it does not.
 
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tether_shim_protocol::{
-    Cause, MAX_FRAME_BYTES, Message, NO_DEADLINE, OnLinkLoss, OnOwnerExit, Phase,
+    Cause, MAX_FRAME_BYTES, Message, NO_DEADLINE, OnLinkLoss, OnOwnerExit, Phase, SOCKET_FILE,
+    encode,
 };
 
 use crate::harness::{Own, PATIENCE, Shim, in_ms, now_ns, python, sh};
@@ -14,9 +20,9 @@ const STUBBORN: &str = "trap '' TERM; echo up > $EVENTS; while :; do sleep 0.1; 
 #[test]
 fn a_deadline_that_nobody_renews_is_kept_by_the_shim_alone() {
     let mut launch = sh(STUBBORN);
-    let deadline = in_ms(2_000);
+    let deadline = in_ms(2_500);
     launch.node_deadline_ns = deadline;
-    launch.kill_grace_ms = 800;
+    launch.kill_grace_ms = 1_200;
     let mut shim = Shim::start(launch);
     let worker = shim.started();
     shim.event();
@@ -30,7 +36,7 @@ fn a_deadline_that_nobody_renews_is_kept_by_the_shim_alone() {
         "gone {} ms before the deadline",
         (deadline.saturating_sub(gone)) / 1_000_000
     );
-    assert!(gone >= deadline - 800_000_000, "gone before it had to be");
+    assert!(gone >= deadline - 1_200_000_000, "gone before it had to be");
     assert!(
         gone <= deadline,
         "gone {} ms late",
@@ -82,7 +88,7 @@ fn a_worker_tied_to_its_agent_ends_with_the_link() {
 fn a_new_agent_finds_the_worker_and_carries_it_past_the_old_deadline() {
     let mut launch = sh(STUBBORN);
     launch.node_deadline_ns = in_ms(2_000);
-    launch.kill_grace_ms = 100;
+    launch.kill_grace_ms = 1_000;
     let mut shim = Shim::start(launch);
     let worker = shim.started();
     shim.event();
@@ -111,6 +117,27 @@ fn a_new_agent_finds_the_worker_and_carries_it_past_the_old_deadline() {
         owner_deadline_ns: NO_DEADLINE,
     });
     assert_eq!(shim.dead().cause, Cause::LeaseExpired);
+}
+
+#[test]
+fn a_worker_whose_agent_is_gone_before_its_shim_can_be_found_never_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = dir.path().join("ran");
+    let mut launch = sh(&format!("echo > {}", ran.display()));
+    launch.dir = dir.path().as_os_str().as_bytes().to_vec();
+    let (mut agent, link) = UnixStream::pair().unwrap();
+    agent
+        .write_all(&encode(&Message::Launch(Box::new(launch))))
+        .unwrap();
+    drop(agent);
+
+    let status = Command::new(env!("CARGO_BIN_EXE_tether-shim"))
+        .stdin(OwnedFd::from(link))
+        .status();
+
+    assert!(status.unwrap().success());
+    assert!(!ran.exists());
+    assert!(!dir.path().join(SOCKET_FILE).exists());
 }
 
 #[test]
