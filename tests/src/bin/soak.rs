@@ -129,11 +129,7 @@ async fn agent(count: u64, time: Duration, rows: &mut Rows) -> anyhow::Result<()
 
     let seen = |holds: bool, seen: String| if holds { Ok(seen) } else { Err(seen) };
     // With a time for the whole it is as many as fit.
-    let wanted = if count == u64::MAX {
-        WARM_UP
-    } else {
-        count
-    };
+    let wanted = if count == u64::MAX { WARM_UP } else { count };
     let enough = lived >= wanted;
     rows.add(
         "workers that lived and died",

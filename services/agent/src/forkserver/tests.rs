@@ -1,3 +1,5 @@
+//! One fork server for each template: which is asked, when one ends, and what a failure means.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use tether_proto::pool::ForkedFrom;
