@@ -233,6 +233,8 @@ impl<'a> Bench<'a> {
     /// Row 5: memory.
     pub(super) async fn memory(&self) -> anyhow::Result<Vec<Figure>> {
         let (few, many) = self.scale((100, 500), (50, 200));
+        let floor = floor::kernel_bytes_each(self.ground, &self.worker, many);
+        let floor = floor.map(|bytes| bytes / 1e3);
         let ours = lives::memory(self.ground, &self.plan.agent, &self.worker, few, many).await?;
         let mut base = Figure::new("supervisors without a worker, PSS", "kB").ours(ours.base / 1e3);
         let mut each = Figure::new(
@@ -245,6 +247,10 @@ impl<'a> Bench<'a> {
             "kB",
         )
         .ours(ours.with_kernel / 1e3);
+        all = all.peer(
+            "bare walls, kernel only",
+            floor.map_err(|error| format!("{error:#}")),
+        );
         for peer in PEERS {
             let memory = self.beside(|venue| held(venue, *peer, few, many));
             let of = |value: fn(&lives::Memory) -> f64| {

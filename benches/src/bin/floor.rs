@@ -5,7 +5,8 @@
 //! namespace and into a fresh cgroup; then all of it is reaped and removed. No protocol, no journal, no
 //! lease, no output, no record of the death: who keeps these walls cannot be faster than this.
 //!
-//! `floor MILLIS CGROUP PROGRAM ARGUMENTS...` says how many lives that were.
+//! `floor rate MILLIS CGROUP PROGRAM ARGUMENTS...` says how many lives that were. `floor hold COUNT CGROUP
+//! PROGRAM ARGUMENTS...` keeps so many at a time, says that they are there, and ends with its standard input.
 
 use std::{
     ffi::CString,
@@ -25,17 +26,19 @@ fn main() -> ExitCode {
         .skip(1)
         .filter_map(|word| CString::new(word.into_vec()).ok())
         .collect();
-    let [millis, cgroup, program @ ..] = words.as_slice() else {
+    let [what, number, cgroup, program @ ..] = words.as_slice() else {
         return ExitCode::FAILURE;
     };
-    let millis = millis.to_str().ok().and_then(|text| text.parse().ok());
-    let time = Duration::from_millis(millis.unwrap_or(0));
+    let number = number.to_str().ok().and_then(|text| text.parse().ok());
+    let number = number.unwrap_or(0);
     let cgroup = PathBuf::from(cgroup.to_string_lossy().into_owned());
-    match count(time, &cgroup, program) {
-        Ok(lives) => {
-            let said = writeln!(io::stdout(), "{lives}");
-            said.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
-        }
+    let done = match what.to_bytes() {
+        b"hold" => hold(number, &cgroup, program),
+        _ => count(Duration::from_millis(number), &cgroup, program)
+            .and_then(|lives| writeln!(io::stdout(), "{lives}")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "a bare start failed: {error}");
             ExitCode::FAILURE
@@ -50,7 +53,14 @@ fn count(time: Duration, parent: &Path, program: &[CString]) -> io::Result<u32> 
         let leaf = parent.join(format!("floor.{}.{lives}", std::process::id()));
         fs::create_dir(&leaf)?;
         let Some(keeper) = tether_sys::fork(&Birth::default())? else {
-            let kept = keep(&leaf, program);
+            let kept = keep(&leaf, program, |worker| {
+                let status = wait(worker)?;
+                if status == Some(0) {
+                    Ok(())
+                } else {
+                    Err(io::Error::other("the program failed"))
+                }
+            });
             exit_child(i32::from(kept.is_err()))
         };
         let status = wait(keeper.pid)?;
@@ -63,8 +73,44 @@ fn count(time: Duration, parent: &Path, program: &[CString]) -> io::Result<u32> 
     Ok(lives)
 }
 
-/// In the keeper: one worker from its birth to the end of its namespace.
-fn keep(leaf: &Path, program: &[CString]) -> io::Result<()> {
+fn hold(count: u64, parent: &Path, program: &[CString]) -> io::Result<()> {
+    let mut keepers = Vec::new();
+    for number in 0..count {
+        let leaf = parent.join(format!("floor.{}.{number}", std::process::id()));
+        fs::create_dir(&leaf)?;
+        match tether_sys::fork(&Birth::default())? {
+            Some(keeper) => keepers.push((keeper.pid, leaf)),
+            None => {
+                let kept = keep(&leaf, program, |_| ended_input());
+                exit_child(i32::from(kept.is_err()))
+            }
+        }
+    }
+    writeln!(io::stdout(), "{count}")?;
+    ended_input()?;
+    let mut failed = 0;
+    for (keeper, leaf) in keepers {
+        failed += usize::from(wait(keeper)? != Some(0));
+        fs::remove_dir(leaf)?;
+    }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{failed} keepers kept nothing")))
+    }
+}
+
+/// Comes back when standard input has ended.
+fn ended_input() -> io::Result<()> {
+    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+}
+
+/// In the keeper: one worker from its birth to the end of its namespace, which begins when `until` is back.
+fn keep(
+    leaf: &Path,
+    program: &[CString],
+    until: impl FnOnce(Pid) -> io::Result<()>,
+) -> io::Result<()> {
     let leaf = File::open(leaf)?;
     tether_sys::unshare(true, false, false)?;
     let init = tether_sys::start_init(wait_inside)?;
@@ -77,14 +123,11 @@ fn keep(leaf: &Path, program: &[CString]) -> io::Result<()> {
         }
         exit_child(127)
     };
-    let status = wait(worker.pid)?;
+    let kept = until(worker.pid);
     pidfd_send_signal(&init.pidfd, Signal::KILL)?;
-    wait(init.pid)?;
-    if status == Some(0) {
-        Ok(())
-    } else {
-        Err(io::Error::other("the program failed"))
-    }
+    // The kernel ends the worker with it, and who had it as a child reaps both.
+    while waitpid(None, WaitOptions::empty()).is_ok() {}
+    kept
 }
 
 /// The first process of the namespace, beside its parent in memory: it waits to be killed.
