@@ -1,0 +1,195 @@
+//! The beginning of an incarnation: all that is made, written down and asked for before its worker runs.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
+    path::Path,
+};
+
+use tether_clock::Tick;
+use tether_proto::node::StartWorker;
+use tether_shim_protocol::{Hello, Launch, Message};
+use tether_types::{Address, WorkerId};
+use tokio::{net::UnixStream, time::timeout};
+
+use super::{SHIM_START, Ties, directory};
+use crate::{
+    forkserver::Served,
+    health::{Health, Place},
+    journal::Entry,
+    launch::{self, Circumstances, Passed},
+    link::{self, FromShim, ToShim},
+    notify::{FdStore, Named},
+    sockets::{self, Wanted},
+    users,
+    zygote::Zygote,
+};
+
+/// Zygotes that are tried before a start is given up.
+const ATTEMPTS: u32 = 3;
+
+/// What a start is made of.
+pub(super) struct Prepared {
+    pub(super) address: Address,
+    pub(super) launch: Launch,
+    pub(super) sockets: Vec<OwnedFd>,
+    /// What earlier incarnations gave away to have it back, passed on after the sockets.
+    pub(super) stored: Vec<Named>,
+}
+
+/// Everything up to the fork: an agent that finds what this leaves knows what was meant, and a shim that
+/// comes of it knows all it needs.
+pub(super) async fn prepare(
+    id: &WorkerId,
+    order: &StartWorker,
+    ties: &Ties,
+    server: Option<Served>,
+) -> io::Result<(Prepared, Box<Health>)> {
+    let ground = &ties.ground;
+    let dir = directory(&ground.workers, id);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)?;
+    let template = order.template.clone().unwrap_or_default();
+    let credentials = users::resolve(&template)?;
+    let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
+    let wanted = sockets::wanted(id, &template, &own_dir, ground.node.as_str())?;
+    let held = ground.sockets.hold(id, &wanted).await?;
+    let address = match held.first() {
+        Some(first) => first.address.clone(),
+        None => launch::address(&template, &own_dir)?,
+    };
+
+    let mut walls = ground.walls(id, template.private_proc);
+    let server = server.map(|served| {
+        // It is in that one's namespace, and sees its /proc.
+        (walls.namespace, walls.private_proc) = (false, false);
+        walls.forked_from = Some(launch::bytes_of(served.socket));
+        served.id
+    });
+    let leaf = walls.cgroup.as_deref().map(launch::path_of);
+    let health = Box::new(Health::of_new(Place {
+        id,
+        dir: &dir,
+        own_dir: &own_dir,
+        cgroup: leaf.map(Path::to_owned),
+        address: &address,
+        template: &template,
+        node: ground.node.as_str(),
+    }));
+    let name = dir.file_name().unwrap_or_default().as_ref();
+    let limiting = ground
+        .controllers
+        .make(template.tree_limits.as_ref(), leaf, name)?;
+    walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
+    walls.cgroup_is_made = template.tree_limits.is_some() && leaf.is_some_and(Path::exists);
+    // Before the fork: an agent that finds the shim must know what it stands for.
+    Entry::new(order.clone(), address.clone(), &walls, server).write(&dir)?;
+
+    let stored = FdStore::of(&ground.workers).take(&id.pool, id.slot);
+    let passed = passed(&wanted, &stored);
+    // As of this moment: an order may have waited.
+    let permissions = ties.permissions.borrow().clone();
+    let pool = permissions.pool(&id.pool);
+    let launch = launch::launch(
+        id,
+        order,
+        Circumstances {
+            dir: &dir,
+            own_dir: &own_dir,
+            address: &address,
+            node: ground.node.as_str(),
+            walls,
+            passed: &passed,
+            credentials,
+            owner: pool.and_then(|pool| pool.process),
+            node_deadline: permissions.node,
+            // Without a word about its owner it has no permission, and the shim will not start it.
+            owner_deadline: pool.map_or(Tick::ZERO, |pool| pool.deadline),
+            env: &|name| std::env::var(name).ok(),
+        },
+    );
+    match launch {
+        Ok(launch) => {
+            let sockets = held.into_iter().map(|open| open.socket).collect();
+            let prepared = Prepared {
+                address,
+                launch,
+                sockets,
+                stored,
+            };
+            Ok((prepared, health))
+        }
+        Err(error) => {
+            give_back(ties, id, stored);
+            Err(error)
+        }
+    }
+}
+
+/// What a worker is told of its descriptors.
+fn passed(wanted: &[Wanted], stored: &[Named]) -> Passed {
+    let names = wanted.iter().map(|wanted| &wanted.name);
+    let on_demand = (0..).zip(wanted).filter(|(_, wanted)| wanted.on_demand);
+    Passed {
+        names: names
+            .chain(stored.iter().map(|(name, _)| name))
+            .cloned()
+            .collect(),
+        listening: u32::try_from(wanted.len()).unwrap_or(u32::MAX),
+        wait_for: on_demand.map(|(number, _)| number).collect(),
+    }
+}
+
+/// Keeps for the next incarnation what this one was to have and never got.
+pub(super) fn give_back(ties: &Ties, id: &WorkerId, stored: Vec<Named>) {
+    let store = FdStore::of(&ties.ground.workers);
+    for (name, descriptor) in stored {
+        store.keep(&id.pool, id.slot, Some(&name), vec![descriptor]);
+    }
+}
+
+/// A shim that was told what to launch. Until it says `Hello` it is told nothing, so a zygote that
+/// breaks or hangs is replaced and asked again.
+pub(super) async fn shim_for(
+    zygote: &Zygote,
+    prepared: &Prepared,
+) -> io::Result<(Hello, FromShim, ToShim)> {
+    let stored = prepared.stored.iter().map(|(_, stored)| stored.as_fd());
+    let descriptors: Vec<_> = prepared
+        .sockets
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(stored)
+        .collect();
+    let mut problem = io::Error::other(
+        "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
+    );
+    for _ in 0..ATTEMPTS {
+        let stream = zygote.spawn(&descriptors)?;
+        stream.set_nonblocking(true)?;
+        let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
+        match timeout(SHIM_START, from.next()).await {
+            Ok(Ok(Some(Message::Hello(hello)))) => {
+                // Not before: a shim that comes late, of a zygote that was given up, finds nothing to start.
+                to.send(&Message::Launch(Box::new(prepared.launch.clone())))
+                    .await;
+                return Ok((hello, from, to));
+            }
+            Ok(Ok(Some(Message::SpawnFailed(failure)))) => {
+                problem = io::Error::from_raw_os_error(failure.errno);
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => problem = error,
+            Err(_) => {
+                problem = io::Error::new(io::ErrorKind::TimedOut, "the zygote does not answer");
+                zygote.give_up();
+            }
+        }
+    }
+    Err(problem)
+}
