@@ -5,6 +5,7 @@
 
 use std::{fs, path::PathBuf};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tether_tests::{Cluster, Owner, eventually, python};
 
@@ -54,6 +55,30 @@ async fn forgotten(cluster: &Cluster) {
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+#[tokio::test]
+async fn the_agent_takes_all_the_descriptors_it_may_have_and_its_workers_get_what_it_was_given() {
+    let all = getrlimit(Resource::Nofile);
+    let few = Rlimit {
+        current: Some(512),
+        ..all
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let cluster = Cluster::start().await;
+    let script = "ulimit -Sn; echo end; exec sleep 600";
+    let file = pool(&cluster, "sh", "-c", script, "");
+
+    let _owner = Owner::with_pool(&cluster, "o", &file).await;
+    let said = output(&cluster).await;
+
+    let limits = fs::read_to_string(format!("/proc/{}/limits", cluster.pid())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let own: Vec<&str> = line.unwrap().split_ascii_whitespace().collect();
+    assert_eq!(said, ["512", "end"]);
+    assert_eq!(own[3], own[4], "{own:?}");
 }
 
 #[tokio::test]

@@ -424,7 +424,7 @@ impl Shim {
                 if self.status.is_none() || inside != Some(0) {
                     self.announce();
                 }
-                // The guard must not cut short what is being done here.
+                // Put off at once: the guard must not cut short what is being done here.
                 self.set_guard();
                 self.reaped += inside.unwrap_or(0);
                 self.kill_round();
