@@ -56,19 +56,16 @@ fn server_of(worker: &Worker) -> u32 {
     server
 }
 
-/// Every shim below this cluster's zygote, by what it calls itself.
+/// Every shim below this cluster's zygote, by the name of the directory it works in.
 fn shims(cluster: &Cluster) -> Vec<(String, u32)> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let of_ours = |pid: u32| {
         let dir = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
         dir.starts_with(cluster.runtime()).then_some(())?;
-        // The first process of a namespace has its shim's memory, and with it that title.
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         (name.trim() == "tether-shim").then_some(())?;
-        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        let name = title.trim_end_matches(['\0', ' ']);
-        Some((name.strip_prefix("tether-shim ")?.to_owned(), pid))
+        Some((dir.file_name()?.to_str()?.to_owned(), pid))
     };
     pids.filter_map(of_ours).collect()
 }
@@ -76,7 +73,7 @@ fn shims(cluster: &Cluster) -> Vec<(String, u32)> {
 /// The shim that holds this worker.
 fn keeper_of(cluster: &Cluster, worker: &Worker) -> u32 {
     let id = worker.worker.as_ref().unwrap();
-    let name = format!("{}/{}.{}", id.pool, id.slot, id.incarnation);
+    let name = format!("{}.{}.{}", id.pool, id.slot, id.incarnation);
     let found = shims(cluster).into_iter().find(|shim| shim.0 == name);
     found
         .unwrap_or_else(|| panic!("{name}: {:?}", shims(cluster)))

@@ -113,16 +113,16 @@ fn keep(
 ) -> io::Result<()> {
     let leaf = File::open(leaf)?;
     tether_sys::unshare(true, false, false)?;
-    let init = tether_sys::start_init(wait_inside)?;
+    let init = tether_sys::start_init(&(), wait_inside)?;
     let birth = Birth {
         cgroup: Some(leaf.as_fd()),
     };
-    let Some(worker) = tether_sys::fork(&birth)? else {
+    let mut become_worker = || {
         if let [path, ..] = program {
             tether_sys::exec(path, program, &[]);
         }
-        exit_child(127)
     };
+    let worker = tether_sys::become_beside(&birth, &mut become_worker)?;
     let kept = until(worker.pid);
     pidfd_send_signal(&init.pidfd, Signal::KILL)?;
     // The kernel ends the worker with it, and who had it as a child reaps both.
@@ -131,7 +131,7 @@ fn keep(
 }
 
 /// The first process of the namespace, beside its parent in memory: it waits to be killed.
-extern "C" fn wait_inside(_: *mut std::ffi::c_void) -> std::ffi::c_int {
+fn wait_inside((): &'static ()) {
     loop {
         tether_sys::wait_for_child_signal();
     }

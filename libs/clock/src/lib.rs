@@ -4,9 +4,13 @@
 //! that wakes up finds its leases expired instead of young (design, section 5). Two ticks of one
 //! machine may be compared; a tick never crosses the wire.
 
-use std::{
+#![no_std]
+
+extern crate alloc;
+
+use alloc::sync::Arc;
+use core::{
     fmt, ops,
-    sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };

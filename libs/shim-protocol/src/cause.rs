@@ -1,6 +1,6 @@
 //! Why a worker died, as one byte and who asked for it.
 
-use std::fmt;
+use core::fmt;
 
 use crate::wire::{Error, Reader, Writer};
 

@@ -1,5 +1,9 @@
 //! Messages to frames and back.
 
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
 use crate::wire::{Error, Reader, Writer};
 use crate::{
     Cause, Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs, MAX_FRAME_BYTES,

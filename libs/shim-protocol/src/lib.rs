@@ -19,6 +19,10 @@
 //! - **W2** No bytes make the decoder panic, and it holds no more than one frame and one push.
 //! - **W3** A frame decodes only when all of it is understood: nothing short, nothing left over.
 
+#![no_std]
+
+extern crate alloc;
+
 mod cause;
 mod codec;
 mod message;

@@ -1,5 +1,9 @@
 //! The messages, field by field.
 
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
 use crate::Cause;
 
 /// One frame's worth of meaning.

@@ -1,6 +1,8 @@
 //! Numbers and byte strings on the wire, little-endian, and what can be wrong with them.
 
-use std::fmt;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 use crate::MAX_FRAME_BYTES;
 
@@ -53,7 +55,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl core::error::Error for Error {}
 
 /// Appends fields to a frame.
 #[derive(Debug, Default)]

@@ -1,5 +1,8 @@
 //! What an agent asks of its zygote, over a socket that keeps messages apart and carries descriptors.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 /// The longest request.
 pub const REQUEST_BYTES_MAX: usize = 4096;
 

@@ -1,32 +1,45 @@
 //! The system calls that have no safe form in a library, each behind a function that is safe to call.
 //!
 //! This is the only crate of the workspace in which `unsafe` is allowed, so that whoever audits it reads
-//! one small place. Each block says why it holds. Much of it is safe only **in a program with one
-//! thread**: functions for which that matters say so, and the zygote and its shims, the only programs
+//! one small place. Each block says why it holds. Much of it is safe only **in a process with one
+//! thread**: functions for which that matters say so, and the zygote and its shims, the only processes
 //! that call those, have one.
+//!
+//! Shims share the zygote's memory ([`Rooms`]), so nothing here keeps state in the C library or in a
+//! `static`, but what is said.
 
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![allow(unsafe_code)]
 
-mod fork;
+extern crate alloc;
+
+mod birth;
+mod call;
+mod heap;
+#[cfg(feature = "std")]
 mod inherited;
-mod memory;
 mod pidfd;
+mod program;
+mod room;
 mod signal;
 mod timer;
 
-pub use fork::{Birth, Child, close_from, exec, exit_child, fork, place, start_init, unshare};
+pub use birth::{Birth, Child, become_beside, exit_child, fork, start_init, unshare};
+pub use heap::OwnHeap;
+#[cfg(feature = "std")]
 pub use inherited::inherited;
-pub use memory::{find_title, forget_start, let_go, title};
 pub use pidfd::{Exit, exit_of, has_ended};
+pub use program::{close_from, exec, place};
+pub use room::{Room, Rooms, let_go};
 pub use signal::{give_back_signals, reset_signals, take_signals, wait_for_child_signal};
 pub use timer::Guard;
 
 /// The largest resident set in KiB and the processor time in milliseconds of all reaped children.
 pub fn children_usage() -> (u64, u64) {
-    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    let mut usage = core::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the pointer is to a live local of the right type, and all zeroes is a valid value.
     let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        let _ = call::call!(getrusage, libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
         usage.assume_init()
     };
     let ms = |time: libc::timeval| time.tv_sec as u64 * 1000 + time.tv_usec as u64 / 1000;

@@ -1,6 +1,8 @@
 //! How a process ended that is somebody else's child.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, RawFd};
+
+use crate::call::call;
 
 /// `struct pidfd_info` of `ioctl_pidfd(2)`, in its first version.
 #[repr(C)]
@@ -23,7 +25,7 @@ struct PidfdInfo {
 }
 
 /// `_IOWR(0xFF, 11, struct pidfd_info)`.
-const PIDFD_GET_INFO: libc::c_ulong = 0xC000_FF0B | (size_of::<PidfdInfo>() as libc::c_ulong) << 16;
+const PIDFD_GET_INFO: usize = 0xC000_FF0B | size_of::<PidfdInfo>() << 16;
 
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
@@ -44,8 +46,15 @@ pub fn exit_of(pidfd: impl AsFd) -> Option<Exit> {
         ..PidfdInfo::default()
     };
     // SAFETY: the structure is live and as long as the request's number says.
-    let done = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
-    if done != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+    let done = unsafe {
+        call!(
+            ioctl,
+            pidfd.as_fd().as_raw_fd(),
+            PIDFD_GET_INFO,
+            &raw mut info
+        )
+    };
+    if done.is_err() || info.mask & PIDFD_INFO_EXIT == 0 {
         return None;
     }
     let status = info.exit_code;
@@ -68,8 +77,38 @@ pub fn has_ended(pidfd: RawFd) -> bool {
         revents: 0,
     };
     // SAFETY: one live entry, as said; a number that is no descriptor is answered in `revents`.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready == 1 && poll.revents & libc::POLLIN != 0
+    let ready = unsafe { has_news(&raw mut poll) };
+    ready == Ok(1) && poll.revents & libc::POLLIN != 0
+}
+
+/// Looks once whether this has anything to tell.
+///
+/// # Safety
+/// The entry is live.
+#[cfg(target_arch = "x86_64")]
+unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno> {
+    // SAFETY: passed on.
+    unsafe { call!(poll, entry, 1, 0) }
+}
+
+/// The same where the kernel has only the longer call.
+///
+/// # Safety
+/// The entry is live.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno> {
+    let at_once = [0_i64; 2];
+    // SAFETY: passed on; the time is live.
+    unsafe {
+        call!(
+            ppoll,
+            entry,
+            1,
+            &raw const at_once,
+            core::ptr::null::<u64>(),
+            8
+        )
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! The record of a death on disk, for an agent that was not there when it happened.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use alloc::boxed::Box;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::WaitStatus;
 use tether_shim_protocol::{DEATH_FILE, Dead, Message, encode};
+
+use crate::files;
 
 /// How a main process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,15 +51,18 @@ impl From<tether_sys::Exit> for Ending {
 }
 
 /// Writes the record to the working directory, whole or not at all.
-pub(crate) fn record(dead: &Dead) -> io::Result<()> {
-    let unfinished = format!("{DEATH_FILE}.new");
-    let mut file = File::create(&unfinished)?;
+pub(crate) fn record(dead: &Dead) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let file = files::open(UNFINISHED.as_bytes(), flags, Mode::from_raw_mode(0o644))?;
     // Not synchronised: what the machine itself takes down is no news to the next agent.
-    file.write_all(&encode(&Message::Dead(Box::new(dead.clone()))))?;
-    fs::rename(&unfinished, DEATH_FILE)
+    files::write_all(&file, &encode(&Message::Dead(Box::new(dead.clone()))))?;
+    rustix::fs::rename(UNFINISHED, DEATH_FILE)
 }
+
+/// The record while it is being written.
+const UNFINISHED: &str = "death.new";
 
 /// Removes the record once an agent has its own.
 pub(crate) fn forget() {
-    let _ = fs::remove_file(DEATH_FILE);
+    let _ = files::remove(DEATH_FILE.as_bytes());
 }

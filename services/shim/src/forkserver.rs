@@ -3,12 +3,11 @@
 //! The end of the connection is the worker's end, by the kernel's own hand, and so would be a second word on
 //! it: nothing more is ever said.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 
-use rustix::io::Errno;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
@@ -49,7 +48,7 @@ pub(crate) struct Told {
 pub(crate) fn ask(
     server: &[u8],
     launch: &Launch,
-    cgroups: &[&Path],
+    cgroups: &[&[u8]],
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<OwnedFd, Errno> {
     let packet = packet(launch, cgroups).ok_or(Errno::INVAL)?;
@@ -71,7 +70,7 @@ pub(crate) fn ask(
 }
 
 /// The one packet; nothing where a text has a NUL byte, which no program could be given either.
-fn packet(launch: &Launch, cgroups: &[&Path]) -> Option<Vec<u8>> {
+fn packet(launch: &Launch, cgroups: &[&[u8]]) -> Option<Vec<u8>> {
     let mut packet = Vec::new();
     let mut field = |kind: u8, parts: &[&[u8]]| {
         packet.push(kind);
@@ -89,7 +88,7 @@ fn packet(launch: &Launch, cgroups: &[&Path]) -> Option<Vec<u8>> {
         good &= field(b'e', &[name, b"=", value]);
     }
     for cgroup in cgroups {
-        good &= field(b'g', &[cgroup.as_os_str().as_encoded_bytes()]);
+        good &= field(b'g', &[cgroup]);
     }
     good.then_some(packet)
 }

@@ -1,38 +1,41 @@
-//! Starts the worker: everything that can be prepared is prepared before the fork.
+//! Starts the worker: everything that can be prepared is prepared before there is a child.
+//!
+//! The child goes through its few steps in the shim's memory, while the shim waits for it to become the
+//! worker or say why it could not.
 
-use std::ffi::{CString, OsStr};
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
 
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, getpid};
 use tether_shim_protocol::{Launch, SpawnFailure, Stage};
 use tether_sys::Birth;
 
 use crate::cgroup::{Cgroup, Limiting};
+use crate::files::join;
 use crate::stdio::{Ours, Stdio};
 use crate::{namespace, terms};
 
 /// Where programs are looked for when the environment has no `PATH`.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/usr/bin:/bin";
 
-/// A forked worker that may not have reached its program yet.
+/// The worker's main process.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) pid: Pid,
     pub(crate) pidfd: OwnedFd,
-    /// Ends empty when the program runs, and holds five bytes when it could not be run.
-    pub(crate) report: Option<OwnedFd>,
 }
 
-/// A forked worker, and the shim's ends of its standard streams.
+/// A child, and the shim's ends of its standard streams.
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) worker: Worker,
     pub(crate) streams: Ours,
+    /// Why it could not become the worker, and has ended.
+    pub(crate) failure: Option<SpawnFailure>,
 }
 
 /// What surrounds the worker at its birth.
@@ -55,51 +58,26 @@ struct Program<'a> {
     cwd: CString,
 }
 
-/// Forks the worker.
+/// Starts the worker.
 pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, SpawnFailure> {
-    let program = Program::new(launch).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
-    let (streams, theirs) =
-        Stdio::open(&launch.input).map_err(|error| failed_io(Stage::Pipe, &error))?;
-    let (report, report_end) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(Stage::Pipe, errno))?;
-    rustix::io::ioctl_fionbio(&report, true).map_err(|errno| failed(Stage::Pipe, errno))?;
-
+    let mut program = Program::new(launch).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
+    let (streams, theirs) = Stdio::open(&launch.input).map_err(failed_at(Stage::Pipe))?;
     let born_in = place.cgroup.filter(|_| launch.walls.born_in_cgroup);
     let birth = Birth {
         cgroup: born_in.map(Cgroup::directory),
     };
-    let forked = tether_sys::fork(&birth).map_err(|error| failed_io(Stage::Fork, &error))?;
-    let Some(child) = forked else {
-        let failure = program.run(place, &theirs);
-        // The pipe is empty and takes five bytes; where the shim is gone nobody wants them.
-        let _ = rustix::io::write(&report_end, &to_bytes(failure));
-        tether_sys::exit_child(127);
-    };
+    let mut failure = None;
+    let mut become_worker = || failure = Some(program.run(place, &theirs));
+    let child = tether_sys::become_beside(&birth, &mut become_worker);
+    let child = child.map_err(failed_at(Stage::Fork))?;
     Ok(Started {
         worker: Worker {
             pid: child.pid,
             pidfd: child.pidfd,
-            report: Some(report),
         },
         streams,
+        failure,
     })
-}
-
-impl Worker {
-    /// Reads the report: `None` while the program has not been reached, then whether it runs.
-    pub(crate) fn read_report(&mut self) -> Option<Result<(), SpawnFailure>> {
-        let mut bytes = [0; 5];
-        let read = rustix::io::read(self.report.as_ref()?, &mut bytes);
-        if matches!(read, Err(Errno::AGAIN | Errno::INTR)) {
-            return None;
-        }
-        self.report = None;
-        Some(if read == Ok(bytes.len()) {
-            Err(from_bytes(bytes))
-        } else {
-            Ok(())
-        })
-    }
 }
 
 impl<'a> Program<'a> {
@@ -130,7 +108,7 @@ impl<'a> Program<'a> {
     }
 
     /// In the child: becomes the worker, or returns why not.
-    fn run(mut self, place: &Place<'_>, streams: &Stdio) -> SpawnFailure {
+    fn run(&mut self, place: &Place<'_>, streams: &Stdio) -> SpawnFailure {
         match self.prepare(place, streams) {
             Ok(()) => failed(Stage::Exec, self.exec()),
             Err(failure) => failure,
@@ -139,14 +117,14 @@ impl<'a> Program<'a> {
 
     fn prepare(&mut self, place: &Place<'_>, streams: &Stdio) -> Result<(), SpawnFailure> {
         let walls = &self.launch.walls;
-        let at = |stage| move |error: io::Error| failed_io(stage, &error);
+        let at = failed_at;
         // The session first: from here on no terminal and no group signal reaches the worker.
         let _ = rustix::process::setsid();
         if let Some(cgroup) = place.cgroup.filter(|_| !walls.born_in_cgroup) {
-            cgroup.join().map_err(at(Stage::Cgroup))?;
+            cgroup.enter().map_err(at(Stage::Cgroup))?;
         }
         for limiting in place.limiting {
-            limiting.join().map_err(at(Stage::Cgroup))?;
+            limiting.enter().map_err(at(Stage::Cgroup))?;
         }
         if walls.private_proc {
             namespace::mount_proc().map_err(at(Stage::Namespace))?;
@@ -156,11 +134,11 @@ impl<'a> Program<'a> {
         // After the user was changed, which clears it.
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
         // A shim that died before the line above will never send that signal.
-        if tether_sys::has_ended(std::os::fd::AsRawFd::as_raw_fd(place.shim)) {
+        if tether_sys::has_ended(place.shim.as_raw_fd()) {
             tether_sys::exit_child(127);
         }
         if !self.cwd.is_empty() {
-            rustix::process::chdir(&self.cwd).map_err(|errno| failed(Stage::Chdir, errno))?;
+            rustix::process::chdir(&self.cwd).map_err(at(Stage::Chdir))?;
         }
         streams.take().map_err(at(Stage::Pipe))?;
         if !place.sockets.is_empty() {
@@ -177,7 +155,7 @@ impl<'a> Program<'a> {
     /// Puts the worker's own process id into its environment. It is known only here: in a namespace it is
     /// another number than outside.
     fn tell_own_pid(&mut self, name: &str) {
-        let own = format!("{name}={}", std::process::id());
+        let own = format!("{name}={}", getpid().as_raw_nonzero());
         self.env.extend(CString::new(own));
     }
 
@@ -186,7 +164,7 @@ impl<'a> Program<'a> {
     fn exec(&self) -> Errno {
         let mut best = Errno::NOENT;
         for place in &self.places {
-            match Errno::from_raw_os_error(tether_sys::exec(place, &self.argv, &self.env)) {
+            match tether_sys::exec(place, &self.argv, &self.env) {
                 Errno::ACCESS => best = Errno::ACCESS,
                 Errno::NOENT | Errno::NOTDIR => {}
                 errno => return errno,
@@ -201,16 +179,10 @@ fn places(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
     if name.is_empty() || name.contains(&b'/') {
         return vec![name.to_vec()];
     }
-    let name = Path::new(OsStr::from_bytes(name));
     path.split(|byte| *byte == b':')
         // An empty part has always meant the working directory.
         .map(|part| if part.is_empty() { b"." } else { part })
-        .map(|part| {
-            Path::new(OsStr::from_bytes(part))
-                .join(name)
-                .into_os_string()
-        })
-        .map(|place| place.as_bytes().to_vec())
+        .map(|part| join(part, name))
         .collect()
 }
 
@@ -222,41 +194,9 @@ pub(crate) fn failed(stage: Stage, errno: Errno) -> SpawnFailure {
     }
 }
 
-/// A failure at `stage` from the standard library.
-pub(crate) fn failed_io(stage: Stage, error: &io::Error) -> SpawnFailure {
-    failed(stage, Errno::from_io_error(error).unwrap_or(Errno::IO))
-}
-
-const STAGES: [Stage; 8] = [
-    Stage::Pipe,
-    Stage::Fork,
-    Stage::Cgroup,
-    Stage::Chdir,
-    Stage::Exec,
-    Stage::Namespace,
-    Stage::Limits,
-    Stage::User,
-];
-
-/// What the child writes and the shim reads, both this same program.
-fn to_bytes(failure: SpawnFailure) -> [u8; 5] {
-    let stage = STAGES
-        .iter()
-        .position(|stage| *stage == failure.stage)
-        .unwrap_or(0) as u8;
-    let [a, b, c, d] = failure.errno.to_ne_bytes();
-    [stage, a, b, c, d]
-}
-
-fn from_bytes([stage, a, b, c, d]: [u8; 5]) -> SpawnFailure {
-    let stage = STAGES
-        .get(usize::from(stage))
-        .copied()
-        .unwrap_or(Stage::Exec);
-    SpawnFailure {
-        stage,
-        errno: i32::from_ne_bytes([a, b, c, d]),
-    }
+/// Makes an error of the system a failure at `stage`.
+pub(crate) fn failed_at(stage: Stage) -> impl Fn(Errno) -> SpawnFailure {
+    move |errno| failed(stage, errno)
 }
 
 #[cfg(test)]
@@ -278,14 +218,5 @@ mod tests {
         );
         assert_eq!(found("./run"), [b"./run"]);
         assert_eq!(found(""), [b""]);
-    }
-
-    #[test]
-    fn a_failure_comes_through_the_pipe_as_it_was() {
-        for stage in STAGES {
-            let failure = SpawnFailure { stage, errno: 13 };
-
-            assert_eq!(from_bytes(to_bytes(failure)), failure);
-        }
     }
 }

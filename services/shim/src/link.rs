@@ -1,20 +1,20 @@
 //! The connection to an agent: frames in, frames out, and never a wait for either.
 
-use std::io::{self, ErrorKind, IoSlice, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{Errno, IoSlice};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 use tether_shim_protocol::zygote::FDS_MAX;
 use tether_shim_protocol::{Decoder, Error, Message, encode};
 
 /// One agent's connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    stream: UnixStream,
+    stream: OwnedFd,
     decoder: Decoder,
     /// What the socket would not take yet. A shim says a handful of small things in its life,
     /// so this stays small even when the agent never reads.
@@ -22,8 +22,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
+    pub(crate) fn new(stream: OwnedFd) -> Result<Self, Errno> {
+        rustix::io::ioctl_fionbio(&stream, true)?;
         Ok(Self {
             stream,
             decoder: Decoder::default(),
@@ -59,9 +59,9 @@ impl Link {
     /// Sends what is still unsent.
     pub(crate) fn flush(&mut self) {
         while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
+            match send(&self.stream, &self.unsent, SendFlags::NOSIGNAL) {
                 Ok(sent) => drop(self.unsent.drain(..sent)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(Errno::INTR) => {}
                 Err(_) => return,
             }
         }

@@ -1,34 +1,22 @@
-//! `tether-shim`: the small process around one worker, and the zygote that forks it.
+//! `tether-shim`: the program of shims, and of the zygote that starts them.
 //!
-//! The shim starts the worker, is the parent of everything the worker leaves behind, holds the
-//! deadline of its permission, and ends the whole tree when that permission ends: whether or not
-//! an agent is there to ask for it. It has one thread, waits in one place, and a worker never
-//! outlives it. What it decides is in [`plan`]; everything else does what it is told.
+//! What needs the standard library is here, before there is a shim: arguments and environment.
 
-mod cgroup;
-mod death;
-mod forkserver;
-mod init;
-mod launch;
-mod link;
-mod namespace;
-mod output;
-mod owner;
-mod plan;
-mod probe;
-mod proc;
-mod setup;
-mod shim;
-mod stdio;
-mod terms;
-mod tree;
-mod turn;
-mod zygote;
-
+use std::env;
+use std::ffi::{CString, OsString};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::panic;
 use std::process::ExitCode;
 
-use setup::Role;
+use tether_shim::init::{self, Agent};
+use tether_shim::setup::{self, Error, Role};
+use tether_shim::{complain, zygote};
+use tether_shim_protocol::zygote::DESCRIPTORS_VARIABLE;
+
+/// Processes that share memory must not share a heap.
+#[global_allocator]
+static HEAP: tether_sys::OwnHeap = tether_sys::OwnHeap;
 
 const USAGE: &str = "\
 tether-shim runs workers for `tether-agent`, which starts it and speaks to it on standard
@@ -41,8 +29,11 @@ Usage: tether-shim
 /// The agent's mistake, or a human's.
 const EX_USAGE: u8 = 2;
 
+/// The first argument of a zygote that is to be the first process of a container.
+const FIRST_PROCESS: &str = "--init";
+
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
+    match env::args().nth(1).as_deref() {
         Some("-V" | "--version") => {
             let _ = writeln!(io::stdout(), "tether-shim {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
@@ -53,42 +44,68 @@ fn main() -> ExitCode {
         }
         Some(_) | None => {}
     }
+    // What the library does with a panic keeps state that a shim would share with all others.
+    panic::set_hook(Box::new(|panic| {
+        complain(&panic.to_string());
+        tether_sys::exit_child(101);
+    }));
     tether_sys::close_from(3);
-    if let Some(agent) = init::agent() {
-        return match init::run(&agent) {
-            Ok(code) => code,
-            Err(error) => {
-                let _ = writeln!(
-                    io::stderr(),
-                    "the first process of the container ends: {error}"
-                );
+    let descriptors = env::var(DESCRIPTORS_VARIABLE).ok();
+    let descriptors = descriptors.and_then(|given| given.parse().ok());
+    if let Some(agent) = agent() {
+        return match init::run(&agent, descriptors) {
+            Ok(code) => ExitCode::from(code),
+            Err(errno) => {
+                complain(&format!("the first process of the container ends: {errno}"));
                 ExitCode::FAILURE
             }
         };
     }
     let ran = match setup::role() {
-        Some(Role::Zygote) => setup::take_stdin().and_then(zygote::run),
-        Some(Role::Shim) => {
-            tether_sys::reset_signals();
-            setup::take_stdin()
-                .and_then(|link| setup::run(link.into(), Vec::new(), tether_sys::take_signals()?))
-        }
+        Some(Role::Zygote) => setup::take_stdin()
+            .and_then(|agent| zygote::run(agent, descriptors))
+            .map_err(Error::from),
+        Some(Role::Shim) => run_shim(),
         None => {
-            let _ = write!(
-                io::stderr(),
-                "standard input is not a unix socket\n\n{USAGE}"
-            );
+            complain(&format!("standard input is not a unix socket\n\n{USAGE}"));
             return ExitCode::from(EX_USAGE);
         }
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(
-                io::stderr(),
-                "tether-shim ends and its worker with it: {error}"
-            );
+            complain(&format!("tether-shim ends and its worker with it: {error}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One shim alone, without a zygote.
+fn run_shim() -> Result<(), Error> {
+    tether_sys::reset_signals();
+    let link = setup::take_stdin()?;
+    setup::run(link, Vec::new(), tether_sys::take_signals()?)
+}
+
+/// The agent, where this process is to be the first of a container.
+fn agent() -> Option<Agent> {
+    let mut words = env::args_os().skip(1);
+    if words.next()?.to_str() != Some(FIRST_PROCESS) {
+        return None;
+    }
+    let argv: Option<Vec<CString>> = words.map(c_string).collect();
+    let argv = argv.filter(|argv| !argv.is_empty())?;
+    let env = env::vars_os().filter_map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        c_string(name)
+    });
+    Some(Agent {
+        argv,
+        env: env.collect(),
+    })
+}
+
+fn c_string(text: OsString) -> Option<CString> {
+    CString::new(text.into_vec()).ok()
 }

@@ -1,16 +1,17 @@
 //! The worker's output: always read, so that it never blocks, and kept within a limit.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
-use std::time::Duration;
+use alloc::format;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
+use core::time::Duration;
 
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, rename};
 use rustix::io::Errno;
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::Logs;
+
+use crate::files;
 
 /// One read of a full pipe takes four of these; a larger one would only add to the resident set.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -95,9 +96,9 @@ impl Capture {
 /// A log file that is moved to `.1` when it reaches its limit, so that two limits bound both.
 #[derive(Debug)]
 pub(crate) struct Log {
-    path: PathBuf,
+    path: Vec<u8>,
     keep: Logs,
-    file: Option<File>,
+    file: Option<OwnedFd>,
     size: u64,
     /// When its first byte was written.
     since: Tick,
@@ -106,9 +107,9 @@ pub(crate) struct Log {
 
 impl Log {
     /// The log at `path`; a limit of 0 keeps none.
-    pub(crate) fn new(path: impl Into<PathBuf>, keep: Logs) -> Self {
+    pub(crate) fn new(path: &[u8], keep: Logs) -> Self {
         Self {
-            path: path.into(),
+            path: path.to_vec(),
             keep,
             file: None,
             size: 0,
@@ -143,18 +144,13 @@ impl Log {
     /// Writes once: the count, or `None` where nothing can be written at present.
     fn write(&mut self, bytes: &[u8]) -> Option<usize> {
         if self.file.is_none() {
-            let mut options = OpenOptions::new();
-            self.file = options
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&self.path)
-                .ok();
+            let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+            self.file = files::open(&self.path, flags, Mode::RUSR | Mode::WUSR).ok();
         }
-        match self.file.as_mut()?.write(bytes) {
+        match rustix::io::write(self.file.as_ref()?, bytes) {
             Ok(0) => None,
             Ok(count) => Some(count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => Some(0),
+            Err(Errno::INTR) => Some(0),
             Err(_) => None,
         }
     }
@@ -167,27 +163,33 @@ impl Log {
     /// Each older part moves one further, and the oldest is overwritten.
     fn rotate(&mut self) {
         for number in (1..self.keep.files.max(1)).rev() {
-            let _ = fs::rename(self.part(number), self.part(number + 1));
+            let _ = rename(self.part(number), self.part(number + 1));
         }
         // Where it cannot be moved it is emptied: the limit is a promise to the disk.
-        if fs::rename(&self.path, self.part(1)).is_err() {
-            let _ = fs::remove_file(&self.path);
+        if rename(self.path.as_slice(), self.part(1)).is_err() {
+            let _ = files::remove(&self.path);
         }
         self.file = None;
         self.size = 0;
         self.since = BootClock.now();
     }
 
-    fn part(&self, number: u32) -> PathBuf {
-        let mut part = self.path.clone().into_os_string();
-        part.push(format!(".{number}"));
-        part.into()
+    fn part(&self, number: u32) -> Vec<u8> {
+        [&self.path, format!(".{number}").as_bytes()].concat()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
     use super::*;
+
+    fn log_at(path: &Path, keep: Logs) -> Log {
+        Log::new(path.as_os_str().as_bytes(), keep)
+    }
 
     fn keep(limit_bytes: u64, files: u32) -> Logs {
         Logs {
@@ -201,7 +203,7 @@ mod tests {
     fn as_many_rotated_parts_are_kept_as_was_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = Log::new(&path, keep(2, 2));
+        let mut log = log_at(&path, keep(2, 2));
 
         log.append(b"aabbccdd");
 
@@ -218,7 +220,7 @@ mod tests {
             max_age_ms: 1000,
             ..keep(100, 0)
         };
-        let mut log = Log::new(&path, aged);
+        let mut log = log_at(&path, aged);
         log.append(b"old");
         log.append(b"er");
 
@@ -236,7 +238,7 @@ mod tests {
     fn a_log_keeps_the_newest_and_stays_within_two_limits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = Log::new(&path, keep(10, 0));
+        let mut log = log_at(&path, keep(10, 0));
 
         for chunk in ["0123456", "789abcdefghijkl", "mn", "", "o"] {
             log.append(chunk.as_bytes());
@@ -252,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_counted_and_nothing_else() {
-        let mut log = Log::new("/dev/full", keep(1000, 0));
+        let mut log = Log::new(b"/dev/full", keep(1000, 0));
 
         log.append(b"twelve bytes");
 
@@ -262,7 +264,7 @@ mod tests {
     #[test]
     fn only_the_end_of_a_stream_is_remembered() {
         let (pipe, end) = rustix::pipe::pipe().unwrap();
-        let mut capture = Capture::new(pipe, Log::new("/nowhere", keep(0, 0)), 4);
+        let mut capture = Capture::new(pipe, Log::new(b"/nowhere", keep(0, 0)), 4);
 
         for chunk in ["ab", "cdefgh", "i"] {
             rustix::io::write(&end, chunk.as_bytes()).unwrap();

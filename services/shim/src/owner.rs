@@ -1,7 +1,6 @@
 //! Watches the process that owns the worker, and only that very process.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_shim_protocol::{Identity, OnOwnerExit};

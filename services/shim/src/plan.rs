@@ -17,7 +17,7 @@
 //! - **D4** The first cause stands.
 //! - **D5** `next` is exactly when `check` has something to say: no wake-up is missed or wasted.
 
-use std::time::Duration;
+use core::time::Duration;
 
 use tether_clock::Tick;
 use tether_shim_protocol::Cause;

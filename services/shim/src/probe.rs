@@ -3,17 +3,19 @@
 //! Asking for versions or rights would not do. A cgroup whose parent was once killed as one kills
 //! whatever is born in it; containers refuse calls the kernel has; a namespace may need another one.
 
-use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus, getpid, pidfd_send_signal, waitpid};
 use tether_shim_protocol::zygote::Means;
 use tether_sys::{Birth, Child, Guard};
 
 use crate::cgroup::Cgroup;
+use crate::files::join;
 use crate::namespace;
 
 /// Nothing here takes longer on a machine that is to run workers.
@@ -38,7 +40,7 @@ pub(crate) fn probe(cgroup: Option<Vec<u8>>) -> Means {
     let user_namespace = is_exit(nested, 0);
     let namespace = is_exit(plain, 0) || user_namespace;
     let private_proc = namespace && is_exit(in_child(|| try_proc(user_namespace)), 0);
-    let (cgroup, born_in_cgroup) = cgroup.map_or((false, false), try_cgroup);
+    let (cgroup, born_in_cgroup) = cgroup.map_or((false, false), |parent| try_cgroup(&parent));
     Means {
         namespace,
         user_namespace,
@@ -50,7 +52,7 @@ pub(crate) fn probe(cgroup: Option<Vec<u8>>) -> Means {
 }
 
 /// Forks a child that does this and exits with 0, or 1 on an error; tells how it ended.
-fn in_child(act: impl FnOnce() -> io::Result<()>) -> Option<WaitStatus> {
+fn in_child(act: impl FnOnce() -> Result<(), Errno>) -> Option<WaitStatus> {
     match tether_sys::fork(&Birth::default()).ok()? {
         None => tether_sys::exit_child(i32::from(act().is_err())),
         Some(child) => end_of(&child),
@@ -79,18 +81,17 @@ fn is_killed(status: Option<WaitStatus>) -> bool {
     status.and_then(WaitStatus::terminating_signal) == Some(Signal::KILL.as_raw())
 }
 
-fn forever() -> io::Result<()> {
+fn forever() -> Result<(), Errno> {
     loop {
         tether_sys::wait_for_child_signal();
     }
 }
 
-fn refused(what: &'static str) -> io::Error {
-    io::Error::other(what)
-}
+/// What was tried did something else than it should.
+const BROKEN: Errno = Errno::OPNOTSUPP;
 
 /// Makes a namespace with a fellow of its first process in it, and kills the first.
-fn try_namespace(with_user_namespace: bool) -> io::Result<()> {
+fn try_namespace(with_user_namespace: bool) -> Result<(), Errno> {
     let own = namespace::own_pidfd()?;
     let made = namespace::Namespace::open(with_user_namespace, &own)?;
     let Some(fellow) = tether_sys::fork(&Birth::default())? else {
@@ -101,58 +102,51 @@ fn try_namespace(with_user_namespace: bool) -> io::Result<()> {
     if is_killed(end_of(&fellow)) {
         Ok(())
     } else {
-        Err(refused("a fellow outlived its namespace"))
+        Err(BROKEN)
     }
 }
 
 /// Mounts `/proc` in a namespace and finds itself in it.
-fn try_proc(with_user_namespace: bool) -> io::Result<()> {
+fn try_proc(with_user_namespace: bool) -> Result<(), Errno> {
     let own = namespace::own_pidfd()?;
     let made = namespace::Namespace::open(with_user_namespace, &own)?;
     let Some(fellow) = tether_sys::fork(&Birth::default())? else {
         let found = namespace::mount_proc().is_ok()
-            && fs::read_link("/proc/self")
-                .is_ok_and(|own| own == Path::new(&getpid().as_raw_nonzero().to_string()));
+            && rustix::fs::readlink("/proc/self", Vec::new()).is_ok_and(|own| {
+                own.to_bytes() == getpid().as_raw_nonzero().to_string().as_bytes()
+            });
         tether_sys::exit_child(i32::from(!found));
     };
     let found = is_exit(end_of(&fellow), 0);
     made.kill();
-    if found {
-        Ok(())
-    } else {
-        Err(refused("no own /proc"))
-    }
+    if found { Ok(()) } else { Err(BROKEN) }
 }
 
 /// Whether a leaf can be used, and whether children can be born in it.
-fn try_cgroup(parent: Vec<u8>) -> (bool, bool) {
-    use std::os::unix::ffi::OsStringExt as _;
-
-    let parent = PathBuf::from(std::ffi::OsString::from_vec(parent));
-    let leaf = parent.join(format!("canary.{}", getpid().as_raw_nonzero()));
+fn try_cgroup(parent: &[u8]) -> (bool, bool) {
+    let leaf = format!("canary.{}", getpid().as_raw_nonzero());
+    let leaf = join(parent, leaf.as_bytes());
     let born = try_leaf(&leaf, true).is_ok();
     let usable = born || try_leaf(&leaf, false).is_ok();
     (usable, born)
 }
 
 /// A canary lives in the leaf until the leaf is killed.
-fn try_leaf(path: &Path, born: bool) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt as _;
-
-    let leaf = Cgroup::make(path.as_os_str().as_bytes().to_vec())?;
+fn try_leaf(path: &[u8], born: bool) -> Result<(), Errno> {
+    let leaf = Cgroup::make(path.to_vec())?;
     let result = try_members(&leaf, born);
     leaf.kill();
     leaf.remove();
     result
 }
 
-fn try_members(leaf: &Cgroup, born: bool) -> io::Result<()> {
+fn try_members(leaf: &Cgroup, born: bool) -> Result<(), Errno> {
     let (ready, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let birth = Birth {
         cgroup: born.then(|| leaf.directory()),
     };
     let Some(canary) = tether_sys::fork(&birth)? else {
-        if born || leaf.join().is_ok() {
+        if born || leaf.enter().is_ok() {
             let _ = rustix::io::write(&done, b"!");
             let _ = forever();
         }
@@ -166,9 +160,7 @@ fn try_members(leaf: &Cgroup, born: bool) -> io::Result<()> {
         Ok(())
     } else {
         let _ = pidfd_send_signal(&canary.pidfd, Signal::KILL);
-        Err(refused(
-            "a canary did not live, or did not die, in the cgroup",
-        ))
+        Err(BROKEN)
     }
 }
 

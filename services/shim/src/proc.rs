@@ -1,7 +1,8 @@
 //! What `/proc` says about a process: its parent, its state and when it started.
 
-use std::fs;
-use std::io::Read;
+use alloc::format;
+
+use crate::files;
 
 /// The fields of `/proc/PID/stat` that tell one process from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,18 +15,15 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads it, `None` where there is no such process.
     pub(crate) fn of(pid: u32) -> Option<Self> {
-        // One read gets all of it.
-        let mut line = [0; 1024];
-        let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
-        let length = file.read(&mut line).ok()?;
-        Self::parse(&line[..length])
+        let line = files::read(format!("/proc/{pid}/stat").as_bytes()).ok()?;
+        Self::parse(&line)
     }
 
     /// The name in the second field may hold spaces and parentheses of its own, so the fields
     /// are counted from the last parenthesis.
     fn parse(line: &[u8]) -> Option<Self> {
         let name_end = line.iter().rposition(|byte| *byte == b')')?;
-        let rest = str::from_utf8(&line[name_end + 1..]).ok()?;
+        let rest = str::from_utf8(line.get(name_end + 1..)?).ok()?;
         let mut fields = rest.split_ascii_whitespace();
         Some(Self {
             state: *fields.next()?.as_bytes().first()?,

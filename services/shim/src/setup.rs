@@ -1,27 +1,61 @@
 //! From a fresh process to a shim that watches: the order of the steps is the point.
 
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
 use rustix::process::{getpid, umask};
 use tether_shim_protocol::{
     Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, SpawnFailure, Stage,
 };
 
-use crate::launch::failed_io;
+use crate::files;
+use crate::launch::failed_at;
 use crate::link::Link;
 use crate::shim::Shim;
 
+/// Why a shim ends before it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Error {
+    /// The system refused what it cannot do without.
+    System(Errno),
+    /// The agent speaks another version of the protocol.
+    Protocol {
+        /// The agent's.
+        theirs: u16,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System(errno) => errno.fmt(f),
+            Self::Protocol { theirs } => write!(
+                f,
+                "the agent speaks protocol `{theirs}` and this shim `{PROTOCOL}`, \
+                 start it from the agent it was built with"
+            ),
+        }
+    }
+}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno)
+    }
+}
+
 /// What this process is started as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// It forks shims.
     Zygote,
     /// It is one.
@@ -29,8 +63,8 @@ pub(crate) enum Role {
 }
 
 /// What an agent started this process as: an agent says so by the kind of its socket.
-pub(crate) fn role() -> Option<Role> {
-    let stdin = io::stdin();
+pub fn role() -> Option<Role> {
+    let stdin = rustix::stdio::stdin();
     if sockopt::socket_domain(&stdin) != Ok(AddressFamily::UNIX) {
         return None;
     }
@@ -43,7 +77,7 @@ pub(crate) fn role() -> Option<Role> {
 
 /// Waits for `Launch` and sees the worker through to its end; `sockets` are for the worker, and `signals`
 /// is where this process's own are read.
-pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> io::Result<()> {
+pub fn run(link: OwnedFd, sockets: Vec<OwnedFd>, signals: OwnedFd) -> Result<(), Error> {
     // Refused where the agent has done it already.
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"tether-shim")?;
@@ -57,21 +91,17 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> 
     let mut link = Some(link);
     if launch.protocol != PROTOCOL {
         let theirs = launch.protocol;
-        return Err(io::Error::other(format!(
-            "the agent speaks protocol `{theirs}` and this shim `{PROTOCOL}`, \
-             start it from the agent it was built with"
-        )));
+        return Err(Error::Protocol { theirs });
     }
 
-    tether_sys::title(format!("tether-shim {}", launch.worker).as_bytes());
     let argv_and_env = (
-        std::mem::take(&mut launch.argv),
-        std::mem::take(&mut launch.env),
+        core::mem::take(&mut launch.argv),
+        core::mem::take(&mut launch.env),
     );
-    let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|error| {
+    let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|errno| {
         // Nothing was started and nobody will watch: this is all there is to say.
         if let Some(link) = &mut link {
-            link.send(&Message::SpawnFailed(failed_io(Stage::Fork, error)));
+            link.send(&Message::SpawnFailed(failed_at(Stage::Fork)(*errno)));
         }
     })?;
     // What came in one piece with the launch: a worker that is to stop already is never started.
@@ -81,17 +111,17 @@ pub(crate) fn run(link: UnixStream, sockets: Vec<OwnedFd>, signals: OwnedFd) -> 
     // From its socket on a later agent finds it. One whose agent went before that may have been given up,
     // and its place filled: it never starts.
     if !shim.is_listened_to() {
-        let _ = fs::remove_file(SOCKET_FILE);
+        let _ = files::remove(SOCKET_FILE.as_bytes());
         return Ok(());
     }
     match refusal {
         Some(failure) => shim.refuse(failure),
         None => shim.start(argv_and_env),
     }
-    let ended = shim.watch();
+    let ended = shim.watch().map_err(Error::from);
     // An agent that has the death has taken the socket away with its own entry.
     if shim.listener.is_some() && !shim.acknowledged {
-        let _ = fs::remove_file(SOCKET_FILE);
+        let _ = files::remove(SOCKET_FILE.as_bytes());
     }
     ended
 }
@@ -104,11 +134,11 @@ fn prepare(
     link: &mut Option<Link>,
     sockets: Vec<OwnedFd>,
     signals: OwnedFd,
-) -> io::Result<(&'static mut Shim, Option<SpawnFailure>)> {
+) -> Result<(&'static mut Shim, Option<SpawnFailure>), Errno> {
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let (listener, refusal) = match enter(&launch) {
         Ok(listener) => (Some(listener), None),
-        Err(error) => (None, Some(failed_io(Stage::Directory, &error))),
+        Err(errno) => (None, Some(failed_at(Stage::Directory)(errno))),
     };
     let shim = Shim::new(launch, link, listener, signals, sockets)?;
     // Never let go of: its end is the process's, where the kernel takes all of it back at once.
@@ -116,18 +146,18 @@ fn prepare(
 }
 
 /// Takes the socket off standard input, so that no child finds it there.
-pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
-    let link = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
-    rustix::stdio::dup2_stdin(OwnedFd::from(fs::File::open("/dev/null")?))?;
+pub fn take_stdin() -> Result<OwnedFd, Errno> {
+    let link = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(files::open(b"/dev/null", OFlags::RDONLY, Mode::empty())?)?;
     Ok(link)
 }
 
 fn hello() -> Message {
     Message::Hello(Hello {
         protocol: PROTOCOL,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_string(),
         worker: String::new(),
-        shim_pid: std::process::id(),
+        shim_pid: getpid().as_raw_nonzero().get().unsigned_abs(),
         worker_pid: 0,
         started_ns: 0,
         phase: Phase::Waiting,
@@ -135,11 +165,11 @@ fn hello() -> Message {
 }
 
 /// The launch, and what the agent said right after it.
-fn await_launch(link: &mut Link) -> io::Result<Option<(Launch, Vec<Message>)>> {
+fn await_launch(link: &mut Link) -> Result<Option<(Launch, Vec<Message>)>, Errno> {
     loop {
         match poll(&mut [PollFd::new(&link.as_fd(), PollFlags::IN)], None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
         }
         let (messages, good) = link.receive();
         let mut messages = messages.into_iter();
@@ -156,13 +186,16 @@ fn await_launch(link: &mut Link) -> io::Result<Option<(Launch, Vec<Message>)>> {
 
 /// Makes the runtime directory the working directory and listens in it. Relative names keep the
 /// socket's address short, whatever the directory's is.
-fn enter(launch: &Launch) -> io::Result<UnixListener> {
-    std::env::set_current_dir(Path::new(std::ffi::OsStr::from_bytes(&launch.dir)))?;
+fn enter(launch: &Launch) -> Result<OwnedFd, Errno> {
+    rustix::process::chdir(launch.dir.as_slice())?;
 
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let others = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = UnixListener::bind(SOCKET_FILE);
+    let bound = bind(&listener, &SocketAddrUnix::new(SOCKET_FILE)?);
     umask(others);
-    let listener = listener?;
-    listener.set_nonblocking(true)?;
+    bound?;
+    // One agent at a time, and the one after it.
+    listen(&listener, 8)?;
     Ok(listener)
 }

@@ -2,16 +2,18 @@
 
 mod forked;
 
-use std::cell::Cell;
-use std::io;
-use std::mem;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::mem;
+use core::time::Duration;
 
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitOptions, pidfd_send_signal, wait};
-use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, wait};
+use rustix::time::{ClockId, TimerfdClockId, TimerfdFlags, clock_gettime, timerfd_create};
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::{
     Cause, Dead, Hello, Launch, Message, OnLinkLoss, Orderer, PROTOCOL, Phase, Proof, STDERR_FILE,
@@ -20,14 +22,14 @@ use tether_shim_protocol::{
 use tether_sys::Guard;
 
 use crate::cgroup::{Cgroup, Limiting};
-use crate::launch::{self, Place, Worker, failed_io};
+use crate::launch::{self, Place, Worker, failed_at};
 use crate::link::Link;
 use crate::namespace::{self, Namespace};
 use crate::output::{Capture, Log};
 use crate::owner::Owner;
 use crate::plan::{Plan, Step};
 use crate::stdio::Ours;
-use crate::{death, death::Ending, tree};
+use crate::{death, death::Ending, files, tree};
 
 pub(crate) use forked::Forked;
 
@@ -50,7 +52,7 @@ pub(crate) struct Shim {
     pub(crate) launch: Launch,
     pub(crate) plan: Plan,
     pub(crate) link: Option<Link>,
-    pub(crate) listener: Option<UnixListener>,
+    pub(crate) listener: Option<OwnedFd>,
     pub(crate) signals: OwnedFd,
     pub(crate) timer: OwnedFd,
     pub(crate) guard: Guard,
@@ -100,10 +102,10 @@ impl Shim {
     pub(crate) fn new(
         launch: Launch,
         link: &mut Option<Link>,
-        listener: Option<UnixListener>,
+        listener: Option<OwnedFd>,
         signals: OwnedFd,
         sockets: Vec<OwnedFd>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, Errno> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
             plan: Plan::new(
@@ -209,7 +211,7 @@ impl Shim {
         self.sockets.truncate(self.launch.sockets as usize);
         match started {
             Ok(streams) => {
-                let log = |file| Log::new(file, self.launch.logs);
+                let log = |file: &str| Log::new(file.as_bytes(), self.launch.logs);
                 // A terminal has one stream, and then its end is the best evidence there is.
                 let tail = if streams.error.is_some() {
                     0
@@ -232,8 +234,20 @@ impl Shim {
     fn fork(&mut self) -> Result<Ours, SpawnFailure> {
         self.open_namespace()?;
         let started = launch::start(&self.launch, &self.place())?;
+        let pid = started.worker.pid;
         self.worker = Some(started.worker);
+        match started.failure {
+            None => self.on_started(pid),
+            Some(failure) => self.refuse(failure),
+        }
         Ok(started.streams)
+    }
+
+    /// The worker runs.
+    fn on_started(&mut self, pid: Pid) {
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        self.say(&Message::Started { pid });
+        self.rest_at = BootClock.now() + RESTLESS;
     }
 
     /// The worker cannot be started.
@@ -245,7 +259,7 @@ impl Shim {
 
     fn open_cgroup(&mut self) -> Result<(), SpawnFailure> {
         let walls = &mut self.launch.walls;
-        let limiting = std::mem::take(&mut walls.limiting);
+        let limiting = mem::take(&mut walls.limiting);
         self.limiting = limiting.into_iter().map(Limiting::open).collect();
         if let Some(path) = walls.cgroup.take() {
             let cgroup = if walls.cgroup_is_made {
@@ -253,8 +267,7 @@ impl Shim {
             } else {
                 Cgroup::make(path)
             };
-            let cgroup = cgroup.map_err(|error| failed_io(Stage::Cgroup, &error))?;
-            self.cgroup = Some(cgroup);
+            self.cgroup = Some(cgroup.map_err(failed_at(Stage::Cgroup))?);
         }
         Ok(())
     }
@@ -262,8 +275,7 @@ impl Shim {
     fn open_namespace(&mut self) -> Result<(), SpawnFailure> {
         if self.launch.walls.namespace {
             let opened = Namespace::open(self.launch.walls.user_namespace, &self.own);
-            let opened = opened.map_err(|error| failed_io(Stage::Namespace, &error))?;
-            self.namespace = Some(opened);
+            self.namespace = Some(opened.map_err(failed_at(Stage::Namespace))?);
             self.childless = false;
         }
         Ok(())
@@ -279,7 +291,7 @@ impl Shim {
     }
 
     /// Waits and acts until the worker is gone and its death is known, or left to the file.
-    pub(crate) fn watch(&mut self) -> io::Result<()> {
+    pub(crate) fn watch(&mut self) -> Result<(), Errno> {
         while !self.is_gone() {
             if let Err(error) = self.turn() {
                 // Without a way to wait there is no way to keep the promise but this one.
@@ -298,7 +310,7 @@ impl Shim {
         waited
     }
 
-    fn await_acknowledgement(&mut self) -> io::Result<()> {
+    fn await_acknowledgement(&mut self) -> Result<(), Errno> {
         while self.link.is_some() && !self.acknowledged && BootClock.now() < self.leave_at {
             if BootClock.now() >= self.record_at {
                 self.record();
@@ -348,10 +360,9 @@ impl Shim {
         // whatever directory the agent happened to be in.
         if self.listener.is_some()
             && let Some(dead) = &self.dead
-            && let Err(error) = death::record(dead)
+            && let Err(errno) = death::record(dead)
         {
-            use io::Write;
-            let _ = writeln!(io::stderr(), "cannot record the death in `death`: {error}");
+            files::complain(&format!("cannot record the death in `death`: {errno}"));
         }
     }
 
@@ -383,11 +394,7 @@ impl Shim {
             } else {
                 tree::count_living()
             },
-            unix_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| {
-                    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-                }),
+            unix_ms: unix_ms(),
             max_rss_kib,
             cpu_ms,
             log_lost_bytes: lost(&self.stdout) + lost(&self.stderr),
@@ -467,7 +474,6 @@ impl Shim {
     pub(crate) fn rest(&mut self) {
         if BootClock.now() >= self.rest_at {
             self.rest_at = Tick::NEVER;
-            tether_sys::forget_start();
             tether_sys::let_go();
         }
     }
@@ -507,31 +513,11 @@ impl Shim {
         }
     }
 
-    /// The child reached its program, or could not.
-    pub(crate) fn on_report(&mut self) {
-        let report = self
-            .worker
-            .as_mut()
-            .and_then(|worker| Some((worker.read_report()?, worker.pid)));
-        match report {
-            Some((Ok(()), pid)) => {
-                self.say(&Message::Started {
-                    pid: pid.as_raw_nonzero().get().unsigned_abs(),
-                });
-                self.rest_at = BootClock.now() + RESTLESS;
-            }
-            Some((Err(failure), _)) => self.refuse(failure),
-            None => {}
-        }
-    }
-
     /// Children ended.
     pub(crate) fn on_children(&mut self) {
         if self.forked.is_some() {
             return; // It has none, whatever somebody says.
         }
-        // The report was written before the end it explains.
-        self.on_report();
         let alive = self.status.is_none();
         self.reap();
         let now = BootClock.now();
@@ -633,15 +619,15 @@ impl Shim {
         let phase = match worker {
             _ if self.dead.is_some() => Phase::Dead,
             _ if self.plan.cause().is_some() => Phase::Ending,
-            Some(Worker { report: None, .. }) => Phase::Running,
-            Some(_) | None => Phase::Starting,
+            Some(_) => Phase::Running,
+            None => Phase::Starting,
         };
         let alive = worker.filter(|_| self.status.is_none());
         Hello {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             worker: self.launch.worker.clone(),
-            shim_pid: std::process::id(),
+            shim_pid: getpid().as_raw_nonzero().get().unsigned_abs(),
             worker_pid: alive.map_or(0, |worker| worker.pid.as_raw_nonzero().get().unsigned_abs()),
             started_ns: self.started.as_nanos(),
             phase,
@@ -700,4 +686,11 @@ impl Shim {
             link.send(message);
         }
     }
+}
+
+/// The time of day, for whoever reads of the death.
+fn unix_ms() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    let (secs, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    secs.saturating_mul(1000).saturating_add(nanos / 1_000_000)
 }

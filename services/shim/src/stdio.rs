@@ -1,13 +1,13 @@
 //! The worker's standard input, output and error: pipes, or a terminal of its own.
 
-use std::fs::File;
-use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom, memfd_create, seek};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use tether_shim_protocol::Input;
+
+use crate::files::{self, write_all};
 
 /// The child's ends.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(crate) struct Ours {
 
 impl Stdio {
     /// Opens both ends of all of them.
-    pub(crate) fn open(input: &Input) -> io::Result<(Ours, Self)> {
+    pub(crate) fn open(input: &Input) -> Result<(Ours, Self), Errno> {
         if input.pty {
             return terminal(&input.data);
         }
@@ -60,7 +60,7 @@ impl Stdio {
     }
 
     /// In the child: puts them where a program looks for them.
-    pub(crate) fn take(&self) -> io::Result<()> {
+    pub(crate) fn take(&self) -> Result<(), Errno> {
         rustix::stdio::dup2_stdin(&self.input)?;
         rustix::stdio::dup2_stdout(&self.output)?;
         rustix::stdio::dup2_stderr(self.error.as_ref().unwrap_or(&self.output))?;
@@ -73,41 +73,41 @@ impl Stdio {
 }
 
 /// What the child reads, and what holds its end off.
-fn standard_input(input: &Input) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+fn standard_input(input: &Input) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     if input.hold_open {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         // All of it fits before anybody reads: what does not is refused before it comes here.
         fcntl_setpipe_size(&write, input.data.len().max(4096))?;
         rustix::io::ioctl_fionbio(&write, true)?;
-        File::from(write.try_clone()?).write_all(&input.data)?;
+        write_all(&write, &input.data)?;
         return Ok((read, Some(write)));
     }
     if input.data.is_empty() {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        return Ok((rustix::fs::open("/dev/null", flags, Mode::empty())?, None));
+        let null = files::open(b"/dev/null", OFlags::RDONLY, Mode::empty())?;
+        return Ok((null, None));
     }
-    let mut file = File::from(memfd_create("stdin", MemfdFlags::CLOEXEC)?);
-    file.write_all(&input.data)?;
-    file.rewind()?;
-    Ok((file.into(), None))
+    let file = memfd_create("stdin", MemfdFlags::CLOEXEC)?;
+    write_all(&file, &input.data)?;
+    seek(&file, SeekFrom::Start(0))?;
+    Ok((file, None))
 }
 
 /// A terminal for all three; what was to be read is typed into it.
-fn terminal(typed: &[u8]) -> io::Result<(Ours, Stdio)> {
+fn terminal(typed: &[u8]) -> Result<(Ours, Stdio), Errno> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let master = openpt(flags)?;
     grantpt(&master)?;
     unlockpt(&master)?;
     let slave = ioctl_tiocgptpeer(&master, flags)?;
     rustix::io::ioctl_fionbio(&master, true)?;
-    File::from(master.try_clone()?).write_all(typed)?;
+    write_all(&master, typed)?;
     let ours = Ours {
         output: master,
         error: None,
         input: None,
     };
     let theirs = Stdio {
-        input: slave.try_clone()?,
+        input: rustix::io::fcntl_dupfd_cloexec(&slave, 3)?,
         output: slave,
         error: None,
     };
@@ -115,7 +115,7 @@ fn terminal(typed: &[u8]) -> io::Result<(Ours, Stdio)> {
 }
 
 /// A pipe whose reading end never makes the shim wait.
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::fs::fcntl_setfl(read.as_fd(), OFlags::NONBLOCK)?;
     Ok((read, write))

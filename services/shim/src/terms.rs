@@ -1,5 +1,7 @@
 //! In the child: becomes the user, with the limits, that the template asks for.
 
+use alloc::vec::Vec;
+
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit, umask};

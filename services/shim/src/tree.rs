@@ -4,13 +4,14 @@
 //! or forks twice stays below it. A pid is only a hint: a signal goes through a pidfd, and only
 //! after the process behind it has been shown to descend from the shim.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::process;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::vec::Vec;
 
 use rustix::io::Result;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
+use crate::files;
 use crate::proc::Stat;
 
 /// How often a killing round looks for processes that were forked while it stopped the others.
@@ -22,7 +23,7 @@ const DEPTH_MAX: usize = 4096;
 
 /// Sends `signal` to every process below this one.
 pub(crate) fn signal_all(signal: Signal) {
-    for pid in below(process::id()) {
+    for pid in below(own_id()) {
         // A process that ended meanwhile needs no signal.
         let _ = signal_one(pid, signal);
     }
@@ -35,7 +36,7 @@ pub(crate) fn signal_all(signal: Signal) {
 pub(crate) fn kill_all(mut reap: impl FnMut()) {
     let mut stopped = BTreeSet::new();
     for _ in 0..STOP_SWEEPS {
-        let fresh: Vec<u32> = below(process::id())
+        let fresh: Vec<u32> = below(own_id())
             .into_iter()
             .filter(|pid| stopped.insert(*pid))
             .collect();
@@ -53,13 +54,7 @@ pub(crate) fn kill_all(mut reap: impl FnMut()) {
 /// Processes below this one that have not ended.
 pub(crate) fn count_living() -> u32 {
     let living = |pid: &u32| Stat::of(*pid).is_some_and(|stat| !stat.is_zombie());
-    u32::try_from(
-        below(process::id())
-            .iter()
-            .filter(|pid| living(pid))
-            .count(),
-    )
-    .unwrap_or(u32::MAX)
+    u32::try_from(below(own_id()).iter().filter(|pid| living(pid)).count()).unwrap_or(u32::MAX)
 }
 
 fn signal_one(pid: u32, signal: Signal) -> Result<()> {
@@ -67,7 +62,7 @@ fn signal_one(pid: u32, signal: Signal) -> Result<()> {
         return Ok(());
     };
     let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-    if descends(pid, process::id()) {
+    if descends(pid, own_id()) {
         pidfd_send_signal(&pidfd, signal)
     } else {
         Ok(())
@@ -118,7 +113,7 @@ fn walk(root: u32, children: impl Fn(u32) -> Option<Vec<u32>>) -> Option<Vec<u32
 
 /// The children of this process.
 pub(crate) fn own_children() -> Vec<Pid> {
-    let own = process::id();
+    let own = own_id();
     let is_own = |pid: &u32| Stat::of(*pid).is_some_and(|stat| stat.parent == own);
     let by_table = || Some(walk_table(own)?.into_iter().filter(is_own).collect());
     let pids = children(own).or_else(by_table).unwrap_or_default();
@@ -127,11 +122,17 @@ pub(crate) fn own_children() -> Vec<Pid> {
         .collect()
 }
 
+fn own_id() -> u32 {
+    getpid().as_raw_nonzero().get().unsigned_abs()
+}
+
 /// The children of every thread of `pid`, from files that not every kernel is built with.
 fn children(pid: u32) -> Option<Vec<u32>> {
     let mut found = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        let list = fs::read_to_string(thread.path().join("children")).ok()?;
+    let threads = format!("/proc/{pid}/task");
+    for (thread, _) in files::entries(threads.as_bytes()).ok()? {
+        let thread = files::join(threads.as_bytes(), &thread);
+        let list = files::text(&files::join(&thread, b"children"))?;
         found.extend(
             list.split_ascii_whitespace()
                 .filter_map(|pid| pid.parse::<u32>().ok()),
@@ -142,8 +143,8 @@ fn children(pid: u32) -> Option<Vec<u32>> {
 
 /// The same from the whole process table, for kernels without `children` files.
 fn walk_table(root: u32) -> Option<Vec<u32>> {
-    let pids = fs::read_dir("/proc").ok()?.flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let pids = files::entries(b"/proc").ok()?.into_iter();
+    let pids = pids.filter_map(|(name, _)| str::from_utf8(&name).ok()?.parse::<u32>().ok());
     let table: Vec<(u32, u32)> = pids
         .filter_map(|pid| Some((pid, Stat::of(pid)?.parent)))
         .collect();
@@ -161,7 +162,7 @@ fn walk_table(root: u32) -> Option<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
+    use std::process::{self, Command, Stdio};
 
     use super::*;
 

@@ -1,10 +1,12 @@
 //! One turn of the shim: set the timers, wait for anything at all, and act, deadlines first.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use alloc::vec;
+use alloc::vec::Vec;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 use tether_clock::{BootClock, Clock, Tick};
 
@@ -19,7 +21,6 @@ enum Source {
     Timer,
     Signals,
     Owner,
-    Report,
     Forked,
     Caller,
     Listener,
@@ -30,7 +31,7 @@ enum Source {
 
 impl Shim {
     /// Waits for one or more events and acts on them.
-    pub(crate) fn turn(&mut self) -> io::Result<()> {
+    pub(crate) fn turn(&mut self) -> Result<(), Errno> {
         self.set_timers();
         let ready = self.wait()?;
         let step = self.plan.check(BootClock.now());
@@ -76,7 +77,7 @@ impl Shim {
         }
     }
 
-    fn wait(&self) -> io::Result<Vec<Source>> {
+    fn wait(&self) -> Result<Vec<Source>, Errno> {
         let sources = self.sources();
         let mut fds: Vec<_> = sources
             .iter()
@@ -86,7 +87,7 @@ impl Shim {
             Ok(_) => {}
             // A moment without memory is no reason to end a worker; the guard holds whatever this does.
             Err(Errno::INTR | Errno::NOMEM) => return Ok(Vec::new()),
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
         let ready = sources
             .iter()
@@ -105,13 +106,6 @@ impl Shim {
         }
         for socket in self.awaited() {
             sources.push((Source::Caller, socket.as_fd(), PollFlags::IN));
-        }
-        if let Some(report) = self
-            .worker
-            .as_ref()
-            .and_then(|worker| worker.report.as_ref())
-        {
-            sources.push((Source::Report, report.as_fd(), PollFlags::IN));
         }
         for (fd, flags) in self.forked_sources() {
             sources.push((Source::Forked, fd, flags));
@@ -148,7 +142,6 @@ impl Shim {
             }
             Source::Signals => self.on_signals(),
             Source::Owner => self.on_owner_gone(),
-            Source::Report => self.on_report(),
             Source::Forked => self.on_forked(),
             Source::Caller => self.on_caller(),
             Source::Listener => self.accept(),
@@ -175,7 +168,7 @@ impl Shim {
 
     fn accept(&mut self) {
         if let Some(listener) = &self.listener
-            && let Ok((stream, _)) = listener.accept()
+            && let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC)
             && let Ok(link) = Link::new(stream)
         {
             self.on_connection(link);

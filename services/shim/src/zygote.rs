@@ -1,38 +1,42 @@
 //! The process from which every shim is forked: small, with one thread, and parent to all of them.
 //!
-//! A shim is forked, not executed: it is running a moment later, and what it never writes to stays shared
-//! with all others. The zygote is also where orphans end. What a killed shim left outside of any
+//! A shim is not executed and no copy: it runs a moment later, in a room of the zygote's memory, a process
+//! of its own with nothing but a stack and a heap. The zygote is also where orphans end. What a killed shim left outside of any
 //! namespace is handed to the zygote by the kernel, and it has no use for anything but shims.
 //!
 //! When its agent goes, it stays for as long as it has shims, for that last duty alone: the next agent
 //! starts a zygote of its own version.
 
-use std::collections::BTreeSet;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::num::NonZeroI32;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
+use core::num::NonZeroI32;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use rustix::process::{
     PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getpid, getrlimit, pidfd_open,
     pidfd_send_signal, setrlimit, wait,
 };
 use tether_clock::{BootClock, Clock, Tick};
-use tether_shim_protocol::zygote::{DESCRIPTORS_VARIABLE, FDS_MAX, REQUEST_BYTES_MAX, Request};
-use tether_sys::{Birth, Child};
+use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
+use tether_shim_protocol::{Message, Stage, encode};
+use tether_sys::{Child, Room, Rooms};
 
-use crate::{probe, setup, tree};
+use crate::launch::failed;
+use crate::{files, probe, setup, tree};
 
 /// What a zygote holds.
 pub(crate) struct Zygote {
     /// The agent's end of requests; none once the agent is gone.
     agent: Option<OwnedFd>,
     signals: OwnedFd,
-    shims: BTreeSet<NonZeroI32>,
+    rooms: Rooms,
+    shims: BTreeMap<NonZeroI32, Room>,
     /// Whether something was left behind at the last look.
     orphaned: bool,
     /// A child that is neither shim nor orphan: the agent, where this is the first process of a container.
@@ -41,61 +45,35 @@ pub(crate) struct Zygote {
     asked_to_stop: bool,
 }
 
-/// One thing to do, once both sides of a fork are told apart.
-pub(crate) enum Turn {
-    Go,
-    /// The child that was to be spared ended like this.
-    SparedEnded(WaitStatus),
-    /// This is the child, its first link and the sockets for its worker.
-    Shim(UnixStream, Vec<OwnedFd>),
-}
-
-/// Serves until the agent and all shims are gone.
-pub(crate) fn run(agent: OwnedFd) -> io::Result<()> {
-    let mut zygote = Zygote::new(agent)?;
-    loop {
-        match zygote.turn(Tick::NEVER)? {
-            Turn::Go if zygote.is_done() => return Ok(()),
-            Turn::Go | Turn::SparedEnded(_) => {}
-            Turn::Shim(link, sockets) => return zygote.into_shim(link, sockets),
-        }
+/// Serves until the agent and all shims are gone; all of them may have as many descriptors as is said.
+///
+/// # Errors
+/// When the system refuses what it cannot do without.
+pub fn run(agent: OwnedFd, descriptors: Option<u64>) -> Result<(), Errno> {
+    let mut zygote = Zygote::new(agent, descriptors)?;
+    while !zygote.is_done() {
+        zygote.turn(Tick::NEVER)?;
     }
+    Ok(())
 }
 
 impl Zygote {
-    pub(crate) fn new(agent: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(agent: OwnedFd, descriptors: Option<u64>) -> Result<Self, Errno> {
         rustix::thread::set_name(c"tether-zygote")?;
         let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(getpid()))?;
-        give_back_descriptors();
-        // Asked for once here rather than once in each shim.
+        give_back_descriptors(descriptors);
+        // Done once here rather than once in each shim.
         tether_sys::reset_signals();
-        let _ = rustix::param::page_size();
-        tether_sys::find_title();
         Ok(Self {
             agent: Some(agent),
             signals: tether_sys::take_signals()?,
-            shims: BTreeSet::new(),
+            rooms: Rooms::set_aside()?,
+            shims: BTreeMap::new(),
             orphaned: false,
             spared: None,
             asked_to_stop: false,
         })
-    }
-
-    /// In a child: lets go of what is the zygote's, and is a shim from here on. Comes back only where it
-    /// could not be one.
-    pub(crate) fn into_shim(self, link: UnixStream, sockets: Vec<OwnedFd>) -> io::Result<()> {
-        let Self {
-            agent,
-            signals,
-            spared,
-            ..
-        } = self;
-        drop((agent, spared));
-        // Whoever reads this descriptor is told of its own signals; mask and dispositions came with the fork.
-        setup::run(link, sockets, signals)?;
-        // What a program does at its end is the zygote's to do, and a tenth of a short life's cost.
-        tether_sys::exit_child(0)
     }
 
     /// Takes this child for the agent.
@@ -117,8 +95,9 @@ impl Zygote {
         self.agent.is_none() && self.shims.is_empty()
     }
 
-    /// Waits for one or more events, but not beyond `until`, and acts on them.
-    pub(crate) fn turn(&mut self, until: Tick) -> io::Result<Turn> {
+    /// Waits for one or more events, but not beyond `until`, and acts on them; tells how the spared child
+    /// ended, if it did.
+    pub(crate) fn turn(&mut self, until: Tick) -> Result<Option<WaitStatus>, Errno> {
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(
             self.agent
@@ -127,64 +106,69 @@ impl Zygote {
         );
         let left = until.since(BootClock.now());
         let left = (until != Tick::NEVER).then(|| Timespec::try_from(left));
-        let left = left.transpose().map_err(io::Error::other)?;
+        let left = left.transpose().map_err(|_| Errno::INVAL)?;
         match poll(&mut fds, left.as_ref()) {
             Ok(_) => {}
             // A moment without memory is no reason to leave the shims alone.
-            Err(Errno::INTR | Errno::NOMEM) => return Ok(Turn::Go),
-            Err(errno) => return Err(errno.into()),
+            Err(Errno::INTR | Errno::NOMEM) => return Ok(None),
+            Err(errno) => return Err(errno),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         if ready.first() == Some(&true)
             && let Some(status) = self.on_signals()
         {
-            return Ok(Turn::SparedEnded(status));
+            return Ok(Some(status));
         }
         if ready.get(1) == Some(&true) {
-            return self.hear();
+            self.hear()?;
         }
-        Ok(Turn::Go)
+        Ok(None)
     }
 
     /// One request of the agent, or its end.
-    fn hear(&mut self) -> io::Result<Turn> {
+    fn hear(&mut self) -> Result<(), Errno> {
         let Some(agent) = &self.agent else {
-            return Ok(Turn::Go);
+            return Ok(());
         };
-        let (request, mut descriptors) = match receive(agent) {
-            Ok(Some(heard)) => heard,
-            Ok(None) => {
-                self.agent = None;
-                return Ok(Turn::Go);
-            }
-            // The request waits where it is.
-            Err(Errno::INTR | Errno::NOMEM | Errno::NOBUFS) => return Ok(Turn::Go),
-            Err(errno) => return Err(errno.into()),
-        };
-        match request {
-            Request::Probe { cgroup } => {
+        match receive(agent) {
+            Ok(Some((Request::Probe { cgroup }, _))) => {
                 let means = probe::probe(cgroup);
                 if send(agent, &[means.to_byte()], SendFlags::NOSIGNAL).is_err() {
                     // An agent that waits in vain sees this end instead, and asks another zygote.
                     self.agent = None;
                 }
-                Ok(Turn::Go)
             }
-            Request::Spawn if descriptors.is_empty() => Ok(Turn::Go),
-            Request::Spawn => {
-                let link = descriptors.remove(0);
-                // Where no process can be made, the link breaks without a word, and the agent says so.
-                match tether_sys::fork(&Birth::default()) {
-                    Ok(None) => Ok(Turn::Shim(UnixStream::from(link), descriptors)),
-                    Ok(Some(child)) => {
-                        self.shims.insert(child.pid.as_raw_nonzero());
-                        Ok(Turn::Go)
-                    }
-                    Err(error) => {
-                        refuse(link, &error);
-                        Ok(Turn::Go)
-                    }
-                }
+            Ok(Some((Request::Spawn, descriptors))) => self.start_shim(&descriptors),
+            Ok(None) => self.agent = None,
+            // The request waits where it is.
+            Err(Errno::INTR | Errno::NOMEM | Errno::NOBUFS) => {}
+            Err(errno) => return Err(errno),
+        }
+        Ok(())
+    }
+
+    /// Starts a shim with this link, the first, and sockets for its worker.
+    fn start_shim(&mut self, link_and_sockets: &[OwnedFd]) {
+        let (Some(agent), Some((link, sockets))) = (&self.agent, link_and_sockets.split_first())
+        else {
+            return;
+        };
+        let mut given = vec![self.signals.as_fd(), link.as_fd(), agent.as_fd()];
+        given.extend(self.spared.as_ref().map(|spared| spared.pidfd.as_fd()));
+        let body = if self.spared.is_some() {
+            be_shim_in_container
+        } else {
+            be_shim
+        };
+        given.extend(sockets.iter().map(AsFd::as_fd));
+        match self.rooms.start(body, &given) {
+            Ok((pid, room)) => {
+                self.shims.insert(pid.as_raw_nonzero(), room);
+            }
+            // Where no process can be made, the agent is told why in a shim's words.
+            Err(errno) => {
+                let refusal = encode(&Message::SpawnFailed(failed(Stage::Fork, errno)));
+                let _ = send(link, &refusal, SendFlags::NOSIGNAL);
             }
         }
     }
@@ -208,7 +192,7 @@ impl Zygote {
                     spared_ended = Some(status);
                 }
                 Ok(Some((pid, status))) => {
-                    lost_one |= self.shims.remove(&pid.as_raw_nonzero()) && !is_clean(status);
+                    lost_one |= self.on_shim_end(pid.as_raw_nonzero(), is_clean(status));
                 }
                 Ok(None) | Err(Errno::CHILD) => break,
                 Err(_) => {}
@@ -216,8 +200,24 @@ impl Zygote {
         }
         if lost_one || self.orphaned {
             self.orphaned = self.end_orphans();
+            if !self.orphaned {
+                self.rooms.all_left_are_empty();
+            }
         }
         spared_ended
+    }
+
+    /// Makes room; tells whether the shim may have left somebody behind.
+    fn on_shim_end(&mut self, pid: NonZeroI32, clean: bool) -> bool {
+        match self.shims.remove(&pid) {
+            Some(room) if clean => self.rooms.give_back(room),
+            Some(room) => {
+                self.rooms.leave(room);
+                return true;
+            }
+            None => {}
+        }
+        false
     }
 
     /// Kills what a killed shim left behind; tells whether there was anything. What that was parent to comes
@@ -228,7 +228,7 @@ impl Zygote {
         let spared = self.spared.as_ref().map(|agent| agent.pid);
         let mut found = false;
         for pid in tree::own_children() {
-            if self.shims.contains(&pid.as_raw_nonzero()) || spared == Some(pid) {
+            if self.shims.contains_key(&pid.as_raw_nonzero()) || spared == Some(pid) {
                 continue;
             }
             found = true;
@@ -241,10 +241,37 @@ impl Zygote {
     }
 }
 
+/// What a shim is given by a zygote that has no other child: its signals, its link, the zygote's own end of
+/// requests, and sockets.
+fn be_shim(given: Vec<OwnedFd>) -> i32 {
+    run_shim(given, 1)
+}
+
+/// The same where the zygote is also the parent of the agent, which it knows by a descriptor more.
+fn be_shim_in_container(given: Vec<OwnedFd>) -> i32 {
+    run_shim(given, 2)
+}
+
+/// Runs a shim to its end, with its signals, its link, so many descriptors that are none of its business,
+/// and sockets for its worker.
+fn run_shim(given: Vec<OwnedFd>, foreign: usize) -> i32 {
+    let mut given = given.into_iter();
+    let (Some(signals), Some(link)) = (given.next(), given.next()) else {
+        return 1;
+    };
+    given.by_ref().take(foreign).for_each(drop);
+    match setup::run(link, given.collect(), signals) {
+        Ok(()) => 0,
+        Err(error) => {
+            files::complain(&format!("tether-shim ends and its worker with it: {error}"));
+            1
+        }
+    }
+}
+
 /// Goes back to as many descriptors as the agent was given.
-fn give_back_descriptors() {
-    let given = std::env::var(DESCRIPTORS_VARIABLE).ok();
-    if let Some(given) = given.and_then(|given| given.parse().ok()) {
+fn give_back_descriptors(given: Option<u64>) {
+    if let Some(given) = given {
         let limit = Rlimit {
             current: Some(given),
             ..getrlimit(Resource::Nofile)
@@ -273,7 +300,6 @@ fn takes_terminate(signals: &OwnedFd) -> bool {
 }
 
 /// One request with its descriptors; none where the agent is gone.
-#[inline(never)] // Its buffers are not to be in a frame that every shim goes on with.
 fn receive(agent: impl AsFd) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
     let mut bytes = [0; REQUEST_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
@@ -298,14 +324,4 @@ fn receive(agent: impl AsFd) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
         .flatten()
         .collect();
     Ok(Request::from_bytes(&bytes[..count]).map(|request| (request, descriptors)))
-}
-
-/// Tells the agent why there is no shim, in a shim's words.
-fn refuse(link: OwnedFd, error: &io::Error) {
-    use std::io::Write;
-
-    use tether_shim_protocol::{Message, Stage, encode};
-
-    let failure = crate::launch::failed_io(Stage::Fork, error);
-    let _ = UnixStream::from(link).write_all(&encode(&Message::SpawnFailed(failure)));
 }

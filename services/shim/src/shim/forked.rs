@@ -7,23 +7,24 @@
 //!              +--> refused, or given up: nothing of it ever runs
 //! ```
 
-use std::fs;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::time::Duration;
+use alloc::format;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use rustix::event::PollFlags;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use tether_clock::{BootClock, Clock, Tick};
-use tether_shim_protocol::{Cause, Message, SpawnFailure, Stage};
+use tether_shim_protocol::{Cause, SpawnFailure, Stage};
 
 use super::{RESTLESS, Shim};
 use crate::cgroup::Limiting;
 use crate::death::Ending;
+use crate::files;
 use crate::forkserver::{self, Answer, Told};
-use crate::launch::{Worker, failed, failed_io};
+use crate::launch::{Worker, failed, failed_at};
 use crate::stdio::{Ours, Stdio};
 
 /// Between two looks at how a worker ended that nobody has reaped yet, and how long that is looked for.
@@ -38,7 +39,7 @@ pub(crate) struct Forked {
     /// The worker's end of its standard error: the reason of a refusal goes there.
     error: Option<OwnedFd>,
     /// Says when its cgroup has lost its last member.
-    events: fs::File,
+    events: OwnedFd,
     /// When its end was seen, and when to look again how it came.
     ended: Option<Tick>,
     look_at: Tick,
@@ -56,17 +57,15 @@ impl Forked {
 impl Shim {
     /// Asks the fork server for the worker; its answer comes later.
     pub(super) fn fork_from(&mut self, server: &[u8]) -> Result<Ours, SpawnFailure> {
-        let at = |stage| move |errno| failed(stage, errno);
+        let at = failed_at;
         // Without one nobody could name what the worker leaves: no agent asks for that.
         let cgroup = self.cgroup.as_ref();
         let cgroup = cgroup.ok_or_else(|| failed(Stage::Cgroup, Errno::OPNOTSUPP))?;
-        let events = cgroup.events();
-        let events = events.map_err(|error| failed_io(Stage::Cgroup, &error))?;
-        let (ours, theirs) =
-            Stdio::open(&self.launch.input).map_err(|error| failed_io(Stage::Pipe, &error))?;
+        let events = cgroup.events().map_err(at(Stage::Cgroup))?;
+        let (ours, theirs) = Stdio::open(&self.launch.input).map_err(at(Stage::Pipe))?;
         let error = rustix::io::fcntl_dupfd_cloexec(theirs.error(), 3).map_err(at(Stage::Pipe))?;
         let limiting = self.limiting.iter().map(Limiting::path);
-        let cgroups: Vec<&Path> = std::iter::once(cgroup.path()).chain(limiting).collect();
+        let cgroups: Vec<&[u8]> = core::iter::once(cgroup.path()).chain(limiting).collect();
         let descriptors: Vec<_> = theirs
             .descriptors()
             .into_iter()
@@ -111,8 +110,8 @@ impl Shim {
         }
         if let Some(forked) = self.forked.as_mut().filter(|_| self.childless) {
             // A look at what is there has the next change told.
-            let _ = forked.events.read(&mut [0; 64]);
-            let _ = std::io::Seek::rewind(&mut forked.events);
+            let _ = rustix::io::read(&forked.events, &mut [0; 64]);
+            let _ = rustix::fs::seek(&forked.events, SeekFrom::Start(0));
         }
     }
 
@@ -143,13 +142,11 @@ impl Shim {
         self.worker = Some(Worker {
             pid: pid.unwrap_or_else(getpid),
             pidfd,
-            report: None,
         });
-        if let Some(pid) = pid {
-            let pid = pid.as_raw_nonzero().get().unsigned_abs();
-            self.say(&Message::Started { pid });
+        match pid {
+            Some(pid) => self.on_started(pid),
+            None => self.rest_at = BootClock.now() + RESTLESS,
         }
-        self.rest_at = BootClock.now() + RESTLESS;
     }
 
     fn on_refusal(&mut self, errno: Errno, why: &[u8]) {
@@ -222,7 +219,7 @@ impl Shim {
 
 /// The process id behind a pidfd, as it is seen from here.
 fn pid_of(pidfd: &OwnedFd) -> Option<Pid> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let info = files::text(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()).as_bytes())?;
     let line = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
     line.trim()
         .parse()

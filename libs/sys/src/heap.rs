@@ -1,0 +1,200 @@
+//! The memory allocator of programs whose processes share memory: each process has a heap of its own.
+//!
+//! A lock would be held for ever by whoever is killed while it holds it, and the others would wait for it.
+//! So nothing is shared: a process finds its heap by where its stack is, and takes and gives back there
+//! alone.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::ptr::{self, NonNull};
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use talc::base::Talc;
+use talc::base::binning::{Binning, linear_extent_then_linearly_divided_exponential_binning};
+use talc::source::Manual;
+
+use crate::room;
+
+/// Every machine that this runs on has pages of this size, or of a multiple of it.
+pub(crate) const PAGE: usize = 4096;
+
+/// From this size on an allocation has pages of its own, which go back as soon as it does.
+const LARGE: usize = 32 * 1024;
+
+/// What the allocator keeps for itself in each step by which a heap grows.
+const OVERHEAD: usize = 64;
+
+/// The allocator, for a program's `#[global_allocator]`.
+///
+/// To be used only in programs in which each process has one thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OwnHeap;
+
+/// Few lists of free memory, as they lie in the heap themselves: in so small a heap more find nothing more.
+#[derive(Debug)]
+struct Lists;
+
+impl Binning for Lists {
+    type AvailabilityBitField = usize;
+
+    fn size_to_bin(size: usize) -> u32 {
+        linear_extent_then_linearly_divided_exponential_binning::<2, 4>(size)
+    }
+}
+
+/// One process's heap: as much of its span as was needed so far.
+pub(crate) struct Heap {
+    free: Talc<Manual, Lists>,
+    /// Where what is in use of the span ends; nothing before the first allocation.
+    end: Option<NonNull<u8>>,
+    start: *mut u8,
+    limit: *mut u8,
+}
+
+impl Heap {
+    /// A heap that has taken nothing yet of `length` bytes from `start` on.
+    pub(crate) const fn new(start: *mut u8, length: usize) -> Self {
+        Self {
+            free: Talc::new(Manual),
+            end: None,
+            start,
+            limit: start.wrapping_add(length),
+        }
+    }
+
+    fn holds(&self, pointer: *mut u8) -> bool {
+        (self.start..self.limit).contains(&pointer)
+    }
+
+    /// # Safety
+    /// The span is this heap's alone, and the layout has a size.
+    unsafe fn allocate(&mut self, layout: Layout) -> *mut u8 {
+        // SAFETY: passed on.
+        unsafe {
+            if let Some(found) = self.free.try_allocate(layout) {
+                return found.as_ptr();
+            }
+            if !self.grow(layout.size() + layout.align() + OVERHEAD) {
+                return ptr::null_mut();
+            }
+            self.free
+                .try_allocate(layout)
+                .map_or(ptr::null_mut(), NonNull::as_ptr)
+        }
+    }
+
+    /// Takes so many bytes more of the span, up to the end of a page.
+    ///
+    /// # Safety
+    /// The span is this heap's alone.
+    unsafe fn grow(&mut self, bytes: usize) -> bool {
+        let used_to = self.end.map_or(self.start, NonNull::as_ptr);
+        let wanted = used_to.wrapping_add(bytes);
+        let wanted = wanted
+            .wrapping_add(wanted.align_offset(PAGE))
+            .min(self.limit);
+        if wanted.addr() < used_to.addr() + bytes {
+            return false;
+        }
+        // SAFETY: what lies between is the heap's, and was not given to it before.
+        self.end = unsafe {
+            match self.end {
+                Some(end) => Some(self.free.extend(end, wanted)),
+                None => self.free.claim(used_to, wanted.addr() - used_to.addr()),
+            }
+        };
+        self.end.is_some()
+    }
+
+    /// Gives back to the system what nobody holds behind the last that is held.
+    fn trim(&mut self) {
+        let Some(end) = self.end else { return };
+        // SAFETY: `end` is where the heap ends; what is cut off holds nothing.
+        unsafe {
+            let held_to = self.free.reserved(end).up_to.as_ptr();
+            let keep = held_to.wrapping_add(held_to.align_offset(PAGE));
+            self.end = self.free.truncate(end, keep).or(Some(end));
+            let length = end.addr().get().saturating_sub(keep.addr());
+            if length > 0 {
+                let _ = madvise(keep.cast(), length, Advice::LinuxDontNeed);
+            }
+        }
+    }
+}
+
+// SAFETY: what is allocated lies in the own heap or in pages of its own, with the size and the alignment
+// asked for, until it is given back. Nobody but this process, which has one thread, uses its heap.
+unsafe impl GlobalAlloc for OwnHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() < LARGE {
+            // SAFETY: the heap is this process's own and this is its only thread; `layout` has a size.
+            let found = unsafe { (*own()).allocate(layout) };
+            if !found.is_null() {
+                return found;
+            }
+        }
+        pages(layout)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        let heap = own();
+        // SAFETY: it was allocated here with this layout. What lies in another process's heap came from a
+        // time before this process was, and is that one's to give back.
+        unsafe {
+            if (*heap).holds(pointer) {
+                (*heap).free.deallocate(pointer, layout);
+            } else if !room::is_in_any(pointer) && !MAIN.holds(pointer) {
+                let _ = munmap(pointer.cast(), layout.size().next_multiple_of(PAGE));
+            }
+        }
+    }
+}
+
+/// Pages for one allocation.
+fn pages(layout: Layout) -> *mut u8 {
+    if layout.align() > PAGE {
+        return ptr::null_mut();
+    }
+    let length = layout.size().next_multiple_of(PAGE);
+    // SAFETY: new pages, which nobody has.
+    let found = unsafe {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        mmap_anonymous(ptr::null_mut(), length, access, MapFlags::PRIVATE)
+    };
+    found.map_or(ptr::null_mut(), <*mut core::ffi::c_void>::cast)
+}
+
+/// Gives back to the system what the heap of this process has no use for at present.
+pub(crate) fn trim() {
+    // SAFETY: the heap is this process's own and this is its only thread.
+    unsafe { (*own()).trim() };
+}
+
+/// The heap of this process.
+fn own() -> *mut Heap {
+    room::own_heap().unwrap_or_else(|| MAIN.heap.get())
+}
+
+/// What the first process has in place of a room.
+const MAIN_BYTES: usize = 256 * 1024;
+
+#[repr(C, align(4096))]
+struct Main {
+    span: UnsafeCell<[u8; MAIN_BYTES]>,
+    heap: UnsafeCell<Heap>,
+}
+
+impl Main {
+    fn holds(&self, pointer: *mut u8) -> bool {
+        let start = self.span.get().cast::<u8>();
+        (start..start.wrapping_add(MAIN_BYTES)).contains(&pointer)
+    }
+}
+
+// SAFETY: only the first process uses it, with one thread; a fork has a copy.
+unsafe impl Sync for Main {}
+
+static MAIN: Main = Main {
+    span: UnsafeCell::new([0; MAIN_BYTES]),
+    heap: UnsafeCell::new(Heap::new(MAIN.span.get().cast(), MAIN_BYTES)),
+};
