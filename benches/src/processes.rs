@@ -100,9 +100,9 @@ pub fn cpu_below(of: u32) -> Duration {
 
 /// Proportional set size of a process in bytes; 0 when it is gone.
 pub fn pss_bytes(pid: u32) -> u64 {
-    // Our `tether-init` has no memory of its own: it lives in its shim's, where that is counted once.
+    // These have no memory of their own: all of them live in their zygote's, where it is counted once.
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if name.trim_end() == "tether-init" {
+    if matches!(name.trim_end(), "tether-shim" | "tether-init") {
         return 0;
     }
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();

@@ -57,6 +57,10 @@ impl Decoder {
     ///
     /// After [`Error::TooLong`] the stream is lost; any other error has skipped one frame.
     pub fn next_message(&mut self) -> Result<Option<Message>, Error> {
+        if self.held_bytes() == 0 {
+            // Each end has one of these for every worker, and hears little for days.
+            *self = Self::default();
+        }
         let rest = &self.bytes[self.start..];
         let Some((header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);

@@ -3,6 +3,9 @@
 //! A lock would be held for ever by whoever is killed while it holds it, and the others would wait for it.
 //! So nothing is shared: a process finds its heap by where its stack is, and takes and gives back there
 //! alone.
+//!
+//! A heap has two parts. What is said to be [`passing`] lies apart from what is to stay, and so the pages it
+//! took go back to the system once it has passed.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -42,23 +45,45 @@ impl Binning for Lists {
     }
 }
 
-/// One process's heap: as much of its span as was needed so far.
+/// One process's heap.
 pub(crate) struct Heap {
+    staying: Part,
+    passing: Part,
+    /// Where to allocate.
+    is_passing: bool,
+}
+
+impl Heap {
+    /// A heap that has taken nothing yet of so many bytes from `start` on for what is to stay, and the same
+    /// from `passing` on.
+    pub(crate) const fn new(staying: (*mut u8, usize), passing: (*mut u8, usize)) -> Self {
+        Self {
+            staying: Part::new(staying.0, staying.1),
+            passing: Part::new(passing.0, passing.1),
+            is_passing: false,
+        }
+    }
+}
+
+/// As much of its span as was needed so far.
+struct Part {
     free: Talc<Manual, Lists>,
     /// Where what is in use of the span ends; nothing before the first allocation.
     end: Option<NonNull<u8>>,
     start: *mut u8,
     limit: *mut u8,
+    /// How many allocations lie in it.
+    held: usize,
 }
 
-impl Heap {
-    /// A heap that has taken nothing yet of `length` bytes from `start` on.
-    pub(crate) const fn new(start: *mut u8, length: usize) -> Self {
+impl Part {
+    const fn new(start: *mut u8, length: usize) -> Self {
         Self {
             free: Talc::new(Manual),
             end: None,
             start,
             limit: start.wrapping_add(length),
+            held: 0,
         }
     }
 
@@ -67,26 +92,31 @@ impl Heap {
     }
 
     /// # Safety
-    /// The span is this heap's alone, and the layout has a size.
+    /// The span is nobody else's, and the layout has a size.
     unsafe fn allocate(&mut self, layout: Layout) -> *mut u8 {
         // SAFETY: passed on.
-        unsafe {
-            if let Some(found) = self.free.try_allocate(layout) {
-                return found.as_ptr();
-            }
-            if !self.grow(layout.size() + layout.align() + OVERHEAD) {
-                return ptr::null_mut();
-            }
-            self.free
-                .try_allocate(layout)
-                .map_or(ptr::null_mut(), NonNull::as_ptr)
-        }
+        let found = unsafe {
+            self.free.try_allocate(layout).or_else(|| {
+                let more = layout.size() + layout.align() + OVERHEAD;
+                self.grow(more).then(|| self.free.try_allocate(layout))?
+            })
+        };
+        self.held += usize::from(found.is_some());
+        found.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    /// # Safety
+    /// It was allocated here with this layout.
+    unsafe fn deallocate(&mut self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { self.free.deallocate(pointer, layout) };
+        self.held -= 1;
     }
 
     /// Takes so many bytes more of the span, up to the end of a page.
     ///
     /// # Safety
-    /// The span is this heap's alone.
+    /// The span is nobody else's.
     unsafe fn grow(&mut self, bytes: usize) -> bool {
         let used_to = self.end.map_or(self.start, NonNull::as_ptr);
         let wanted = used_to.wrapping_add(bytes);
@@ -111,9 +141,17 @@ impl Heap {
         let Some(end) = self.end else { return };
         // SAFETY: `end` is where the heap ends; what is cut off holds nothing.
         unsafe {
-            let held_to = self.free.reserved(end).up_to.as_ptr();
+            let held_to = if self.held == 0 {
+                // With what the allocator keeps there for itself.
+                *self = Self::new(self.start, self.limit.addr() - self.start.addr());
+                self.start
+            } else {
+                self.free.reserved(end).up_to.as_ptr()
+            };
             let keep = held_to.wrapping_add(held_to.align_offset(PAGE));
-            self.end = self.free.truncate(end, keep).or(Some(end));
+            if self.held > 0 {
+                self.end = self.free.truncate(end, keep).or(Some(end));
+            }
             let length = end.addr().get().saturating_sub(keep.addr());
             if length > 0 {
                 let _ = madvise(keep.cast(), length, Advice::LinuxDontNeed);
@@ -128,7 +166,15 @@ unsafe impl GlobalAlloc for OwnHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() < LARGE {
             // SAFETY: the heap is this process's own and this is its only thread; `layout` has a size.
-            let found = unsafe { (*own()).allocate(layout) };
+            let found = unsafe {
+                let heap = own();
+                let part = if (*heap).is_passing {
+                    &mut (*heap).passing
+                } else {
+                    &mut (*heap).staying
+                };
+                part.allocate(layout)
+            };
             if !found.is_null() {
                 return found;
             }
@@ -141,8 +187,10 @@ unsafe impl GlobalAlloc for OwnHeap {
         // SAFETY: it was allocated here with this layout. What lies in another process's heap came from a
         // time before this process was, and is that one's to give back.
         unsafe {
-            if (*heap).holds(pointer) {
-                (*heap).free.deallocate(pointer, layout);
+            if (*heap).staying.holds(pointer) {
+                (*heap).staying.deallocate(pointer, layout);
+            } else if (*heap).passing.holds(pointer) {
+                (*heap).passing.deallocate(pointer, layout);
             } else if !room::is_in_any(pointer) && !MAIN.holds(pointer) {
                 let _ = munmap(pointer.cast(), layout.size().next_multiple_of(PAGE));
             }
@@ -167,7 +215,20 @@ fn pages(layout: Layout) -> *mut u8 {
 /// Gives back to the system what the heap of this process has no use for at present.
 pub(crate) fn trim() {
     // SAFETY: the heap is this process's own and this is its only thread.
-    unsafe { (*own()).trim() };
+    unsafe {
+        (*own()).staying.trim();
+        (*own()).passing.trim();
+    }
+}
+
+/// Does what allocates memory that is given back soon. What it leaves behind may stay all the same.
+pub fn passing<T>(act: impl FnOnce() -> T) -> T {
+    // SAFETY: the heap is this process's own and this is its only thread.
+    unsafe { (*own()).is_passing = true };
+    let done = act();
+    // SAFETY: the same.
+    unsafe { (*own()).is_passing = false };
+    done
 }
 
 /// The heap of this process.
@@ -196,5 +257,11 @@ unsafe impl Sync for Main {}
 
 static MAIN: Main = Main {
     span: UnsafeCell::new([0; MAIN_BYTES]),
-    heap: UnsafeCell::new(Heap::new(MAIN.span.get().cast(), MAIN_BYTES)),
+    heap: UnsafeCell::new(Heap::new(
+        (MAIN.span.get().cast(), MAIN_BYTES / 2),
+        (
+            MAIN.span.get().cast::<u8>().wrapping_add(MAIN_BYTES / 2),
+            MAIN_BYTES / 2,
+        ),
+    )),
 };

@@ -25,7 +25,7 @@ mod signal;
 mod timer;
 
 pub use birth::{Birth, Child, become_beside, exit_child, fork, start_init, unshare};
-pub use heap::OwnHeap;
+pub use heap::{OwnHeap, passing};
 #[cfg(feature = "std")]
 pub use inherited::inherited;
 pub use pidfd::{Exit, exit_of, has_ended};

@@ -5,7 +5,7 @@
 //! descriptors, signals, parent and children, and is killed alone.
 //!
 //! ```text
-//!  one room   | never touched | stack, growing down | desk | heap |
+//!  one room   | never touched | stack, growing down | desk | heap: what stays | what passes |
 //! ```
 //!
 //! What a process may do in a room is up to the program: it must not touch what is another's, keep anything
@@ -32,14 +32,21 @@ const GUARD_BYTES: usize = PAGE;
 /// Where the desk is in a room, and the stack begins that grows down from it.
 const DESK_AT: usize = ROOM_BYTES / 2;
 
+/// The two parts of a heap each have so much of the rest, the first one with the desk in it.
+const PART_BYTES: usize = (ROOM_BYTES - DESK_AT) / 2;
+
 /// More processes than one machine runs workers. Only addresses are set aside, no memory.
 const ROOMS_MAX: usize = 16 * 1024;
 
 /// So many empty rooms are kept as they were left: the next process finds their pages there.
 const WARM_MAX: usize = 32;
 
-/// Room for the few frames that the first process of a namespace needs.
-const INIT_STACK_BYTES: usize = 2560;
+/// Room for the few frames that the first process of a namespace needs: about 200 bytes, and some times that
+/// in a program that is built for looking into it.
+const INIT_STACK_BYTES: usize = if cfg!(debug_assertions) { 4096 } else { 512 };
+
+/// What the calls take that a process at rest makes.
+const SHALLOW_BYTES: usize = 1024;
 
 /// Addresses that are set aside, from here...
 static START: AtomicUsize = AtomicUsize::new(0);
@@ -223,10 +230,14 @@ impl DeskAt {
     /// # Safety
     /// Nobody is in the room.
     unsafe fn write_head(self) {
-        let start = self.0.wrapping_add(1).cast::<u8>();
-        let length = ROOM_BYTES - DESK_AT - size_of::<Desk>();
+        let staying = self.0.wrapping_add(1).cast::<u8>();
+        let passing = self.0.cast::<u8>().wrapping_add(PART_BYTES);
+        let heap = Heap::new(
+            (staying, PART_BYTES - size_of::<Desk>()),
+            (passing, PART_BYTES),
+        );
         // SAFETY: the caller says that nobody is there; the desk can be written to.
-        unsafe { self.heap().write(Heap::new(start, length)) };
+        unsafe { self.heap().write(heap) };
     }
 
     fn init_stack_top(self) -> usize {
@@ -298,8 +309,8 @@ pub fn let_go() {
     heap::trim();
     let Some(desk) = own_desk() else { return };
     let here = 0_u8;
-    // A page below this frame is left alone: the calls that follow here use it.
-    let top = ((&raw const here).addr() / PAGE).saturating_sub(1) * PAGE;
+    // What the calls that follow here use is left alone.
+    let top = ((&raw const here).addr() - SHALLOW_BYTES) / PAGE * PAGE;
     let bottom = desk.addr() - DESK_AT + GUARD_BYTES;
     // SAFETY: these pages are below every frame of this process on the stack of its room; what lies in them
     // is never read before it is written.

@@ -65,6 +65,7 @@ impl Link {
                 Err(_) => return,
             }
         }
+        self.unsent = Vec::new();
     }
 
     /// Whether the other end is still open.
@@ -84,9 +85,10 @@ impl Link {
     }
 
     /// Reads once, so that an agent which floods its link cannot keep the shim from its
-    /// deadlines. Returns the messages, and whether the connection is still good.
-    pub(crate) fn receive(&mut self) -> (Vec<Message>, bool) {
-        let mut space = [MaybeUninit::<u8>::uninit(); 4096];
+    /// deadlines, and at most so many bytes. Returns the messages, and whether the connection is
+    /// still good.
+    pub(crate) fn receive<const BYTES: usize>(&mut self) -> (Vec<Message>, bool) {
+        let mut space = [MaybeUninit::<u8>::uninit(); BYTES];
         let mut messages = Vec::new();
         match rustix::io::read(&self.stream, &mut space[..]) {
             Ok(([], _)) => return (messages, false),

@@ -53,6 +53,9 @@ impl From<Errno> for Error {
     }
 }
 
+/// Most launches are shorter.
+const LAUNCH_BYTES: usize = 4096;
+
 /// What this process is started as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -65,10 +68,10 @@ pub enum Role {
 /// What an agent started this process as: an agent says so by the kind of its socket.
 pub fn role() -> Option<Role> {
     let stdin = rustix::stdio::stdin();
-    if sockopt::socket_domain(&stdin) != Ok(AddressFamily::UNIX) {
+    if sockopt::socket_domain(stdin) != Ok(AddressFamily::UNIX) {
         return None;
     }
-    match sockopt::socket_type(&stdin) {
+    match sockopt::socket_type(stdin) {
         Ok(SocketType::STREAM) => Some(Role::Shim),
         Ok(SocketType::SEQPACKET) => Some(Role::Zygote),
         Ok(_) | Err(_) => None,
@@ -82,11 +85,29 @@ pub fn run(link: OwnedFd, sockets: Vec<OwnedFd>, signals: OwnedFd) -> Result<(),
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"tether-shim")?;
 
+    // An agent that is gone before it asked for anything leaves nothing to do.
+    let Some(shim) = begin(link, sockets, signals)? else {
+        return Ok(());
+    };
+    let ended = shim.watch().map_err(Error::from);
+    // An agent that has the death has taken the socket away with its own entry.
+    if shim.listener.is_some() && !shim.acknowledged {
+        let _ = files::remove(SOCKET_FILE.as_bytes());
+    }
+    ended
+}
+
+/// The shim with its worker started, or why not to be; nothing where there is nothing to watch.
+#[inline(never)] // The frame of its caller stays for days.
+fn begin(
+    link: OwnedFd,
+    sockets: Vec<OwnedFd>,
+    signals: OwnedFd,
+) -> Result<Option<&'static mut Shim>, Error> {
     let mut link = Link::new(link)?;
     link.send(&hello());
-    // An agent that is gone before it asked for anything leaves nothing to do.
     let Some((mut launch, said_after)) = await_launch(&mut link)? else {
-        return Ok(());
+        return Ok(None);
     };
     let mut link = Some(link);
     if launch.protocol != PROTOCOL {
@@ -98,6 +119,8 @@ pub fn run(link: OwnedFd, sockets: Vec<OwnedFd>, signals: OwnedFd) -> Result<(),
         core::mem::take(&mut launch.argv),
         core::mem::take(&mut launch.env),
     );
+    // What is kept of it is kept apart from what is not.
+    let launch = launch.clone();
     let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|errno| {
         // Nothing was started and nobody will watch: this is all there is to say.
         if let Some(link) = &mut link {
@@ -112,23 +135,17 @@ pub fn run(link: OwnedFd, sockets: Vec<OwnedFd>, signals: OwnedFd) -> Result<(),
     // and its place filled: it never starts.
     if !shim.is_listened_to() {
         let _ = files::remove(SOCKET_FILE.as_bytes());
-        return Ok(());
+        return Ok(None);
     }
     match refusal {
         Some(failure) => shim.refuse(failure),
         None => shim.start(argv_and_env),
     }
-    let ended = shim.watch().map_err(Error::from);
-    // An agent that has the death has taken the socket away with its own entry.
-    if shim.listener.is_some() && !shim.acknowledged {
-        let _ = files::remove(SOCKET_FILE.as_bytes());
-    }
-    ended
+    Ok(Some(shim))
 }
 
 /// All that a shim needs of the system before it has a worker; and why there will be none, where its
 /// directory is at fault.
-#[inline(never)] // The frame of its caller stays for days.
 fn prepare(
     launch: Launch,
     link: &mut Option<Link>,
@@ -171,7 +188,7 @@ fn await_launch(link: &mut Link) -> Result<Option<(Launch, Vec<Message>)>, Errno
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
-        let (messages, good) = link.receive();
+        let (messages, good) = tether_sys::passing(|| link.receive::<LAUNCH_BYTES>());
         let mut messages = messages.into_iter();
         while let Some(message) = messages.next() {
             if let Message::Launch(launch) = message {

@@ -15,6 +15,9 @@ use crate::output::Capture;
 use crate::owner::Owner;
 use crate::shim::{Forked, Shim};
 
+/// More than the longest that an agent says after the launch: a larger piece of stack would stay resident.
+const WORD_BYTES: usize = 256;
+
 /// What can wake the shim.
 #[derive(Debug, Clone, Copy)]
 enum Source {
@@ -178,7 +181,7 @@ impl Shim {
     fn hear(&mut self) {
         let Some(link) = &mut self.link else { return };
         link.flush();
-        let (messages, good) = link.receive();
+        let (messages, good) = link.receive::<WORD_BYTES>();
         for message in messages {
             self.on_message(message);
         }
