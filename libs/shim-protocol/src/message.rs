@@ -299,7 +299,7 @@ pub struct Dead {
     pub survivors: u32,
     /// When, in milliseconds of Unix time.
     pub unix_ms: u64,
-    /// The largest resident set of any process of the tree.
+    /// The largest resident set of any process of the tree, and at least that of the zygote with all its shims.
     pub max_rss_kib: u64,
     /// Processor time of the whole tree.
     pub cpu_ms: u64,

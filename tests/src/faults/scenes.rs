@@ -28,7 +28,7 @@ use crate::{
 const REFUSED: &str = "a start fails with the reason, and works again afterwards; nothing is left";
 
 /// How long nothing may be heard of a death that cannot have happened: longer than a shim tries to kill.
-const UNDYING: Duration = Duration::from_secs(12);
+const UNDYING: Duration = Duration::from_secs(30);
 
 /// Plays all whose name holds `only`.
 pub(crate) async fn play(only: &str) -> anyhow::Result<Rows> {
