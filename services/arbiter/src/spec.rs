@@ -228,6 +228,7 @@ fn recycle(pool: &PoolName, template: &Template) -> Result<Recycle, Failure> {
     Ok(Recycle {
         max_lifetime: unless_zero(wanted.max_lifetime_ms).map(Duration::from_millis),
         max_memory_bytes: unless_zero(wanted.max_memory_bytes),
+        max_calls: unless_zero(wanted.max_calls),
     })
 }
 
