@@ -161,7 +161,7 @@ impl Directory {
 
     /// A call is over.
     pub(crate) fn release(&self, ticket: Ticket) {
-        self.lock().endpoints.release(ticket, BootClock.now());
+        let _ = self.lock().endpoints.release(ticket, BootClock.now());
     }
 
     /// Whether a worker is gone or about to go.

@@ -127,6 +127,7 @@ fn update(word: &WatchEndpointsResponse) -> Update {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
             draining: endpoint.draining,
+            counted: false,
         })
     });
     let removals = word.removals.iter().map(|removal| {
