@@ -113,6 +113,7 @@ impl Place {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
             draining,
+            count_calls: false,
         })
     }
 
