@@ -425,6 +425,22 @@ fn a_rate_spreads_the_starts_of_a_pool() {
 }
 
 #[test]
+fn a_pool_that_is_applied_anew_while_it_ends_begins_with_what_is_left_of_its_rate() {
+    let mut world = world(Wishes {
+        starts_per_second: 2,
+        ..Wishes::default()
+    });
+    world.apply(LASTING, 1);
+    world.act(&Action::Delete(LASTING));
+
+    world.apply(LASTING, 2);
+
+    // A5 is checked with every order.
+    world.until("both are ready", |world| world.ready(LASTING) == 2);
+    assert_eq!(world.starts, 3);
+}
+
+#[test]
 fn a_running_pool_takes_another_mode_at_once_and_no_worker_is_started_for_it() {
     for (from, to) in [("coupled", "independent"), ("independent", "coupled")] {
         let mut world = world(Wishes {
