@@ -295,6 +295,12 @@ impl World {
                 .insert(keys::event(self.last_event), (value, self.revision));
         }
         for (key, value) in effects.writes {
+            if value.is_none()
+                && let Some(gone) = key.strip_prefix(keys::POOLS)
+            {
+                // Nothing is kept of it (A4); one of its name is another pool.
+                self.ordered.remove(gone);
+            }
             match value {
                 Some(value) => drop(self.store.insert(key, (value, self.revision))),
                 None => drop(self.store.remove(&key)),
