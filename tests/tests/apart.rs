@@ -7,7 +7,7 @@ use std::{path::Path, process::Stdio};
 use tether_client::Client;
 use tether_proto::common::WorkerPhase;
 use tether_tests::{
-    Traces, digits::PredictRequest, digits_client, eventually, held_out, kill, program,
+    Tether, Traces, digits::PredictRequest, digits_client, eventually, held_out, kill, program,
 };
 use tokio::process::{Child, Command};
 
@@ -60,12 +60,28 @@ impl Apart {
             .unwrap()
     }
 
+    fn gateway(&self) -> String {
+        format!("unix:{}", self.path("gateway.sock").display())
+    }
+
     fn client(&self) -> Client {
-        Client::connect(
-            &format!("unix:{}", self.path("gateway.sock").display())
-                .parse()
-                .unwrap(),
-        )
+        Client::connect(&self.gateway().parse().unwrap())
+    }
+
+    /// Starts the three that are not the arbiter, and waits until all four work.
+    async fn start_others(&self) -> [Child; 3] {
+        let others = ["tether-discovery", "tether-agent", "tether-gateway"];
+        let others = others.map(|service| self.start(service));
+        let client = self.client();
+        eventually("all four have found each other", async || {
+            let events = client
+                .workers()
+                .watch_events(tether_proto::worker::WatchEventsRequest::default())
+                .await;
+            (events.is_ok() && self.log().contains("Node joined")).then_some(())
+        })
+        .await;
+        others
     }
 
     fn log(&self) -> String {
@@ -79,9 +95,9 @@ impl Drop for Apart {
     }
 }
 
-fn pool_file(dir: &Path) -> std::path::PathBuf {
+fn pool_file(dir: &Path, size: u32, template: &str) -> std::path::PathBuf {
     let text = format!(
-        "[template.digits]\ncommand = {:?}\nargs = [\"worker.py\"]\ncwd = {:?}\n[pool.digits]\ntemplate = \"digits\"\nmode = \"independent\"\nsize = 2\n",
+        "[template.digits]\ncommand = {:?}\nargs = [\"worker.py\"]\ncwd = {:?}\n{template}\n[pool.digits]\ntemplate = \"digits\"\nmode = \"independent\"\nsize = {size}\n",
         tether_tests::python().display().to_string(),
         tether_tests::example("digits").display().to_string(),
     );
@@ -94,24 +110,12 @@ fn pool_file(dir: &Path) -> std::path::PathBuf {
 async fn four_processes_on_etcd_do_the_main_job_and_an_arbiter_that_is_killed_costs_nothing() {
     let apart = Apart::new().await;
     let mut arbiter = apart.start("tether-arbiter");
-    let _others =
-        ["tether-discovery", "tether-agent", "tether-gateway"].map(|service| apart.start(service));
+    let _others = apart.start_others().await;
     let client = apart.client();
-    eventually("all four have found each other", async || {
-        let events = client
-            .workers()
-            .watch_events(tether_proto::worker::WatchEventsRequest::default())
-            .await;
-        (events.is_ok() && apart.log().contains("Node joined")).then_some(())
-    })
-    .await;
 
-    let file = pool_file(apart.dir.path()).display().to_string();
+    let file = pool_file(apart.dir.path(), 2, "").display().to_string();
     let mut owner = Command::new(program("demo-client"))
-        .args([
-            "--gateway",
-            &format!("unix:{}", apart.path("gateway.sock").display()),
-        ])
+        .args(["--gateway", &apart.gateway()])
         .args(["--owner", "beam", "--file", &file])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -176,6 +180,63 @@ async fn four_processes_on_etcd_do_the_main_job_and_an_arbiter_that_is_killed_co
         })
         .await
         .unwrap();
+    let traces = Traces::of(apart.dir.path());
+    eventually("nothing is left", async || {
+        traces.find().is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_that_were_counted_before_the_arbiter_was_killed_count_after_it() {
+    let apart = Apart::new().await;
+    let mut arbiter = apart.start("tether-arbiter");
+    let _others = apart.start_others().await;
+    let tether = Tether::at(&apart.gateway());
+    let template =
+        "[template.digits.stop]\ngrace = \"500ms\"\n[template.digits.recycle]\nmax_calls = 30";
+    let file = pool_file(apart.dir.path(), 1, template);
+    let file = file.display().to_string();
+    let apply = ["pool", "apply", "--owner", "ops", "--file", &file];
+    assert_eq!(tether.run(&apply).await.code, Some(0));
+    let digit = held_out(1).remove(0);
+    let mut client = digits_client(apart.client().channel(), "digits");
+    let mut predict = async || {
+        let pixels = digit.pixels.clone();
+        client.predict(PredictRequest { pixels }).await
+    };
+    eventually("its worker answers", async || predict().await.ok()).await;
+    let kinds = async |kind: &str| {
+        let events = tether.json_lines(&["events"]).await.into_iter();
+        events
+            .filter(|event| event["kind"] == kind)
+            .collect::<Vec<_>>()
+    };
+
+    for _ in 0..19 {
+        predict().await.expect("its worker answers");
+    }
+    kill(arbiter.id().unwrap(), rustix::process::Signal::KILL);
+    arbiter.wait().await.unwrap();
+    let _arbiter = apart.start("tether-arbiter");
+    for _ in 0..15 {
+        predict().await.expect("calls do not pass the arbiter");
+    }
+
+    // As many as two thirds of them were before.
+    let (deaths, _) = eventually("it is replaced", async || {
+        let running = tether.run(&["events"]).await.code == Some(0);
+        let deaths = if running {
+            kinds("WORKER_DIED").await
+        } else {
+            Vec::new()
+        };
+        (!deaths.is_empty()).then_some(deaths)
+    })
+    .await;
+    assert_eq!(deaths[0]["death"]["cause"], "RECYCLED", "{deaths:?}");
+    let removed = tether.run(&["pool", "rm", "digits"]).await;
+    assert_eq!(removed.code, Some(0), "{}", removed.err);
     let traces = Traces::of(apart.dir.path());
     eventually("nothing is left", async || {
         traces.find().is_empty().then_some(())

@@ -195,3 +195,47 @@ async fn workers_that_are_recycled_cost_no_call() {
     delete(&cluster, "digits").await;
     cluster.no_orphans().await;
 }
+
+#[tokio::test]
+async fn workers_are_replaced_after_their_calls_and_no_call_fails_by_it() {
+    let mut cluster = Cluster::start().await;
+    let recycle =
+        "[template.digits.restart]\nmax_restarts = 0\n[template.digits.recycle]\nmax_calls = 10";
+    apply(&cluster, "digits", 1, recycle, "spares = 1").await;
+    ready(&cluster, "digits", 2).await;
+    let mut client = digits_client(cluster.client().channel(), "digits");
+    let digit = held_out(1).remove(0);
+
+    let mut calls = 0;
+    let (deaths, _) = eventually("three are recycled", async || {
+        for _ in 0..20 {
+            let pixels = digit.pixels.clone();
+            let answer = client.predict(PredictRequest { pixels }).await;
+            assert!(answer.is_ok(), "after {calls} calls: {answer:?}");
+            calls += 1;
+        }
+        let deaths = events(&cluster, "WORKER_DIED").await;
+        (deaths.len() >= 3).then_some(deaths)
+    })
+    .await;
+
+    for death in &deaths {
+        assert_eq!(death["death"]["cause"], "RECYCLED", "{death}");
+    }
+    assert!(calls >= 10 * deaths.len(), "none before its time: {calls}");
+    let ending = events(&cluster, "WORKER_ENDING").await;
+    let said = |event: &&Value| {
+        event["text"]
+            .to_string()
+            .contains("reached its `max_calls`")
+    };
+    assert!(ending.iter().filter(said).count() >= 3, "{ending:?}");
+    assert!(events(&cluster, "WORKER_CRASH_LOOP").await.is_empty());
+    delete(&cluster, "digits").await;
+    cluster.no_orphans().await;
+    assert_eq!(
+        cluster.stop().await,
+        Some(0),
+        "with the stream of counts open"
+    );
+}

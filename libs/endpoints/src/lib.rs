@@ -19,6 +19,8 @@
 //!   release for an incarnation that is gone touches nobody else's count.
 //! - **E5** The pick for an affinity key does not change when other slots come, go or restart.
 //! - **E6** Changes lead to the same set as a snapshot of their result.
+//! - **E7** A call that was sent counts once for its incarnation, when it is over; the count of one that
+//!   lives never goes down within its pool's life, and ends with it.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -45,6 +47,8 @@ pub struct Endpoint {
     pub address: Address,
     /// Whether it takes no new calls.
     pub draining: bool,
+    /// Whether somebody wants to know how many calls it has served.
+    pub counted: bool,
 }
 
 /// A worker that is gone.
@@ -235,11 +239,20 @@ impl Endpoints {
     }
 
     /// The call of this ticket is over. Where nothing was said about the worker, nothing is known.
-    pub fn release(&mut self, mut ticket: Ticket, now: Tick) {
+    /// Answers whether it was one that somebody wants to know of.
+    pub fn release(&mut self, mut ticket: Ticket, now: Tick) -> bool {
         self.on_outcome(&mut ticket, Outcome::Silent, now);
         if let Some(live) = self.live(&ticket) {
             live.in_flight -= 1;
         }
+        let pool = self.pools.get_mut(&ticket.worker.pool);
+        ticket.sent && pool.is_some_and(|pool| pool.served(&ticket.worker))
+    }
+
+    /// Calls that each living incarnation has served, of those that somebody wants to know of and that
+    /// have served any, in order of pool and slot.
+    pub fn counted(&self) -> impl Iterator<Item = (WorkerId, u64)> {
+        self.pools.iter().flat_map(Pool::counted)
     }
 
     /// Every pool known, in order.

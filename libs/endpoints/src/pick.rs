@@ -44,12 +44,19 @@ pub struct Ticket {
     pub(crate) appearance: u64,
     /// There until the outcome is known.
     pub(crate) permit: Option<Permit>,
+    /// Whether the worker may have seen the call.
+    pub(crate) sent: bool,
 }
 
 impl Ticket {
     /// The worker that serves the call.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
+    }
+
+    /// The call was sent to the worker.
+    pub fn on_sent(&mut self) {
+        self.sent = true;
     }
 
     /// Whether the call is a trial of a worker that has failed before, with its outcome still open.
@@ -145,6 +152,7 @@ impl Pool {
                         },
                         appearance: live.appearance,
                         permit: Some(permit),
+                        sent: false,
                     },
                 })
             }

@@ -19,6 +19,8 @@ pub(crate) struct Place {
     /// The lowest incarnation that may still live here (E3).
     pub(crate) floor: Incarnation,
     pub(crate) live: Option<Live>,
+    /// Calls over that were sent to the incarnation that lives here, or left alive and may come back.
+    calls: u64,
     death: Option<(Incarnation, Death)>,
 }
 
@@ -31,6 +33,7 @@ pub(crate) struct Live {
     pub(crate) appearance: u64,
     pub(crate) address: Address,
     pub(crate) draining: bool,
+    counted: bool,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
 }
@@ -47,17 +50,19 @@ impl Pool {
             worker,
             address,
             draining,
+            counted,
         } = endpoint;
         let place = self.slots.entry(worker.slot).or_default();
         if worker.incarnation < place.floor {
             return None; // E3
         }
-        place.floor = worker.incarnation;
+        place.raise(worker.incarnation);
         if let Some(live) = &mut place.live
             && live.incarnation == worker.incarnation
         {
             live.address = address;
             live.draining = draining;
+            live.counted = counted;
             return None;
         }
         let replaced = place.live.replace(Live {
@@ -65,6 +70,7 @@ impl Pool {
             appearance,
             address,
             draining,
+            counted,
             in_flight: 0,
             breaker: Breaker::new(terms),
         })?;
@@ -83,9 +89,7 @@ impl Pool {
         let died = death.is_some();
         if let Some(death) = death {
             // The dead do not come back, while one that left alive may (E3).
-            place.floor = place
-                .floor
-                .max(Incarnation(worker.incarnation.0.saturating_add(1)));
+            place.raise(Incarnation(worker.incarnation.0.saturating_add(1)));
             if place
                 .death
                 .as_ref()
@@ -140,6 +144,30 @@ impl Pool {
             .filter(|live| live.appearance == ticket.appearance)
     }
 
+    /// A call that was sent to an incarnation is over; answers whether somebody wants to know.
+    pub(crate) fn served(&mut self, worker: &WorkerId) -> bool {
+        let place = self.slots.get_mut(&worker.slot);
+        let Some(place) = place.filter(|place| place.floor == worker.incarnation) else {
+            return false;
+        };
+        place.calls += 1;
+        place.live.as_ref().is_some_and(|live| live.counted)
+    }
+
+    pub(crate) fn counted(
+        (name, pool): (&PoolName, &Self),
+    ) -> impl Iterator<Item = (WorkerId, u64)> {
+        pool.slots.iter().filter_map(move |(&slot, place)| {
+            let live = place.live.as_ref().filter(|live| live.counted)?;
+            let worker = WorkerId {
+                pool: name.clone(),
+                slot,
+                incarnation: live.incarnation,
+            };
+            (place.calls > 0).then_some((worker, place.calls))
+        })
+    }
+
     pub(crate) fn death_in(&self, slot: Slot) -> Option<(Incarnation, &Death)> {
         let (incarnation, death) = self.slots.get(&slot)?.death.as_ref()?;
         Some((*incarnation, death))
@@ -157,11 +185,22 @@ impl Pool {
                     },
                     address: live.address.clone(),
                     draining: live.draining,
+                    counted: live.counted,
                 },
                 in_flight: live.in_flight,
                 breaker: live.breaker.snapshot(),
             })
         };
         pool.slots.iter().filter_map(view).collect()
+    }
+}
+
+impl Place {
+    /// Who lives here is this incarnation or a later one: calls of an earlier one count no more (E7).
+    fn raise(&mut self, incarnation: Incarnation) {
+        if incarnation > self.floor {
+            self.floor = incarnation;
+            self.calls = 0;
+        }
     }
 }

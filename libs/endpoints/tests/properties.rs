@@ -73,6 +73,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             worker: worker(slot, incarnation),
             address,
             draining,
+            counted: !draining,
         }],
         pools: vec![pool()],
         ..Update::default()
@@ -135,6 +136,8 @@ struct Model {
     in_flight: BTreeMap<u32, u32>,
     /// How often a slot has lost its inhabitant; calls from before a loss count no more.
     losses: BTreeMap<u32, u32>,
+    /// Calls over that were sent, by slot and incarnation.
+    calls: BTreeMap<(u32, u64), u64>,
 }
 
 impl Model {
@@ -213,20 +216,24 @@ fn apply(endpoints: &mut Endpoints, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// E1, E2, E3 and E4, checked against the model after every step.
+    /// E1, E2, E3, E4 and E7, checked against the model after every step.
     #[test]
     fn picks_and_counts_follow_the_model(history in history()) {
         let mut set = endpoints();
         let mut model = Model::default();
-        let mut under_way: Vec<(Ticket, u32)> = Vec::new();
+        let mut under_way: Vec<(Ticket, u32, bool)> = Vec::new();
         for step in &history {
             apply(&mut set, step);
             model.apply(step);
             match step {
                 Step::Call(target, random) => {
                     let before = set.snapshot();
-                    let Ok(pick) = set.pick(&pool(), target, &[], *random, NOW) else { continue };
+                    let Ok(mut pick) = set.pick(&pool(), target, &[], *random, NOW) else { continue };
                     let id = pick.ticket.worker().clone();
+                    let sent = random % 3 != 0;
+                    if sent {
+                        pick.ticket.on_sent();
+                    }
 
                     let (living, draining) = model.live[&id.slot];
                     prop_assert!(!draining && living == id.incarnation.0, "E1 {id}");
@@ -242,17 +249,23 @@ proptest! {
                         prop_assert_eq!(Some(chosen.in_flight), fewest, "E2");
                     }
                     *model.in_flight.entry(id.slot).or_default() += 1;
-                    under_way.push((pick.ticket, model.losses(id.slot)));
+                    under_way.push((pick.ticket, model.losses(id.slot), sent));
                 }
                 Step::End(_, _) if under_way.is_empty() => {}
                 Step::End(at, outcome) => {
-                    let (mut ticket, losses) = under_way.swap_remove(at % under_way.len());
+                    let (mut ticket, losses, sent) = under_way.swap_remove(at % under_way.len());
                     let slot = ticket.worker().slot;
                     if losses == model.losses(slot) {
                         *model.in_flight.get_mut(&slot).unwrap() -= 1;
                     }
+                    let id = ticket.worker().clone();
+                    if sent {
+                        *model.calls.entry((id.slot, id.incarnation.0)).or_default() += 1;
+                    }
                     set.on_outcome(&mut ticket, *outcome, NOW);
-                    set.release(ticket, NOW);
+                    let told = set.release(ticket, NOW);
+                    let counted = model.live.get(&id.slot) == Some(&(id.incarnation.0, false));
+                    prop_assert_eq!(told, sent && counted, "E7");
                 }
                 Step::Up { .. } | Step::Leave { .. } | Step::Snapshot => {}
             }
@@ -266,8 +279,14 @@ proptest! {
                 let expected = model.in_flight.get(&view.endpoint.worker.slot).copied().unwrap_or(0);
                 prop_assert_eq!(view.in_flight, expected, "E4");
             }
+            let counted: BTreeMap<_, _> = set.counted()
+                .map(|(id, calls)| ((id.slot, id.incarnation.0), calls)).collect();
+            let lives = |(slot, incarnation): &(u32, u64)| model.live.get(slot) == Some(&(*incarnation, false));
+            let expected: BTreeMap<_, _> = model.calls.iter()
+                .filter(|(id, _)| lives(id)).map(|(id, calls)| (*id, *calls)).collect();
+            prop_assert_eq!(counted, expected, "E7");
         }
-        for (ticket, _) in under_way {
+        for (ticket, ..) in under_way {
             set.release(ticket, NOW);
         }
         prop_assert!(set.snapshot().iter().all(|view| view.in_flight == 0), "E4");

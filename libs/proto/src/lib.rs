@@ -40,6 +40,11 @@ mod generated {
             tonic::include_proto!("tether.job.v1");
         }
     }
+    pub mod gateway {
+        pub mod v1 {
+            tonic::include_proto!("tether.gateway.v1");
+        }
+    }
 }
 
 mod convert;
@@ -48,8 +53,8 @@ mod failure;
 pub use convert::Malformed;
 pub use failure::{Failure, reason_of};
 pub use generated::{
-    common::v1 as common, discovery::v1 as discovery, job::v1 as job, node::v1 as node,
-    pool::v1 as pool, session::v1 as session, worker::v1 as worker,
+    common::v1 as common, discovery::v1 as discovery, gateway::v1 as gateway, job::v1 as job,
+    node::v1 as node, pool::v1 as pool, session::v1 as session, worker::v1 as worker,
 };
 
 /// Every schema of ours, encoded as a `FileDescriptorSet`, for server reflection.

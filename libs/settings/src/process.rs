@@ -151,7 +151,8 @@ pub struct Recycle {
     /// At this age; up to a tenth is taken off, so that a pool is not replaced at once.
     #[serde(with = "duration")]
     pub max_lifetime: Duration,
-    /// After so many calls.
+    /// After so many calls that came through gateways. They tell once a second at most, so that it may serve
+    /// some more.
     pub max_calls: u64,
     /// At this memory of its tree, as PSS.
     #[serde(with = "size")]

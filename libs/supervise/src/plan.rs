@@ -279,7 +279,7 @@ mod tests {
             Plan {
                 recycle: Recycle {
                     max_lifetime: Some(Duration::from_millis(999)),
-                    max_memory_bytes: None,
+                    ..Recycle::default()
                 },
                 ..plan
             },

@@ -11,12 +11,14 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 /// How far a lifetime may be cut short, in parts per million.
 const LIFETIME_JITTER_PPM: u64 = 100_000;
 
-/// At what age and size a worker is replaced.
+/// At what age and size, and after how many calls, a worker is replaced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recycle {
     /// Its age. Up to a tenth is taken off, so that workers that were started together are not
     /// replaced together.
     pub max_lifetime: Option<Duration>,
+    /// Calls that it has served.
+    pub max_calls: Option<u64>,
     /// Memory of its tree.
     pub max_memory_bytes: Option<u64>,
 }
@@ -38,6 +40,8 @@ impl Recycle {
 pub enum Worn {
     /// It reached its age.
     Lifetime,
+    /// It has served its calls.
+    Calls,
     /// It reached its memory.
     Memory,
 }
@@ -47,6 +51,7 @@ impl Worn {
     pub const fn key(self) -> &'static str {
         match self {
             Self::Lifetime => "max_lifetime",
+            Self::Calls => "max_calls",
             Self::Memory => "max_memory",
         }
     }

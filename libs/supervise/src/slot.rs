@@ -33,6 +33,8 @@ pub struct Slot {
     born: Tick,
     /// What it was last seen to use.
     memory_bytes: u64,
+    /// What it is known to have served.
+    calls: u64,
     /// Set once [`Action::Worn`] was given.
     worn: Option<Worn>,
 }
@@ -57,6 +59,7 @@ impl Slot {
             replaces: false,
             born: now,
             memory_bytes: 0,
+            calls: 0,
             worn: None,
         }
     }
@@ -122,6 +125,11 @@ impl Slot {
     /// What the process was seen to use; call [`Slot::check`] after it.
     pub const fn on_memory(&mut self, bytes: u64) {
         self.memory_bytes = bytes;
+    }
+
+    /// What the process is known to have served; call [`Slot::check`] after it.
+    pub const fn on_calls(&mut self, calls: u64) {
+        self.calls = calls;
     }
 
     /// Has a ready process replaced: drained, stopped, started anew. False where none is ready.
@@ -251,7 +259,13 @@ impl Slot {
         let large = limit
             .filter(|&limit| self.memory_bytes >= limit)
             .map(|_| (since + SETTLE, Worn::Memory));
-        aged.into_iter().chain(large).min_by_key(|(at, _)| *at)
+        // No time to settle: it has served what was asked of it, however young it is.
+        let served = recycle
+            .max_calls
+            .filter(|&limit| self.calls >= limit)
+            .map(|_| (since, Worn::Calls));
+        let all = aged.into_iter().chain(large).chain(served);
+        all.min_by_key(|(at, _)| *at)
     }
 
     /// A worker that ran well for a while makes up for the failures before it.
@@ -275,7 +289,7 @@ impl Slot {
         self.live = Some(incarnation);
         self.never_ready = self.never_ready.saturating_add(1);
         self.phase = Phase::Spawning;
-        (self.memory_bytes, self.worn) = (0, None);
+        (self.memory_bytes, self.calls, self.worn) = (0, 0, None);
         if self.started {
             self.restarts += 1;
         }

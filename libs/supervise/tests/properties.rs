@@ -28,6 +28,7 @@ enum Event {
         clean: bool,
     },
     Memory(u64),
+    Calls(u64),
     /// It can be spared, whether it is worn or not.
     Recycle,
     Stop,
@@ -42,6 +43,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         4 => Just(Event::Ready),
         4 => any::<bool>().prop_map(|clean| Event::Exit { clean }),
         2 => (0..200_u64).prop_map(Event::Memory),
+        2 => (0..200_u64).prop_map(Event::Calls),
         2 => Just(Event::Recycle),
     ];
     (vec(event, 1..150), any::<Option<prop::sample::Index>>()).prop_map(|(mut events, stop)| {
@@ -60,6 +62,7 @@ fn plans() -> impl Strategy<Value = Plan> {
         (1_000..60_000u64, 100..10_000u64),
         (
             prop::option::of(1_000..20_000u64),
+            prop::option::of(1..200u64),
             prop::option::of(1..200u64),
         ),
     )
@@ -86,6 +89,7 @@ fn plans() -> impl Strategy<Value = Plan> {
                 recycle: Recycle {
                     max_lifetime: recycle.0.map(Duration::from_millis),
                     max_memory_bytes: recycle.1,
+                    max_calls: recycle.2,
                 },
             },
         )
@@ -110,6 +114,7 @@ struct World {
     ready_since: Option<Tick>,
     born: Tick,
     memory: u64,
+    calls: u64,
     worn: Option<Worn>,
     /// Since when it is drained, and whether the next start replaces it.
     drained: Option<Tick>,
@@ -141,6 +146,7 @@ impl World {
             ready_since: None,
             born: now,
             memory: 0,
+            calls: 0,
             worn: None,
             drained: None,
             replaces: false,
@@ -222,6 +228,11 @@ impl World {
                 self.slot.on_memory(bytes);
                 self.slot.check(self.now)
             }
+            Event::Calls(calls) if self.running => {
+                self.calls = calls;
+                self.slot.on_calls(calls);
+                self.slot.check(self.now)
+            }
             Event::Recycle => {
                 let ready = self.running
                     && self.ready_since.is_some()
@@ -242,7 +253,8 @@ impl World {
             | Event::SpawnFailed { .. }
             | Event::Ready
             | Event::Exit { .. }
-            | Event::Memory(_) => return,
+            | Event::Memory(_)
+            | Event::Calls(_) => return,
         };
         if let Some(action) = action {
             self.carry_out(action);
@@ -286,7 +298,8 @@ impl World {
                     "S2: never ready"
                 );
                 (self.spawning, self.told_to_stop, self.ready_since) = (true, false, None);
-                (self.memory, self.worn, self.drained) = (0, None, None);
+                (self.memory, self.calls) = (0, 0);
+                (self.worn, self.drained) = (None, None);
             }
             Action::Stop { grace, why } => {
                 assert!(self.running, "nothing to stop");
@@ -324,6 +337,9 @@ impl World {
                     Worn::Memory => {
                         assert!(self.memory >= recycle.max_memory_bytes.expect("it has one"));
                         assert!(self.now >= since + SETTLE);
+                    }
+                    Worn::Calls => {
+                        assert!(self.calls >= recycle.max_calls.expect("it has one"));
                     }
                 }
             }
@@ -373,7 +389,7 @@ impl World {
         );
         assert_eq!(seen.pid.is_some(), self.running, "{seen:?}");
         assert_eq!(seen.restarts, self.restarts.len() as u64 + self.replaced);
-        // Nobody passes its age or its memory in silence.
+        // Nobody passes its age, its memory or its calls in silence.
         if let Phase::Ready { since } = seen.phase {
             let recycle = self.plan.recycle;
             let old = recycle
@@ -382,9 +398,10 @@ impl World {
             let large = recycle
                 .max_memory_bytes
                 .is_some_and(|limit| self.memory >= limit && self.now >= since + SETTLE);
+            let served = recycle.max_calls.is_some_and(|limit| self.calls >= limit);
             let due = self.slot.next_deadline().is_some_and(|due| due <= self.now);
             assert!(
-                !(old || large) || self.worn.is_some() || due,
+                !(old || large || served) || self.worn.is_some() || due,
                 "S7: worn, and nobody says so"
             );
         }

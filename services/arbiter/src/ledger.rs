@@ -2,7 +2,7 @@
 //!
 //! The service around it tells it what arrived and what time it is, and carries out the [`Effects`]
 //! it leaves behind. One `impl` block per subject: sessions, pools and their filling, slots, orders
-//! to and reports of their workers, nodes, jobs, and what an earlier arbiter left.
+//! to and reports of their workers, calls they served, nodes, jobs, and what an earlier arbiter left.
 //!
 //! # Invariants
 //!
@@ -15,7 +15,10 @@
 //! - **A5** No worker is ordered while a pool it depends on has no ready worker, nor more workers of a
 //!   pool within a second than it allows.
 //! - **A6** Of a pool with spares, as many workers serve as it has places, or all that are ready.
+//! - **A7** A worker is not taken to have served more calls than gateways counted, however often, late or
+//!   out of order they tell.
 
+mod calls;
 mod dependencies;
 mod filling;
 mod jobs;

@@ -19,6 +19,7 @@ use tether_clock::{BootClock, Clock as _};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
 use tether_lifecycle::Environment;
 use tether_proto::{
+    gateway::gateway_service_server::GatewayServiceServer,
     job::job_service_server::JobServiceServer,
     node::node_service_server::NodeServiceServer,
     pool::{Template, pool_service_server::PoolServiceServer},
@@ -81,6 +82,10 @@ impl Arbiter {
             .service(WorkerServiceServer::new(rpc::Workers(shared())))
             .service(
                 NodeServiceServer::new(rpc::Nodes(shared()))
+                    .max_decoding_message_size(MESSAGE_LIMIT),
+            )
+            .service(
+                GatewayServiceServer::new(rpc::Gateways(shared()))
                     .max_decoding_message_size(MESSAGE_LIMIT),
             )
             .service(JobServiceServer::new(rpc::Jobs(shared())))

@@ -1,5 +1,6 @@
 //! One file per service: convert in, let the ledger decide, convert out.
 
+mod gateway;
 mod job;
 mod node;
 mod pool;
@@ -13,6 +14,7 @@ use tether_proto::Failure;
 use tether_types::{OwnerName, Reason};
 use tonic::Status;
 
+pub(crate) use gateway::Gateways;
 pub(crate) use job::Jobs;
 pub(crate) use node::Nodes;
 pub(crate) use pool::Pools;

@@ -207,7 +207,7 @@ fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
                 .unwrap_or(standard.intensity.max_restarts),
             window: millis(restart.window_ms, standard.intensity.window),
         },
-        recycle: recycle(pool, template)?,
+        recycle: recycle(template),
     };
     plan.validate().map_err(|error| {
         invalid(format!(
@@ -217,18 +217,14 @@ fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-fn recycle(pool: &PoolName, template: &Template) -> Result<Recycle, Failure> {
+fn recycle(template: &Template) -> Recycle {
     let wanted = template.recycle.unwrap_or_default();
-    if wanted.max_calls != 0 {
-        return Err(invalid(format!(
-            "the template of pool `{pool}` sets `max_calls`, which needs the gateway's count of calls, and that is not reported yet: leave it out, and set `max_lifetime` or `max_memory`"
-        )));
-    }
     let unless_zero = |value: u64| Some(value).filter(|&value| value != 0);
-    Ok(Recycle {
+    Recycle {
         max_lifetime: unless_zero(wanted.max_lifetime_ms).map(Duration::from_millis),
         max_memory_bytes: unless_zero(wanted.max_memory_bytes),
-    })
+        max_calls: unless_zero(wanted.max_calls),
+    }
 }
 
 fn overrides(given: Option<&pool::PolicyOverrides>) -> Result<PolicyOverrides, Failure> {
@@ -302,8 +298,8 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_nobody_counts_is_refused_and_the_others_are_taken() {
-        let with = |recycle: pool::Recycle| {
+    fn a_limit_of_zero_is_none() {
+        let recycle = |recycle| {
             let template = Template {
                 command: "python3".into(),
                 recycle: Some(recycle),
@@ -313,24 +309,19 @@ mod tests {
                 template: Some(template),
                 ..spec("")
             };
-            resolve(spec, &templates(), &Default::default())
+            let resolved = resolve(spec, &templates(), &Default::default());
+            resolved.unwrap().plan.recycle
         };
 
-        let counted = with(pool::Recycle {
+        let all = recycle(pool::Recycle {
             max_lifetime_ms: 5_000,
             max_memory_bytes: 7,
-            max_calls: 0,
-        });
-        let refused = with(pool::Recycle {
-            max_calls: 1,
-            ..Default::default()
+            max_calls: 9,
         });
 
-        let recycle = counted.unwrap().plan.recycle;
-        assert_eq!(recycle.max_lifetime, Some(Duration::from_secs(5)));
-        assert_eq!(recycle.max_memory_bytes, Some(7));
-        let refused = refused.unwrap_err().to_string();
-        assert!(refused.contains("needs the gateway's count"), "{refused}");
+        assert_eq!(all.max_lifetime, Some(Duration::from_secs(5)));
+        assert_eq!((all.max_memory_bytes, all.max_calls), (Some(7), Some(9)));
+        assert_eq!(recycle(pool::Recycle::default()), Recycle::default());
     }
 
     #[test]

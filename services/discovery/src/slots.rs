@@ -50,6 +50,8 @@ impl Slots {
                 address: address.to_string(),
                 node: String::new(),
                 draining: false,
+                // Nobody could replace what no agent runs.
+                count_calls: false,
             })
             .collect()
     }

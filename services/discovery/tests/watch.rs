@@ -109,6 +109,7 @@ fn endpoint(slot: u32, incarnation: u64) -> Endpoint {
         address: format!("unix:/run/{slot}-{incarnation}.sock"),
         node: "here".to_owned(),
         draining: false,
+        count_calls: false,
     }
 }
 

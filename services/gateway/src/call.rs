@@ -92,6 +92,17 @@ impl Call {
         }
     }
 
+    /// The call is on its way to the server.
+    pub(crate) fn on_sent(&mut self) {
+        if let Server::Worker {
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            ticket.on_sent();
+        }
+    }
+
     /// The server answered with this gRPC code.
     pub(crate) fn on_code(&mut self, code: u32) {
         if let Server::Worker {

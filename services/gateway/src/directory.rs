@@ -11,7 +11,7 @@ use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::{Endpoints, Gone, Target, Ticket, Update};
 use tether_types::{Death, PoolName, WorkerId};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{config::Config, explain::Refused, upstream::Upstream};
 
@@ -20,6 +20,8 @@ pub(crate) struct Directory {
     known: Mutex<Known>,
     /// Counts what discovery has told; zero while it has told nothing.
     told: watch::Sender<u64>,
+    /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
+    counted: Notify,
     connect_timeout: Duration,
 }
 
@@ -44,12 +46,14 @@ impl Directory {
                 upstreams: HashMap::new(),
             }),
             told: watch::Sender::new(0),
+            counted: Notify::new(),
             connect_timeout: config.connect_timeout,
         }
     }
 
     /// Takes in what discovery told.
     pub(crate) fn apply(&self, extent: Extent, update: Update, source_age: Duration) {
+        let counts = update.upserts.iter().any(|endpoint| endpoint.counted);
         {
             let mut known = self.lock();
             known.endpoints.on_heard(source_age, BootClock.now());
@@ -67,6 +71,9 @@ impl Directory {
             }
         }
         self.told.send_modify(|count| *count += 1);
+        if counts {
+            self.counted.notify_one();
+        }
     }
 
     /// How old the knowledge is; `None` while discovery has told nothing.
@@ -161,7 +168,20 @@ impl Directory {
 
     /// A call is over.
     pub(crate) fn release(&self, ticket: Ticket) {
-        self.lock().endpoints.release(ticket, BootClock.now());
+        let counted = self.lock().endpoints.release(ticket, BootClock.now());
+        if counted {
+            self.counted.notify_one();
+        }
+    }
+
+    /// Calls that workers have served, where somebody wants to know.
+    pub(crate) fn counts(&self) -> Vec<(WorkerId, u64)> {
+        self.lock().endpoints.counted().collect()
+    }
+
+    /// Waits until the counts may be others than at the last wait. For one caller alone.
+    pub(crate) async fn counted(&self) {
+        self.counted.notified().await;
     }
 
     /// Whether a worker is gone or about to go.

@@ -214,6 +214,7 @@ async fn send(
         Ok(sent) => sent,
         Err(error) => return Err(call.broken(error).await),
     };
+    call.on_sent();
     if !bodiless {
         call.upload(body, stream).await;
     }

@@ -10,11 +10,13 @@
 //!
 //! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
 //! through in both directions; a call whose worker dies ends with real trailers that name the cause
-//! of the death. The gateway keeps no state that a restart would lose.
+//! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
+//! told the arbiter.
 
 mod body;
 mod call;
 mod config;
+mod counts;
 mod directory;
 mod explain;
 mod forward;
@@ -79,6 +81,11 @@ impl Gateway {
         let mut background = JoinSet::new();
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
+            forwarder.config.connect_timeout,
+            Arc::clone(&forwarder.directory),
+        ));
+        background.spawn(counts::report(
+            forwarder.arbiter.address().clone(),
             forwarder.config.connect_timeout,
             Arc::clone(&forwarder.directory),
         ));

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint as Server};
 
 use crate::directory::{Directory, Extent};
 
-/// A discovery whose machine is gone is noticed after this long.
+/// A service whose machine is gone is noticed after this long.
 const PING: Duration = Duration::from_secs(5);
 
 /// The last thing discovery said.
@@ -83,10 +83,11 @@ async fn watch(
     }
 }
 
-async fn connect(discovery: &Address, timeout: Duration) -> anyhow::Result<Channel> {
-    let uri = match discovery {
+/// A connection that notices when the machine at its other end is gone.
+pub(crate) async fn connect(address: &Address, timeout: Duration) -> anyhow::Result<Channel> {
+    let uri = match address {
         Address::Unix(path) => format!("unix://{}", path.display()),
-        Address::Tcp { .. } => format!("http://{discovery}"),
+        Address::Tcp { .. } => format!("http://{address}"),
     };
     let server = Server::from_shared(uri)?
         .connect_timeout(timeout)
@@ -127,6 +128,7 @@ fn update(word: &WatchEndpointsResponse) -> Update {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
             draining: endpoint.draining,
+            counted: endpoint.count_calls,
         })
     });
     let removals = word.removals.iter().map(|removal| {

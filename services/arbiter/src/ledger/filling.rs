@@ -84,8 +84,11 @@ impl Ledger {
                 owner,
                 contact,
             }) => {
-                let pool = Pool::new(resolved, owner, contact);
-                self.pools.insert(name.clone(), pool);
+                let mut next = Pool::new(resolved, owner, contact);
+                // It is the same pool to whoever limited its starts: the last ones count on (A5).
+                next.starts = pool.starts;
+                next.starts.change(next.resolved.spec.starts_per_second);
+                self.pools.insert(name.clone(), next);
                 self.pool_changed(name, "applied", now);
             }
             None => {

@@ -10,7 +10,7 @@ use tether_proto::{
 };
 use tether_types::{PoolName, Reason, Slot, WorkerId};
 
-use super::{Ledger, unknown_pool};
+use super::{Ledger, slots::Told, unknown_pool};
 use crate::effects::{Effects, keys};
 
 /// Jobs of one pool that are kept at once, done ones included (P5).
@@ -134,7 +134,7 @@ impl Ledger {
             .places
             .iter()
             .filter(|(_, place)| place.serves)
-            .filter_map(|(&slot, place)| place.endpoint(&name, slot, false)?.worker);
+            .filter_map(|(&slot, place)| place.endpoint(&name, slot, Told::default())?.worker);
         let Some(worker) = ready.min_by_key(|worker| load(worker)) else {
             let text = format!(
                 "no worker of pool `{name}` is ready to take the job `{key}`; `tether ps` shows why"

@@ -11,7 +11,9 @@ use tether_supervise::{Action, GaveUp, Slot as Machine};
 use tether_types::{DeathCause, Incarnation, NodeName, Orderer, PoolName, Slot, WorkerId};
 
 use super::{
-    Ledger, millis,
+    Ledger,
+    calls::Calls,
+    millis,
     slots::{Live, Place},
 };
 
@@ -197,7 +199,8 @@ impl Ledger {
                         started: now,
                         status: String::new(),
                         stop: None,
-                        told_draining: None,
+                        told: None,
+                        calls: Calls::default(),
                     });
                 }
                 self.waiting.insert((pool.clone(), incarnation, slot));

@@ -13,6 +13,7 @@ use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, WorkerId};
 
 use super::{
     Ledger,
+    calls::Calls,
     slots::{Live, Place},
 };
 
@@ -82,7 +83,8 @@ impl Ledger {
                 started: born,
                 status: report.status.clone(),
                 stop: None,
-                told_draining: None,
+                told: None,
+                calls: Calls::default(),
             }),
             last: Some((id.incarnation, node.clone())),
             due: before.as_ref().and_then(|place| place.due),
@@ -153,7 +155,7 @@ impl Ledger {
             pid => place.machine.on_spawned(pid, now),
         };
         if phase == WorkerPhase::Ready {
-            live.told_draining = None;
+            live.told = None;
             place.machine.on_ready(now);
         }
         let pid = report.pid;

@@ -14,7 +14,7 @@ use tether_store::keys;
 use tether_supervise::{Phase, Recycle};
 use tether_types::{PoolName, Slot, WorkerId};
 
-use super::Ledger;
+use super::{Ledger, slots::Told};
 
 /// Of a pool, one in so many workers is recycled at a time, and always at least one.
 const RECYCLED_PART: u32 = 10;
@@ -45,6 +45,7 @@ impl Ledger {
         };
         let spec = &pool.resolved.spec;
         let drained = pool.draining;
+        let count_calls = pool.resolved.plan.recycle.max_calls.is_some();
         let mut free = if spec.spares > 0 {
             spec.size
         } else {
@@ -55,10 +56,13 @@ impl Ledger {
             let goes_on = matches!(place.machine.phase(), Phase::Ready { .. });
             place.serves = place.is_ready() && goes_on && free > 0;
             free -= Slot::from(place.serves);
-            let draining = drained || !place.serves;
-            if let Some(endpoint) = place.endpoint(name, slot, draining)
+            let told = Told {
+                draining: drained || !place.serves,
+                count_calls,
+            };
+            if let Some(endpoint) = place.endpoint(name, slot, told)
                 && let Some(live) = &mut place.live
-                && live.told_draining.replace(draining) != Some(draining)
+                && live.told.replace(told) != Some(told)
             {
                 self.effects.put(keys::endpoint(name, slot), endpoint);
             }

@@ -1,9 +1,10 @@
 //! The ledger against a small model of the world: agents and shims that keep deadlines as the real
 //! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
 //!
-//! Checked at every step: **A1** to **A3**, **A5**, **A6**, **P1** and **P3**; once quiet, that every pool has its
+//! Checked at every step: **A1** to **A3**, **A5** to **A7**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
+mod gateway;
 mod growth;
 mod invariants;
 mod node;
@@ -42,6 +43,8 @@ enum Action {
     StopWorker(usize, u32),
     Switch(usize, &'static str),
     Grow(usize, usize),
+    Call(usize, usize),
+    RestartGateway(usize, bool),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -68,6 +71,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (pool.clone(), 0..4_u32).prop_map(|(pool, slot)| Action::StopWorker(pool, slot)),
         2 => (pool, mode).prop_map(|(pool, mode)| Action::Switch(pool, mode)),
         1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::Grow(node, nth)),
+        4 => (0..2_usize, 0..8_usize).prop_map(|(gateway, nth)| Action::Call(gateway, nth)),
+        1 => (0..2_usize, any::<bool>()).prop_map(|(gateway, dies)| Action::RestartGateway(gateway, dies)),
     ]
 }
 
@@ -103,6 +108,8 @@ impl World {
                     worker.memory_bytes += 1_000;
                 }
             }
+            Action::Call(gateway, nth) => self.call(gateway, nth, 3),
+            Action::RestartGateway(gateway, dies) => self.restart_gateway(gateway, dies),
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
@@ -140,13 +147,15 @@ fn wishes() -> impl Strategy<Value = Wishes> {
         ],
         0..=3,
     );
-    (depends_on, 0..3_u32, 0..4_u32, any::<bool>(), any::<bool>()).prop_map(
-        |(depends_on, spares, rate, ages, grows)| Wishes {
+    let worn = any::<(bool, bool, bool)>();
+    (depends_on, 0..3_u32, 0..4_u32, worn).prop_map(
+        |(depends_on, spares, rate, (ages, grows, serves))| Wishes {
             depends_on: depends_on.into_iter().collect(),
             spares,
             starts_per_second: rate * 2,
             max_lifetime_ms: if ages { 3_000 } else { 0 },
             max_memory_bytes: if grows { 2_000 } else { 0 },
+            max_calls: if serves { 6 } else { 0 },
             ..Wishes::default()
         },
     )
@@ -164,6 +173,7 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
     world.calm();
     // What grows old would not be quiet.
     (world.wishes.max_lifetime_ms, world.wishes.max_memory_bytes) = (0, 0);
+    world.wishes.max_calls = 0;
     for name in std::mem::take(&mut world.wishes.modes).into_keys() {
         drop(world.ledger.delete_pool(&name, world.now));
         world.settle();

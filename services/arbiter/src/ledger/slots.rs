@@ -9,7 +9,7 @@ use tether_proto::{
 use tether_supervise::{Phase, Plan, Slot as Machine};
 use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Slot, WorkerId};
 
-use super::{Ledger, millis};
+use super::{Ledger, calls::Calls, millis};
 
 /// One place in a pool.
 #[derive(Debug)]
@@ -43,8 +43,17 @@ pub(super) struct Live {
     pub(super) status: String,
     /// The order that is to end it, repeated to a node that comes back and may have missed it.
     pub(super) stop: Option<StopWorker>,
-    /// Whether discovery was told that it is draining; none while it was told nothing.
-    pub(super) told_draining: Option<bool>,
+    /// What discovery was told; none while it was told nothing.
+    pub(super) told: Option<Told>,
+    /// What it has served, where gateways count it.
+    pub(super) calls: Calls,
+}
+
+/// What can change of an endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) draining: bool,
+    pub(super) count_calls: bool,
 }
 
 impl Place {
@@ -95,7 +104,7 @@ impl Place {
     }
 
     /// Where it is reached, while it is ready.
-    pub(super) fn endpoint(&self, pool: &PoolName, slot: Slot, draining: bool) -> Option<Endpoint> {
+    pub(super) fn endpoint(&self, pool: &PoolName, slot: Slot, told: Told) -> Option<Endpoint> {
         let live = self
             .live
             .as_ref()
@@ -112,7 +121,8 @@ impl Place {
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
-            draining,
+            draining: told.draining,
+            count_calls: told.count_calls,
         })
     }
 

@@ -109,12 +109,16 @@ impl Discovery {
 
     /// A worker is there, or changed.
     pub(crate) fn up(&self, worker: WorkerRef, address: &str, draining: bool) {
-        let endpoint = Endpoint {
+        self.tell(Endpoint {
             worker: Some(worker),
             address: address.to_owned(),
-            node: String::new(),
             draining,
-        };
+            ..Endpoint::default()
+        });
+    }
+
+    /// An endpoint is new, or changed.
+    pub(crate) fn tell(&self, endpoint: Endpoint) {
         self.service.change(|(knowledge, change)| {
             knowledge.endpoints.retain(|old| !same_slot(old, &endpoint));
             knowledge.endpoints.push(endpoint.clone());

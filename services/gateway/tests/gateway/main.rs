@@ -7,6 +7,7 @@ mod worker;
 
 mod calls;
 mod control;
+mod counts;
 mod deaths;
 mod limits;
 mod picking;

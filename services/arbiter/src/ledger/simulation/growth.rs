@@ -27,6 +27,8 @@ struct Mill {
     epoch: u64,
     running: Vec<WorkerRef>,
     deaths: u64,
+    /// Lives of a gateway that starts anew with every round.
+    lives: u64,
 }
 
 impl Mill {
@@ -46,6 +48,7 @@ impl Mill {
             epoch: 0,
             running: Vec::new(),
             deaths: 0,
+            lives: 0,
         };
         let hello = Hello {
             launchers: vec!["exec".to_owned()],
@@ -143,6 +146,12 @@ impl Mill {
         let running = std::mem::take(&mut self.running);
         let reports = |phase| running.iter().map(move |worker| report(worker, phase));
         self.beat(reports(WorkerPhase::Ready).collect());
+        self.lives += 1;
+        let counts = running
+            .iter()
+            .map(|worker| (WorkerRef::required(Some(worker)).unwrap(), 7));
+        let (instance, counts) = (self.lives.to_string(), counts.collect::<Vec<_>>());
+        self.ledger.on_calls(&instance, &counts, self.now).unwrap();
         self.beat(reports(WorkerPhase::Dead).collect());
         self.beat(Vec::new());
     }

@@ -61,6 +61,7 @@ impl World {
             );
         }
         self.check_innocence();
+        self.check_calls();
         for (key, (value, _)) in self.store.range("serve/endpoints/".to_owned()..) {
             if let Some(ServeKey::Endpoint(..)) = ServeKey::parse(key) {
                 let worker = Endpoint::decode(&**value).unwrap().worker;

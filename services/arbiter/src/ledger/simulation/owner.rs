@@ -32,6 +32,7 @@ pub(super) struct Wishes {
     pub(super) starts_per_second: u32,
     pub(super) max_lifetime_ms: u64,
     pub(super) max_memory_bytes: u64,
+    pub(super) max_calls: u64,
     /// Where it is not what the list of pools says.
     pub(super) modes: BTreeMap<String, &'static str>,
     pub(super) max_restarts: Option<u32>,
@@ -196,7 +197,7 @@ impl World {
             recycle: Some(pool::Recycle {
                 max_lifetime_ms: wishes.max_lifetime_ms,
                 max_memory_bytes: wishes.max_memory_bytes,
-                max_calls: 0,
+                max_calls: wishes.max_calls,
             }),
             ..Template::default()
         };

@@ -353,6 +353,64 @@ fn a_worker_that_grew_too_large_is_replaced_once_it_had_time_to_settle() {
 }
 
 #[test]
+fn a_worker_is_replaced_once_gateways_have_counted_its_calls_between_them_and_none_twice() {
+    let mut world = world(Wishes {
+        max_calls: 10,
+        ..Wishes::default()
+    });
+    world.apply(LASTING, 2);
+    world.until("all are ready", |world| world.ready(LASTING) == 2);
+
+    world.call(0, 0, 6);
+    world.call(1, 0, 3);
+    for told_again in [false, true, false] {
+        world.restart_gateway(0, false);
+        world.restart_gateway(1, told_again);
+        world.run(secs(1));
+    }
+    world.restart_arbiter();
+    world.run(secs(4));
+    assert_eq!(world.ready(LASTING), 2);
+    assert_eq!(
+        world.causes.len(),
+        0,
+        "nine calls, whoever tells them again"
+    );
+
+    // The three were forgotten with the life of the gateway that counted them, and the arbiter's.
+    world.call(1, 0, 4);
+    world.until("it is replaced", |world| world.ready(LASTING) == 1);
+    world.until("another serves", |world| world.ready(LASTING) == 2);
+    world.run(secs(20));
+
+    let causes: Vec<_> = world.causes.values().collect();
+    assert_eq!(causes, [&DeathCause::Recycled], "and its count starts anew");
+    assert!(
+        world
+            .texts()
+            .iter()
+            .any(|text| text.contains("`max_calls`"))
+    );
+}
+
+#[test]
+fn calls_are_counted_from_when_a_running_pool_is_applied_with_a_limit() {
+    let mut world = world(Wishes::default());
+    world.apply(LASTING, 2);
+    world.until("all are ready", |world| world.ready(LASTING) == 2);
+    world.call(0, 0, 100);
+    world.run(secs(1));
+    assert!(world.served.is_empty(), "nobody is asked to count");
+
+    world.wishes.max_calls = 10;
+    world.apply(LASTING, 2);
+    world.call(0, 0, 10);
+
+    world.until("it is replaced", |world| world.ready(LASTING) == 1);
+    assert_eq!(world.starts, 2, "and no worker was started for the change");
+}
+
+#[test]
 fn a_rate_spreads_the_starts_of_a_pool() {
     let mut world = world(Wishes {
         starts_per_second: 2,
@@ -364,6 +422,22 @@ fn a_rate_spreads_the_starts_of_a_pool() {
         world.run(millis(980));
         assert_eq!(world.starts, started);
     }
+}
+
+#[test]
+fn a_pool_that_is_applied_anew_while_it_ends_begins_with_what_is_left_of_its_rate() {
+    let mut world = world(Wishes {
+        starts_per_second: 2,
+        ..Wishes::default()
+    });
+    world.apply(LASTING, 1);
+    world.act(&Action::Delete(LASTING));
+
+    world.apply(LASTING, 2);
+
+    // A5 is checked with every order.
+    world.until("both are ready", |world| world.ready(LASTING) == 2);
+    assert_eq!(world.starts, 3);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use tether_store::{Entry, Listing};
 use tether_types::{Death, DeathCause, NodeName, WorkerId};
 
 use super::{
+    gateway::Gateway,
     node::Node,
     owner::{Owner, Wishes},
 };
@@ -48,6 +49,9 @@ pub(super) struct World {
     last_event: u64,
     pub(super) nodes: Vec<Node>,
     pub(super) owners: Vec<Owner>,
+    pub(super) gateways: [Gateway; 2],
+    /// Calls that each worker has really served (A7).
+    pub(super) served: BTreeMap<WorkerId, u64>,
     /// Which stream the arbiter has of each node, and what is on its way in each, in order.
     links: BTreeMap<NodeName, u64>,
     streams: u64,
@@ -90,6 +94,8 @@ impl World {
                 Node::new("n2", "there"),
             ],
             owners: vec![Owner::new("beam-0", 10), Owner::new("beam-1", 20)],
+            gateways: Default::default(),
+            served: BTreeMap::new(),
             links: BTreeMap::new(),
             streams: 0,
             wires: BTreeMap::new(),
@@ -159,6 +165,7 @@ impl World {
             }
         }
         self.beat_owners();
+        self.report_calls();
         // A pool that was waiting for its place may be over the moment it has it.
         for _ in 0..3 {
             if self.ledger.next_deadline().is_some_and(|next| now >= next) {
@@ -288,6 +295,12 @@ impl World {
                 .insert(keys::event(self.last_event), (value, self.revision));
         }
         for (key, value) in effects.writes {
+            if value.is_none()
+                && let Some(gone) = key.strip_prefix(keys::POOLS)
+            {
+                // Nothing is kept of it (A4); one of its name is another pool.
+                self.ordered.remove(gone);
+            }
             match value {
                 Some(value) => drop(self.store.insert(key, (value, self.revision))),
                 None => drop(self.store.remove(&key)),
@@ -348,6 +361,9 @@ impl World {
         self.ledger = empty_ledger();
         self.ledger.restore(&listing, self.now).unwrap();
         self.restarted = self.now;
+        for gateway in 0..self.gateways.len() {
+            self.restart_gateway(gateway, false);
+        }
         // The other one has seen no starts.
         self.ordered.clear();
         self.settle();
