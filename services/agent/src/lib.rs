@@ -49,6 +49,7 @@ use tether_types::Address;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
+pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use zygote::become_first_where_asked;
