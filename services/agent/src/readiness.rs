@@ -164,8 +164,8 @@ pub(crate) fn span(time: Duration) -> String {
 async fn answered(question: Question, last: Last) {
     // A socket that accepts comes first: asking gRPC of a worker that does not listen yet would
     // begin its reconnection delays.
-    let opened = Question::connect(question.address());
-    for question in [opened, question] {
+    let opened = (!question.is_connection()).then(|| Question::connect(question.address()));
+    for question in opened.into_iter().chain([question]) {
         let mut pause = FIRST_PAUSE;
         while let Err(why) = question.ask(ANSWER_TIMEOUT).await {
             last.set(why);
