@@ -134,11 +134,6 @@ pub(crate) fn kind(template: &Template) -> ReadinessKind {
     }
 }
 
-/// Whether it is seen only once, so that an agent which comes later cannot find it out again.
-pub(crate) fn is_shown_once(kind: ReadinessKind) -> bool {
-    !is_asked(kind) && kind != ReadinessKind::Started
-}
-
 /// Whether it shows it whenever it is asked, not only once.
 pub(crate) fn is_asked(kind: ReadinessKind) -> bool {
     match kind {

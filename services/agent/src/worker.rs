@@ -36,7 +36,7 @@ use terms::Terms;
 use crate::{
     config::Ground,
     forkserver::{self, ForkServers},
-    health::{Health, HealthEvent},
+    health::{self, Health, HealthEvent},
     journal::Entry,
     launch,
     link::{FromShim, ToShim},
@@ -47,6 +47,7 @@ use crate::{
     report, sockets,
 };
 
+use found::Running;
 pub(crate) use found::{Found, Held};
 
 /// Longest time a shim takes from its start until it listens, on a machine under load.
@@ -250,10 +251,9 @@ impl Task {
                         HealthEvent::Phase(phase) => {
                             if phase == WorkerPhase::Ready {
                                 self.on_ready();
-                                self.ready_by = None;
-                                self.measure_at = self.wants_measuring().then(Instant::now);
+                            } else {
+                                self.report(phase);
                             }
-                            self.report(phase);
                         }
                         HealthEvent::Unhealthy { grace_ms } => {
                             self.stop(&mut to, Cause::Unhealthy, grace_ms).await;
@@ -294,8 +294,8 @@ impl Task {
     fn on_message(&mut self, message: Message, health: &mut Health) {
         match message {
             Message::Hello(hello) => {
-                if let Some(pid) = self.on_hello(&hello) {
-                    health.on_running(pid);
+                if let Some(running) = self.on_hello(&hello) {
+                    running.tell(health);
                 }
             }
             Message::Started { pid } => {
@@ -313,8 +313,8 @@ impl Task {
         }
     }
 
-    /// What a shim that was found says first of all; tells the worker's process, where that runs.
-    fn on_hello(&mut self, hello: &Hello) -> Option<u32> {
+    /// What a shim that was found says first of all.
+    fn on_hello(&mut self, hello: &Hello) -> Option<Running> {
         match hello.phase {
             _ if hello.protocol != PROTOCOL => {
                 tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
@@ -324,7 +324,16 @@ impl Task {
             Phase::Running => {
                 self.shim = shim_of(hello);
                 self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns));
-                Some(hello.worker_pid)
+                let template = self.order.template.as_ref();
+                let was_ready = template.is_some_and(|it| health::was_ready(&self.dir, it));
+                if was_ready {
+                    // Both at once, as it goes on serving: between the two it would get no calls.
+                    self.on_ready();
+                }
+                Some(Running {
+                    pid: hello.worker_pid,
+                    was_ready,
+                })
             }
             // Nothing runs yet, and that is as it should be.
             Phase::Starting if self.adopted && self.waits_for_callers() => {
@@ -437,6 +446,9 @@ impl Task {
             let seconds = BootClock.now().since(ordered).as_secs_f64();
             self.ties.ground.metrics.start_seconds.observe(seconds);
         }
+        self.ready_by = None;
+        self.measure_at = self.wants_measuring().then(Instant::now);
+        self.report(WorkerPhase::Ready);
     }
 
     fn on_spawn_failure(&self, failure: &SpawnFailure) {

@@ -46,8 +46,26 @@ pub(crate) struct Held {
     task: Box<Task>,
     cgroup: Option<PathBuf>,
     link: Option<Reached>,
-    /// Its process, where its shim has said so.
-    running: Option<u32>,
+    /// Whether it runs, where its shim has said so.
+    running: Option<Running>,
+}
+
+/// That a worker which was found runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Running {
+    pub(super) pid: u32,
+    pub(super) was_ready: bool,
+}
+
+impl Running {
+    /// What follows for whoever watches its health.
+    pub(super) fn tell(self, health: &mut Health) {
+        if self.was_ready {
+            health.on_resumed(self.pid);
+        } else {
+            health.on_running(self.pid);
+        }
+    }
 }
 
 impl Found {
@@ -124,8 +142,8 @@ impl Held {
             template: task.order.template.as_ref().unwrap_or(&none),
             node: task.ties.ground.node.as_str(),
         }));
-        if let Some(pid) = running {
-            health.on_running(pid);
+        if let Some(running) = running {
+            running.tell(&mut health);
         }
         tokio::spawn(task.drive(from, to, health));
     }
