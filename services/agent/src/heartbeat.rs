@@ -199,11 +199,12 @@ impl Running {
             let workers = left.workers.len();
             tracing::info!(workers, "Found workers of an earlier agent");
         }
-        let held = left.workers.into_iter().map(|found| self.hold(found));
-        Ok(held.collect())
+        let found = left.workers.into_iter();
+        let found = found.map(|found| (self.answer_for(&found), found));
+        Ok(worker::hold(found.collect()))
     }
 
-    fn hold(&mut self, found: Found) -> Held {
+    fn answer_for(&mut self, found: &Found) -> Ties {
         tracing::debug!(worker = %found.id, "Found a worker of an earlier agent");
         let (orders, ties) = self.ties();
         let last = WorkerReport {
@@ -217,7 +218,7 @@ impl Running {
         };
         self.workers.insert(found.id.clone(), worker);
         self.ground.metrics.on_worker();
-        found.hold(ties)
+        ties
     }
 
     fn ties(&self) -> (UnboundedSender<Order>, Ties) {

@@ -48,7 +48,7 @@ use crate::{
 };
 
 use found::Running;
-pub(crate) use found::{Found, Held};
+pub(crate) use found::{Found, Held, hold};
 
 /// Longest time a shim takes from its start until it listens, on a machine under load.
 const SHIM_START: Duration = Duration::from_secs(3);

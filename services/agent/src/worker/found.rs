@@ -12,7 +12,9 @@
 
 use std::{
     io,
+    num::NonZero,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -31,6 +33,9 @@ use crate::{
 
 /// Between two tries to reach a shim that does not listen yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The fewest workers that are worth a thread.
+const SHARE: usize = 64;
 
 /// What an earlier agent left of one incarnation: a running worker, or the record of its death.
 #[derive(Debug)]
@@ -147,6 +152,28 @@ impl Held {
         }
         tokio::spawn(task.drive(from, to, health));
     }
+}
+
+/// Holds many, on all processors: each takes some system calls, and none waits for another.
+pub(crate) fn hold(mut found: Vec<(Ties, Found)>) -> Vec<Held> {
+    let one = |(ties, found): (Ties, Found)| found.hold(ties);
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let share = found.len().div_ceil(threads).max(SHARE);
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        while found.len() > share {
+            let theirs = found.split_off(found.len() - share);
+            others.push(scope.spawn(move || theirs.into_iter().map(one).collect::<Vec<_>>()));
+        }
+        let mut held: Vec<_> = found.into_iter().map(one).collect();
+        for other in others {
+            match other.join() {
+                Ok(theirs) => held.extend(theirs),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        held
+    })
 }
 
 /// Waits for a shim that could not be reached at once; where none comes, the worker is at its end.
