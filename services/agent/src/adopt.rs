@@ -1,23 +1,39 @@
 //! Finds what an earlier agent left in the runtime directory.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use tether_types::WorkerId;
-
-use crate::{forkserver, journal, worker};
+use crate::{
+    forkserver,
+    journal::Entry,
+    worker::{self, Found, Held},
+};
 
 /// How many dead workers' directories are kept for their logs.
 const HISTORY_MAX: usize = 32;
 
-/// Workers to take over, and directories that only hold the logs of the dead, oldest first.
+/// How many are given to the runtime at a time.
+const HANDFUL: usize = 16;
+
+/// What an earlier agent left.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub(crate) workers: Vec<(WorkerId, PathBuf)>,
-    pub(crate) forkservers: Vec<(WorkerId, PathBuf)>,
+pub(crate) struct Left {
+    pub(crate) workers: Vec<Found>,
+    pub(crate) forkservers: Vec<Found>,
+    /// Directories that only hold the logs of the dead, oldest first.
     pub(crate) history: History,
+}
+
+impl Left {
+    /// The names of all directories of which something may live.
+    pub(crate) fn names(&self) -> BTreeSet<&OsStr> {
+        let found = self.workers.iter().chain(&self.forkservers);
+        found.filter_map(|found| found.dir.file_name()).collect()
+    }
 }
 
 /// Directories of dead workers, kept for their logs up to a bound (P5).
@@ -41,31 +57,48 @@ impl History {
     }
 }
 
-/// Looks through the runtime directory.
+/// Looks through the runtime directory, and knocks at each shim that may be there.
 ///
 /// # Errors
 /// When it cannot be read.
-pub(crate) fn scan(workers: &Path) -> io::Result<Found> {
-    let mut found = Found::default();
+pub(crate) fn scan(workers: &Path) -> io::Result<Left> {
+    let mut left = Left::default();
     let mut history = Vec::new();
     for entry in fs::read_dir(workers)? {
         let entry = entry?;
         let Some(id) = entry.file_name().to_str().and_then(worker::named) else {
             continue;
         };
-        if journal::is_history(&entry.path()) {
-            history.push((entry.metadata()?.modified()?, entry.path()));
-        } else if forkserver::is_one(&id) {
-            found.forkservers.push((id, entry.path()));
+        let dir = entry.path();
+        let Some(meant) = Entry::find(&dir) else {
+            history.push((entry.metadata()?.modified()?, dir));
+            continue;
+        };
+        let of_kind = if forkserver::is_one(&id) {
+            &mut left.forkservers
         } else {
-            found.workers.push((id, entry.path()));
-        }
+            &mut left.workers
+        };
+        of_kind.push(Found::new(id, dir, meant));
     }
     history.sort();
     for (_, path) in history {
-        found.history.keep(path);
+        left.history.keep(path);
     }
-    Ok(found)
+    Ok(left)
+}
+
+/// Has all of them watched, a few at a time: that of a thousand workers keeps the runtime busy, and the first
+/// words with the arbiter are not to wait behind it.
+pub(crate) async fn watch(mut held: Vec<Held>) {
+    // First those of whom nothing is told yet.
+    held.sort_by_key(Held::is_running);
+    for (number, held) in held.into_iter().enumerate() {
+        held.watch();
+        if number % HANDFUL == HANDFUL - 1 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -82,9 +115,9 @@ mod tests {
         fs::create_dir(dir.path().join("a.b.3.9")).unwrap();
         fs::write(dir.path().join("a.b.3.9/order"), "").unwrap();
 
-        let found = scan(dir.path()).unwrap();
+        let left = scan(dir.path()).unwrap();
 
-        let ids: Vec<_> = found.workers.iter().map(|(id, _)| id.to_string()).collect();
+        let ids: Vec<_> = left.workers.iter().map(|it| it.id.to_string()).collect();
         assert_eq!(ids, ["a.b/3.9"]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), HISTORY_MAX + 2);
     }

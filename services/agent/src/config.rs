@@ -14,6 +14,7 @@ use tether_types::{InvalidName, NodeName, WorkerId};
 use tether_shim_protocol::{Walls, zygote::Means};
 
 use crate::{
+    adopt::{self, Left},
     guarantee::{self, Guarantee},
     launch,
     limits::Controllers,
@@ -120,7 +121,7 @@ impl Config {
         &self,
         runtime: &Path,
         metrics: &mut tether_kit::metrics::Metrics,
-    ) -> Result<Ground, Error> {
+    ) -> Result<(Ground, Left), Error> {
         let node = self.node()?;
         let wrong = |path: &Path| {
             let path = path.to_owned();
@@ -162,11 +163,14 @@ impl Config {
         let cgroup = if self.no_cgroups {
             None
         } else {
-            own_cgroup(&name, &workers)
+            own_cgroup(&name)
         };
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
         let zygote = Zygote::new(runtime).map_err(Error::Zygote)?;
-        let (means, reduced) = self.probe(&zygote, cgroup.as_deref())?;
+        zygote.probe(cgroup.as_deref()).map_err(Error::Zygote)?;
+        // While the canaries try, and before all else that takes its time: shims answer when they get round to it.
+        let left = adopt::scan(&workers).map_err(wrong(&workers))?;
+        let (means, reduced) = self.probed(&zygote)?;
         let guarantee = self.judge(means)?;
         let ground = Ground {
             node,
@@ -181,15 +185,21 @@ impl Config {
             metrics: Metrics::declare(metrics, guarantee, reduced),
             _lock: lock,
         };
-        for parent in ground.controllers.parents() {
-            remains::remove_empty(parent, &ground.workers);
+        let journal = left.names();
+        for parent in ground
+            .cgroup
+            .as_deref()
+            .into_iter()
+            .chain(ground.controllers.parents())
+        {
+            remains::remove_empty(parent, &journal);
         }
-        Ok(ground)
+        Ok((ground, left))
     }
 
     /// What can be used here, and may be; and whether there might be more if it might.
-    fn probe(&self, zygote: &Zygote, cgroup: Option<&Path>) -> Result<(Means, bool), Error> {
-        let mut means = zygote.probe(cgroup).map_err(Error::Zygote)?;
+    fn probed(&self, zygote: &Zygote) -> Result<(Means, bool), Error> {
+        let mut means = zygote.probed().map_err(Error::Zygote)?;
         if !means.timer {
             return Err(Error::NoTimer);
         }
@@ -245,7 +255,7 @@ impl Ground {
 }
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
-pub(crate) fn own_cgroup(name: &str, workers: &Path) -> Option<PathBuf> {
+pub(crate) fn own_cgroup(name: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mount = mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
@@ -255,9 +265,10 @@ pub(crate) fn own_cgroup(name: &str, workers: &Path) -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let path = mount.join(own).join(name);
-    match fs::create_dir(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
-        _ => remains::remove_empty(&path, workers),
+    if let Err(error) = fs::create_dir(&path)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return None;
     }
     // A hierarchy without `cgroup.kill` (before Linux 5.14) gives nothing that the tree walk does not.
     let usable = path.join("cgroup.kill").exists() && path.join("cgroup.procs").exists();

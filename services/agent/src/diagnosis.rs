@@ -33,9 +33,12 @@ pub fn diagnose(config: &Config) -> io::Result<Diagnosis> {
     let cgroup = if config.no_cgroups {
         None
     } else {
-        own_cgroup(&name, &dir)
+        own_cgroup(&name)
     };
-    let found = Zygote::new(&dir).and_then(|zygote| zygote.probe(cgroup.as_deref()));
+    let found = Zygote::new(&dir).and_then(|zygote| {
+        zygote.probe(cgroup.as_deref())?;
+        zygote.probed()
+    });
     let controllers = Controllers::find(cgroup.as_deref(), &name);
     if let Some(cgroup) = &cgroup {
         let _ = fs::remove_dir(cgroup);

@@ -35,7 +35,8 @@ const QUEUE_MAX: u32 = 1024;
 /// Made before a worker starts: what it makes itself is younger.
 const BORN_FILE: &str = "born";
 
-/// Marks a worker that was ready, for an agent that comes later and cannot ask it again.
+/// Marks a worker that was ready, for an agent that comes later: it need not be asked again, and some could not
+/// be.
 const READY_FILE: &str = "ready";
 
 /// Which worker, and where.
@@ -135,11 +136,8 @@ impl Health {
 
     /// Its program runs, as this process.
     pub(crate) fn on_running(&mut self, pid: u32) {
-        // The parent of a forked one is parent to others.
-        if self.template.forked_from.is_none() {
-            self.family.on_running(pid);
-        }
-        let mut waiting = Waiting::new(
+        self.find_family(pid);
+        let waiting = Waiting::new(
             &self.template,
             &self.what,
             &self.address,
@@ -147,14 +145,20 @@ impl Health {
             &self.own_dir,
             &self.dir.join(BORN_FILE),
         );
-        if self.adopted
-            && readiness::is_shown_once(waiting.kind)
-            && self.dir.join(READY_FILE).exists()
-        {
-            // It showed so to an earlier agent, and does it only once.
-            waiting.ready = Box::pin(std::future::ready(()));
-        }
         self.stage = Stage::Starting(waiting);
+    }
+
+    /// An earlier agent saw its program run as this process, and saw that it was ready.
+    pub(crate) fn on_resumed(&mut self, pid: u32) {
+        self.find_family(pid);
+        self.stage = Stage::Ready(self.watch(Instant::now()));
+    }
+
+    fn find_family(&mut self, pid: u32) {
+        // The parent of a forked one is parent to others.
+        if self.template.forked_from.is_none() {
+            self.family.on_running(pid);
+        }
     }
 
     /// It is being ended, for whatever cause.
@@ -247,24 +251,33 @@ impl Health {
     }
 
     fn on_ready(&mut self, now: Instant) -> HealthEvent {
-        // Without the mark a later agent waits for what may not come again.
-        if readiness::is_shown_once(readiness::kind(&self.template))
+        // Without the mark a later agent takes it out of service, and waits for what may not come again.
+        if readiness::kind(&self.template) != ReadinessKind::Started
             && let Err(error) = fs::write(self.dir.join(READY_FILE), "")
         {
             tracing::warn!(worker = %self.id, %error, "Cannot write into the worker's directory");
         }
-        let watch = Terms::of(&self.template).map(|terms| {
-            let question = self.question();
-            let spread = spread(&self.id);
-            let asks = question.is_some();
-            Box::new(Watch {
-                liveness: Liveness::new(terms, asks, spread, self.adopted, now),
-                question,
-                asking: None,
-            })
-        });
-        self.stage = Stage::Ready(watch);
+        self.stage = Stage::Ready(self.watch(now));
         HealthEvent::Phase(WorkerPhase::Ready)
+    }
+
+    /// How a ready worker is watched, where its template asks for that.
+    fn watch(&self, now: Instant) -> Option<Box<Watch>> {
+        let terms = Terms::of(&self.template)?;
+        let question = self.question();
+        let asks = question.is_some();
+        Some(Box::new(Watch {
+            liveness: Liveness::new(terms, asks, spread(&self.id), self.adopted, now),
+            question,
+            asking: None,
+        }))
+    }
+
+    /// It said that it is about to end: an agent that comes later shall not take it for ready.
+    fn on_leaving(&mut self, now: Instant) -> HealthEvent {
+        let _ = fs::remove_file(self.dir.join(READY_FILE));
+        self.stage = Stage::Leaving(now + self.grace());
+        HealthEvent::Phase(WorkerPhase::Stopping)
     }
 
     /// What a ready worker is asked; none where only its reports count.
@@ -336,6 +349,11 @@ impl Health {
     fn grace(&self) -> Duration {
         Duration::from_millis(launch::grace_ms(&self.template))
     }
+}
+
+/// Whether an earlier agent saw that the worker in this directory was ready.
+pub(crate) fn was_ready(dir: &Path, template: &Template) -> bool {
+    readiness::kind(template) == ReadinessKind::Started || dir.join(READY_FILE).exists()
 }
 
 /// Where in an interval this worker's moment is: its own, and the same every time.

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use crate::{
-    adopt::{self, History},
+    adopt::{self, History, Left},
     beat::Beats,
     config::Ground,
     forkserver::{self, ForkServers, Keeper},
@@ -33,7 +33,7 @@ use crate::{
     owners::Owners,
     permission::{Permissions, Viewpoint},
     report,
-    worker::{self, Order, Ties},
+    worker::{self, Found, Held, Order, Ties},
 };
 
 /// Messages on their way to the arbiter; more are held back in one list of what changed.
@@ -50,6 +50,7 @@ const STOP_SLACK: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Node {
     ground: Arc<Ground>,
+    left: Left,
     address: Address,
     arbiter: Address,
 }
@@ -81,15 +82,16 @@ struct Running {
 }
 
 impl Node {
-    pub(crate) fn new(ground: Ground, address: Address, arbiter: Address) -> Self {
+    pub(crate) fn new(ground: Ground, left: Left, address: Address, arbiter: Address) -> Self {
         Self {
             ground: Arc::new(ground),
+            left,
             address,
             arbiter,
         }
     }
 
-    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let (reports, mut reported) = mpsc::unbounded_channel();
         let (exits, mut exited) = mpsc::unbounded_channel();
         let view = Viewpoint {
@@ -112,9 +114,10 @@ impl Node {
             exits: Vec::new(),
             exits_told: None,
         };
-        running
-            .adopt(requests)
+        let held = running
+            .adopt(std::mem::take(&mut self.left), requests)
             .context("cannot look through the runtime directory")?;
+        tokio::spawn(adopt::watch(held));
 
         let schedule = backon::ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
@@ -182,31 +185,40 @@ impl Node {
 }
 
 impl Running {
-    fn adopt(&mut self, requests: UnboundedReceiver<forkserver::Request>) -> std::io::Result<()> {
-        let found = adopt::scan(&self.ground.workers)?;
-        self.history = found.history;
+    /// Takes responsibility for all that an earlier agent left. What they need to be watched is done later.
+    fn adopt(
+        &mut self,
+        left: Left,
+        requests: UnboundedReceiver<forkserver::Request>,
+    ) -> std::io::Result<Vec<Held>> {
+        self.history = left.history;
         let (ground, permissions) = (Arc::clone(&self.ground), self.permissions.subscribe());
         let way = (self.forkservers.clone(), requests);
-        tokio::spawn(Keeper::new(ground, permissions, way, found.forkservers)?.run());
-        for (id, dir) in found.workers {
-            tracing::info!(worker = %id, "Found a worker of an earlier agent");
-            let (orders, ties) = self.ties();
-            let last = WorkerReport {
-                adopted: true,
-                ..report::phase(&id, WorkerPhase::Waiting)
-            };
-            self.workers.insert(
-                id.clone(),
-                Worker {
-                    orders,
-                    last,
-                    ends_with_agent: None,
-                },
-            );
-            self.ground.metrics.on_worker();
-            tokio::spawn(worker::adopt(id, dir, ties));
+        tokio::spawn(Keeper::new(ground, permissions, way, left.forkservers)?.run());
+        if !left.workers.is_empty() {
+            let workers = left.workers.len();
+            tracing::info!(workers, "Found workers of an earlier agent");
         }
-        Ok(())
+        let found = left.workers.into_iter();
+        let found = found.map(|found| (self.answer_for(&found), found));
+        Ok(worker::hold(found.collect()))
+    }
+
+    fn answer_for(&mut self, found: &Found) -> Ties {
+        tracing::debug!(worker = %found.id, "Found a worker of an earlier agent");
+        let (orders, ties) = self.ties();
+        let last = WorkerReport {
+            adopted: true,
+            ..report::phase(&found.id, WorkerPhase::Waiting)
+        };
+        let worker = Worker {
+            orders,
+            last,
+            ends_with_agent: None,
+        };
+        self.workers.insert(found.id.clone(), worker);
+        self.ground.metrics.on_worker();
+        ties
     }
 
     fn ties(&self) -> (UnboundedSender<Order>, Ties) {
@@ -234,6 +246,10 @@ impl Running {
         self.pending.clear();
         self.exits_told = None;
         loop {
+            // All that is known by now goes into one beat.
+            while let Ok(report) = reported.try_recv() {
+                self.on_report(report);
+            }
             let now = BootClock.now();
             let news =
                 !self.pending.is_empty() || (self.exits_told.is_none() && !self.exits.is_empty());

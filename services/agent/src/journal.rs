@@ -91,11 +91,23 @@ impl Entry {
         written.inspect_err(|_| drop(fs::remove_file(&unfinished)))
     }
 
+    /// That of a directory that somebody may have left; none where the death is recorded, or nothing was
+    /// started. One that makes no sense is one all the same: something may live of it.
+    pub(crate) fn find(dir: &Path) -> Option<Self> {
+        match fs::read(dir.join(FILE)) {
+            Ok(bytes) => Some(Self::parse(&bytes).unwrap_or_default()),
+            Err(_) => (!is_history(dir)).then(Self::default),
+        }
+    }
+
     /// Reads it back; none where nothing was started.
     pub(crate) fn read(dir: &Path) -> Option<Self> {
-        let bytes = fs::read(dir.join(FILE)).ok()?;
+        Self::parse(&fs::read(dir.join(FILE)).ok()?)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
         let mut entry = Self::default();
-        let mut rest = bytes.as_slice();
+        let mut rest = bytes;
         loop {
             let end = rest.iter().position(|byte| *byte == b'\n')?;
             let (line, after) = (&rest[..end], &rest[end + 1..]);

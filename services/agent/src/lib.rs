@@ -49,6 +49,7 @@ use tether_types::Address;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
+pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use zygote::become_first_where_asked;
@@ -66,7 +67,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Prepares the runtime directory and takes it for this agent alone.
+    /// Prepares the runtime directory, takes it for this agent alone, and knocks at what an earlier one left.
     ///
     /// `address` is where [`Agent::service`] will be served, `arbiter` where the arbiter is; what is counted
     /// is declared in `metrics`.
@@ -80,10 +81,10 @@ impl Agent {
         arbiter: Address,
         metrics: &mut Metrics,
     ) -> Result<Self, Error> {
-        let ground = config.prepare(runtime, metrics)?;
+        let (ground, left) = config.prepare(runtime, metrics)?;
         let workers = Arc::new(ground.workers.clone());
         Ok(Self {
-            node: heartbeat::Node::new(ground, address, arbiter),
+            node: heartbeat::Node::new(ground, left, address, arbiter),
             workers,
         })
     }

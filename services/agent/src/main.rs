@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         eprintln!("tether-agent: cannot be the first process of a container: {error}");
         return ExitCode::FAILURE;
     }
+    tether_agent::make_room();
     service(
         "tether-agent",
         "Starts, watches and reaps the workers of this node",

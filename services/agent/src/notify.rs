@@ -72,9 +72,14 @@ impl Socket {
     /// When no socket can be made there.
     pub(crate) fn bind(dir: &Path) -> io::Result<Self> {
         let unnamed = dir.join(UNNAMED_FILE);
-        // Left by an agent that was killed in the middle of this.
-        let _ = fs::remove_file(&unnamed);
-        let socket = UnixDatagram::bind(&unnamed)?;
+        let socket = match UnixDatagram::bind(&unnamed) {
+            // Left by an agent that was killed in the middle of this.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                fs::remove_file(&unnamed)?;
+                UnixDatagram::bind(&unnamed)?
+            }
+            bound => bound?,
+        };
         sockopt::set_socket_passcred(&socket, true)?;
         // Whoever may enter the directory may speak, also as another user; who is heard is asked later.
         fs::set_permissions(&unnamed, fs::Permissions::from_mode(0o666))?;

@@ -134,11 +134,6 @@ pub(crate) fn kind(template: &Template) -> ReadinessKind {
     }
 }
 
-/// Whether it is seen only once, so that an agent which comes later cannot find it out again.
-pub(crate) fn is_shown_once(kind: ReadinessKind) -> bool {
-    !is_asked(kind) && kind != ReadinessKind::Started
-}
-
 /// Whether it shows it whenever it is asked, not only once.
 pub(crate) fn is_asked(kind: ReadinessKind) -> bool {
     match kind {
@@ -164,8 +159,8 @@ pub(crate) fn span(time: Duration) -> String {
 async fn answered(question: Question, last: Last) {
     // A socket that accepts comes first: asking gRPC of a worker that does not listen yet would
     // begin its reconnection delays.
-    let opened = Question::connect(question.address());
-    for question in [opened, question] {
+    let opened = (!question.is_connection()).then(|| Question::connect(question.address()));
+    for question in opened.into_iter().chain([question]) {
         let mut pause = FIRST_PAUSE;
         while let Err(why) = question.ask(ANSWER_TIMEOUT).await {
             last.set(why);

@@ -5,12 +5,9 @@
 //! everything a worker forks, daemonised or not, inherits `TETHER_DIR`. A process that wiped its
 //! environment is not found that way, which is the one thing only a cgroup can promise.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, ffi::OsStr, fs, path::Path, time::Duration};
 
-use crate::{
-    journal::{self, Entry},
-    sweep,
-};
+use crate::{journal::Entry, sweep};
 
 /// Between two looks at a cgroup; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -87,10 +84,10 @@ fn remove_cgroup(cgroup: &Path) {
 
 /// Removes what earlier agents left below their common parent: leaves without members. One that stands in
 /// the journal may get its member yet: its shim waits for a caller, or was about to fork.
-pub(crate) fn remove_empty(parent: &Path, workers: &Path) {
+pub(crate) fn remove_empty(parent: &Path, journal: &BTreeSet<&OsStr>) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let leaf = entry.path();
-        let is_over = journal::is_history(&workers.join(entry.file_name()));
+        let is_over = !journal.contains(entry.file_name().as_os_str());
         if is_over && leaf.is_dir() && !is_populated(&leaf) {
             remove_cgroup(&leaf);
         }

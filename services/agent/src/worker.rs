@@ -1,30 +1,28 @@
 //! One worker: the task that holds the link to its shim from start, or adoption, to death.
 
 mod begin;
+mod death;
+mod found;
+mod terms;
 
 use std::{
-    fs, io,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
-    common::{self as wire, WorkerPhase},
+    common::WorkerPhase,
     node::{StartWorker, WorkerReport},
     pool::Template,
 };
-use tether_shim_protocol::{
-    Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, PROTOCOL, Phase,
-    SOCKET_FILE, SpawnFailure,
-};
-use tether_sys::Exit;
+use tether_shim_protocol::{Cause, Hello, Message, OnOwnerExit, PROTOCOL, Phase, SpawnFailure};
 use tether_types::{Address, DeathCause, Orderer, WorkerId};
 use tokio::{
-    net::UnixStream,
     sync::{
         mpsc::{UnboundedReceiver, UnboundedSender},
         watch,
@@ -33,26 +31,27 @@ use tokio::{
 };
 
 use begin::{give_back, prepare, shim_for};
+use terms::Terms;
 
 use crate::{
     config::Ground,
     forkserver::{self, ForkServers},
-    health::{Health, HealthEvent, Place},
-    journal::{self, Entry},
+    health::{self, Health, HealthEvent},
+    journal::Entry,
     launch,
-    link::{self, FromShim, ToShim},
+    link::{FromShim, ToShim},
     memory,
-    metrics::{FailedAt, How},
+    metrics::FailedAt,
     notify::Named,
     permission::{self, Permissions},
-    remains, report, sockets,
+    report, sockets,
 };
+
+use found::Running;
+pub(crate) use found::{Found, Held, hold};
 
 /// Longest time a shim takes from its start until it listens, on a machine under load.
 const SHIM_START: Duration = Duration::from_secs(3);
-
-/// Longest time from a shim's end until it is reaped.
-const SHIM_REAPED: Duration = Duration::from_millis(500);
 
 /// How long a worker may take until it is ready, where its template says nothing.
 const READY_MS: u64 = 30_000;
@@ -138,60 +137,6 @@ fn shim_of(hello: &Hello) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// Takes over what an earlier agent left in `dir`: a running worker, or the record of its death.
-pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
-    let entry = Entry::read(&dir).unwrap_or_default();
-    let order = entry.order;
-    if let Some(server) = entry.server {
-        ties.forkservers.hold(&id, server);
-    }
-    let address = entry
-        .address
-        .unwrap_or_else(|| Address::Unix(dir.join("worker.sock")));
-    match connect(&dir).await {
-        Some(stream) => {
-            let (from, to) = link::split(stream);
-            let template = order.template.clone().unwrap_or_default();
-            let health = Box::new(Health::of_adopted(Place {
-                id: &id,
-                dir: &dir,
-                own_dir: &launch::known_own_directory(&dir),
-                cgroup: entry.cgroup,
-                address: &address,
-                template: &template,
-                node: ties.ground.node.as_str(),
-            }));
-            let mut task = Task::new(id, order, address, ties);
-            task.adopted = true;
-            tokio::spawn(task.drive(from, to, health));
-        }
-        None => {
-            // Nobody answers for it: what is left of it ends before it counts as dead.
-            let task = Task::new(id, order, address, ties);
-            task.end_remains().await;
-            let recorded = task.recorded_death();
-            task.bury(recorded, None).await;
-        }
-    }
-}
-
-/// The link to a shim that was started by an earlier agent. One that was started a moment before that
-/// agent died may not listen yet.
-async fn connect(dir: &Path) -> Option<UnixStream> {
-    let socket = dir.join(SOCKET_FILE);
-    let deadline = BootClock.now() + SHIM_START;
-    loop {
-        match UnixStream::connect(&socket).await {
-            Ok(stream) => return Some(stream),
-            Err(_) if dir.join(tether_shim_protocol::DEATH_FILE).exists() => return None,
-            // A socket nobody listens at belonged to a shim that is gone.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
-            Err(_) if BootClock.now() >= deadline => return None,
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    }
-}
-
 struct Task {
     id: WorkerId,
     dir: PathBuf,
@@ -224,34 +169,6 @@ struct Task {
     measure_at: Option<Instant>,
     /// What that was last.
     memory_bytes: u64,
-}
-
-/// What a shim's timers and its watch on the owner are set to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Terms {
-    node: Tick,
-    owner: Tick,
-    process: Option<Identity>,
-    on_owner_exit: OnOwnerExit,
-    on_link_loss: OnLinkLoss,
-}
-
-impl Terms {
-    /// What a shim is told with its launch.
-    fn of(launch: &Launch) -> Self {
-        Self {
-            node: Tick::from_nanos(launch.node_deadline_ns),
-            owner: Tick::from_nanos(launch.owner_deadline_ns),
-            process: launch.owner,
-            on_owner_exit: launch.on_owner_exit,
-            on_link_loss: launch.on_link_loss,
-        }
-    }
-
-    /// What of it is about others than the node.
-    fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
-        (self.process, self.on_owner_exit, self.on_link_loss)
-    }
 }
 
 impl Task {
@@ -320,7 +237,7 @@ impl Task {
                         return Box::pin(self.bury(report, Some(to))).await;
                     }
                     Ok(Some(message)) => {
-                        self.take_sockets(&mut from);
+                        self.take_sockets(from.take_descriptors());
                         self.on_message(message, &mut health);
                     }
                     Ok(None) | Err(_) => {
@@ -334,10 +251,9 @@ impl Task {
                         HealthEvent::Phase(phase) => {
                             if phase == WorkerPhase::Ready {
                                 self.on_ready();
-                                self.ready_by = None;
-                                self.measure_at = self.wants_measuring().then(Instant::now);
+                            } else {
+                                self.report(phase);
                             }
-                            self.report(phase);
                         }
                         HealthEvent::Unhealthy { grace_ms } => {
                             self.stop(&mut to, Cause::Unhealthy, grace_ms).await;
@@ -377,24 +293,15 @@ impl Task {
     /// What the shim says before the end.
     fn on_message(&mut self, message: Message, health: &mut Health) {
         match message {
-            Message::Hello(hello) if hello.protocol != PROTOCOL => {
-                tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
-                    "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
-            }
-            Message::Hello(hello) if hello.phase == Phase::Running => {
-                self.shim = shim_of(&hello);
-                self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns), health);
-            }
-            // Of a shim that was found: nothing runs yet, and that is as it should be.
-            Message::Hello(hello)
-                if self.adopted && hello.phase == Phase::Starting && self.waits_for_callers() =>
-            {
-                self.shim = shim_of(&hello);
-                self.on_idle(hello.shim_pid);
+            Message::Hello(hello) => {
+                if let Some(running) = self.on_hello(&hello) {
+                    running.tell(health);
+                }
             }
             Message::Started { pid } => {
                 self.ties.ground.metrics.starts.inc();
-                self.on_running(pid, BootClock.now(), health);
+                self.on_running(pid, BootClock.now());
+                health.on_running(pid);
             }
             Message::SpawnFailed(failure) => self.failure = Some(failure),
             Message::Ending { cause } => {
@@ -406,7 +313,39 @@ impl Task {
         }
     }
 
-    fn on_running(&mut self, pid: u32, started: Tick, health: &mut Health) {
+    /// What a shim that was found says first of all.
+    fn on_hello(&mut self, hello: &Hello) -> Option<Running> {
+        match hello.phase {
+            _ if hello.protocol != PROTOCOL => {
+                tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
+                    "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
+                None
+            }
+            Phase::Running => {
+                self.shim = shim_of(hello);
+                self.on_running(hello.worker_pid, Tick::from_nanos(hello.started_ns));
+                let template = self.order.template.as_ref();
+                let was_ready = template.is_some_and(|it| health::was_ready(&self.dir, it));
+                if was_ready {
+                    // Both at once, as it goes on serving: between the two it would get no calls.
+                    self.on_ready();
+                }
+                Some(Running {
+                    pid: hello.worker_pid,
+                    was_ready,
+                })
+            }
+            // Nothing runs yet, and that is as it should be.
+            Phase::Starting if self.adopted && self.waits_for_callers() => {
+                self.shim = shim_of(hello);
+                self.on_idle(hello.shim_pid);
+                None
+            }
+            Phase::Waiting | Phase::Starting | Phase::Ending | Phase::Dead => None,
+        }
+    }
+
+    fn on_running(&mut self, pid: u32, started: Tick) {
         self.pid = pid;
         self.started = started;
         self.stored.clear();
@@ -415,7 +354,6 @@ impl Task {
             self.ready_by = Some(Instant::now() + within.unwrap_or_default());
         }
         self.report(WorkerPhase::Starting);
-        health.on_running(pid);
     }
 
     /// Passes an order to stop on to the shim.
@@ -437,42 +375,6 @@ impl Task {
         to.send(&Message::Stop { cause, grace_ms }).await;
     }
 
-    /// Tells the shim what changed of its permission.
-    async fn renew(&mut self, to: &mut ToShim) {
-        let terms = {
-            let permissions = self.ties.permissions.borrow_and_update();
-            // A new agent that was told nothing yet has nothing to give, and must not take.
-            let Some(pool) = permissions.pool(&self.id.pool) else {
-                return;
-            };
-            Terms {
-                node: permissions.node,
-                owner: pool.deadline,
-                process: pool.process,
-                on_owner_exit: pool.on_owner_exit,
-                on_link_loss: pool.on_link_loss,
-            }
-        };
-        if self.told == Some(terms) {
-            return;
-        }
-        if self.told.is_none_or(|told| told.ties() != terms.ties()) {
-            let (owner, on_owner_exit, on_link_loss) = terms.ties();
-            to.send(&Message::Ties {
-                owner,
-                on_owner_exit,
-                on_link_loss,
-            })
-            .await;
-        }
-        to.send(&Message::Renew {
-            node_deadline_ns: terms.node.as_nanos(),
-            owner_deadline_ns: terms.owner.as_nanos(),
-        })
-        .await;
-        self.told = Some(terms);
-    }
-
     /// Whether its template has it started by its first caller.
     fn waits_for_callers(&self) -> bool {
         let template = self.order.template.as_ref();
@@ -480,8 +382,7 @@ impl Task {
     }
 
     /// Takes the sockets that a shim had kept for this agent.
-    fn take_sockets(&self, from: &mut FromShim) {
-        let descriptors = from.take_descriptors();
+    fn take_sockets(&self, descriptors: Vec<OwnedFd>) {
         if let Some(template) = self
             .order
             .template
@@ -540,140 +441,19 @@ impl Task {
         self.report(WorkerPhase::Ready);
     }
 
-    fn death(&self, dead: &Dead) -> WorkerReport {
-        let template = self.order.template.clone().unwrap_or_default();
-        report::dead(&self.id, dead, &template, self.signalled)
-    }
-
-    fn recorded_death(&self) -> WorkerReport {
-        let record = fs::read(self.dir.join(tether_shim_protocol::DEATH_FILE)).ok();
-        match record.and_then(|frame| tether_shim_protocol::decode(&frame).ok()) {
-            Some(Message::Dead(dead)) => self.death(&dead),
-            _ => report::lost(
-                &self.id,
-                DeathCause::Unknown,
-                "its shim is gone and left no record: it was killed together with the agent, or the machine was restarted",
-            ),
-        }
-    }
-
-    /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
-    /// even come so far as to have one.
-    async fn shim_lost(&self) -> WorkerReport {
-        if self.dir.join(tether_shim_protocol::DEATH_FILE).exists() {
-            return self.recorded_death();
-        }
-        // Its main process went with the shim; what it daemonised may not have.
-        self.end_remains().await;
-        if let Some(failure) = &self.failure {
-            self.on_spawn_failure(failure);
-            let template = self.order.template.clone().unwrap_or_default();
-            let (text, permanent) = if template.forked_from.is_some() {
-                launch::explain_unforked(*failure, b"")
-            } else {
-                launch::explain(failure.stage, failure.errno, &template)
-            };
-            return WorkerReport {
-                permanent,
-                ..report::lost(&self.id, DeathCause::SpawnFailed, text)
-            };
-        }
-        let exit = self.shim_exit().await;
-        if exit == Some(Exit::Signal(Signal::KILL.as_raw()))
-            && let Some(cause) = self.expired()
-        {
-            let text =
-                "its shim could not act on the end of its permission, and the kernel ended both";
-            return report::lost(&self.id, cause, text);
-        }
-        match exit {
-            Some(Exit::Signal(signal)) => report::lost(
-                &self.id,
-                DeathCause::Signaled(signal),
-                format!(
-                    "its shim was killed by signal {signal} from outside, and the worker with it"
-                ),
-            ),
-            Some(Exit::Code(_)) | None => report::lost(
-                &self.id,
-                DeathCause::Unknown,
-                "its shim went away without a record",
-            ),
-        }
-    }
-
-    /// What of its permission has ended.
-    fn expired(&self) -> Option<DeathCause> {
-        let (told, now) = (self.told?, BootClock.now());
-        if now >= told.node {
-            Some(DeathCause::LeaseExpired)
-        } else if now >= told.owner {
-            Some(DeathCause::OwnerGone)
-        } else {
-            None
-        }
-    }
-
     fn on_ready(&mut self) {
         if let Some(ordered) = self.ordered.take() {
             let seconds = BootClock.now().since(ordered).as_secs_f64();
             self.ties.ground.metrics.start_seconds.observe(seconds);
         }
+        self.ready_by = None;
+        self.measure_at = self.wants_measuring().then(Instant::now);
+        self.report(WorkerPhase::Ready);
     }
 
     fn on_spawn_failure(&self, failure: &SpawnFailure) {
         let stage = FailedAt::Shim(failure.stage);
         self.ties.ground.metrics.spawn_failures.of(stage).inc();
-    }
-
-    /// Ends what no shim answers for any more.
-    async fn end_remains(&self) {
-        let ended = remains::end(&self.dir).await;
-        let orphans = &self.ties.ground.metrics.orphans;
-        orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
-        orphans.of(How::Search).inc_by(ended.found);
-    }
-
-    /// How the shim ended, once its zygote, or whoever came after that, has reaped it.
-    async fn shim_exit(&self) -> Option<Exit> {
-        let shim = self.shim.as_ref()?;
-        let deadline = BootClock.now() + SHIM_REAPED;
-        loop {
-            match tether_sys::exit_of(shim) {
-                Some(exit) => return Some(exit),
-                None if BootClock.now() >= deadline => return None,
-                None => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    }
-
-    /// Reports the death until somebody has recorded it, then lets the shim go and marks the
-    /// directory as history.
-    async fn bury(mut self: Box<Self>, report: WorkerReport, to: Option<ToShim>) {
-        let template = self.order.template.as_ref();
-        if let Some(template) = template.filter(|it| !it.sockets.is_empty()) {
-            let cause = report.death.as_ref().map(|death| death.cause());
-            // Nobody comes after one that its pool or its owner has no more use for.
-            let linger = match cause {
-                Some(wire::DeathCause::OrderedByScale | wire::DeathCause::OrderedByOwner) => None,
-                _ => Some(sockets::linger(template)),
-            };
-            let sockets = &self.ties.ground.sockets;
-            sockets.on_death(&self.id.pool, self.id.slot, linger);
-        }
-        if template.is_some_and(|template| template.forked_from.is_some()) {
-            self.ties.forkservers.done(&self.id, &report);
-        }
-        let _ = self.ties.reports.send(report);
-        while let Some(order) = self.ties.orders.recv().await {
-            if matches!(order, Order::Forget) {
-                journal::close(&self.dir);
-                if let Some(mut to) = to {
-                    to.send(&Message::Acknowledge).await;
-                }
-                return;
-            }
-        }
     }
 }
 

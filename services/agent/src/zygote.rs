@@ -113,15 +113,22 @@ impl Zygote {
         std::env::var_os(tether_shim_protocol::zygote::SOCKET_VARIABLE).is_some()
     }
 
-    /// Has a canary try what the kernel allows here; waits for the answer.
+    /// Has a canary try what the kernel allows here. It takes its time: [`Self::probed`] has the answer.
     ///
     /// # Errors
-    /// When there is no zygote to be had, or it does not answer.
-    pub(crate) fn probe(&self, cgroup: Option<&Path>) -> io::Result<Means> {
+    /// When there is no zygote to be had.
+    pub(crate) fn probe(&self, cgroup: Option<&Path>) -> io::Result<()> {
         let request = Request::Probe {
             cgroup: cgroup.map(|path| path.as_os_str().as_encoded_bytes().to_vec()),
         };
-        self.ask(&request, &[])?;
+        self.ask(&request, &[])
+    }
+
+    /// Waits for the answer to [`Self::probe`].
+    ///
+    /// # Errors
+    /// When the zygote does not answer.
+    pub(crate) fn probed(&self) -> io::Result<Means> {
         let socket = self.lock();
         let socket = socket
             .as_ref()

@@ -31,11 +31,13 @@ fn main() -> ExitCode {
     if std::env::args_os()
         .nth(1)
         .is_some_and(|command| command == "up")
-        && let Err(error) = tether_agent::become_first_where_asked()
     {
-        return complain(
-            &anyhow::Error::from(error).context("cannot be the first process of a container"),
-        );
+        if let Err(error) = tether_agent::become_first_where_asked() {
+            return complain(
+                &anyhow::Error::from(error).context("cannot be the first process of a container"),
+            );
+        }
+        tether_agent::make_room();
     }
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -33,10 +33,9 @@ use super::{
 use crate::{
     adopt::History,
     config::Ground,
-    journal::Entry,
     permission::Permissions,
     sockets,
-    worker::{self, Order, Ties},
+    worker::{self, Found, Order, Ties},
 };
 
 /// Between two looks whether a server that has ended is known to be dead.
@@ -93,7 +92,7 @@ impl Keeper {
         ground: Arc<Ground>,
         permissions: watch::Receiver<Permissions>,
         (own, requests): (ForkServers, UnboundedReceiver<Request>),
-        found: Vec<(WorkerId, PathBuf)>,
+        found: Vec<Found>,
     ) -> io::Result<Self> {
         let (reports, reported) = unbounded_channel();
         let mut keeper = Self {
@@ -109,16 +108,15 @@ impl Keeper {
             setbacks: Setbacks::default(),
             history: History::default(),
         };
-        for (id, dir) in found {
-            tracing::info!(server = %id, "Found a fork server of an earlier agent");
-            let entry = Entry::read(&dir).unwrap_or_default();
-            let template = entry.order.template.unwrap_or_default();
+        for found in found {
+            tracing::info!(server = %found.id, "Found a fork server of an earlier agent");
+            let template = found.entry.order.template.clone().unwrap_or_default();
             // Its workers are found as well, and say so long before that.
             let end_at = Instant::now() + sockets::linger(&template);
-            let (server, ties) = keeper.server(id.clone(), template);
+            let (server, ties) = keeper.server(found.id.clone(), template);
             let end_at = Some(end_at);
             keeper.servers.push(Server { end_at, ..server });
-            tokio::spawn(worker::adopt(id, dir, ties));
+            found.hold(ties).watch();
         }
         Ok(keeper)
     }

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, time::Instant};
 
-use tether_proto::{common::WorkerPhase, pool::ReadinessKind};
+use tether_proto::pool::ReadinessKind;
 
 use super::{Health, HealthEvent, stage::Stage};
 use crate::notify::{Datagram, Said};
@@ -39,8 +39,7 @@ impl Health {
         }
         if said.stopping {
             if !matches!(self.stage, Stage::Leaving(_)) {
-                self.stage = Stage::Leaving(now + self.grace());
-                return Some(HealthEvent::Phase(WorkerPhase::Stopping));
+                return Some(self.on_leaving(now));
             }
             return None;
         }

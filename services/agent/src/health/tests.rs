@@ -257,24 +257,40 @@ async fn descriptors_are_kept_for_the_next_incarnation_and_closed_when_there_is_
 }
 
 #[tokio::test]
-async fn an_adopted_worker_that_was_ready_need_not_say_it_again_and_another_one_must() {
+async fn an_adopted_worker_that_was_ready_is_ready_and_another_one_must_say_so() {
     let mut worker = Worker::new(notifying(0));
-    for was_ready in [false, true] {
-        let template = notifying(0);
-        worker.health = Health::of_adopted(place(&worker.id, worker.dir.path(), &template));
-        if worker.speaker.is_none() {
-            worker.run();
-        }
-        let pid = worker.speaker.as_ref().unwrap().0.id();
-        worker.health.on_running(pid);
-        if !was_ready {
-            worker.say("STATUS=not yet");
-            let event = worker.next().await;
-            assert_eq!(event, HealthEvent::Phase(WorkerPhase::Starting));
-            worker.say("READY=1");
-        }
-        assert_eq!(worker.next().await, READY);
-    }
+    let template = notifying(0);
+    worker.health = Health::of_adopted(place(&worker.id, worker.dir.path(), &template));
+    worker.run();
+    worker.say("STATUS=not yet");
+    let event = worker.next().await;
+    assert_eq!(event, HealthEvent::Phase(WorkerPhase::Starting));
+    assert!(!was_ready(worker.dir.path(), &template));
+    worker.say("READY=1");
+    assert_eq!(worker.next().await, READY);
+    assert!(was_ready(worker.dir.path(), &template));
+
+    worker.health = Health::of_adopted(place(&worker.id, worker.dir.path(), &template));
+    let pid = worker.speaker.as_ref().unwrap().0.id();
+    worker.health.on_resumed(pid);
+    worker.say("STATUS=still");
+
+    assert_eq!(worker.next().await, READY);
+    assert_eq!(worker.health.status(), "still");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_about_to_end_is_not_ready_for_the_next_agent() {
+    let mut worker = Worker::new(notifying(0));
+    worker.run();
+    worker.say("READY=1");
+    assert_eq!(worker.next().await, READY);
+
+    worker.say("STOPPING=1");
+
+    let event = worker.next().await;
+    assert_eq!(event, HealthEvent::Phase(WorkerPhase::Stopping));
+    assert!(!was_ready(worker.dir.path(), &notifying(0)));
 }
 
 #[tokio::test]

@@ -58,6 +58,11 @@ impl Question {
         }
     }
 
+    /// Whether a connection is all it asks for.
+    pub(crate) fn is_connection(&self) -> bool {
+        matches!(self.how, How::Connect)
+    }
+
     /// Whom it asks.
     pub(crate) fn address(&self) -> &Address {
         &self.address

@@ -1,0 +1,142 @@
+//! How a worker's end is known and told: by its shim, by the record of it, or by its shim's silence.
+
+use std::{fs, time::Duration};
+
+use rustix::process::Signal;
+use tether_clock::{BootClock, Clock as _};
+use tether_proto::{common as wire, node::WorkerReport};
+use tether_shim_protocol::{DEATH_FILE, Dead, Message};
+use tether_sys::Exit;
+use tether_types::DeathCause;
+
+use super::{Order, Task};
+use crate::{journal, launch, link::ToShim, metrics::How, remains, report, sockets};
+
+/// Longest time from a shim's end until it is reaped.
+const SHIM_REAPED: Duration = Duration::from_millis(500);
+
+impl Task {
+    pub(super) fn death(&self, dead: &Dead) -> WorkerReport {
+        let template = self.order.template.clone().unwrap_or_default();
+        report::dead(&self.id, dead, &template, self.signalled)
+    }
+
+    pub(super) fn recorded_death(&self) -> WorkerReport {
+        let record = fs::read(self.dir.join(DEATH_FILE)).ok();
+        match record.and_then(|frame| tether_shim_protocol::decode(&frame).ok()) {
+            Some(Message::Dead(dead)) => self.death(&dead),
+            _ => report::lost(
+                &self.id,
+                DeathCause::Unknown,
+                "its shim is gone and left no record: it was killed together with the agent, or the machine was restarted",
+            ),
+        }
+    }
+
+    /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
+    /// even come so far as to have one.
+    pub(super) async fn shim_lost(&self) -> WorkerReport {
+        if self.dir.join(DEATH_FILE).exists() {
+            return self.recorded_death();
+        }
+        // Its main process went with the shim; what it daemonised may not have.
+        self.end_remains().await;
+        if let Some(failure) = &self.failure {
+            self.on_spawn_failure(failure);
+            let template = self.order.template.clone().unwrap_or_default();
+            let (text, permanent) = if template.forked_from.is_some() {
+                launch::explain_unforked(*failure, b"")
+            } else {
+                launch::explain(failure.stage, failure.errno, &template)
+            };
+            return WorkerReport {
+                permanent,
+                ..report::lost(&self.id, DeathCause::SpawnFailed, text)
+            };
+        }
+        let exit = self.shim_exit().await;
+        if exit == Some(Exit::Signal(Signal::KILL.as_raw()))
+            && let Some(cause) = self.expired()
+        {
+            let text =
+                "its shim could not act on the end of its permission, and the kernel ended both";
+            return report::lost(&self.id, cause, text);
+        }
+        match exit {
+            Some(Exit::Signal(signal)) => report::lost(
+                &self.id,
+                DeathCause::Signaled(signal),
+                format!(
+                    "its shim was killed by signal {signal} from outside, and the worker with it"
+                ),
+            ),
+            Some(Exit::Code(_)) | None => report::lost(
+                &self.id,
+                DeathCause::Unknown,
+                "its shim went away without a record",
+            ),
+        }
+    }
+
+    /// What of its permission has ended.
+    fn expired(&self) -> Option<DeathCause> {
+        let (told, now) = (self.told?, BootClock.now());
+        if now >= told.node {
+            Some(DeathCause::LeaseExpired)
+        } else if now >= told.owner {
+            Some(DeathCause::OwnerGone)
+        } else {
+            None
+        }
+    }
+
+    /// Ends what no shim answers for any more.
+    pub(super) async fn end_remains(&self) {
+        let ended = remains::end(&self.dir).await;
+        let orphans = &self.ties.ground.metrics.orphans;
+        orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
+        orphans.of(How::Search).inc_by(ended.found);
+    }
+
+    /// How the shim ended, once its zygote, or whoever came after that, has reaped it.
+    async fn shim_exit(&self) -> Option<Exit> {
+        let shim = self.shim.as_ref()?;
+        let deadline = BootClock.now() + SHIM_REAPED;
+        loop {
+            match tether_sys::exit_of(shim) {
+                Some(exit) => return Some(exit),
+                None if BootClock.now() >= deadline => return None,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    /// Reports the death until somebody has recorded it, then lets the shim go and marks the
+    /// directory as history.
+    pub(super) async fn bury(mut self: Box<Self>, report: WorkerReport, to: Option<ToShim>) {
+        let template = self.order.template.as_ref();
+        if let Some(template) = template.filter(|it| !it.sockets.is_empty()) {
+            let cause = report.death.as_ref().map(|death| death.cause());
+            // Nobody comes after one that its pool or its owner has no more use for.
+            let linger = match cause {
+                Some(wire::DeathCause::OrderedByScale | wire::DeathCause::OrderedByOwner) => None,
+                _ => Some(sockets::linger(template)),
+            };
+            let sockets = &self.ties.ground.sockets;
+            sockets.on_death(&self.id.pool, self.id.slot, linger);
+        }
+        if template.is_some_and(|template| template.forked_from.is_some()) {
+            self.ties.forkservers.done(&self.id, &report);
+        }
+        let _ = self.ties.reports.send(report);
+        while let Some(order) = self.ties.orders.recv().await {
+            if matches!(order, Order::Forget) {
+                journal::close(&self.dir);
+                if let Some(mut to) = to {
+                    to.send(&Message::Acknowledge).await;
+                }
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! What a worker's shim was told of its permission, and telling it what changed.
+
+use tether_clock::Tick;
+use tether_shim_protocol::{Identity, Launch, Message, OnLinkLoss, OnOwnerExit};
+
+use super::Task;
+use crate::link::ToShim;
+
+/// What a shim's timers and its watch on the owner are set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Terms {
+    pub(super) node: Tick,
+    pub(super) owner: Tick,
+    process: Option<Identity>,
+    on_owner_exit: OnOwnerExit,
+    pub(super) on_link_loss: OnLinkLoss,
+}
+
+impl Terms {
+    /// What a shim is told with its launch.
+    pub(super) fn of(launch: &Launch) -> Self {
+        Self {
+            node: Tick::from_nanos(launch.node_deadline_ns),
+            owner: Tick::from_nanos(launch.owner_deadline_ns),
+            process: launch.owner,
+            on_owner_exit: launch.on_owner_exit,
+            on_link_loss: launch.on_link_loss,
+        }
+    }
+
+    /// What of it is about others than the node.
+    fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
+        (self.process, self.on_owner_exit, self.on_link_loss)
+    }
+}
+
+impl Task {
+    /// Tells the shim what changed of its permission.
+    pub(super) async fn renew(&mut self, to: &mut ToShim) {
+        let terms = {
+            let permissions = self.ties.permissions.borrow_and_update();
+            // A new agent that was told nothing yet has nothing to give, and must not take.
+            let Some(pool) = permissions.pool(&self.id.pool) else {
+                return;
+            };
+            Terms {
+                node: permissions.node,
+                owner: pool.deadline,
+                process: pool.process,
+                on_owner_exit: pool.on_owner_exit,
+                on_link_loss: pool.on_link_loss,
+            }
+        };
+        if self.told == Some(terms) {
+            return;
+        }
+        if self.told.is_none_or(|told| told.ties() != terms.ties()) {
+            let (owner, on_owner_exit, on_link_loss) = terms.ties();
+            to.send(&Message::Ties {
+                owner,
+                on_owner_exit,
+                on_link_loss,
+            })
+            .await;
+        }
+        to.send(&Message::Renew {
+            node_deadline_ns: terms.node.as_nanos(),
+            owner_deadline_ns: terms.owner.as_nanos(),
+        })
+        .await;
+        self.told = Some(terms);
+    }
+}
