@@ -7,7 +7,8 @@ process that answers for one worker, sends one packet: strings that end in NUL, 
 telling what it is (``a`` an argument, ``e`` NAME=VALUE, ``d`` the working directory, ``g`` a cgroup, the first of
 them the one that ends as a whole), and beside it descriptors: standard input, output and error, then any to be
 placed from 3 on. The answer is ``+`` with the worker's pidfd, or ``-``, an error number and why not; later ``x``
-with the wait status, the largest resident set in KiB and the processor time in ms, once it has ended.
+with the wait status, the largest resident set in KiB and the processor time in ms, once it has ended. A connection
+that ends without a packet is closed: so is seen from outside that there is still somebody who serves.
 
 Nobody outlives its keeper. The connection's end is made the worker's death by the kernel itself (``F_SETSIG``
 with SIGKILL on the connection, owned by the worker), which needs nobody awake; so a keeper says nothing more
