@@ -7,7 +7,8 @@ process that answers for one worker, sends one packet: strings that end in NUL, 
 telling what it is (``a`` an argument, ``e`` NAME=VALUE, ``d`` the working directory, ``g`` a cgroup, the first of
 them the one that ends as a whole), and beside it descriptors: standard input, output and error, then any to be
 placed from 3 on. The answer is ``+`` with the worker's pidfd, or ``-``, an error number and why not; later ``x``
-with the wait status, the largest resident set in KiB and the processor time in ms, once it has ended.
+with the wait status, the largest resident set in KiB and the processor time in ms, once it has ended. A connection
+that ends without a packet is closed: so is seen from outside that there is still somebody who serves.
 
 Nobody outlives its keeper. The connection's end is made the worker's death by the kernel itself (``F_SETSIG``
 with SIGKILL on the connection, owned by the worker), which needs nobody awake; so a keeper says nothing more
@@ -15,24 +16,33 @@ on it. And the death of this process is the death of all it forked (``PR_SET_PDE
 """
 
 import argparse
+import builtins
 import ctypes
 import errno
 import fcntl
 import gc
 import importlib
+import io
 import os
 import runpy
 import select
 import selectors
 import signal
 import socket
+import stat
 import sys
 import threading
+import time
+import types
+import warnings
 
 PACKET_MAX = 1 << 20
 DESCRIPTORS_MAX = 253
 PR_SET_PDEATHSIG = 1
 F_SETSIG = 10
+
+# Seconds after which a file's time tells any later change from the one before.
+SETTLED = 2
 
 # The process that serves: children are forked later.
 SERVER = os.getpid()
@@ -44,7 +54,7 @@ class Order:
     """What a keeper asked for."""
 
     def __init__(self, packet):
-        self.argv, self.env, self.cwd, self.cgroups = [], {}, "/", []
+        self.argv, self.env, self.cwd, self.cgroups, self.code = [], {}, "/", [], None
         for field in packet.split(b"\0")[:-1]:
             kind, text = field[:1], os.fsdecode(field[1:])
             if kind == b"a":
@@ -60,6 +70,37 @@ class Order:
                 raise ValueError(f"a field begins with {kind!r}, expected one of a, e, d and g")
         if not self.argv:
             raise ValueError("there is nothing to run: send at least one argument")
+
+
+class Scripts:
+    """What workers run, compiled before the fork and once for all of them."""
+
+    def __init__(self):
+        self.known = {}
+
+    def code(self, order):
+        """A script's code. None of what Python itself finds in other ways, or has something to say about: that it does
+        in the worker."""
+        if order.argv[0] == "-m":
+            return None
+        path = os.path.join(order.cwd, order.argv[0])
+        try:
+            # Looked at before it is read: of a file that changes in between, the change is seen the next time.
+            about = os.stat(path)
+            if not stat.S_ISREG(about.st_mode):
+                return None  # Reading it might take for ever.
+            stamp = (order.argv[0], about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+            known, code = self.known.get(path, (None, None))
+            if stamp != known:
+                with io.open_code(path) as file, warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    code = compile(file.read(), order.argv[0], "exec", dont_inherit=True)
+                # One that was changed just now may be changed again within the same tick of its file system's clock.
+                if time.time() - about.st_mtime > SETTLED:
+                    self.known[path] = (stamp, code)
+            return code
+        except Exception:
+            return None
 
 
 class Worker:
@@ -93,6 +134,7 @@ class Server:
         os.umask(mask)
         self.listener.listen(128)
         os.rename(path + ".new", path)
+        self.scripts = Scripts()
         self.events = selectors.DefaultSelector()
         self.events.register(self.listener, selectors.EVENT_READ, self.accept)
 
@@ -123,6 +165,7 @@ class Server:
                 raise ValueError(f"{len(descriptors)} descriptors came, expected at least 3")
             if threading.active_count() > 1:
                 raise RuntimeError("an import has started a thread, and no child could use what it held")
+            order.code = self.scripts.code(order)
             forked = self.fork(order, keeper, descriptors)
         except (OSError, ValueError, RuntimeError) as error:
             number = getattr(error, "errno", None) or errno.EINVAL
@@ -183,12 +226,13 @@ class Server:
         return worker
 
     def let_go(self, keeper):
-        """In a child: closes what is the server's, so that no object closes a number that is another's by then."""
+        """In a child: takes the server's descriptors off their objects, so that none closes a number that is another's
+        by then. All are closed in one call later."""
         held = [key.fileobj for key in self.events.get_map().values()]
         self.events.close()
         for thing in [*held, keeper]:
             if isinstance(thing, socket.socket):
-                thing.close()
+                thing.detach()
 
     def lost(self, worker):
         """The keeper is gone: the kernel has killed its worker, and this kills what that left."""
@@ -226,8 +270,9 @@ def become(order, descriptors):
     """Makes this child the worker, up to its first line."""
     os.setsid()
     for cgroup in order.cgroups:
-        with open(os.path.join(cgroup, "cgroup.procs"), "w") as file:
-            file.write("0")
+        procs = os.open(os.path.join(cgroup, "cgroup.procs"), os.O_WRONLY)
+        os.write(procs, b"0")
+        os.close(procs)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the parent-death signal is refused")
     # One that died before the line above will never send that signal.
@@ -261,7 +306,13 @@ def run(order):
     else:
         sys.argv = order.argv
         sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if order.code is None:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            main = types.ModuleType("__main__")
+            vars(main).update(__file__=sys.argv[0], __builtins__=builtins, __cached__=None, __package__="")
+            sys.modules["__main__"] = main
+            exec(order.code, vars(main))
 
 
 def announce():

@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -221,6 +225,46 @@ async fn a_killed_fork_server_is_followed_by_another_and_nothing_of_it_stays() {
         }
         answers(&cluster).await;
     }
+}
+
+#[tokio::test]
+async fn a_fork_server_that_hangs_is_followed_by_another_while_those_it_forked_live_on() {
+    let Some(cluster) = cluster(Setup::default()).await else {
+        return;
+    };
+    let (_owner, workers) = start(&cluster, "independent", 1, "worker.py").await;
+    let (first, hung) = (&workers[0], server_of(&workers[0]));
+
+    kill(hung, Signal::STOP);
+    let scaled = cluster
+        .tether()
+        .run(&["pool", "scale", "digits", "3"])
+        .await;
+    assert_eq!(scaled.code, Some(0), "{}", scaled.err);
+
+    // Two waited for it. Both are told, and have others in their places.
+    for death in deaths(&cluster, 2).await {
+        assert_eq!(death["cause"], "SPAWN_FAILED", "{death}");
+        let detail = death["detail"].as_str().unwrap();
+        assert!(detail.contains("does not answer"), "{detail}");
+    }
+    let now = ready_without(&cluster, &[], 3).await;
+    let (old, new): (Vec<_>, Vec<_>) = now.iter().partition(|worker| worker.pid == first.pid);
+    assert_eq!((old.len(), new.len()), (1, 2), "{now:?}");
+    assert_eq!(server_of(old[0]), hung);
+    assert_ne!(server_of(new[0]), hung);
+    assert_eq!(server_of(new[0]), server_of(new[1]));
+    answers(&cluster).await;
+
+    // With the last of its workers it goes, stopped as it is.
+    kill(first.pid, Signal::KILL);
+    let now = ready_without(&cluster, &[first], 3).await;
+    assert!(now.iter().all(|worker| server_of(worker) != hung));
+    eventually("the one that hangs is ended", async || {
+        (!Path::new(&format!("/proc/{hung}")).exists()).then_some(())
+    })
+    .await;
+    assert_eq!(deaths(&cluster, 3).await.len(), 3);
 }
 
 #[tokio::test]

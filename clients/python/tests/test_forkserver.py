@@ -54,7 +54,7 @@ class Forked(unittest.TestCase):
             file.write(text)
         return path
 
-    def ask(self, text, *more, fields=b""):
+    def ask(self, text, *more, fields=b"", path=None):
         """Asks for a worker; its keeper, what it answered, the pidfds, and the worker's output."""
         keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Its end is the worker's: not before the test's.
@@ -63,7 +63,7 @@ class Forked(unittest.TestCase):
         keeper.connect(self.path)
         read, write = os.pipe()
         null = os.open(os.devnull, os.O_RDWR)
-        packet = b"a" + self.script(text).encode() + b"\0e" + b"KIND=forked\0d" + self.dir.name.encode() + b"\0" + fields
+        packet = b"a" + (path or self.script(text)).encode() + b"\0e" + b"KIND=forked\0d" + self.dir.name.encode() + b"\0" + fields
         socket.send_fds(keeper, [packet], [null, write, write, *more])
         os.close(write)
         os.close(null)
@@ -104,6 +104,27 @@ class Forked(unittest.TestCase):
         os.waitid(os.P_PIDFD, self.pidfd, os.WSTOPPED)
         keeper.close()
         self.assertTrue(gone(pidfd))
+
+    def test_a_script_that_is_changed_runs_as_it_is_now_and_is_main_as_any(self):
+        path = self.script("")
+        draws = []
+        for text in ["one", "two", "six"]:
+            with open(path, "w") as file:
+                file.write(f"import sys\nprint({text!r}, __name__, __file__, vars(sys.modules['__main__']) is globals())\n")
+            # Long ago, so that it is kept; and the time of the next one is another.
+            os.utime(path, (1000 + len(draws), 1000 + len(draws)))
+            draws += [self.ask("", path=path)[3].read().decode().split() for _ in range(2)]
+        expected = [[text, "__main__", path, "True"] for text in ["one", "two", "six"] for _ in range(2)]
+        self.assertEqual(draws, expected)
+        with open(path, "w") as file:
+            file.write("print('new')\n")
+        self.assertEqual(self.ask("", path=path)[3].read(), b"new\n")
+
+    def test_what_is_wrong_with_a_script_is_said_by_the_worker_and_not_by_the_server(self):
+        for text, expected in [("1 +\n", b"SyntaxError"), ("1 is 1\n", b"SyntaxWarning"), ("\0", b"null bytes")]:
+            _, said, _, out = self.ask(text)
+            self.assertEqual(said, b"+")
+            self.assertIn(expected, out.read())
 
     def test_a_keeper_that_is_gone_before_the_fork_gets_no_worker(self):
         made = os.path.join(self.dir.name, "made")

@@ -10,6 +10,7 @@
 //! A server may live for as long as any worker that came of it: its permission is the longest of theirs.
 
 mod keeper;
+mod pulse;
 mod setback;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     oneshot,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     permission::{Permissions, PoolPermission},
@@ -48,6 +50,8 @@ const SCRIPT_FILE: &str = "tether_forkserver.py";
 pub(crate) struct Served {
     pub(crate) id: WorkerId,
     pub(crate) socket: PathBuf,
+    /// Cancelled when it is found not to answer any more.
+    pub(crate) hangs: CancellationToken,
 }
 
 /// Why there is none.
@@ -70,6 +74,8 @@ pub(crate) enum Request {
     },
     /// A worker that was found came of this one.
     Hold { worker: WorkerId, server: WorkerId },
+    /// A server that was ready does not answer any more, for all that was tried.
+    Hangs { server: WorkerId, why: String },
     /// A worker is dead, of this cause.
     Done { worker: WorkerId, cause: DeathCause },
 }

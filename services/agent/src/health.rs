@@ -20,6 +20,7 @@ use tether_proto::{
 };
 use tether_shim_protocol::{Cause, Orderer};
 use tether_types::{Address, WorkerId};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     launch,
@@ -61,6 +62,8 @@ pub(crate) enum HealthEvent {
     Phase(WorkerPhase),
     /// It does not work: end it, with [`Cause::Unhealthy`] and its grace.
     Unhealthy { grace_ms: u64 },
+    /// What it was to be forked from hangs: end it, with [`Cause::SpawnFailed`].
+    Unforked,
 }
 
 /// One worker's health.
@@ -79,7 +82,7 @@ pub(crate) struct Health {
     store: FdStore,
     stage: Stage,
     status: Status,
-    /// Why it was never ready, or is ended as unhealthy.
+    /// Why it was never forked, never ready, or is ended as unhealthy.
     detail: String,
 }
 
@@ -128,10 +131,15 @@ impl Health {
             socket,
             family: Family::new(place.dir, place.cgroup),
             store: FdStore::of(place.dir.parent().unwrap_or(place.dir)),
-            stage: Stage::Unborn,
+            stage: Stage::Unborn(None),
             status: Status::default(),
             detail: String::new(),
         }
+    }
+
+    /// It is to be forked from a process; `hangs` tells that this one does not answer.
+    pub(crate) fn will_be_forked(&mut self, hangs: CancellationToken) {
+        self.stage = Stage::Unborn(Some(hangs));
     }
 
     /// Its program runs, as this process.
@@ -180,7 +188,7 @@ impl Health {
 
     fn phase(&self) -> WorkerPhase {
         match self.stage {
-            Stage::Unborn | Stage::Starting(_) => WorkerPhase::Starting,
+            Stage::Unborn(_) | Stage::Starting(_) => WorkerPhase::Starting,
             Stage::Ready(_) => WorkerPhase::Ready,
             Stage::Leaving(_) | Stage::Over => WorkerPhase::Stopping,
         }
@@ -192,7 +200,7 @@ impl Health {
             && death.detail.is_empty()
             && matches!(
                 death.cause(),
-                DeathCause::NeverReady | DeathCause::Unhealthy
+                DeathCause::NeverReady | DeathCause::Unhealthy | DeathCause::SpawnFailed
             )
         {
             death.detail.clone_from(&self.detail);
@@ -208,7 +216,7 @@ impl Health {
                 status,
                 ..
             } = self;
-            let listens = !matches!(stage, Stage::Unborn);
+            let listens = !matches!(stage, Stage::Unborn(_));
             let heard = async {
                 match socket {
                     // Until its program runs, nobody is known to be of its family; the kernel waits.
@@ -232,6 +240,11 @@ impl Health {
         let now = Instant::now();
         match happened {
             Happened::Heard(datagram) => self.on_datagram(datagram, now),
+            Happened::Unforked => {
+                "it cannot be started: the process that it is to be forked from does not answer, and another one is started in its place".clone_into(&mut self.detail);
+                self.stage = Stage::Over;
+                Some(HealthEvent::Unforked)
+            }
             Happened::Ready => Some(self.on_ready(now)),
             Happened::Answered(answer) => {
                 let Stage::Ready(Some(watch)) = &mut self.stage else {
@@ -311,7 +324,7 @@ impl Health {
                 "it said STOPPING=1 and was still there {} later",
                 span(self.grace())
             )),
-            Stage::Unborn
+            Stage::Unborn(_)
             | Stage::Starting(_)
             | Stage::Ready(None)
             | Stage::Leaving(_)

@@ -32,6 +32,7 @@ mod notify;
 mod output;
 mod owners;
 mod permission;
+mod polled;
 mod readiness;
 mod remains;
 mod report;

@@ -2,6 +2,7 @@
 
 mod http;
 mod log_line;
+mod pause;
 mod question;
 
 use std::{
@@ -17,13 +18,8 @@ use std::{
 use tether_proto::pool::{ReadinessKind, Template};
 use tether_types::Address;
 
+use pause::Pauses;
 pub(crate) use question::{Answer, Question};
-
-/// Between two questions: short, as a worker that is ready and not asked is time lost.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-
-/// Longest time between two questions.
-const LAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A worker that takes longer to answer is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -161,16 +157,16 @@ async fn answered(question: Question, last: Last) {
     // begin its reconnection delays.
     let opened = (!question.is_connection()).then(|| Question::connect(question.address()));
     for question in opened.into_iter().chain([question]) {
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::new();
         while let Err(why) = question.ask(ANSWER_TIMEOUT).await {
             last.set(why);
-            rest(&mut pause).await;
+            pauses.rest().await;
         }
     }
 }
 
 async fn made(path: PathBuf, born: PathBuf, last: Last) {
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::new();
     loop {
         match is_younger(&path, &born) {
             Ok(true) => return,
@@ -180,7 +176,7 @@ async fn made(path: PathBuf, born: PathBuf, last: Last) {
             }
             Err(error) => last.set(format!("it cannot be seen: {error}")),
         }
-        rest(&mut pause).await;
+        pauses.rest().await;
     }
 }
 
@@ -190,9 +186,4 @@ fn is_younger(path: &Path, born: &Path) -> io::Result<bool> {
     let changed = |path| std::fs::metadata(path).map(|of| (of.ctime(), of.ctime_nsec()));
     let made = changed(path)?;
     Ok(changed(born).map_or(true, |born| made >= born))
-}
-
-async fn rest(pause: &mut Duration) {
-    tokio::time::sleep(*pause).await;
-    *pause = (*pause * 3 / 2).min(LAST_PAUSE);
 }

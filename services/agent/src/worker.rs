@@ -258,6 +258,9 @@ impl Task {
                         HealthEvent::Unhealthy { grace_ms } => {
                             self.stop(&mut to, Cause::Unhealthy, grace_ms).await;
                         }
+                        HealthEvent::Unforked => {
+                            self.stop(&mut to, Cause::SpawnFailed, 0).await;
+                        }
                     }
                 }
                 () = until(self.measure_at) => Box::pin(self.measure()).await,

@@ -25,9 +25,10 @@ use tokio::{
     },
     time::{Instant, sleep, sleep_until},
 };
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    ForkServers, NotServed, POOL, Request, SCRIPT, SCRIPT_FILE, Served, permission_of,
+    ForkServers, NotServed, POOL, Request, SCRIPT, SCRIPT_FILE, Served, permission_of, pulse,
     setback::Setbacks, template_of,
 };
 use crate::{
@@ -82,8 +83,22 @@ enum Stage {
         since: Tick,
         /// Readable once it has ended, which is before its death is known to be all.
         process: OwnedFd,
+        /// Asks it over and over whether it still serves.
+        _pulse: AbortOnDropHandle<()>,
     },
+    /// It hangs, and is there only for those that were forked before.
+    Aside,
     Ending,
+}
+
+impl Stage {
+    /// Whether nobody is forked from it any more.
+    fn is_past(&self) -> bool {
+        match self {
+            Self::Starting | Self::Ready { .. } => false,
+            Self::Aside | Self::Ending => true,
+        }
+    }
 }
 
 impl Keeper {
@@ -158,10 +173,12 @@ impl Keeper {
                 }
                 self.permit();
             }
+            Request::Hangs { server, why } => self.on_hang(&server, &why),
             Request::Done { worker, cause } => {
                 for server in &mut self.servers {
                     if server.users.remove(&worker) && server.users.is_empty() {
-                        let linger = lingers(cause).then(|| sockets::linger(&server.template));
+                        let lingers = lingers(cause) && !server.stage.is_past();
+                        let linger = lingers.then(|| sockets::linger(&server.template));
                         server.end_at = Some(Instant::now() + linger.unwrap_or_default());
                     }
                 }
@@ -181,8 +198,7 @@ impl Keeper {
         }
         let script = self.ground.workers.with_file_name(SCRIPT_FILE);
         let wanted = template_of(&template, &script);
-        let of_it =
-            |server: &Server| server.template == wanted && !matches!(server.stage, Stage::Ending);
+        let of_it = |server: &Server| server.template == wanted && !server.stage.is_past();
         let at = self.servers.iter().position(of_it);
         let wait = match at.and_then(|at| self.servers.get(at)) {
             Some(server) if server.has_ended() => BURIED,
@@ -216,7 +232,7 @@ impl Keeper {
             server.end_at = None;
             match &server.stage {
                 Stage::Ready { served, .. } => drop(answer.send(Ok(served.clone()))),
-                Stage::Starting | Stage::Ending => server.waiting.push(answer),
+                Stage::Starting | Stage::Aside | Stage::Ending => server.waiting.push(answer),
             }
         }
         self.permit();
@@ -298,7 +314,7 @@ impl Keeper {
                     report.address.parse(),
                     pin(report.pid),
                 ) {
-                    server.on_ready(socket, process);
+                    server.on_ready(socket, process, &self.own);
                 }
             }
             WorkerPhase::Dead => {
@@ -317,9 +333,9 @@ impl Keeper {
         let now = BootClock.now();
         let steady = match server.stage {
             Stage::Ready { since, .. } => Some(now.since(since)),
-            Stage::Starting | Stage::Ending => None,
+            Stage::Starting | Stage::Aside | Stage::Ending => None,
         };
-        if !matches!(server.stage, Stage::Ending) {
+        if !server.stage.is_past() {
             self.setbacks
                 .on_death(&server.template, steady.unwrap_or_default(), now);
             let why = NotServed::of(report, steady.is_some());
@@ -331,6 +347,28 @@ impl Keeper {
         let _ = server.orders.send(Order::Forget);
         self.history
             .keep(worker::directory(&self.ground.workers, &server.id));
+    }
+
+    /// One that was ready does not answer. Its death would be that of all it forked, who do well without it:
+    /// it is left to them and ended after the last of them, and others are forked from another one.
+    fn on_hang(&mut self, id: &WorkerId, why: &str) {
+        let Some(server) = self.servers.iter_mut().find(|server| server.id == *id) else {
+            return;
+        };
+        let Stage::Ready { served, since, .. } = &server.stage else {
+            return;
+        };
+        let workers = server.users.len();
+        tracing::warn!(server = %id, workers, why, "Fork server hangs: another one is started for the next worker, and this one stays for those it has forked");
+        // Those that wait for it are ended by their own tasks.
+        served.hangs.cancel();
+        let now = BootClock.now();
+        self.setbacks
+            .on_death(&server.template, now.since(*since), now);
+        server.stage = Stage::Aside;
+        if server.users.is_empty() {
+            server.end_at = Some(Instant::now());
+        }
     }
 
     fn end_due(&mut self) {
@@ -372,16 +410,22 @@ impl Server {
     fn has_ended(&self) -> bool {
         match &self.stage {
             Stage::Ready { process, .. } => tether_sys::has_ended(process.as_raw_fd()),
-            Stage::Starting | Stage::Ending => false,
+            Stage::Starting | Stage::Aside | Stage::Ending => false,
         }
     }
 
-    fn on_ready(&mut self, socket: PathBuf, process: OwnedFd) {
+    fn on_ready(&mut self, socket: PathBuf, process: OwnedFd, keeper: &ForkServers) {
         let Stage::Starting = self.stage else { return };
         let served = Served {
             id: self.id.clone(),
             socket,
+            hangs: CancellationToken::new(),
         };
+        let (server, socket, keeper) = (self.id.clone(), served.socket.clone(), keeper.clone());
+        let pulse = tokio::spawn(async move {
+            let why = pulse::lost(&socket).await;
+            keeper.ask(Request::Hangs { server, why });
+        });
         for answer in self.waiting.drain(..) {
             let _ = answer.send(Ok(served.clone()));
         }
@@ -391,6 +435,7 @@ impl Server {
             served,
             since,
             process,
+            _pulse: AbortOnDropHandle::new(pulse),
         };
     }
 }

@@ -31,7 +31,7 @@ impl Health {
                     watch.liveness.on_alive(now);
                 }
             }
-            Stage::Unborn | Stage::Starting(_) | Stage::Ready(None) | Stage::Leaving(_) => {}
+            Stage::Unborn(_) | Stage::Starting(_) | Stage::Ready(None) | Stage::Leaving(_) => {}
             Stage::Over => return None,
         }
         if said.trigger {

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     liveness::Liveness,
     notify::Datagram,
@@ -17,8 +19,9 @@ const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// How far a worker has come.
 pub(super) enum Stage {
-    /// Its program does not run yet.
-    Unborn,
+    /// Its program does not run yet. Where it is to be forked from another process, this tells that it will
+    /// not be, as that one hangs.
+    Unborn(Option<CancellationToken>),
     /// It is waited for.
     Starting(Waiting),
     /// It is ready, and watched where the template asks for it.
@@ -46,6 +49,7 @@ pub(super) struct Status {
 
 /// What happened.
 pub(super) enum Happened {
+    Unforked,
     Heard(Datagram),
     Ready,
     Answered(Answer),
@@ -78,7 +82,11 @@ impl Stage {
                 until(Some(*at)).await;
                 Happened::Due
             }
-            Self::Unborn | Self::Ready(None) | Self::Over => std::future::pending().await,
+            Self::Unborn(Some(hangs)) => {
+                hangs.cancelled().await;
+                Happened::Unforked
+            }
+            Self::Unborn(None) | Self::Ready(None) | Self::Over => std::future::pending().await,
         }
     }
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use tether_shim_protocol::{STDERR_FILE, STDOUT_FILE};
 
-use super::{FIRST_PAUSE, Last, rest};
+use super::{Last, pause::Pauses};
 use crate::output::Log;
 
 /// Comes back when a line that contains `text` was written to either log of this directory.
 pub(super) async fn written(dir: PathBuf, text: String, last: Last) {
     let mut streams = [STDOUT_FILE, STDERR_FILE].map(|name| Search::new(&dir, name, &text));
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = Pauses::new();
     loop {
         for search in &mut streams {
             if search.find().await {
@@ -19,7 +19,7 @@ pub(super) async fn written(dir: PathBuf, text: String, last: Last) {
         }
         let read: u64 = streams.iter().map(|search| search.read).sum();
         last.set(format!("none of the {read} bytes it wrote hold it"));
-        rest(&mut pause).await;
+        pauses.rest().await;
     }
 }
 

@@ -65,6 +65,7 @@ pub(super) async fn prepare(
     };
 
     let mut walls = ground.walls(id, template.private_proc);
+    let hangs = server.as_ref().map(|served| served.hangs.clone());
     let server = server.map(|served| {
         // It is in that one's namespace, and sees its /proc.
         (walls.namespace, walls.private_proc) = (false, false);
@@ -72,7 +73,7 @@ pub(super) async fn prepare(
         served.id
     });
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
-    let health = Box::new(Health::of_new(Place {
+    let mut health = Box::new(Health::of_new(Place {
         id,
         dir: &dir,
         own_dir: &own_dir,
@@ -81,6 +82,9 @@ pub(super) async fn prepare(
         template: &template,
         node: ground.node.as_str(),
     }));
+    if let Some(hangs) = hangs {
+        health.will_be_forked(hangs);
+    }
     let name = dir.file_name().unwrap_or_default().as_ref();
     let limiting = ground
         .controllers
