@@ -7,7 +7,7 @@ use core::ptr;
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use syscalls::Sysno;
 
 use crate::call::{call, result};
@@ -33,6 +33,11 @@ struct CloneArgs {
 const CLONE_VM: usize = 0x100;
 const CLONE_PIDFD: usize = 0x1000;
 const CLONE_VFORK: usize = 0x4000;
+const CLONE_PARENT_SETTID: usize = 0x10_0000;
+const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
+/// The kernel writes the child's number into a word before the child runs, and zero when the child is no
+/// longer in this memory: see [`room::Within`].
+const MARKED: usize = CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const SIGCHLD: usize = libc::SIGCHLD as usize;
 
@@ -108,17 +113,16 @@ pub fn fork(birth: &Birth<'_>) -> Result<Option<Child>, Errno> {
 /// Those of `clone3(2)` where it is to be born in a cgroup, and those of `clone(2)`.
 #[inline(never)]
 pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child, Errno> {
-    let mut pidfd: RawFd = -1;
-    let at = (&raw mut pidfd).expose_provenance();
     let mut body = body;
+    let within = room::within_child();
     // Below all frames of this process, which does not go on before the child is done with its own.
-    let stack = ((&raw const pidfd).addr() - FRAMES_BYTES) & !15;
+    let stack = ((&raw const body).addr() - FRAMES_BYTES) & !15;
     let beginning = Beginning {
         stack,
         entry: run,
         argument: (&raw mut body).cast(),
     };
-    let flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
+    let flags = CLONE_VM | CLONE_VFORK | MARKED;
     // SAFETY: the stack below these frames is this process's own, which is suspended until the child has left
     // it; `body` is live until then.
     let pid = unsafe {
@@ -126,7 +130,8 @@ pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child,
             Some(cgroup) => {
                 let args = CloneArgs {
                     flags: flags as u64 | CLONE_INTO_CGROUP,
-                    pidfd: at as u64,
+                    child_tid: within as u64,
+                    parent_tid: within as u64,
                     exit_signal: SIGCHLD as u64,
                     // The kernel starts at the upper end.
                     stack: (stack - PROBED_BYTES) as u64,
@@ -135,17 +140,23 @@ pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child,
                     ..CloneArgs::default()
                 };
                 let args = (&raw const args).expose_provenance();
-                clone_to(Sysno::clone3, [args, size_of::<CloneArgs>(), 0], &beginning)?
+                let arguments = [args, size_of::<CloneArgs>(), 0, 0];
+                clone_to(Sysno::clone3, arguments, &beginning)?
             }
-            None => clone_to(Sysno::clone, [flags | SIGCHLD, stack, at], &beginning)?,
+            None => {
+                let arguments = [flags | SIGCHLD, stack, within, within];
+                clone_to(Sysno::clone, arguments, &beginning)?
+            }
         }
     };
-    // SAFETY: the kernel has just put an open descriptor there, which is nobody else's.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Child {
-        pid: pid_of(pid)?,
-        pidfd,
-    })
+    pinned(pid)
+}
+
+/// A child of this process that nobody has waited for: its number is its own.
+fn pinned(raw: usize) -> Result<Child, Errno> {
+    let pid = pid_of(raw)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(Child { pid, pidfd })
 }
 
 /// More than the frames of [`become_beside`] and what it calls take.
@@ -169,8 +180,7 @@ extern "C" fn run(body: *mut c_void) -> ! {
 /// # Errors
 /// Those of `clone(2)`.
 pub fn start_init<T: Sync>(shared: &'static T, body: fn(&'static T)) -> Result<Child, Errno> {
-    let mut pidfd: RawFd = -1;
-    let at = (&raw mut pidfd).expose_provenance();
+    let within = room::within_init();
     let top = room::init_stack_top() - size_of::<Both<T>>();
     let top = top & !15;
     let both: *mut Both<T> = ptr::with_exposed_provenance_mut(top);
@@ -180,19 +190,13 @@ pub fn start_init<T: Sync>(shared: &'static T, body: fn(&'static T)) -> Result<C
         argument: both.cast(),
     };
     // SAFETY: the stack is used by nobody else, as one such process runs at a time. The memory shared is only
-    // touched as the contract above allows. With CLONE_PIDFD the third argument is where the descriptor goes,
-    // a live local.
+    // touched as the contract above allows. The word is one of the room's, or of the program's.
     let pid = unsafe {
         both.write(Both { shared, body });
-        let flags = CLONE_VM | CLONE_PIDFD | SIGCHLD;
-        clone_to(Sysno::clone, [flags, top, at], &beginning)?
+        let flags = CLONE_VM | MARKED | SIGCHLD;
+        clone_to(Sysno::clone, [flags, top, within, within], &beginning)?
     };
-    // SAFETY: the kernel has just put an open descriptor there, which is nobody else's.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Child {
-        pid: pid_of(pid)?,
-        pidfd,
-    })
+    pinned(pid)
 }
 
 /// What a first process of a namespace does, and what with.
@@ -215,7 +219,7 @@ extern "C" fn be_init<T: 'static>(both: *mut c_void) -> ! {
 /// # Safety
 /// The stack is nobody else's, and the entry does with the argument what it may.
 pub(crate) unsafe fn start_beside(beginning: &Beginning) -> Result<Pid, Errno> {
-    let arguments = [CLONE_VM | SIGCHLD, beginning.stack, 0];
+    let arguments = [CLONE_VM | SIGCHLD, beginning.stack, 0, 0];
     // SAFETY: passed on.
     let pid = unsafe { clone_to(Sysno::clone, arguments, beginning)? };
     pid_of(pid)
@@ -234,7 +238,7 @@ fn pid_of(raw: usize) -> Result<Pid, Errno> {
 #[inline(never)]
 unsafe fn clone_to(
     number: Sysno,
-    [first, second, third]: [usize; 3],
+    [first, second, third, fourth]: [usize; 4],
     beginning: &Beginning,
 ) -> Result<usize, Errno> {
     let (entry, argument) = (beginning.entry, beginning.argument);
@@ -257,7 +261,7 @@ unsafe fn clone_to(
                 in("rdi") first,
                 in("rsi") second,
                 in("rdx") third,
-                in("r10") 0_usize,
+                in("r10") fourth,
                 in("r8") 0_usize,
                 in("r12") entry,
                 in("r13") argument,
@@ -284,8 +288,9 @@ unsafe fn clone_to(
                 in("x8") number as usize,
                 in("x1") second,
                 in("x2") third,
+                // Here the two last arguments of `clone` change places.
                 in("x3") 0_usize,
-                in("x4") 0_usize,
+                in("x4") fourth,
                 in("x20") entry,
                 in("x21") argument,
             );

@@ -11,8 +11,9 @@
 //! What a process may do in a room is up to the program: it must not touch what is another's, keep anything
 //! in a `static`, or call into the C library where that keeps state.
 
+use core::mem;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use alloc::vec::Vec;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -58,6 +59,29 @@ static END: AtomicUsize = AtomicUsize::new(0);
 struct Desk {
     init_stack: [u8; INIT_STACK_BYTES],
     heap: Heap,
+    within: Within,
+}
+
+/// Who else is in a room, in the kernel's own hand: each word is the number of a process while that is in this
+/// memory, and zero once it has ended or become another program.
+#[derive(Debug)]
+#[repr(C)]
+struct Within {
+    init: AtomicU32,
+    child: AtomicU32,
+}
+
+impl Within {
+    const fn nobody() -> Self {
+        Self {
+            init: AtomicU32::new(0),
+            child: AtomicU32::new(0),
+        }
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.init.load(Ordering::Acquire) == 0 && self.child.load(Ordering::Acquire) == 0
+    }
 }
 
 /// One process's part of the memory.
@@ -73,7 +97,7 @@ pub struct Rooms {
     warm: Vec<Room>,
     /// Nobody is in them.
     cold: Vec<Room>,
-    /// Somebody may still be in them who was left behind by a killed one.
+    /// Somebody is still in them who was left behind by a killed one.
     left: Vec<Room>,
 }
 
@@ -149,25 +173,30 @@ impl Rooms {
         }
     }
 
-    /// The process of this room has ended and was reaped, and so has all that it started there.
-    pub fn give_back(&mut self, room: Room) {
+    /// The process of this room has ended and was reaped. The room is free once what it started there has
+    /// left it, which [`Self::look`] sees.
+    pub fn leave(&mut self, room: Room) {
+        self.left.push(room);
+    }
+
+    /// Frees the rooms that nobody is in any more.
+    pub fn look(&mut self) {
+        let (empty, left) = mem::take(&mut self.left)
+            .into_iter()
+            .partition(Room::is_empty);
+        self.left = left;
+        let empty: Vec<Room> = empty;
+        for room in empty {
+            self.give_back(room);
+        }
+    }
+
+    fn give_back(&mut self, room: Room) {
         if self.warm.len() < WARM_MAX {
             self.warm.push(room);
         } else {
             room.let_go();
             self.cold.push(room);
-        }
-    }
-
-    /// The process of this room has ended and was reaped; what it started may still run there.
-    pub fn leave(&mut self, room: Room) {
-        self.left.push(room);
-    }
-
-    /// Nobody is left in a room that was left.
-    pub fn all_left_are_empty(&mut self) {
-        while let Some(room) = self.left.pop() {
-            self.give_back(room);
         }
     }
 
@@ -198,6 +227,12 @@ impl Room {
         DeskAt(self.at(DESK_AT).cast())
     }
 
+    /// Whether nobody is in it beside the process it was made for.
+    fn is_empty(&self) -> bool {
+        // SAFETY: a desk is written before anybody is in the room, and its words are atomic.
+        unsafe { (*self.desk().within()).is_nobody() }
+    }
+
     /// Gives its pages back to the system. Nobody is in it.
     fn let_go(&self) {
         // SAFETY: nobody reads what nobody is there to have written.
@@ -225,6 +260,11 @@ impl DeskAt {
         unsafe { &raw mut (*self.0).heap }
     }
 
+    fn within(self) -> *mut Within {
+        // SAFETY: only the address is computed, of a field of a desk in a room.
+        unsafe { &raw mut (*self.0).within }
+    }
+
     /// Lays out an empty heap behind it.
     ///
     /// # Safety
@@ -237,7 +277,10 @@ impl DeskAt {
             (passing, PART_BYTES),
         );
         // SAFETY: the caller says that nobody is there; the desk can be written to.
-        unsafe { self.heap().write(heap) };
+        unsafe {
+            self.heap().write(heap);
+            self.within().write(Within::nobody());
+        }
     }
 
     fn init_stack_top(self) -> usize {
@@ -272,6 +315,29 @@ fn own_desk() -> Option<DeskAt> {
     let is_in_room = start != 0 && (start..END.load(Ordering::Relaxed)).contains(&here);
     is_in_room.then(|| Room(here & !(ROOM_BYTES - 1)).desk())
 }
+
+/// Where the word is for a first process that this one starts, and stays as long as that may live.
+pub(crate) fn within_init() -> usize {
+    // SAFETY: only the address is computed, of a field of the desk of this very process.
+    own_desk()
+        .map_or(&raw const MAIN_WITHIN.init, |desk| unsafe {
+            &raw const (*desk.within()).init
+        })
+        .expose_provenance()
+}
+
+/// The same for a child that becomes another program.
+pub(crate) fn within_child() -> usize {
+    // SAFETY: only the address is computed, of a field of the desk of this very process.
+    own_desk()
+        .map_or(&raw const MAIN_WITHIN.child, |desk| unsafe {
+            &raw const (*desk.within()).child
+        })
+        .expose_provenance()
+}
+
+/// The words of a process that is in no room, which nobody asks for.
+static MAIN_WITHIN: Within = Within::nobody();
 
 /// Its heap.
 pub(crate) fn own_heap() -> Option<*mut Heap> {

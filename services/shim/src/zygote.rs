@@ -1,8 +1,9 @@
-//! The process from which every shim is forked: small, with one thread, and parent to all of them.
+//! The process that starts every shim: small, with one thread, and parent to all of them.
 //!
 //! A shim is not executed and no copy: it runs a moment later, in a room of the zygote's memory, a process
-//! of its own with nothing but a stack and a heap. The zygote is also where orphans end. What a killed shim left outside of any
-//! namespace is handed to the zygote by the kernel, and it has no use for anything but shims.
+//! of its own with nothing but a stack and a heap. The zygote is also where orphans end. What a killed shim
+//! left outside of any namespace is handed to the zygote by the kernel, and it has no use for anything but
+//! shims.
 //!
 //! When its agent goes, it stays for as long as it has shims, for that last duty alone: the next agent
 //! starts a zygote of its own version.
@@ -192,7 +193,10 @@ impl Zygote {
                     spared_ended = Some(status);
                 }
                 Ok(Some((pid, status))) => {
-                    lost_one |= self.on_shim_end(pid.as_raw_nonzero(), is_clean(status));
+                    if let Some(room) = self.shims.remove(&pid.as_raw_nonzero()) {
+                        self.rooms.leave(room);
+                        lost_one |= !is_clean(status);
+                    }
                 }
                 Ok(None) | Err(Errno::CHILD) => break,
                 Err(_) => {}
@@ -200,24 +204,9 @@ impl Zygote {
         }
         if lost_one || self.orphaned {
             self.orphaned = self.end_orphans();
-            if !self.orphaned {
-                self.rooms.all_left_are_empty();
-            }
         }
+        self.rooms.look();
         spared_ended
-    }
-
-    /// Makes room; tells whether the shim may have left somebody behind.
-    fn on_shim_end(&mut self, pid: NonZeroI32, clean: bool) -> bool {
-        match self.shims.remove(&pid) {
-            Some(room) if clean => self.rooms.give_back(room),
-            Some(room) => {
-                self.rooms.leave(room);
-                return true;
-            }
-            None => {}
-        }
-        false
     }
 
     /// Kills what a killed shim left behind; tells whether there was anything. What that was parent to comes
