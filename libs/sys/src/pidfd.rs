@@ -1,6 +1,8 @@
 //! How a process ended that is somebody else's child.
 
-use rustix::fd::{AsFd, AsRawFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::call::call;
 
@@ -81,12 +83,43 @@ pub fn has_ended(pidfd: RawFd) -> bool {
     ready == Ok(1) && poll.revents & libc::POLLIN != 0
 }
 
+/// What a look at a process showed that is known by its number.
+#[derive(Debug)]
+pub enum Seen {
+    /// This descriptor is its very own.
+    Alive(OwnedFd),
+    /// It has ended, or its number is another's.
+    Gone,
+    /// Nothing: the system refused to look, which is no evidence of an end.
+    Not,
+}
+
+/// Looks for a living process with this number. `is_it` tells whether that is the one meant, and nothing where
+/// it cannot tell: it is asked once the descriptor is open, from when on the number cannot become another's
+/// without the descriptor showing an end.
+pub fn look(pid: u32, is_it: impl FnOnce() -> Option<bool>) -> Seen {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Seen::Gone;
+    };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Seen::Gone,
+        Err(_) => return Seen::Not,
+    };
+    match is_it() {
+        Some(true) => Seen::Alive(pidfd),
+        Some(false) => Seen::Gone,
+        None if has_ended(pidfd.as_raw_fd()) => Seen::Gone,
+        None => Seen::Not,
+    }
+}
+
 /// Looks once whether this has anything to tell.
 ///
 /// # Safety
 /// The entry is live.
 #[cfg(target_arch = "x86_64")]
-unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno> {
+unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, Errno> {
     // SAFETY: passed on.
     unsafe { call!(poll, entry, 1, 0) }
 }
@@ -96,7 +129,7 @@ unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno>
 /// # Safety
 /// The entry is live.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno> {
+unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, Errno> {
     let at_once = [0_i64; 2];
     // SAFETY: passed on; the time is live.
     unsafe {
@@ -115,9 +148,29 @@ unsafe fn has_news(entry: *mut libc::pollfd) -> Result<usize, rustix::io::Errno>
 mod tests {
     use std::process::{Command, Stdio};
 
-    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    use rustix::process::{Signal, pidfd_send_signal};
 
     use super::*;
+
+    #[test]
+    fn only_evidence_of_an_end_counts_as_one() {
+        let own = std::process::id();
+        let mut child = Command::new("true").spawn().unwrap();
+        let pidfd = match look(child.id(), || Some(true)) {
+            Seen::Alive(pidfd) => pidfd,
+            seen => panic!("{seen:?}"),
+        };
+        while !has_ended(pidfd.as_raw_fd()) {
+            std::thread::yield_now();
+        }
+
+        assert!(matches!(look(own, || Some(true)), Seen::Alive(_)));
+        assert!(matches!(look(own, || Some(false)), Seen::Gone));
+        assert!(matches!(look(own, || None), Seen::Not));
+        assert!(matches!(look(child.id(), || None), Seen::Gone));
+        child.wait().unwrap();
+        assert!(matches!(look(u32::MAX, || Some(true)), Seen::Gone));
+    }
 
     #[test]
     fn an_end_is_told_once_the_process_was_reaped() {

@@ -1,5 +1,11 @@
 //! Processes in rooms: each has its own, and none is given away while somebody is in it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test, and its own harness"
+)]
+
 use std::process::ExitCode;
 
 use rustix::fd::{AsFd, OwnedFd};

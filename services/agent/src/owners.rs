@@ -7,17 +7,14 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, mpsc::Receiver, mpsc::Sender},
 };
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    io::Errno,
-    process::{Pid, PidfdFlags, pidfd_open},
-};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tether_proto::node::OwnerExit;
 use tether_shim_protocol::Identity;
+use tether_sys::Seen;
 use tether_types::{Epoch, OwnerName};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -159,31 +156,11 @@ fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
     });
 }
 
-/// What a look at an owner's process showed.
-enum Seen {
-    /// This descriptor is its very own.
-    Alive(OwnedFd),
-    /// It is gone, or its pid is another's now.
-    Gone,
-    /// Nothing: the system refused to look.
-    Not,
-}
-
 fn open(process: Identity) -> Seen {
-    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else { return Seen::Gone };
-    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(Errno::SRCH) => return Seen::Gone,
-        Err(_) => return Seen::Not,
-    };
-    // Looked at after opening: from here on the descriptor means this process and no other.
-    match tether_kit::process::start_ticks(process.pid) {
-        Some(ticks) if ticks == process.start_ticks => Seen::Alive(pidfd),
-        Some(_) => Seen::Gone,
-        None if tether_sys::has_ended(pidfd.as_raw_fd()) => Seen::Gone,
-        None => Seen::Not,
-    }
+    let ticks = || tether_kit::process::start_ticks(process.pid);
+    tether_sys::look(process.pid, || {
+        ticks().map(|ticks| ticks == process.start_ticks)
+    })
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Watches the process that owns the worker, and only that very process.
 
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::fd::OwnedFd;
 use tether_shim_protocol::{Identity, OnOwnerExit};
+use tether_sys::Seen;
 
 use crate::proc::Stat;
 
@@ -28,24 +27,12 @@ impl Owner {
     }
 }
 
-/// The start time is compared after the descriptor is open: from then on the pid cannot be
-/// reused without the descriptor showing an ended process.
-///
-/// Only what shows that it has ended counts as that. Where the system has no descriptor to spare the owner
-/// is not watched, and its lease decides alone.
+/// Where the system has no descriptor to spare the owner is not watched, and its lease decides alone.
 fn open(identity: Identity) -> Owner {
-    let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
-    let Some(pid) = pid else { return Owner::Gone };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => match Stat::of(identity.pid) {
-            Some(stat) if stat.start_ticks == identity.start_ticks && !stat.is_zombie() => {
-                Owner::Watched(pidfd)
-            }
-            Some(_) => Owner::Gone,
-            None if tether_sys::has_ended(pidfd.as_raw_fd()) => Owner::Gone,
-            None => Owner::Unwatched,
-        },
-        Err(Errno::SRCH) => Owner::Gone,
-        Err(_) => Owner::Unwatched,
+    let is_it = |stat: Stat| stat.start_ticks == identity.start_ticks && !stat.is_zombie();
+    match tether_sys::look(identity.pid, || Stat::of(identity.pid).map(is_it)) {
+        Seen::Alive(pidfd) => Owner::Watched(pidfd),
+        Seen::Gone => Owner::Gone,
+        Seen::Not => Owner::Unwatched,
     }
 }

@@ -321,14 +321,15 @@ impl Shim {
     }
 
     fn is_gone(&self) -> bool {
-        self.plan.is_over() || (self.waiting.is_none() && self.childless && !self.has_strangers())
+        self.plan.is_over() || (self.waiting.is_none() && self.childless && !self.is_leaf_held())
     }
 
-    /// Whether somebody moved a process into the worker's cgroup that is not below the shim.
-    fn has_strangers(&self) -> bool {
-        let populated = || self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.remove());
-        let may_have_any = self.worker.is_some() || self.forked.is_some();
-        may_have_any && self.childless && populated()
+    /// Removes the worker's cgroup once nobody is left below the shim; tells whether the kernel refuses, as
+    /// somebody moved a process into it that is not.
+    fn is_leaf_held(&self) -> bool {
+        let held = || self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.remove());
+        let may_be = self.worker.is_some() || self.forked.is_some();
+        may_be && self.childless && held()
     }
 
     /// Writes down how it ended and tells the agent.
@@ -390,7 +391,7 @@ impl Shim {
                 (None, None) => Proof::Tree,
             },
             survivors: if self.childless {
-                u32::from(self.has_strangers())
+                u32::from(self.is_leaf_held())
             } else {
                 tree::count_living()
             },

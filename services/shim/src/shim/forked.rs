@@ -91,7 +91,7 @@ impl Shim {
         let running = forked.filter(|forked| forked.ended.is_none());
         let main = running.and(self.worker.as_ref());
         // Its first look has been taken: what is told is a change since then.
-        let events = forked.filter(|_| self.has_strangers());
+        let events = forked.filter(|_| self.is_leaf_held());
         [
             connection.map(|connection| (connection.as_fd(), PollFlags::IN)),
             main.map(|worker| (worker.pidfd.as_fd(), PollFlags::IN)),
