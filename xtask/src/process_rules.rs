@@ -47,7 +47,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         needle: concat!("tether_sys::", "fork("),
-        allowed: &[SHIM, FLOOR],
+        allowed: &[SYS, SHIM, FLOOR],
         why: "forks without exec, which is safe only in a program with one thread: the zygote and what comes of it",
     },
     Rule {
@@ -55,7 +55,21 @@ const RULES: &[Rule] = &[
         allowed: &[SYS, SHIM, FLOOR],
         why: "shares memory between processes, which is safe only in a shim",
     },
+    Rule {
+        needle: concat!("become_", "beside("),
+        allowed: &[SYS, SHIM, FLOOR],
+        why: "shares memory between processes, which is safe only in a program with one thread",
+    },
+    Rule {
+        needle: concat!("Rooms::", "set_aside("),
+        allowed: &[SYS, SHIM],
+        why: "shares memory between processes, which is safe only in a zygote",
+    },
 ];
+
+/// Where code runs in processes that share memory: the program's own file has only what comes before them.
+const SHARED: &str = "services/shim/src/";
+const NOT_SHARED: &str = "services/shim/src/main.rs";
 
 /// What the agent does not do when it starts a program: each of these makes the standard library fork a
 /// process with all of the agent's memory instead of spawning.
@@ -92,6 +106,13 @@ pub(crate) fn broken(path: &str, text: &str) -> Vec<Finding> {
             if !may && !excused && code.contains(rule.needle) {
                 find(rule.needle, rule.why);
             }
+        }
+        let is_shared = path.starts_with(SHARED) && path != NOT_SHARED;
+        if is_shared && (code.starts_with("static ") || code.contains(" static ")) {
+            find(
+                "static",
+                "is every shim's at once; keep it in the shim, or in what it shares with its own children",
+            );
         }
         if path.starts_with(AGENT) && !is_test {
             for needle in AGENT_RULES {
@@ -133,6 +154,18 @@ mod tests {
             let comment = format!("// {}\n", rule.needle);
             assert_eq!(broken("services/gateway/src/x.rs", &comment).len(), 0);
         }
+    }
+
+    #[test]
+    fn shims_share_no_variable() {
+        let text = "static COUNT: AtomicU32 = AtomicU32::new(0);\n";
+
+        assert_eq!(broken("services/shim/src/plan.rs", text).len(), 1);
+        assert_eq!(broken("services/shim/src/main.rs", text).len(), 0);
+        assert_eq!(
+            broken("services/shim/src/plan.rs", "fn f(_: &'static str) {}\n").len(),
+            0
+        );
     }
 
     #[test]
