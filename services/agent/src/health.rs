@@ -23,7 +23,7 @@ use tether_types::{Address, WorkerId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    launch,
+    journal, launch,
     liveness::{Liveness, Next, Terms},
     notify::{Family, FdStore, Socket},
     readiness::{self, Question, Waiting, span},
@@ -35,10 +35,6 @@ const QUEUE_MAX: u32 = 1024;
 
 /// Made before a worker starts: what it makes itself is younger.
 const BORN_FILE: &str = "born";
-
-/// Marks a worker that was ready, for an agent that comes later: it need not be asked again, and some could not
-/// be.
-const READY_FILE: &str = "ready";
 
 /// Which worker, and where.
 #[derive(Debug)]
@@ -92,7 +88,7 @@ impl Health {
         if readiness::kind(place.template) == ReadinessKind::File
             && let Err(error) = fs::write(place.dir.join(BORN_FILE), "")
         {
-            tracing::warn!(worker = %place.id, %error, "Cannot write into the worker's directory");
+            tracing::warn!(worker = %place.id, %error, "Cannot mark the worker as ready for an agent that comes later");
         }
         Self::new(place, false)
     }
@@ -266,9 +262,9 @@ impl Health {
     fn on_ready(&mut self, now: Instant) -> HealthEvent {
         // Without the mark a later agent takes it out of service, and waits for what may not come again.
         if readiness::kind(&self.template) != ReadinessKind::Started
-            && let Err(error) = fs::write(self.dir.join(READY_FILE), "")
+            && let Err(error) = journal::mark(&self.dir, true)
         {
-            tracing::warn!(worker = %self.id, %error, "Cannot write into the worker's directory");
+            tracing::warn!(worker = %self.id, %error, "Cannot mark the worker as ready for an agent that comes later");
         }
         self.stage = Stage::Ready(self.watch(now));
         HealthEvent::Phase(WorkerPhase::Ready)
@@ -288,7 +284,7 @@ impl Health {
 
     /// It said that it is about to end: an agent that comes later shall not take it for ready.
     fn on_leaving(&mut self, now: Instant) -> HealthEvent {
-        let _ = fs::remove_file(self.dir.join(READY_FILE));
+        let _ = journal::mark(&self.dir, false);
         self.stage = Stage::Leaving(now + self.grace());
         HealthEvent::Phase(WorkerPhase::Stopping)
     }
@@ -366,7 +362,7 @@ impl Health {
 
 /// Whether an earlier agent saw that the worker in this directory was ready.
 pub(crate) fn was_ready(dir: &Path, template: &Template) -> bool {
-    readiness::kind(template) == ReadinessKind::Started || dir.join(READY_FILE).exists()
+    readiness::kind(template) == ReadinessKind::Started || journal::is_marked(dir)
 }
 
 /// Where in an interval this worker's moment is: its own, and the same every time.

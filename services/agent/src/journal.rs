@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +19,11 @@ use crate::launch;
 
 /// The entry's file: lines that people can read, an empty one, and the order as it came.
 const FILE: &str = "order";
+
+/// Modes of that file. The one that could be executed is of a worker that was ready: a mark that takes no file
+/// of its own, and goes with the entry.
+const PLAIN: u32 = 0o600;
+const READY: u32 = 0o700;
 
 /// One incarnation as it was meant.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -142,6 +148,22 @@ pub(crate) fn is_history(dir: &Path) -> bool {
     !dir.join(FILE).exists()
 }
 
+/// Marks the worker as one that was ready, or takes the mark back: one that was need not be asked again by an
+/// agent that comes later, and some could not be.
+///
+/// # Errors
+/// When the entry's mode cannot be changed.
+pub(crate) fn mark(dir: &Path, ready: bool) -> io::Result<()> {
+    let mode = if ready { READY } else { PLAIN };
+    fs::set_permissions(dir.join(FILE), fs::Permissions::from_mode(mode))
+}
+
+/// Whether the worker was ready.
+pub(crate) fn is_marked(dir: &Path) -> bool {
+    let mode = fs::metadata(dir.join(FILE)).map(|of| of.permissions().mode());
+    mode.is_ok_and(|mode| mode & 0o777 == READY)
+}
+
 /// Takes the entry away: the death is recorded. With it goes the socket of a shim that was killed.
 pub(crate) fn close(dir: &Path) {
     let _ = fs::remove_file(dir.join(FILE));
@@ -172,6 +194,11 @@ mod tests {
         entry.write(dir.path()).unwrap();
 
         assert!(!is_history(dir.path()));
+        assert!(!is_marked(dir.path()));
+        mark(dir.path(), true).unwrap();
+        assert!(is_marked(dir.path()));
+        mark(dir.path(), false).unwrap();
+        assert!(!is_marked(dir.path()));
         assert_eq!(Entry::read(dir.path()), Some(entry));
         let bytes = fs::read(dir.path().join(FILE)).unwrap();
         for length in 0..bytes.len() {

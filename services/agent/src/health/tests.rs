@@ -43,6 +43,7 @@ impl Worker {
     fn new(template: Template) -> Self {
         let id: WorkerId = "digits/0.1".parse().unwrap();
         let dir = tempfile::tempdir().unwrap();
+        journal::Entry::default().write(dir.path()).unwrap();
         let health = Health::of_new(place(&id, dir.path(), &template));
         Self {
             id,
