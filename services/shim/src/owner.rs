@@ -12,6 +12,8 @@ use crate::proc::Stat;
 pub(crate) enum Owner {
     /// Its end means nothing here.
     Unwatched,
+    /// Its end matters, but the system had no descriptor or no memory for a look at it.
+    Unseen(Identity),
     /// Readable once it has ended.
     Watched(OwnedFd),
     /// It ended before it could be watched.
@@ -31,8 +33,8 @@ impl Owner {
 /// The start time is compared after the descriptor is open: from then on the pid cannot be
 /// reused without the descriptor showing an ended process.
 ///
-/// Only what shows that it has ended counts as that. Where the system has no descriptor to spare the owner
-/// is not watched, and its lease decides alone.
+/// Only what shows that it has ended counts as that. Where the system has no descriptor to spare it is looked
+/// at again with the next renewal, and its lease decides alone until then.
 fn open(identity: Identity) -> Owner {
     let pid = i32::try_from(identity.pid).ok().and_then(Pid::from_raw);
     let Some(pid) = pid else { return Owner::Gone };
@@ -43,9 +45,9 @@ fn open(identity: Identity) -> Owner {
             }
             Some(_) => Owner::Gone,
             None if tether_sys::has_ended(pidfd.as_raw_fd()) => Owner::Gone,
-            None => Owner::Unwatched,
+            None => Owner::Unseen(identity),
         },
         Err(Errno::SRCH) => Owner::Gone,
-        Err(_) => Owner::Unwatched,
+        Err(_) => Owner::Unseen(identity),
     }
 }
