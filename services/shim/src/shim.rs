@@ -360,7 +360,8 @@ impl Shim {
         // whatever directory the agent happened to be in.
         if self.listener.is_some()
             && let Some(dead) = &self.dead
-            && let Err(errno) = death::record(dead)
+            // Twice, for a moment without memory must not cost the cause.
+            && let Err(errno) = death::record(dead).or_else(|_| death::record(dead))
         {
             files::complain(&format!("cannot record the death in `death`: {errno}"));
         }
