@@ -22,13 +22,19 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// One that blocks so far.
     pub(crate) fn new(stream: OwnedFd) -> Result<Self, Errno> {
         rustix::io::ioctl_fionbio(&stream, true)?;
-        Ok(Self {
+        Ok(Self::unblocked(stream))
+    }
+
+    /// One that never blocks, as it was accepted.
+    pub(crate) fn unblocked(stream: OwnedFd) -> Self {
+        Self {
             stream,
             decoder: Decoder::default(),
             unsent: Vec::new(),
-        })
+        }
     }
 
     /// Says `message`, as far as the socket takes it now. A broken connection is noticed by the

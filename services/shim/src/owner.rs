@@ -11,6 +11,8 @@ use crate::proc::Stat;
 pub(crate) enum Owner {
     /// Its end means nothing here.
     Unwatched,
+    /// Its end matters, but the system had no descriptor or no memory for a look at it.
+    Unseen(Identity),
     /// Readable once it has ended.
     Watched(OwnedFd),
     /// It ended before it could be watched.
@@ -27,12 +29,13 @@ impl Owner {
     }
 }
 
-/// Where the system has no descriptor to spare the owner is not watched, and its lease decides alone.
+/// Where the system has no descriptor to spare it is looked at again with the next renewal, and its lease
+/// decides alone until then.
 fn open(identity: Identity) -> Owner {
     let is_it = |stat: Stat| stat.start_ticks == identity.start_ticks && !stat.is_zombie();
     match tether_sys::look(identity.pid, || Stat::of(identity.pid).map(is_it)) {
         Seen::Alive(pidfd) => Owner::Watched(pidfd),
         Seen::Gone => Owner::Gone,
-        Seen::Not => Owner::Unwatched,
+        Seen::Not => Owner::Unseen(identity),
     }
 }

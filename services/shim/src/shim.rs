@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, WaitOptions, getpid, pidfd_send_signal, wait}
 use rustix::time::{ClockId, TimerfdClockId, TimerfdFlags, clock_gettime, timerfd_create};
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::{
-    Cause, Dead, Hello, Launch, Message, OnLinkLoss, Orderer, PROTOCOL, Phase, Proof, STDERR_FILE,
-    STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure, Stage,
+    Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, Orderer, PROTOCOL,
+    Phase, Proof, STDERR_FILE, STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure, Stage,
 };
 use tether_sys::Guard;
 
@@ -361,7 +361,8 @@ impl Shim {
         // whatever directory the agent happened to be in.
         if self.listener.is_some()
             && let Some(dead) = &self.dead
-            && let Err(errno) = death::record(dead)
+            // Twice, for a moment without memory must not cost the cause.
+            && let Err(errno) = death::record(dead).or_else(|_| death::record(dead))
         {
             files::complain(&format!("cannot record the death in `death`: {errno}"));
         }
@@ -589,6 +590,13 @@ impl Shim {
         self.carry_out(step);
     }
 
+    fn look_at(&mut self, owner: Option<Identity>, on_exit: OnOwnerExit) {
+        self.owner = Owner::watch(owner, on_exit);
+        if matches!(self.owner, Owner::Gone) {
+            self.on_owner_gone();
+        }
+    }
+
     pub(crate) fn on_owner_gone(&mut self) {
         self.owner = Owner::Unwatched;
         let step = self.plan.on_loss(Cause::OwnerGone, BootClock.now());
@@ -642,20 +650,23 @@ impl Shim {
             Message::Renew {
                 node_deadline_ns,
                 owner_deadline_ns,
-            } => self.plan.on_renewal(
-                Tick::from_nanos(node_deadline_ns),
-                Tick::from_nanos(owner_deadline_ns),
-            ),
+            } => {
+                self.plan.on_renewal(
+                    Tick::from_nanos(node_deadline_ns),
+                    Tick::from_nanos(owner_deadline_ns),
+                );
+                // Each is a moment later than the one that had no descriptor to spare.
+                if let Owner::Unseen(identity) = self.owner {
+                    self.look_at(Some(identity), OnOwnerExit::Kill);
+                }
+            }
             Message::Ties {
                 owner,
                 on_owner_exit,
                 on_link_loss,
             } => {
                 self.launch.on_link_loss = on_link_loss;
-                self.owner = Owner::watch(owner, on_owner_exit);
-                if matches!(self.owner, Owner::Gone) {
-                    self.on_owner_gone();
-                }
+                self.look_at(owner, on_owner_exit);
             }
             Message::Stop { cause, grace_ms } => {
                 let step = self

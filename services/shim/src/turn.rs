@@ -170,11 +170,12 @@ impl Shim {
     }
 
     fn accept(&mut self) {
+        // In one call: an agent whose connection was taken and then let go would end the worker.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         if let Some(listener) = &self.listener
-            && let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC)
-            && let Ok(link) = Link::new(stream)
+            && let Ok(stream) = accept_with(listener, flags)
         {
-            self.on_connection(link);
+            self.on_connection(Link::unblocked(stream));
         }
     }
 

@@ -8,6 +8,8 @@ use rustix::process::{getpid, set_child_subreaper};
 
 #[path = "../faults/calls.rs"]
 mod calls;
+#[path = "../faults/demand.rs"]
+mod demand;
 #[path = "../matrix/lineage.rs"]
 #[expect(dead_code, reason = "the kill matrix needs more of it")]
 mod lineage;
@@ -16,6 +18,14 @@ mod lives;
 #[path = "../faults/node.rs"]
 #[expect(dead_code, reason = "a soak needs more of it")]
 mod node;
+#[path = "../faults/owner.rs"]
+mod owner;
+#[path = "../faults/parting.rs"]
+mod parting;
+#[path = "../faults/phase.rs"]
+mod phase;
+#[path = "../faults/play.rs"]
+mod play;
 #[path = "../../../benches/src/puppet.rs"]
 #[expect(
     dead_code,
@@ -56,7 +66,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match faults(&args).await {
+    match Box::pin(faults(&args)).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -82,7 +92,7 @@ async fn faults(args: &Args) -> anyhow::Result<bool> {
             return anyhow::Ok(rows);
         }
         let mut rows = Rows::default();
-        let recorded = lives::record(args.first, &mut rows).await?;
+        let recorded = play::record(args.first, &mut rows).await?;
         let stride = if args.all { 1 } else { args.stride.max(1) };
         let chosen: Vec<_> = recorded
             .iter()
@@ -95,7 +105,7 @@ async fn faults(args: &Args) -> anyhow::Result<bool> {
             chosen.len(),
             recorded.len()
         ));
-        rows.extend(lives::play(&chosen).await?);
+        rows.extend(Box::pin(play::play(&chosen)).await?);
         Ok(rows)
     };
     let (calls, scenes) = tokio::join!(calls, scenes::play(&args.only));

@@ -23,7 +23,7 @@ mod lineage;
 #[path = "../soak/measure.rs"]
 mod measure;
 #[path = "../faults/node.rs"]
-#[expect(dead_code, reason = "fault injection needs more of it")]
+#[expect(dead_code, unused_imports, reason = "fault injection needs more of it")]
 mod node;
 #[path = "../../../benches/src/puppet.rs"]
 #[expect(

@@ -6,8 +6,11 @@
 //!
 //! ```text
 //! arm ROLE CALL NTH ERRNO   from here on, the NTH such call of such a process fails, once
+//! only SHIM ZYGOTE          counting begins anew; until `clear` no calls are counted, or fail, but those of this
+//!                           shim, of its children and of this zygote
 //! clear                     nothing fails; counting begins anew, as it does with `arm`
-//! start                     starts the program in the arguments; answers `agent PID` before `ok`
+//! start                     starts the program in the arguments, again where it has ended; answers `agent PID`
+//!                           before `ok`
 //! run                       the same, without a look at its calls
 //! counts                    `count ROLE CALL COUNT` for each, then `hits COUNT` of what was armed
 //! ```
@@ -33,6 +36,7 @@ unsafe extern "C" {
     fn _exit(code: c_int) -> !;
 }
 
+const CLOSE: c_long = 3;
 const SECCOMP: c_long = 317;
 const PIDFD_SEND_SIGNAL: c_long = 424;
 const PIDFD_OPEN: c_long = 434;
@@ -113,6 +117,8 @@ type Call = (&'static str, i32);
 #[derive(Default)]
 struct Plan {
     armed: Option<(String, i32, u32, i32)>,
+    /// A shim and a zygote that alone are of interest.
+    only: Option<(u32, u32)>,
     counts: BTreeMap<Call, u32>,
     hits: u32,
 }
@@ -123,6 +129,8 @@ fn main() -> io::Result<()> {
     unsafe { prctl(36, 1 as c_long, 0 as c_long, 0 as c_long, 0 as c_long) };
     let program: Vec<CString> = env::args().skip(1).filter_map(|word| CString::new(word).ok()).collect();
     let plan = Arc::new(Mutex::new(Plan::default()));
+    // Where a child has its listener must not be one of another child's at any moment.
+    let _held = fs::File::open("/dev/null")?;
     let mut agent = None;
     for line in io::stdin().lock().lines() {
         let line = line?;
@@ -131,7 +139,12 @@ fn main() -> io::Result<()> {
         match words[..] {
             ["arm", role, call, nth, errno] => {
                 let armed = (role.to_owned(), number(call), number(nth).unsigned_abs(), number(errno));
-                *lock(&plan) = Plan { armed: Some(armed), ..Plan::default() };
+                let mut plan = lock(&plan);
+                *plan = Plan { armed: Some(armed), only: plan.only, ..Plan::default() };
+            }
+            ["only", shim, zygote] => {
+                let only = Some((number(shim).unsigned_abs(), number(zygote).unsigned_abs()));
+                *lock(&plan) = Plan { only, ..Plan::default() };
             }
             ["clear"] => *lock(&plan) = Plan::default(),
             ["run"] => {
@@ -141,12 +154,17 @@ fn main() -> io::Result<()> {
             }
             ["start"] => {
                 let (pidfd, pid) = fork_into(&program, &filter())?;
-                agent = Some((pidfd, pid));
+                if let Some((gone, _)) = agent.replace((pidfd, pid)) {
+                    close(gone);
+                }
                 let listener = listener(pidfd)?;
                 let own = env::args().nth(1).and_then(|program| fs::canonicalize(program).ok());
                 let (plan, own) = (Arc::clone(&plan), own.unwrap_or_default());
                 // The listener ends with the last process that has anything to ask.
-                thread::spawn(move || serve(listener, &own, &plan));
+                thread::spawn(move || {
+                    serve(listener, &own, &plan);
+                    close(listener);
+                });
                 writeln!(out, "agent {pid}")?;
             }
             ["counts"] => {
@@ -185,7 +203,7 @@ fn fork_into(program: &[CString], filter: &[Instruction]) -> io::Result<(c_int, 
         return Err(io::Error::last_os_error());
     }
     // SAFETY: only numbers; the child is not reaped before. The kernel reaps from here on what is orphaned here,
-    // which the child must not inherit.
+    // which a later child takes back for itself.
     let pidfd = unsafe {
         let pidfd = syscall(PIDFD_OPEN, child as c_long, 0 as c_long) as c_int;
         signal(17, 1);
@@ -204,10 +222,16 @@ fn listener(pidfd: c_int) -> io::Result<c_int> {
         if kind.to_string_lossy().contains("seccomp") {
             return Ok(listener);
         }
+        close(listener);
         // SAFETY: only sleeps, until the child has come so far.
         unsafe { usleep(1_000) };
     }
     Err(io::Error::other("the kernel gives no listener for system calls"))
+}
+
+fn close(descriptor: c_int) {
+    // SAFETY: only a number, and nobody's but the caller's.
+    unsafe { syscall(CLOSE, c_long::from(descriptor)) };
 }
 
 /// In the child.
@@ -216,6 +240,7 @@ unsafe fn become_program(filter: &[Instruction], words: &[*const c_char]) -> ! {
     // SAFETY: `program` and `words` are as the kernel wants them, for as long as it looks.
     unsafe {
         syscall(CLOSE_RANGE, LISTENER as c_long, c_long::from(u32::MAX), 0 as c_long);
+        signal(17, 0);
         // Only root may filter what could gain rights by it; all others give that up.
         if !filter.is_empty() && syscall(SECCOMP, SET_MODE_FILTER, FLAGS, &raw const program) != LISTENER as c_long {
             prctl(38, 1 as c_long, 0 as c_long, 0 as c_long, 0 as c_long);
@@ -254,7 +279,10 @@ fn serve(listener: c_int, agent: &std::path::Path, plan: &Mutex<Plan>) {
             continue;
         }
         let error = match role(asked.pid, agent) {
-            Some(role) => lock(plan).hear((role, asked.call)),
+            Some(role) => {
+                let mut plan = lock(plan);
+                if plan.concerns(asked.pid) { plan.hear((role, asked.call)) } else { 0 }
+            }
             None => 0,
         };
         let answer = Answered {
@@ -269,6 +297,14 @@ fn serve(listener: c_int, agent: &std::path::Path, plan: &Mutex<Plan>) {
 }
 
 impl Plan {
+    /// Whether calls of this process count.
+    fn concerns(&self, pid: u32) -> bool {
+        self.only.is_none_or(|(shim, zygote)| {
+            let is_child = || name_and_parent(pid).is_some_and(|(_, parent)| parent == shim);
+            pid == shim || pid == zygote || is_child()
+        })
+    }
+
     /// Counts a call; with what it is to fail, or 0.
     fn hear(&mut self, call: Call) -> i32 {
         let count = self.counts.entry(call).or_default();

@@ -19,6 +19,7 @@ mod c {
         pub(super) fn connect(fd: c_int, address: *const c_void, length: c_uint) -> c_int;
         pub(super) fn bind(fd: c_int, address: *const c_void, length: c_uint) -> c_int;
         pub(super) fn listen(fd: c_int, backlog: c_int) -> c_int;
+        pub(super) fn accept(fd: c_int, address: *mut c_void, length: *mut c_uint) -> c_int;
         pub(super) fn read(fd: c_int, to: *mut c_void, length: usize) -> isize;
         pub(super) fn write(fd: c_int, from: *const c_void, length: usize) -> isize;
         pub(super) fn open(path: *const c_char, flags: c_int, mode: c_uint) -> c_int;
@@ -91,6 +92,9 @@ unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
 /// The descriptor of the witness in every process of a worker.
 const WITNESS: c_int = 77;
 
+/// The first listening socket that a worker is given.
+const GIVEN: c_int = 3;
+
 /// A worker: tells the witness who it is, listens where it was told, and takes up its habit. The descriptor
 /// is inherited by all that descends from it, whatever they shed: its end is the end of them all.
 fn worker(habit: &[u8], witness: &[u8], label: &[u8], address: &[u8], copy: &[u8]) -> c_int {
@@ -122,6 +126,12 @@ fn worker(habit: &[u8], witness: &[u8], label: &[u8], address: &[u8], copy: &[u8
                 let argv = [copy.as_ptr().cast(), c"changed".as_ptr(), core::ptr::null()];
                 c::execv(copy.as_ptr().cast(), argv.as_ptr());
                 return 67;
+            }
+            b"called" => {
+                // Whoever had it started is let go, so that the next one waits for a caller of its own.
+                c::close(c::accept(GIVEN, core::ptr::null_mut(), core::ptr::null_mut()));
+                say(b"R");
+                stubborn()
             }
             b"stopped" => {
                 say(b"R");

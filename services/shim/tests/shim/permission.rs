@@ -4,10 +4,11 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tether_shim_protocol::{
     Cause, MAX_FRAME_BYTES, Message, NO_DEADLINE, OnLinkLoss, OnOwnerExit, Phase, SOCKET_FILE,
     encode,
@@ -236,6 +237,38 @@ fn an_owner_can_end_and_another_take_its_place_where_the_policy_says_so() {
     });
     worker.lives_for(Duration::from_millis(200));
     second.process().signal(Signal::KILL);
+
+    assert_eq!(shim.dead().cause, Cause::OwnerGone);
+}
+
+#[test]
+fn an_owner_that_could_not_be_looked_at_is_watched_from_the_next_renewal_on() {
+    let owner = Own::sleeper();
+    let mut shim = Shim::start(sh(STUBBORN));
+    let worker = shim.started();
+    shim.event();
+    let pid = shim.child.id();
+    let free = (0..).find(|number| !Path::new(&format!("/proc/{pid}/fd/{number}")).exists());
+    let process = Pid::from_raw(pid.cast_signed());
+    let none = Rlimit {
+        current: free,
+        ..getrlimit(Resource::Nofile)
+    };
+    let before = prlimit(process, Resource::Nofile, none).unwrap();
+
+    shim.say(&Message::Ties {
+        owner: Some(owner.process().identity()),
+        on_owner_exit: OnOwnerExit::Kill,
+        on_link_loss: OnLinkLoss::Hold,
+    });
+    worker.lives_for(Duration::from_millis(200));
+    prlimit(process, Resource::Nofile, before).unwrap();
+    shim.say(&Message::Renew {
+        node_deadline_ns: NO_DEADLINE,
+        owner_deadline_ns: NO_DEADLINE,
+    });
+    worker.lives_for(Duration::from_millis(200));
+    owner.process().signal(Signal::KILL);
 
     assert_eq!(shim.dead().cause, Cause::OwnerGone);
 }
