@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -29,7 +30,7 @@ use tokio::{
         mpsc::{UnboundedReceiver, UnboundedSender},
         watch,
     },
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use begin::{give_back, prepare, shim_for};
@@ -53,6 +54,9 @@ const SHIM_START: Duration = Duration::from_secs(3);
 
 /// Longest time from a shim's end until it is reaped.
 const SHIM_REAPED: Duration = Duration::from_millis(500);
+
+/// Within this time all dies that can be killed, as for a shim.
+const SAY_UNKILLABLE: Duration = Duration::from_secs(10);
 
 /// How long a worker may take until it is ready, where its template says nothing.
 const READY_MS: u64 = 30_000;
@@ -167,7 +171,7 @@ pub(crate) async fn adopt(id: WorkerId, dir: PathBuf, ties: Ties) {
         }
         None => {
             // Nobody answers for it: what is left of it ends before it counts as dead.
-            let task = Task::new(id, order, address, ties);
+            let mut task = Task::new(id, order, address, ties);
             task.end_remains().await;
             let recorded = task.recorded_death();
             task.bury(recorded, None).await;
@@ -559,7 +563,7 @@ impl Task {
 
     /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
     /// even come so far as to have one.
-    async fn shim_lost(&self) -> WorkerReport {
+    async fn shim_lost(&mut self) -> WorkerReport {
         if self.dir.join(tether_shim_protocol::DEATH_FILE).exists() {
             return self.recorded_death();
         }
@@ -626,9 +630,18 @@ impl Task {
         self.ties.ground.metrics.spawn_failures.of(stage).inc();
     }
 
-    /// Ends what no shim answers for any more.
-    async fn end_remains(&self) {
-        let ended = remains::end(&self.dir).await;
+    /// Ends what no shim answers for any more. Where that takes long, whoever waits for its place is told why.
+    async fn end_remains(&mut self) {
+        let dir = self.dir.clone();
+        let mut ending = pin!(remains::end(&dir));
+        let ended = match timeout(SAY_UNKILLABLE, &mut ending).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.status = report::unkillable(remains::count(&dir));
+                self.report(WorkerPhase::Stopping);
+                ending.await
+            }
+        };
         let orphans = &self.ties.ground.metrics.orphans;
         orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
         orphans.of(How::Search).inc_by(ended.found);
