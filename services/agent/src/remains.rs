@@ -43,6 +43,14 @@ pub(crate) async fn end(dir: &Path) -> Ended {
     ended
 }
 
+/// How many processes of the worker of this directory there are, as far as its cgroup says; one where it has
+/// none.
+pub(crate) fn count(dir: &Path) -> u32 {
+    let noted = Entry::read(dir).unwrap_or_default();
+    let members = noted.cgroup.as_deref().map_or(1, members);
+    u32::try_from(members).unwrap_or(u32::MAX).max(1)
+}
+
 /// How many processes are in a cgroup at the moment, without those in cgroups of their own below.
 fn members(cgroup: &Path) -> u64 {
     let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();

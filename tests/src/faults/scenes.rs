@@ -19,6 +19,7 @@ use tether_proto::{
 use tether_tests::eventually_within;
 
 use crate::{
+    lineage::Pinned,
     lives::{explained, lives, refusal},
     node::{Node, Outcome},
     rows::Rows,
@@ -61,9 +62,14 @@ pub(crate) async fn play(only: &str) -> anyhow::Result<Rows> {
         let expected = "the agent does not start, and says why";
         row("no memory file", expected, memory_file().await);
     }
+    let expected = "it is reported as such, and its death only once it is gone";
     if wanted("unkillable worker") {
-        let expected = "it is reported as such, and its death only once it is gone";
-        row("unkillable worker", expected, unkillable().await);
+        let seen = unkillable(Keeper::Lives).await;
+        row("unkillable worker", expected, seen);
+    }
+    if wanted("unkillable worker of a killed shim") {
+        let seen = unkillable(Keeper::Killed).await;
+        row("unkillable worker of a killed shim", expected, seen);
     }
     Ok(rows)
 }
@@ -165,9 +171,16 @@ async fn memory_file() -> anyhow::Result<Option<String>> {
     refusal(&words).map(Some).map_err(anyhow::Error::msg)
 }
 
+/// What becomes of the shim of an unkillable worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    Lives,
+    Killed,
+}
+
 /// A worker that no signal reaches, as one in a hung driver: frozen by a cgroup of version 1, it dies only
 /// when it is thawed.
-async fn unkillable() -> anyhow::Result<Option<String>> {
+async fn unkillable(keeper: Keeper) -> anyhow::Result<Option<String>> {
     let mut node = Node::start("undying").await?;
     let (number, begun) = node.begin("stubborn").await?;
     let Outcome::Ready(ready) = begun else {
@@ -184,7 +197,13 @@ async fn unkillable() -> anyhow::Result<Option<String>> {
     });
     frozen.await.context("it does not freeze")?;
 
-    node.order_stop(number);
+    match keeper {
+        Keeper::Lives => node.order_stop(number),
+        Keeper::Killed => {
+            let shim = node.keepers(ready.pid)?.0;
+            anyhow::ensure!(Pinned::new(shim)?.kill(), "its shim cannot be killed");
+        }
+    }
     let said = reported_undying(&mut node, number).await;
     fs::write(group.0.join("freezer.state"), "THAWED")?;
     let said = said?;

@@ -1,19 +1,26 @@
 //! How a worker's end is known and told: by its shim, by the record of it, or by its shim's silence.
 
-use std::{fs, time::Duration};
+use std::{fs, pin::pin, time::Duration};
 
 use rustix::process::Signal;
 use tether_clock::{BootClock, Clock as _};
-use tether_proto::{common as wire, node::WorkerReport};
+use tether_proto::{
+    common::{self as wire, WorkerPhase},
+    node::WorkerReport,
+};
 use tether_shim_protocol::{DEATH_FILE, Dead, Message};
 use tether_sys::Exit;
 use tether_types::DeathCause;
+use tokio::time::timeout;
 
 use super::{Order, Task};
 use crate::{journal, launch, link::ToShim, metrics::How, remains, report, sockets};
 
 /// Longest time from a shim's end until it is reaped.
 const SHIM_REAPED: Duration = Duration::from_millis(500);
+
+/// Within this time all dies that can be killed, as for a shim.
+const SAY_UNKILLABLE: Duration = Duration::from_secs(10);
 
 impl Task {
     pub(super) fn death(&self, dead: &Dead) -> WorkerReport {
@@ -35,7 +42,7 @@ impl Task {
 
     /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
     /// even come so far as to have one.
-    pub(super) async fn shim_lost(&self) -> WorkerReport {
+    pub(super) async fn shim_lost(&mut self) -> WorkerReport {
         if self.dir.join(DEATH_FILE).exists() {
             return self.recorded_death();
         }
@@ -90,9 +97,18 @@ impl Task {
         }
     }
 
-    /// Ends what no shim answers for any more.
-    pub(super) async fn end_remains(&self) {
-        let ended = remains::end(&self.dir).await;
+    /// Ends what no shim answers for any more. Where that takes long, whoever waits for its place is told why.
+    pub(super) async fn end_remains(&mut self) {
+        let dir = self.dir.clone();
+        let mut ending = pin!(remains::end(&dir));
+        let ended = match timeout(SAY_UNKILLABLE, &mut ending).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                self.status = report::unkillable(remains::count(&dir));
+                self.report(WorkerPhase::Stopping);
+                ending.await
+            }
+        };
         let orphans = &self.ties.ground.metrics.orphans;
         orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
         orphans.of(How::Search).inc_by(ended.found);

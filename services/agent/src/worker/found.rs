@@ -177,7 +177,7 @@ pub(crate) fn hold(mut found: Vec<(Ties, Found)>) -> Vec<Held> {
 }
 
 /// Waits for a shim that could not be reached at once; where none comes, the worker is at its end.
-async fn find(task: Box<Task>, cgroup: Option<PathBuf>) {
+async fn find(mut task: Box<Task>, cgroup: Option<PathBuf>) {
     match reach(&task.dir).await {
         Some(link) => Held {
             task,

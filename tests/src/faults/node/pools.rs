@@ -54,11 +54,12 @@ impl Pool {
         self == Self::Tied
     }
 
-    /// How long a worker has between being asked and being killed: with a lease, the asking shall be seen.
+    /// How long a worker has between being asked and being killed. With a lease the asking shall be seen, and a
+    /// shim whose every call is listened to has as much time as can be had before its guard goes off.
     pub(crate) fn grace(self) -> Duration {
         match self {
             Self::Free | Self::Tied => Duration::ZERO,
-            Self::Leased | Self::Coupled => Duration::from_millis(400),
+            Self::Leased | Self::Coupled => Duration::from_secs(1),
         }
     }
 
