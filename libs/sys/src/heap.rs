@@ -14,6 +14,7 @@ use core::ptr::{self, NonNull};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use talc::base::Talc;
 use talc::base::binning::{Binning, linear_extent_then_linearly_divided_exponential_binning};
+use talc::min_first_heap_size;
 use talc::source::Manual;
 
 use crate::room;
@@ -24,8 +25,9 @@ pub(crate) const PAGE: usize = 4096;
 /// From this size on an allocation has pages of its own, which go back as soon as it does.
 const LARGE: usize = 32 * 1024;
 
-/// What the allocator keeps for itself in each step by which a heap grows.
+/// What the allocator keeps for itself in each step by which a heap grows, and more in the first one.
 const OVERHEAD: usize = 64;
+const FIRST_OVERHEAD: usize = min_first_heap_size::<Lists>();
 
 /// The allocator, for a program's `#[global_allocator]`.
 ///
@@ -51,6 +53,17 @@ pub(crate) struct Heap {
     passing: Part,
     /// Where to allocate.
     is_passing: bool,
+    /// The last made of those allocations that have pages of their own.
+    large: *mut Large,
+}
+
+/// What lies before an allocation that has pages of its own. Whenever its process is killed, the list of them
+/// is whole: each change is one word.
+#[repr(C, align(64))]
+struct Large {
+    next: *mut Large,
+    /// With this head, in bytes.
+    length: usize,
 }
 
 impl Heap {
@@ -61,8 +74,73 @@ impl Heap {
             staying: Part::new(staying.0, staying.1),
             passing: Part::new(passing.0, passing.1),
             is_passing: false,
+            large: ptr::null_mut(),
         }
     }
+
+    /// An allocation with pages of its own.
+    ///
+    /// # Safety
+    /// The heap is this process's.
+    unsafe fn allocate_large(&mut self, layout: Layout) -> *mut u8 {
+        let offset = offset_of(layout);
+        if offset > PAGE {
+            return ptr::null_mut();
+        }
+        let length = (offset + layout.size()).next_multiple_of(PAGE);
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: new pages, which nobody has.
+        let pages = unsafe { mmap_anonymous(ptr::null_mut(), length, access, MapFlags::PRIVATE) };
+        let Ok(pages) = pages else {
+            return ptr::null_mut();
+        };
+        let large: *mut Large = pages.cast();
+        let next = self.large;
+        // SAFETY: the head fits in before the offset.
+        unsafe { large.write(Large { next, length }) };
+        // SAFETY: a live field of this process's own.
+        unsafe { (&raw mut self.large).write_volatile(large) };
+        large.cast::<u8>().wrapping_add(offset)
+    }
+
+    /// # Safety
+    /// It was allocated by the above with this layout.
+    unsafe fn deallocate_large(&mut self, pointer: *mut u8, layout: Layout) {
+        let wanted: *mut Large = pointer.wrapping_sub(offset_of(layout)).cast();
+        let mut link = &raw mut self.large;
+        // SAFETY: each head in the list is live until it is taken out here.
+        unsafe {
+            while *link != wanted {
+                if (*link).is_null() {
+                    // Another process's, from a time before this one was.
+                    return;
+                }
+                link = &raw mut (**link).next;
+            }
+            link.write_volatile((*wanted).next);
+            let _ = munmap(wanted.cast(), (*wanted).length);
+        }
+    }
+
+    /// Gives all those back to the system.
+    ///
+    /// # Safety
+    /// The process whose heap it was has ended.
+    pub(crate) unsafe fn give_back_large(&mut self) {
+        while !self.large.is_null() {
+            let large = self.large;
+            // SAFETY: nobody uses them, and the list is whole.
+            unsafe {
+                self.large = (*large).next;
+                let _ = munmap(large.cast(), (*large).length);
+            }
+        }
+    }
+}
+
+/// Where an allocation lies in its own pages.
+fn offset_of(layout: Layout) -> usize {
+    layout.align().max(size_of::<Large>())
 }
 
 /// As much of its span as was needed so far.
@@ -97,7 +175,12 @@ impl Part {
         // SAFETY: passed on.
         let found = unsafe {
             self.free.try_allocate(layout).or_else(|| {
-                let more = layout.size() + layout.align() + OVERHEAD;
+                let first = if self.end.is_none() {
+                    FIRST_OVERHEAD
+                } else {
+                    0
+                };
+                let more = layout.size() + layout.align() + OVERHEAD + first;
                 self.grow(more).then(|| self.free.try_allocate(layout))?
             })
         };
@@ -164,52 +247,41 @@ impl Part {
 // asked for, until it is given back. Nobody but this process, which has one thread, uses its heap.
 unsafe impl GlobalAlloc for OwnHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() < LARGE {
-            // SAFETY: the heap is this process's own and this is its only thread; `layout` has a size.
-            let found = unsafe {
-                let heap = own();
-                let part = if (*heap).is_passing {
-                    &mut (*heap).passing
-                } else {
-                    &mut (*heap).staying
-                };
-                part.allocate(layout)
+        // SAFETY: the heap is this process's own and this is its only thread; `layout` has a size.
+        unsafe {
+            let heap = &mut *own();
+            let part = if heap.is_passing {
+                &mut heap.passing
+            } else {
+                &mut heap.staying
             };
-            if !found.is_null() {
-                return found;
+            let found = if layout.size() < LARGE {
+                part.allocate(layout)
+            } else {
+                ptr::null_mut()
+            };
+            if found.is_null() {
+                heap.allocate_large(layout)
+            } else {
+                found
             }
         }
-        pages(layout)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        let heap = own();
         // SAFETY: it was allocated here with this layout. What lies in another process's heap came from a
         // time before this process was, and is that one's to give back.
         unsafe {
-            if (*heap).staying.holds(pointer) {
-                (*heap).staying.deallocate(pointer, layout);
-            } else if (*heap).passing.holds(pointer) {
-                (*heap).passing.deallocate(pointer, layout);
+            let heap = &mut *own();
+            if heap.staying.holds(pointer) {
+                heap.staying.deallocate(pointer, layout);
+            } else if heap.passing.holds(pointer) {
+                heap.passing.deallocate(pointer, layout);
             } else if !room::is_in_any(pointer) && !MAIN.holds(pointer) {
-                let _ = munmap(pointer.cast(), layout.size().next_multiple_of(PAGE));
+                heap.deallocate_large(pointer, layout);
             }
         }
     }
-}
-
-/// Pages for one allocation.
-fn pages(layout: Layout) -> *mut u8 {
-    if layout.align() > PAGE {
-        return ptr::null_mut();
-    }
-    let length = layout.size().next_multiple_of(PAGE);
-    // SAFETY: new pages, which nobody has.
-    let found = unsafe {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        mmap_anonymous(ptr::null_mut(), length, access, MapFlags::PRIVATE)
-    };
-    found.map_or(ptr::null_mut(), <*mut core::ffi::c_void>::cast)
 }
 
 /// Gives back to the system what the heap of this process has no use for at present.

@@ -192,6 +192,8 @@ impl Rooms {
     }
 
     fn give_back(&mut self, room: Room) {
+        // SAFETY: nobody is in it.
+        unsafe { (*room.desk().heap()).give_back_large() };
         if self.warm.len() < WARM_MAX {
             self.warm.push(room);
         } else {

@@ -172,9 +172,13 @@ fn allocate(given: Vec<OwnedFd>) -> i32 {
         }
     }
     drop(kept.split_off(1_000));
+    // Of one it is rid itself; with the other, which lies outside of its room as well, it is killed.
+    let (gone, large) = (vec![6_u8; LARGE_BYTES], vec![7_u8; LARGE_BYTES]);
+    drop(gone);
     let whole = kept
         .iter()
         .all(|piece| piece.iter().all(|byte| *byte == piece[0]));
+    let whole = whole && large.iter().all(|byte| *byte == 7);
     let _ = write(&given[0], &[u8::from(whole)]);
     loop {
         tether_sys::wait_for_child_signal();
@@ -183,6 +187,7 @@ fn allocate(given: Vec<OwnedFd>) -> i32 {
 
 fn a_process_that_allocates_much_and_dies_leaves_the_others_alone() {
     let mut rooms = Rooms::set_aside().unwrap();
+    let before = mapped_bytes();
     let mut living = Vec::new();
     for _ in 0..8 {
         let (ours, theirs) = pipe();
@@ -203,4 +208,15 @@ fn a_process_that_allocates_much_and_dies_leaves_the_others_alone() {
 
     assert_eq!(wholes, [1; 8]);
     place(&mut rooms);
+    let left = mapped_bytes().saturating_sub(before);
+    assert!(left < LARGE_BYTES, "{left} bytes are left of the dead");
+}
+
+/// More than a heap has room for.
+const LARGE_BYTES: usize = 1 << 20;
+
+fn mapped_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').next().unwrap().parse().unwrap();
+    pages * 4096
 }
