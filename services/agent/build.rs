@@ -11,7 +11,13 @@ fn main() {
         "shim/src",
         "shim/Cargo.toml",
         "../libs/shim-protocol/src",
+        "../libs/shim-protocol/Cargo.toml",
         "../libs/sys/src",
+        "../libs/sys/Cargo.toml",
+        "../libs/clock/src",
+        "../libs/clock/Cargo.toml",
+        "../Cargo.toml",
+        "../Cargo.lock",
     ] {
         println!("cargo:rerun-if-changed={}", services.join(source).display());
     }

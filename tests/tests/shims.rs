@@ -99,3 +99,32 @@ async fn a_daemon_of_a_shim_that_died_with_its_agent_is_ended_by_the_next_agent(
         replaced(&cluster, &before).await;
     }
 }
+
+#[tokio::test]
+async fn a_worker_whose_shim_hears_nothing_is_ended_with_it_once_it_was_told_to_end() {
+    let cluster = tether_tests::Setup::default().start().await;
+    let file = cluster.pool_file("digits", "independent", 1, "worker.py", "", POLICY);
+    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let worker = cluster.workers("digits").await[0].pid;
+    let lease = "its lease, which would end it as well, is much longer";
+
+    kill(shim_of(worker), Signal::STOP);
+    let told = std::time::Instant::now();
+    let ran = cluster
+        .tether()
+        .run(&["stop", "--grace", "1s", "digits/0"])
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let (event, _) = eventually("its death is told", async || {
+        let mut events = cluster.tether().json_lines(&["events"]).await.into_iter();
+        events.find(|event| event.to_string().contains("did not hear of that"))
+    })
+    .await;
+
+    assert!(
+        told.elapsed() < std::time::Duration::from_secs(15),
+        "{lease}"
+    );
+    let text = event.to_string();
+    assert!(text.contains("ORDERED_BY_OPERATOR"), "{text}");
+}

@@ -31,6 +31,26 @@ const RULES: &[Rule] = &[
         why: "signals a process id, which is somebody else's within seconds; open a pidfd, check that it is the one, and use `pidfd_send_signal`",
     },
     Rule {
+        needle: concat!("kill_current_", "process_group"),
+        allowed: &[],
+        why: "signals a process group, whose members are somebody else's to know",
+    },
+    Rule {
+        needle: concat!("call!(", "kill"),
+        allowed: &[],
+        why: "signals a process id, which is somebody else's within seconds; open a pidfd, check that it is the one, and use `pidfd_send_signal`",
+    },
+    Rule {
+        needle: concat!("call!(", "tkill"),
+        allowed: &[],
+        why: "signals a thread id, which is somebody else's within seconds",
+    },
+    Rule {
+        needle: concat!("call!(", "tgkill"),
+        allowed: &[],
+        why: "signals a thread id, which is somebody else's within seconds",
+    },
+    Rule {
         needle: concat!("set_parent_process_", "death_signal"),
         allowed: &[SHIM],
         why: "goes off when the thread that forked ends, not the process; only the shim and its children, which have one thread, may ask for it",
@@ -68,8 +88,20 @@ const RULES: &[Rule] = &[
 ];
 
 /// Where code runs in processes that share memory: the program's own file has only what comes before them.
-const SHARED: &str = "services/shim/src/";
+const SHARED: &[&str] = &[
+    "services/shim/src/",
+    "libs/clock/src/",
+    "libs/shim-protocol/src/",
+];
 const NOT_SHARED: &str = "services/shim/src/main.rs";
+
+/// Where cgroups of workers are made. A leaf is made with a call that refuses one which is there already: it is
+/// another's, or was killed once, and then the kernel kills whoever is born in it.
+const LEAVES: &[&str] = &[
+    "services/shim/src/cgroup.rs",
+    "services/agent/src/limits.rs",
+];
+const REUSES: &str = concat!("create_dir", "_all(");
 
 /// What the agent does not do when it starts a program: each of these makes the standard library fork a
 /// process with all of the agent's memory instead of spawning.
@@ -107,12 +139,15 @@ pub(crate) fn broken(path: &str, text: &str) -> Vec<Finding> {
                 find(rule.needle, rule.why);
             }
         }
-        let is_shared = path.starts_with(SHARED) && path != NOT_SHARED;
+        let is_shared = SHARED.iter().any(|shared| path.starts_with(shared)) && path != NOT_SHARED;
         if is_shared && (code.starts_with("static ") || code.contains(" static ")) {
             find(
                 "static",
                 "is every shim's at once; keep it in the shim, or in what it shares with its own children",
             );
+        }
+        if LEAVES.contains(&path) && code.contains(REUSES) {
+            find(REUSES, "takes a cgroup that is there already for a new one");
         }
         if path.starts_with(AGENT) && !is_test {
             for needle in AGENT_RULES {
@@ -153,6 +188,15 @@ mod tests {
             }
             let comment = format!("// {}\n", rule.needle);
             assert_eq!(broken("services/gateway/src/x.rs", &comment).len(), 0);
+        }
+    }
+
+    #[test]
+    fn no_cgroup_is_used_twice() {
+        for path in LEAVES {
+            let text = format!("fs::{REUSES}path);\n");
+
+            assert_eq!(broken(path, &text).len(), 1);
         }
     }
 

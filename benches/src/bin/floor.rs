@@ -19,7 +19,7 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
-use tether_sys::{Birth, exit_child};
+use tether_sys::{Birth, Words, exit_child};
 
 fn main() -> ExitCode {
     let words: Vec<CString> = std::env::args_os()
@@ -117,9 +117,10 @@ fn keep(
     let birth = Birth {
         cgroup: Some(leaf.as_fd()),
     };
+    let words = Words::new(program.to_vec(), Vec::new(), &[]);
     let mut become_worker = || {
         if let [path, ..] = program {
-            tether_sys::exec(path, program, &[]);
+            tether_sys::exec(path, &words);
         }
     };
     let worker = tether_sys::become_beside(&birth, &mut become_worker)?;

@@ -110,10 +110,12 @@ pub fn fork(birth: &Birth<'_>) -> Result<Option<Child>, Errno> {
 /// which has to see to that.
 ///
 /// # Errors
-/// Those of `clone3(2)` where it is to be born in a cgroup, and those of `clone(2)`.
+/// Those of `clone3(2)` where it is to be born in a cgroup, and those of `clone(2)` and then of `pidfd_open(2)`:
+/// **there may be a child all the same**, which only waiting for it tells.
 #[inline(never)]
 pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child, Errno> {
     let mut body = body;
+    let mut pidfd: RawFd = -1;
     let within = room::within_child();
     // Below all frames of this process, which does not go on before the child is done with its own.
     let stack = ((&raw const body).addr() - FRAMES_BYTES) & !15;
@@ -129,7 +131,8 @@ pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child,
         match birth.cgroup {
             Some(cgroup) => {
                 let args = CloneArgs {
-                    flags: flags as u64 | CLONE_INTO_CGROUP,
+                    flags: (flags | CLONE_PIDFD) as u64 | CLONE_INTO_CGROUP,
+                    pidfd: (&raw mut pidfd).expose_provenance() as u64,
                     child_tid: within as u64,
                     parent_tid: within as u64,
                     exit_signal: SIGCHLD as u64,
@@ -149,7 +152,16 @@ pub fn become_beside(birth: &Birth<'_>, body: &mut dyn FnMut()) -> Result<Child,
             }
         }
     };
-    pinned(pid)
+    if pidfd < 0 {
+        // `clone` has one place for both.
+        return pinned(pid);
+    }
+    // SAFETY: the kernel has just put an open descriptor there, which is nobody else's.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Child {
+        pid: pid_of(pid)?,
+        pidfd,
+    })
 }
 
 /// A child of this process that nobody has waited for: its number is its own.
@@ -178,7 +190,7 @@ extern "C" fn run(body: *mut c_void) -> ! {
 /// `body` must not allocate, print, panic or use anything else that keeps state: it runs beside its parent.
 ///
 /// # Errors
-/// Those of `clone(2)`.
+/// Those of `clone(2)`, and of `pidfd_open(2)`: then there is such a process all the same.
 pub fn start_init<T: Sync>(shared: &'static T, body: fn(&'static T)) -> Result<Child, Errno> {
     let within = room::within_init();
     let top = room::init_stack_top() - size_of::<Both<T>>();

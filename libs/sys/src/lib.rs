@@ -29,7 +29,7 @@ pub use heap::{OwnHeap, passing};
 #[cfg(feature = "std")]
 pub use inherited::inherited;
 pub use pidfd::{Exit, Seen, exit_of, has_ended, look};
-pub use program::{close_from, exec, place};
+pub use program::{Words, close_from, exec, place};
 pub use room::{Room, Rooms, let_go};
 pub use signal::{give_back_signals, reset_signals, take_signals, wait_for_child_signal};
 pub use timer::Guard;

@@ -27,8 +27,9 @@ use crate::heap::{self, Heap, PAGE};
 /// A power of two: a process finds its room by clearing the bits below.
 const ROOM_BYTES: usize = 256 * 1024;
 
-/// What lies between two rooms is never touched: a stack that runs over ends its process, and no other.
-const GUARD_BYTES: usize = PAGE;
+/// What lies between two rooms is never touched: a stack that runs over ends its process, and no other. As long
+/// as the longest page of any machine.
+const GUARD_BYTES: usize = 64 * 1024;
 
 /// Where the desk is in a room, and the stack begins that grows down from it.
 const DESK_AT: usize = ROOM_BYTES / 2;

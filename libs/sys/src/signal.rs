@@ -52,15 +52,29 @@ fn dispose(signal: i32, handler: libc::sighandler_t) {
     let _ = unsafe { call!(rt_sigaction, signal, action, old, SET_BYTES) };
 }
 
-/// Takes SIGCHLD and SIGTERM through a descriptor, and ignores the signals of terminals and broken pipes.
+/// Those of terminals and broken pipes; and those from outside that would have memory dumped, which kernels
+/// before 5.17 take for the end of all processes in that memory.
+const IGNORED: &[i32] = &[
+    libc::SIGPIPE,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
+
+/// Takes SIGCHLD and SIGTERM through a descriptor, and ignores what a process of this kind has no use for.
 ///
 /// # Errors
 /// When the kernel gives no descriptor.
 pub fn take_signals() -> Result<OwnedFd, Errno> {
     // It may have been inherited as ignored, and then no child could be waited for.
     dispose(libc::SIGCHLD, libc::SIG_DFL);
-    for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
-        dispose(signal, libc::SIG_IGN);
+    for signal in IGNORED {
+        dispose(*signal, libc::SIG_IGN);
     }
     block(TAKEN);
     let (set, flags) = (TAKEN, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
@@ -74,8 +88,8 @@ pub fn take_signals() -> Result<OwnedFd, Errno> {
 /// Gives a program the signal dispositions that [`take_signals`] changed as a fresh process has them, and
 /// an empty mask: for the child of a process that called [`reset_signals`] before.
 pub fn give_back_signals() {
-    for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT] {
-        dispose(signal, libc::SIG_DFL);
+    for signal in IGNORED {
+        dispose(*signal, libc::SIG_DFL);
     }
     block(0);
 }

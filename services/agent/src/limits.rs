@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn a_controller_of_version_1_is_found_by_mount_and_own_path() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("own/place")).unwrap();
+        fs::create_dir(dir.path().join("own")).unwrap();
+        fs::create_dir(dir.path().join("own/place")).unwrap();
         let mounts = format!(
             "tmpfs / tmpfs rw 0 0\ncgroup {} cgroup rw,relatime,cpu,cpuacct 0 0\n",
             dir.path().display()

@@ -53,6 +53,10 @@ pub(crate) use found::{Found, Held, hold};
 /// Longest time a shim takes from its start until it listens, on a machine under load.
 const SHIM_START: Duration = Duration::from_secs(3);
 
+/// A shim that hears says so at once. One whose worker does not come to its program, as where that lies on a file
+/// system that does not answer, hears nothing until it does.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long a worker may take until it is ready, where its template says nothing.
 const READY_MS: u64 = 30_000;
 
@@ -111,6 +115,7 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, mut ties: Ties) {
             let mut task = Task::new(id, order, prepared.address, ties);
             task.shim = shim_of(&hello);
             task.told = Some(Terms::of(&prepared.launch));
+            task.launched = task.told;
             task.stored = prepared.stored;
             drop(prepared.sockets);
             if prepared.launch.wait_for.is_empty() {
@@ -151,6 +156,12 @@ struct Task {
     pid: u32,
     /// What the shim was told last.
     told: Option<Terms>,
+    /// The same with its launch: all that one has heard which never came to say that it started.
+    launched: Option<Terms>,
+    /// Why it is to end, while its shim has not said that it has heard of it; and when that takes too long.
+    unheard: Option<(Cause, Instant)>,
+    /// Why it was to end, where its shim was killed for not hearing of it.
+    deaf: Option<Cause>,
     /// The last signal somebody had sent to it.
     signalled: Option<i32>,
     /// Its shim, as long as that is known to be the one that spoke.
@@ -191,6 +202,9 @@ impl Task {
             started: Tick::ZERO,
             pid: 0,
             told: None,
+            launched: None,
+            unheard: None,
+            deaf: None,
             signalled: None,
             shim: None,
             status: String::new(),
@@ -264,6 +278,7 @@ impl Task {
                     }
                 }
                 () = until(self.measure_at) => Box::pin(self.measure()).await,
+                () = until(self.unheard.map(|(_, at)| at)) => self.end_deaf_shim(),
                 () = until(self.ready_by) => {
                     self.ready_by = None;
                     health.on_ending(Cause::NeverReady);
@@ -308,6 +323,7 @@ impl Task {
             }
             Message::SpawnFailed(failure) => self.failure = Some(failure),
             Message::Ending { cause } => {
+                self.unheard = None;
                 health.on_ending(cause);
                 self.measure_at = None;
                 self.report(WorkerPhase::Stopping);
@@ -360,7 +376,7 @@ impl Task {
     }
 
     /// Passes an order to stop on to the shim.
-    async fn stop(&self, to: &mut ToShim, cause: Cause, grace_ms: u64) {
+    async fn stop(&mut self, to: &mut ToShim, cause: Cause, grace_ms: u64) {
         if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
             // An owner that said goodbye may be gone a moment later, and that is no news any more: its
             // workers keep the grace they were given.
@@ -376,6 +392,8 @@ impl Task {
             .await;
         }
         to.send(&Message::Stop { cause, grace_ms }).await;
+        let until = Instant::now() + Duration::from_millis(grace_ms) + HEARD_WITHIN;
+        self.unheard.get_or_insert((cause, until));
     }
 
     /// Whether its template has it started by its first caller.

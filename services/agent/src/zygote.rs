@@ -35,9 +35,6 @@ const LOG_FILE: &str = "zygote.log";
 /// Asks for the zygote to be the first process of a container.
 const INIT_FLAG: &str = "--init";
 
-/// Room for the shim to show its worker's name in `ps`: it writes over what it was started with.
-const TITLE_ROOM: usize = 200;
-
 /// The canaries take a few milliseconds each.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -200,7 +197,6 @@ impl Zygote {
         let mut zygote = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
             .arg0("tether-zygote")
             .env_clear()
-            .env("_", " ".repeat(TITLE_ROOM))
             .envs(
                 self.descriptors
                     .map(|given| (DESCRIPTORS_VARIABLE, given.to_string())),

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::WaitStatus;
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::SOCKET_VARIABLE;
-use tether_sys::{Birth, Child};
+use tether_sys::{Birth, Child, Words};
 
 use crate::zygote::Zygote;
 
@@ -92,6 +92,7 @@ fn start(agent: &Agent) -> Result<(OwnedFd, Child), Errno> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
     let own = CString::new(format!("{SOCKET_VARIABLE}={AGENT_FD}"));
     let env: Vec<CString> = agent.env.iter().cloned().chain(own).collect();
+    let words = Words::new(agent.argv.clone(), env, &[]);
     let theirs = [theirs];
     let mut become_agent = || {
         tether_sys::reset_signals();
@@ -99,7 +100,7 @@ fn start(agent: &Agent) -> Result<(OwnedFd, Child), Errno> {
         if tether_sys::place(&theirs, AGENT_FD).is_ok()
             && let Some(program) = agent.argv.first()
         {
-            tether_sys::exec(program, &agent.argv, &env);
+            tether_sys::exec(program, &words);
         }
     };
     let child = tether_sys::become_beside(&Birth::default(), &mut become_agent)?;

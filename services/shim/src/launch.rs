@@ -4,15 +4,14 @@
 //! worker or say why it could not.
 
 use alloc::ffi::CString;
-use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, getpid};
+use rustix::process::{Pid, Signal};
 use tether_shim_protocol::{Launch, SpawnFailure, Stage};
-use tether_sys::Birth;
+use tether_sys::{Birth, Words};
 
 use crate::cgroup::{Cgroup, Limiting};
 use crate::files::join;
@@ -51,8 +50,7 @@ pub(crate) struct Place<'a> {
 /// What the child needs to become the worker.
 struct Program<'a> {
     launch: &'a Launch,
-    argv: Vec<CString>,
-    env: Vec<CString>,
+    words: Words,
     /// Where the program may be, in the order of the path.
     places: Vec<CString>,
     cwd: CString,
@@ -60,7 +58,8 @@ struct Program<'a> {
 
 /// Starts the worker.
 pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, SpawnFailure> {
-    let mut program = Program::new(launch).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
+    let mut program =
+        Program::new(launch, place).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
     let (streams, theirs) = Stdio::open(&launch.input).map_err(failed_at(Stage::Pipe))?;
     let born_in = place.cgroup.filter(|_| launch.walls.born_in_cgroup);
     let birth = Birth {
@@ -82,23 +81,30 @@ pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, Spawn
 
 impl<'a> Program<'a> {
     /// `None` where there is no program, or a NUL byte that no program could be given.
-    fn new(launch: &'a Launch) -> Option<Self> {
+    fn new(launch: &'a Launch, place: &Place<'_>) -> Option<Self> {
         let text = |bytes: &[u8]| CString::new(bytes).ok();
         let name = launch.argv.first()?;
         let path = launch.env.iter().find(|(name, _)| name == b"PATH");
         let path = path.map_or(DEFAULT_PATH, |(_, path)| path);
+        let argv = launch.argv.iter().map(|argument| text(argument));
+        let env = launch.env.iter();
+        let env = env.map(|(name, value)| text(&[name, b"=".as_slice(), value].concat()));
+        let own_ids = [
+            ("LISTEN_PID", !place.sockets.is_empty()),
+            (
+                "WATCHDOG_PID",
+                launch.env.iter().any(|(name, _)| name == b"WATCHDOG_USEC"),
+            ),
+        ];
+        let own_ids = own_ids.iter().filter(|(_, is_told)| *is_told);
+        let own_ids: Vec<&str> = own_ids.map(|(name, _)| *name).collect();
         Some(Self {
             launch,
-            argv: launch
-                .argv
-                .iter()
-                .map(|argument| text(argument))
-                .collect::<Option<_>>()?,
-            env: launch
-                .env
-                .iter()
-                .map(|(name, value)| text(&[name, b"=".as_slice(), value].concat()))
-                .collect::<Option<_>>()?,
+            words: Words::new(
+                argv.collect::<Option<_>>()?,
+                env.collect::<Option<_>>()?,
+                &own_ids,
+            ),
             places: places(name, path)
                 .iter()
                 .map(|place| text(place))
@@ -143,20 +149,9 @@ impl<'a> Program<'a> {
         streams.take().map_err(at(Stage::Pipe))?;
         if !place.sockets.is_empty() {
             tether_sys::place(place.sockets, 3).map_err(at(Stage::Pipe))?;
-            self.tell_own_pid("LISTEN_PID");
         }
-        let watched = |(name, _): &(Vec<u8>, Vec<u8>)| name == b"WATCHDOG_USEC";
-        if self.launch.env.iter().any(watched) {
-            self.tell_own_pid("WATCHDOG_PID");
-        }
+        self.words.tell_own_id();
         Ok(())
-    }
-
-    /// Puts the worker's own process id into its environment. It is known only here: in a namespace it is
-    /// another number than outside.
-    fn tell_own_pid(&mut self, name: &str) {
-        let own = format!("{name}={}", getpid().as_raw_nonzero());
-        self.env.extend(CString::new(own));
     }
 
     /// Tries each place as `execvp` does: a file that may not be run is a better answer than
@@ -164,7 +159,7 @@ impl<'a> Program<'a> {
     fn exec(&self) -> Errno {
         let mut best = Errno::NOENT;
         for place in &self.places {
-            match tether_sys::exec(place, &self.argv, &self.env) {
+            match tether_sys::exec(place, &self.words) {
                 Errno::ACCESS => best = Errno::ACCESS,
                 Errno::NOENT | Errno::NOTDIR => {}
                 errno => return errno,

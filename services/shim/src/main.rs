@@ -44,7 +44,8 @@ fn main() -> ExitCode {
         }
         Some(_) | None => {}
     }
-    // What the library does with a panic keeps state that a shim would share with all others.
+    // The library keeps count of panics in a place that all shims share: the first ends with this, and each
+    // later one by the library's own hand, with SIGABRT. Either ends one process.
     panic::set_hook(Box::new(|panic| {
         complain(&panic.to_string());
         tether_sys::exit_child(101);

@@ -158,7 +158,7 @@ fn prepare(
         Err(errno) => (None, Some(failed_at(Stage::Directory)(errno))),
     };
     let shim = Shim::new(launch, link, listener, signals, sockets)?;
-    // Never let go of: its end is the process's, where the kernel takes all of it back at once.
+    // Never let go of: its end is the process's, and all it holds lies in its room.
     Ok((Box::leak(Box::new(shim)), refusal))
 }
 

@@ -183,8 +183,7 @@ impl Shim {
     /// somebody moved a process into it that is not.
     fn is_leaf_held(&self) -> bool {
         let held = || self.cgroup.as_ref().is_some_and(|cgroup| !cgroup.remove());
-        let may_be = self.worker.is_some() || self.forked.is_some();
-        may_be && self.childless && held()
+        self.childless && held()
     }
 
     /// Lets go of what only the start needed, once the worker looks like staying.

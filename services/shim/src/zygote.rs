@@ -20,8 +20,8 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use rustix::process::{
-    PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getpid, getrlimit, pidfd_open,
-    pidfd_send_signal, setrlimit, wait,
+    DumpableBehavior, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getpid,
+    getrlimit, pidfd_open, pidfd_send_signal, setrlimit, wait,
 };
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
@@ -66,6 +66,11 @@ impl Zygote {
         give_back_descriptors(descriptors);
         // Done once here rather than once in each shim.
         tether_sys::reset_signals();
+        if rustix::process::geteuid().is_root() {
+            // Kernels before 5.17 end all processes of one memory to dump it for one of them. As somebody
+            // else it would also keep shims from their own `/proc`, which they need for a user namespace.
+            rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        }
         Ok(Self {
             agent: Some(agent),
             signals: tether_sys::take_signals()?,

@@ -58,14 +58,34 @@ struct Args {
     /// Only faults and scenes whose name holds this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Agents do without these walls, whatever the kernel allows: a lower level of guarantee.
+    #[arg(long, value_enum)]
+    without: Vec<Wall>,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
+/// What holds a worker's processes together.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Wall {
+    Namespaces,
+    Cgroups,
+}
+
+impl Wall {
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Namespaces => "agent.no_namespaces=true",
+            Self::Cgroups => "agent.no_cgroups=true",
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    node::WITHOUT.get_or_init(|| args.without.iter().map(|wall| wall.setting()).collect());
     match Box::pin(faults(&args)).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

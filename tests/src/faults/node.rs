@@ -15,6 +15,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -70,6 +71,9 @@ pub(crate) struct Node {
     dir: TempDir,
 }
 
+/// Settings of every agent: walls that it is to do without.
+pub(crate) static WITHOUT: OnceLock<Vec<&'static str>> = OnceLock::new();
+
 impl Node {
     /// Everything but the agent. Without other words the agent is started as it is; with some, those start it,
     /// in a shell that knows it as `"$@"`.
@@ -90,8 +94,10 @@ impl Node {
         if let Some(script) = script {
             command.args(["/bin/sh", "-ec", script, "sh"]);
         }
+        let without = WITHOUT.get().into_iter().flatten();
         command
             .arg(program("tether-agent"))
+            .args(without.flat_map(|setting| ["--set", setting]))
             .args([
                 "--set",
                 &format!("agent.node=faults-{}-{name}", std::process::id()),

@@ -6,7 +6,7 @@ use crate::{report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "faults",
     arguments: "[FLAGS]",
-    summary: "every system call of shim and zygote fails once, and the machine runs out of everything; `--all --stride N --first N --only NAME --json FILE`",
+    summary: "every system call of shim and zygote fails once, and the machine runs out of everything; `--all --without WALL --stride N --first N --only NAME --json FILE`",
     run: |workspace, flags| {
         let mut report = Report::default();
         report.prepare(
@@ -24,5 +24,22 @@ pub(super) fn faults(
     report: &mut Report,
     flags: &[String],
 ) -> Result<(), String> {
-    matrix::evidence(workspace, report, "faults", "fault injection", flags)
+    matrix::evidence(workspace, report, "faults", "fault injection", flags)?;
+    if !flags.is_empty() {
+        return Ok(());
+    }
+    // What a namespace or a cgroup would catch on the way must not be needed.
+    let lowest = ["--without", "namespaces", "--without", "cgroups"];
+    let file = workspace.target().join("faults/lowest.json");
+    let lowest = lowest.map(str::to_owned).into_iter();
+    let lowest: Vec<String> = lowest
+        .chain(["--json".to_owned(), file.display().to_string()])
+        .collect();
+    matrix::evidence(
+        workspace,
+        report,
+        "faults",
+        "fault injection, lowest level",
+        &lowest,
+    )
 }

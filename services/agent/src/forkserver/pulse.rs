@@ -57,12 +57,20 @@ pub(super) async fn lost(socket: &Path) -> String {
     }
 }
 
-/// Asks once, and waits this long for the answer.
+/// Asks once, and waits this long for the answer. Where the agent itself is short of what it takes to ask, the
+/// server has not been asked, and nothing speaks against it.
 async fn ask(socket: &Path, longest: Duration) -> Result<(), String> {
     match timeout(longest, once(socket)).await {
+        Ok(Err(error)) if is_own(&error) => Ok(()),
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {}", span(longest))),
     }
+}
+
+/// Whether the fault is on this side.
+fn is_own(error: &io::Error) -> bool {
+    let own = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    Errno::from_io_error(error).is_some_and(|errno| own.contains(&errno))
 }
 
 async fn once(socket: &Path) -> io::Result<()> {
@@ -121,6 +129,7 @@ mod tests {
         serving.join().unwrap();
         let gone = ask(&path, short).await;
 
+        assert!(is_own(&Errno::MFILE.into()) && !is_own(&Errno::CONNREFUSED.into()));
         for answer in [silent, full] {
             assert_eq!(answer, Err("no answer within 100 ms".to_owned()));
         }

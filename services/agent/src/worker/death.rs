@@ -2,8 +2,8 @@
 
 use std::{fs, pin::pin, time::Duration};
 
-use rustix::process::Signal;
-use tether_clock::{BootClock, Clock as _};
+use rustix::process::{Signal, pidfd_send_signal};
+use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::{self as wire, WorkerPhase},
     node::WorkerReport,
@@ -61,6 +61,10 @@ impl Task {
                 ..report::lost(&self.id, DeathCause::SpawnFailed, text)
             };
         }
+        if let Some(cause) = self.deaf {
+            let text = "its shim was killed, as it did not hear of that: its program could not be reached, or the shim was stopped";
+            return report::lost(&self.id, report::cause(cause, None, None), text);
+        }
         let exit = self.shim_exit().await;
         if exit == Some(Exit::Signal(Signal::KILL.as_raw()))
             && let Some(cause) = self.expired()
@@ -85,9 +89,26 @@ impl Task {
         }
     }
 
+    /// Ends a worker whose shim does not hear that it is to end, by ending both.
+    pub(super) fn end_deaf_shim(&mut self) {
+        if let Some((cause, _)) = self.unheard.take()
+            && let Some(shim) = &self.shim
+            && pidfd_send_signal(shim, Signal::KILL).is_ok()
+        {
+            self.deaf = Some(cause);
+            tracing::warn!(worker = %self.id, ?cause, "Shim does not hear that its worker is to end, and was killed");
+        }
+    }
+
     /// What of its permission has ended.
     fn expired(&self) -> Option<DeathCause> {
-        let (told, now) = (self.told?, BootClock.now());
+        let never_started = self.started == Tick::ZERO;
+        let told = if never_started {
+            self.launched
+        } else {
+            self.told
+        };
+        let (told, now) = (told?, BootClock.now());
         if now >= told.node {
             Some(DeathCause::LeaseExpired)
         } else if now >= told.owner {

@@ -100,6 +100,8 @@ impl Shim {
     /// Forks the worker itself.
     pub(super) fn fork(&mut self) -> Result<Ours, SpawnFailure> {
         self.open_namespace()?;
+        // Whether there is a child is for the kernel to say, also where its start fails on the way.
+        self.childless = false;
         let started = launch::start(&self.launch, &self.place())?;
         let pid = started.worker.pid;
         self.worker = Some(started.worker);
@@ -120,6 +122,7 @@ impl Shim {
     /// The worker cannot be started.
     pub(crate) fn refuse(&mut self, failure: SpawnFailure) {
         self.failure = Some(failure);
+        self.reap();
         self.plan.on_loss(Cause::SpawnFailed, BootClock.now());
         self.say(&Message::SpawnFailed(failure));
     }
