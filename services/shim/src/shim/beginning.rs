@@ -91,7 +91,6 @@ impl Shim {
                     .map(|error| Capture::new(error, log(STDERR_FILE), STDERR_TAIL_BYTES));
                 self.held_input = streams.input;
                 self.started = now;
-                self.childless = false;
             }
             Err(failure) => self.refuse(failure),
         }
@@ -99,9 +98,9 @@ impl Shim {
 
     /// Forks the worker itself.
     pub(super) fn fork(&mut self) -> Result<Ours, SpawnFailure> {
-        self.open_namespace()?;
-        // Whether there is a child is for the kernel to say, also where its start fails on the way.
+        // Whether there is a child is for the kernel to say, also where a start fails on the way.
         self.childless = false;
+        self.open_namespace()?;
         let started = launch::start(&self.launch, &self.place())?;
         let pid = started.worker.pid;
         self.worker = Some(started.worker);
@@ -146,7 +145,6 @@ impl Shim {
         if self.launch.walls.namespace {
             let opened = Namespace::open(self.launch.walls.user_namespace, &self.own);
             self.namespace = Some(opened.map_err(failed_at(Stage::Namespace))?);
-            self.childless = false;
         }
         Ok(())
     }

@@ -73,6 +73,7 @@ impl Shim {
             .collect();
         let connection = forkserver::ask(server, &self.launch, &cgroups, &descriptors)
             .map_err(at(Stage::Fork))?;
+        self.childless = false;
         self.forked = Some(Forked {
             connection: Some(connection),
             error: Some(error),
