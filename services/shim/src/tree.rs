@@ -95,6 +95,8 @@ fn chain(pid: u32, root: u32) -> Option<Vec<u32>> {
 /// can be missed; whoever relies on it repeats it until the kernel says there are no children.
 fn below(root: u32) -> Vec<u32> {
     walk(root, children)
+        // For want of memory for a moment nobody looks through all processes of a machine.
+        .or_else(|| walk(root, children))
         .or_else(|| walk_table(root))
         .unwrap_or_default()
 }
@@ -116,7 +118,8 @@ pub(crate) fn own_children() -> Vec<Pid> {
     let own = own_id();
     let is_own = |pid: &u32| Stat::of(*pid).is_some_and(|stat| stat.parent == own);
     let by_table = || Some(walk_table(own)?.into_iter().filter(is_own).collect());
-    let pids = children(own).or_else(by_table).unwrap_or_default();
+    let pids = children(own).or_else(|| children(own)).or_else(by_table);
+    let pids = pids.unwrap_or_default();
     pids.into_iter()
         .filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .collect()
