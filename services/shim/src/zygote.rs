@@ -203,8 +203,9 @@ impl Zygote {
                         lost_one |= !is_clean(status);
                     }
                 }
-                Ok(None) | Err(Errno::CHILD) => break,
-                Err(_) => {}
+                Err(Errno::INTR) => {}
+                // Where it cannot be asked now, the next end of a child asks again.
+                Ok(None) | Err(_) => break,
             }
         }
         if lost_one || self.orphaned {
