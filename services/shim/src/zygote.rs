@@ -203,8 +203,8 @@ impl Zygote {
                         lost_one |= !is_clean(status);
                     }
                 }
-                Err(Errno::INTR) => {}
-                // Where it cannot be asked now, the next end of a child asks again.
+                Err(Errno::INTR | Errno::NOMEM) => {}
+                // Anything else is refused for good: asked again it would be asked for ever.
                 Ok(None) | Err(_) => break,
             }
         }
