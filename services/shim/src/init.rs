@@ -45,13 +45,11 @@ pub struct Agent {
 /// # Errors
 /// When the system refuses what it cannot do without.
 pub fn run(agent: &Agent, descriptors: Option<u64>) -> Result<u8, Errno> {
-    let (requests, child) = start(agent)?;
-    let mut zygote = Zygote::new(requests, descriptors)?;
-    zygote.spare(child);
+    let mut zygote = Zygote::new(descriptors)?;
     let mut started = BootClock.now();
     let mut delay = FIRST_DELAY;
     // When the next agent is due, while there is none.
-    let mut due = Tick::NEVER;
+    let mut due = started;
     loop {
         let ended = zygote.turn(due)?;
         if let Some(status) = ended {

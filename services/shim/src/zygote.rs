@@ -51,7 +51,10 @@ pub(crate) struct Zygote {
 /// # Errors
 /// When the system refuses what it cannot do without.
 pub fn run(agent: OwnedFd, descriptors: Option<u64>) -> Result<(), Errno> {
-    let mut zygote = Zygote::new(agent, descriptors)?;
+    // What a terminal sends its group is the agent's to hear.
+    let _ = rustix::process::setsid();
+    let mut zygote = Zygote::new(descriptors)?;
+    zygote.serve(agent);
     while !zygote.is_done() {
         zygote.turn(Tick::NEVER)?;
     }
@@ -59,9 +62,9 @@ pub fn run(agent: OwnedFd, descriptors: Option<u64>) -> Result<(), Errno> {
 }
 
 impl Zygote {
-    pub(crate) fn new(agent: OwnedFd, descriptors: Option<u64>) -> Result<Self, Errno> {
+    /// One that serves nobody yet. From here on no child ends unseen, so the first is started after this.
+    pub(crate) fn new(descriptors: Option<u64>) -> Result<Self, Errno> {
         rustix::thread::set_name(c"tether-zygote")?;
-        let _ = rustix::process::setsid();
         rustix::process::set_child_subreaper(Some(getpid()))?;
         give_back_descriptors(descriptors);
         // Done once here rather than once in each shim.
@@ -72,7 +75,7 @@ impl Zygote {
             rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         }
         Ok(Self {
-            agent: Some(agent),
+            agent: None,
             signals: tether_sys::take_signals()?,
             rooms: Rooms::set_aside()?,
             shims: BTreeMap::new(),
