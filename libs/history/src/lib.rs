@@ -1,17 +1,18 @@
 //! What every service did with leases and workers, one line of JSON each, and the check of it afterwards.
 //!
-//! Services that are asked to write a history append to a file of their own ([`Recorder`]). Nothing is
-//! decided by it and nothing waits for it: it is there so that the promises can be verified offline, after
-//! a test, an incident or a night under load ([`Checker`]).
+//! A process that is asked to write a history appends to a file of its own ([`install`], [`note`]). Nothing
+//! is decided by it and nothing waits for it: it is there so that the promises can be verified offline,
+//! after a test, an incident or a night under load ([`Checker`]).
 //!
 //! ```text
 //! {"at":81200,"what":"opened","service":"arbiter","boot":"5d1f..."}
-//! {"at":90417,"what":"granted","lease":"node/n1","epoch":7,"until":21190417}
+//! {"at":90417,"what":"granted","lease":"node/n1","epoch":7,"left":20700000000}
 //! ```
 //!
-//! `at` and all other times are ticks: nanoseconds of the machine's boot clock, sleep included. Ticks are
-//! compared only where both were written on one machine since one boot, which `opened` says for the lines
-//! after it. What cannot be compared is counted as unjudged and never taken for right.
+//! `at` is a tick: nanoseconds of the machine's boot clock, sleep included. What is left of a lease counts
+//! from there, as holders and grantors count by clocks of their own. Ticks are compared only where both were
+//! written on one machine since one boot, which `opened` says for the lines after it. What cannot be
+//! compared is counted as unjudged and never taken for right.
 //!
 //! # What is checked
 //!
@@ -31,4 +32,4 @@ mod recorder;
 pub use check::{Checker, Report, Rule, Violation};
 pub use read::{Error, Lines, files_in};
 pub use record::{Freed, Record, Scope, What, Worker};
-pub use recorder::Recorder;
+pub use recorder::{Recorder, install, is_on, left, note};

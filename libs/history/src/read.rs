@@ -22,7 +22,7 @@ pub enum Error {
     /// A line in the middle is not one of a history. The last line of a file may be cut off: whoever wrote
     /// it was killed.
     #[error(
-        "line {line} of `{}` is not a line of a history; name the files and directories that services were told to write with `history.dir`", path.display()
+        "line {line} of `{}` is not a line of a history; name the files and directories that services were told to write with `TETHER_HISTORY`", path.display()
     )]
     Line {
         /// In which file.
@@ -33,7 +33,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A directory without a history.
-    #[error("there is no history in `{}`: no file there ends in `.{SUFFIX}`; services write one where `history.dir` is set", .0.display())]
+    #[error("there is no history in `{}`: no file there ends in `.{SUFFIX}`; services write one where `TETHER_HISTORY` names a directory", .0.display())]
     Empty(PathBuf),
 }
 

@@ -26,14 +26,14 @@ pub enum What {
         /// The machine's boot id.
         boot: String,
     },
-    /// A grantor granted or extended a lease: it will not give it to anyone else before `until`.
+    /// A grantor granted or extended a lease: it will not give it to anyone else while that much is left.
     Granted {
         /// Such as `node/n1`, `session/checkout@host-1`, `job/train/42`, `leader`.
         lease: String,
         /// The holder's fencing token.
         epoch: u64,
-        /// Its end as the grantor counts.
-        until: u64,
+        /// Nanoseconds to its end, as the grantor counts.
+        left: u64,
     },
     /// A grantor may give the lease to somebody else from here on.
     Freed {
@@ -44,14 +44,14 @@ pub enum What {
         /// On what ground.
         why: Freed,
     },
-    /// A holder acts on a lease until `until`, and no longer.
+    /// A holder acts on a lease while that much is left, and no longer.
     Held {
         /// Which.
         lease: String,
         /// Its fencing token.
         epoch: u64,
-        /// Its end as the holder counts.
-        until: u64,
+        /// Nanoseconds to its end, as the holder counts.
+        left: u64,
     },
     /// A holder has stopped acting on a lease.
     Stopped {
@@ -71,10 +71,11 @@ pub enum What {
     Permitted {
         /// Whose.
         scope: Scope,
-        /// Calls may be served until then.
+        /// Nanoseconds for which calls may be served.
         enabled: u64,
-        /// Workers may live until then.
-        alive: u64,
+        /// Nanoseconds for which workers may live; absent for as long as their node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alive: Option<u64>,
     },
     /// A worker runs.
     Started {

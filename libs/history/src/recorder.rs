@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::OnceLock,
 };
 
 use tether_clock::{Clock, Tick};
@@ -17,25 +17,41 @@ pub(crate) const SUFFIX: &str = "jsonl";
 /// How many lives of one service one directory holds the files of.
 const LIVES_MAX: u32 = 1_000_000;
 
-/// Writes a history, or does nothing where none is wanted. Clones write to one file.
+static INSTALLED: OnceLock<Recorder> = OnceLock::new();
+
+/// Has [`note`] write to this recorder, for the whole process. The first one counts.
+pub fn install(recorder: Recorder) {
+    let _ = INSTALLED.set(recorder);
+}
+
+/// Whether [`note`] writes anything: what is costly to put together is put together only then.
+pub fn is_on() -> bool {
+    INSTALLED.get().is_some()
+}
+
+/// Writes a line that says what has just happened, where a recorder is installed.
+pub fn note(what: impl FnOnce() -> What) {
+    if let Some(recorder) = INSTALLED.get() {
+        recorder.record(what());
+    }
+}
+
+/// What is left until `until`, in nanoseconds, as the lines say it.
+pub fn left(until: Tick, now: Tick) -> u64 {
+    u64::try_from(until.since(now).as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Writes a history.
 ///
 /// Each line is one write, so a kill costs at most the last one. A line that cannot be written is lost: a
 /// full disk must not end leases.
-#[derive(Debug, Clone, Default)]
-pub struct Recorder(Option<Arc<Open>>);
-
 #[derive(Debug)]
-struct Open {
+pub struct Recorder {
     file: File,
-    clock: Arc<dyn Clock>,
+    clock: Box<dyn Clock>,
 }
 
 impl Recorder {
-    /// Writes nothing.
-    pub fn off() -> Self {
-        Self::default()
-    }
-
     /// Writes to a new file in a directory, which is made where it is missing: `SERVICE.1.jsonl`, or with the
     /// next number where a life before has that one. Tells which.
     ///
@@ -45,36 +61,29 @@ impl Recorder {
         dir: &Path,
         service: &str,
         boot: &str,
-        clock: Arc<dyn Clock>,
+        clock: impl Clock,
     ) -> io::Result<(Self, PathBuf)> {
         fs::create_dir_all(dir)?;
         let (file, path) = first_free(dir, service)?;
-        let open = Open { file, clock };
-        let opened = What::Opened {
+        let clock = Box::new(clock);
+        let recorder = Self { file, clock };
+        recorder.write(What::Opened {
             service: service.to_owned(),
             boot: boot.to_owned(),
-        };
-        open.write(open.clock.now(), opened)?;
-        Ok((Self(Some(Arc::new(open))), path))
-    }
-
-    /// Whether anything is written: what is costly to put together is put together only then.
-    pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        })?;
+        Ok((recorder, path))
     }
 
     /// Writes a line that says what has just happened.
-    pub fn record(&self, what: impl FnOnce() -> What) {
-        if let Some(open) = &self.0 {
-            let _ = open.write(open.clock.now(), what());
-        }
+    pub fn record(&self, what: What) {
+        let _ = self.write(what);
     }
 
-    /// Writes a line that says what happened at `at`.
-    pub fn record_at(&self, at: Tick, what: impl FnOnce() -> What) {
-        if let Some(open) = &self.0 {
-            let _ = open.write(at, what());
-        }
+    fn write(&self, what: What) -> io::Result<()> {
+        let at = self.clock.now().as_nanos();
+        let mut line = serde_json::to_vec(&Record { at, what })?;
+        line.push(b'\n');
+        (&self.file).write_all(&line)
     }
 }
 
@@ -87,13 +96,4 @@ fn first_free(dir: &Path, service: &str) -> io::Result<(File, PathBuf)> {
         }
     }
     Err(io::Error::other("the directory is full of earlier ones"))
-}
-
-impl Open {
-    fn write(&self, at: Tick, what: What) -> io::Result<()> {
-        let at = at.as_nanos();
-        let mut line = serde_json::to_vec(&Record { at, what })?;
-        line.push(b'\n');
-        (&self.file).write_all(&line)
-    }
 }

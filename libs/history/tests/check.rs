@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers outside of test functions")]
 
-use std::{fs, io::Write as _, sync::Arc, time::Duration};
+use std::{fs, io::Write as _, time::Duration};
 
 use tether_clock::{ManualClock, Tick};
 use tether_history::{
@@ -27,11 +27,11 @@ fn worker(name: &str) -> Worker {
     Worker(name.parse().unwrap())
 }
 
-fn granted(epoch: u64, until: u64) -> What {
+fn granted(epoch: u64, left: u64) -> What {
     What::Granted {
         lease: "node/n1".to_owned(),
         epoch,
-        until: until * SECOND,
+        left: left * SECOND,
     }
 }
 
@@ -43,19 +43,19 @@ fn freed(epoch: u64, why: Freed) -> What {
     }
 }
 
-fn held(epoch: u64, until: u64) -> What {
+fn held(epoch: u64, left: u64) -> What {
     What::Held {
         lease: "node/n1".to_owned(),
         epoch,
-        until: until * SECOND,
+        left: left * SECOND,
     }
 }
 
-fn permitted(alive: u64) -> What {
+fn permitted(left: u64) -> What {
     What::Permitted {
         scope: Scope::Node("n1".to_owned()),
-        enabled: alive * SECOND,
-        alive: alive * SECOND,
+        enabled: left * SECOND,
+        alive: Some(left * SECOND),
     }
 }
 
@@ -112,7 +112,7 @@ fn a_worker_that_is_gone_with_its_permission_is_no_orphan_and_one_that_is_not_is
     let agent = |died_ms| {
         vec![
             opened("agent"),
-            (1, permitted(20)),
+            (0, permitted(20)),
             (2, started("p/0.1")),
             (30, died("p/0.1", died_ms, "LEASE_EXPIRED")),
         ]
@@ -126,9 +126,9 @@ fn a_worker_that_is_gone_with_its_permission_is_no_orphan_and_one_that_is_not_is
 fn a_worker_nobody_saw_end_is_an_orphan_only_where_its_agent_was_there_to_see() {
     let mut agent = vec![
         opened("agent"),
-        (1, permitted(20)),
+        (0, permitted(20)),
         (2, started("p/0.1")),
-        (20, permitted(20)),
+        (20, permitted(0)),
     ];
     let report = judge(&[&agent]);
     assert_eq!(
@@ -139,7 +139,7 @@ fn a_worker_nobody_saw_end_is_an_orphan_only_where_its_agent_was_there_to_see() 
         (0, Some(1))
     );
 
-    agent.push((21, permitted(20)));
+    agent.push((21, permitted(0)));
 
     assert_eq!(broken(&[&agent]), [Rule::H1]);
 }
@@ -152,12 +152,12 @@ fn the_permission_of_a_pool_counts_where_it_is_over_before_that_of_the_node() {
             pool: "p".to_owned(),
         },
         enabled: 5 * SECOND,
-        alive: 5 * SECOND,
+        alive: Some(5 * SECOND),
     };
     let agent = [
         opened("agent"),
-        (1, permitted(20)),
-        (1, of_pool),
+        (0, permitted(20)),
+        (0, of_pool),
         (2, started("p/0.1")),
         (2, started("q/0.2")),
         (9, died("p/0.1", 8_000, "OWNER_GONE")),
@@ -172,7 +172,7 @@ fn a_worker_ended_for_want_of_a_permission_it_had_died_innocent() {
     let agent = |died_ms| {
         vec![
             opened("agent"),
-            (1, permitted(20)),
+            (0, permitted(20)),
             (2, started("p/0.1")),
             (19, died("p/0.1", died_ms, "LEASE_EXPIRED")),
         ]
@@ -237,7 +237,7 @@ fn two_incarnations_of_one_place_do_not_overlap() {
     let agent = |second_at| {
         vec![
             opened("agent"),
-            (1, permitted(60)),
+            (0, permitted(60)),
             (2, started("p/0.1")),
             (30, died("p/0.1", 30_000, "EXITED")),
             (second_at, started("p/0.2")),
@@ -250,7 +250,7 @@ fn two_incarnations_of_one_place_do_not_overlap() {
     let unseen = |second_at, more: Option<(u64, What)>| {
         let mut first = vec![
             opened("agent@n1"),
-            (1, permitted(20)),
+            (0, permitted(20)),
             (2, started("p/0.1")),
         ];
         first.extend(more);
@@ -316,10 +316,10 @@ fn ticks_of_two_machines_are_not_compared_but_counted() {
 fn what_was_recorded_is_read_again_but_for_a_line_that_was_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::at(Tick::from_nanos(5));
-    let open = || Recorder::open(dir.path(), "agent@n1", "boot", Arc::new(clock.clone())).unwrap();
+    let open = || Recorder::open(dir.path(), "agent@n1", "boot", clock.clone()).unwrap();
     let (recorder, path) = open();
     clock.advance(Duration::from_nanos(2));
-    recorder.record(|| started("p/0.1"));
+    recorder.record(started("p/0.1"));
     let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(br#"{"at":9,"what":"sta"#).unwrap();
     let (_, second) = open();

@@ -53,7 +53,7 @@ pub(crate) enum Command {
     Signal(Signal),
     /// Calls a method of a worker with JSON.
     Call(Call),
-    /// Verifies the promises offline from what services wrote with `history.dir` set.
+    /// Verifies the promises offline from what services wrote with TETHER_HISTORY set.
     LeaseCheck(LeaseCheck),
     /// Checks or shows the configuration.
     #[command(subcommand)]

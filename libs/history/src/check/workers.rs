@@ -9,7 +9,7 @@ use crate::{Scope, What, Worker};
 const LEASE_EXPIRED: &str = "LEASE_EXPIRED";
 
 /// Two clocks that are read one after the other.
-const READING: Duration = Duration::from_millis(5);
+const READING: Duration = Duration::from_millis(20);
 
 /// What is known of one incarnation.
 #[derive(Debug, Default)]
@@ -37,8 +37,14 @@ impl Workers {
     pub(super) fn read(&mut self, at: At, what: &What) {
         match what {
             What::Permitted { scope, alive, .. } => {
-                let until = At::on(at.boot, *alive);
+                let mut until = at.and(alive.map_or(Duration::MAX, Duration::from_nanos));
                 let changes = self.permitted.entry(scope.clone()).or_default();
+                // What is over already is not over anew each time it is told.
+                if *alive == Some(0)
+                    && let Some(&(_, before)) = changes.last()
+                {
+                    until = until.min(before);
+                }
                 changes.push((at, until));
                 let (Scope::Node(node) | Scope::Pool { node, .. }) = scope;
                 self.heard(node, at);
