@@ -10,6 +10,8 @@ use crate::workspace::Workspace;
 pub(crate) struct Program {
     /// As it is called.
     pub(crate) name: &'static str,
+    /// What has it tell its version.
+    version: &'static str,
     /// Where its package puts it.
     path: &'static str,
     /// Its package, then the libraries it needs that a plain Debian does not have.
@@ -20,11 +22,13 @@ pub(crate) struct Program {
 pub(crate) const ALL: &[Program] = &[
     Program {
         name: "etcd",
+        version: "--version",
         path: "usr/bin/etcd",
         packages: &["etcd-server"],
     },
     Program {
         name: "dnsmasq",
+        version: "--version",
         path: "usr/sbin/dnsmasq",
         packages: &[
             "dnsmasq-base",
@@ -38,18 +42,42 @@ pub(crate) const ALL: &[Program] = &[
             "libxtables12",
         ],
     },
+    Program {
+        name: "nft",
+        version: "--version",
+        path: "usr/sbin/nft",
+        packages: &[
+            "nftables",
+            "libbsd0",
+            "libedit2",
+            "libgmp10",
+            "libjansson4",
+            "libmd0",
+            "libmnl0",
+            "libnftables1",
+            "libnftnl11",
+            "libxtables12",
+        ],
+    },
+    Program {
+        name: "ip",
+        version: "-V",
+        path: "sbin/ip",
+        packages: &["iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0"],
+    },
 ];
 
 /// Makes sure that the program is on the path of [`Workspace::program`].
 pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), String> {
     let Program {
         name,
+        version,
         path,
         packages,
     } = wanted;
     let there = || {
         let mut program = workspace.program(*name);
-        program.arg("--version");
+        program.arg(version);
         workspace.runs(program)
     };
     if there() {
