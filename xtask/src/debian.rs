@@ -63,7 +63,9 @@ pub(crate) const ALL: &[Program] = &[
         name: "ip",
         version: "-V",
         path: "sbin/ip",
-        packages: &["iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0"],
+        packages: &[
+            "iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0",
+        ],
     },
 ];
 
