@@ -37,9 +37,7 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     let scheme = ALL
         .iter()
         .find(|scheme| scheme.name() == name && url.contains(':'))
-        .ok_or_else(|| Error::UnknownScheme {
-            given: url.to_owned(),
-        })?;
+        .ok_or_else(|| Error::UnknownScheme { given: masked(url) })?;
     scheme.open(rest).await
 }
 
@@ -47,4 +45,48 @@ pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
 pub(crate) fn usages() -> String {
     let usages: Vec<String> = ALL.iter().map(|s| format!("`{}`", s.usage())).collect();
     usages.join(", ")
+}
+
+/// The URL with what may be a password made unreadable.
+pub(crate) fn masked(url: &str) -> String {
+    let (rest, query) = url.split_once('?').unwrap_or((url, ""));
+    let mut shown = match (rest.split_once("//"), rest.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, members))) => format!("{scheme}//***@{members}"),
+        _ => rest.to_owned(),
+    };
+    for (number, parameter) in query.split('&').enumerate() {
+        let hidden = match parameter.split_once('=') {
+            Some(("password", _)) => "password=***",
+            _ => parameter,
+        };
+        if !query.is_empty() {
+            shown.push(if number == 0 { '?' } else { '&' });
+            shown.push_str(hidden);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        for url in [
+            "etcd://root:geheim@a:2379/x/",
+            "etcd://root:ge@heim@a:2379",
+            "etcd://a:2379/?user=root&password=geheim",
+            "etcds://root:geheim@a:2379/?password=geheim",
+        ] {
+            let shown = masked(url);
+            assert!(!shown.contains("heim"), "{shown}");
+            assert!(shown.contains("a:2379"), "{shown}");
+        }
+        assert_eq!(masked("redb:/a@b"), "redb:/a@b");
+        assert_eq!(
+            masked("etcd://a:1/?ca=/x&key=/y"),
+            "etcd://a:1/?ca=/x&key=/y"
+        );
+    }
 }
