@@ -81,6 +81,11 @@ pub(super) fn words(error: &Error) -> String {
     text
 }
 
+const WRONG_CA: &str =
+    "`ca` in the store's URL is not the authority that signed this member's certificate";
+
+const NO_TLS: &str = "where this member does not speak TLS, leave `ca` out of the store's URL";
+
 const FIXES: &[(&str, &str)] = &[
     (
         "permission denied",
@@ -106,18 +111,14 @@ const FIXES: &[(&str, &str)] = &[
         "too many operations",
         "start etcd with a larger `--max-txn-ops`",
     ),
+    ("UnknownIssuer", WRONG_CA),
+    ("BadSignature", WRONG_CA),
     (
-        "UnknownIssuer",
-        "`ca` in the store's URL is not the authority that signed this member's certificate",
+        "NotValidForName",
+        "this member's certificate is for another name; write the name that it is for into the store's URL",
     ),
-    (
-        "CertificateRequired",
-        "this member wants a certificate; add `cert` and `key` to the store's URL",
-    ),
-    (
-        "InvalidContentType",
-        "this member does not speak TLS; leave `ca` out of the store's URL",
-    ),
+    ("InvalidContentType", NO_TLS),
+    ("tls handshake eof", NO_TLS),
 ];
 
 #[cfg(test)]

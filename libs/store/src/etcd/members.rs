@@ -54,6 +54,9 @@ pub(super) struct Members {
     /// Who answered last.
     preferred: AtomicUsize,
     allow_old: bool,
+    /// What we may lack where a member ends connections without a word, as one does that speaks TLS with those
+    /// who do not, or wants to see a certificate.
+    lacking: Option<&'static str>,
 }
 
 struct Member {
@@ -95,6 +98,7 @@ impl Members {
             members: members.collect(),
             preferred: AtomicUsize::new(0),
             allow_old: target.allow_old,
+            lacking: target.lacking(),
         };
         let deadline = Instant::now() + ATTEMPT;
         let asked = members
@@ -157,7 +161,7 @@ impl Members {
                 Err(Useless::Etcd(error)) if judge(&error) == Verdict::Refused => {
                     return Err(self.unavailable(words(&error)));
                 }
-                Err(Useless::Etcd(error)) => words(&error),
+                Err(Useless::Etcd(error)) => self.words(&error),
                 Err(Useless::Old { found }) => member.too_old(found).to_string(),
                 Err(Useless::Silent) => format!("no answer within {ATTEMPT:?}"),
             };
@@ -176,6 +180,21 @@ impl Members {
             .map(|(who, why)| format!("{who}: {why}"))
             .collect();
         Err(self.unavailable(heard.join("; ")))
+    }
+
+    fn words(&self, error: &EtcdError) -> String {
+        let said = words(error);
+        let ended = [
+            "connection error",
+            "connection closed",
+            "CertificateRequired",
+        ];
+        match self.lacking {
+            Some(lacking) if ended.iter().any(|mark| said.contains(mark)) => {
+                format!("{said}; {lacking}")
+            }
+            _ => said,
+        }
     }
 
     async fn attempt<T, F>(

@@ -139,6 +139,17 @@ impl Target {
         if self.ca.is_some() { "https" } else { "http" }
     }
 
+    /// What to add where a member wants to know more of us than it is shown.
+    pub(super) fn lacking(&self) -> Option<&'static str> {
+        match (&self.ca, &self.identity) {
+            (None, _) => Some("where this member speaks TLS, add `ca` to the store's URL"),
+            (_, None) => Some(
+                "where this member wants a certificate, add `cert` and `key` to the store's URL",
+            ),
+            (Some(_), Some(_)) => None,
+        }
+    }
+
     /// Reads the certificates.
     pub(super) fn tls(&self) -> Result<Option<TlsOptions>, String> {
         let Some(ca) = &self.ca else {
