@@ -154,6 +154,7 @@ fn fetch(
     }
     let unpack = "for package in ./*.deb; do dpkg-deb --extract \"$package\" . || exit 1; done";
     if run(within("sh", &["-ec", unpack])) {
+        let _ = fs::remove_dir_all(folder.join("apt"));
         Ok(())
     } else {
         Err("dpkg-deb cannot unpack it".to_owned())

@@ -93,7 +93,7 @@ fn builder() -> Builder {
 /// Makes a new file whole before it has its name, so that one that is empty or half made is never the work of
 /// a process that was killed.
 fn make(path: &Path) -> Result<(), DatabaseError> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(directory)?;
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");

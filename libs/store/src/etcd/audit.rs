@@ -34,6 +34,7 @@ impl Tally {
 }
 
 /// What a look back found.
+#[derive(Debug)]
 pub(super) enum Found {
     /// What was told is what happened.
     Same,
@@ -162,7 +163,10 @@ async fn read(
 
 #[cfg(test)]
 mod tests {
+    use tether_etcd_cluster::Setup;
+
     use super::*;
+    use crate::{Store as _, Txn};
 
     #[test]
     fn a_tally_tells_what_was_lost_from_what_was_told_twice() {
@@ -182,5 +186,45 @@ mod tests {
         ] {
             assert_ne!(tally(&[5, 7, 9]), tally(other));
         }
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_a_watch_was_not_told_of_is_found() {
+        let cluster = Setup::members(1).start().await;
+        let url = cluster.url("audit");
+        let store = EtcdStore::open(url.strip_prefix("etcd:").unwrap())
+            .await
+            .unwrap();
+        let start = store.commit(Txn::new().put("a", "")).await.unwrap();
+        let mut revisions = Vec::new();
+        for key in ["a", "b", "a"] {
+            revisions.push(store.commit(Txn::new().put(key, "")).await.unwrap());
+        }
+        let end = store.commit(Txn::new().delete("a")).await.unwrap();
+        // Later than what is looked at, and not to be counted.
+        store.commit(Txn::new().put("a", "")).await.unwrap();
+        let told = |revisions: &[Revision]| {
+            let mut audit = Audit::new(start, false);
+            revisions.iter().for_each(|&revision| audit.told(revision));
+            audit
+        };
+
+        let mut all = told(&[revisions[0], revisions[2], end]);
+        let found = all.look_back(&store, "a", end).await;
+        assert!(matches!(found, Found::Same), "{found:?}");
+        let found = all.look_back(&store, "a", end).await;
+        assert!(matches!(found, Found::Same), "nothing since: {found:?}");
+        for some in [&[][..], &revisions[..1], &[revisions[0], end]] {
+            let found = told(some).look_back(&store, "a", end).await;
+            assert!(
+                matches!(found, Found::Lost { since } if since == start),
+                "{found:?}"
+            );
+        }
+
+        let mut client = cluster.client(0).await.unwrap();
+        client.compact(signed(end), None).await.unwrap();
+        let found = told(&[]).look_back(&store, "a", end).await;
+        assert!(matches!(found, Found::Unknown(_)), "{found:?}");
     }
 }
