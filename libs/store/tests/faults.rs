@@ -251,31 +251,40 @@ async fn a_commit_whose_request_is_lost_is_sent_again() {
 
 #[tokio::test]
 async fn a_guard_that_failed_at_a_second_member_cannot_hold_at_the_first_one_later() {
-    let mut cluster = Setup::members(3).start().await;
-    cluster.move_leader(1).await;
-    let store = open(&cluster.url("late")).await.unwrap();
+    let cluster = Setup::members(3).start().await;
+    let (wires, url) = wired(&cluster).await;
+    let store = open(&url).await.unwrap();
+    let other = open(&cluster.url("wired")).await.unwrap();
     store
         .commit(Txn::new().put("lock", "theirs"))
         .await
         .unwrap();
 
-    // The request lies in the first member's buffers while it hangs.
-    cluster.member(0).signal(Signal::STOP);
-    let refused = store
-        .commit(Txn::new().absent("lock").put("lock", "ours"))
-        .await;
+    // The request is on its way to the first member for as long as we want it to be.
+    wires[0].set(Flow::LateUp);
+    let commit = tokio::spawn(async move {
+        let txn = Txn::new().absent("lock").put("lock", "ours");
+        store.commit(txn).await
+    });
+    eventually(|| wires[0].asked(b"ours")).await;
+    wires[0].set(Flow::OnlyDown);
+    let refused = commit.await.unwrap();
     assert!(matches!(refused, Err(Error::Conflict { key }) if key == "lock"));
-    let deleted = store.commit(Txn::new().delete("lock")).await.unwrap();
-    let mut watch = store.watch("lock", deleted);
-    cluster.member(0).signal(Signal::CONT);
-    cluster.formed().await;
+    let deleted = other.commit(Txn::new().delete("lock")).await.unwrap();
+    wires[0].set(Flow::Both);
 
-    // Whatever the first member does with it is done by the time it has done this.
-    let alone = open(&cluster.url_through(&cluster.addresses()[..1], "late"))
-        .await
-        .unwrap();
-    let after = alone.commit(Txn::new().put("lock", "later")).await.unwrap();
-    assert_eq!(watch.next().await.unwrap().unwrap().revision, after);
+    // What it answers where it did nothing: the receipt that it read.
+    eventually(|| wires[0].answered(b"receipts/")).await;
+    let left = other.list("lock").await.unwrap();
+    assert_eq!((left.entries.len(), left.revision), (0, deleted));
+}
+
+async fn eventually(happened: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !happened() {
+        assert!(Instant::now() < deadline, "it does not happen");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]

@@ -165,7 +165,6 @@ impl Members {
                 Err(Useless::Old { found }) => member.too_old(found).to_string(),
                 Err(Useless::Silent) => format!("no answer within {ATTEMPT:?}"),
             };
-            self.avoid(index);
             heard.insert(&member.address, why);
             if (turn + 1) % self.members.len() == 0 {
                 let pause = pauses.next().unwrap_or(PAUSE_MAX);
@@ -257,14 +256,6 @@ impl Members {
             );
         }
         Ok(client)
-    }
-
-    /// The calls that come next begin with another member.
-    pub(super) fn avoid(&self, index: usize) {
-        let next = (index + 1) % self.members.len();
-        let _ = self
-            .preferred
-            .compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
