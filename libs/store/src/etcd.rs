@@ -255,6 +255,10 @@ impl Scheme for Etcd {
         "etcd://host:2379,host2:2379"
     }
 
+    fn check(&self, rest: &str) -> Result<(), Error> {
+        parse(rest).map(drop)
+    }
+
     fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>> {
         Box::pin(async move { Ok(Arc::new(EtcdStore::open(rest).await?) as Arc<dyn Store>) })
     }

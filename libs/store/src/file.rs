@@ -249,14 +249,19 @@ impl Scheme for Redb {
         "redb:/path/file.redb"
     }
 
+    fn check(&self, rest: &str) -> Result<(), Error> {
+        if rest.starts_with('/') {
+            return Ok(());
+        }
+        Err(Error::Url {
+            given: format!("redb:{rest}"),
+            why: "the path of the file must start with `/`".to_owned(),
+        })
+    }
+
     fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>> {
         Box::pin(async move {
-            if !rest.starts_with('/') {
-                return Err(Error::Url {
-                    given: format!("redb:{rest}"),
-                    why: "the path of the file must start with `/`".to_owned(),
-                });
-            }
+            Self.check(rest)?;
             let path = PathBuf::from(rest);
             let opened = tokio::task::spawn_blocking(move || FileStore::open(&path))
                 .await

@@ -14,6 +14,12 @@ pub trait Scheme: fmt::Debug + Sync {
     /// The URL as an example.
     fn usage(&self) -> &'static str;
 
+    /// Judges `rest`, the part after the first colon, without opening anything.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    fn check(&self, rest: &str) -> Result<(), Error>;
+
     /// Opens the store that `rest`, the part after the first colon, describes.
     fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>>;
 }
@@ -28,17 +34,33 @@ pub static ALL: &[&dyn Scheme] = &[
 
 /// Opens the store a URL names, such as `redb:/var/lib/tether/state.redb`.
 ///
-/// An etcd store opens without asking etcd anything: a service may start before etcd does.
+/// An etcd store also opens when no member answers: a service may start before etcd does.
 ///
 /// # Errors
 /// Says what is wrong with the URL, or why the store cannot be opened.
 pub async fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    let (scheme, rest) = find(url)?;
+    scheme.open(rest).await
+}
+
+/// Judges a URL without opening anything.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check(url: &str) -> Result<(), Error> {
+    let (scheme, rest) = find(url)?;
+    scheme.check(rest)
+}
+
+fn find(url: &str) -> Result<(&'static dyn Scheme, &str), Error> {
     let (name, rest) = url.split_once(':').unwrap_or((url, ""));
     let scheme = ALL
         .iter()
         .find(|scheme| scheme.name() == name && url.contains(':'))
-        .ok_or_else(|| Error::UnknownScheme { given: masked(url) })?;
-    scheme.open(rest).await
+        .ok_or_else(|| Error::UnknownScheme {
+            given: masked(url).escape_debug().to_string(),
+        })?;
+    Ok((*scheme, rest))
 }
 
 /// Every usage, for error messages.

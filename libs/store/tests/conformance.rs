@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, future::join_all};
 use tether_etcd_cluster::Setup;
-use tether_store::{ALL, Batch, Changes, Error, Store, Txn, open};
+use tether_store::{ALL, Batch, Changes, Error, Store, Txn, check, open};
 
 type Check = fn(Arc<dyn Store>) -> BoxFuture<'static, ()>;
 
@@ -35,11 +35,11 @@ const CHECKS: &[(&str, Check)] = checks![
 /// `fresh` gives the URL of an empty store for the check of this number.
 async fn conforms(scheme: &str, fresh: impl Fn(usize) -> String) {
     assert!(ALL.iter().any(|known| known.name() == scheme));
-    for (number, (name, check)) in CHECKS.iter().enumerate() {
+    for (number, (name, promise)) in CHECKS.iter().enumerate() {
         println!("{scheme}: {name}");
         let url = fresh(number);
         assert!(url.starts_with(&format!("{scheme}:")));
-        check(open(&url).await.unwrap()).await;
+        promise(open(&url).await.unwrap()).await;
     }
 }
 
@@ -102,6 +102,7 @@ async fn a_url_no_store_understands_is_refused_with_the_list_of_those_that_are()
         "",
     ] {
         assert!(open(nonsense).await.is_err(), "{nonsense}");
+        assert!(check(nonsense).is_err(), "{nonsense}");
     }
 }
 

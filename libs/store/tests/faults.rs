@@ -172,7 +172,7 @@ async fn a_member_without_a_leader_is_left_for_another_at_once() {
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
-    let source = error.source().map(|source| chain(source));
+    let source = error.source().map(chain);
     format!("{error}: {}", source.unwrap_or_default())
 }
 
