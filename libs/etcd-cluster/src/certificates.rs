@@ -62,6 +62,14 @@ impl Certificates {
     }
 }
 
+/// A pair of keys to sign tokens with: the public one, and the private one.
+pub(crate) fn token_keys(folder: &Path) -> (PathBuf, PathBuf) {
+    let key = KeyPair::generate().expect("a key can be made");
+    write(folder, "token.pub", &key.public_key_pem());
+    write(folder, "token.key", &key.serialize_pem());
+    (folder.join("token.pub"), folder.join("token.key"))
+}
+
 fn write(folder: &Path, name: &str, text: &str) {
     fs::write(folder.join(name), text).expect("a certificate can be written");
 }

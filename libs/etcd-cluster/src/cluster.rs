@@ -13,7 +13,7 @@ use etcd_client::{
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Certificates, Member, Seat, member::PROGRAM};
+use crate::{Certificates, Member, Seat, certificates, member::PROGRAM};
 
 /// Who may read and write every key of a cluster with passwords, beside `root`.
 pub const USER: &str = "tether";
@@ -31,6 +31,7 @@ pub struct Setup {
     seats: Vec<Seat>,
     tls: bool,
     password: Option<String>,
+    signed_tokens: bool,
     arguments: Vec<String>,
 }
 
@@ -47,6 +48,7 @@ impl Setup {
             seats,
             tls: false,
             password: None,
+            signed_tokens: false,
             arguments: Vec::new(),
         }
     }
@@ -72,6 +74,13 @@ impl Setup {
         self
     }
 
+    /// Who has shown a password gets a signed token, which is good until roles or users are changed.
+    #[must_use]
+    pub fn signed_tokens(mut self) -> Self {
+        self.signed_tokens = true;
+        self
+    }
+
     /// More arguments for each member.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
@@ -84,12 +93,12 @@ impl Setup {
     ///
     /// # Panics
     /// When they do not form a cluster.
-    pub async fn start(self) -> Cluster {
+    pub async fn start(mut self) -> Cluster {
         let folder = tempfile::Builder::new()
             .prefix("tether-etcd-")
             .tempdir()
             .expect("a folder can be made");
-        let certificates = self.tls.then(|| {
+        let tls = self.tls.then(|| {
             // Where members listen, and where a connection between two on one machine comes from.
             let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
             let seats = self.seats.iter();
@@ -98,11 +107,20 @@ impl Setup {
             addresses.dedup();
             Certificates::make(folder.path(), &addresses)
         });
-        let mut members = self.seat(folder.path(), certificates.as_ref());
+        if self.signed_tokens {
+            let (public, private) = certificates::token_keys(folder.path());
+            let tokens = format!(
+                "jwt,pub-key={},priv-key={},sign-method=ES256",
+                public.display(),
+                private.display()
+            );
+            self = self.arguments(&["--auth-token", &tokens]);
+        }
+        let mut members = self.seat(folder.path(), tls.as_ref());
         members.iter_mut().for_each(Member::start);
         let mut cluster = Cluster {
             members,
-            certificates,
+            certificates: tls,
             password: None,
             _folder: folder,
         };
