@@ -5,8 +5,7 @@ use std::error::Error as StdError;
 use etcd_client::Error;
 use tonic::Code;
 
-/// What no other member would answer differently. A token that ran out is not among them: the client answers
-/// that by itself.
+/// What no other member would answer differently. A token that ran out is no such refusal.
 const REFUSALS: &[Code] = &[
     Code::InvalidArgument,
     Code::NotFound,
@@ -21,7 +20,7 @@ const REFUSALS: &[Code] = &[
 /// A quota that is used up is used up everywhere; every other exhausted resource is one member's.
 const NO_SPACE: &str = "database space exceeded";
 
-/// Says that passwords or roles were changed since our token was given out. The next call gets a new one.
+/// Says that our token ran out, or that passwords or roles were changed since it was given out.
 const OLD_TOKEN: &[&str] = &["revision of auth store is old", "invalid auth token"];
 
 /// What to do after a member gave no answer to a request.
@@ -29,7 +28,7 @@ const OLD_TOKEN: &[&str] = &["revision of auth store is old", "invalid auth toke
 pub(super) enum Verdict {
     /// Ask another member. It may have been carried out all the same.
     Elsewhere,
-    /// Ask another member, with a new token.
+    /// Ask again with a new token.
     NewToken,
     /// No member will do it.
     Refused,

@@ -206,21 +206,22 @@ impl Members {
         F: Future<Output = Result<T, EtcdError>> + Send,
     {
         let client = self.ask(member, deadline).await?;
-        let Ok(answer) = timeout_at(deadline, attempt(client.clone())).await else {
-            member.client.lock().await.take();
-            return Err(Useless::Silent);
+        let tries = async {
+            match attempt(client.clone()).await {
+                Err(error) if judge(&error) == Verdict::NewToken => {
+                    client.refresh_token().await?;
+                    attempt(client).await
+                }
+                answer => answer,
+            }
         };
-        let error = match answer {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        if judge(&error) == Verdict::NewToken {
-            let renewed = timeout_at(deadline, client.refresh_token()).await;
-            renewed
-                .map_err(|_| Useless::Silent)?
-                .map_err(Useless::Etcd)?;
+        match timeout_at(deadline, tries).await {
+            Ok(answer) => answer.map_err(Useless::Etcd),
+            Err(_) => {
+                member.client.lock().await.take();
+                Err(Useless::Silent)
+            }
         }
-        Err(Useless::Etcd(error))
     }
 
     /// The member's client; before its first use, the member says which version it is.
@@ -275,8 +276,7 @@ fn options(target: &Target) -> Result<ConnectOptions, String> {
         .with_keep_alive_while_idle(true)
         .with_connect_timeout(ATTEMPT)
         // A member cut off from the others says so within seconds; without this it stays silent.
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
+        .with_require_leader(true);
     if let Some(tls) = target.tls()? {
         options = options.with_tls(tls);
     }
