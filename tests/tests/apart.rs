@@ -5,22 +5,16 @@
 use std::{path::Path, process::Stdio};
 
 use tether_client::Client;
+use tether_etcd_cluster::{Cluster, Setup};
 use tether_proto::common::WorkerPhase;
 use tether_tests::{
     Tether, Traces, digits::PredictRequest, digits_client, eventually, held_out, kill, program,
 };
 use tokio::process::{Child, Command};
 
-#[expect(
-    dead_code,
-    reason = "shared with the tests of the store, which kill and restart it"
-)]
-#[path = "../../libs/store/tests/support/etcd.rs"]
-mod etcd;
-
 struct Apart {
     dir: tempfile::TempDir,
-    _etcd: etcd::Etcd,
+    _etcd: Cluster,
 }
 
 impl Apart {
@@ -29,10 +23,10 @@ impl Apart {
             .prefix("tether-")
             .tempdir()
             .unwrap();
-        let etcd = etcd::Etcd::start().await;
+        let etcd = Setup::members(1).start().await;
         let text = format!(
             "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [\"unix:{}\"]\n[agent]\nnode = \"node-1\"\n",
-            etcd.url("tether/"),
+            etcd.url("tether"),
             dir.path().display().to_string(),
             dir.path().join("gateway.sock").display(),
         );

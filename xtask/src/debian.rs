@@ -1,10 +1,28 @@
 //! Fetches servers that tests want for real out of their Debian packages, into target/tools.
 //!
-//! Installing such a package would also start a service on its ports. Unpacking it takes no root.
+//! Installing such a package would also start a service on its ports. Unpacking it takes no root. A program that
+//! has to be of another release of Debian than the machine's comes from the same mirror, by lists of its own, which
+//! apt checks with the machine's keys.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use crate::workspace::Workspace;
+
+/// Debian's keys, where apt is not told of them otherwise.
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Tells the archive and the release that this machine gets its packages from.
+const SOURCES: &[&str] = &[
+    "indextargets",
+    "--format",
+    "$(ORIGIN) $(REPO_URI) $(RELEASE)",
+    "Created-By: Packages",
+];
 
 /// A program and where it comes from.
 pub(crate) struct Program {
@@ -14,22 +32,40 @@ pub(crate) struct Program {
     version: &'static str,
     /// Where its package puts it.
     path: &'static str,
+    /// What `--version` has to say, when any will not do.
+    says: Option<&'static str>,
+    /// The release of Debian it has to come from, when the machine's own will not do.
+    release: Option<&'static str>,
     /// Its package, then the libraries it needs that a plain Debian does not have.
     packages: &'static [&'static str],
 }
 
 /// Every program that the tests want.
 pub(crate) const ALL: &[Program] = &[
+    // The store wants at least 3.5.16, which is what this release has; bookworm has 3.4.
     Program {
         name: "etcd",
         version: "--version",
         path: "usr/bin/etcd",
+        says: Some("etcd Version: 3.5.16"),
+        release: Some("trixie"),
+        packages: &["etcd-server"],
+    },
+    // To be refused.
+    Program {
+        name: "etcd-3.4",
+        version: "--version",
+        path: "usr/bin/etcd",
+        says: Some("etcd Version: 3.4."),
+        release: Some("bookworm"),
         packages: &["etcd-server"],
     },
     Program {
         name: "dnsmasq",
         version: "--version",
         path: "usr/sbin/dnsmasq",
+        says: None,
+        release: None,
         packages: &[
             "dnsmasq-base",
             "libdbus-1-3",
@@ -46,6 +82,8 @@ pub(crate) const ALL: &[Program] = &[
         name: "nft",
         version: "--version",
         path: "usr/sbin/nft",
+        says: None,
+        release: None,
         packages: &[
             "nftables",
             "libbsd0",
@@ -63,6 +101,8 @@ pub(crate) const ALL: &[Program] = &[
         name: "ip",
         version: "-V",
         path: "sbin/ip",
+        says: None,
+        release: None,
         packages: &[
             "iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0",
         ],
@@ -75,19 +115,25 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
         name,
         version,
         path,
+        says,
+        release,
         packages,
     } = wanted;
     let there = || {
         let mut program = workspace.program(*name);
-        program.arg(version);
-        workspace.runs(program)
+        program.arg(version).stderr(Stdio::null());
+        let output = program.output();
+        output.is_ok_and(|output| {
+            let said = String::from_utf8_lossy(&output.stdout);
+            output.status.success() && says.is_none_or(|wanted| said.contains(wanted))
+        })
     };
     if there() {
         return Ok(());
     }
     let tools = workspace.root().join("target/tools");
     println!("fetching {}", packages.join(" "));
-    fetch(workspace, &tools.join(name), packages).map_err(|why| {
+    fetch(workspace, &tools.join(name), *release, packages).map_err(|why| {
         let package = packages[0];
         format!("no {name}, and {why}; install {name} (Debian: {package}) and try again")
     })?;
@@ -103,10 +149,23 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
 }
 
 /// Unpacks the packages into `folder`.
-fn fetch(workspace: &Workspace, folder: &Path, packages: &[&str]) -> Result<(), String> {
+fn fetch(
+    workspace: &Workspace,
+    folder: &Path,
+    release: Option<&str>,
+    packages: &[&str],
+) -> Result<(), String> {
     // What an interrupted run left behind would be unpacked in its place.
     let _ = fs::remove_dir_all(folder);
     fs::create_dir_all(folder).map_err(|error| format!("cannot make a folder for it: {error}"))?;
+    let lists = match release {
+        None => Vec::new(),
+        Some(release) => {
+            let (archive, _) = archive(workspace)?;
+            own_lists(folder, &line(&archive, release))
+                .map_err(|error| format!("cannot make a folder for its lists: {error}"))?
+        }
+    };
     let within = |program: &str, arguments: &[&str]| {
         let mut command = workspace.program(program);
         command.args(arguments).current_dir(folder);
@@ -115,20 +174,84 @@ fn fetch(workspace: &Workspace, folder: &Path, packages: &[&str]) -> Result<(), 
     let run = |mut command: Command| command.status().is_ok_and(|status| status.success());
     let download = || {
         let mut download = within("apt-get", &["--quiet", "download"]);
-        download.args(packages);
+        download.args(&lists).args(packages);
         run(download)
     };
-    // A fresh machine has no lists of packages; getting them takes root, the download does not.
-    let update = || run(within("apt-get", &["--quiet", "update"]));
-    if !(download() || update() && download()) {
+    // A fresh machine has no lists of packages; getting them takes root, but for lists of our own.
+    let update = || {
+        let mut update = within("apt-get", &["--quiet", "update"]);
+        update.args(&lists);
+        run(update)
+    };
+    let first = lists.is_empty() && download();
+    if !(first || update() && download()) {
         return Err("apt-get cannot download it".to_owned());
     }
     let unpack = "for package in ./*.deb; do dpkg-deb --extract \"$package\" . || exit 1; done";
     if run(within("sh", &["-ec", unpack])) {
+        let _ = fs::remove_dir_all(folder.join("apt"));
         Ok(())
     } else {
         Err("dpkg-deb cannot unpack it".to_owned())
     }
+}
+
+/// The archive and the release that this machine gets Debian's packages from.
+pub(crate) fn archive(workspace: &Workspace) -> Result<(String, String), String> {
+    let listed = || {
+        let listed = workspace.program("apt-get").args(SOURCES).output();
+        let listed = listed.map_err(|error| format!("cannot run `apt-get`: {error}"))?;
+        Ok::<_, String>(source(&String::from_utf8_lossy(&listed.stdout)))
+    };
+    if let Some(known) = listed()? {
+        return Ok(known);
+    }
+    // Whose an archive is stands in its lists, which a fresh machine has not got.
+    let _ = workspace
+        .program("apt-get")
+        .args(["--quiet", "update"])
+        .status();
+    listed()?.ok_or_else(|| "apt-get knows no Debian archive".to_owned())
+}
+
+/// The first of Debian's archives among these lines, and its release.
+fn source(listed: &str) -> Option<(String, String)> {
+    listed.lines().find_map(|line| {
+        let (archive, release) = line.strip_prefix("Debian ")?.split_once(' ')?;
+        Some((archive.to_owned(), release.to_owned()))
+    })
+}
+
+/// The line of a list of sources that names `release` in `archive`.
+fn line(archive: &str, release: &str) -> String {
+    let keys = if Path::new(KEYS).exists() {
+        format!("[signed-by={KEYS}] ")
+    } else {
+        String::new()
+    };
+    format!("deb {keys}{archive} {release} main\n")
+}
+
+/// What makes apt use this source alone, and keep what it learns in `folder`.
+fn own_lists(folder: &Path, source: &str) -> io::Result<Vec<String>> {
+    let lists = folder.join("apt/lists");
+    let cache = folder.join("apt/cache");
+    fs::create_dir_all(lists.join("partial"))?;
+    fs::create_dir_all(cache.join("archives/partial"))?;
+    let sources = folder.join("apt/sources.list");
+    fs::write(&sources, source)?;
+    let set = [
+        ("Dir::Etc::SourceList", sources.display().to_string()),
+        ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
+        ("Dir::State::Lists", lists.display().to_string()),
+        ("Dir::Cache", cache.display().to_string()),
+        // Run by root, apt would download as a user who may not write here.
+        ("APT::Sandbox::User", "root".to_owned()),
+    ];
+    Ok(set
+        .iter()
+        .map(|(key, value)| format!("-o{key}={value}"))
+        .collect())
 }
 
 /// Puts a script into `TOOLS/bin` that runs `TOOLS/NAME/PATH` with the libraries unpacked beside it.
@@ -168,6 +291,19 @@ mod tests {
             assert_eq!(same.count(), 1, "{}", program.name);
             assert!(!program.packages.is_empty(), "{}", program.name);
         }
+    }
+
+    #[test]
+    fn packages_come_from_where_this_machine_gets_debians() {
+        let listed = "Other http://other.test/apt/ main\n\
+                      Debian http://near.test/debian/ trixie\n\
+                      Debian http://near.test/debian/ trixie-updates\n";
+
+        let found = source(listed);
+
+        let near = ("http://near.test/debian/".to_owned(), "trixie".to_owned());
+        assert_eq!(found, Some(near));
+        assert_eq!(source("Other http://other.test/apt/ main\n"), None);
     }
 
     #[test]

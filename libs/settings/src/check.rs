@@ -96,45 +96,9 @@ pub fn some_time(key: &str, value: Duration) -> Result<(), Wrong> {
     }
 }
 
-/// The URL of a store; `known` are the schemes there are, each with an example.
-///
-/// # Errors
-/// When its scheme is none of those.
-pub fn store(url: &str, known: &[(&str, &str)]) -> Result<(), Wrong> {
-    let scheme = url.split_once(':').map(|(scheme, _)| scheme);
-    if known.iter().any(|(name, _)| Some(*name) == scheme) {
-        return Ok(());
-    }
-    let usages: Vec<String> = known
-        .iter()
-        .map(|(_, usage)| format!("`{usage}`"))
-        .collect();
-    Err(Wrong::new(
-        "store",
-        format!(
-            "no store understands `{}`, expected one of: {}",
-            url.escape_debug(),
-            usages.join(", ")
-        ),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_store_is_known_by_its_scheme_alone() {
-        let known = [("redb", "redb:/path/file.redb")];
-
-        assert!(store("redb:/x", &known).is_ok());
-        let error = store("sqlite:/x", &known).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "`store`: no store understands `sqlite:/x`, expected one of: `redb:/path/file.redb`"
-        );
-        assert!(store("redb", &known).is_err());
-    }
 
     #[test]
     fn a_refusal_names_its_key_once() {

@@ -34,6 +34,18 @@ pub enum Error {
         /// What the layer below said.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// A member of the cluster is too old to be relied upon.
+    #[error(
+        "the member `{member}` runs etcd {found}, and nothing below {floor} will do: older ones may lose events or acknowledge what is lost (docs/how-to/etcd.md); update it, or add `allow_old=true` to the URL to use it all the same"
+    )]
+    TooOld {
+        /// Which one.
+        member: String,
+        /// What it runs.
+        found: String,
+        /// The oldest that will do.
+        floor: String,
+    },
     /// A guard did not hold; nothing was changed.
     #[error("`{key}` was changed by somebody else in between")]
     Conflict {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::ErrorKind,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError,
-    TableDefinition, backends::FileBackend,
+    Builder, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _,
+    StorageBackend as _, StorageError, TableDefinition, backends::FileBackend,
 };
 
 use crate::{
@@ -29,6 +29,9 @@ use crate::{
 const ENTRIES: TableDefinition<'_, &str, (Revision, &[u8])> = TableDefinition::new("entries-v1");
 const META: TableDefinition<'_, &str, Revision> = TableDefinition::new("meta-v1");
 const REVISION: &str = "revision";
+
+/// What is wrong with a file of zero length.
+const EMPTY: &str = "the file is empty";
 
 /// A store in a file that one process at a time may use.
 #[derive(Debug)]
@@ -67,28 +70,65 @@ impl FileStore {
 }
 
 fn open_database(path: &Path) -> Result<Database, DatabaseError> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+    // A link that leads nowhere is there too: what it stands for may be on a disk that is not mounted yet.
+    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        make(path)?;
     }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        // redb would make a new store of it, and forget which numbers were given out before.
+        return Err(DatabaseError::Storage(StorageError::Corrupted(
+            EMPTY.to_owned(),
+        )));
+    }
+    builder().create_with_backend(FileBackend::new(file)?)
+}
+
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_check_integrity_on_open(true);
+    builder
+}
+
+/// Makes a new file whole before it has its name, so that one that is empty or half made is never the work of
+/// a process that was killed.
+fn make(path: &Path) -> Result<(), DatabaseError> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+    fs::create_dir_all(directory)?;
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let unfinished = PathBuf::from(unfinished);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)?;
-    Database::builder()
-        .set_check_integrity_on_open(true)
-        .create_with_backend(FileBackend::new(file)?)
+        .open(&unfinished)?;
+    // Its lock keeps another process from making the same file until this one has its name.
+    let backend = FileBackend::new(file)?;
+    if path.exists() {
+        fs::remove_file(&unfinished)?;
+        return Ok(());
+    }
+    backend.set_len(0)?;
+    let database = builder().create_with_backend(backend)?;
+    make_tables(&database).map_err(|error| StorageError::Corrupted(error.to_string()))?;
+    fs::rename(&unfinished, path)?;
+    File::open(directory)?.sync_all()?;
+    Ok(())
 }
 
-/// Reads the whole file; the first time, makes its tables.
-fn load(database: &Database) -> Result<(BTreeMap<String, Entry>, Revision), redb::Error> {
+fn make_tables(database: &Database) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     write.open_table(ENTRIES)?;
     write.open_table(META)?;
     write.commit()?;
+    Ok(())
+}
 
+/// Reads the whole file.
+fn load(database: &Database) -> Result<(BTreeMap<String, Entry>, Revision), redb::Error> {
     let read = database.begin_read()?;
     let revision = read.open_table(META)?.get(REVISION)?;
     let revision = revision.map_or(0, |value| value.value());
@@ -118,7 +158,9 @@ fn refusal(path: &Path, error: DatabaseError) -> Error {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
                 "this user may not write it; change its owner, or give another path"
             }
-            ErrorKind::InvalidData => "it is not a redb file, or is damaged; move it away",
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                "it is not a redb file, or is damaged; move it away"
+            }
             ErrorKind::IsADirectory => "it is a directory; give the path of a file",
             ErrorKind::StorageFull => "the disk is full",
             _ => "the file system refuses it",
@@ -207,14 +249,19 @@ impl Scheme for Redb {
         "redb:/path/file.redb"
     }
 
+    fn check(&self, rest: &str) -> Result<(), Error> {
+        if rest.starts_with('/') {
+            return Ok(());
+        }
+        Err(Error::Url {
+            given: format!("redb:{rest}"),
+            why: "the path of the file must start with `/`".to_owned(),
+        })
+    }
+
     fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>> {
         Box::pin(async move {
-            if !rest.starts_with('/') {
-                return Err(Error::Url {
-                    given: format!("redb:{rest}"),
-                    why: "the path of the file must start with `/`".to_owned(),
-                });
-            }
+            Self.check(rest)?;
             let path = PathBuf::from(rest);
             let opened = tokio::task::spawn_blocking(move || FileStore::open(&path))
                 .await

@@ -42,14 +42,14 @@ pub use error::Error;
 pub use etcd::EtcdStore;
 pub use file::FileStore;
 pub use memory::MemoryStore;
-pub use scheme::{ALL, Scheme, open};
+pub use scheme::{ALL, Scheme, check, open};
 pub use txn::{Expect, Guard, Txn, Write};
 
 /// Counts commits; every commit that changes something has a higher one than all before it.
 pub type Revision = u64;
 
 /// Batches of changes, one per commit. An error is the last item: list again, or watch again from the
-/// last revision seen.
+/// last revision seen. A connection or a member of a cluster that is lost is no error while there is another.
 pub type Changes = BoxStream<'static, Result<Batch, Error>>;
 
 /// How many revisions a store in memory remembers for watchers that come late.
@@ -112,8 +112,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// changes nothing (no writes, or deletes of what is not there) has no revision of its own.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when a guard does not hold, [`Error::Invalid`] for a transaction no store
-    /// takes. After [`Error::Unavailable`] the commit may or may not have happened: read again.
+    /// [`Error::Conflict`] when a guard does not hold: nothing was done, and will not be. [`Error::Invalid`] for a
+    /// transaction no store takes. After [`Error::Unavailable`] it may have been done, and in etcd may even be
+    /// done later, until a later commit of this store that writes something is answered: commit, then read.
     async fn commit(&self, txn: Txn) -> Result<Revision, Error>;
 
     /// Follows every commit after revision `after` that touches a key starting with `prefix`.

@@ -67,14 +67,19 @@ impl Scheme for Memory {
         "memory:"
     }
 
+    fn check(&self, rest: &str) -> Result<(), Error> {
+        if rest.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Url {
+            given: format!("memory:{rest}"),
+            why: "nothing follows `memory:`".to_owned(),
+        })
+    }
+
     fn open<'a>(&self, rest: &'a str) -> BoxFuture<'a, Result<Arc<dyn Store>, Error>> {
         Box::pin(async move {
-            if !rest.is_empty() {
-                return Err(Error::Url {
-                    given: format!("memory:{rest}"),
-                    why: "nothing follows `memory:`".to_owned(),
-                });
-            }
+            Self.check(rest)?;
             Ok(Arc::new(MemoryStore::new()) as Arc<dyn Store>)
         })
     }

@@ -9,10 +9,8 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, future::join_all};
-use tether_store::{ALL, Batch, Changes, Error, Store, Txn, open};
-
-#[path = "support/etcd.rs"]
-mod etcd;
+use tether_etcd_cluster::Setup;
+use tether_store::{ALL, Batch, Changes, Error, Store, Txn, check, open};
 
 type Check = fn(Arc<dyn Store>) -> BoxFuture<'static, ()>;
 
@@ -37,11 +35,11 @@ const CHECKS: &[(&str, Check)] = checks![
 /// `fresh` gives the URL of an empty store for the check of this number.
 async fn conforms(scheme: &str, fresh: impl Fn(usize) -> String) {
     assert!(ALL.iter().any(|known| known.name() == scheme));
-    for (number, (name, check)) in CHECKS.iter().enumerate() {
+    for (number, (name, promise)) in CHECKS.iter().enumerate() {
         println!("{scheme}: {name}");
         let url = fresh(number);
         assert!(url.starts_with(&format!("{scheme}:")));
-        check(open(&url).await.unwrap()).await;
+        promise(open(&url).await.unwrap()).await;
     }
 }
 
@@ -59,8 +57,27 @@ async fn a_file_keeps_the_promises_of_a_store() {
 
 #[tokio::test]
 async fn etcd_keeps_the_promises_of_a_store() {
-    let etcd = etcd::Etcd::start().await;
+    let etcd = Setup::members(1).start().await;
     conforms("etcd", |number| etcd.url(&format!("check-{number}"))).await;
+}
+
+#[tokio::test]
+async fn three_members_of_etcd_keep_the_promises_of_a_store() {
+    let etcd = Setup::members(3).start().await;
+    conforms("etcd", |number| etcd.url(&format!("check-{number}"))).await;
+}
+
+#[tokio::test]
+async fn etcd_behind_certificates_and_passwords_keeps_the_promises_of_a_store() {
+    let etcd = Setup::members(3).tls().password("geheim").start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    std::fs::write(&password, "geheim\n").unwrap();
+    conforms("etcd", |number| {
+        let url = etcd.url(&format!("check-{number}"));
+        format!("{url}&password_file={}", password.display())
+    })
+    .await;
 }
 
 #[test]
@@ -85,25 +102,26 @@ async fn a_url_no_store_understands_is_refused_with_the_list_of_those_that_are()
         "",
     ] {
         assert!(open(nonsense).await.is_err(), "{nonsense}");
+        assert!(check(nonsense).is_err(), "{nonsense}");
     }
 }
 
 #[tokio::test]
 async fn etcd_that_is_away_is_reported_and_a_watch_resumes_where_it_ended() {
-    let mut etcd = etcd::Etcd::start().await;
+    let mut etcd = Setup::members(1).start().await;
     let store = open(&etcd.url("away")).await.unwrap();
     let first = store.commit(Txn::new().put("a", "1")).await.unwrap();
     let mut watch = store.watch("", first - 1);
     assert_eq!(next(&mut watch).await.revision, first);
 
-    etcd.kill();
+    etcd.member(0).kill();
     let ended = tokio::time::timeout(Duration::from_secs(15), watch.next()).await;
     assert!(matches!(ended, Ok(Some(Err(Error::Unavailable { .. })))));
     assert!(watch.next().await.is_none());
     let error = store.get("a").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
 
-    etcd.restart().await;
+    etcd.restart(0).await;
     let missed = store.commit(Txn::new().put("a", "2")).await.unwrap();
     let last = store.commit(Txn::new().delete("a")).await.unwrap();
     let mut watch = store.watch("", first);
@@ -113,20 +131,16 @@ async fn etcd_that_is_away_is_reported_and_a_watch_resumes_where_it_ended() {
 
 #[tokio::test]
 async fn a_compacted_etcd_says_from_where_one_can_still_watch() {
-    let etcd = etcd::Etcd::start().await;
+    let etcd = Setup::members(1).start().await;
     let store = open(&etcd.url("compact")).await.unwrap();
     let first = store.commit(Txn::new().put("a", "1")).await.unwrap();
     let second = store.commit(Txn::new().put("a", "2")).await.unwrap();
     let third = store.commit(Txn::new().put("a", "3")).await.unwrap();
 
-    let address = etcd.url("x").replace("etcd:", "http:");
-    let mut client = etcd_client::Client::connect([address.trim_end_matches("/x/")], None)
-        .await
-        .unwrap();
-    client
-        .compact(i64::try_from(third).unwrap(), None)
-        .await
-        .unwrap();
+    let third = i64::try_from(third).unwrap();
+    let mut client = etcd.client(0).await.unwrap();
+    client.compact(third, None).await.unwrap();
+    let third = third.unsigned_abs();
 
     let error = store.watch("", first).next().await.unwrap().unwrap_err();
     assert!(matches!(error, Error::Compacted { oldest } if oldest == second));

@@ -25,6 +25,7 @@ mod jobs;
 mod nodes;
 mod orders;
 mod pools;
+mod readable;
 mod reports;
 mod restore;
 mod serving;

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_arbiter::{Arbiter, Config};
 use tether_settings::{
-    At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong, check,
+    At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong,
     check_templates, check_whereabouts, named, service,
 };
 use tokio::task::JoinSet;
@@ -36,11 +36,7 @@ impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Arbiter])?;
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
-        let known: Vec<_> = tether_store::ALL
-            .iter()
-            .map(|scheme| (scheme.name(), scheme.usage()))
-            .collect();
-        check::store(url, &known)?;
+        tether_store::check(url).at("store")?;
         self.lease
             .check()
             .map_err(|error| Wrong::among(error.keys(), error))?;

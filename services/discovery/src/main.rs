@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use tether_discovery::{Config, Discovery, backends};
 use tether_kit::{config::dotted, serve::Server};
 use tether_settings::{
-    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong,
-    check::{self, some_time},
+    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
 use tether_types::PoolName;
@@ -40,11 +39,7 @@ impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Discovery])?;
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
-        let known: Vec<_> = tether_store::ALL
-            .iter()
-            .map(|scheme| (scheme.name(), scheme.usage()))
-            .collect();
-        check::store(url, &known)?;
+        tether_store::check(url).at("store")?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
         for (name, pool) in &self.discovery.pools {
             let key = dotted(&["discovery", "pools", name]);

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use prost::Message as _;
 use tempfile::TempDir;
 use tether_discovery::{Config, Discovery, PoolSource};
+use tether_etcd_cluster::Setup;
 use tether_kit::{channel, listen, serve};
 use tether_proto::{
     common::{Death, DeathCause, Endpoint, WorkerRef},
@@ -20,9 +21,6 @@ use tether_types::{Address, PoolName, Reason};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Streaming, transport::Channel};
-
-#[path = "../../../libs/store/tests/support/etcd.rs"]
-mod etcd;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -313,7 +311,7 @@ async fn a_slow_watcher_gets_a_fresh_snapshot_and_arrives_at_the_same_table() {
 
 #[tokio::test]
 async fn a_store_that_is_away_leaves_the_last_knowledge_with_its_age_and_nothing_is_missed() {
-    let mut etcd = etcd::Etcd::start().await;
+    let mut etcd = Setup::members(1).start().await;
     let store = open(&etcd.url("tether")).await.unwrap();
     commit(&store, serves(serves(Txn::new(), 0, 1), 1, 1)).await;
     let config = Config {
@@ -325,7 +323,7 @@ async fn a_store_that_is_away_leaves_the_last_knowledge_with_its_age_and_nothing
     let first = watch.next().await;
     assert_eq!((first.upserts.len(), first.source_age_ms), (2, 0));
 
-    etcd.kill();
+    etcd.member(0).kill();
     let mut ages = Vec::new();
     let waiting = async {
         while ages.len() < 3 {
@@ -341,7 +339,7 @@ async fn a_store_that_is_away_leaves_the_last_knowledge_with_its_age_and_nothing
     assert_eq!(newcomer.upserts, first.upserts);
     assert!(newcomer.source_age_ms > 0);
 
-    etcd.restart().await;
+    etcd.restart(0).await;
     // Two deaths of one slot while discovery may still be waiting: both are told.
     commit(&store, dies(Txn::new(), 0, 1, 1)).await;
     commit(&store, serves(Txn::new(), 0, 2)).await;

@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 use tether_discovery::backends;
 use tether_kit::config::{self as layers, Loaded};
 use tether_settings::{
-    At as _, Check, Connect, Listen, Place, Templates, Wrong,
-    check::{self, some_time},
-    check_templates, check_whereabouts, warn,
+    At as _, Check, Connect, Listen, Place, Templates, Wrong, check::some_time, check_templates,
+    check_whereabouts, warn,
 };
 use tether_types::PoolName;
 
@@ -42,11 +41,7 @@ pub(crate) struct Settings {
 impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         if let Some(url) = &self.store {
-            let known: Vec<_> = tether_store::ALL
-                .iter()
-                .map(|scheme| (scheme.name(), scheme.usage()))
-                .collect();
-            check::store(url, &known)?;
+            tether_store::check(url).at("store")?;
         }
         check_whereabouts(&self.listen, &self.connect, &Place::ALL)?;
         self.metrics.check()?;

@@ -12,22 +12,18 @@ use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_supervise::Slot as Machine;
 use tether_types::{Death, Incarnation, OwnerName, PoolName};
 
-use super::{Ledger, Pool, pools::Next, reports::is_clean, slots::Place};
+use super::{
+    Ledger, Pool,
+    pools::Next,
+    readable::{self, Unreadable},
+    reports::is_clean,
+    slots::Place,
+};
 use crate::{
     effects::keys,
-    record::{IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{NodeRecord, OwnerRecord, PoolRecord},
     spec,
 };
-
-/// A record without which no decision is safe.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot read `{key}` in the store, without which an incarnation number could be given out twice; restore it from a backup, or delete it when no worker of before lives"
-)]
-pub(crate) struct Unreadable {
-    key: String,
-    source: prost::DecodeError,
-}
 
 impl Ledger {
     /// Takes up everything under `arbiter/` and `serve/`. Every lease is taken for one whole term,
@@ -36,14 +32,11 @@ impl Ledger {
     /// # Errors
     /// When what must not be guessed cannot be read.
     pub(crate) fn restore(&mut self, listing: &Listing, now: Tick) -> Result<(), Unreadable> {
+        readable::check(listing)?;
         for entry in &listing.entries {
             let key = entry.key.as_str();
             if key == keys::INCARNATION {
-                let record =
-                    IncarnationRecord::decode(&*entry.value).map_err(|source| Unreadable {
-                        key: entry.key.clone(),
-                        source,
-                    })?;
+                let record = readable::incarnation(entry)?;
                 (self.highest, self.reserved) = (record.up_to, record.up_to);
             } else if let Some(name) = key.strip_prefix(keys::OWNERS) {
                 match (name.parse(), OwnerRecord::decode(&*entry.value)) {
@@ -75,8 +68,15 @@ impl Ledger {
         for entry in &listing.entries {
             self.restore_served(entry, now);
         }
-        self.jobs
-            .retain_pools(|pool| self.pools.contains_key(pool), &mut self.effects);
+        // A pool that cannot be taken up, as its template is gone from the configuration, may come back with it.
+        let recorded = |pool: &PoolName| {
+            let key = keys::pool(pool);
+            listing.entries.iter().any(|entry| entry.key == key)
+        };
+        self.jobs.retain_pools(
+            |pool| self.pools.contains_key(pool) || recorded(pool),
+            &mut self.effects,
+        );
         self.fill_all(now);
         Ok(())
     }

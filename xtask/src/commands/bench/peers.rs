@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::{run::run, workspace::Workspace};
+use crate::{debian, run::run, workspace::Workspace};
 
 /// The peers; their services are never started, as nothing boots this root by itself.
 const PACKAGES: &[&str] = &[
@@ -24,14 +24,6 @@ const TOOLS: &[(&str, &str)] = &[
 
 /// Where the root is kept for the next run.
 const ROOT: &str = "target/bench/peers";
-
-/// Tells the archive and the release that this machine gets its packages from.
-const SOURCES: &[&str] = &[
-    "indextargets",
-    "--format",
-    "$(ORIGIN) $(REPO_URI) $(RELEASE)",
-    "Created-By: Packages",
-];
 
 /// The arguments of `bench-agent`.
 pub(super) fn arguments(workspace: &Workspace) -> Result<Vec<String>, String> {
@@ -77,10 +69,7 @@ fn root(workspace: &Workspace) -> Result<(), String> {
     if root.exists() {
         return Ok(());
     }
-    let listed = workspace.program("apt-get").args(SOURCES).output();
-    let listed = listed.map_err(|error| format!("cannot run `apt-get`: {error}"))?;
-    let (archive, release) = source(&String::from_utf8_lossy(&listed.stdout))
-        .ok_or("apt-get knows no Debian archive")?;
+    let (archive, release) = debian::archive(workspace)?;
     // Moved into its place when it is whole: an interrupted run leaves none that looks complete.
     let half = root.with_extension("half");
     let _ = fs::remove_dir_all(&half);
@@ -127,31 +116,5 @@ fn install(workspace: &Workspace, package: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!("install `{package}` and try again"))
-    }
-}
-
-/// The first of Debian's archives among these lines, and its release.
-fn source(listed: &str) -> Option<(String, String)> {
-    listed.lines().find_map(|line| {
-        let (archive, release) = line.strip_prefix("Debian ")?.split_once(' ')?;
-        Some((archive.to_owned(), release.to_owned()))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packages_come_from_where_this_machine_gets_debians() {
-        let listed = "Other http://other.test/apt/ main\n\
-                      Debian http://near.test/debian/ trixie\n\
-                      Debian http://near.test/debian/ trixie-updates\n";
-
-        let found = source(listed);
-
-        let near = ("http://near.test/debian/".to_owned(), "trixie".to_owned());
-        assert_eq!(found, Some(near));
-        assert_eq!(source("Other http://other.test/apt/ main\n"), None);
     }
 }
