@@ -1,6 +1,8 @@
 //! Candidates with clocks of their own on one store that answers late, not at all, or after the fact;
 //! one property per invariant.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
