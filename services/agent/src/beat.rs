@@ -17,6 +17,10 @@ const PATIENCE: u32 = 2;
 /// An arbiter may take this long to answer, however often it wants to hear from us.
 const ANSWER_MIN: Duration = Duration::from_secs(2);
 
+/// One of several may take no longer than this, however seldom it wants to hear from us: if it has
+/// stopped, another leads by then, and must be found well before the lease ends.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
 /// Beats sent and answered on one stream, and the lease they keep alive over all streams.
 #[derive(Debug)]
 pub(crate) struct Beats {
@@ -26,11 +30,14 @@ pub(crate) struct Beats {
     last_sent: Tick,
     interval: Duration,
     holder: Option<Holder>,
+    /// How many there are to choose from.
+    arbiters: usize,
 }
 
 impl Beats {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(arbiters: usize) -> Self {
         Self {
+            arbiters,
             seq: 0,
             ack_seen: 0,
             sent: BTreeMap::new(),
@@ -86,6 +93,11 @@ impl Beats {
         Some(sent)
     }
 
+    /// How often the arbiter wants to hear from us.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// When the node's lease ends; [`Tick::ZERO`] when there never was one.
     pub(crate) fn lease_end(&self) -> Tick {
         self.holder.as_ref().map_or(Tick::ZERO, Holder::deadline)
@@ -100,9 +112,15 @@ impl Beats {
     /// taking beats for as long as its buffers do.
     pub(crate) fn overdue(&self) -> Tick {
         let unanswered = self.sent.range(self.ack_seen + 1..).next();
-        unanswered.map_or(Tick::NEVER, |(_, &sent)| {
-            sent + (self.interval * PATIENCE).max(ANSWER_MIN)
-        })
+        unanswered.map_or(Tick::NEVER, |(_, &sent)| sent + self.patience())
+    }
+
+    fn patience(&self) -> Duration {
+        let patience = (self.interval * PATIENCE).max(ANSWER_MIN);
+        match self.arbiters {
+            0 | 1 => patience,
+            _ => patience.min(ANSWER_MAX),
+        }
     }
 
     /// When the next beat is due even when nothing is to be said.
@@ -124,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_counted_from_the_sending_of_the_answered_beat() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (seq, _) = beats.on_send(at(10));
 
         assert_eq!(beats.on_answer(seq, TTL, BEAT, at(14)), Some(at(10)));
@@ -136,7 +154,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_a_beat_of_an_earlier_stream_extends_nothing() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         beats.on_send(at(10));
         beats.on_stream();
 
@@ -146,7 +164,7 @@ mod tests {
 
     #[test]
     fn after_its_end_a_lease_begins_anew_rather_than_being_revived() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (first, _) = beats.on_send(at(10));
         beats.on_answer(first, TTL, BEAT, at(10));
         let end = beats.lease_end();
@@ -160,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_beat_that_was_not_extended_is_still_an_anchor_for_what_it_carries() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (seq, _) = beats.on_send(at(10));
 
         assert_eq!(
@@ -176,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_stream_without_an_answer_is_given_up_after_two_intervals() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (first, _) = beats.on_send(at(10));
         beats.on_answer(first, TTL, BEAT, at(10));
         assert_eq!(beats.overdue(), Tick::NEVER);
@@ -185,5 +203,16 @@ mod tests {
         beats.on_send(at(20));
 
         assert_eq!(beats.overdue(), at(25));
+    }
+
+    #[test]
+    fn one_of_several_arbiters_that_does_not_answer_is_given_up_sooner() {
+        let mut beats = Beats::new(2);
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, TTL, BEAT, at(10));
+
+        beats.on_send(at(15));
+
+        assert_eq!(beats.overdue(), at(18));
     }
 }

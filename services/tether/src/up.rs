@@ -44,7 +44,11 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         None => format!("redb:{}", state_file()?.display()),
     };
     let store: std::sync::Arc<dyn Store> = tether_store::open(&url).await?;
-    let arbiter = Arbiter::build(&settings.lease, templates, store.clone()).await?;
+    let arbiter = {
+        let address = at.advertised_arbiter()?;
+        let on = (url.as_str(), store.clone());
+        Arbiter::build(&settings.lease, templates, on, address).await?
+    };
     let discovery = Discovery::build(&settings.discovery, store)?;
     let agent = Agent::build(
         &settings.agent,

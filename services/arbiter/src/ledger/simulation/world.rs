@@ -375,6 +375,7 @@ pub(super) fn empty_ledger() -> Ledger {
         node_ttl: Duration::from_secs(2),
         node_beat: Duration::from_millis(400),
         session_ttl: Duration::from_secs(3),
+        ..Config::default()
     };
     Ledger::new(
         config.terms().unwrap(),
