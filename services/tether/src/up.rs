@@ -54,14 +54,10 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
-        at.find(Place::Arbiter)?,
+        at.arbiters()?,
         &mut metrics,
     )?;
-    let gateway = Gateway::build(
-        settings.gateway,
-        at.find(Place::Arbiter)?,
-        at.find(Place::Discovery)?,
-    );
+    let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);
 
     let stop = tether_kit::stop::on_signals()?;
     // Stopping has an order: workers that end with the agent end while their deaths can still be

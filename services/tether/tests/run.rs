@@ -103,7 +103,7 @@ impl Up {
             drain: Duration::ZERO,
             ..Config::default()
         };
-        let gateway = Gateway::build(config, at("arbiter"), at("discovery"));
+        let gateway = Gateway::build(config, vec![at("arbiter")], at("discovery"));
         let stop = CancellationToken::new();
         (
             stop.clone(),
