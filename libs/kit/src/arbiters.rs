@@ -17,7 +17,13 @@ pub struct Arbiters {
     elsewhere: Option<Address>,
     /// Whether a hint has been followed since somebody last paused.
     followed: bool,
+    /// The one that was found gone last, and how many pauses it is left alone for: others go on naming it
+    /// as the leader until they know better.
+    gone: Option<(Address, u32)>,
 }
+
+/// For as long as an election takes, roughly.
+const LEFT_ALONE: u32 = 5;
 
 /// What to do after an arbiter said that it does not lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,7 @@ impl Arbiters {
             at: 0,
             elsewhere: None,
             followed: false,
+            gone: None,
         }
     }
 
@@ -55,22 +62,39 @@ impl Arbiters {
 
     /// The one that was asked cannot be reached, or does not answer.
     pub fn on_gone(&mut self) {
+        self.gone = Some((self.current().clone(), LEFT_ALONE));
+        self.go_on();
+    }
+
+    /// Chooses the next one that is not left alone.
+    fn go_on(&mut self) {
         self.followed = false;
-        if self.elsewhere.take().is_none() {
-            self.at = (self.at + 1) % self.known.len();
+        if self.elsewhere.take().is_some() && !self.is_gone(&self.known[self.at]) {
+            return;
         }
+        let all = self.known.len();
+        let others = (1..=all).map(|step| (self.at + step) % all);
+        let next = others.clone().find(|&at| !self.is_gone(&self.known[at]));
+        self.at = next.unwrap_or((self.at + 1) % all);
+    }
+
+    fn is_gone(&self, address: &Address) -> bool {
+        self.gone.as_ref().is_some_and(|(gone, _)| gone == address)
     }
 
     /// The one that was asked does not lead, and may have said who does.
     pub fn on_not_leader(&mut self, leader: Option<Address>) -> Next {
-        let new = leader.filter(|leader| !self.followed && leader != self.current());
+        let new = leader
+            .filter(|leader| !self.followed && leader != self.current() && !self.is_gone(leader));
         // A socket's path means something on its own machine only.
         let position = |leader: &Address| self.known.iter().position(|known| known == leader);
         match (new.as_ref().and_then(position), new) {
             (Some(at), _) => (self.at, self.elsewhere) = (at, None),
             (None, Some(leader @ Address::Tcp { .. })) => self.elsewhere = Some(leader),
             (None, Some(Address::Unix(_)) | None) => {
-                self.on_gone();
+                let left = self.gone.take();
+                self.gone = left.and_then(|(gone, left)| Some((gone, left.checked_sub(1)?)));
+                self.go_on();
                 return Next::Pause;
             }
         }
@@ -81,6 +105,7 @@ impl Arbiters {
     /// The one that was asked leads.
     pub fn on_leader(&mut self) {
         self.followed = false;
+        self.gone = None;
     }
 }
 
@@ -170,6 +195,21 @@ mod tests {
         assert_eq!(arbiters.current(), &address("a:1"));
         let socket = address("unix:/elsewhere.sock");
         assert_eq!(arbiters.on_not_leader(Some(socket)), Next::Pause);
+    }
+
+    #[test]
+    fn one_that_is_gone_is_left_alone_for_a_while_however_often_others_name_it() {
+        let mut arbiters = Arbiters::new(["a:1", "b:1"].map(address).to_vec());
+        arbiters.on_gone();
+
+        let mut asked = Vec::new();
+        for _ in 0..7 {
+            asked.push(arbiters.current().to_string());
+            arbiters.on_not_leader(Some(address("a:1")));
+        }
+
+        assert_eq!(asked[..6], ["b:1"; 6]);
+        assert_eq!(asked[6], "a:1");
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Arbiters {
         let address = chosen.choice.current().clone();
         let another = address != *asked.address();
         if another {
-            tracing::info!(arbiter = %address, "Control calls go to another arbiter");
+            tracing::debug!(arbiter = %address, "Trying another arbiter");
             chosen.upstream = Arc::new(Upstream::new(address, self.connect_timeout));
         }
         another
@@ -89,11 +89,16 @@ impl Arbiters {
         }
         let mut asked = self.current();
         let mut health = client(&asked);
+        let mut led = asked.address().clone();
         loop {
             let look = tokio::time::timeout(PATIENCE, health.check(HealthCheckRequest::default()));
             match look.await {
                 Ok(Ok(answer)) if answer.get_ref().status() == ServingStatus::Serving => {
                     self.lock().choice.on_leader();
+                    if led != *asked.address() {
+                        led = asked.address().clone();
+                        tracing::info!(arbiter = %led, "Control calls go to another arbiter");
+                    }
                 }
                 Ok(Ok(_)) => {
                     self.on_not_leader(&asked, NotLeader { leader: None });
