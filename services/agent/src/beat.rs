@@ -14,12 +14,10 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 /// Beats that may be due in vain before the stream is given up.
 const PATIENCE: u32 = 2;
 
-/// An arbiter may take this long to answer, however often it wants to hear from us.
-const ANSWER_MIN: Duration = Duration::from_secs(2);
-
-/// One of several may take no longer than this, however seldom it wants to hear from us: if it has
-/// stopped, another leads by then, and must be found well before the lease ends.
-const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// An arbiter may take this long to answer, however often it wants to hear from us. One of several may take
+/// no longer, however seldom it does: if it has stopped, another leads soon, and must be found well before
+/// the lease ends.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Beats sent and answered on one stream, and the lease they keep alive over all streams.
 #[derive(Debug)]
@@ -47,8 +45,10 @@ impl Beats {
         }
     }
 
-    /// A new stream begins: beats are counted from 1 again, the lease goes on.
+    /// A new stream begins: beats are counted from 1 again, the lease goes on. The first is due at once, as
+    /// nobody knows how much of the lease was lost on the way here.
     pub(crate) fn on_stream(&mut self) {
+        self.last_sent = Tick::ZERO;
         self.seq = 0;
         self.ack_seen = 0;
         self.sent.clear();
@@ -116,10 +116,9 @@ impl Beats {
     }
 
     fn patience(&self) -> Duration {
-        let patience = (self.interval * PATIENCE).max(ANSWER_MIN);
         match self.arbiters {
-            0 | 1 => patience,
-            _ => patience.min(ANSWER_MAX),
+            0 | 1 => (self.interval * PATIENCE).max(ANSWER),
+            _ => ANSWER,
         }
     }
 
@@ -206,6 +205,17 @@ mod tests {
     }
 
     #[test]
+    fn a_new_stream_begins_with_a_beat() {
+        let mut beats = Beats::new(1);
+        beats.on_send(at(10));
+        assert!(beats.due() > at(10));
+
+        beats.on_stream();
+
+        assert!(beats.due() <= at(10));
+    }
+
+    #[test]
     fn one_of_several_arbiters_that_does_not_answer_is_given_up_sooner() {
         let mut beats = Beats::new(2);
         let (first, _) = beats.on_send(at(10));
@@ -213,6 +223,6 @@ mod tests {
 
         beats.on_send(at(15));
 
-        assert_eq!(beats.overdue(), at(18));
+        assert_eq!(beats.overdue(), at(17));
     }
 }
