@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tether_clock::BootClock;
+use tether_clock::{BootClock, ManualClock};
 use tether_lifecycle::Environment;
 use tether_proto::{
     Failure, NotLeader,
@@ -384,6 +384,10 @@ async fn a_batch_of_many_commits_stops_where_another_has_won() {
     let refused = shared.write(&mut many).await.unwrap_err();
 
     assert_eq!(refused.reason(), Reason::NotLeader);
+    assert!(
+        shared.deposed().is_some(),
+        "it knows at once that this is the end"
+    );
     let left = store.list("serve/x/").await.unwrap().entries.len();
     assert_eq!(left, 150, "the first hundred were deleted, and no more");
     drop(leader);
@@ -442,4 +446,43 @@ async fn an_order_that_needs_no_write_asks_the_store_all_the_same() {
     let refused = leader.write(&mut orders).await.unwrap_err();
 
     assert_eq!(refused.reason(), Reason::NotLeader);
+}
+
+/// Whoever finds out later that its time is over has decided nothing since.
+#[tokio::test]
+async fn a_process_that_was_stopped_refuses_by_its_clock_before_anybody_tells_it() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let hand = ManualClock::at(Tick::ZERO + Duration::from_secs(100));
+    let clock: Arc<dyn Clock> = Arc::new(hand.clone());
+    let reign = Reign {
+        number: store
+            .commit(Txn::new().put(keys::REIGN, "me"))
+            .await
+            .unwrap(),
+        until: hand.now() + Duration::from_secs(4),
+    };
+    let mandate = Arc::new(Mandate::of(reign));
+    let origins = Origins {
+        terms: Config::default().terms().unwrap(),
+        templates: BTreeMap::new(),
+        environment: Environment::default(),
+    };
+    let shared = origins.shared(&store, &clock, &mandate).await.unwrap();
+    let (stream, _inbox) = join(&shared).await;
+    hand.advance(Duration::from_secs(3));
+    assert!(beat(&shared, stream, 1).await);
+    mandate.extend(hand.now() + Duration::from_secs(4));
+    hand.advance(Duration::from_secs(3));
+    assert!(beat(&shared, stream, 2).await);
+
+    hand.advance(Duration::from_secs(1));
+
+    assert!(!beat(&shared, stream, 3).await);
+    assert!(shared.read(|_, _| ()).await.is_err());
+    let refused = apply(&shared, "tardy").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::NotLeader);
+    let owner: OwnerName = "beam".parse().unwrap();
+    let opened = shared.open_session(&owner, None, Duration::ZERO).await;
+    assert_eq!(opened.unwrap_err().reason(), Reason::NotLeader);
+    assert!(!mandate.over().is_cancelled(), "nobody has told it");
 }
