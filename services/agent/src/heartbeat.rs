@@ -48,7 +48,10 @@ const STEPS: u32 = 8;
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
 /// How long opening a stream may take: an arbiter that was stopped takes connections, and says nothing.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same, where there is another arbiter to be asked.
+const OPEN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 /// How a stream ended, or an attempt at one.
 #[derive(Debug)]
@@ -133,9 +136,13 @@ impl Node {
             .context("cannot look through the runtime directory")?;
         tokio::spawn(adopt::watch(held));
 
+        let patience = match self.arbiters.known().len() {
+            1 => OPEN_TIMEOUT,
+            _ => OPEN_TIMEOUT_OF_SEVERAL,
+        };
         let mut spread = Spread::new(running.beats.interval());
         while !stop.is_cancelled() {
-            let opened = timeout(OPEN_TIMEOUT, self.open(&running));
+            let opened = timeout(patience, self.open(&running));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,

@@ -91,11 +91,11 @@ pub enum Error {
         beat: Duration,
     },
     /// Nobody could lead on such terms.
-    #[error("lease.leader_ttl, lease.leader_renew and lease.leader_guard cannot be used together")]
+    #[error("lease.leader_ttl cannot be used with lease.leader_renew and lease.leader_guard")]
     Leader(#[from] InvalidLeaderTerms),
     /// A change of leader would end workers that nobody lost.
     #[error(
-        "lease.{field} ({ttl:?}) must be more than {least:?}, or a change of leader ends what lives on such leases: lease.leader_ttl ({leader_ttl:?}) with its margin, and two heartbeats"
+        "lease.{field} ({ttl:?}) must be more than {least:.1?}, or a change of leader ends what lives on such leases: lease.leader_ttl ({leader_ttl:?}) with its margin, and two heartbeats"
     )]
     Change {
         /// The setting.
@@ -278,7 +278,7 @@ mod tests {
         assert!(short().check("redb:/s").is_ok());
         let text = refused(short());
         assert!(
-            text.starts_with("lease.node_ttl (6s) must be more than 7.5"),
+            text.starts_with("lease.node_ttl (6s) must be more than 7.6s"),
             "{text}"
         );
         let text = refused(Config {
