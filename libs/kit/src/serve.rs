@@ -4,6 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use http::{Request, Response};
 use tether_types::Reason;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -48,6 +49,7 @@ pub enum Error {
 pub struct Server {
     routes: RoutesBuilder,
     names: Vec<&'static str>,
+    ready: Option<watch::Receiver<bool>>,
     descriptors: &'static [u8],
 }
 
@@ -57,8 +59,18 @@ impl Server {
         Self {
             routes: Routes::builder(),
             names: Vec::new(),
+            ready: None,
             descriptors,
         }
+    }
+
+    /// Its services, and the server as a whole, count as healthy only while `ready` says so. Health and
+    /// reflection themselves always do: whoever asks for the health of `grpc.health.v1.Health` asks
+    /// whether this process answers.
+    #[must_use]
+    pub fn ready(mut self, ready: watch::Receiver<bool>) -> Self {
+        self.ready = Some(ready);
+        self
     }
 
     /// Adds a generated service; it counts as healthy from the start.
@@ -111,7 +123,12 @@ impl Server {
         drain: Duration,
     ) -> Result<(), Error> {
         let names = self.names.clone();
+        let ready = self.ready.clone();
         let (routes, health) = self.routes().await?;
+        if ready.as_ref().is_some_and(|ready| !*ready.borrow()) {
+            // Nobody is to be told otherwise before the first look below.
+            set_all(&health, &names, ServingStatus::NotServing).await;
+        }
         let cut = CancellationToken::new();
         let serving = transport::Server::builder()
             .http2_max_header_list_size(MAX_HEADERS)
@@ -126,12 +143,9 @@ impl Server {
                 stop.clone().cancelled_owned(),
             );
         let patience = async {
-            stop.cancelled().await;
-            for name in names.into_iter().chain([""]) {
-                health
-                    .set_service_status(name, ServingStatus::NotServing)
-                    .await;
-            }
+            let follow = follow(ready, &names, &health);
+            stop.run_until_cancelled(follow).await;
+            set_all(&health, &names, ServingStatus::NotServing).await;
             tokio::time::sleep(drain).await;
         };
         let mut serving = std::pin::pin!(serving);
@@ -147,6 +161,33 @@ impl Server {
         // What does not notice within this time has no connection any more and ends with the process.
         let _ = tokio::time::timeout(CUT, serving).await;
         Ok(())
+    }
+}
+
+/// Says of all services what `ready` says, for ever.
+async fn follow(
+    ready: Option<watch::Receiver<bool>>,
+    names: &[&'static str],
+    health: &HealthReporter,
+) {
+    if let Some(mut ready) = ready {
+        loop {
+            let status = match *ready.borrow_and_update() {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            set_all(health, names, status).await;
+            if ready.changed().await.is_err() {
+                break;
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+async fn set_all(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
+    for name in names.iter().copied().chain([""]) {
+        health.set_service_status(name, status).await;
     }
 }
 

@@ -16,7 +16,10 @@ use tether_proto::discovery::{
     discovery_service_server::{DiscoveryService, DiscoveryServiceServer},
 };
 use tether_types::{Address, Reason};
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -97,6 +100,44 @@ async fn a_service_is_reached_over_a_socket_and_over_tcp_and_says_it_is_healthy(
         running.stop.cancel();
         running.ended.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_ready_says_so_and_that_it_lives() {
+    let root = tempfile::tempdir().unwrap();
+    let address = Address::Unix(root.path().join("t.sock"));
+    let listener = listen::bind(&address, false).await.unwrap();
+    let (stop, ready) = (CancellationToken::new(), watch::Sender::new(false));
+    let server = serve::Server::new(tether_proto::DESCRIPTORS)
+        .ready(ready.subscribe())
+        .service(DiscoveryServiceServer::new(Endless));
+    let ended = tokio::spawn(server.serve(listener, stop.clone(), Duration::ZERO));
+    let channel = channel::connect(&address);
+    let health = async |service: &str| {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let mut client = HealthClient::new(channel.clone());
+        let watched = client.watch(request).await.unwrap();
+        watched.into_inner().map(|said| said.unwrap().status)
+    };
+    let own = "tether.discovery.v1.DiscoveryService";
+    let (mut whole, mut part) = (health("").await, health(own).await);
+    let mut alive = health("grpc.health.v1.Health").await;
+
+    let said = [&mut whole, &mut part, &mut alive].map(|health| health.next());
+    assert_eq!(
+        futures::future::join_all(said).await,
+        [Some(2), Some(2), Some(1)]
+    );
+    ready.send_replace(true);
+    assert_eq!((whole.next().await, part.next().await), (Some(1), Some(1)));
+    ready.send_replace(false);
+    assert_eq!((whole.next().await, part.next().await), (Some(2), Some(2)));
+
+    stop.cancel();
+    drop((whole, part, alive));
+    ended.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -38,9 +38,11 @@
 mod fence;
 mod grantor;
 mod holder;
+mod leadership;
 mod terms;
 
 pub use fence::{Fence, Fenced};
 pub use grantor::{BEHIND_MAX, Beat, Grantor, Tenure};
 pub use holder::{Holder, Standing};
+pub use leadership::{Candidate, InvalidLeaderTerms, LeaderTerms, Move, Reign, Seen};
 pub use terms::{InvalidTerms, Margins, Terms};

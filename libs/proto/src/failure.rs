@@ -3,12 +3,18 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tether_types::Reason;
+use tether_types::{Address, Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// Domain of our reasons in `ErrorInfo`.
 const DOMAIN: &str = "tether";
+
+/// Fact of a [`Reason::NotLeader`]: where the leader is.
+const LEADER: &str = "leader";
+
+/// When to ask again while nobody leads.
+const ELECTION: Duration = Duration::from_secs(1);
 
 /// A failure on its way to a client.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -57,6 +63,7 @@ impl Failure {
             | Reason::WorkerDied
             | Reason::BreakerOpen
             | Reason::Draining
+            | Reason::NotLeader
             | Reason::ArbiterUnreachable
             | Reason::DiscoveryUnreachable
             | Reason::AgentUnreachable => Code::Unavailable,
@@ -102,9 +109,61 @@ pub fn reason_of(status: &Status) -> Option<Reason> {
         .flatten()
 }
 
+/// Said by an arbiter that does not lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotLeader {
+    /// Where the leader is, as far as it knows.
+    pub leader: Option<Address>,
+}
+
+impl NotLeader {
+    /// What a status says of leadership; none where it says something else.
+    pub fn of(status: &Status) -> Option<Self> {
+        if reason_of(status) != Some(Reason::NotLeader) {
+            return None;
+        }
+        let info = status.get_details_error_info()?;
+        let leader = info.metadata.get(LEADER);
+        Some(Self {
+            leader: leader.and_then(|leader| leader.parse().ok()),
+        })
+    }
+}
+
+impl From<NotLeader> for Failure {
+    fn from(NotLeader { leader }: NotLeader) -> Self {
+        match leader {
+            Some(leader) => {
+                let text = format!("this arbiter does not lead: ask the one at `{leader}`");
+                Self::new(Reason::NotLeader, text).fact(LEADER, leader)
+            }
+            None => {
+                let text = "this arbiter does not lead, and knows of none that does: one is elected within seconds while the store answers, so ask again";
+                Self::new(Reason::NotLeader, text).retry_after(ELECTION)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_leader_that_a_standby_names_is_found_again() {
+        let named = NotLeader {
+            leader: Some("10.0.0.1:7438".parse().unwrap()),
+        };
+        let nobody = NotLeader { leader: None };
+
+        for said in [named, nobody] {
+            let status = Status::from(Failure::from(said.clone()));
+            assert_eq!(status.code(), Code::Unavailable);
+            assert_eq!(NotLeader::of(&status), Some(said));
+        }
+        let other = Failure::new(Reason::StoreFailed, "text").fact(LEADER, "10.0.0.1:7438");
+        assert_eq!(NotLeader::of(&Status::from(other)), None);
+    }
 
     #[test]
     fn every_reason_survives_the_wire() {

@@ -51,7 +51,7 @@ mod convert;
 mod failure;
 
 pub use convert::Malformed;
-pub use failure::{Failure, reason_of};
+pub use failure::{Failure, NotLeader, reason_of};
 pub use generated::{
     common::v1 as common, discovery::v1 as discovery, gateway::v1 as gateway, job::v1 as job,
     node::v1 as node, pool::v1 as pool, session::v1 as session, worker::v1 as worker,

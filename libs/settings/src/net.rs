@@ -1,8 +1,11 @@
 //! Where the services listen, and where they find each other.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tether_kit::listen::{self, Listener};
 use tether_types::{Address, InvalidAddress};
 
@@ -25,6 +28,9 @@ pub struct Listen {
     pub discovery: Vec<String>,
     /// The agent's.
     pub agent: Vec<String>,
+    /// Where others reach this machine's arbiter, told by arbiters that do not lead; the first of
+    /// `listen.arbiter` when not set.
+    pub advertise_arbiter: Option<String>,
     /// Whether plain text is allowed on addresses that other machines can reach.
     pub insecure: bool,
     /// The runtime directory: sockets and workers' directories; `/run/tether` for root.
@@ -35,10 +41,26 @@ pub struct Listen {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Connect {
-    /// The arbiter; where it listens on this machine when not set.
-    pub arbiter: Option<String>,
+    /// The arbiter, or a list of several of which one leads; where it listens on this machine when not
+    /// set.
+    #[serde(deserialize_with = "one_or_many")]
+    pub arbiter: Vec<String>,
     /// Discovery; likewise.
     pub discovery: Option<String>,
+}
+
+/// A single text stands for a list of one.
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected an address, or a list of addresses")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(from)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    })
 }
 
 impl Listen {
@@ -101,12 +123,16 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
             }
         }
     }
-    for (key, text) in [
-        ("connect.arbiter", &connect.arbiter),
+    let arbiters = connect.arbiter.iter().map(|text| ("connect.arbiter", text));
+    let others = [
         ("connect.discovery", &connect.discovery),
-    ] {
-        let address = text.as_deref().map(str::parse::<Address>);
-        if let Some(Address::Tcp { port: 0, .. }) = address.transpose().at(key)? {
+        ("listen.advertise_arbiter", &listen.advertise_arbiter),
+    ];
+    let others = others
+        .into_iter()
+        .filter_map(|(key, text)| Some((key, text.as_ref()?)));
+    for (key, text) in arbiters.chain(others) {
+        if let Address::Tcp { port: 0, .. } = text.parse().at(key)? {
             return Err(Wrong::new(key, "nobody serves at port 0"));
         }
     }
@@ -165,7 +191,7 @@ impl Whereabouts {
     /// Says which address is none.
     pub fn find(&self, place: Place) -> Result<Address, InvalidAddress> {
         let elsewhere = match place {
-            Place::Arbiter => self.connect.arbiter.as_deref(),
+            Place::Arbiter => self.connect.arbiter.first().map(String::as_str),
             Place::Discovery => self.connect.discovery.as_deref(),
             Place::Gateway | Place::Agent => None,
         };
@@ -173,6 +199,39 @@ impl Whereabouts {
             Some(text) => text.parse(),
             None => Ok(self.listens(place)?.swap_remove(0)),
         }
+    }
+
+    /// Where arbiters are to be found, at least one.
+    ///
+    /// # Errors
+    /// Says which address is none.
+    pub fn arbiters(&self) -> Result<Vec<Address>, InvalidAddress> {
+        if self.connect.arbiter.is_empty() {
+            return Ok(vec![self.find(Place::Arbiter)?]);
+        }
+        self.connect
+            .arbiter
+            .iter()
+            .map(|text| text.parse())
+            .collect()
+    }
+
+    /// Where others reach the arbiter of this machine, if that can be told.
+    ///
+    /// # Errors
+    /// Says which address is none.
+    pub fn advertised_arbiter(&self) -> Result<Option<Address>, InvalidAddress> {
+        if let Some(set) = &self.listen.advertise_arbiter {
+            return set.parse().map(Some);
+        }
+        let reachable = |address: &Address| match address {
+            Address::Unix(_) => true,
+            Address::Tcp { host, port } => {
+                let any = host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+                *port != 0 && !any
+            }
+        };
+        Ok(self.listens(Place::Arbiter)?.into_iter().find(reachable))
     }
 
     /// Listens at every address of a service, or at none.
@@ -280,7 +339,7 @@ mod tests {
             ..Listen::default()
         };
         let connect = Connect {
-            arbiter: Some("10.0.0.1:7438".into()),
+            arbiter: vec!["10.0.0.1:7438".into(), "10.0.0.2:7438".into()],
             ..Connect::default()
         };
         let at = Whereabouts::new(&listen, &connect).unwrap();
@@ -289,5 +348,38 @@ mod tests {
             at.find(Place::Arbiter).unwrap().to_string(),
             "10.0.0.1:7438"
         );
+        assert_eq!(at.arbiters().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_arbiter_is_one_address_or_a_list_of_them() {
+        let read = |text: &str| toml::from_str::<Connect>(text).map(|connect| connect.arbiter);
+
+        assert_eq!(read("arbiter = 'a:1'").unwrap(), ["a:1"]);
+        assert_eq!(read("arbiter = ['a:1', 'b:1']").unwrap(), ["a:1", "b:1"]);
+        assert_eq!(read("").unwrap(), [""; 0]);
+        let refused = read("arbiter = 1").unwrap_err().to_string();
+        assert!(refused.contains("a list of addresses"), "{refused}");
+    }
+
+    #[test]
+    fn an_arbiter_is_told_of_where_others_can_reach_it() {
+        let advertised = |arbiter: &[&str], set: Option<&str>| {
+            let listen = Listen {
+                runtime_dir: Some("/run/t".into()),
+                arbiter: arbiter.iter().map(ToString::to_string).collect(),
+                advertise_arbiter: set.map(str::to_owned),
+                ..Listen::default()
+            };
+            let at = Whereabouts::new(&listen, &Connect::default()).unwrap();
+            let address = at.advertised_arbiter().unwrap();
+            address.map(|address| address.to_string())
+        };
+
+        let everywhere = ["0.0.0.0:7438"];
+        assert_eq!(advertised(&everywhere, None), None);
+        assert_eq!(advertised(&["10.0.0.1:1"], None).unwrap(), "10.0.0.1:1");
+        assert_eq!(advertised(&everywhere, Some("a:1")).unwrap(), "a:1");
+        assert_eq!(advertised(&[], None).unwrap(), "unix:/run/t/arbiter.sock");
     }
 }

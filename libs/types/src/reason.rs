@@ -35,6 +35,8 @@ pub enum Reason {
     NotOwner,
     /// Another agent holds the lease of a node of this name.
     NodeTaken,
+    /// The arbiter that was asked does not lead, and decides nothing.
+    NotLeader,
     /// The arbiter cannot be reached.
     ArbiterUnreachable,
     /// The discovery service cannot be reached and nothing is known of the pool.
@@ -70,6 +72,7 @@ impl Reason {
         Self::UnknownJob,
         Self::NotOwner,
         Self::NodeTaken,
+        Self::NotLeader,
         Self::ArbiterUnreachable,
         Self::DiscoveryUnreachable,
         Self::AgentUnreachable,
@@ -98,6 +101,7 @@ impl Reason {
             Self::UnknownJob => "UNKNOWN_JOB",
             Self::NotOwner => "NOT_OWNER",
             Self::NodeTaken => "NODE_TAKEN",
+            Self::NotLeader => "NOT_LEADER",
             Self::ArbiterUnreachable => "ARBITER_UNREACHABLE",
             Self::DiscoveryUnreachable => "DISCOVERY_UNREACHABLE",
             Self::AgentUnreachable => "AGENT_UNREACHABLE",

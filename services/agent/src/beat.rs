@@ -14,8 +14,10 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 /// Beats that may be due in vain before the stream is given up.
 const PATIENCE: u32 = 2;
 
-/// An arbiter may take this long to answer, however often it wants to hear from us.
-const ANSWER_MIN: Duration = Duration::from_secs(2);
+/// An arbiter may take this long to answer, however often it wants to hear from us. One of several may take
+/// no longer, however seldom it does: if it has stopped, another leads soon, and must be found well before
+/// the lease ends.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Beats sent and answered on one stream, and the lease they keep alive over all streams.
 #[derive(Debug)]
@@ -26,11 +28,14 @@ pub(crate) struct Beats {
     last_sent: Tick,
     interval: Duration,
     holder: Option<Holder>,
+    /// How many there are to choose from.
+    arbiters: usize,
 }
 
 impl Beats {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(arbiters: usize) -> Self {
         Self {
+            arbiters,
             seq: 0,
             ack_seen: 0,
             sent: BTreeMap::new(),
@@ -40,8 +45,10 @@ impl Beats {
         }
     }
 
-    /// A new stream begins: beats are counted from 1 again, the lease goes on.
+    /// A new stream begins: beats are counted from 1 again, the lease goes on. The first is due at once, as
+    /// nobody knows how much of the lease was lost on the way here.
     pub(crate) fn on_stream(&mut self) {
+        self.last_sent = Tick::ZERO;
         self.seq = 0;
         self.ack_seen = 0;
         self.sent.clear();
@@ -86,6 +93,11 @@ impl Beats {
         Some(sent)
     }
 
+    /// How often the arbiter wants to hear from us.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// When the node's lease ends; [`Tick::ZERO`] when there never was one.
     pub(crate) fn lease_end(&self) -> Tick {
         self.holder.as_ref().map_or(Tick::ZERO, Holder::deadline)
@@ -100,9 +112,14 @@ impl Beats {
     /// taking beats for as long as its buffers do.
     pub(crate) fn overdue(&self) -> Tick {
         let unanswered = self.sent.range(self.ack_seen + 1..).next();
-        unanswered.map_or(Tick::NEVER, |(_, &sent)| {
-            sent + (self.interval * PATIENCE).max(ANSWER_MIN)
-        })
+        unanswered.map_or(Tick::NEVER, |(_, &sent)| sent + self.patience())
+    }
+
+    fn patience(&self) -> Duration {
+        match self.arbiters {
+            0 | 1 => (self.interval * PATIENCE).max(ANSWER),
+            _ => ANSWER,
+        }
     }
 
     /// When the next beat is due even when nothing is to be said: not while so many are on their way that it
@@ -129,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_counted_from_the_sending_of_the_answered_beat() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (seq, _) = beats.on_send(at(10));
 
         assert_eq!(beats.on_answer(seq, TTL, BEAT, at(14)), Some(at(10)));
@@ -141,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_a_beat_of_an_earlier_stream_extends_nothing() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         beats.on_send(at(10));
         beats.on_stream();
 
@@ -151,7 +168,7 @@ mod tests {
 
     #[test]
     fn after_its_end_a_lease_begins_anew_rather_than_being_revived() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (first, _) = beats.on_send(at(10));
         beats.on_answer(first, TTL, BEAT, at(10));
         let end = beats.lease_end();
@@ -165,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_beat_that_was_not_extended_is_still_an_anchor_for_what_it_carries() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (seq, _) = beats.on_send(at(10));
 
         assert_eq!(
@@ -181,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_stream_without_an_answer_is_given_up_after_two_intervals() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         let (first, _) = beats.on_send(at(10));
         beats.on_answer(first, TTL, BEAT, at(10));
         assert_eq!(beats.overdue(), Tick::NEVER);
@@ -194,7 +211,7 @@ mod tests {
 
     #[test]
     fn where_answers_take_longer_than_beats_the_next_one_waits_for_them() {
-        let mut beats = Beats::new();
+        let mut beats = Beats::new(1);
         beats.on_send(at(10));
         beats.on_send(at(11));
         assert_eq!(beats.due(), Tick::NEVER);
@@ -202,5 +219,27 @@ mod tests {
         beats.on_answer(1, TTL, BEAT, at(12));
 
         assert_eq!(beats.due(), at(16));
+    }
+
+    #[test]
+    fn a_new_stream_begins_with_a_beat() {
+        let mut beats = Beats::new(1);
+        beats.on_send(at(10));
+        assert!(beats.due() > at(10));
+
+        beats.on_stream();
+
+        assert!(beats.due() <= at(10));
+    }
+
+    #[test]
+    fn one_of_several_arbiters_that_does_not_answer_is_given_up_sooner() {
+        let mut beats = Beats::new(2);
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, TTL, BEAT, at(10));
+
+        beats.on_send(at(15));
+
+        assert_eq!(beats.overdue(), at(17));
     }
 }

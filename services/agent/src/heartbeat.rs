@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use backon::BackoffBuilder as _;
 use tether_clock::{BootClock, Clock as _};
+use tether_kit::arbiters::{Arbiters, Next, Spread};
 use tether_proto::{
+    NotLeader,
     common::WorkerPhase,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
@@ -22,7 +23,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use crate::{
     adopt::{self, History, Left},
@@ -46,13 +47,29 @@ const STEPS: u32 = 8;
 /// What an orderly stop may take beyond the longest grace of the workers it ends.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
+/// How long opening a stream may take: an arbiter that was stopped takes connections, and says nothing.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same, where there is another arbiter to be asked.
+const OPEN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
+
+/// How a stream ended, or an attempt at one.
+#[derive(Debug)]
+enum End {
+    /// This agent was told to stop.
+    Stopped,
+    /// There was no answer.
+    Silent,
+    Broken(Status),
+}
+
 /// An agent's node, not yet running.
 #[derive(Debug)]
 pub(crate) struct Node {
     ground: Arc<Ground>,
     left: Left,
     address: Address,
-    arbiter: Address,
+    arbiters: Arbiters,
 }
 
 struct Worker {
@@ -82,12 +99,12 @@ struct Running {
 }
 
 impl Node {
-    pub(crate) fn new(ground: Ground, left: Left, address: Address, arbiter: Address) -> Self {
+    pub(crate) fn new(ground: Ground, left: Left, address: Address, arbiters: Arbiters) -> Self {
         Self {
             ground: Arc::new(ground),
             left,
             address,
-            arbiter,
+            arbiters,
         }
     }
 
@@ -103,7 +120,7 @@ impl Node {
         let mut running = Running {
             ground: Arc::clone(&self.ground),
             view,
-            beats: Beats::new(),
+            beats: Beats::new(self.arbiters.known().len()),
             permissions: watch::Sender::new(Permissions::default()),
             owners: Owners::new(exits).context("cannot watch processes")?,
             workers: BTreeMap::new(),
@@ -119,31 +136,61 @@ impl Node {
             .context("cannot look through the runtime directory")?;
         tokio::spawn(adopt::watch(held));
 
-        let schedule = backon::ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(50))
-            .with_max_delay(Duration::from_secs(2))
-            .with_jitter()
-            .without_max_times();
-        let mut delays = schedule.build();
+        let patience = match self.arbiters.known().len() {
+            1 => OPEN_TIMEOUT,
+            _ => OPEN_TIMEOUT_OF_SEVERAL,
+        };
+        let mut spread = Spread::new(running.beats.interval());
         while !stop.is_cancelled() {
-            match self.open(&running).await {
-                Ok((outbox, inbox)) => {
-                    delays = schedule.build();
-                    tracing::info!(arbiter = %self.arbiter, "Node joined");
+            let opened = timeout(patience, self.open(&running));
+            let end = match stop.run_until_cancelled(opened).await {
+                None => break,
+                Some(Err(_)) => End::Silent,
+                Some(Ok(Err(status))) => End::Broken(status),
+                Some(Ok(Ok((outbox, inbox)))) => {
+                    tracing::info!(arbiter = %self.arbiters.current(), "Node joined");
+                    self.arbiters.on_leader();
                     running.beats.on_stream();
-                    running
+                    let end = running
                         .speak(outbox, inbox, &mut reported, &mut exited, &stop)
                         .await;
+                    spread = Spread::new(running.beats.interval());
+                    end
                 }
-                Err(error) => {
-                    tracing::warn!(arbiter = %self.arbiter, error = format!("{error:#}"), "Cannot reach the arbiter")
-                }
+            };
+            if self.on_end(end) == Next::Pause {
+                let pause = Instant::now() + spread.next(fastrand::f64());
+                running.wait(pause, &mut reported, &mut exited, &stop).await;
             }
-            let pause = Instant::now() + delays.next().unwrap_or(Duration::from_secs(2));
-            running.wait(pause, &mut reported, &mut exited, &stop).await;
         }
         running.stop(&mut reported).await;
         Ok(())
+    }
+
+    /// Chooses whom to ask next.
+    fn on_end(&mut self, end: End) -> Next {
+        let arbiter = self.arbiters.current().to_string();
+        match end {
+            End::Stopped => Next::Pause,
+            End::Silent => {
+                tracing::warn!(arbiter, "Arbiter does not answer");
+                self.arbiters.on_gone();
+                // Everybody else finds that out at another time: there is no herd to keep apart.
+                Next::AskLeader
+            }
+            End::Broken(status) => match NotLeader::of(&status) {
+                Some(NotLeader { leader }) => {
+                    tracing::info!(arbiter, ?leader, "Arbiter does not lead");
+                    self.arbiters.on_not_leader(leader)
+                }
+                None => {
+                    let error = status.message();
+                    tracing::warn!(arbiter, error, "Arbiter is out of reach");
+                    self.arbiters.on_gone();
+                    Next::Pause
+                }
+            },
+        }
     }
 
     /// Opens the stream; the first message is queued before the call is awaited, else both sides
@@ -175,7 +222,8 @@ impl Node {
             hello: Some(hello),
             ..HeartbeatRequest::default()
         });
-        let mut client = NodeServiceClient::new(tether_kit::channel::connect(&self.arbiter));
+        let mut client =
+            NodeServiceClient::new(tether_kit::channel::connect(self.arbiters.current()));
         let inbox = client
             .heartbeat(ReceiverStream::new(requests))
             .await?
@@ -241,7 +289,7 @@ impl Running {
         reported: &mut UnboundedReceiver<WorkerReport>,
         exited: &mut UnboundedReceiver<OwnerExit>,
         stop: &CancellationToken,
-    ) {
+    ) -> End {
         // What was pending is in the hello.
         self.pending.clear();
         self.exits_told = None;
@@ -266,24 +314,27 @@ impl Running {
                 // A stream that takes no more leads nowhere; what this beat would have told is in the
                 // next hello.
                 if outbox.try_send(beat).is_err() {
-                    return;
+                    return End::Broken(Status::unavailable("it takes no more beats"));
                 }
                 continue;
             }
             if now >= self.beats.overdue() {
-                return tracing::warn!("Arbiter does not answer");
+                return End::Silent;
             }
             let due = Instant::now() + self.beats.due().min(self.beats.overdue()).since(now);
             tokio::select! {
                 message = inbox.message() => match message {
                     Ok(Some(message)) => self.on_answer(message),
-                    Ok(None) => return tracing::warn!("Arbiter closed the stream"),
-                    Err(status) => return tracing::warn!(error = status.message(), "Arbiter is out of reach"),
+                    Ok(None) => return End::Broken(Status::unavailable("it closed the stream")),
+                    Err(status) => return End::Broken(status),
                 },
                 Some(report) = reported.recv() => self.on_report(report),
                 Some(exit) = exited.recv() => self.on_exit(exit),
                 () = sleep_until(due) => {}
-                () = stop.cancelled() => return self.farewell(&outbox, &mut inbox, reported).await,
+                () = stop.cancelled() => {
+                    self.farewell(&outbox, &mut inbox, reported).await;
+                    return End::Stopped;
+                }
             }
         }
     }

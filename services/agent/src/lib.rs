@@ -44,7 +44,7 @@ mod zygote;
 
 use std::{path::PathBuf, sync::Arc};
 
-use tether_kit::metrics::Metrics;
+use tether_kit::{arbiters::Arbiters, metrics::Metrics};
 use tether_proto::node::agent_service_server::AgentServiceServer;
 use tether_types::Address;
 use tokio_util::sync::CancellationToken;
@@ -70,7 +70,7 @@ pub struct Agent {
 impl Agent {
     /// Prepares the runtime directory, takes it for this agent alone, and knocks at what an earlier one left.
     ///
-    /// `address` is where [`Agent::service`] will be served, `arbiter` where the arbiter is; what is counted
+    /// `address` is where [`Agent::service`] will be served, `arbiters` where arbiters are, at least one; what is counted
     /// is declared in `metrics`.
     ///
     /// # Errors
@@ -79,13 +79,13 @@ impl Agent {
         config: &Config,
         runtime: &std::path::Path,
         address: Address,
-        arbiter: Address,
+        arbiters: Vec<Address>,
         metrics: &mut Metrics,
     ) -> Result<Self, Error> {
         let (ground, left) = config.prepare(runtime, metrics)?;
         let workers = Arc::new(ground.workers.clone());
         Ok(Self {
-            node: heartbeat::Node::new(ground, left, address, arbiter),
+            node: heartbeat::Node::new(ground, left, address, Arbiters::new(arbiters)),
             workers,
         })
     }

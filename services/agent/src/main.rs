@@ -66,7 +66,7 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
-        at.find(Place::Arbiter)?,
+        at.arbiters()?,
         &mut metrics,
     )?;
     let mut serving = JoinSet::new();

@@ -118,6 +118,11 @@ pub(crate) mod keys {
     pub(crate) const NODES: &str = "arbiter/nodes/";
     pub(crate) const JOBS: &str = "arbiter/jobs/";
     pub(crate) const EVENTS: &str = "arbiter/events/";
+    /// What an arbiter that is elected writes to win, and to show that it still leads.
+    pub(crate) const LEADER: &str = "arbiter/leader/";
+    /// Not changed before the next reign: its revision is the reign's number.
+    pub(crate) const REIGN: &str = "arbiter/leader/reign";
+    pub(crate) const RENEWAL: &str = "arbiter/leader/renewal";
     /// Incarnations up to this number may have been given out.
     pub(crate) const INCARNATION: &str = "arbiter/incarnation";
 

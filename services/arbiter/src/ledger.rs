@@ -76,6 +76,8 @@ pub(crate) struct Ledger {
     /// Highest incarnation given out, and how far they are reserved in the store (A2).
     highest: u64,
     reserved: u64,
+    /// Whether a pool of before could not be taken up: its workers may live, whatever its name is given to.
+    lost_pools: bool,
     buried: Buried,
     /// When places are due; each is in it at most once.
     due: BTreeSet<(Tick, PoolName, Slot)>,
@@ -113,6 +115,7 @@ impl Ledger {
             jobs: Jobs::default(),
             highest: 0,
             reserved: 0,
+            lost_pools: false,
             buried: Buried::default(),
             due: BTreeSet::new(),
             waiting: BTreeSet::new(),

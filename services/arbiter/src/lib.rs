@@ -1,21 +1,28 @@
 //! The arbiter: grants leases, decides who is alive and who owns what, and places workers on agents.
 //!
+//! Of several arbiters on one store one leads ([`election`]), and only that one answers ([`seat`]) and
+//! writes ([`mandate`]).
+//!
 //! [`ledger`] decides, without IO; [`shared`] carries out; `rpc` has one file per service. Deadlines
 //! are kept in memory and written nowhere: a heartbeat costs no write. What must survive a restart
 //! (pools, sessions, nodes, jobs, events) is written when it changes.
 
 mod config;
 mod effects;
+mod election;
 mod events;
 mod ledger;
+mod mandate;
+mod origins;
 mod record;
 mod rpc;
+mod seat;
 mod shared;
 mod spec;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{BootClock, Clock};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
 use tether_lifecycle::Environment;
 use tether_proto::{
@@ -27,30 +34,43 @@ use tether_proto::{
     worker::worker_service_server::WorkerServiceServer,
 };
 use tether_store::Store;
-use tether_types::TemplateName;
+use tether_types::{Address, TemplateName};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, Error};
+pub use config::{Config, Error, Ha};
 
-use crate::{events::Events, ledger::Ledger, shared::Shared};
+use crate::{election::Election, mandate::Mandate, origins::Origins, seat::Seat, shared::Shared};
 
 /// An arbiter that is ready to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Arbiter {
-    shared: Arc<Shared>,
+    seat: Arc<Seat>,
+    part: Part,
+}
+
+/// What it has to do beside answering calls.
+#[derive(Debug)]
+enum Part {
+    /// Nobody else can use its store, so it leads, always.
+    Alone(Arc<Shared>),
+    /// It leads when it is its turn.
+    Elected(Box<Election>),
 }
 
 impl Arbiter {
-    /// Reads what an earlier arbiter left in the store.
+    /// An arbiter on a store that `url` names. One that is alone there reads what an earlier one left;
+    /// one of several does so each time it is elected, and tells others of `address`, where it is
+    /// reached.
     ///
     /// # Errors
     /// When the configuration cannot be used or the store cannot be read.
     pub async fn build(
         config: &Config,
         templates: BTreeMap<TemplateName, Template>,
-        store: Arc<dyn Store>,
+        (url, store): (&str, Arc<dyn Store>),
+        address: Option<Address>,
     ) -> anyhow::Result<Self> {
-        let clock = Arc::new(BootClock);
+        let clock: Arc<dyn Clock> = Arc::new(BootClock);
         let environment = Environment {
             kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),
@@ -59,40 +79,57 @@ impl Arbiter {
             production: std::env::var("TETHER_PROFILE")
                 .is_ok_and(|profile| profile == "production"),
         };
-        let mut ledger = Ledger::new(config.terms()?, templates, environment);
-        let mut left = store.list("arbiter/").await?;
-        left.entries
-            .extend(store.list(tether_store::keys::SERVE).await?.entries);
-        ledger.restore(&left, clock.now())?;
-        let events = Events::restore(&left);
-        Ok(Self {
-            shared: Arc::new(Shared::new(ledger, store, events, clock)),
-        })
+        let origins = Origins {
+            terms: config.terms()?,
+            templates,
+            environment,
+        };
+        let seat = Arc::new(Seat::empty());
+        let part = if config.is_elected(url)? {
+            tracing::info!("Arbiters on this store elect the one that leads");
+            Part::Elected(Box::new(Election {
+                store,
+                clock,
+                seat: Arc::clone(&seat),
+                origins,
+                terms: config.leader_terms()?,
+                address,
+            }))
+        } else {
+            tracing::info!("This arbiter is alone on its store, and leads");
+            let mandate = Arc::new(Mandate::unlimited());
+            let shared = Arc::new(origins.shared(&store, &clock, &mandate).await?);
+            seat.take(Arc::clone(&shared));
+            Part::Alone(shared)
+        };
+        Ok(Self { seat, part })
     }
 
-    /// A server with every service of the arbiter.
+    /// A server with every service of the arbiter, ready while it leads.
     pub fn server(&self) -> Server {
-        let shared = || Arc::clone(&self.shared);
+        let seat = || Arc::clone(&self.seat);
         Server::new(tether_proto::DESCRIPTORS)
-            .service(SessionServiceServer::new(rpc::Sessions(shared())))
+            .ready(self.seat.serving())
+            .service(SessionServiceServer::new(rpc::Sessions(seat())))
             .service(
-                PoolServiceServer::new(rpc::Pools(shared()))
+                PoolServiceServer::new(rpc::Pools(seat())).max_decoding_message_size(MESSAGE_LIMIT),
+            )
+            .service(WorkerServiceServer::new(rpc::Workers(seat())))
+            .service(
+                NodeServiceServer::new(rpc::Nodes(seat())).max_decoding_message_size(MESSAGE_LIMIT),
+            )
+            .service(
+                GatewayServiceServer::new(rpc::Gateways(seat()))
                     .max_decoding_message_size(MESSAGE_LIMIT),
             )
-            .service(WorkerServiceServer::new(rpc::Workers(shared())))
-            .service(
-                NodeServiceServer::new(rpc::Nodes(shared()))
-                    .max_decoding_message_size(MESSAGE_LIMIT),
-            )
-            .service(
-                GatewayServiceServer::new(rpc::Gateways(shared()))
-                    .max_decoding_message_size(MESSAGE_LIMIT),
-            )
-            .service(JobServiceServer::new(rpc::Jobs(shared())))
+            .service(JobServiceServer::new(rpc::Jobs(seat())))
     }
 
-    /// Keeps the deadlines until `stop`.
+    /// Keeps the deadlines while it leads, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        self.shared.keep_time(stop).await;
+        match self.part {
+            Part::Alone(shared) => shared.keep_time(stop).await,
+            Part::Elected(election) => election.run(stop).await,
+        }
     }
 }

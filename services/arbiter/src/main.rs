@@ -38,7 +38,7 @@ impl Check for Settings {
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
         tether_store::check(url).at("store")?;
         self.lease
-            .check()
+            .check(url)
             .map_err(|error| Wrong::among(error.keys(), error))?;
         check_templates(&self.template)
     }
@@ -57,7 +57,9 @@ async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> an
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Arbiter).await?;
     let store = tether_store::open(&url).await?;
-    let arbiter = Arbiter::build(&settings.lease, named(&settings.template, &base)?, store).await?;
+    let templates = named(&settings.template, &base)?;
+    let address = at.advertised_arbiter()?;
+    let arbiter = Arbiter::build(&settings.lease, templates, (&url, store), address).await?;
     let mut serving = JoinSet::new();
     for listener in listeners {
         serving.spawn(arbiter.server().serve(listener, stop.clone(), DRAIN));

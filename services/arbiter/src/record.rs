@@ -45,6 +45,19 @@ pub(crate) struct NodeRecord {
     pub(crate) instance: String,
 }
 
+/// Who leads; the reign's number is the revision of the commit that wrote it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct LeaderRecord {
+    /// Which process, and which of its attempts.
+    #[prost(string, tag = "1")]
+    pub(crate) candidate: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) attempt: u64,
+    /// Where it is reached; empty where it cannot tell.
+    #[prost(string, tag = "3")]
+    pub(crate) address: String,
+}
+
 /// How far incarnations have been given out.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct IncarnationRecord {

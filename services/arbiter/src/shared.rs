@@ -19,11 +19,13 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use crate::{
     effects::{Effects, keys},
     events::Events,
     ledger::{Granted, Ledger},
+    mandate::Mandate,
     record::OwnerRecord,
 };
 
@@ -53,8 +55,8 @@ pub(crate) struct Shared {
     writer: Mutex<Writer>,
     /// There is something to write, or an earlier deadline to keep.
     woken: Notify,
-    /// The arbiter stops: streams that would never end by themselves end.
-    stopping: CancellationToken,
+    /// How long any of this counts.
+    mandate: Arc<Mandate>,
     /// Counts applied pools: each may want its owner to beat more often.
     applied: watch::Sender<u64>,
 }
@@ -147,6 +149,7 @@ impl Shared {
         store: Arc<dyn Store>,
         events: Events,
         clock: Arc<dyn Clock>,
+        mandate: Arc<Mandate>,
     ) -> Self {
         let core = Core {
             ledger,
@@ -168,7 +171,7 @@ impl Shared {
             core: Mutex::new(core),
             writer: Mutex::new(writer),
             woken: Notify::new(),
-            stopping: CancellationToken::new(),
+            mandate,
             applied: watch::Sender::new(0),
         }
     }
@@ -187,30 +190,49 @@ impl Shared {
         if writer.failing {
             self.flush(&mut writer).await?;
         }
-        let decided = self.decide(|core, now| decide(&mut core.ledger, now)).await;
+        let decided = self
+            .decide(|core, now| decide(&mut core.ledger, now))
+            .await?;
         self.flush(&mut writer).await?;
         decided
     }
 
     /// Reads from the ledger.
-    pub(crate) async fn read<T>(&self, look: impl FnOnce(&Ledger, Tick) -> T) -> T {
+    ///
+    /// # Errors
+    /// When another arbiter may know better.
+    pub(crate) async fn read<T>(
+        &self,
+        look: impl FnOnce(&Ledger, Tick) -> T,
+    ) -> Result<T, Failure> {
         let core = self.core.lock().await;
-        look(&core.ledger, self.clock.now())
+        let now = self.clock.now();
+        self.mandate.check(now)?;
+        Ok(look(&core.ledger, now))
     }
 
     /// Like [`Shared::act`] for what must go on without the store: renewals of owners. What is to be
     /// written waits for the timer's next round, and nothing is ordered before it is.
-    pub(crate) async fn observe<T>(&self, decide: impl FnOnce(&mut Ledger, Tick) -> T) -> T {
+    ///
+    /// # Errors
+    /// When another arbiter may decide.
+    pub(crate) async fn observe<T>(
+        &self,
+        decide: impl FnOnce(&mut Ledger, Tick) -> T,
+    ) -> Result<T, Failure> {
         self.decide(|core, now| decide(&mut core.ledger, now)).await
     }
 
-    async fn decide<T>(&self, decide: impl FnOnce(&mut Core, Tick) -> T) -> T {
+    async fn decide<T>(&self, decide: impl FnOnce(&mut Core, Tick) -> T) -> Result<T, Failure> {
         let mut core = self.core.lock().await;
-        let decided = decide(&mut core, self.clock.now());
+        // Under the lock, and by the clock: whoever was stopped for a while finds out here first.
+        let now = self.clock.now();
+        self.mandate.check(now)?;
+        let decided = decide(&mut core, now);
         if core.collect() {
             self.woken.notify_one();
         }
-        decided
+        Ok(decided)
     }
 
     /// Opens a session. The store's revision is the fencing token, as no restart and no other arbiter
@@ -226,17 +248,17 @@ impl Shared {
         let received = self.now();
         let mut writer = self.writer.lock().await;
         self.flush(&mut writer).await?;
-        let terms = self.read(|ledger, _| ledger.session_terms(ttl)).await?;
+        let terms = self.read(|ledger, _| ledger.session_terms(ttl)).await??;
         let record = OwnerRecord {
             process: process.clone(),
             ttl_ms: u64::try_from(terms.ttl().as_millis()).unwrap_or(u64::MAX),
         };
         let txn = Txn::new().put(keys::owner(owner), record.encode_to_vec());
-        let epoch = Epoch(self.store.commit(txn).await.map_err(store_failed)?);
+        let epoch = Epoch(self.commit(txn).await?);
         let process = process.as_ref().map(ProcessIdentity::from);
         let granted = self
             .observe(|ledger, _| ledger.open_session(owner, epoch, process, terms, received))
-            .await;
+            .await?;
         self.flush(&mut writer).await?;
         Ok((epoch, granted))
     }
@@ -257,7 +279,18 @@ impl Shared {
         Ok(())
     }
 
-    async fn write(&self, effects: &mut Effects) -> Result<(), Failure> {
+    /// Commits if no other arbiter has taken over.
+    async fn commit(&self, txn: Txn) -> Result<u64, Failure> {
+        let committed = self.store.commit(self.mandate.guard(txn)).await;
+        committed.map_err(|error| self.mandate.failed(error))
+    }
+
+    pub(crate) async fn write(&self, effects: &mut Effects) -> Result<(), Failure> {
+        // An order leaves with a commit even where there is nothing to write: one that was decided
+        // before this process lost some time it does not know of must not be given.
+        if effects.writes.is_empty() && !effects.orders.is_empty() && self.mandate.is_guarded() {
+            self.commit(Txn::new()).await?;
+        }
         while !effects.writes.is_empty() {
             let keys: Vec<_> = effects
                 .writes
@@ -272,7 +305,7 @@ impl Shared {
                     None => txn.delete(key),
                 };
             }
-            self.store.commit(txn).await.map_err(store_failed)?;
+            self.commit(txn).await?;
             for key in &keys {
                 effects.writes.remove(key);
             }
@@ -290,6 +323,7 @@ impl Shared {
         epoch: Epoch,
     ) -> Result<watch::Receiver<Option<Failure>>, Failure> {
         let mut core = self.core.lock().await;
+        self.mandate.check(self.clock.now())?;
         core.ledger.live_session(owner, epoch)?;
         if let Some((live, told)) = core.sessions.get(owner)
             && *live == epoch
@@ -301,9 +335,21 @@ impl Shared {
         Ok(end)
     }
 
-    /// Comes back when the arbiter stops.
-    pub(crate) async fn stopping(&self) {
-        self.stopping.cancelled().await;
+    /// Comes back when the arbiter stops, or leads no more.
+    pub(crate) async fn over(&self) {
+        self.mandate.over().cancelled().await;
+    }
+
+    /// What to tell whoever has a stream, once it is over.
+    pub(crate) fn why_over(&self) -> Status {
+        let stops = || Status::unavailable("the arbiter stops");
+        self.deposed().unwrap_or_else(stops)
+    }
+
+    /// What to tell whoever asks an arbiter that leads no more; none while it leads.
+    pub(crate) fn deposed(&self) -> Option<Status> {
+        let deposed = self.mandate.check(self.clock.now()).err();
+        deposed.map(Status::from)
     }
 
     /// A pool was applied.
@@ -332,16 +378,17 @@ impl Shared {
             core.ledger.on_hello(node, hello, now);
             Ok(stream)
         })
-        .await
+        .await?
     }
 
     /// A beat of a node's stream. False when the stream is the node's no more, because a later one
-    /// took over or the node's lease ended: its agent has to begin anew.
+    /// took over, the node's lease ended, or another arbiter leads: its agent has to begin anew.
     pub(crate) async fn beat(&self, node: &NodeName, stream: u64, beat: &HeartbeatRequest) -> bool {
         self.decide(|core, now| {
             core.is_linked(node, stream) && core.ledger.on_beat(node, beat, now)
         })
         .await
+        .unwrap_or(false)
     }
 
     /// A stream ended. The node keeps its lease.
@@ -355,10 +402,11 @@ impl Shared {
     /// Keeps the deadlines, and writes what was observed, until `stop`. Being late here only ever
     /// delays a grant: whoever must be gone by a deadline is ended by its own timer.
     pub(crate) async fn keep_time(&self, stop: CancellationToken) {
-        let _stopping = self.stopping.clone().drop_guard();
+        let _over = self.mandate.over().clone().drop_guard();
         loop {
             let pause = self.keep_time_once().await;
             tokio::select! {
+                () = self.over() => return,
                 () = sleep(pause) => {}
                 () = self.woken.notified() => {}
                 () = stop.cancelled() => return,
@@ -372,6 +420,10 @@ impl Shared {
         {
             let mut core = self.core.lock().await;
             let now = self.clock.now();
+            if self.mandate.check(now).is_err() {
+                // What is pending is of no use to anybody; whoever renews the mandate ends it.
+                return STORE_RETRY;
+            }
             core.ledger.check(now);
             core.collect();
         }

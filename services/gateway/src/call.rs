@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason as H2Reason, SendStream};
-use hyper::body::Incoming;
+use http_body::Body;
 use tether_breaker::Outcome;
 use tether_endpoints::Ticket;
 use tether_proto::Failure;
@@ -83,7 +83,11 @@ impl Call {
     }
 
     /// Sends the request's messages on, as fast as the server takes them and until the call ends.
-    pub(crate) async fn upload(&mut self, body: Incoming, stream: SendStream<Bytes>) {
+    pub(crate) async fn upload<B>(&mut self, body: B, stream: SendStream<Bytes>)
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Send,
+    {
         let given_up = Arc::clone(&self.given_up);
         let mut upload = Box::pin(upload::run(body, stream, self.limit, given_up));
         // The one message of a unary call is mostly there already, and then needs no task.
@@ -176,10 +180,8 @@ impl Call {
         }
         let source = self.source();
         async move {
-            match given_up {
-                Some(GivenUp::TooLarge(bytes)) => return explain::too_large(bytes, limit).into(),
-                Some(GivenUp::Cancelled) => return Status::cancelled("the client cancelled"),
-                None => {}
+            if let Some(given_up) = given_up {
+                return given_up.explain(limit);
             }
             let (directory, worker, death_wait) = match source {
                 Source::Control(control, address) => {

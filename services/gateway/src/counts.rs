@@ -12,20 +12,25 @@ use std::{
 };
 
 use futures::{Stream, stream};
-use tether_proto::gateway::{
-    ReportCallsRequest, WorkerCalls, gateway_service_client::GatewayServiceClient,
+use tether_proto::{
+    NotLeader,
+    gateway::{ReportCallsRequest, WorkerCalls, gateway_service_client::GatewayServiceClient},
 };
 use tether_types::{Address, WorkerId};
 use tokio::time::{Interval, MissedTickBehavior};
 
-use crate::{directory::Directory, watch};
+use crate::{arbiters::Arbiters, directory::Directory, watch};
 
 /// Between two messages, and before a stream that broke is followed by another: how much later than a call
 /// the arbiter may know of it.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Tells for ever. While the arbiter is away the counts go on.
-pub(crate) async fn report(arbiter: Address, connect_timeout: Duration, directory: Arc<Directory>) {
+pub(crate) async fn report(
+    arbiters: Arc<Arbiters>,
+    connect_timeout: Duration,
+    directory: Arc<Directory>,
+) {
     // The hasher's keys are random and fresh, which is all an instance needs to be.
     let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
     let mut warned = None;
@@ -34,7 +39,12 @@ pub(crate) async fn report(arbiter: Address, connect_timeout: Duration, director
             directory.counted().await;
         }
         let reports = reports(instance.clone(), Arc::clone(&directory));
-        if let Err(error) = tell(&arbiter, connect_timeout, reports).await {
+        let asked = arbiters.current();
+        let arbiter = asked.address();
+        if let Err(error) = tell(arbiter, connect_timeout, reports).await {
+            if let Some(said) = error.downcast_ref().and_then(NotLeader::of) {
+                arbiters.on_not_leader(&asked, said);
+            }
             let error = Some(format!("{error:#}"));
             if warned != error {
                 tracing::warn!(%arbiter, error, "Counts of calls wait for the arbiter");

@@ -9,14 +9,17 @@ use http::{
     header::{self, CONTENT_TYPE},
     request::Parts,
 };
-use hyper::body::{Body as _, Incoming};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
 use tether_endpoints::Target;
-use tether_proto::Failure;
+use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    arbiters::Arbiters,
     body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody, UNKNOWN},
     call::{self, Call, Control},
     config::Config,
@@ -24,7 +27,7 @@ use crate::{
     explain,
     own::OwnServices,
     route::{self, Route},
-    timeout,
+    timeout, upload,
     upstream::Upstream,
 };
 
@@ -52,7 +55,7 @@ const NOT_GRPC: &str = "this is the Tether gateway, a gRPC endpoint over HTTP/2:
 pub(crate) struct Forwarder {
     pub(crate) config: Config,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) arbiter: Upstream,
+    pub(crate) arbiters: Arc<Arbiters>,
     pub(crate) discovery: Upstream,
     pub(crate) own: OwnServices,
 }
@@ -107,14 +110,8 @@ impl Forwarder {
         let deadline = Deadline::after(plan.timeout);
         let answer = match plan.route {
             Route::Own => Ok(self.own.serve(Request::from_parts(head, body)).await),
-            Route::Arbiter => {
-                let arbiter = (Control::Arbiter, &self.arbiter);
-                self.to_control(arbiter, &head, body, deadline).await
-            }
-            Route::Discovery => {
-                let discovery = (Control::Discovery, &self.discovery);
-                self.to_control(discovery, &head, body, deadline).await
-            }
+            Route::Arbiter => self.to_arbiter(&head, body, deadline).await,
+            Route::Discovery => self.to_discovery(&head, body, deadline).await,
             Route::Worker(pool, target) => {
                 let to = (&pool, &target);
                 self.to_worker(to, &head, body, deadline).await
@@ -123,18 +120,71 @@ impl Forwarder {
         answer.unwrap_or_else(refuse)
     }
 
-    async fn to_control(
+    async fn to_discovery(
         &self,
-        (control, upstream): (Control, &Upstream),
         head: &Parts,
         body: Incoming,
         deadline: Deadline,
     ) -> Result<Response<ResponseBody>, Status> {
-        let address = upstream.address().clone();
-        let mut call = Call::to_control(control, address, self.config.max_message_bytes);
-        match deadline.bound(upstream.ready()).await? {
+        let address = self.discovery.address().clone();
+        let limit = self.config.max_message_bytes;
+        let mut call = Call::to_control(Control::Discovery, address, limit);
+        match deadline.bound(self.discovery.ready()).await? {
             Ok(sender) => send(sender, call, head, body, deadline).await,
             Err(error) => Err(call.unreachable(error, 1).await.into()),
+        }
+    }
+
+    /// A call goes to the arbiter that leads. One that was refused by another, which has done nothing, is
+    /// made again; a stream cannot be, and is opened again by its client.
+    async fn to_arbiter(
+        &self,
+        head: &Parts,
+        body: Incoming,
+        deadline: Deadline,
+    ) -> Result<Response<ResponseBody>, Status> {
+        let limit = self.config.max_message_bytes;
+        if !route::is_repeatable(head.uri.path()) {
+            let (sender, call, asked) = self.arbiter(deadline).await?;
+            let answer = send(sender, call, head, body, deadline).await;
+            if let Some(said) = not_leader(&answer) {
+                self.arbiters.on_not_leader(&asked, said);
+            }
+            return answer;
+        }
+        let request = deadline.bound(upload::collect(body, limit)).await?;
+        let request = request.map_err(|why| why.explain(limit))?;
+        let mut attempts = self.arbiters.attempts();
+        loop {
+            let (sender, call, asked) = self.arbiter(deadline).await?;
+            let body = Full::new(request.clone());
+            let answer = send(sender, call, head, body, deadline).await;
+            attempts -= 1;
+            let refused = not_leader(&answer);
+            let another = refused.is_some_and(|said| self.arbiters.on_not_leader(&asked, said));
+            if !another || attempts == 0 {
+                return answer;
+            }
+        }
+    }
+
+    /// A connection to the first arbiter that can be reached, beginning with the one that led last.
+    async fn arbiter(
+        &self,
+        deadline: Deadline,
+    ) -> Result<(SendRequest<Bytes>, Call, Arc<Upstream>), Status> {
+        let limit = self.config.max_message_bytes;
+        let mut attempts = self.arbiters.attempts();
+        loop {
+            let asked = self.arbiters.current();
+            let address = asked.address().clone();
+            let mut call = Call::to_control(Control::Arbiter, address, limit);
+            attempts -= 1;
+            match deadline.bound(asked.ready()).await? {
+                Ok(sender) => return Ok((sender, call, asked)),
+                Err(_) if self.arbiters.on_gone(&asked) && attempts > 0 => {}
+                Err(error) => return Err(call.unreachable(error, 1).await.into()),
+            }
         }
     }
 
@@ -201,13 +251,23 @@ impl Forwarder {
     }
 }
 
-async fn send(
+/// Whether an arbiter refused a call because it does not lead.
+fn not_leader(answer: &Result<Response<ResponseBody>, Status>) -> Option<NotLeader> {
+    let status = Status::from_header_map(answer.as_ref().ok()?.headers())?;
+    NotLeader::of(&status)
+}
+
+async fn send<B>(
     mut sender: SendRequest<Bytes>,
     mut call: Call,
     head: &Parts,
-    body: Incoming,
+    body: B,
     deadline: Deadline,
-) -> Result<Response<ResponseBody>, Status> {
+) -> Result<Response<ResponseBody>, Status>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
     let bodiless = body.is_end_stream();
     let request = outgoing(head, deadline)?;
     let (response, stream) = match sender.send_request(request, bodiless) {

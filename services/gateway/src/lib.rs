@@ -13,6 +13,7 @@
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
 //! told the arbiter.
 
+mod arbiters;
 mod body;
 mod call;
 mod config;
@@ -37,6 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Breaker, Config};
 pub use tether_kit::listen::Listener;
 
+use arbiters::Arbiters;
 use directory::Directory;
 use forward::Forwarder;
 use own::OwnServices;
@@ -51,14 +53,15 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that knows where the arbiter and discovery are, and has not talked to them yet.
-    pub fn build(config: Config, arbiter: Address, discovery: Address) -> Self {
-        let upstream = |address| Upstream::new(address, config.connect_timeout);
-        let (arbiter, discovery) = (upstream(arbiter), upstream(discovery));
+    /// A gateway that knows where the arbiters, at least one, and discovery are, and has not talked to
+    /// them yet.
+    pub fn build(config: Config, arbiters: Vec<Address>, discovery: Address) -> Self {
+        let arbiters = Arc::new(Arbiters::new(arbiters, config.connect_timeout));
+        let discovery = Upstream::new(discovery, config.connect_timeout);
         Self {
             forwarder: Arc::new(Forwarder {
                 directory: Arc::new(Directory::new(&config)),
-                arbiter,
+                arbiters,
                 discovery,
                 own: OwnServices::new(),
                 config,
@@ -85,10 +88,12 @@ impl Gateway {
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(
-            forwarder.arbiter.address().clone(),
+            Arc::clone(&forwarder.arbiters),
             forwarder.config.connect_timeout,
             Arc::clone(&forwarder.directory),
         ));
+        let arbiters = Arc::clone(&forwarder.arbiters);
+        background.spawn(async move { arbiters.follow().await });
         background.spawn(report_health(Arc::clone(&forwarder), stop.clone()));
 
         let connections = TaskTracker::new();
@@ -129,13 +134,13 @@ impl Gateway {
     }
 }
 
-/// Keeps the health of the gateway true: it serves once discovery has spoken and while the arbiter
-/// can be reached.
+/// Keeps the health of the gateway true: it serves once discovery has spoken and while an arbiter
+/// can be reached. Whether one leads passes, and is no reason to take calls to workers elsewhere.
 async fn report_health(forwarder: Arc<Forwarder>, stop: CancellationToken) {
     let mut was = false;
     while !stop.is_cancelled() {
         let informed = forwarder.directory.informed(HEALTH_INTERVAL).await;
-        let serving = informed && forwarder.arbiter.ready().await.is_ok();
+        let serving = informed && forwarder.arbiters.current().ready().await.is_ok();
         if serving != was && !stop.is_cancelled() {
             forwarder.own.set_serving(serving).await;
             tracing::info!(serving, "Gateway's health changed");

@@ -38,11 +38,8 @@ fn main() -> ExitCode {
         |settings: Settings, _, stop| async move {
             let at = Whereabouts::new(&settings.listen, &settings.connect)?;
             let listeners = at.bind(Place::Gateway).await?;
-            let gateway = Gateway::build(
-                settings.gateway,
-                at.find(Place::Arbiter)?,
-                at.find(Place::Discovery)?,
-            );
+            let gateway =
+                Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);
             tracing::info!("Gateway serves");
             gateway.serve(listeners, stop).await
         },

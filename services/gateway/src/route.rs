@@ -25,6 +25,9 @@ const ARBITER: [&str; 4] = [
     "/tether.worker.v1.",
     "/tether.job.v1.",
 ];
+/// The one method of those whose request is a stream: all others have sent all there is before they are
+/// answered.
+const STREAMED: &str = "/tether.session.v1.SessionService/KeepAlive";
 /// Services that are forwarded to discovery.
 const DISCOVERY: &str = "/tether.discovery.v1.";
 /// Services the gateway answers itself, unless the call names a pool.
@@ -45,6 +48,11 @@ pub(crate) struct Plan {
     pub(crate) route: Route,
     /// How long the caller waits, where it says.
     pub(crate) timeout: Option<Duration>,
+}
+
+/// Whether a call to the arbiter can be made again by whoever has its request.
+pub(crate) fn is_repeatable(path: &str) -> bool {
+    path != STREAMED
 }
 
 /// Reads the head of a call.
@@ -157,6 +165,8 @@ fn single<'a>(
 mod tests {
     use tether_types::{Incarnation, Reason};
 
+    use prost::Message as _;
+
     use super::*;
 
     fn head(path: &str, metadata: &[(&str, &str)]) -> Parts {
@@ -169,6 +179,30 @@ mod tests {
 
     fn route(path: &str, metadata: &[(&str, &str)]) -> Result<Route, Failure> {
         plan(&head(path, metadata)).map(|plan| plan.route)
+    }
+
+    #[test]
+    fn all_calls_to_the_arbiter_but_streams_can_be_made_again() {
+        let all = prost_types::FileDescriptorSet::decode(tether_proto::DESCRIPTORS).unwrap();
+        let mut streamed = Vec::new();
+        for file in &all.file {
+            for service in &file.service {
+                let name = format!("/{}.{}/", file.package(), service.name());
+                if ARBITER
+                    .iter()
+                    .any(|of_arbiter| name.starts_with(of_arbiter))
+                {
+                    let streams = service
+                        .method
+                        .iter()
+                        .filter(|method| method.client_streaming());
+                    streamed.extend(streams.map(|method| format!("{name}{}", method.name())));
+                }
+            }
+        }
+
+        assert_eq!(streamed, [STREAMED]);
+        assert!(!is_repeatable(STREAMED) && is_repeatable("/tether.pool.v1.PoolService/ApplyPool"));
     }
 
     #[test]

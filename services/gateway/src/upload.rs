@@ -6,10 +6,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use http_body::{Body, Frame};
+use tonic::Status;
+
+use crate::explain;
 
 /// Why a request was given up on its way to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,10 +22,23 @@ pub(crate) enum GivenUp {
     TooLarge(u32),
 }
 
+impl GivenUp {
+    /// What its client is told, if it still listens.
+    pub(crate) fn explain(self, limit: u32) -> Status {
+        match self {
+            Self::TooLarge(bytes) => explain::too_large(bytes, limit).into(),
+            Self::Cancelled => Status::cancelled("the client cancelled"),
+        }
+    }
+}
+
+/// What comes before each message: a flag and its length, in bytes.
+const PREFIX: u32 = 5;
+
 /// Sends `body` on until it ends, the server resets the stream, or the request has to be given up,
 /// for a reason that is then left in `given_up`.
-pub(crate) async fn run(
-    mut body: Incoming,
+pub(crate) async fn run<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
     mut stream: SendStream<Bytes>,
     limit: u32,
     given_up: Arc<OnceLock<GivenUp>>,
@@ -67,7 +82,31 @@ pub(crate) async fn run(
     }
 }
 
-async fn next_frame(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+/// Takes a request in whole, so that it can be sent more than once.
+pub(crate) async fn collect<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
+    limit: u32,
+) -> Result<Bytes, GivenUp> {
+    let mut meter = Meter::new(limit);
+    let mut whole = BytesMut::new();
+    while let Some(frame) = next_frame(&mut body).await {
+        let frame = frame.map_err(|_| GivenUp::Cancelled)?;
+        if let Ok(data) = frame.into_data() {
+            meter.feed(&data)?;
+            whole.extend_from_slice(&data);
+            // One message is what it has; a second would not be measured by itself.
+            let bytes = u32::try_from(whole.len()).unwrap_or(u32::MAX);
+            if bytes.saturating_sub(PREFIX) > limit {
+                return Err(GivenUp::TooLarge(bytes));
+            }
+        }
+    }
+    Ok(whole.freeze())
+}
+
+async fn next_frame<B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
+) -> Option<Result<Frame<Bytes>, B::Error>> {
     poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum Error {
     Timeout(Duration),
     #[error("{0}")]
     Http2(#[from] h2::Error),
-    #[error("the worker is dead")]
+    #[error("the connection was given up")]
     Severed,
 }
 
@@ -82,8 +82,8 @@ impl Upstream {
             .map_err(|_| Error::Timeout(self.connect_timeout))?
     }
 
-    /// Ends the connection with every call on it, for good: whoever was there is dead, and a
-    /// network that is gone would not say so.
+    /// Ends the connection with every call on it, for good: whoever was there is dead or does not answer,
+    /// and a network that is gone would not say so.
     pub(crate) fn sever(&self) {
         let mut link = self.lock();
         link.severed = true;

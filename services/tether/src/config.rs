@@ -46,7 +46,7 @@ impl Check for Settings {
         check_whereabouts(&self.listen, &self.connect, &Place::ALL)?;
         self.metrics.check()?;
         self.lease
-            .check()
+            .check(self.store.as_deref().unwrap_or("redb:"))
             .map_err(|error| Wrong::among(error.keys(), error))?;
         self.agent.node().at("agent.node")?;
         self.agent

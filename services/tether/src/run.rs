@@ -165,7 +165,7 @@ fn delays() -> ExponentialBuilder {
 /// leases meanwhile, and to give them up would kill them for nothing.
 fn passes(status: &Status) -> bool {
     match tether_proto::reason_of(status) {
-        Some(reason) => reason == Reason::ArbiterUnreachable,
+        Some(reason) => matches!(reason, Reason::ArbiterUnreachable | Reason::NotLeader),
         None => matches!(
             status.code(),
             Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted

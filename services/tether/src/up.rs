@@ -44,20 +44,20 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         None => format!("redb:{}", state_file()?.display()),
     };
     let store: std::sync::Arc<dyn Store> = tether_store::open(&url).await?;
-    let arbiter = Arbiter::build(&settings.lease, templates, store.clone()).await?;
+    let arbiter = {
+        let address = at.advertised_arbiter()?;
+        let on = (url.as_str(), store.clone());
+        Arbiter::build(&settings.lease, templates, on, address).await?
+    };
     let discovery = Discovery::build(&settings.discovery, store)?;
     let agent = Agent::build(
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
-        at.find(Place::Arbiter)?,
+        at.arbiters()?,
         &mut metrics,
     )?;
-    let gateway = Gateway::build(
-        settings.gateway,
-        at.find(Place::Arbiter)?,
-        at.find(Place::Discovery)?,
-    );
+    let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);
 
     let stop = tether_kit::stop::on_signals()?;
     // Stopping has an order: workers that end with the agent end while their deaths can still be

@@ -103,7 +103,7 @@ impl Up {
             drain: Duration::ZERO,
             ..Config::default()
         };
-        let gateway = Gateway::build(config, at("arbiter"), at("discovery"));
+        let gateway = Gateway::build(config, vec![at("arbiter")], at("discovery"));
         let stop = CancellationToken::new();
         (
             stop.clone(),
@@ -245,6 +245,8 @@ fn a_configuration_that_cannot_be_used_is_refused_at_its_line_before_anything_is
         ("\nstore = 'sqlite:/x'", "`store`"),
         ("[lease]\nnode_beat = '15s'", "lease.node_ttl"),
         ("[lease]\nsession_ttl = '1ms'", "`lease.session_ttl`"),
+        ("[lease]\nha = 'elected'", "lease.ha"),
+        ("[lease]\nleader_renew = '4s'", "lease.leader_ttl"),
         ("[agent]\nnode = 'a b'", "`agent.node`"),
         (
             "[gateway]\nconnect_timeout = '0s'",

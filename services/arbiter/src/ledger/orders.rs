@@ -90,8 +90,9 @@ impl Ledger {
     pub(super) fn fill_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
         self.drop_vacant(pool, slot);
         // Before every node of before was heard, nobody knows what still runs where (A1).
-        if self.all_heard()
-            && let Some(entry) = self.pools.get_mut(pool)
+        let all_heard = self.all_heard();
+        if let Some(entry) = self.pools.get_mut(pool)
+            && (all_heard || entry.never_owned)
         {
             let plan = entry.resolved.plan;
             let seed = now.as_nanos() ^ u64::from(slot);

@@ -39,6 +39,8 @@ pub(crate) struct Pool {
     /// How many workers may be started, and when the next may be, where one waits for that.
     pub(super) starts: Starts,
     pub(super) starts_at: Option<Tick>,
+    /// Whether no worker of it can be on a node that was not heard: it was made by this very arbiter.
+    pub(super) never_owned: bool,
     /// The pool its workers wait for, as was told.
     pub(super) waits_for: Option<PoolName>,
 }
@@ -78,6 +80,7 @@ impl Pool {
             held: false,
             starts,
             starts_at: None,
+            never_owned: false,
             waits_for: None,
         }
     }
@@ -261,7 +264,8 @@ impl Ledger {
                 pool.on_owner_back(now);
             }
             None => {
-                let pool = Pool::new(resolved, owner.clone(), now);
+                let mut pool = Pool::new(resolved, owner.clone(), now);
+                pool.never_owned = !self.lost_pools;
                 self.pools.insert(name.clone(), pool);
                 self.effects.put_empty(tether_store::keys::pool(&name));
             }

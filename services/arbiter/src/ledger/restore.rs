@@ -54,6 +54,7 @@ impl Ledger {
                 match PoolRecord::decode(&*entry.value) {
                     Ok(record) => self.restore_pool(name, record, now),
                     Err(error) => {
+                        self.lost_pools = true;
                         tracing::error!(pool = name, %error, "Cannot read the record of a pool");
                     }
                 }
@@ -86,9 +87,11 @@ impl Ledger {
         let loss = record.loss.parse::<Loss>().ok();
         let next = record.next.clone();
         let next = next.and_then(|next| self.read_pool(name, *next, now));
+        let read = self.read_pool(name, record, now);
+        self.lost_pools |= read.is_none();
         if let Some(Next {
             resolved, owner, ..
-        }) = self.read_pool(name, record, now)
+        }) = read
         {
             let mut pool = Pool::new(resolved, owner, now);
             pool.draining = draining;

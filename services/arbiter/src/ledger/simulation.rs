@@ -7,6 +7,7 @@
 mod gateway;
 mod growth;
 mod invariants;
+mod leaders;
 mod node;
 mod owner;
 mod pools;
@@ -30,6 +31,7 @@ enum Action {
     StartAgent(usize),
     Reboot(usize),
     RestartArbiter,
+    ChangeLeader(u64),
     KillWorker(usize, usize, i32),
     KillOwner(usize),
     Silence(usize),
@@ -58,6 +60,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => node.clone().prop_map(Action::StartAgent),
         1 => node.clone().prop_map(Action::Reboot),
         2 => Just(Action::RestartArbiter),
+        2 => (0..4_000_u64).prop_map(Action::ChangeLeader),
         3 => (node, 0..4_usize, 0..2).prop_map(|(node, nth, code)| Action::KillWorker(node, nth, code)),
         1 => owner.clone().prop_map(Action::KillOwner),
         1 => owner.clone().prop_map(Action::Silence),
@@ -90,6 +93,7 @@ impl World {
             Action::StartAgent(node) => self.nodes[node].start_agent(),
             Action::Reboot(node) => self.nodes[node].reboot(),
             Action::RestartArbiter => self.restart_arbiter(),
+            Action::ChangeLeader(pause_ms) => self.change_leader(Duration::from_millis(pause_ms)),
             Action::KillWorker(node, nth, code) => {
                 self.nodes[node].kill_worker(nth, DeathCause::Exited(code), now);
             }

@@ -11,14 +11,14 @@ use tether_types::{Reason, WorkerId};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::shared::Shared;
+use crate::seat::Seat;
 
 /// The longest word for a life of a gateway, in bytes: it is kept with each worker.
 const INSTANCE_MAX: usize = 64;
 
 /// Serves [`GatewayService`].
 #[derive(Debug)]
-pub(crate) struct Gateways(pub(crate) Arc<Shared>);
+pub(crate) struct Gateways(pub(crate) Arc<Seat>);
 
 #[tonic::async_trait]
 impl GatewayService for Gateways {
@@ -26,20 +26,21 @@ impl GatewayService for Gateways {
         &self,
         request: Request<Streaming<ReportCallsRequest>>,
     ) -> Result<Response<ReportCallsResponse>, Status> {
+        let shared = self.0.shared()?;
         let mut reports = request.into_inner();
         loop {
             let report = tokio::select! {
                 report = reports.next() => report.transpose()?,
-                () = self.0.stopping() => None,
+                () = shared.over() => return Err(shared.why_over()),
             };
             let Some(report) = report else {
                 return Ok(Response::new(ReportCallsResponse {}));
             };
             let counts = read(&report)?;
             // Nothing waits for the store: a replacement that is decided here is written like any other.
-            self.0
+            shared
                 .observe(|ledger, now| ledger.on_calls(&report.instance, &counts, now))
-                .await?;
+                .await??;
         }
     }
 }

@@ -12,11 +12,11 @@ use tether_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::shared::Shared;
+use crate::seat::Seat;
 
 /// Serves [`JobService`].
 #[derive(Debug)]
-pub(crate) struct Jobs(pub(crate) Arc<Shared>);
+pub(crate) struct Jobs(pub(crate) Arc<Seat>);
 
 #[tonic::async_trait]
 impl JobService for Jobs {
@@ -27,6 +27,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let (job, found) = self
             .0
+            .shared()?
             .act(|ledger, _| ledger.start_job(&request.pool, &request.key))
             .await?;
         Ok(Response::new(StartJobResponse {
@@ -42,8 +43,9 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let job = self
             .0
+            .shared()?
             .read(|ledger, _| ledger.get_job(&request.pool, &request.key))
-            .await?;
+            .await??;
         Ok(Response::new(GetJobResponse { job: Some(job) }))
     }
 
@@ -52,7 +54,11 @@ impl JobService for Jobs {
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
         let pool = request.into_inner().pool;
-        let jobs = self.0.read(|ledger, _| ledger.list_jobs(&pool)).await;
+        let jobs = self
+            .0
+            .shared()?
+            .read(|ledger, _| ledger.list_jobs(&pool))
+            .await?;
         Ok(Response::new(ListJobsResponse { jobs }))
     }
 
@@ -63,6 +69,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let worker = WorkerRef::required(request.worker.as_ref())?;
         self.0
+            .shared()?
             .act(|ledger, _| ledger.report_job(&worker, request))
             .await?;
         Ok(Response::new(ReportJobResponse {}))
@@ -74,6 +81,7 @@ impl JobService for Jobs {
     ) -> Result<Response<AcknowledgeJobResponse>, Status> {
         let request = request.into_inner();
         self.0
+            .shared()?
             .act(|ledger, _| ledger.acknowledge_job(&request.pool, &request.key))
             .await?;
         Ok(Response::new(AcknowledgeJobResponse {}))

@@ -12,11 +12,11 @@ use tether_types::{Epoch, Reason};
 use tonic::{Request, Response, Status};
 
 use super::owner;
-use crate::{ledger::Ledger, shared::Shared};
+use crate::{ledger::Ledger, seat::Seat};
 
 /// Serves [`PoolService`].
 #[derive(Debug)]
-pub(crate) struct Pools(pub(crate) Arc<Shared>);
+pub(crate) struct Pools(pub(crate) Arc<Seat>);
 
 #[tonic::async_trait]
 impl PoolService for Pools {
@@ -29,11 +29,11 @@ impl PoolService for Pools {
         let spec = request
             .pool
             .ok_or_else(|| Failure::new(Reason::ConfigInvalid, "the field `pool` is missing"))?;
-        let pool = self
-            .0
+        let shared = self.0.shared()?;
+        let pool = shared
             .act(|ledger, now| ledger.apply_pool(spec, owner, Epoch(request.epoch), now))
             .await?;
-        self.0.pool_applied();
+        shared.pool_applied();
         Ok(Response::new(ApplyPoolResponse { pool: Some(pool) }))
     }
 
@@ -42,7 +42,11 @@ impl PoolService for Pools {
         request: Request<GetPoolRequest>,
     ) -> Result<Response<GetPoolResponse>, Status> {
         let name = request.into_inner().name;
-        let pool = self.0.read(|ledger, _| ledger.get_pool(&name)).await?;
+        let pool = self
+            .0
+            .shared()?
+            .read(|ledger, _| ledger.get_pool(&name))
+            .await??;
         Ok(Response::new(GetPoolResponse { pool: Some(pool) }))
     }
 
@@ -50,7 +54,11 @@ impl PoolService for Pools {
         &self,
         _: Request<ListPoolsRequest>,
     ) -> Result<Response<ListPoolsResponse>, Status> {
-        let pools = self.0.read(|ledger: &Ledger, _| ledger.list_pools()).await;
+        let pools = self
+            .0
+            .shared()?
+            .read(|ledger: &Ledger, _| ledger.list_pools())
+            .await?;
         Ok(Response::new(ListPoolsResponse { pools }))
     }
 
@@ -61,6 +69,7 @@ impl PoolService for Pools {
         let request = request.into_inner();
         let pool = self
             .0
+            .shared()?
             .act(|ledger, now| {
                 ledger.may_act(&request.owner, request.epoch, &request.name)?;
                 ledger.scale_pool(&request.name, request.size, now)
@@ -76,6 +85,7 @@ impl PoolService for Pools {
         let request = request.into_inner();
         let pool = self
             .0
+            .shared()?
             .act(|ledger, now| {
                 ledger.may_act(&request.owner, request.epoch, &request.name)?;
                 ledger.drain_pool(&request.name, !request.undrain, now)
@@ -90,6 +100,7 @@ impl PoolService for Pools {
     ) -> Result<Response<DeletePoolResponse>, Status> {
         let request = request.into_inner();
         self.0
+            .shared()?
             .act(|ledger, now| {
                 ledger.may_act(&request.owner, request.epoch, &request.name)?;
                 ledger.delete_pool(&request.name, now)

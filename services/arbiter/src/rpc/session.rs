@@ -16,14 +16,14 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, owner};
-use crate::{ledger::Ledger, shared::Shared};
+use crate::{ledger::Ledger, seat::Seat, shared::Shared};
 
 /// How long a goodbye may take to reach the last worker; its agent may be away.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 /// Serves [`SessionService`].
 #[derive(Debug)]
-pub(crate) struct Sessions(pub(crate) Arc<Shared>);
+pub(crate) struct Sessions(pub(crate) Arc<Seat>);
 
 #[tonic::async_trait]
 impl SessionService for Sessions {
@@ -34,7 +34,7 @@ impl SessionService for Sessions {
         let request = request.into_inner();
         let owner = owner(&request.owner)?;
         let ttl = Duration::from_millis(request.ttl_ms);
-        let shared = Arc::clone(&self.0);
+        let shared = self.0.shared()?;
         // A task of its own: a client that goes away must not leave a committed epoch unused.
         let opened =
             tokio::spawn(async move { shared.open_session(&owner, request.process, ttl).await });
@@ -56,7 +56,7 @@ impl SessionService for Sessions {
         request: Request<Streaming<KeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
         let (answers, receive) = mpsc::channel(4);
-        let shared = Arc::clone(&self.0);
+        let shared = self.0.shared()?;
         tokio::spawn(async move {
             if let Err(status) = keep_alive(&shared, request.into_inner(), &answers).await {
                 let _ = answers.send(Err(status)).await;
@@ -71,14 +71,15 @@ impl SessionService for Sessions {
     ) -> Result<Response<CloseSessionResponse>, Status> {
         let request = request.into_inner();
         let owner = owner(&request.owner)?;
-        self.0
+        let shared = self.0.shared()?;
+        shared
             .act(|ledger, now| ledger.close_session(&owner, Epoch(request.epoch), now))
             .await?;
         // Answered once its workers were told: an owner that leaves right after the answer must not be
         // taken for one that died, and its workers keep the grace they were given.
         let told = async {
-            let mut newest = self.0.events.newest();
-            while self.0.read(|ledger, _| !ledger.all_told(&owner)).await {
+            let mut newest = shared.events.newest();
+            while let Ok(false) = shared.read(|ledger, _| ledger.all_told(&owner)).await {
                 if newest.changed().await.is_err() {
                     return;
                 }
@@ -92,7 +93,7 @@ impl SessionService for Sessions {
         &self,
         _: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        let sessions = self.0.read(Ledger::list_sessions).await;
+        let sessions = self.0.shared()?.read(Ledger::list_sessions).await?;
         Ok(Response::new(ListSessionsResponse { sessions }))
     }
 }
@@ -112,7 +113,7 @@ async fn keep_alive(
     loop {
         let ack = shared
             .observe(|ledger, now| ledger.beat_session(&owner, epoch, beat.seq, beat.ack_seen, now))
-            .await?;
+            .await??;
         let answer = KeepAliveResponse {
             seq: beat.seq,
             ttl_ms: ack.ttl_ms,
@@ -129,10 +130,10 @@ async fn keep_alive(
                     None => return Ok(()),
                 },
                 why = ended(&mut end) => {
-                    return Err(why.map_or_else(|| Status::cancelled("the arbiter stops"), Failure::into));
+                    return Err(why.map_or_else(|| shared.why_over(), Failure::into));
                 }
                 Ok(()) = applied.changed() => {
-                    let wanted = shared.read(|ledger, _| ledger.session_beat(&owner)).await;
+                    let wanted = shared.read(|ledger, _| ledger.session_beat(&owner)).await?;
                     let beat_ms = millis(wanted);
                     if beat_ms < ack.beat_ms {
                         // Told at once: the next answer might come too late for the new pool.
@@ -140,7 +141,7 @@ async fn keep_alive(
                     }
                 }
                 () = answers.closed() => return Ok(()),
-                () = shared.stopping() => return Err(Status::unavailable("the arbiter stops")),
+                () = shared.over() => return Err(shared.why_over()),
             }
         };
     }

@@ -19,14 +19,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Answers;
-use crate::shared::Shared;
+use crate::{seat::Seat, shared::Shared};
 
 /// Signals Linux has.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 
 /// Serves [`WorkerService`].
 #[derive(Debug)]
-pub(crate) struct Workers(pub(crate) Arc<Shared>);
+pub(crate) struct Workers(pub(crate) Arc<Seat>);
 
 fn not_there(id: &WorkerId) -> Failure {
     Failure::new(
@@ -41,16 +41,16 @@ impl WorkerService for Workers {
         &self,
         request: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
+        let shared = self.0.shared()?;
         let pool = request.into_inner().pool;
         if !pool.is_empty() {
-            self.0
+            shared
                 .read(|ledger, _| ledger.get_pool(&pool).map(drop))
-                .await?;
+                .await??;
         }
-        let workers = self
-            .0
+        let workers = shared
             .read(|ledger, now| ledger.list_workers(&pool, now))
-            .await;
+            .await?;
         Ok(Response::new(ListWorkersResponse { workers }))
     }
 
@@ -58,7 +58,11 @@ impl WorkerService for Workers {
         &self,
         _: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        let nodes = self.0.read(|ledger, _| ledger.list_nodes()).await;
+        let nodes = self
+            .0
+            .shared()?
+            .read(|ledger, _| ledger.list_nodes())
+            .await?;
         Ok(Response::new(ListNodesResponse { nodes }))
     }
 
@@ -69,8 +73,9 @@ impl WorkerService for Workers {
         let id = WorkerRef::required(request.into_inner().worker.as_ref())?;
         let workers = self
             .0
+            .shared()?
             .read(|ledger, now| ledger.list_workers(id.pool.as_str(), now))
-            .await;
+            .await?;
         let same = |worker: &WorkerRef| {
             worker.slot == id.slot
                 && (id.incarnation == Incarnation(0) || worker.incarnation == id.incarnation.0)
@@ -94,6 +99,7 @@ impl WorkerService for Workers {
         let id = WorkerRef::required(request.worker.as_ref())?;
         let found = self
             .0
+            .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
                 Ok(ledger.stop_worker(&id, request.grace_ms))
@@ -117,6 +123,7 @@ impl WorkerService for Workers {
         }
         let found = self
             .0
+            .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
                 Ok(ledger.signal_worker(&id, request.signal))
@@ -137,9 +144,9 @@ impl WorkerService for Workers {
         let request = request.into_inner();
         let id = WorkerRef::required(request.worker.as_ref())?;
         // Asked before the stream begins, so that a wrong name is an error and not an empty answer.
-        let (first, address) = locate(&self.0, &id, 0).await?;
+        let shared = self.0.shared()?;
+        let (first, address) = locate(&shared, &id, 0).await?;
         let (send, receive) = mpsc::channel(4);
-        let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             if let Err(status) = logs(&shared, first, address, &request, &send).await {
                 let _ = send.send(Err(status)).await;
@@ -155,8 +162,8 @@ impl WorkerService for Workers {
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let request = request.into_inner();
+        let shared = self.0.shared()?;
         let (send, receive) = mpsc::channel(64);
-        let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             let mut newest = shared.events.newest();
             let mut seen = request.after_revision;
@@ -185,7 +192,10 @@ impl WorkerService for Workers {
                 tokio::select! {
                     changed = newest.changed() => if changed.is_err() { return },
                     () = send.closed() => return,
-                    () = shared.stopping() => return,
+                    () = shared.over() => {
+                        let _ = send.send(Err(shared.why_over())).await;
+                        return;
+                    }
                 }
             }
         });
@@ -200,7 +210,7 @@ async fn locate(
     id: &WorkerId,
     after: u64,
 ) -> Result<(WorkerId, Address), Failure> {
-    let found = shared.read(|ledger, _| ledger.find_logs(id)).await;
+    let found = shared.read(|ledger, _| ledger.find_logs(id)).await?;
     let (found, address) = found.ok_or_else(|| {
         Failure::new(
             Reason::UnknownWorker,
@@ -242,7 +252,7 @@ async fn logs(
         let mut output = client.read_output(ask).await?.into_inner();
         while let Some(piece) = tokio::select! {
             piece = output.message() => piece?,
-            () = shared.stopping() => None,
+            () = shared.over() => None,
         } {
             let stream = if piece.stderr {
                 LogStream::Stderr
@@ -274,7 +284,8 @@ async fn logs(
                 Err(gone)
                     if shared
                         .read(|ledger, _| ledger.find_logs(&place).is_none())
-                        .await =>
+                        .await
+                        .unwrap_or(true) =>
                 {
                     return Err(gone.into());
                 }
@@ -283,7 +294,7 @@ async fn logs(
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return Ok(()) },
                 () = to.closed() => return Ok(()),
-                () = shared.stopping() => return Ok(()),
+                () = shared.over() => return Err(shared.why_over()),
             }
         };
     }

@@ -317,7 +317,7 @@ async fn a_worker_behind_a_unix_socket_is_reached() {
     let discovery = tether_types::Address::Unix(inner.discovery.socket.clone());
     let gateway = tether_gateway::Gateway::build(
         tether_gateway::Config::default(),
-        discovery.clone(),
+        vec![discovery.clone()],
         discovery,
     );
     let listeners = vec![tether_gateway::Listener::Unix(listener)];

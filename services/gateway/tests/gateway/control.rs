@@ -89,7 +89,7 @@ async fn without_discovery_calls_to_workers_say_so() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let nowhere = |name: &str| format!("unix:/nonexistent/{name}").parse().unwrap();
-    let gateway = Gateway::build(Config::default(), nowhere("a"), nowhere("d"));
+    let gateway = Gateway::build(Config::default(), vec![nowhere("a")], nowhere("d"));
     let stop = CancellationToken::new();
     let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
 

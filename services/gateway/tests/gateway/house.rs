@@ -35,6 +35,10 @@ impl House {
     }
 
     pub(crate) async fn with_arbiter(config: Config, arbiter: &str) -> Self {
+        Self::with_arbiters(config, &[arbiter]).await
+    }
+
+    pub(crate) async fn with_arbiters(config: Config, arbiters: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("there is a place for files");
         let discovery = Discovery::start(directory.path());
         let listener = TcpListener::bind("127.0.0.1:0")
@@ -42,8 +46,9 @@ impl House {
             .expect("there is a port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let stop = CancellationToken::new();
-        let arbiter = arbiter.parse().expect("it is an address");
-        let gateway = Gateway::build(config, arbiter, Address::Unix(discovery.socket.clone()));
+        let parse = |arbiter: &&str| arbiter.parse().expect("it is an address");
+        let arbiters = arbiters.iter().map(parse).collect();
+        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()));
         let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
         Self {
             address,

@@ -3,6 +3,7 @@
 mod client;
 mod discovery;
 mod house;
+mod leader;
 mod worker;
 
 mod calls;

@@ -180,6 +180,7 @@ impl Mill {
             jobs,
             highest: _,
             reserved: _,
+            lost_pools: _,
             buried,
             due,
             waiting,

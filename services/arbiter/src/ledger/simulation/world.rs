@@ -13,11 +13,11 @@ use tether_proto::{
     node::{HeartbeatRequest, HeartbeatResponse},
     worker::EventKind,
 };
-use tether_store::{Entry, Listing};
 use tether_types::{Death, DeathCause, NodeName, WorkerId};
 
 use super::{
     gateway::Gateway,
+    leaders::{Deposed, Flaw},
     node::Node,
     owner::{Owner, Wishes},
 };
@@ -53,7 +53,7 @@ pub(super) struct World {
     /// Calls that each worker has really served (A7).
     pub(super) served: BTreeMap<WorkerId, u64>,
     /// Which stream the arbiter has of each node, and what is on its way in each, in order.
-    links: BTreeMap<NodeName, u64>,
+    pub(super) links: BTreeMap<NodeName, u64>,
     streams: u64,
     wires: BTreeMap<(usize, u64, bool), VecDeque<(Tick, Packet)>>,
     random: u64,
@@ -66,6 +66,9 @@ pub(super) struct World {
     /// When a pool was last applied, and when the arbiter last began: both give a whole timeout.
     pub(super) applied: BTreeMap<String, Tick>,
     pub(super) restarted: Tick,
+    /// The leader before, if it still lives, and what is wrong with the world, if anything is.
+    pub(super) deposed: Option<Deposed>,
+    pub(super) flaw: Option<Flaw>,
     pub(super) starts: u64,
     pub(super) wishes: Wishes,
     /// When a pool last got another mode.
@@ -105,6 +108,8 @@ impl World {
             reported: BTreeSet::new(),
             applied: BTreeMap::new(),
             restarted: Tick::ZERO,
+            deposed: None,
+            flaw: None,
             starts: 0,
             wishes,
             switched: BTreeMap::new(),
@@ -164,6 +169,7 @@ impl World {
                 self.send(index, stream, Packet::Up(beat));
             }
         }
+        self.go_on();
         self.beat_owners();
         self.report_calls();
         // A pool that was waiting for its place may be over the moment it has it.
@@ -181,7 +187,7 @@ impl World {
         self.check();
     }
 
-    fn send(&mut self, node: usize, stream: u64, packet: Packet) {
+    pub(super) fn send(&mut self, node: usize, stream: u64, packet: Packet) {
         let delay = Duration::from_millis(self.random(DELAY_MAX_MS));
         let up = matches!(packet, Packet::Up(_));
         let wire = self.wires.entry((node, stream, up)).or_default();
@@ -349,24 +355,7 @@ impl World {
         for index in 0..self.nodes.len() {
             self.nodes[index].lose_stream(self.now);
         }
-        let entry = |(key, (value, revision)): (&String, &(Bytes, u64))| Entry {
-            key: key.clone(),
-            value: value.clone(),
-            mod_revision: *revision,
-        };
-        let listing = Listing {
-            entries: self.store.iter().map(entry).collect(),
-            revision: self.revision,
-        };
-        self.ledger = empty_ledger();
-        self.ledger.restore(&listing, self.now).unwrap();
-        self.restarted = self.now;
-        for gateway in 0..self.gateways.len() {
-            self.restart_gateway(gateway, false);
-        }
-        // The other one has seen no starts.
-        self.ordered.clear();
-        self.settle();
+        self.take_up();
     }
 }
 
@@ -375,6 +364,7 @@ pub(super) fn empty_ledger() -> Ledger {
         node_ttl: Duration::from_secs(2),
         node_beat: Duration::from_millis(400),
         session_ttl: Duration::from_secs(3),
+        ..Config::default()
     };
     Ledger::new(
         config.terms().unwrap(),
