@@ -15,7 +15,7 @@ mod spec;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{Clock as _, GrantorClock};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
 use tether_lifecycle::Environment;
 use tether_proto::{
@@ -50,7 +50,7 @@ impl Arbiter {
         templates: BTreeMap<TemplateName, Template>,
         store: Arc<dyn Store>,
     ) -> anyhow::Result<Self> {
-        let clock = Arc::new(BootClock);
+        let clock = Arc::new(GrantorClock::start(shared::ATTENTION));
         let environment = Environment {
             kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),

@@ -33,8 +33,12 @@ const WRITES_PER_COMMIT: usize = 100;
 /// The timer does not look more often than this, whatever is due.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
-/// Nor less often.
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// Nor less often, so that an arbiter that runs never seems to its clock to have been away.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// An arbiter that did not look at its clock for longer was stopped or starved, and heard nothing meanwhile:
+/// that silence ends no lease.
+pub(crate) const ATTENTION: Duration = Duration::from_secs(3);
 
 /// How long to wait before a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
