@@ -52,11 +52,13 @@
 mod fence;
 mod grantor;
 mod holder;
+mod leadership;
 mod offer;
 mod terms;
 
 pub use fence::{Fence, Fenced};
 pub use grantor::{Beat, Grantor, Tenure};
 pub use holder::{Holder, Standing};
+pub use leadership::{Candidate, InvalidLeaderTerms, LeaderTerms, Move, Reign, Seen};
 pub use offer::Offer;
 pub use terms::{InvalidTerms, Margins, Terms};
