@@ -15,6 +15,7 @@ mod chance;
 mod fault;
 mod gate;
 mod machine;
+pub mod model;
 mod mutant;
 mod node;
 mod oracle;
