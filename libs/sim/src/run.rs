@@ -31,7 +31,8 @@ impl Summary {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    /// Takes over what came of others.
+    pub fn merge(&mut self, other: Self) {
         self.schedules += other.schedules;
         self.events += other.events;
         self.grants += other.grants;
