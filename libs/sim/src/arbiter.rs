@@ -144,12 +144,12 @@ impl World {
         let answer = match said {
             Up::Ask => self.on_ask(at, from, reign, tick),
             Up::Accept(epoch) => self.on_accept(at, from, epoch, reign, tick),
-            Up::Hello(epoch) => self.on_hello(at, from, epoch, tick),
+            Up::Hello(epoch) => self.on_hello(at, from, epoch, (reign, tick)),
             Up::Beat {
                 epoch,
                 seq,
                 ack_seen,
-            } => self.on_beat(at, from, (epoch, seq, ack_seen), tick),
+            } => self.on_beat(at, from, (epoch, seq, ack_seen), (reign, tick)),
         };
         if let Some(answer) = answer {
             self.send_down(at, usize::from(from), answer);
@@ -247,7 +247,13 @@ impl World {
         Some(Down::Granted(epoch))
     }
 
-    fn on_hello(&mut self, at: usize, from: u8, epoch: Epoch, tick: Tick) -> Option<Down> {
+    fn on_hello(
+        &mut self,
+        at: usize,
+        from: u8,
+        epoch: Epoch,
+        (reign, tick): (u64, Tick),
+    ) -> Option<Down> {
         let slot = self.slot_of(from);
         match &mut self.arbiters[at].seats[slot] {
             Seat::Held {
@@ -256,13 +262,18 @@ impl World {
                 lease,
             } if *by == from && *held == epoch => {
                 if lease.check(tick) == Tenure::Free {
-                    return Some(Down::Lost(epoch));
+                    return self.lost(at, epoch, reign);
                 }
                 *lease = Grantor::grant(self.setup.terms, tick);
                 Some(Down::Welcome(epoch))
             }
-            Seat::Free | Seat::Offered { .. } | Seat::Held { .. } => Some(Down::Lost(epoch)),
+            Seat::Free | Seat::Offered { .. } | Seat::Held { .. } => self.lost(at, epoch, reign),
         }
+    }
+
+    /// An end is told once it is committed: a leader of yesterday, whose machine was paused, must not tell one.
+    fn lost(&mut self, at: usize, epoch: Epoch, reign: u64) -> Option<Down> {
+        self.commit(at, reign).map(|_| Down::Lost(epoch))
     }
 
     fn on_beat(
@@ -270,7 +281,7 @@ impl World {
         at: usize,
         from: u8,
         (epoch, seq, seen): (Epoch, u64, u64),
-        tick: Tick,
+        (reign, tick): (u64, Tick),
     ) -> Option<Down> {
         let slot = self.slot_of(from);
         let believed = match self.mutant {
@@ -285,13 +296,13 @@ impl World {
                 lease,
             } if *by == from && *held == epoch => lease.on_beat(seq, believed, tick),
             Seat::Free | Seat::Offered { .. } | Seat::Held { .. } => {
-                return Some(Down::Lost(epoch));
+                return self.lost(at, epoch, reign);
             }
         };
         let extended = match beat {
             Beat::Extended => true,
             Beat::Unproven | Beat::Stale => false,
-            Beat::Ended => return Some(Down::Lost(epoch)),
+            Beat::Ended => return self.lost(at, epoch, reign),
         };
         // A leader whose machine was paused since it proved to lead cannot know better.
         let excused = arbiter
