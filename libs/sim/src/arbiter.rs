@@ -243,7 +243,7 @@ impl World {
         });
         self.grants += 1;
         self.announce(slot, epoch);
-        self.check_deaf(usize::from(node), true);
+        self.check_deaf_grant(usize::from(node));
         Some(Down::Granted(epoch))
     }
 
@@ -310,7 +310,7 @@ impl World {
             .paused
             .is_some_and(|paused| paused > arbiter.proved);
         if extended {
-            self.check_deaf(usize::from(from), false);
+            self.check_deaf_beat(usize::from(from));
         }
         Some(Down::Ack {
             epoch,

@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) anew: u64,
     /// Since when no answer reaches it.
     pub(crate) deaf_since: Option<u64>,
+    /// How often its lease was extended since then, or since it began anew: for the oracle.
+    pub(crate) on_trust: (u64, u32),
     /// Faults that touch it, since when there is none, and the last time there was none for long enough.
     pub(crate) trouble: u32,
     pub(crate) calm_since: u64,
@@ -97,6 +99,7 @@ impl Node {
             life: 0,
             anew: 0,
             deaf_since: None,
+            on_trust: (0, 0),
             trouble: 0,
             calm_since: 0,
             good: 0,

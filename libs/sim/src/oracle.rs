@@ -18,6 +18,9 @@ pub(crate) const DELAY_MAX: u64 = 10 * SECOND;
 /// How long a gateway without its watch still trusts what it knew.
 pub(crate) const STALE: u64 = 2 * SECOND;
 
+/// How often a lease is extended on trust: by the first beat of all, and by the two that may follow the last answer heard.
+const TRUST: u32 = 3;
+
 /// Rounding of clocks to whole nanoseconds, many times over.
 const ROUNDING: u64 = 1_000_000;
 
@@ -134,19 +137,32 @@ impl World {
         }
     }
 
-    /// A lease was extended, or granted, to one who may be deaf.
-    pub(crate) fn check_deaf(&mut self, index: usize, granted: bool) {
+    /// A lease was granted to one who may be deaf: its acceptance was said before, and is not under way for ever.
+    pub(crate) fn check_deaf_grant(&mut self, index: usize) {
         let node = &self.nodes[index];
         let Some(deaf) = node.deaf_since else { return };
-        // Two beats may still follow the last answer heard, and a question whose answer is under way.
-        let after = match granted {
-            true => DELAY_MAX + 3 * SECOND,
-            false => DELAY_MAX + self.setup.beat * 4,
-        };
-        if self.now > deaf.max(node.anew) + after {
+        if self.now > deaf.max(node.anew) + DELAY_MAX + 3 * SECOND {
             let since = (self.now - deaf) as f64 / 1e9;
-            let word = if granted { "granted" } else { "extended" };
-            let text = format!("the lease of node {index}, deaf for {since:.3} s, was {word}");
+            let text = format!("node {index}, deaf for {since:.3} s, was granted its slot");
+            self.violated(Promise::NoDeafHolder, text);
+        }
+    }
+
+    /// A lease of one who may be deaf was extended: by beats that were said before, and two more.
+    pub(crate) fn check_deaf_beat(&mut self, index: usize) {
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let Some(deaf) = node.deaf_since else { return };
+        let from = deaf.max(node.anew);
+        if node.on_trust.0 != from {
+            node.on_trust = (from, 0);
+        }
+        if now > from + DELAY_MAX {
+            node.on_trust.1 += 1;
+        }
+        let extended = node.on_trust.1;
+        if extended > TRUST {
+            let text = format!("the lease of node {index}, deaf, was extended {extended} times");
             self.violated(Promise::NoDeafHolder, text);
         }
     }

@@ -168,7 +168,11 @@ fn play(args: &Args, rows: &mut Rows) {
     let mut total = run::Summary::default();
     for chunk in chunks(seeds.clone()) {
         let next = chunk.end;
-        total.merge(run::all(chunk, args.mutant, threads));
+        let summary = run::all(chunk, args.mutant, threads);
+        if let Some((seed, violation)) = &summary.first {
+            say(&format!("  seed {seed}: {violation}"));
+        }
+        total.merge(summary);
         if said.elapsed() > SAY_EVERY && next < seeds.end {
             said = Instant::now();
             let rate = total.schedules as f64 / start.elapsed().as_secs_f64();
