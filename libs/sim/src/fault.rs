@@ -300,9 +300,8 @@ impl World {
             }
             Kind::Crash { arbiter } => {
                 let terms = self.setup.leading;
-                let arbiter = &mut self.arbiters[usize::from(arbiter)];
-                arbiter.restart(terms, now);
-                self.start_arbiter(usize::from(fault.arbiter().unwrap_or(0)));
+                self.arbiters[usize::from(arbiter)].restart(terms, now);
+                self.start_arbiter(usize::from(arbiter));
             }
             Kind::Down { arbiter, .. } => {
                 self.arbiters[usize::from(arbiter)].machine.resume(now);

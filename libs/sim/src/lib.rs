@@ -14,12 +14,14 @@ mod arbiter;
 mod chance;
 mod fault;
 mod gate;
+mod lead;
 mod machine;
 pub mod model;
 mod mutant;
 mod node;
 mod oracle;
 pub mod run;
+mod worker;
 mod world;
 
 pub use mutant::Mutant;

@@ -1,6 +1,4 @@
-//! A node: a machine with an agent that holds, a worker, and the kernel's timer beside it.
-
-use std::time::Duration;
+//! A node: a machine with an agent that asks for a slot and holds it.
 
 use tether_clock::{HolderTime, Reading, Tick};
 use tether_lease::{Holder, Standing};
@@ -10,7 +8,7 @@ use crate::{
     Mutant,
     agenda::{Down, Event, Up},
     machine::Machine,
-    oracle::KILL,
+    worker::Worker,
     world::World,
 };
 
@@ -25,23 +23,6 @@ pub(crate) struct Said {
     truth: u64,
 }
 
-/// A worker that lives.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Worker {
-    pub(crate) epoch: Epoch,
-    /// Its end as its agent counts.
-    deadline: Tick,
-    /// Its end on the clock of the kernel's timer.
-    timer: u64,
-    /// When the timer is looked at next.
-    armed: u64,
-    dying: bool,
-    /// Until when it may live, in truth: for the oracle.
-    pub(crate) permitted: u64,
-    /// Its end was set by somebody whose machine was paused, unseen by its clocks.
-    pub(crate) excused: bool,
-}
-
 /// One candidate for a slot.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -50,7 +31,7 @@ pub(crate) struct Node {
     /// Holder and worker are one process, as an owner's are, and no kernel's timer is in between.
     pub(crate) in_process: bool,
     pub(crate) machine: Machine,
-    time: HolderTime,
+    pub(crate) time: HolderTime,
     /// Until when its agent hangs or is not there.
     pub(crate) away_until: u64,
     /// How many faults have its beats sent by nobody.
@@ -74,8 +55,8 @@ pub(crate) struct Node {
     accepted: Option<(Epoch, Said)>,
     /// The epoch it holds or found, and whether it may beat for it.
     epoch: Epoch,
-    holder: Option<Holder>,
-    found: bool,
+    pub(crate) holder: Option<Holder>,
+    pub(crate) found: bool,
     pub(crate) worker: Option<Worker>,
 }
 
@@ -135,7 +116,7 @@ impl Node {
 }
 
 impl World {
-    fn tick(&mut self, index: usize) -> Tick {
+    pub(crate) fn tick(&mut self, index: usize) -> Tick {
         let node = &mut self.nodes[index];
         node.time
             .on_reading(reading(&node.machine, self.mutant, self.now))
@@ -424,121 +405,12 @@ impl World {
             self.act(index, epoch);
         }
     }
-
-    /// Sets the worker's timer to the end of the lease.
-    fn extend_worker(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        let (Some(worker), Some(holder)) = (&mut node.worker, &node.holder) else {
-            return;
-        };
-        if worker.dying {
-            return;
-        }
-        worker.deadline = holder.deadline();
-        worker.timer = match self.mutant {
-            Some(Mutant::MonotonicOnly) => worker.deadline.as_nanos(),
-            _ => node.time.on_boot(worker.deadline).as_nanos(),
-        };
-        self.arm(index);
-    }
-
-    /// Has the timer looked at when it may have run out; not again where that is done before anyway.
-    fn arm(&mut self, index: usize) {
-        let only = self.mutant == Some(Mutant::MonotonicOnly);
-        let now = self.now;
-        let node = &mut self.nodes[index];
-        let Some(worker) = &mut node.worker else {
-            return;
-        };
-        let left = match node.in_process {
-            true => {
-                // Ahead by more than it will be: it is looked at again.
-                let tick = node
-                    .time
-                    .on_reading(reading(&node.machine, self.mutant, now));
-                nanos(worker.deadline.since(tick)) / 100 * 90
-            }
-            false => worker
-                .timer
-                .saturating_sub(node.machine.timer_clock(only, now)),
-        };
-        let at = now + node.machine.until(left).max(1_000);
-        if at < worker.armed {
-            worker.armed = at;
-            self.agenda.add(at, Event::Timer { node: node.id });
-        }
-    }
-
-    /// The timer may have run out.
-    pub(crate) fn on_timer(&mut self, index: usize) {
-        let (now, only) = (self.now, self.mutant == Some(Mutant::MonotonicOnly));
-        let up_at = self.nodes[index].machine.up_at;
-        let ticks = self.nodes[index].in_process.then(|| self.tick(index));
-        let node = &mut self.nodes[index];
-        let Some(worker) = &mut node.worker else {
-            return;
-        };
-        if now < worker.armed || worker.dying || self.mutant == Some(Mutant::DeadlineInRpcLoop) {
-            return;
-        }
-        worker.armed = u64::MAX;
-        if !node.machine.is_up() {
-            worker.armed = up_at;
-            return self.agenda.add(up_at, Event::Timer { node: node.id });
-        }
-        let is_over = match ticks {
-            Some(tick) => tick >= worker.deadline,
-            None => node.machine.timer_clock(only, now) >= worker.timer,
-        };
-        if !is_over {
-            return self.arm(index);
-        }
-        worker.dying = true;
-        let (node, epoch) = (node.id, worker.epoch);
-        let gone_at = now + self.chance.span(KILL);
-        self.agenda.add(gone_at, Event::Gone { node, epoch });
-    }
-
-    /// A killed worker is gone.
-    pub(crate) fn on_gone(&mut self, index: usize, epoch: Epoch) {
-        let node = &self.nodes[index];
-        if node.worker.is_none_or(|worker| worker.epoch != epoch) {
-            return;
-        }
-        if !node.machine.is_up() {
-            let event = Event::Gone {
-                node: node.id,
-                epoch,
-            };
-            return self.agenda.add(node.machine.up_at, event);
-        }
-        self.note(|| format!("the worker of node {index}, epoch {epoch}, is gone"));
-        self.check_end(index, true);
-        let node = &mut self.nodes[index];
-        (node.worker, node.holder, node.found) = (None, None, false);
-    }
-
-    /// The machine runs again: its worker acts before anybody has looked at the time.
-    pub(crate) fn on_resume(&mut self, index: usize, was_paused: bool) {
-        let node = &mut self.nodes[index];
-        if let Some(worker) = &mut node.worker {
-            worker.excused |= was_paused;
-            let (id, epoch) = (node.id, worker.epoch);
-            self.agenda
-                .add(self.now + KILL * 2, Event::Awake { node: id });
-            self.act(index, epoch);
-        }
-    }
 }
 
 /// What an agent reads of its machine's clocks.
-fn reading(machine: &Machine, mutant: Option<Mutant>, now: u64) -> Reading {
+pub(crate) fn reading(machine: &Machine, mutant: Option<Mutant>, now: u64) -> Reading {
     match mutant {
         Some(Mutant::MonotonicOnly) => machine.monotonic_reading(now),
         _ => machine.reading(now),
     }
-}
-
-pub(crate) fn nanos(span: Duration) -> u64 {
-    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }

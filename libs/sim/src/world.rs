@@ -350,3 +350,7 @@ fn machine(chance: &mut Chance, far: bool) -> Machine {
         SECOND * (100 + chance.below(1_000)),
     )
 }
+
+pub(crate) fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
