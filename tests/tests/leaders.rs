@@ -11,6 +11,7 @@ use std::{
 
 use rustix::process::Signal;
 use tether_client::Client;
+use tether_etcd_cluster::{Cluster, Setup};
 use tether_proto::{
     common::WorkerPhase,
     pool::{ApplyPoolRequest, DeletePoolRequest, GetPoolRequest, PoolSpec, Template},
@@ -25,9 +26,6 @@ use tokio::{
 };
 use tonic::Status;
 
-#[path = "../../libs/store/tests/support/etcd.rs"]
-mod etcd;
-
 /// Renewals go on this soon after a leader is lost, whatever became of it.
 const RESUMED: Duration = Duration::from_secs(9);
 
@@ -35,7 +33,7 @@ const WORKERS: usize = 2;
 
 struct House {
     dir: tempfile::TempDir,
-    etcd: etcd::Etcd,
+    etcd: Cluster,
     arbiters: Vec<Option<Child>>,
     others: Vec<Child>,
     owner: Option<Child>,
@@ -54,7 +52,7 @@ impl House {
         let dir = tempfile::Builder::new().prefix("tether-").tempdir();
         let mut house = Self {
             dir: dir.unwrap(),
-            etcd: etcd::Etcd::start().await,
+            etcd: Setup::members(1).start().await,
             arbiters: Vec::new(),
             others: Vec::new(),
             owner: None,
@@ -90,7 +88,7 @@ impl House {
         let unix = |name: &str| format!("\"unix:{}\"", self.path(name).display());
         let text = format!(
             "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [{}]\n[connect]\narbiter = [{}, {}]\n[agent]\nnode = \"node-1\"\n[metrics]\nlisten = {}\n{more}",
-            self.etcd.url("tether/"),
+            self.etcd.url("tether"),
             self.dir.path().display().to_string(),
             unix("gateway.sock"),
             unix("arbiter-0.sock"),
@@ -372,7 +370,7 @@ async fn a_store_that_is_away_for_a_while_costs_the_leader_its_place_and_nobody_
         tether_proto::NotLeader::of(&refused)
     };
 
-    house.etcd.kill();
+    house.etcd.member(0).kill();
     let lost = Instant::now();
     let still = house.resumed(lost).await;
     assert!(house.leads(leader).await.is_ok(), "its time is not over");
@@ -380,7 +378,7 @@ async fn a_store_that_is_away_for_a_while_costs_the_leader_its_place_and_nobody_
     eventually("the leader gives up", gives_up).await;
     let out = lost.elapsed();
     assert!(not_leading(&house, 1 - leader).await.is_some());
-    house.etcd.restart().await;
+    house.etcd.restart(0).await;
     let back = Instant::now();
     let took = house.resumed(back).await;
 

@@ -11,6 +11,7 @@ mod docs;
 mod e2e;
 mod faults;
 mod matrix;
+mod sim;
 mod soak;
 mod test;
 
@@ -33,6 +34,7 @@ pub(crate) const ALL: &[Task] = &[
     check::TASK,
     e2e::TASK,
     matrix::TASK,
+    sim::TASK,
     faults::TASK,
     soak::TASK,
     bench::TASK,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use backon::BackoffBuilder as _;
-use tether_clock::{BootClock, Clock as _, Tick};
+use tether_clock::{Clock as _, HolderClock, Tick};
 use tether_lease::{Holder, Standing};
 use tether_proto::session::{KeepAliveRequest, KeepAliveResponse};
 use tether_types::{Epoch, OwnerName, Reason};
@@ -25,6 +25,8 @@ pub(crate) struct KeepAlive {
     pub(crate) owner: OwnerName,
     pub(crate) epoch: Epoch,
     pub(crate) holder: Holder,
+    /// The clock the holder counts by.
+    pub(crate) clock: HolderClock,
     pub(crate) interval: Duration,
     pub(crate) stop: CancellationToken,
     pub(crate) beats: Beats,
@@ -53,7 +55,7 @@ impl KeepAlive {
                 }
                 _ => {}
             }
-            let now = BootClock.now();
+            let now = self.clock.now();
             if self.holder.check(now) == Standing::Expired {
                 return Some(Lost::Expired(broken.message().to_owned()));
             }
@@ -83,7 +85,7 @@ impl KeepAlive {
             .into_inner();
         let mut due = Instant::now() + self.interval;
         loop {
-            let end = Instant::now() + self.holder.deadline().since(BootClock.now());
+            let end = Instant::now() + self.holder.deadline().since(self.clock.now());
             tokio::select! {
                 answer = inbox.message() => {
                     let answer = answer?.ok_or_else(|| Status::unavailable("the gateway closed the stream"))?;
@@ -107,7 +109,7 @@ impl KeepAlive {
     }
 
     fn next_beat(&mut self) -> KeepAliveRequest {
-        let (seq, ack_seen) = self.beats.on_send(BootClock.now());
+        let (seq, ack_seen) = self.beats.on_send(self.clock.now());
         KeepAliveRequest {
             owner: self.owner.to_string(),
             epoch: self.epoch.0,
@@ -125,7 +127,7 @@ impl KeepAlive {
             return Heard::Fine;
         };
         let ttl = Duration::from_millis(answer.ttl_ms);
-        match self.holder.on_ack(sent, ttl, BootClock.now()) {
+        match self.holder.on_ack(sent, ttl, self.clock.now()) {
             Standing::Expired => Heard::TooLate,
             _ if ttl.is_zero() => Heard::NotExtended,
             _ => Heard::Fine,

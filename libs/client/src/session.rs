@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{Clock as _, HolderClock};
 use tether_lease::{Holder, Terms};
 use tether_proto::session::{CloseSessionRequest, OpenSessionRequest};
 use tether_types::{Epoch, OwnerName, Reason};
@@ -69,7 +69,8 @@ impl Session {
             true => tether_kit::process::own_identity().ok(),
             false => None,
         };
-        let sent = BootClock.now();
+        let clock = HolderClock::start();
+        let sent = clock.now();
         let request = OpenSessionRequest {
             owner: owner.to_string(),
             process: process.as_ref().map(Into::into),
@@ -92,6 +93,7 @@ impl Session {
             owner: owner.clone(),
             epoch: Epoch(granted.epoch),
             holder: Holder::granted(terms, sent),
+            clock,
             interval: Duration::from_millis(granted.beat_ms.max(10)),
             stop: stop.clone(),
             beats: Beats::default(),

@@ -1,12 +1,23 @@
 //! Time as every core of Tether is told it: a [`Tick`], never a wall clock.
 //!
-//! A tick counts nanoseconds of `CLOCK_BOOTTIME`, which goes on while a machine sleeps: a laptop
-//! that wakes up finds its leases expired instead of young (design, section 5). Two ticks of one
-//! machine may be compared; a tick never crosses the wire.
+//! A tick counts nanoseconds of [`BootClock`], `CLOCK_BOOTTIME`, which goes on while a machine sleeps: a
+//! laptop that wakes up finds its leases expired instead of young (design, section 5). Where a lease hangs
+//! on it, more than one clock is asked ([`rule`]): a holder counts in ticks of its `HolderClock`, a grantor
+//! in those of its `GrantorClock`. Two ticks of one clock may be compared; a tick never crosses the wire.
+//!
+//! Without the feature `std` it is what a shim needs: no locks, no threads.
 
 #![no_std]
 
 extern crate alloc;
+#[cfg(any(feature = "std", test))]
+extern crate std;
+
+#[cfg(any(feature = "std", test))]
+mod clocks;
+pub mod rule;
+#[cfg(any(feature = "std", test))]
+mod sandwich;
 
 use alloc::sync::Arc;
 use core::{
@@ -14,6 +25,10 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
+
+#[cfg(any(feature = "std", test))]
+pub use clocks::{GrantorClock, HolderClock};
+pub use rule::{GrantorTime, HolderTime, Reading};
 
 /// A point in time on this machine, in nanoseconds since it booted, sleep included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

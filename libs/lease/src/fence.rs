@@ -16,7 +16,7 @@ pub struct Fenced {
 
 /// Remembers the highest epoch seen. To hold across restarts, its owner stores [`Fence::seen`]
 /// before it acts on an admission.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Fence {
     seen: Epoch,
 }

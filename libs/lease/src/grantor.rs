@@ -26,7 +26,7 @@ pub enum Beat {
 }
 
 /// Whether a lease is still somebody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tenure {
     /// The holder may still be alive: do not give its work away.
     Held,
@@ -35,7 +35,7 @@ pub enum Tenure {
 }
 
 /// One lease as its grantor sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grantor {
     terms: Terms,
     until: Tick,

@@ -7,7 +7,7 @@ use tether_clock::Tick;
 use crate::Terms;
 
 /// How things stand with a holder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Standing {
     /// The lease is fresh: work.
     Valid,
@@ -22,7 +22,7 @@ pub enum Standing {
 }
 
 /// One lease as its holder sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder {
     terms: Terms,
     jeopardy_at: Tick,

@@ -29,20 +29,36 @@
 //! - **L3** Once expired, a holder stays expired; a new term needs a new holder.
 //! - **L4** After a [`Fence`] has seen an epoch, it admits no lower one.
 //! - **L5** A beat without a proven round trip does not extend a lease.
+//! - **L6** An [`Offer`] becomes a lease only by an acceptance, which only who heard it can send; until
+//!   then it keeps a slot from others for no longer than it stands.
 //!
-//! L1 rests on clocks that keep within `rho` of true time. A paused machine breaks that without
-//! noticing, which is why every grant also carries an epoch (L4).
+//! L1 rests on clocks that keep within `rho` of true time. A holder is therefore told the time by the
+//! fastest of its machine's clocks and a grantor by the slowest ([`tether_clock::rule`]). A paused machine
+//! breaks it without noticing, which is why every grant also carries an epoch (L4).
 //!
 //! No clock is read here. Every call is told what time it is.
+//!
+//! # What is proven, and where
+//!
+//! | height | what runs | where |
+//! | --- | --- | --- |
+//! | properties | one per invariant, on drifting clocks and a bad network | `tests/properties.rs` |
+//! | model | this code with two holders, every order of events of a small world | `tether_sim::model` |
+//! | simulation | this code with arbiters, agents, kernel timers and fences, by the million | `tether_sim::world` |
+//!
+//! Model and simulation are gates for their own worth: each of a dozen named mistakes (`tether_sim::Mutant`)
+//! has to be caught in every run.
 
 mod fence;
 mod grantor;
 mod holder;
 mod leadership;
+mod offer;
 mod terms;
 
 pub use fence::{Fence, Fenced};
 pub use grantor::{BEHIND_MAX, Beat, Grantor, Tenure};
 pub use holder::{Holder, Standing};
 pub use leadership::{Candidate, InvalidLeaderTerms, LeaderTerms, Move, Reign, Seen};
+pub use offer::Offer;
 pub use terms::{InvalidTerms, Margins, Terms};

@@ -8,13 +8,16 @@ const TTL_MIN: Duration = Duration::from_millis(100);
 /// Longer leases keep the work of a dead holder from everyone for more than a month.
 const TTL_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
+/// A longer notice than this gains nobody anything: a job saves its work meanwhile, or will not.
+const KILL_BUDGET_MAX: Duration = Duration::from_secs(300);
+
 /// NTP may slew a clock by ten per cent; a worse one is broken and no margin repairs it.
 const RHO_PPM_MAX: u32 = 100_000;
 
 const MILLION: u32 = 1_000_000;
 
 /// What is subtracted from or added to a time to live, so that both sides part safely.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Margins {
     /// Largest error of either clock's rate, in parts per million.
     pub rho_ppm: u32,
@@ -26,12 +29,12 @@ pub struct Margins {
 
 impl Margins {
     /// The usual margins of a lease of `ttl`: clocks within 0.5 %, half a second of slack, and the
-    /// last sixth to stop in.
+    /// last sixth to stop in, five minutes at most.
     pub fn usual(ttl: Duration) -> Self {
         Self {
             rho_ppm: 5_000,
             slack: Duration::from_millis(500),
-            kill_budget: ttl / 6,
+            kill_budget: (ttl / 6).min(KILL_BUDGET_MAX),
         }
     }
 }
@@ -75,7 +78,7 @@ pub enum InvalidTerms {
 }
 
 /// The terms of a lease; valid by construction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Terms {
     ttl: Duration,
     margins: Margins,
@@ -204,6 +207,15 @@ mod tests {
             let error = Terms::new(ttl, margins).unwrap_err().to_string();
             assert!(error.contains(consequence), "{error}");
         }
+    }
+
+    #[test]
+    fn the_lease_of_a_job_is_a_lease_like_others_and_wastes_no_hours_on_stopping() {
+        let day = Terms::usual(24 * 3_600 * SECOND).unwrap();
+
+        assert_eq!(day.margins().kill_budget, 300 * SECOND);
+        let lost = day.ttl().saturating_sub(day.holder_span(day.ttl()));
+        assert_eq!(lost, 432 * SECOND);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{BootClock, Clock as _, HolderClock};
 use tether_kit::arbiters::{Arbiters, Next, Spread};
 use tether_proto::{
     NotLeader,
@@ -83,6 +83,8 @@ struct Worker {
 struct Running {
     ground: Arc<Ground>,
     view: Viewpoint,
+    /// Beats and leases count by it; shims, whose timers are the kernel's, by `BootClock`.
+    clock: HolderClock,
     beats: Beats,
     permissions: watch::Sender<Permissions>,
     owners: Owners,
@@ -120,6 +122,7 @@ impl Node {
         let mut running = Running {
             ground: Arc::clone(&self.ground),
             view,
+            clock: HolderClock::start(),
             beats: Beats::new(self.arbiters.known().len()),
             permissions: watch::Sender::new(Permissions::default()),
             owners: Owners::new(exits).context("cannot watch processes")?,
@@ -298,7 +301,7 @@ impl Running {
             while let Ok(report) = reported.try_recv() {
                 self.on_report(report);
             }
-            let now = BootClock.now();
+            let now = self.clock.now();
             let news =
                 !self.pending.is_empty() || (self.exits_told.is_none() && !self.exits.is_empty());
             if now >= self.beats.due() || (news && !self.beats.in_flight()) {
@@ -361,7 +364,7 @@ impl Running {
         let ttl = Duration::from_millis(message.ttl_ms);
         let interval = Duration::from_millis(message.beat_ms);
         if message.seq > 0 {
-            let now = BootClock.now();
+            let now = self.clock.now();
             let Some(sent) = self.beats.on_answer(message.seq, ttl, interval, now) else {
                 return;
             };
@@ -369,7 +372,8 @@ impl Running {
             if self.exits_told.is_some_and(|told| message.seq >= told) {
                 self.exits.clear();
             }
-            let (lease_end, least) = (self.beats.lease_end(), interval / STEPS);
+            let (lease_end, least) = (self.clock.on_boot(self.beats.lease_end()), interval / STEPS);
+            let sent = self.clock.on_boot(sent);
             self.permissions.send_if_modified(|permissions| {
                 let before = permissions.clone();
                 permissions.renew(lease_end, least);
@@ -487,7 +491,7 @@ impl Running {
         reported: &mut UnboundedReceiver<WorkerReport>,
     ) {
         self.stop(reported).await;
-        let (seq, ack_seen) = self.beats.on_send(BootClock.now());
+        let (seq, ack_seen) = self.beats.on_send(self.clock.now());
         let reports = std::mem::take(&mut self.pending);
         let last = HeartbeatRequest {
             seq,

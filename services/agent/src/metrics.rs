@@ -123,7 +123,8 @@ impl Metrics {
 
     /// The arbiter answers at `now` what was sent at `sent`.
     pub(crate) fn on_answer(&self, sent: Tick, now: Tick) {
-        self.heard.store(now.as_nanos(), Ordering::Relaxed);
+        self.heard
+            .store(BootClock.now().as_nanos(), Ordering::Relaxed);
         self.beat_seconds.observe(now.since(sent).as_secs_f64());
     }
 }

@@ -27,6 +27,8 @@ const RESIGNATION: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Election {
     pub(crate) store: Arc<dyn Store>,
+    /// The holder's, whoever waits too: a candidate whose clock ran ahead finds its campaign refused where
+    /// the leader renewed meanwhile, and a leader that slept knows it.
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seat: Arc<Seat>,
     pub(crate) origins: Origins,
@@ -61,7 +63,7 @@ impl Election {
         };
         while let Some(Some(reign)) = stop.run_until_cancelled(standby.win()).await {
             tracing::info!(reign = reign.number, "This arbiter leads");
-            let mandate = Arc::new(Mandate::of(reign));
+            let mandate = Arc::new(Mandate::of(reign, Arc::clone(&self.clock)));
             let renewing = async {
                 standby.renew(&mandate, &stop).await;
                 mandate.end();
@@ -80,7 +82,7 @@ impl Election {
     async fn rule(&self, mandate: &Arc<Mandate>, stop: &CancellationToken) {
         let shared = loop {
             // Read after the reign began: nothing of an earlier one can be written any more.
-            match self.origins.shared(&self.store, &self.clock, mandate).await {
+            match self.origins.shared(&self.store, mandate).await {
                 Ok(shared) => break Arc::new(shared),
                 Err(error) => {
                     let error = format!("{error:#}");

@@ -22,7 +22,7 @@ mod spec;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tether_clock::{BootClock, Clock};
+use tether_clock::{Clock, GrantorClock, HolderClock};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
 use tether_lifecycle::Environment;
 use tether_proto::{
@@ -70,7 +70,7 @@ impl Arbiter {
         (url, store): (&str, Arc<dyn Store>),
         address: Option<Address>,
     ) -> anyhow::Result<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(BootClock);
+        let clock: Arc<dyn Clock> = Arc::new(GrantorClock::start(shared::ATTENTION));
         let environment = Environment {
             kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),
@@ -83,13 +83,14 @@ impl Arbiter {
             terms: config.terms()?,
             templates,
             environment,
+            clock,
         };
         let seat = Arc::new(Seat::empty());
         let part = if config.is_elected(url)? {
             tracing::info!("Arbiters on this store elect the one that leads");
             Part::Elected(Box::new(Election {
                 store,
-                clock,
+                clock: Arc::new(HolderClock::start()),
                 seat: Arc::clone(&seat),
                 origins,
                 terms: config.leader_terms()?,
@@ -98,7 +99,7 @@ impl Arbiter {
         } else {
             tracing::info!("This arbiter is alone on its store, and leads");
             let mandate = Arc::new(Mandate::unlimited());
-            let shared = Arc::new(origins.shared(&store, &clock, &mandate).await?);
+            let shared = Arc::new(origins.shared(&store, &mandate).await?);
             seat.take(Arc::clone(&shared));
             Part::Alone(shared)
         };

@@ -1,8 +1,11 @@
 //! How long an arbiter may decide: for ever where nobody else can, else for as long as its reign.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use tether_clock::Tick;
+use tether_clock::{Clock, Tick};
 use tether_lease::Reign;
 use tether_proto::{Failure, NotLeader};
 use tether_store::{Error, Txn};
@@ -15,26 +18,28 @@ use crate::effects::keys;
 pub(crate) struct Mandate {
     /// What every write is guarded by; none where there is nobody else.
     reign: Option<u64>,
-    /// In nanoseconds since boot.
+    /// In nanoseconds, by its clock; none counts where there is nobody else.
     until: AtomicU64,
+    clock: Option<Arc<dyn Clock>>,
     over: CancellationToken,
 }
 
 impl Mandate {
     /// Of an arbiter that is alone on its store.
     pub(crate) fn unlimited() -> Self {
-        Self::new(None, Tick::NEVER)
+        Self::new(None, Tick::NEVER, None)
     }
 
-    /// Of an arbiter that was elected.
-    pub(crate) fn of(reign: Reign) -> Self {
-        Self::new(Some(reign.number), reign.until)
+    /// Of an arbiter that was elected; the clock by which it leads.
+    pub(crate) fn of(reign: Reign, clock: Arc<dyn Clock>) -> Self {
+        Self::new(Some(reign.number), reign.until, Some(clock))
     }
 
-    fn new(reign: Option<u64>, until: Tick) -> Self {
+    fn new(reign: Option<u64>, until: Tick, clock: Option<Arc<dyn Clock>>) -> Self {
         Self {
             reign,
             until: AtomicU64::new(until.as_nanos()),
+            clock,
             over: CancellationToken::new(),
         }
     }
@@ -52,11 +57,12 @@ impl Mandate {
         self.until.store(0, Ordering::SeqCst);
     }
 
-    /// Whether anything may be decided at `now`.
+    /// Whether anything may be decided now.
     ///
     /// # Errors
     /// When it may not.
-    pub(crate) fn check(&self, now: Tick) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let now = self.clock.as_ref().map_or(Tick::ZERO, |clock| clock.now());
         match now.as_nanos() < self.until.load(Ordering::SeqCst) {
             true => Ok(()),
             false => Err(NotLeader { leader: None }.into()),

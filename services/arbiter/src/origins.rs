@@ -16,6 +16,8 @@ pub(crate) struct Origins {
     pub(crate) terms: LeaseTerms,
     pub(crate) templates: BTreeMap<TemplateName, Template>,
     pub(crate) environment: Environment,
+    /// By which leases that are granted count.
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Origins {
@@ -27,19 +29,18 @@ impl Origins {
     pub(crate) async fn shared(
         &self,
         store: &Arc<dyn Store>,
-        clock: &Arc<dyn Clock>,
         mandate: &Arc<Mandate>,
     ) -> anyhow::Result<Shared> {
         let mut ledger = Ledger::new(self.terms, self.templates.clone(), self.environment);
         let mut left = store.list("arbiter/").await?;
         left.entries
             .extend(store.list(tether_store::keys::SERVE).await?.entries);
-        ledger.restore(&left, clock.now())?;
+        ledger.restore(&left, self.clock.now())?;
         Ok(Shared::new(
             ledger,
             Arc::clone(store),
             Events::restore(&left),
-            Arc::clone(clock),
+            Arc::clone(&self.clock),
             Arc::clone(mandate),
         ))
     }

@@ -35,8 +35,12 @@ const WRITES_PER_COMMIT: usize = 100;
 /// The timer does not look more often than this, whatever is due.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
-/// Nor less often.
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// Nor less often, so that an arbiter that runs never seems to its clock to have been away.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// An arbiter that did not look at its clock for longer was stopped or starved, and heard nothing meanwhile:
+/// that silence ends no lease.
+pub(crate) const ATTENTION: Duration = Duration::from_secs(3);
 
 /// How long to wait before a store that failed is tried again.
 const STORE_RETRY: Duration = Duration::from_millis(500);
@@ -207,7 +211,7 @@ impl Shared {
     ) -> Result<T, Failure> {
         let core = self.core.lock().await;
         let now = self.clock.now();
-        self.mandate.check(now)?;
+        self.mandate.check()?;
         Ok(look(&core.ledger, now))
     }
 
@@ -227,7 +231,7 @@ impl Shared {
         let mut core = self.core.lock().await;
         // Under the lock, and by the clock: whoever was stopped for a while finds out here first.
         let now = self.clock.now();
-        self.mandate.check(now)?;
+        self.mandate.check()?;
         let decided = decide(&mut core, now);
         if core.collect() {
             self.woken.notify_one();
@@ -323,7 +327,7 @@ impl Shared {
         epoch: Epoch,
     ) -> Result<watch::Receiver<Option<Failure>>, Failure> {
         let mut core = self.core.lock().await;
-        self.mandate.check(self.clock.now())?;
+        self.mandate.check()?;
         core.ledger.live_session(owner, epoch)?;
         if let Some((live, told)) = core.sessions.get(owner)
             && *live == epoch
@@ -348,7 +352,7 @@ impl Shared {
 
     /// What to tell whoever asks an arbiter that leads no more; none while it leads.
     pub(crate) fn deposed(&self) -> Option<Status> {
-        let deposed = self.mandate.check(self.clock.now()).err();
+        let deposed = self.mandate.check().err();
         deposed.map(Status::from)
     }
 
@@ -420,7 +424,7 @@ impl Shared {
         {
             let mut core = self.core.lock().await;
             let now = self.clock.now();
-            if self.mandate.check(now).is_err() {
+            if self.mandate.check().is_err() {
                 // What is pending is of no use to anybody; whoever renews the mandate ends it.
                 return STORE_RETRY;
             }

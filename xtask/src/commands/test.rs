@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, faults, matrix, soak};
+use super::{Task, check, faults, matrix, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -27,6 +27,9 @@ pub(super) const TASK: Task = Task {
             );
             report.suite("digits", unittest(workspace, "examples/digits/tests"));
             report.suite("fork server", unittest(workspace, "clients/python/tests"));
+            if let Err(why) = sim::sim(workspace, &mut report, &[]) {
+                report.fail("simulation", &why);
+            }
             if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
                 report.fail("kill matrix", &why);
             }

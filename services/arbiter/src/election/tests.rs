@@ -118,6 +118,7 @@ impl Member {
                 terms: Config::default().terms().unwrap(),
                 templates: BTreeMap::new(),
                 environment: Environment::default(),
+                clock: Arc::new(BootClock),
             },
             terms: terms(),
             address: Some(format!("{name}:1").parse().unwrap()),
@@ -363,23 +364,24 @@ async fn a_batch_of_many_commits_stops_where_another_has_won() {
     for number in 0..250 {
         many.delete(format!("serve/x/{number:03}"));
     }
-    let mandate = Arc::new(Mandate::of(Reign {
+    let forever = Reign {
         number: reign,
         until: Tick::NEVER,
-    }));
+    };
+    let mandate = Arc::new(Mandate::of(forever, Arc::new(BootClock)));
     let usurper = Usurper {
         store: Arc::clone(&store),
         after: AtomicU64::new(1),
         reign,
     };
-    let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let origins = Origins {
         terms: Config::default().terms().unwrap(),
         templates: BTreeMap::new(),
         environment: Environment::default(),
+        clock: Arc::new(BootClock),
     };
     let usurped: Arc<dyn Store> = Arc::new(usurper);
-    let shared = origins.shared(&usurped, &clock, &mandate).await.unwrap();
+    let shared = origins.shared(&usurped, &mandate).await.unwrap();
 
     let refused = shared.write(&mut many).await.unwrap_err();
 
@@ -461,13 +463,14 @@ async fn a_process_that_was_stopped_refuses_by_its_clock_before_anybody_tells_it
             .unwrap(),
         until: hand.now() + Duration::from_secs(4),
     };
-    let mandate = Arc::new(Mandate::of(reign));
+    let mandate = Arc::new(Mandate::of(reign, Arc::clone(&clock)));
     let origins = Origins {
         terms: Config::default().terms().unwrap(),
         templates: BTreeMap::new(),
         environment: Environment::default(),
+        clock,
     };
-    let shared = origins.shared(&store, &clock, &mandate).await.unwrap();
+    let shared = origins.shared(&store, &mandate).await.unwrap();
     let (stream, _inbox) = join(&shared).await;
     hand.advance(Duration::from_secs(3));
     assert!(beat(&shared, stream, 1).await);

@@ -56,6 +56,9 @@ impl Node {
 
     /// Whether it takes workers: only from its first beat on, as until then it has no permission that
     /// it could give them.
+    ///
+    /// That is offer and acceptance (`lease` L6). Its hello asks, the stream that opens is the offer, and an
+    /// agent beats only on a stream it has heard to be open: one that can send but not hear never beats, and gets nothing.
     fn takes(&self) -> bool {
         self.last.0 > 0
     }
@@ -372,6 +375,30 @@ mod tests {
 
     use super::*;
     use crate::Config;
+
+    #[test]
+    fn a_node_that_only_said_hello_has_accepted_nothing_and_takes_no_workers() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let now = Tick::from_nanos(1_000_000_000);
+        let beat = HeartbeatRequest {
+            seq: 1,
+            ..HeartbeatRequest::default()
+        };
+
+        for _ in 0..3 {
+            ledger.on_hello(&node, &Hello::default(), now);
+            assert!(!ledger.nodes[&node].takes());
+        }
+        assert!(ledger.on_beat(&node, &beat, now));
+        assert!(ledger.nodes[&node].takes());
+        ledger.on_hello(&node, &Hello::default(), now);
+        assert!(
+            !ledger.nodes[&node].takes(),
+            "another stream has to be heard too"
+        );
+    }
 
     #[test]
     fn a_node_name_is_not_given_to_another_agent_before_the_lease_of_the_first_is_over() {

@@ -22,7 +22,7 @@ use tether_types::{Epoch, NodeName, OwnerName, Reason};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{ATTENTION, PAUSE_MAX, Shared};
 use crate::{config::Config, events::Events, ledger::Ledger, mandate::Mandate};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -308,7 +308,7 @@ async fn an_idle_arbiter_rests() {
     let pause = shared.keep_time_once().await;
     let woken = wakes_at_once().await;
 
-    assert!(pause > Duration::from_secs(1), "{pause:?}");
+    assert!(pause >= PAUSE_MAX && PAUSE_MAX * 2 < ATTENTION, "{pause:?}");
     assert!(
         woken.is_err(),
         "looking at the time wakes nobody to look at the time"
