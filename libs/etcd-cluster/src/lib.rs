@@ -18,10 +18,12 @@
 mod certificates;
 mod cluster;
 mod member;
+mod setup;
 mod wire;
 
 pub use certificates::Certificates;
-pub use cluster::{Cluster, Setup, USER};
+pub use cluster::{Cluster, USER};
 pub use member::{Member, OLD, PROGRAM, Seat};
 pub use rustix::process::Signal;
+pub use setup::Setup;
 pub use wire::{Flow, Wire};
