@@ -261,15 +261,22 @@ impl Drop for House {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
-            println!("{log}");
+            say(&log);
         }
         tether_tests::tidy(self.dir.path());
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the figure is the point")]
-fn say(what: &str, took: Duration) {
-    println!("{what}: renewals went on after {:.2} s", took.as_secs_f64());
+#[expect(clippy::print_stdout, reason = "what was seen is the point")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
+fn say_took(what: &str, took: Duration) {
+    say(&format!(
+        "{what}: renewals went on after {:.2} s",
+        took.as_secs_f64()
+    ));
 }
 
 #[tokio::test]
@@ -281,7 +288,7 @@ async fn a_leader_that_is_killed_is_followed_before_anybody_notices() {
     let lost = Instant::now();
     let took = house.resumed(lost).await;
 
-    say("leader killed", took);
+    say_took("leader killed", took);
     assert!(took < RESUMED, "{took:?}");
     assert_eq!(house.leader().await, 1 - leader);
     house.nothing_was_lost().await;
@@ -320,7 +327,7 @@ async fn a_leader_that_was_stopped_refuses_everything_when_it_goes_on() {
         pools.apply_pool(request).await
     });
     let took = house.resumed(lost).await;
-    say("leader stopped", took);
+    say_took("leader stopped", took);
     assert!(took < RESUMED, "{took:?}");
     assert_eq!(house.leader().await, 1 - leader);
     kill(house.pid(leader), Signal::CONT);
@@ -351,7 +358,7 @@ async fn a_leader_that_stops_in_good_order_is_followed_at_once() {
     let (_, led) = led.await;
     let took = house.resumed(lost).await;
 
-    say("leader stopped in good order", took);
+    say_took("leader stopped in good order", took);
     // Less than what it would have to wait for one that left no word.
     assert!(led < Duration::from_secs(4), "{led:?}");
     let mut stopped = house.arbiters[leader].take().unwrap();
@@ -382,7 +389,7 @@ async fn a_store_that_is_away_for_a_while_costs_the_leader_its_place_and_nobody_
     let back = Instant::now();
     let took = house.resumed(back).await;
 
-    say("store away", took);
+    say_took("store away", took);
     assert!(
         still < out,
         "leases were renewed without it: {still:?}, {out:?}"

@@ -192,6 +192,28 @@ fn a_new_leader_fills_at_once_what_was_never_owned_and_waits_with_all_else() {
     );
 }
 
+/// A pool of before that could not be read is nobody's name, and may have workers all the same.
+#[test]
+fn a_pool_in_the_name_of_one_that_could_not_be_read_is_no_new_one() {
+    let mut world = World::new(1);
+    world.open(1, false);
+    world.apply(4, 1);
+    world.run(Duration::from_secs(1));
+    let has_it = |node: &super::node::Node| !node.workers.is_empty();
+    let node = world.nodes.iter().position(has_it).unwrap();
+    world.nodes[node].cut = true;
+    world.lose_stream(node, false);
+    let record = world.store.get_mut("arbiter/pools/spread-1").unwrap();
+    record.0 = bytes::Bytes::from_static(b"garbage");
+    world.change_leader(Duration::from_secs(1));
+    world.run(Duration::from_millis(500));
+
+    assert!(world.apply(4, 1));
+    world.run(Duration::from_millis(500));
+
+    assert_eq!(world.starts, 1, "it waits for the node that was not heard");
+}
+
 #[test]
 fn a_new_leader_that_does_not_wait_is_found_out() {
     let why = found_out(Flaw::NoWait).expect("it is");
