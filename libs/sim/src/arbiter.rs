@@ -10,7 +10,7 @@ use crate::{
     Mutant,
     agenda::{Down, Event, Owner, Up},
     machine::Machine,
-    world::World,
+    world::{World, nanos},
 };
 
 /// A grantor that looked away for longer was not there.
@@ -23,6 +23,8 @@ enum Seat {
     Offered {
         to: u8,
         offer: Offer,
+        /// In truth: for the oracle.
+        made: u64,
     },
     Held {
         by: u8,
@@ -178,13 +180,21 @@ impl World {
 
     fn on_ask(&mut self, at: usize, from: u8, reign: u64, tick: Tick) -> Option<Down> {
         let slot = self.slot_of(from);
-        let is_free = match &mut self.arbiters[at].seats[slot] {
-            Seat::Free => true,
-            Seat::Offered { offer, .. } => !offer.stands(tick),
-            Seat::Held { lease, .. } => lease.check(tick) == Tenure::Free,
-        };
-        if !is_free {
-            return None;
+        let arbiter = &mut self.arbiters[at];
+        match &mut arbiter.seats[slot] {
+            Seat::Offered { offer, made, .. } if offer.stands(tick) => {
+                let made = *made;
+                self.check_offer(slot, made);
+                return None;
+            }
+            // Nothing remains of a lease that is free.
+            Seat::Held { lease, .. } if !lease.remaining(tick).is_zero() => {
+                let left = nanos(lease.remaining(tick));
+                let (id, until) = (arbiter.id, self.now + arbiter.machine.until(left));
+                self.wait_in_line(id, from, until);
+                return None;
+            }
+            Seat::Free | Seat::Offered { .. } | Seat::Held { .. } => {}
         }
         // From the store, so that no other arbiter ever offers or grants the same.
         let epoch = Epoch(self.commit(at, reign)?);
@@ -193,8 +203,25 @@ impl World {
             return self.seat(at, from, epoch, lease);
         }
         let offer = Offer::new(epoch, tick);
-        self.arbiters[at].seats[slot] = Seat::Offered { to: from, offer };
+        self.arbiters[at].seats[slot] = Seat::Offered {
+            to: from,
+            offer,
+            made: self.now,
+        };
         Some(Down::Offer(epoch))
+    }
+
+    /// Who asks shortly before a slot is free has it the moment it is: the most that a margin has to stand.
+    fn wait_in_line(&mut self, arbiter: u8, node: u8, until: u64) {
+        if until < self.now + self.setup.beat * 2 {
+            let said = Up::Ask;
+            let event = Event::Arrives {
+                node,
+                arbiter,
+                said,
+            };
+            self.agenda.add(until + 1_000, event);
+        }
     }
 
     fn on_accept(
@@ -207,7 +234,7 @@ impl World {
     ) -> Option<Down> {
         let slot = self.slot_of(from);
         match &self.arbiters[at].seats[slot] {
-            Seat::Offered { to, offer } if *to == from => {
+            Seat::Offered { to, offer, .. } if *to == from => {
                 let lease = offer.accept(epoch, self.setup.terms, tick)?;
                 self.commit(at, reign)?;
                 self.seat(at, from, epoch, lease)

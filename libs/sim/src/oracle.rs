@@ -148,6 +148,22 @@ impl World {
         }
     }
 
+    /// A slot is kept from one who asks by an offer that nobody accepted.
+    pub(crate) fn check_offer(&mut self, slot: usize, made: u64) {
+        let since = self
+            .nodes
+            .iter()
+            .map(|node| node.anew)
+            .max()
+            .unwrap_or(0)
+            .max(made);
+        if self.now > since + DELAY_MAX {
+            let kept = (self.now - made) as f64 / 1e9;
+            let text = format!("slot {slot} is kept for {kept:.3} s by an offer");
+            self.violated(Promise::NoDeafHolder, text);
+        }
+    }
+
     /// A lease of one who may be deaf was extended: by beats that were said before, and two more.
     pub(crate) fn check_deaf_beat(&mut self, index: usize) {
         let now = self.now;

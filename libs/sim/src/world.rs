@@ -22,8 +22,8 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 /// How long a schedule is.
 pub(crate) const LENGTH: u64 = 600 * SECOND;
 
-/// What a message takes where nothing is wrong.
-const DELAY: u64 = 60_000_000;
+/// What a message takes at most where nothing is wrong: in one room, or between cities.
+const DELAYS: &[u64] = &[1_000_000, 60_000_000];
 
 /// Clocks are off by no more than this part in a million, unless NTP slews them.
 const RHO_PPM: u64 = 5_000;
@@ -37,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) leading: LeaderTerms,
     pub(crate) ttl: u64,
     pub(crate) beat: u64,
+    delay: u64,
     /// What workers write to crashes before many a write.
     pub(crate) crashing_resources: bool,
 }
@@ -131,7 +132,7 @@ impl World {
         }
         let arbiters = 1 + chance.below(2);
         for id in 0..arbiters {
-            let machine = machine(chance, false);
+            let machine = machine(chance, far);
             let id = u8::try_from(id).unwrap_or(0);
             self.arbiters
                 .push(Arbiter::new(id, machine, self.setup.leading));
@@ -285,7 +286,7 @@ impl World {
     /// The network: late, lost and twice only where something is wrong.
     fn carry(&mut self, event: Event) {
         if self.rough == 0 {
-            let at = self.now + self.chance.span(DELAY);
+            let at = self.now + self.chance.span(self.setup.delay);
             return self.agenda.add(at, event);
         }
         if self.chance.one_in(3) {
@@ -293,7 +294,9 @@ impl World {
         }
         let copies = if self.chance.one_in(4) { 2 } else { 1 };
         for _ in 0..copies {
-            let most = self.chance.pick(&[DELAY, DELAY, SECOND, DELAY_MAX]);
+            let most = self
+                .chance
+                .pick(&[self.setup.delay, self.setup.delay, SECOND, DELAY_MAX]);
             let at = self.now + self.chance.span(most);
             self.agenda.add(at, event);
         }
@@ -334,21 +337,19 @@ fn setup(chance: &mut Chance, mutant: Option<Mutant>) -> Setup {
         leading: leading.expect("ten seconds are enough for five renewals"),
         ttl: ttl * SECOND,
         beat: beat * SECOND,
+        delay: chance.pick(DELAYS),
         crashing_resources: chance.one_in(3),
     }
 }
 
+/// Clocks at the edges of what is allowed more often than not, and all wrong in the same way as often as in different ones.
 fn machine(chance: &mut Chance, far: bool) -> Machine {
-    let raw = match chance.below(4) {
-        0 => EXACT - RHO_PPM,
-        1 => EXACT + RHO_PPM,
-        _ => EXACT - RHO_PPM + chance.below(2 * RHO_PPM + 1),
-    };
-    Machine::new(
-        raw,
-        slewed(chance, far),
-        SECOND * (100 + chance.below(1_000)),
-    )
+    let age = SECOND * (100 + chance.below(1_000));
+    match chance.below(4) {
+        0 => Machine::new(EXACT - RHO_PPM, EXACT - RHO_PPM, age),
+        1 => Machine::new(EXACT + RHO_PPM, EXACT + RHO_PPM, age),
+        _ => Machine::new(slewed(chance, false), slewed(chance, far), age),
+    }
 }
 
 pub(crate) fn nanos(span: Duration) -> u64 {
