@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::FlockOperation;
@@ -19,6 +20,7 @@ use crate::{
     launch,
     limits::Controllers,
     metrics::Metrics,
+    pages::Pages,
     remains,
     sockets::Sockets,
     worker,
@@ -100,6 +102,8 @@ pub(crate) struct Ground {
     pub(crate) guarantee: Guarantee,
     pub(crate) zygote: Zygote,
     pub(crate) sockets: Sockets,
+    /// Where shims read how long their workers may go on.
+    pub(crate) pages: Arc<Pages>,
     pub(crate) metrics: Metrics,
     /// Held for as long as the agent lives.
     _lock: File,
@@ -182,6 +186,7 @@ impl Config {
             guarantee,
             zygote,
             sockets: Sockets::inherit(),
+            pages: Arc::default(),
             metrics: Metrics::declare(metrics, guarantee, reduced),
             _lock: lock,
         };
