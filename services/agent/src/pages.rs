@@ -12,7 +12,7 @@
 //! - **A3** A slot is nobody's again once the last of its workers is dead, a page once nobody has a seat on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -174,8 +174,8 @@ impl Sheet {
         if let Some((&generation, _)) = open.clone().find(of_pool) {
             return Some(generation);
         }
-        let is_free = |number: &u32| open.clone().all(|(_, slot)| slot.number != *number);
-        let number = (0..SLOTS).find(is_free)?;
+        let taken: BTreeSet<u32> = open.map(|(_, slot)| slot.number).collect();
+        let number = (0..SLOTS).find(|number| !taken.contains(number))?;
         let generation = self.page.next_generation();
         let place = tether_sys::Seat {
             slot: number,
