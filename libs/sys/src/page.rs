@@ -26,7 +26,7 @@ use rustix::fs::{
     FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fchmod, fcntl_add_seals,
     fcntl_get_seals, fstat, ftruncate, memfd_create,
 };
-use rustix::io::{Errno, pwrite};
+use rustix::io::{Errno, pwrite, retry_on_intr};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -168,7 +168,7 @@ impl View {
         fchmod(&writable, Mode::RUSR | Mode::WUSR)?;
         let length = PAGE_BYTES as u64;
         ftruncate(&writable, length)?;
-        fallocate(&writable, FallocateFlags::empty(), 0, length)?;
+        retry_on_intr(|| fallocate(&writable, FallocateFlags::empty(), 0, length))?;
         let now = clock_gettime(ClockId::Boottime);
         // One agent at a time makes these, so no two are of one moment.
         let id = (now.tv_sec.unsigned_abs())

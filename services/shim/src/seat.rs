@@ -28,7 +28,7 @@ impl Seated {
             writable: page.writable,
             readable: page.readable,
             seat,
-            look_at: Tick::NEVER,
+            look_at: Tick::ZERO,
         }
     }
 

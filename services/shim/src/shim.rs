@@ -44,6 +44,9 @@ const RECORD_AFTER: Duration = Duration::from_millis(100);
 /// How long a death waits for its acknowledgement before it is left to the file.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
 
+/// When an owner's process is looked at again that could not be.
+const UNSEEN: Duration = Duration::from_millis(100);
+
 /// The program's arguments and environment, let go of once it is started.
 pub(crate) type ArgvAndEnv = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -200,17 +203,10 @@ impl Shim {
 
     /// Takes over what the lease page says by now.
     pub(crate) fn look(&mut self, now: Tick) {
-        let Some((node, owner)) = self.seated.read() else {
-            if now >= self.seated.look_at {
-                self.seated.look_at = self.plan.look(now);
-            }
-            return;
-        };
-        let is_due = now >= self.seated.look_at;
-        if self.plan.on_renewal(node, owner) || is_due {
+        let said = self.seated.read();
+        let is_other = said.is_some_and(|(node, owner)| self.plan.on_renewal(node, owner));
+        if is_other || now >= self.seated.look_at {
             self.seated.look_at = self.plan.look(now);
-        }
-        if is_due {
             self.look_at_unseen();
         }
     }
@@ -239,8 +235,13 @@ impl Shim {
 
     fn look_at(&mut self, owner: Option<Identity>, on_exit: OnOwnerExit) {
         self.owner = Owner::watch(owner, on_exit);
-        if matches!(self.owner, Owner::Gone) {
-            self.on_owner_gone();
+        match self.owner {
+            Owner::Gone => self.on_owner_gone(),
+            Owner::Unseen(_) => {
+                let soon = BootClock.now() + UNSEEN;
+                self.seated.look_at = self.seated.look_at.min(soon);
+            }
+            Owner::Unwatched | Owner::Watched(_) => {}
         }
     }
 

@@ -125,6 +125,23 @@ fn a_renewal_that_comes_as_a_message_takes_a_worker_off_the_page() {
 }
 
 #[test]
+fn a_renewal_is_seen_long_before_the_end_also_by_the_guard() {
+    let (mut shim, page, worker) = seated(STUBBORN, in_ms(2_000), NO_DEADLINE);
+    let first = page.node().alive;
+    page.set_node(both(first + 2_000_000_000));
+
+    // Half of what it knew of, and some time to look.
+    worker.lives_for(Duration::from_millis(1_500));
+    Process::of(shim.child.id()).signal(Signal::STOP);
+
+    worker.lives_for(
+        Duration::from_nanos(first.saturating_sub(now_ns())) + Duration::from_millis(500),
+    );
+    worker.gone_within(PATIENCE);
+    shim.left();
+}
+
+#[test]
 fn a_stopped_shim_ends_by_the_last_end_it_read() {
     let (mut shim, page, worker) = seated(STUBBORN, in_ms(1_000), NO_DEADLINE);
     page.set_node(both(in_ms(2_000)));
