@@ -264,9 +264,9 @@ impl Page {
         close(self.words(), slot);
     }
 
-    /// Whether nobody ever had a seat on it.
-    pub fn is_new(&self) -> bool {
-        self.words()[GENERATIONS_AT].get() == 0
+    /// Closes all of them, whoever has opened them.
+    pub fn close_all(&self) {
+        (0..SLOTS).for_each(|slot| self.close(slot));
     }
 
     /// A generation that no slot of this page ever had, whichever agent wrote to it.

@@ -69,10 +69,10 @@ pub(crate) type Shown = (u64, Option<OwnedFd>);
 impl Pages {
     /// A seat for another worker of this pool; none where nothing was granted to it, where its page cannot be had
     /// or all slots of that are taken: then it is told of its permission in messages.
-    pub(crate) fn take(self: &Arc<Self>, page: Shown, pool: &PoolName) -> Option<Seat> {
+    pub(crate) fn take(self: &Arc<Self>, page: Shown, pool: &PoolName, now: Tick) -> Option<Seat> {
         let mut all = self.lock();
         let granted = all.granted.pool(pool)?.clone();
-        let (id, sheet) = all.sheet(page)?;
+        let (id, sheet) = all.sheet(page, now)?;
         let generation = sheet.seat(pool, &granted)?;
         self.seat(id, sheet, generation)
     }
@@ -83,9 +83,10 @@ impl Pages {
         page: Shown,
         place: protocol::Seat,
         pool: &PoolName,
+        now: Tick,
     ) -> Option<Seat> {
         let mut all = self.lock();
-        let (id, sheet) = all.sheet(page)?;
+        let (id, sheet) = all.sheet(page, now)?;
         let is_open = sheet.page.read(on_page(place)).is_some();
         sheet.slots.entry(place.generation).or_insert_with(|| Slot {
             number: place.slot,
@@ -94,7 +95,9 @@ impl Pages {
             // An earlier agent has seen its end.
             over: (!is_open).then_some(DeathCause::LeaseExpired),
         });
-        self.seat(id, sheet, place.generation)
+        let seat = self.seat(id, sheet, place.generation);
+        all.store_on(id, now);
+        seat
     }
 
     /// Stores what is granted as of `now`; tells whether an end was moved nearer, which nobody sees by itself.
@@ -126,20 +129,23 @@ impl Pages {
 
 impl All {
     /// The page that was shown, known from now on.
-    fn sheet(&mut self, (id, page): Shown) -> Option<(u64, &mut Sheet)> {
+    fn sheet(&mut self, (id, page): Shown, now: Tick) -> Option<(u64, &mut Sheet)> {
         if !self.sheets.contains_key(&id) {
             let page = Page::of(page?).ok().filter(|page| page.id() == id)?;
-            // A page that nobody has a seat on yet takes what is granted as it is; one that was found waits for
-            // the next answer.
-            if let Some(node) = self.granted.node_until().filter(|_| page.is_new()) {
-                page.set_node(node);
-            }
             let slots = BTreeMap::new();
             self.sheets.insert(id, Sheet { page, slots });
+            self.store_on(id, now);
             let before = std::mem::replace(&mut self.last, id);
             self.let_go(before);
         }
         Some((id, self.sheets.get_mut(&id)?))
+    }
+
+    /// What was granted already, where anything was. Each worker that was found is told to look once.
+    fn store_on(&mut self, id: u64, now: Tick) {
+        if let Some(sheet) = self.sheets.get_mut(&id) {
+            sheet.store(&self.granted, now);
+        }
     }
 
     fn let_go(&mut self, id: u64) {
@@ -224,11 +230,11 @@ impl Sheet {
         nearer
     }
 
-    /// Takes everybody's seat.
+    /// Takes everybody's seat, also of whom this agent knows nothing yet.
     fn end_all(&mut self) {
-        for slot in self.slots.values_mut().filter(|slot| slot.over.is_none()) {
-            self.page.close(slot.number);
-            slot.over = Some(DeathCause::LeaseExpired);
+        self.page.close_all();
+        for slot in self.slots.values_mut() {
+            slot.over.get_or_insert(DeathCause::LeaseExpired);
         }
     }
 }

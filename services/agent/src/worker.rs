@@ -414,7 +414,7 @@ impl Task {
             let page = (!descriptors.is_empty()).then(|| descriptors.remove(0));
             let find = |seat| {
                 let pages = &self.ties.ground.pages;
-                pages.find((hello.page, page), seat, &self.id.pool)
+                pages.find((hello.page, page), seat, &self.id.pool, BootClock.now())
             };
             self.seat = hello.seat.and_then(find);
         }

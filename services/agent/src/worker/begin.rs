@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use tether_clock::Tick;
+use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::node::StartWorker;
 use tether_shim_protocol::{Hello, Launch, Message};
 use tether_types::{Address, WorkerId};
@@ -185,7 +185,9 @@ pub(super) async fn shim_for(
         match timeout(SHIM_START, from.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) => {
                 let page = from.take_descriptors().into_iter().next();
-                let seat = ground.pages.take((hello.page, page), &id.pool);
+                let seat = ground
+                    .pages
+                    .take((hello.page, page), &id.pool, BootClock.now());
                 let launch = Launch {
                     seat: seat.as_ref().map(Seat::place),
                     ..prepared.launch.clone()

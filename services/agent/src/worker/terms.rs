@@ -69,7 +69,7 @@ impl Task {
             .await;
         }
         if has_seat {
-            if self.told.map_or(0, |told| told.nearer) != terms.nearer {
+            if self.told.is_none_or(|told| told.nearer != terms.nearer) {
                 to.send(&Message::Look).await;
             }
         } else {
