@@ -9,8 +9,9 @@
 //! The reserve is the part of the grace that is kept for dying and being reaped, so that a worker
 //! which ignores SIGTERM is still gone when its permission ends, not a moment after.
 //!
-//! Later ends are stored on the lease page without a word, so the shim looks there whenever half of what it knows
-//! of is over ([`Plan::look`]): a renewal that is in time is seen in time, also by the guard.
+//! Later ends are stored on the lease page without a word, so the shim looks there whenever a quarter of what it
+//! knows of is over ([`Plan::look`]): a renewal that is in time is seen in time, also by the guard, and who is frozen
+//! for a while has most of it left.
 //!
 //! # Invariants
 //!
@@ -234,7 +235,7 @@ impl Plan {
         let deadline = self.deadline();
         match self.state {
             State::Running | State::Terminating { .. } if deadline != Tick::NEVER => {
-                now + (deadline.since(now) / 2).max(LOOK_MIN)
+                now + (deadline.since(now) / 4).max(LOOK_MIN)
             }
             State::Running | State::Terminating { .. } | State::Killing { .. } | State::Over => {
                 Tick::NEVER

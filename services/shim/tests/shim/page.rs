@@ -130,7 +130,7 @@ fn a_renewal_is_seen_long_before_the_end_also_by_the_guard() {
     let first = page.node().alive;
     page.set_node(both(first + 2_000_000_000));
 
-    // Half of what it knew of, and some time to look.
+    // More than a quarter of what it knew of, and some time to look.
     worker.lives_for(Duration::from_millis(1_500));
     Process::of(shim.child.id()).signal(Signal::STOP);
 
