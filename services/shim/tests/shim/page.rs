@@ -57,10 +57,10 @@ fn a_worker_is_renewed_by_stores_alone_and_gone_by_the_last_of_them() {
 
 #[test]
 fn the_earlier_end_holds_whosever_it_is_and_is_the_cause() {
-    let (mut shim, _page, _) = seated(STUBBORN, in_ms(60_000), in_ms(700));
+    let (mut shim, _page, _) = seated(STUBBORN, in_ms(60_000), in_ms(3_000));
     assert_eq!(shim.dead().cause, Cause::OwnerGone);
 
-    let (mut shim, _page, _) = seated(STUBBORN, in_ms(700), in_ms(60_000));
+    let (mut shim, _page, _) = seated(STUBBORN, in_ms(3_000), in_ms(60_000));
     assert_eq!(shim.dead().cause, Cause::LeaseExpired);
 }
 
@@ -126,17 +126,18 @@ fn a_renewal_that_comes_as_a_message_takes_a_worker_off_the_page() {
 
 #[test]
 fn a_renewal_is_seen_long_before_the_end_also_by_the_guard() {
-    let (mut shim, page, worker) = seated(STUBBORN, in_ms(2_000), NO_DEADLINE);
+    let (mut shim, page, worker) = seated(STUBBORN, in_ms(6_000), NO_DEADLINE);
     let first = page.node().alive;
-    page.set_node(both(first + 2_000_000_000));
-
-    // More than a quarter of what it knew of, and some time to look.
+    // The shim has no other reason to wake up any more: after a second it lets go of what its start took.
     worker.lives_for(Duration::from_millis(1_500));
+
+    page.set_node(both(first + 1_000_000_000));
+    // More than a quarter of what it knew of.
+    worker.lives_for(Duration::from_millis(2_000));
     Process::of(shim.child.id()).signal(Signal::STOP);
 
-    worker.lives_for(
-        Duration::from_nanos(first.saturating_sub(now_ns())) + Duration::from_millis(500),
-    );
+    let left = Duration::from_nanos(first.saturating_sub(now_ns()));
+    worker.lives_for(left + Duration::from_millis(500));
     worker.gone_within(PATIENCE);
     shim.left();
 }
