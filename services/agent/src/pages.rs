@@ -12,7 +12,7 @@
 //! - **A3** A slot is nobody's again once the last of its workers is dead, a page once nobody has a seat on it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -130,10 +130,10 @@ impl Pages {
 impl All {
     /// The page that was shown, known from now on.
     fn sheet(&mut self, (id, page): Shown, now: Tick) -> Option<(u64, &mut Sheet)> {
-        if !self.sheets.contains_key(&id) {
+        if let Entry::Vacant(place) = self.sheets.entry(id) {
             let page = Page::of(page?).ok().filter(|page| page.id() == id)?;
             let slots = BTreeMap::new();
-            self.sheets.insert(id, Sheet { page, slots });
+            place.insert(Sheet { page, slots });
             self.store_on(id, now);
             let before = std::mem::replace(&mut self.last, id);
             self.let_go(before);
