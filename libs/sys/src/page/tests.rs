@@ -1,3 +1,5 @@
+//! The page as its writer and its readers see it, and the proof that no reader takes what is not its own.
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

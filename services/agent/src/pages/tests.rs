@@ -1,3 +1,5 @@
+//! A1 to A3, on real pages and without a shim.
+
 use std::time::Duration;
 
 use tether_shim_protocol::{NO_DEADLINE, OnLinkLoss, OnOwnerExit};
