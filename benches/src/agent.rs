@@ -7,6 +7,7 @@ mod ends;
 mod floor;
 mod lives;
 mod ours;
+mod renewals;
 mod rows;
 
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use std::path::PathBuf;
 use clap::ValueEnum as _;
 
 use crate::{figure::Figure, ground::Ground};
+
+pub use renewals::{Hung, hung_agent};
 
 /// Spawns under way at a time.
 const IN_FLIGHT: usize = 16;
@@ -31,7 +34,7 @@ pub enum Part {
     Spawning,
     /// Everything killed, and the owner killed alone.
     Ending,
-    /// The end of a lease.
+    /// The end of a lease, and what it costs to renew it.
     Lease,
     /// A killed worker's successor.
     Replacing,

@@ -98,6 +98,19 @@ pub fn cpu_below(of: u32) -> Duration {
     Duration::from_millis(reaped * 10) + living
 }
 
+/// Time that these have run so far, to the nanosecond, all their threads together.
+pub fn run_time<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Duration {
+    let threads = processes.into_iter().flat_map(|process| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
+        tasks.into_iter().flatten().flatten()
+    });
+    let nanos = threads.filter_map(|thread| {
+        let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        stat.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanos.sum())
+}
+
 /// Proportional set size of a process in bytes; 0 when it is gone.
 pub fn pss_bytes(pid: u32) -> u64 {
     // These have no memory of their own: all of them live in their zygote's, where it is counted once.
@@ -295,6 +308,26 @@ mod tests {
         assert!(there());
         reap_orphans(&known(dead.started - 1));
         assert!(!there() && child.wait().is_err());
+    }
+
+    #[test]
+    fn the_time_of_all_threads_is_counted_and_that_of_the_dead_is_not() {
+        let me = Process::read(std::process::id()).unwrap();
+        let before = run_time([&me]);
+        let busy = std::thread::spawn(|| {
+            let until = Instant::now() + Duration::from_millis(100);
+            while Instant::now() < until {}
+            std::thread::park();
+        });
+        until(|| (run_time([&me]) >= before + Duration::from_millis(20)).then_some(()));
+        busy.thread().unpark();
+        busy.join().unwrap();
+
+        let gone = Process {
+            pid: u32::MAX,
+            ..me
+        };
+        assert_eq!(run_time([&gone]), Duration::ZERO);
     }
 
     #[test]

@@ -288,7 +288,7 @@ def become(order, descriptors):
     os.closerange(len(moved), os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.environ.update(order.env)
-    if len(descriptors) > 3:
+    if "LISTEN_FDS" in os.environ:
         os.environ["LISTEN_PID"] = str(os.getpid())
     if "WATCHDOG_USEC" in os.environ:
         os.environ["WATCHDOG_PID"] = str(os.getpid())

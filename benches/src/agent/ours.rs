@@ -59,6 +59,19 @@ pub(super) fn template(
     }
 }
 
+/// Under what an agent has its workers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Whether they are coupled to an owner's process.
+    pub(super) coupled: bool,
+    /// The node's lease.
+    pub(super) ttl: Duration,
+    /// How often it is renewed.
+    pub(super) beat: Duration,
+    /// What is left of the owner's permission at each beat; none where that has no end.
+    pub(super) remaining: Option<Duration>,
+}
+
 /// An agent, its puppet and an owner.
 #[derive(Debug)]
 pub(super) struct Ours<'a> {
@@ -81,6 +94,29 @@ impl<'a> Ours<'a> {
         coupled: bool,
         remaining: Option<Duration>,
     ) -> anyhow::Result<Self> {
+        // The beat with which an arbiter serves a pool whose timeout is that short.
+        let beat = Duration::from_millis(if remaining.is_some() { 200 } else { 1_000 });
+        let terms = Terms {
+            coupled,
+            ttl: Duration::from_secs(60),
+            beat,
+            remaining,
+        };
+        Self::start_on(ground, program, terms).await
+    }
+
+    /// The same under any terms.
+    pub(super) async fn start_on(
+        ground: &'a Ground,
+        program: &std::path::Path,
+        terms: Terms,
+    ) -> anyhow::Result<Self> {
+        let Terms {
+            coupled,
+            ttl,
+            beat,
+            remaining,
+        } = terms;
         ground.clear()?;
         let runtime = ground.fresh("ours")?;
         let mut owner = None;
@@ -98,9 +134,8 @@ impl<'a> Ours<'a> {
             owner = Some(child);
         }
         let grant = Grant {
-            ttl: Duration::from_secs(60),
-            // The beat with which an arbiter serves a pool whose timeout is that short.
-            beat: Duration::from_millis(if remaining.is_some() { 200 } else { 1_000 }),
+            ttl,
+            beat,
             owners: vec![OwnerPermission {
                 owner: OWNER.to_owned(),
                 epoch: 1,
@@ -191,6 +226,15 @@ impl<'a> Ours<'a> {
             }
         }
         Ok(reports)
+    }
+
+    /// The agent alone, pinned.
+    pub(super) fn agent(&self) -> Pinned {
+        Pinned::new(
+            own()
+                .iter()
+                .filter(|process| process.pid == self.agent.id()),
+        )
     }
 
     /// Kills the agent with SIGKILL, starts the next one on the same directory, and tells when.

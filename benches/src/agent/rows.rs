@@ -9,6 +9,7 @@ use super::{
     ends::{self, Blow, End},
     floor, lives,
     ours::template,
+    renewals,
 };
 use crate::{
     figure::{Figure, Target, median},
@@ -187,7 +188,39 @@ impl<'a> Bench<'a> {
         for peer in PEERS {
             row = row.peer(peer.name(), Err("its workers have no lease".to_owned()));
         }
-        Ok(vec![row.target(Target::AtMost(50.0))])
+        let mut rows = vec![row.target(Target::AtMost(50.0))];
+        rows.push(self.hung().await?);
+        rows.push(self.renewing().await?);
+        Ok(rows)
+    }
+
+    /// Row 3 once more: an agent that hangs.
+    async fn hung(&self) -> anyhow::Result<Figure> {
+        let count = self.scale(1_000, 200);
+        let name = format!("agent alone stopped, until {count} workers are dead");
+        let row = Figure::new(name, "ms after the deadline");
+        let hung = renewals::hung_agent(self.ground, &self.plan.agent, count).await?;
+        if hung.early + hung.survivors > 0 {
+            let (early, late) = (hung.early, hung.survivors);
+            return Ok(row.without(format!("{early} died early, and {late} lived on")));
+        }
+        let slowest = hung.slowest.as_secs_f64() * 1e3;
+        Ok(row.ours(slowest).target(Target::AtMost(500.0)))
+    }
+
+    /// Row 3 without an end.
+    async fn renewing(&self) -> anyhow::Result<Figure> {
+        let (count, time) = self.scale(
+            (1_000, Duration::from_secs(40)),
+            (200, Duration::from_secs(20)),
+        );
+        let (agent, worker) = (&self.plan.agent, &self.worker);
+        let cores = renewals::cost(self.ground, agent, worker, count, time).await?;
+        let name = format!(
+            "agent and shims beside {count} idle workers, a beat each 5 s and a lease of 20 s"
+        );
+        let row = Figure::new(name, "thousandths of a processor").ours(cores * 1e3);
+        Ok(row.target(Target::AtMost(count as f64 * 0.005)))
     }
 
     /// Row 4: a killed worker's replacement.

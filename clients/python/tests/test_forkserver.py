@@ -82,6 +82,7 @@ class Forked(unittest.TestCase):
             "print(os.environ['KIND'], os.getcwd(), sorted(map(int, os.listdir('/proc/self/fd')))[:4], 'HOME' in os.environ)\n"
             "sys.exit(7)\n",
             *[extra.fileno()] * 6,
+            fields=b"eLISTEN_FDS=6\0",
         )
         self.assertEqual(said, b"+")
         self.assertEqual(out.read().decode().split(), ["forked", self.dir.name, "[0,", "1,", "2,", "3]", "False"])

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 
 use crate::wire::{Error, Reader, Writer};
 use crate::{
-    Cause, Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs, MAX_FRAME_BYTES,
-    Message, OnLinkLoss, OnOwnerExit, Phase, Proof, SpawnFailure, Stage, Terms, Walls,
+    BY_MESSAGE_ONLY, Cause, Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs,
+    MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Phase, Proof, Seat, SpawnFailure, Stage,
+    Terms, Walls,
 };
 
 const HEADER_BYTES: usize = 4;
@@ -151,6 +152,7 @@ fn write(message: &Message, to: &mut Writer) {
             to.i32(*signo);
         }
         Message::Acknowledge => to.u8(6),
+        Message::Look => to.u8(7),
         Message::Hello(hello) => {
             to.u8(65);
             hello.write(to);
@@ -192,6 +194,7 @@ fn read(from: &mut Reader<'_>) -> Result<Message, Error> {
         },
         5 => Message::Signal { signo: from.i32()? },
         6 => Message::Acknowledge,
+        7 => Message::Look,
         65 => Message::Hello(Hello::read(from)?),
         66 => Message::Started { pid: from.u32()? },
         67 => Message::SpawnFailed(SpawnFailure::read(from)?),
@@ -229,6 +232,7 @@ impl Launch {
         to.u64(self.kill_grace_ms);
         to.u64(self.node_deadline_ns);
         to.u64(self.owner_deadline_ns);
+        to.option(self.seat, |to, seat| seat.write(to));
         to.u32(self.sockets);
         to.count(self.wait_for.len());
         for socket in &self.wait_for {
@@ -255,6 +259,7 @@ impl Launch {
             kill_grace_ms: from.u64()?,
             node_deadline_ns: from.u64()?,
             owner_deadline_ns: from.u64()?,
+            seat: from.option("seat", Seat::read)?,
             sockets: from.u32()?,
             wait_for: from.list(Reader::u32)?,
         })
@@ -392,9 +397,23 @@ impl Hello {
         to.u32(self.worker_pid);
         to.u64(self.started_ns);
         self.phase.write(to);
+        if self.protocol > BY_MESSAGE_ONLY {
+            to.u64(self.page);
+            to.option(self.seat, |to, seat| seat.write(to));
+        }
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        let mut hello = Self::read_plain(from)?;
+        if hello.protocol > BY_MESSAGE_ONLY {
+            hello.page = from.u64()?;
+            hello.seat = from.option("seat", Seat::read)?;
+        }
+        Ok(hello)
+    }
+
+    /// What shims of every version say.
+    fn read_plain(from: &mut Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             protocol: from.u16()?,
             version: from.text("version")?,
@@ -403,6 +422,22 @@ impl Hello {
             worker_pid: from.u32()?,
             started_ns: from.u64()?,
             phase: Phase::read(from)?,
+            page: 0,
+            seat: None,
+        })
+    }
+}
+
+impl Seat {
+    fn write(self, to: &mut Writer) {
+        to.u32(self.slot);
+        to.u64(self.generation);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            slot: from.u32()?,
+            generation: from.u64()?,
         })
     }
 }

@@ -5,12 +5,13 @@
 //! nothing, because the shim is a static program that wants to stay under a mebibyte resident.
 //!
 //! ```text
-//! agent -> shim   Launch  Renew  Ties  Stop  Signal  Acknowledge
+//! agent -> shim   Launch  Renew  Look  Ties  Stop  Signal  Acknowledge
 //! shim -> agent   Hello  Started  SpawnFailed  Ending  Dead
 //! ```
 //!
-//! The shim says `Hello` first on every connection, with its protocol version; an agent that
-//! knows another version must not go on. `Ending` comes before the first signal, and `Dead` is
+//! The shim says `Hello` first on every connection, with its protocol version and, as the first of the
+//! descriptors beside it, the lease page that it reads; an agent speaks to shims of [`BY_MESSAGE_ONLY`] without
+//! one, and of no other version than its own else. `Ending` comes before the first signal, and `Dead` is
 //! said (and lies in the file [`DEATH_FILE`]) until an agent says `Acknowledge`.
 //!
 //! # Invariants
@@ -33,12 +34,19 @@ pub use cause::{Cause, Orderer};
 pub use codec::{Decoder, decode, encode};
 pub use message::{
     Credentials, Dead, Hello, Identity, Input, Launch, Limit, Logs, Message, OnLinkLoss,
-    OnOwnerExit, Phase, Proof, SpawnFailure, Stage, Terms, Walls,
+    OnOwnerExit, Phase, Proof, Seat, SpawnFailure, Stage, Terms, Walls,
 };
 pub use wire::Error;
 
 /// The version of this protocol; it changes with any change of a message.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
+
+/// The version before there was a lease page: its shims live on through an upgrade, and hear of each new end.
+pub const BY_MESSAGE_ONLY: u16 = 3;
+
+/// Tells a worker in its environment where it reads its permission: the number of a descriptor that is the lease
+/// page, its slot there, and the slot's generation, with colons between them. Absent where it has none.
+pub const LEASE_VARIABLE: &str = "TETHER_LEASE";
 
 /// The longest body of a frame, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1 << 20;

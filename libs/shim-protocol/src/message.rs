@@ -11,13 +11,16 @@ use crate::Cause;
 pub enum Message {
     /// To the shim, once, on the link it was born with: start this.
     Launch(Box<Launch>),
-    /// To the shim: these deadlines replace the ones before, later or not.
+    /// To the shim: these deadlines replace the ones before, later or not, and from here on others come this way
+    /// and not by the lease page.
     Renew {
         /// End of the node's permission, `CLOCK_BOOTTIME` nanoseconds.
         node_deadline_ns: u64,
         /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
         owner_deadline_ns: u64,
     },
+    /// To the shim: an end on the lease page has moved nearer, read it again.
+    Look,
     /// To the shim: from here on this is whom the worker depends on, and how.
     Ties {
         /// The owner's process on this machine.
@@ -96,6 +99,8 @@ pub struct Launch {
     pub node_deadline_ns: u64,
     /// End of what the lifecycle policy grants after the owner, `CLOCK_BOOTTIME` nanoseconds.
     pub owner_deadline_ns: u64,
+    /// Where on the lease page later deadlines are read; absent where they come as messages.
+    pub seat: Option<Seat>,
     /// How many of the descriptors the shim was born with are listening sockets: the first ones. All are
     /// passed on as descriptors from 3 on, with `LISTEN_PID` put into the environment; these are also kept
     /// until the worker is dead, and sent to each later agent beside `Hello`.
@@ -196,6 +201,15 @@ pub struct Identity {
     pub start_ticks: u64,
 }
 
+/// A slot of the lease page, whose it is for as long as it has this generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seat {
+    /// Its number.
+    pub slot: u32,
+    /// What the agent opened it with; never 0.
+    pub generation: u64,
+}
+
 /// What the owner's end means for the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OnOwnerExit {
@@ -231,6 +245,11 @@ pub struct Hello {
     pub started_ns: u64,
     /// How far it has come.
     pub phase: Phase,
+    /// Which lease page it reads, the first descriptor beside this; 0 where there is none. Said from
+    /// [`crate::PROTOCOL`] 4 on, as is the next.
+    pub page: u64,
+    /// What it reads there; absent before `Launch`, and where its deadlines come as messages.
+    pub seat: Option<Seat>,
 }
 
 /// How far a shim has come.

@@ -3,8 +3,8 @@
 use proptest::{collection::vec, option, prelude::*};
 use tether_shim_protocol::{
     Cause, Credentials, Dead, Decoder, Error, Hello, Identity, Input, Launch, Limit, Logs,
-    MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Orderer, Phase, Proof, SpawnFailure, Stage,
-    Terms, Walls, decode, encode,
+    MAX_FRAME_BYTES, Message, OnLinkLoss, OnOwnerExit, Orderer, Phase, Proof, Seat, SpawnFailure,
+    Stage, Terms, Walls, decode, encode,
 };
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -33,6 +33,10 @@ fn cause() -> impl Strategy<Value = Cause> {
 
 fn identity() -> impl Strategy<Value = Identity> {
     (any::<u32>(), any::<u64>()).prop_map(|(pid, start_ticks)| Identity { pid, start_ticks })
+}
+
+fn seat() -> impl Strategy<Value = Seat> {
+    (any::<u32>(), any::<u64>()).prop_map(|(slot, generation)| Seat { slot, generation })
 }
 
 fn on_owner_exit() -> impl Strategy<Value = OnOwnerExit> {
@@ -67,14 +71,18 @@ fn launch() -> impl Strategy<Value = Message> {
         (walls(), terms(), input(), logs()),
         option::of(identity()),
     );
-    let numbers = (any::<([u64; 3], i32, u32)>(), vec(any::<u32>(), 0..3));
+    let numbers = (
+        any::<([u64; 3], i32, u32)>(),
+        vec(any::<u32>(), 0..3),
+        option::of(seat()),
+    );
     (what, places, on_owner_exit(), on_link_loss(), numbers).prop_map(
         |(
             (protocol, worker, argv, env),
             (cwd, dir, (walls, terms, input, logs), owner),
             exit,
             loss,
-            ((numbers, stop_signal, sockets), wait_for),
+            ((numbers, stop_signal, sockets), wait_for, seat),
         )| {
             Message::Launch(Box::new(Launch {
                 protocol,
@@ -94,6 +102,7 @@ fn launch() -> impl Strategy<Value = Message> {
                 kill_grace_ms: numbers[0],
                 node_deadline_ns: numbers[1],
                 owner_deadline_ns: numbers[2],
+                seat,
                 sockets,
                 wait_for,
             }))
@@ -174,12 +183,22 @@ fn hello() -> impl Strategy<Value = Message> {
     (
         names,
         any::<[u32; 2]>(),
-        any::<u64>(),
+        (any::<u64>(), any::<u64>(), option::of(seat())),
         prop::sample::select(phases),
     )
         .prop_map(
-            |((protocol, version, worker), [shim_pid, worker_pid], started_ns, phase)| {
+            |(
+                (protocol, version, worker),
+                [shim_pid, worker_pid],
+                (started_ns, page, seat),
+                phase,
+            )| {
+                // Those of before say nothing of a page.
+                let knows_pages = protocol >= 4;
+                let (page, seat) = if knows_pages { (page, seat) } else { (0, None) };
                 Message::Hello(Hello {
+                    page,
+                    seat,
                     protocol,
                     version,
                     worker,
@@ -255,6 +274,7 @@ fn message() -> impl Strategy<Value = Message> {
         (cause(), any::<u64>()).prop_map(|(cause, grace_ms)| Message::Stop { cause, grace_ms }),
         any::<i32>().prop_map(|signo| Message::Signal { signo }),
         Just(Message::Acknowledge),
+        Just(Message::Look),
         hello(),
         any::<u32>().prop_map(|pid| Message::Started { pid }),
         failure().prop_map(Message::SpawnFailed),
@@ -410,6 +430,17 @@ fn what_an_adopting_agent_says_and_hears_has_always_had_these_bytes() {
         worker_pid: 4,
         started_ns: 5,
         phase: Phase::Running,
+        page: 0,
+        seat: None,
+    };
+    let with_page = Hello {
+        protocol: 4,
+        page: 12,
+        seat: Some(Seat {
+            slot: 13,
+            generation: 14,
+        }),
+        ..hello.clone()
     };
     let identity = Identity {
         pid: 6,
@@ -445,6 +476,12 @@ fn what_an_adopting_agent_says_and_hears_has_always_had_these_bytes() {
         "22000000410200010000003105000000612f302e3103000000040000000500000000000000 03"
             .replace(' ', "")
     );
+    assert_eq!(
+        hex(&Message::Hello(with_page)),
+        "37000000410400010000003105000000612f302e3103000000040000000500000000000000 03 0c00000000000000 01 0d000000 0e00000000000000"
+            .replace(' ', "")
+    );
+    assert_eq!(hex(&Message::Look), "0100000007");
     assert_eq!(hex(&Message::Started { pid: 11 }), "05000000420b000000");
     assert_eq!(
         hex(&Message::Ending {

@@ -18,6 +18,7 @@ mod call;
 mod heap;
 #[cfg(feature = "std")]
 mod inherited;
+mod page;
 mod pidfd;
 mod program;
 mod room;
@@ -28,6 +29,7 @@ pub use birth::{Birth, Child, become_beside, exit_child, fork, start_init, unsha
 pub use heap::{OwnHeap, passing};
 #[cfg(feature = "std")]
 pub use inherited::inherited;
+pub use page::{Made, PAGE_BYTES, Page, Reading, SLOTS, Seat, Until, View};
 pub use pidfd::{Exit, Seen, exit_of, has_ended, look};
 pub use program::{Words, close_from, exec, place};
 pub use room::{Room, Rooms, let_go};

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::ffi::c_char;
 use core::ptr;
 
-use rustix::fd::{AsRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 
 use crate::call::call;
@@ -24,7 +24,7 @@ pub fn close_from(first: RawFd) {
 ///
 /// # Errors
 /// Those of `dup2(2)`.
-pub fn place(descriptors: &[OwnedFd], first: RawFd) -> Result<(), Errno> {
+pub fn place(descriptors: &[BorrowedFd<'_>], first: RawFd) -> Result<(), Errno> {
     // Out of the way first: one of them may be where another one goes.
     let above = first + descriptors.len() as RawFd;
     let moved: Vec<OwnedFd> = descriptors

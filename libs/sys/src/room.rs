@@ -130,30 +130,35 @@ impl Rooms {
         Ok(Self::default())
     }
 
-    /// Starts a process in a room, which runs `body` with copies of these descriptors, in this order, and
-    /// ends with the status that it returns.
+    /// Starts a process in a room, which runs `body` with `shared` and copies of these descriptors, in this
+    /// order, and ends with the status that it returns.
     ///
     /// The descriptors of this process are all open in the new one; those that it is not given stay so until
     /// it becomes another program or ends.
     ///
     /// # Errors
     /// When all rooms are taken, and those of `clone(2)`.
-    pub fn start(
+    pub fn start<T: Copy + Sync + 'static>(
         &mut self,
-        body: fn(Vec<OwnedFd>) -> i32,
+        body: fn(T, Vec<OwnedFd>) -> i32,
+        shared: T,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(Pid, Room), Errno> {
         let room = self.take()?;
         // Uppermost on its stack: what to do, and with which descriptors.
-        let length = size_of::<Task>() + size_of_val(descriptors);
+        let length = size_of::<Task<T>>() + size_of_val(descriptors);
         let top = (room.desk().addr() - length) & !15;
-        let task: *mut Task = ptr::with_exposed_provenance_mut(top);
+        let task: *mut Task<T> = ptr::with_exposed_provenance_mut(top);
         // SAFETY: nobody is in this room, all of which but its first page can be written to; there is space
         // for the numbers right after the head.
         unsafe {
             room.desk().write_head();
             let count = descriptors.len();
-            task.write(Task { body, count });
+            task.write(Task {
+                body,
+                shared,
+                count,
+            });
             let numbers: *mut RawFd = task.add(1).cast();
             for (place, descriptor) in descriptors.iter().enumerate() {
                 numbers.add(place).write(descriptor.as_raw_fd());
@@ -161,7 +166,7 @@ impl Rooms {
         }
         let beginning = Beginning {
             stack: top,
-            entry: enter,
+            entry: enter::<T>,
             argument: task.cast(),
         };
         // SAFETY: the stack is a room's, which is taken.
@@ -293,21 +298,22 @@ impl DeskAt {
 
 /// What a process in a room is to do; the numbers of its descriptors follow.
 #[repr(C, align(16))]
-struct Task {
-    body: fn(Vec<OwnedFd>) -> i32,
+struct Task<T> {
+    body: fn(T, Vec<OwnedFd>) -> i32,
+    shared: T,
     count: usize,
 }
 
-extern "C" fn enter(task: *mut core::ffi::c_void) -> ! {
-    let task: *const Task = task.cast_const().cast();
+extern "C" fn enter<T: Copy>(task: *mut core::ffi::c_void) -> ! {
+    let task: *const Task<T> = task.cast_const().cast();
     // SAFETY: the parent wrote the task and so many numbers after it, of descriptors that are open in this
     // process as copies of its own, and that nothing else in here has claimed.
-    let (body, descriptors) = unsafe {
+    let (body, shared, descriptors) = unsafe {
         let numbers = core::slice::from_raw_parts(task.add(1).cast::<RawFd>(), (*task).count);
         let descriptors = numbers.iter().map(|number| OwnedFd::from_raw_fd(*number));
-        ((*task).body, descriptors.collect())
+        ((*task).body, (*task).shared, descriptors.collect())
     };
-    birth::exit_child(body(descriptors))
+    birth::exit_child(body(shared, descriptors))
 }
 
 /// The desk of the room that this process is in; none for the first process.

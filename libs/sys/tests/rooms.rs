@@ -77,7 +77,7 @@ fn end_of(pid: Pid) -> Option<i32> {
 }
 
 /// Says where this process's stack is.
-fn tell_place(given: Vec<OwnedFd>) -> i32 {
+fn tell_place((): (), given: Vec<OwnedFd>) -> i32 {
     let here = 0_u8;
     let here = (&raw const here).addr().to_ne_bytes();
     i32::from(write(&given[0], &here) != Ok(here.len()))
@@ -86,7 +86,7 @@ fn tell_place(given: Vec<OwnedFd>) -> i32 {
 /// Where a new process has its stack.
 fn place(rooms: &mut Rooms) -> usize {
     let (ours, theirs) = pipe();
-    let (pid, room) = rooms.start(tell_place, &[theirs.as_fd()]).unwrap();
+    let (pid, room) = rooms.start(tell_place, (), &[theirs.as_fd()]).unwrap();
     let mut place = [0; size_of::<usize>()];
     assert_eq!(read(&ours, &mut place), Ok(place.len()));
     assert_eq!(end_of(pid), Some(0));
@@ -96,7 +96,7 @@ fn place(rooms: &mut Rooms) -> usize {
 }
 
 /// Starts a first process that waits for the end of a pipe, and leaves it behind.
-fn leave_init_behind(given: Vec<OwnedFd>) -> i32 {
+fn leave_init_behind((): (), given: Vec<OwnedFd>) -> i32 {
     let mut given = given.into_iter();
     let wait: &'static OwnedFd = Box::leak(Box::new(given.next().unwrap()));
     // The other end, which would keep it open.
@@ -115,7 +115,7 @@ fn a_room_is_given_to_nobody_while_a_first_process_is_in_it() {
     let (wait_for, hold) = pipe();
 
     let given = [wait_for.as_fd(), hold.as_fd()];
-    let (pid, room) = rooms.start(leave_init_behind, &given).unwrap();
+    let (pid, room) = rooms.start(leave_init_behind, (), &given).unwrap();
     assert_eq!(end_of(pid), Some(0));
     rooms.leave(room);
     rooms.look();
@@ -129,7 +129,7 @@ fn a_room_is_given_to_nobody_while_a_first_process_is_in_it() {
     assert!(both.contains(&first), "it was not given again afterwards");
 }
 
-fn be_parent(_: Vec<OwnedFd>) -> i32 {
+fn be_parent((): (), _: Vec<OwnedFd>) -> i32 {
     let mut text = String::from("before");
     let mut change = || text.push_str(", and after");
     let child = tether_sys::become_beside(&Birth::default(), &mut change).unwrap();
@@ -141,7 +141,7 @@ fn what_a_child_did_beside_its_parent_is_there_and_leaves_the_room() {
     let mut rooms = Rooms::set_aside().unwrap();
     let first = place(&mut rooms);
 
-    let (pid, room) = rooms.start(be_parent, &[]).unwrap();
+    let (pid, room) = rooms.start(be_parent, (), &[]).unwrap();
     let status = end_of(pid);
     rooms.leave(room);
     rooms.look();
@@ -151,7 +151,7 @@ fn what_a_child_did_beside_its_parent_is_there_and_leaves_the_room() {
 }
 
 /// Allocates small and large pieces in both parts of its heap, and is killed with all of it.
-fn allocate(given: Vec<OwnedFd>) -> i32 {
+fn allocate((): (), given: Vec<OwnedFd>) -> i32 {
     let mut kept = Vec::new();
     for size in 1..2_000_usize {
         kept.push(vec![size as u8; size % 700]);
@@ -191,7 +191,7 @@ fn a_process_that_allocates_much_and_dies_leaves_the_others_alone() {
     let mut living = Vec::new();
     for _ in 0..8 {
         let (ours, theirs) = pipe();
-        living.push((rooms.start(allocate, &[theirs.as_fd()]).unwrap(), ours));
+        living.push((rooms.start(allocate, (), &[theirs.as_fd()]).unwrap(), ours));
     }
 
     let mut wholes = Vec::new();

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::FlockOperation;
@@ -20,6 +21,7 @@ use crate::{
     launch,
     limits::Controllers,
     metrics::Metrics,
+    pages::Pages,
     remains,
     sockets::Sockets,
     worker,
@@ -109,6 +111,8 @@ pub(crate) struct Ground {
     pub(crate) sockets: Sockets,
     /// Where workers listen on TCP.
     pub(crate) worker_host: String,
+    /// Where shims read how long their workers may go on.
+    pub(crate) pages: Arc<Pages>,
     pub(crate) metrics: Metrics,
     /// Held for as long as the agent lives.
     _lock: File,
@@ -206,6 +210,7 @@ impl Config {
             zygote,
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),
+            pages: Arc::default(),
             metrics: Metrics::declare(metrics, guarantee, reduced),
             _lock: lock,
         };

@@ -269,6 +269,7 @@ fn permission_of<'a>(
     let mut permissions = Permissions {
         node: all.node,
         pools: before.pools.clone(),
+        nearer: before.nearer,
     };
     if let Some(&first) = known.first() {
         let dies = known

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tether_clock::{BootClock, Clock as _, HolderClock};
+use tether_clock::{BootClock, Clock as _, HolderClock, Tick};
 use tether_kit::arbiters::{Arbiters, Next, Spread};
 use tether_proto::{
     NotLeader,
@@ -13,7 +13,7 @@ use tether_proto::{
         node_service_client::NodeServiceClient,
     },
 };
-use tether_types::{Address, WorkerId};
+use tether_types::{Address, PoolName, WorkerId};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -32,7 +32,7 @@ use crate::{
     forkserver::{self, ForkServers, Keeper},
     launch,
     owners::Owners,
-    permission::{Permissions, Viewpoint},
+    permission::{Grants, Permissions, Steps, Told, Viewpoint},
     report,
     worker::{self, Found, Held, Order, Ties},
 };
@@ -40,7 +40,7 @@ use crate::{
 /// Messages on their way to the arbiter; more are held back in one list of what changed.
 const OUTBOX: usize = 8;
 
-/// Shims are told of a later end of their permission in steps of this part of a beat's interval: news has a
+/// Shims that read no page are told of a later end of their permission in steps of this part of a beat's interval: news has a
 /// beat of its own, and a thousand workers are not to hear of each other's.
 const STEPS: u32 = 8;
 
@@ -86,7 +86,10 @@ struct Running {
     /// Beats and leases count by it; shims, whose timers are the kernel's, by `BootClock`.
     clock: HolderClock,
     beats: Beats,
+    /// What was granted. Told when there is more to it than a later end, which the lease page tells.
     permissions: watch::Sender<Permissions>,
+    /// The same for those that read no page, in steps, and told with each.
+    steps: watch::Sender<Permissions>,
     owners: Owners,
     workers: BTreeMap<WorkerId, Worker>,
     forkservers: ForkServers,
@@ -125,6 +128,7 @@ impl Node {
             clock: HolderClock::start(),
             beats: Beats::new(self.arbiters.known().len()),
             permissions: watch::Sender::new(Permissions::default()),
+            steps: watch::Sender::new(Permissions::default()),
             owners: Owners::new(exits).context("cannot watch processes")?,
             workers: BTreeMap::new(),
             forkservers,
@@ -243,7 +247,7 @@ impl Running {
         requests: UnboundedReceiver<forkserver::Request>,
     ) -> std::io::Result<Vec<Held>> {
         self.history = left.history;
-        let (ground, permissions) = (Arc::clone(&self.ground), self.permissions.subscribe());
+        let (ground, permissions) = (Arc::clone(&self.ground), self.steps.subscribe());
         let way = (self.forkservers.clone(), requests);
         tokio::spawn(Keeper::new(ground, permissions, way, left.forkservers)?.run());
         if !left.workers.is_empty() {
@@ -276,7 +280,10 @@ impl Running {
         let (orders, received) = mpsc::unbounded_channel();
         let ties = Ties {
             ground: Arc::clone(&self.ground),
-            permissions: self.permissions.subscribe(),
+            grants: Grants {
+                news: self.permissions.subscribe(),
+                steps: self.steps.subscribe(),
+            },
             orders: received,
             reports: self.reports.clone(),
             forkservers: self.forkservers.clone(),
@@ -372,30 +379,48 @@ impl Running {
             if self.exits_told.is_some_and(|told| message.seq >= told) {
                 self.exits.clear();
             }
-            let (lease_end, least) = (self.clock.on_boot(self.beats.lease_end()), interval / STEPS);
-            let sent = self.clock.on_boot(sent);
-            self.permissions.send_if_modified(|permissions| {
-                let before = permissions.clone();
-                permissions.renew(lease_end, least);
-                for owner in &message.owners {
-                    permissions.update(owner, sent, &self.view, least);
-                }
-                permissions.pools.retain(|pool, _| {
-                    self.workers.keys().any(|id| id.pool == *pool)
-                        || message
-                            .owners
-                            .iter()
-                            .flat_map(|owner| &owner.pools)
-                            .any(|told| told.pool == pool.as_str())
-                });
-                *permissions != before
-            });
+            let told = Told {
+                owners: &message.owners,
+                sent: self.clock.on_boot(sent),
+                lease_end: self.clock.on_boot(self.beats.lease_end()),
+            };
+            self.permit(&told, interval / STEPS, BootClock.now());
             self.owners.watch(&self.permissions.borrow());
             self.ground.sockets.check(BootClock.now());
         }
         for order in message.orders.into_iter().filter_map(|order| order.order) {
             self.on_order(order);
         }
+    }
+
+    /// Passes on what was granted: on the lease pages, which is all that a later end takes, and to whom there is
+    /// more to say.
+    fn permit(&self, told: &Told<'_>, least: Duration, now: Tick) {
+        let keeps = |pool: &PoolName| self.workers.keys().any(|id| id.pool == *pool);
+        let mut granted = self.permissions.borrow().clone();
+        let steps = Steps {
+            later: Duration::ZERO,
+            nearer: least,
+        };
+        granted.hear(told, &self.view, steps, keeps);
+        // Stored before it is told: whoever is told to look finds it there.
+        if self.ground.pages.store(&granted, now) {
+            granted.nearer += 1;
+        }
+        self.permissions.send_if_modified(|before| {
+            let is_news = granted.is_news_since(before);
+            *before = granted;
+            is_news
+        });
+        let steps = Steps {
+            later: least,
+            nearer: least,
+        };
+        self.steps.send_if_modified(|granted| {
+            let before = granted.clone();
+            granted.hear(told, &self.view, steps, keeps);
+            *granted != before
+        });
     }
 
     fn on_order(&mut self, order: node::order::Order) {

@@ -238,6 +238,8 @@ pub(crate) fn launch(
         kill_grace_ms: order.lease_grace_ms,
         node_deadline_ns: at.node_deadline.as_nanos(),
         owner_deadline_ns: at.owner_deadline.as_nanos(),
+        // Known once there is a shim.
+        seat: None,
         logs: Logs {
             limit_bytes: if template.log_limit_bytes == 0 {
                 LOG_LIMIT_BYTES

@@ -2,9 +2,11 @@
 //! stream to the arbiter for all of them.
 //!
 //! ```text
-//!            orders                    Launch, Renew, Stop
+//!            orders                    Launch, Ties, Stop
 //! arbiter <==========> heartbeat <---> worker task <=========> shim -> worker
-//!            reports       |               (one each)   link
+//!            reports       |               (one each)   link  ^
+//!                          |                                  |
+//!                          +-- pages: how long each may go on +
 //!                          +-- owners: pidfds of owner processes
 //! ```
 //!
@@ -31,6 +33,7 @@ mod metrics;
 mod notify;
 mod output;
 mod owners;
+mod pages;
 mod permission;
 mod polled;
 mod readiness;

@@ -184,6 +184,7 @@ mod tests {
             on_link_loss: OnLinkLoss::Kill,
         };
         Permissions {
+            nearer: 0,
             node: Tick::NEVER,
             pools: [(PoolName::new("digits").unwrap(), pool)].into(),
         }

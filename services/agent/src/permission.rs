@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use tether_clock::Tick;
 use tether_proto::node;
 use tether_shim_protocol::{Identity, NO_DEADLINE, OnLinkLoss, OnOwnerExit};
+use tether_sys::Until;
 use tether_types::{Epoch, OwnerName, PoolName, ProcessIdentity};
+use tokio::sync::watch;
 
 /// What the workers of one pool depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,61 @@ pub(crate) struct Permissions {
     /// End of the node's lease.
     pub(crate) node: Tick,
     pub(crate) pools: BTreeMap<PoolName, PoolPermission>,
+    /// How often an end on a lease page was moved nearer, of which shims are to be told.
+    pub(crate) nearer: u64,
+}
+
+/// What one worker's task hears of what was granted.
+#[derive(Debug)]
+pub(crate) struct Grants {
+    /// Told when there is more to it than a later end, which the lease page tells.
+    pub(crate) news: watch::Receiver<Permissions>,
+    /// For whoever reads no page: in steps, and told with each.
+    pub(crate) steps: watch::Receiver<Permissions>,
+}
+
+impl Grants {
+    /// Of these the one for a shim that has a seat on a lease page, or has none.
+    pub(crate) fn of(&mut self, has_seat: bool) -> &mut watch::Receiver<Permissions> {
+        if has_seat {
+            &mut self.news
+        } else {
+            &mut self.steps
+        }
+    }
+}
+
+/// How far an end moves at least, if it does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    pub(crate) later: Duration,
+    pub(crate) nearer: Duration,
+}
+
+/// What the arbiter said with one answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'a> {
+    pub(crate) owners: &'a [node::OwnerPermission],
+    /// When the beat was sent that it answers.
+    pub(crate) sent: Tick,
+    /// End of the node's lease as of this answer.
+    pub(crate) lease_end: Tick,
+}
+
+impl PoolPermission {
+    /// **What the lease page says of the workers of this pool**, a policy in one place.
+    pub(crate) fn until(&self) -> Until {
+        let end = self.deadline.as_nanos();
+        Until {
+            enabled: end,
+            alive: end,
+        }
+    }
+
+    /// What of it is not a matter of time.
+    fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
+        (self.process, self.on_owner_exit, self.on_link_loss)
+    }
 }
 
 /// Where this agent sees processes from.
@@ -45,18 +102,51 @@ impl Viewpoint {
 }
 
 impl Permissions {
+    /// **What the lease page says of all workers of the node**; nothing while there is no lease: who was granted
+    /// nothing has nothing to give, and must not take.
+    pub(crate) fn node_until(&self) -> Option<Until> {
+        let end = self.node.as_nanos();
+        (self.node != Tick::ZERO).then_some(Until {
+            enabled: end,
+            alive: end,
+        })
+    }
+
+    /// Takes over all of an answer, in these steps, and lets go of pools that nobody `keeps` or spoke of.
+    pub(crate) fn hear(
+        &mut self,
+        told: &Told<'_>,
+        view: &Viewpoint,
+        steps: Steps,
+        keeps: impl Fn(&PoolName) -> bool,
+    ) {
+        self.renew(told.lease_end, steps);
+        for owner in told.owners {
+            self.update(owner, told.sent, view, steps);
+        }
+        let spoken = told.owners.iter().flat_map(|owner| &owner.pools);
+        let is_spoken_of = |pool: &PoolName| spoken.clone().any(|told| told.pool == pool.as_str());
+        self.pools
+            .retain(|pool, _| keeps(pool) || is_spoken_of(pool));
+    }
+
+    /// Whether there is more to say to a shim that reads the lease page than there was `before`.
+    pub(crate) fn is_news_since(&self, before: &Self) -> bool {
+        let ties = |all: &Self| -> Vec<_> {
+            let pools = all.pools.iter();
+            pools
+                .map(|(name, pool)| (name.clone(), pool.ties()))
+                .collect()
+        };
+        self.nearer != before.nearer || ties(self) != ties(before)
+    }
+
     /// Takes over what the arbiter said of an owner, counted from `sent`: the beat that the arbiter
     /// had last received when it said so (counting from receipt would invent time).
     ///
-    /// An end that moved by less than `least` is left where it was: what was granted then is granted still,
+    /// An end that moved by less than a step is left where it was: what was granted then is granted still,
     /// and each worker would have to be told.
-    pub(crate) fn update(
-        &mut self,
-        told: &node::OwnerPermission,
-        sent: Tick,
-        view: &Viewpoint,
-        least: Duration,
-    ) {
+    fn update(&mut self, told: &node::OwnerPermission, sent: Tick, view: &Viewpoint, steps: Steps) {
         let Ok(owner) = OwnerName::new(&told.owner) else {
             tracing::error!(owner = %told.owner, "Arbiter named an owner that is none");
             return;
@@ -80,7 +170,7 @@ impl Permissions {
             };
             let before = self.pools.get(&name);
             let deadline = match before.filter(|before| before.epoch == Epoch(told.epoch)) {
-                Some(before) => moved(before.deadline, deadline, least),
+                Some(before) => moved(before.deadline, deadline, steps),
                 None => deadline,
             };
             let permission = PoolPermission {
@@ -96,8 +186,8 @@ impl Permissions {
     }
 
     /// Takes over the end of the node's lease, under the same rule as [`Self::update`].
-    pub(crate) fn renew(&mut self, lease_end: Tick, least: Duration) {
-        self.node = moved(self.node, lease_end, least);
+    fn renew(&mut self, lease_end: Tick, steps: Steps) {
+        self.node = moved(self.node, lease_end, steps);
     }
 
     /// What was said of a pool; none when nothing was said of it yet.
@@ -107,12 +197,13 @@ impl Permissions {
 }
 
 /// Where an end is from now on that was there `before` and was said to be `now`.
-fn moved(before: Tick, now: Tick, least: Duration) -> Tick {
-    if now.since(before) < least && before.since(now) < least {
-        before
+fn moved(before: Tick, now: Tick, steps: Steps) -> Tick {
+    let is_step = if now >= before {
+        now.since(before) >= steps.later
     } else {
-        now
-    }
+        before.since(now) >= steps.nearer
+    };
+    if is_step { now } else { before }
 }
 
 /// What the end of the owner's process means for a worker.
@@ -169,7 +260,11 @@ mod tests {
         let sent = Tick::ZERO + Duration::from_secs(100);
         let mut permissions = Permissions::default();
 
-        permissions.update(&told(Some(2_000), "here"), sent, &view, Duration::ZERO);
+        let any = Steps {
+            later: Duration::ZERO,
+            nearer: Duration::ZERO,
+        };
+        permissions.update(&told(Some(2_000), "here"), sent, &view, any);
         assert_eq!(
             deadline(&permissions, &pool),
             Some(sent + Duration::from_secs(2))
@@ -182,7 +277,7 @@ mod tests {
             })
         );
 
-        permissions.update(&told(None, "elsewhere"), sent, &view, Duration::ZERO);
+        permissions.update(&told(None, "elsewhere"), sent, &view, any);
         assert_eq!(deadline(&permissions, &pool), Some(Tick::NEVER));
         assert_eq!(permissions.pool(&pool).and_then(|pool| pool.process), None);
     }
@@ -194,12 +289,16 @@ mod tests {
     }
 
     #[test]
-    fn workers_hear_of_a_new_end_in_steps_and_of_an_earlier_one_or_a_new_session_at_once() {
+    fn whoever_reads_no_page_hears_of_an_end_in_steps_and_of_one_in_a_new_session_at_once() {
         let view = Viewpoint {
             boot_id: "here".into(),
             pid_namespace: 1,
         };
         let step = Duration::from_millis(100);
+        let steps = Steps {
+            later: step,
+            nearer: step,
+        };
         let pool = PoolName::new("digits").unwrap();
         let first = Tick::ZERO + Duration::from_secs(10);
         let mut permissions = Permissions::default();
@@ -209,8 +308,8 @@ mod tests {
                 epoch,
                 ..told(Some(remaining_ms), "here")
             };
-            permissions.update(&told, sent, &view, step);
-            permissions.renew(sent + Duration::from_secs(20), step);
+            permissions.update(&told, sent, &view, steps);
+            permissions.renew(sent + Duration::from_secs(20), steps);
             let pool = deadline(&permissions, &pool).unwrap();
             (pool.since(first), permissions.node.since(first))
         };
@@ -221,5 +320,64 @@ mod tests {
         assert_eq!(after(100, 2_000, 3), ends(2_100, 20_100));
         assert_eq!(after(110, 1_000, 3), ends(1_110, 20_100));
         assert_eq!(after(120, 1_000, 4), ends(1_120, 20_100));
+    }
+
+    #[test]
+    fn the_page_says_any_later_end_and_no_earlier_one_that_is_only_the_networks_mood() {
+        let view = Viewpoint {
+            boot_id: "here".into(),
+            pid_namespace: 1,
+        };
+        let steps = Steps {
+            later: Duration::ZERO,
+            nearer: Duration::from_millis(100),
+        };
+        let pool = PoolName::new("digits").unwrap();
+        let first = Tick::ZERO + Duration::from_secs(10);
+        let mut permissions = Permissions::default();
+        let mut said = |millis, remaining_ms| {
+            let owners = [told(Some(remaining_ms), "here")];
+            let told = Told {
+                owners: &owners,
+                sent: first + Duration::from_millis(millis),
+                lease_end: Tick::ZERO,
+            };
+            permissions.hear(&told, &view, steps, |_| true);
+            permissions.pool(&pool).map(|pool| pool.until().alive)
+        };
+        let ends = |millis| Some((first + Duration::from_millis(millis)).as_nanos());
+
+        assert_eq!(said(0, 2_000), ends(2_000));
+        assert_eq!(said(60, 1_941), ends(2_001));
+        assert_eq!(said(120, 1_879), ends(2_001));
+        assert_eq!(said(180, 1_720), ends(1_900));
+        assert_eq!(permissions.node_until(), None, "no lease, and so no end");
+    }
+
+    #[test]
+    fn only_what_the_page_does_not_tell_is_news_to_whoever_reads_it() {
+        let mut before = Permissions::default();
+        let view = Viewpoint {
+            boot_id: "here".into(),
+            pid_namespace: 1,
+        };
+        let any = Steps {
+            later: Duration::ZERO,
+            nearer: Duration::ZERO,
+        };
+        before.update(&told(Some(2_000), "here"), Tick::ZERO, &view, any);
+        let mut later = before.clone();
+        later.renew(Tick::NEVER, any);
+        later.update(&told(Some(9_000), "here"), Tick::ZERO, &view, any);
+        assert!(!later.is_news_since(&before));
+
+        let mut elsewhere = before.clone();
+        elsewhere.update(&told(Some(2_000), "elsewhere"), Tick::ZERO, &view, any);
+        assert!(elsewhere.is_news_since(&before));
+        let nearer = Permissions {
+            nearer: 1,
+            ..before.clone()
+        };
+        assert!(nearer.is_news_since(&before));
     }
 }

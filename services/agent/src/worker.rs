@@ -20,13 +20,12 @@ use tether_proto::{
     node::{StartWorker, WorkerReport},
     pool::Template,
 };
-use tether_shim_protocol::{Cause, Hello, Message, OnOwnerExit, PROTOCOL, Phase, SpawnFailure};
+use tether_shim_protocol::{
+    BY_MESSAGE_ONLY, Cause, Hello, Message, OnOwnerExit, PROTOCOL, Phase, SpawnFailure,
+};
 use tether_types::{Address, DeathCause, Orderer, WorkerId};
 use tokio::{
-    sync::{
-        mpsc::{UnboundedReceiver, UnboundedSender},
-        watch,
-    },
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
     time::Instant,
 };
 
@@ -43,7 +42,8 @@ use crate::{
     memory,
     metrics::FailedAt,
     notify::Named,
-    permission::{self, Permissions},
+    pages::Seat,
+    permission::{self, Grants},
     report, sockets,
 };
 
@@ -75,7 +75,7 @@ pub(crate) enum Order {
 #[derive(Debug)]
 pub(crate) struct Ties {
     pub(crate) ground: Arc<Ground>,
-    pub(crate) permissions: watch::Receiver<Permissions>,
+    pub(crate) grants: Grants,
     pub(crate) orders: UnboundedReceiver<Order>,
     pub(crate) reports: UnboundedSender<WorkerReport>,
     pub(crate) forkservers: ForkServers,
@@ -101,8 +101,8 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, mut ties: Ties) {
         Err(report) => return Task::unstarted(id, order, ties).bury(*report, None).await,
     };
     let begun = match prepare(&id, &order, &ties, server).await {
-        Ok((prepared, health)) => match shim_for(&ties.ground.zygote, &prepared).await {
-            Ok(link) => Ok((prepared, health, link)),
+        Ok((prepared, health)) => match shim_for(&ties.ground, &id, &prepared).await {
+            Ok(begun) => Ok((prepared, health, begun)),
             Err(error) => {
                 give_back(&ties, &id, prepared.stored);
                 Err((FailedAt::Zygote, error))
@@ -111,10 +111,11 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, mut ties: Ties) {
         Err(error) => Err((FailedAt::Preparation, error)),
     };
     match begun {
-        Ok((prepared, health, (hello, from, to))) => {
+        Ok((prepared, health, (hello, seat, from, to))) => {
             let mut task = Task::new(id, order, prepared.address, ties);
             task.shim = shim_of(&hello);
-            task.told = Some(Terms::of(&prepared.launch));
+            task.seat = seat;
+            task.told = Some(Terms::of(&prepared.launch, prepared.nearer));
             task.launched = task.told;
             task.stored = prepared.stored;
             drop(prepared.sockets);
@@ -154,6 +155,8 @@ struct Task {
     /// When the program was started.
     started: Tick,
     pid: u32,
+    /// Where the shim reads later ends of its permission; none where it is told of them.
+    seat: Option<Seat>,
     /// What the shim was told last.
     told: Option<Terms>,
     /// The same with its launch: all that one has heard which never came to say that it started.
@@ -201,6 +204,7 @@ impl Task {
             ordered: None,
             started: Tick::ZERO,
             pid: 0,
+            seat: None,
             told: None,
             launched: None,
             unheard: None,
@@ -251,7 +255,7 @@ impl Task {
                         return Box::pin(self.bury(report, Some(to))).await;
                     }
                     Ok(Some(message)) => {
-                        self.take_sockets(from.take_descriptors());
+                        self.take_descriptors(&message, from.take_descriptors());
                         self.on_message(message, &mut health);
                     }
                     Ok(None) | Err(_) => {
@@ -284,7 +288,7 @@ impl Task {
                     health.on_ending(Cause::NeverReady);
                     self.stop(&mut to, Cause::NeverReady, self.grace_ms()).await;
                 }
-                changed = self.ties.permissions.changed() => {
+                changed = self.ties.grants.of(self.seat.is_some()).changed() => {
                     if changed.is_err() {
                         return;
                     }
@@ -335,7 +339,7 @@ impl Task {
     /// What a shim that was found says first of all.
     fn on_hello(&mut self, hello: &Hello) -> Option<Running> {
         match hello.phase {
-            _ if hello.protocol != PROTOCOL => {
+            _ if ![BY_MESSAGE_ONLY, PROTOCOL].contains(&hello.protocol) => {
                 tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
                     "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
                 None
@@ -400,6 +404,21 @@ impl Task {
     fn waits_for_callers(&self) -> bool {
         let template = self.order.template.as_ref();
         template.is_some_and(|template| template.sockets.iter().any(|socket| socket.on_demand))
+    }
+
+    /// Takes what a shim sent beside what it said: its lease page first, if it has one.
+    fn take_descriptors(&mut self, message: &Message, mut descriptors: Vec<OwnedFd>) {
+        if let Message::Hello(hello) = message
+            && hello.page != 0
+        {
+            let page = (!descriptors.is_empty()).then(|| descriptors.remove(0));
+            let find = |seat| {
+                let pages = &self.ties.ground.pages;
+                pages.find((hello.page, page), seat, &self.id.pool, BootClock.now())
+            };
+            self.seat = hello.seat.and_then(find);
+        }
+        self.take_sockets(descriptors);
     }
 
     /// Takes the sockets that a shim had kept for this agent.

@@ -10,7 +10,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::WaitStatus;
@@ -91,7 +91,7 @@ fn start(agent: &Agent) -> Result<(OwnedFd, Child), Errno> {
     let own = CString::new(format!("{SOCKET_VARIABLE}={AGENT_FD}"));
     let env: Vec<CString> = agent.env.iter().cloned().chain(own).collect();
     let words = Words::new(agent.argv.clone(), env, &[]);
-    let theirs = [theirs];
+    let theirs = [theirs.as_fd()];
     let mut become_agent = || {
         tether_sys::reset_signals();
         // The agent's program was there a moment ago: this very program came out of it.

@@ -7,7 +7,7 @@ use alloc::ffi::CString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tether_shim_protocol::{Launch, SpawnFailure, Stage};
@@ -44,7 +44,7 @@ pub(crate) struct Place<'a> {
     /// The shim's own pidfd, for the child to see whether the shim is still there.
     pub(crate) shim: &'a OwnedFd,
     /// Descriptors to pass on, listening sockets first.
-    pub(crate) sockets: &'a [OwnedFd],
+    pub(crate) passed: &'a [BorrowedFd<'a>],
 }
 
 /// What the child needs to become the worker.
@@ -58,8 +58,7 @@ struct Program<'a> {
 
 /// Starts the worker.
 pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, SpawnFailure> {
-    let mut program =
-        Program::new(launch, place).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
+    let mut program = Program::new(launch).ok_or_else(|| failed(Stage::Exec, Errno::INVAL))?;
     let (streams, theirs) = Stdio::open(&launch.input).map_err(failed_at(Stage::Pipe))?;
     let born_in = place.cgroup.filter(|_| launch.walls.born_in_cgroup);
     let birth = Birth {
@@ -81,7 +80,7 @@ pub(crate) fn start(launch: &Launch, place: &Place<'_>) -> Result<Started, Spawn
 
 impl<'a> Program<'a> {
     /// `None` where there is no program, or a NUL byte that no program could be given.
-    fn new(launch: &'a Launch, place: &Place<'_>) -> Option<Self> {
+    fn new(launch: &'a Launch) -> Option<Self> {
         let text = |bytes: &[u8]| CString::new(bytes).ok();
         let name = launch.argv.first()?;
         let path = launch.env.iter().find(|(name, _)| name == b"PATH");
@@ -89,12 +88,10 @@ impl<'a> Program<'a> {
         let argv = launch.argv.iter().map(|argument| text(argument));
         let env = launch.env.iter();
         let env = env.map(|(name, value)| text(&[name, b"=".as_slice(), value].concat()));
+        let is_told = |what: &[u8]| launch.env.iter().any(|(name, _)| name == what);
         let own_ids = [
-            ("LISTEN_PID", !place.sockets.is_empty()),
-            (
-                "WATCHDOG_PID",
-                launch.env.iter().any(|(name, _)| name == b"WATCHDOG_USEC"),
-            ),
+            ("LISTEN_PID", is_told(b"LISTEN_FDS")),
+            ("WATCHDOG_PID", is_told(b"WATCHDOG_USEC")),
         ];
         let own_ids = own_ids.iter().filter(|(_, is_told)| *is_told);
         let own_ids: Vec<&str> = own_ids.map(|(name, _)| *name).collect();
@@ -147,8 +144,8 @@ impl<'a> Program<'a> {
             rustix::process::chdir(&self.cwd).map_err(at(Stage::Chdir))?;
         }
         streams.take().map_err(at(Stage::Pipe))?;
-        if !place.sockets.is_empty() {
-            tether_sys::place(place.sockets, 3).map_err(at(Stage::Pipe))?;
+        if !place.passed.is_empty() {
+            tether_sys::place(place.passed, 3).map_err(at(Stage::Pipe))?;
         }
         self.words.tell_own_id();
         Ok(())

@@ -26,6 +26,7 @@ mod owner;
 mod plan;
 mod probe;
 mod proc;
+mod seat;
 pub mod setup;
 mod shim;
 mod stdio;

@@ -45,15 +45,11 @@ impl Link {
     }
 
     /// Says `message` first of all on a new connection, and sends descriptors beside it.
-    pub(crate) fn send_with(&mut self, message: &Message, descriptors: &[OwnedFd]) {
-        if descriptors.is_empty() {
-            return self.send(message);
-        }
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    pub(crate) fn send_with(&mut self, message: &Message, descriptors: &[BorrowedFd<'_>]) {
         let frame = encode(message);
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fits = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let fits = control.push(SendAncillaryMessage::ScmRights(descriptors));
         let frames = [IoSlice::new(&frame)];
         let sent = sendmsg(&self.stream, &frames, &mut control, SendFlags::NOSIGNAL);
         // Nothing was said on it yet, so it takes the whole of it or is broken.

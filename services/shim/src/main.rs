@@ -85,7 +85,8 @@ fn main() -> ExitCode {
 fn run_shim() -> Result<(), Error> {
     tether_sys::reset_signals();
     let link = setup::take_stdin()?;
-    setup::run(link, Vec::new(), tether_sys::take_signals()?)
+    let page = tether_sys::View::make()?;
+    setup::run(link, Vec::new(), tether_sys::take_signals()?, page)
 }
 
 /// The agent, where this process is to be the first of a container.

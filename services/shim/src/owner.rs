@@ -29,8 +29,8 @@ impl Owner {
     }
 }
 
-/// Where the system has no descriptor to spare it is looked at again with the next renewal, and its lease
-/// decides alone until then.
+/// Where the system has no descriptor to spare it is looked at again a moment later, and its lease decides alone
+/// until then.
 fn open(identity: Identity) -> Owner {
     let is_it = |stat: Stat| stat.start_ticks == identity.start_ticks && !stat.is_zombie();
     match tether_sys::look(identity.pid, || Stat::of(identity.pid).map(is_it)) {

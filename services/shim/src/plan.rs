@@ -9,6 +9,10 @@
 //! The reserve is the part of the grace that is kept for dying and being reaped, so that a worker
 //! which ignores SIGTERM is still gone when its permission ends, not a moment after.
 //!
+//! Later ends are stored on the lease page without a word, so the shim looks there whenever a quarter of what it
+//! knows of is over ([`Plan::look`]): a renewal that is in time is seen in time, also by the guard, and who is frozen
+//! for a while has most of it left.
+//!
 //! # Invariants
 //!
 //! - **D1** Without an order or a loss, nothing happens before `deadline - grace`.
@@ -17,6 +21,7 @@
 //! - **D4** The first cause stands.
 //! - **D5** `next` is exactly when `check` has something to say: no wake-up is missed or wasted.
 
+use core::mem;
 use core::time::Duration;
 
 use tether_clock::Tick;
@@ -35,6 +40,9 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// How long after a deadline the guard ends a shim that did not act on it: long enough for one that was
 /// about to, and far within what the grantor of a lease waits beyond its end.
 const GUARD_SLACK: Duration = Duration::from_millis(20);
+
+/// Between two looks at the lease page there is at least this long.
+const LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +122,13 @@ impl Plan {
 
     /// The deadlines were replaced. During an ordered stop they still count, so that a slow
     /// farewell under a living lease is not cut short; a kill already set does not move (D3).
-    pub(crate) fn on_renewal(&mut self, node: Tick, owner: Tick) {
-        self.node = node;
-        self.owner = owner;
+    /// Tells whether they are others than before.
+    pub(crate) fn on_renewal(&mut self, node: Tick, owner: Tick) -> bool {
+        let before = (
+            mem::replace(&mut self.node, node),
+            mem::replace(&mut self.owner, owner),
+        );
+        before != (node, owner)
     }
 
     /// Somebody ordered the end, with `grace` between SIGTERM and SIGKILL.
@@ -215,6 +227,19 @@ impl Plan {
                 ..
             } => round_at.min(give_up_at),
             State::Over => Tick::NEVER,
+        }
+    }
+
+    /// When to look for a later end, after a look at `now`; [`Tick::NEVER`] is never.
+    pub(crate) fn look(&self, now: Tick) -> Tick {
+        let deadline = self.deadline();
+        match self.state {
+            State::Running | State::Terminating { .. } if deadline != Tick::NEVER => {
+                now + (deadline.since(now) / 4).max(LOOK_MIN)
+            }
+            State::Running | State::Terminating { .. } | State::Killing { .. } | State::Over => {
+                Tick::NEVER
+            }
         }
     }
 

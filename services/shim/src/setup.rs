@@ -16,6 +16,7 @@ use rustix::process::{getpid, umask};
 use tether_shim_protocol::{
     Hello, Launch, Message, PROTOCOL, Phase, SOCKET_FILE, SpawnFailure, Stage,
 };
+use tether_sys::Made;
 
 use crate::files;
 use crate::launch::failed_at;
@@ -79,14 +80,19 @@ pub fn role() -> Option<Role> {
 }
 
 /// Waits for `Launch` and sees the worker through to its end; `sockets` are for the worker, and `signals`
-/// is where this process's own are read.
-pub fn run(link: OwnedFd, sockets: Vec<OwnedFd>, signals: OwnedFd) -> Result<(), Error> {
+/// is where this process's own are read. Its permission is read from `page`.
+pub fn run(
+    link: OwnedFd,
+    sockets: Vec<OwnedFd>,
+    signals: OwnedFd,
+    page: Made,
+) -> Result<(), Error> {
     // Refused where the agent has done it already.
     let _ = rustix::process::setsid();
     rustix::thread::set_name(c"tether-shim")?;
 
     // An agent that is gone before it asked for anything leaves nothing to do.
-    let Some(shim) = begin(link, sockets, signals)? else {
+    let Some(shim) = begin(link, sockets, signals, page)? else {
         return Ok(());
     };
     let ended = shim.watch().map_err(Error::from);
@@ -103,9 +109,10 @@ fn begin(
     link: OwnedFd,
     sockets: Vec<OwnedFd>,
     signals: OwnedFd,
+    page: Made,
 ) -> Result<Option<&'static mut Shim>, Error> {
     let mut link = Link::new(link)?;
-    link.send(&hello());
+    link.send_with(&hello(page.view.id()), &[page.writable.as_fd()]);
     let Some((mut launch, said_after)) = await_launch(&mut link)? else {
         return Ok(None);
     };
@@ -121,12 +128,13 @@ fn begin(
     );
     // What is kept of it is kept apart from what is not.
     let launch = launch.clone();
-    let (shim, refusal) = prepare(launch, &mut link, sockets, signals).inspect_err(|errno| {
-        // Nothing was started and nobody will watch: this is all there is to say.
-        if let Some(link) = &mut link {
-            link.send(&Message::SpawnFailed(failed_at(Stage::Fork)(*errno)));
-        }
-    })?;
+    let (shim, refusal) =
+        prepare(launch, &mut link, (sockets, signals), page).inspect_err(|errno| {
+            // Nothing was started and nobody will watch: this is all there is to say.
+            if let Some(link) = &mut link {
+                link.send(&Message::SpawnFailed(failed_at(Stage::Fork)(*errno)));
+            }
+        })?;
     // What came in one piece with the launch: a worker that is to stop already is never started.
     for message in said_after {
         shim.on_message(message);
@@ -149,15 +157,15 @@ fn begin(
 fn prepare(
     launch: Launch,
     link: &mut Option<Link>,
-    sockets: Vec<OwnedFd>,
-    signals: OwnedFd,
+    (sockets, signals): (Vec<OwnedFd>, OwnedFd),
+    page: Made,
 ) -> Result<(&'static mut Shim, Option<SpawnFailure>), Errno> {
     rustix::process::set_child_subreaper(Some(getpid()))?;
     let (listener, refusal) = match enter(&launch) {
         Ok(listener) => (Some(listener), None),
         Err(errno) => (None, Some(failed_at(Stage::Directory)(errno))),
     };
-    let shim = Shim::new(launch, link, listener, signals, sockets)?;
+    let shim = Shim::new(launch, link, listener, signals, sockets, page)?;
     // Never let go of: its end is the process's, and all it holds lies in its room.
     Ok((Box::leak(Box::new(shim)), refusal))
 }
@@ -169,7 +177,7 @@ pub fn take_stdin() -> Result<OwnedFd, Errno> {
     Ok(link)
 }
 
-fn hello() -> Message {
+fn hello(page: u64) -> Message {
     Message::Hello(Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_string(),
@@ -178,6 +186,8 @@ fn hello() -> Message {
         worker_pid: 0,
         started_ns: 0,
         phase: Phase::Waiting,
+        page,
+        seat: None,
     })
 }
 

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::time::Duration;
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Signal, getpid, pidfd_send_signal};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
@@ -19,7 +19,7 @@ use tether_shim_protocol::{
     Cause, Dead, Hello, Identity, Launch, Message, OnLinkLoss, OnOwnerExit, Orderer, PROTOCOL,
     Phase, SpawnFailure,
 };
-use tether_sys::Guard;
+use tether_sys::{Guard, Made};
 
 use crate::cgroup::{Cgroup, Limiting};
 use crate::death::Ending;
@@ -29,6 +29,7 @@ use crate::namespace::Namespace;
 use crate::output::Capture;
 use crate::owner::Owner;
 use crate::plan::Plan;
+use crate::seat::Seated;
 use crate::{death, namespace};
 
 pub(crate) use forked::Forked;
@@ -43,6 +44,9 @@ const RECORD_AFTER: Duration = Duration::from_millis(100);
 /// How long a death waits for its acknowledgement before it is left to the file.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(5);
 
+/// When an owner's process is looked at again that could not be.
+const UNSEEN: Duration = Duration::from_millis(100);
+
 /// The program's arguments and environment, let go of once it is started.
 pub(crate) type ArgvAndEnv = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 
@@ -51,6 +55,7 @@ pub(crate) type ArgvAndEnv = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>);
 pub(crate) struct Shim {
     pub(crate) launch: Launch,
     pub(crate) plan: Plan,
+    pub(crate) seated: Seated,
     pub(crate) link: Option<Link>,
     pub(crate) listener: Option<OwnedFd>,
     pub(crate) signals: OwnedFd,
@@ -105,6 +110,7 @@ impl Shim {
         listener: Option<OwnedFd>,
         signals: OwnedFd,
         sockets: Vec<OwnedFd>,
+        page: Made,
     ) -> Result<Self, Errno> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
@@ -113,6 +119,7 @@ impl Shim {
                 Tick::from_nanos(launch.owner_deadline_ns),
                 Duration::from_millis(launch.kill_grace_ms),
             ),
+            seated: Seated::new(page, launch.seat),
             listener,
             signals,
             timer: timerfd_create(TimerfdClockId::Boottime, flags)?,
@@ -194,6 +201,16 @@ impl Shim {
         }
     }
 
+    /// Takes over what the lease page says by now.
+    pub(crate) fn look(&mut self, now: Tick) {
+        let said = self.seated.read();
+        let is_other = said.is_some_and(|(node, owner)| self.plan.on_renewal(node, owner));
+        if is_other || now >= self.seated.look_at {
+            self.seated.look_at = self.plan.look(now);
+            self.look_at_unseen();
+        }
+    }
+
     /// Has the guard go off when the plan says so.
     pub(crate) fn set_guard(&self) {
         let at = self.plan.guard();
@@ -209,10 +226,22 @@ impl Shim {
         self.carry_out(step);
     }
 
+    /// Each look is a moment later than the one that had no descriptor to spare.
+    fn look_at_unseen(&mut self) {
+        if let Owner::Unseen(identity) = self.owner {
+            self.look_at(Some(identity), OnOwnerExit::Kill);
+        }
+    }
+
     fn look_at(&mut self, owner: Option<Identity>, on_exit: OnOwnerExit) {
         self.owner = Owner::watch(owner, on_exit);
-        if matches!(self.owner, Owner::Gone) {
-            self.on_owner_gone();
+        match self.owner {
+            Owner::Gone => self.on_owner_gone(),
+            Owner::Unseen(_) => {
+                let soon = BootClock.now() + UNSEEN;
+                self.seated.look_at = self.seated.look_at.min(soon);
+            }
+            Owner::Unwatched | Owner::Watched(_) => {}
         }
     }
 
@@ -232,7 +261,9 @@ impl Shim {
 
     /// Another agent connected: it replaces the one before and is told how things stand.
     pub(crate) fn on_connection(&mut self, mut link: Link) {
-        link.send_with(&Message::Hello(self.hello()), &self.sockets);
+        let page = core::iter::once(&self.seated.writable);
+        let all: Vec<_> = page.chain(&self.sockets).map(AsFd::as_fd).collect();
+        link.send_with(&Message::Hello(self.hello()), &all);
         self.link = Some(link);
         if let Some(cause) = self.plan.cause().filter(|_| self.announced) {
             self.say(&Message::Ending { cause });
@@ -259,6 +290,8 @@ impl Shim {
             worker_pid: alive.map_or(0, |worker| worker.pid.as_raw_nonzero().get().unsigned_abs()),
             started_ns: self.started.as_nanos(),
             phase,
+            page: self.seated.page(),
+            seat: self.seated.seat,
         }
     }
 
@@ -270,14 +303,16 @@ impl Shim {
                 node_deadline_ns,
                 owner_deadline_ns,
             } => {
+                self.seated.seat = None;
                 self.plan.on_renewal(
                     Tick::from_nanos(node_deadline_ns),
                     Tick::from_nanos(owner_deadline_ns),
                 );
-                // Each is a moment later than the one that had no descriptor to spare.
-                if let Owner::Unseen(identity) = self.owner {
-                    self.look_at(Some(identity), OnOwnerExit::Kill);
-                }
+                self.look_at_unseen();
+            }
+            Message::Look => {
+                self.look(now);
+                self.look_at_unseen();
             }
             Message::Ties {
                 owner,

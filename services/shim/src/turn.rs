@@ -37,7 +37,9 @@ impl Shim {
     pub(crate) fn turn(&mut self) -> Result<(), Errno> {
         self.set_timers();
         let ready = self.wait()?;
-        let step = self.plan.check(BootClock.now());
+        let now = BootClock.now();
+        self.look(now);
+        let step = self.plan.check(now);
         self.carry_out(step);
         for source in ready {
             self.act(source);
@@ -49,7 +51,12 @@ impl Shim {
     pub(crate) fn set_timers(&self) {
         let look_at = self.forked.as_ref().map_or(Tick::NEVER, Forked::next);
         let ours = self.record_at.min(self.leave_at).min(self.rest_at);
-        let next = self.plan.next().min(ours).min(look_at);
+        let next = self
+            .plan
+            .next()
+            .min(ours)
+            .min(look_at)
+            .min(self.seated.look_at);
         if self.guard_at.get() != Some(self.plan.guard()) {
             self.set_guard();
         }

@@ -26,7 +26,7 @@ use rustix::process::{
 use tether_clock::{BootClock, Clock, Tick};
 use tether_shim_protocol::zygote::{FDS_MAX, REQUEST_BYTES_MAX, Request};
 use tether_shim_protocol::{Message, Stage, encode};
-use tether_sys::{Child, Room, Rooms};
+use tether_sys::{Child, Made, Room, Rooms, View};
 
 use crate::launch::failed;
 use crate::{files, probe, setup, tree};
@@ -36,6 +36,8 @@ pub(crate) struct Zygote {
     /// The agent's end of requests; none once the agent is gone.
     agent: Option<OwnedFd>,
     signals: OwnedFd,
+    /// Where its shims read their permission.
+    page: Made,
     rooms: Rooms,
     shims: BTreeMap<NonZeroI32, Room>,
     /// Whether something was left behind at the last look.
@@ -77,6 +79,7 @@ impl Zygote {
         Ok(Self {
             agent: None,
             signals: tether_sys::take_signals()?,
+            page: View::make()?,
             rooms: Rooms::set_aside()?,
             shims: BTreeMap::new(),
             orphaned: false,
@@ -162,7 +165,10 @@ impl Zygote {
         else {
             return;
         };
-        let mut given = vec![self.signals.as_fd(), link.as_fd(), agent.as_fd()];
+        let page = [self.page.writable.as_fd(), self.page.readable.as_fd()];
+        let mut given = vec![self.signals.as_fd(), link.as_fd()];
+        given.extend(page);
+        given.push(agent.as_fd());
         given.extend(self.spared.as_ref().map(|spared| spared.pidfd.as_fd()));
         let body = if self.spared.is_some() {
             be_shim_in_container
@@ -170,7 +176,7 @@ impl Zygote {
             be_shim
         };
         given.extend(sockets.iter().map(AsFd::as_fd));
-        match self.rooms.start(body, &given) {
+        match self.rooms.start(body, self.page.view, &given) {
             Ok((pid, room)) => {
                 self.shims.insert(pid.as_raw_nonzero(), room);
             }
@@ -239,26 +245,34 @@ impl Zygote {
     }
 }
 
-/// What a shim is given by a zygote that has no other child: its signals, its link, the zygote's own end of
-/// requests, and sockets.
-fn be_shim(given: Vec<OwnedFd>) -> i32 {
-    run_shim(given, 1)
+/// What a shim is given by a zygote that has no other child: its signals, its link, both ends of the lease page,
+/// the zygote's own end of requests, and sockets.
+fn be_shim(page: View, given: Vec<OwnedFd>) -> i32 {
+    run_shim(page, given, 1)
 }
 
 /// The same where the zygote is also the parent of the agent, which it knows by a descriptor more.
-fn be_shim_in_container(given: Vec<OwnedFd>) -> i32 {
-    run_shim(given, 2)
+fn be_shim_in_container(page: View, given: Vec<OwnedFd>) -> i32 {
+    run_shim(page, given, 2)
 }
 
-/// Runs a shim to its end, with its signals, its link, so many descriptors that are none of its business,
+/// Runs a shim to its end, with its signals, its link, its page, so many descriptors that are none of its business,
 /// and sockets for its worker.
-fn run_shim(given: Vec<OwnedFd>, foreign: usize) -> i32 {
+fn run_shim(view: View, given: Vec<OwnedFd>, foreign: usize) -> i32 {
     let mut given = given.into_iter();
-    let (Some(signals), Some(link)) = (given.next(), given.next()) else {
+    let mut next = || given.next();
+    let (Some(signals), Some(link), Some(writable), Some(readable)) =
+        (next(), next(), next(), next())
+    else {
         return 1;
     };
+    let page = Made {
+        view,
+        writable,
+        readable,
+    };
     given.by_ref().take(foreign).for_each(drop);
-    match setup::run(link, given.collect(), signals) {
+    match setup::run(link, given.collect(), signals, page) {
         Ok(()) => 0,
         Err(error) => {
             files::complain(&format!("tether-shim ends and its worker with it: {error}"));

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     adopt::History,
     config::Ground,
-    permission::Permissions,
+    permission::{Grants, Permissions},
     sockets,
     worker::{self, Found, Order, Ties},
 };
@@ -274,7 +274,10 @@ impl Keeper {
         let permissions = watch::Sender::new(Permissions::default());
         let ties = Ties {
             ground: Arc::clone(&self.ground),
-            permissions: permissions.subscribe(),
+            grants: Grants {
+                news: permissions.subscribe(),
+                steps: permissions.subscribe(),
+            },
             orders: received,
             reports: self.reports.clone(),
             forkservers: self.own.clone(),

@@ -57,6 +57,7 @@ fn permission(seconds: u64, on_link_loss: OnLinkLoss) -> PoolPermission {
 fn a_server_may_live_as_long_as_any_of_its_workers() {
     let [a, b, own, gone] = ["a", "b", "own", "gone"].map(|name| PoolName::new(name).unwrap());
     let all = Permissions {
+        nearer: 0,
         node: Tick::ZERO + Duration::from_secs(9),
         pools: BTreeMap::from([
             (a.clone(), permission(5, OnLinkLoss::Kill)),

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use tether_clock::Tick;
+use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::node::StartWorker;
 use tether_shim_protocol::{Hello, Launch, Message};
 use tether_types::{Address, WorkerId};
@@ -17,15 +17,16 @@ use tokio::{net::UnixStream, time::timeout};
 
 use super::{SHIM_START, Ties, directory};
 use crate::{
+    config::Ground,
     forkserver::Served,
     health::{Health, Place},
     journal::Entry,
     launch::{self, Circumstances, Passed},
     link::{self, FromShim, ToShim},
     notify::{FdStore, Named},
+    pages::Seat,
     sockets::{self, Wanted},
     users,
-    zygote::Zygote,
 };
 
 /// Zygotes that are tried before a start is given up.
@@ -35,6 +36,8 @@ const ATTEMPTS: u32 = 3;
 pub(super) struct Prepared {
     pub(super) address: Address,
     pub(super) launch: Launch,
+    /// How often ends had been moved nearer when it was made.
+    pub(super) nearer: u64,
     pub(super) sockets: Vec<OwnedFd>,
     /// What earlier incarnations gave away to have it back, passed on after the sockets.
     pub(super) stored: Vec<Named>,
@@ -97,7 +100,7 @@ pub(super) async fn prepare(
     let stored = FdStore::of(&ground.workers).take(&id.pool, id.slot);
     let passed = passed(&wanted, &stored);
     // As of this moment: an order may have waited.
-    let permissions = ties.permissions.borrow().clone();
+    let permissions = ties.grants.news.borrow().clone();
     let pool = permissions.pool(&id.pool);
     let launch = launch::launch(
         id,
@@ -123,6 +126,7 @@ pub(super) async fn prepare(
             let prepared = Prepared {
                 address,
                 launch,
+                nearer: permissions.nearer,
                 sockets,
                 stored,
             };
@@ -157,12 +161,13 @@ pub(super) fn give_back(ties: &Ties, id: &WorkerId, stored: Vec<Named>) {
     }
 }
 
-/// A shim that was told what to launch. Until it says `Hello` it is told nothing, so a zygote that
+/// A shim that was told what to launch, and its seat. Until it says `Hello` it is told nothing, so a zygote that
 /// breaks or hangs is replaced and asked again.
 pub(super) async fn shim_for(
-    zygote: &Zygote,
+    ground: &Ground,
+    id: &WorkerId,
     prepared: &Prepared,
-) -> io::Result<(Hello, FromShim, ToShim)> {
+) -> io::Result<(Hello, Option<Seat>, FromShim, ToShim)> {
     let stored = prepared.stored.iter().map(|(_, stored)| stored.as_fd());
     let descriptors: Vec<_> = prepared
         .sockets
@@ -174,15 +179,22 @@ pub(super) async fn shim_for(
         "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
     );
     for _ in 0..ATTEMPTS {
-        let stream = zygote.spawn(&descriptors)?;
+        let stream = ground.zygote.spawn(&descriptors)?;
         stream.set_nonblocking(true)?;
         let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
         match timeout(SHIM_START, from.next()).await {
             Ok(Ok(Some(Message::Hello(hello)))) => {
+                let page = from.take_descriptors().into_iter().next();
+                let seat = ground
+                    .pages
+                    .take((hello.page, page), &id.pool, BootClock.now());
+                let launch = Launch {
+                    seat: seat.as_ref().map(Seat::place),
+                    ..prepared.launch.clone()
+                };
                 // Not before: a shim that comes late, of a zygote that was given up, finds nothing to start.
-                to.send(&Message::Launch(Box::new(prepared.launch.clone())))
-                    .await;
-                return Ok((hello, from, to));
+                to.send(&Message::Launch(Box::new(launch))).await;
+                return Ok((hello, seat, from, to));
             }
             Ok(Ok(Some(Message::SpawnFailed(failure)))) => {
                 problem = io::Error::from_raw_os_error(failure.errno);
@@ -191,7 +203,7 @@ pub(super) async fn shim_for(
             Ok(Err(error)) => problem = error,
             Err(_) => {
                 problem = io::Error::new(io::ErrorKind::TimedOut, "the zygote does not answer");
-                zygote.give_up();
+                ground.zygote.give_up();
             }
         }
     }

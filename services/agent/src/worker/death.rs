@@ -103,6 +103,9 @@ impl Task {
     /// What of its permission has ended.
     fn expired(&self) -> Option<DeathCause> {
         let never_started = self.started == Tick::ZERO;
+        if let Some(seat) = self.seat.as_ref().filter(|_| !never_started) {
+            return seat.over(BootClock.now());
+        }
         let told = if never_started {
             self.launched
         } else {
@@ -151,6 +154,9 @@ impl Task {
     /// Reports the death until somebody has recorded it, then lets the shim go and marks the
     /// directory as history.
     pub(super) async fn bury(mut self: Box<Self>, report: WorkerReport, to: Option<ToShim>) {
+        if let Some(seat) = self.seat.take() {
+            seat.leave();
+        }
         let template = self.order.template.as_ref();
         if let Some(template) = template.filter(|it| !it.sockets.is_empty()) {
             let cause = report.death.as_ref().map(|death| death.cause());

@@ -105,7 +105,7 @@ impl Found {
         if let Some(link) = &mut link
             && let Some(message) = link.try_next()
         {
-            task.take_sockets(link.take_descriptors());
+            task.take_descriptors(&message, link.take_descriptors());
             if let Message::Hello(hello) = message {
                 running = task.on_hello(&hello);
             }

@@ -14,17 +14,19 @@ pub(super) struct Terms {
     process: Option<Identity>,
     on_owner_exit: OnOwnerExit,
     pub(super) on_link_loss: OnLinkLoss,
+    nearer: u64,
 }
 
 impl Terms {
-    /// What a shim is told with its launch.
-    pub(super) fn of(launch: &Launch) -> Self {
+    /// What a shim is told with its launch, after ends were moved nearer so often.
+    pub(super) fn of(launch: &Launch, nearer: u64) -> Self {
         Self {
             node: Tick::from_nanos(launch.node_deadline_ns),
             owner: Tick::from_nanos(launch.owner_deadline_ns),
             process: launch.owner,
             on_owner_exit: launch.on_owner_exit,
             on_link_loss: launch.on_link_loss,
+            nearer,
         }
     }
 
@@ -35,10 +37,12 @@ impl Terms {
 }
 
 impl Task {
-    /// Tells the shim what changed of its permission.
+    /// Tells the shim what changed of its permission: to one that reads the lease page that is neither time nor the
+    /// end it was given, but that an end has moved nearer.
     pub(super) async fn renew(&mut self, to: &mut ToShim) {
+        let has_seat = self.seat.is_some();
         let terms = {
-            let permissions = self.ties.permissions.borrow_and_update();
+            let permissions = self.ties.grants.of(has_seat).borrow_and_update();
             // A new agent that was told nothing yet has nothing to give, and must not take.
             let Some(pool) = permissions.pool(&self.id.pool) else {
                 return;
@@ -49,6 +53,7 @@ impl Task {
                 process: pool.process,
                 on_owner_exit: pool.on_owner_exit,
                 on_link_loss: pool.on_link_loss,
+                nearer: permissions.nearer,
             }
         };
         if self.told == Some(terms) {
@@ -63,11 +68,17 @@ impl Task {
             })
             .await;
         }
-        to.send(&Message::Renew {
-            node_deadline_ns: terms.node.as_nanos(),
-            owner_deadline_ns: terms.owner.as_nanos(),
-        })
-        .await;
+        if has_seat {
+            if self.told.is_none_or(|told| told.nearer != terms.nearer) {
+                to.send(&Message::Look).await;
+            }
+        } else {
+            to.send(&Message::Renew {
+                node_deadline_ns: terms.node.as_nanos(),
+                owner_deadline_ns: terms.owner.as_nanos(),
+            })
+            .await;
+        }
         self.told = Some(terms);
     }
 }

@@ -204,3 +204,24 @@ fn once_the_worker_is_gone_nothing_more_is_planned() {
     assert_eq!(plan.on_stop(ORDER, Duration::ZERO, ms(1)), Step::Wait);
     assert_eq!(plan.cause(), Some(Cause::AgentGone));
 }
+
+proptest! {
+    /// A renewal that is stored at any moment is seen while three quarters of the time are left that were known
+    /// of, but for the last moments; and who has no end, or is being killed, is not woken up.
+    #[test]
+    fn the_page_is_looked_at_while_most_of_the_time_is_left(plan in plan(), now in 0u64..8_000) {
+        let (now, deadline) = (ms(now), plan.deadline());
+        let look = plan.look(now);
+
+        if deadline == Tick::NEVER {
+            prop_assert_eq!(look, Tick::NEVER);
+        } else {
+            prop_assert!(look >= now + LOOK_MIN);
+            let left = deadline.since(now);
+            prop_assert!(look == now + LOOK_MIN || deadline.since(look) >= left / 4 * 3);
+        }
+        let mut killed = plan;
+        killed.on_loss(ORDER, now);
+        prop_assert_eq!(killed.look(now), Tick::NEVER);
+    }
+}

@@ -1,14 +1,16 @@
 //! A worker's beginning: its walls, its first process, or why there is none.
 
+use alloc::format;
 use alloc::vec::Vec;
 use core::mem;
 
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use tether_clock::{BootClock, Clock};
 use tether_shim_protocol::{
-    Cause, Message, STDERR_FILE, STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure, Stage,
+    Cause, LEASE_VARIABLE, Message, STDERR_FILE, STDERR_TAIL_BYTES, STDOUT_FILE, SpawnFailure,
+    Stage,
 };
 
 use super::{ArgvAndEnv, RESTLESS, Shim};
@@ -21,11 +23,15 @@ use crate::owner::Owner;
 use crate::plan::Step;
 use crate::stdio::Ours;
 
+/// The number that the first descriptor has which is passed on: the one after the standard streams.
+const FIRST_PASSED: usize = 3;
+
 impl Shim {
     /// Starts the worker, or has it wait for its first caller, unless its permission has ended before it
     /// began.
     pub(crate) fn start(&mut self, argv_and_env: ArgvAndEnv) {
         let now = BootClock.now();
+        self.look(now);
         // Opened even where nothing will be started, so that it is removed in the end.
         let opened = self.open_cgroup();
         if matches!(self.owner, Owner::Gone) {
@@ -58,8 +64,13 @@ impl Shim {
         }
     }
 
-    pub(super) fn begin(&mut self, (argv, env): ArgvAndEnv) {
+    pub(super) fn begin(&mut self, (argv, mut env): ArgvAndEnv) {
         let now = BootClock.now();
+        if let Some(seat) = self.seated.seat {
+            let number = FIRST_PASSED + self.sockets.len();
+            let told = format!("{number}:{}:{}", seat.slot, seat.generation);
+            env.push((LEASE_VARIABLE.into(), told.into()));
+        }
         self.launch.argv = argv;
         self.launch.env = env;
         self.set_timers();
@@ -101,7 +112,8 @@ impl Shim {
         // Whether there is a child is for the kernel to say, also where a start fails on the way.
         self.childless = false;
         self.open_namespace()?;
-        let started = launch::start(&self.launch, &self.place())?;
+        let passed = self.passed();
+        let started = launch::start(&self.launch, &self.place(&passed))?;
         let pid = started.worker.pid;
         self.worker = Some(started.worker);
         match started.failure {
@@ -149,12 +161,19 @@ impl Shim {
         Ok(())
     }
 
-    pub(super) fn place(&self) -> Place<'_> {
+    /// What the worker is given: sockets, what was kept for it, and the lease page. That is last, as the others
+    /// have their numbers by an agreement of their own.
+    pub(super) fn passed(&self) -> Vec<BorrowedFd<'_>> {
+        let all = self.sockets.iter().chain(self.seated.passed());
+        all.map(AsFd::as_fd).collect()
+    }
+
+    fn place<'a>(&'a self, passed: &'a [BorrowedFd<'a>]) -> Place<'a> {
         Place {
             cgroup: self.cgroup.as_ref(),
             limiting: &self.limiting,
             shim: &self.own,
-            sockets: &self.sockets,
+            passed,
         }
     }
 }

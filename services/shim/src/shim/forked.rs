@@ -69,7 +69,7 @@ impl Shim {
         let descriptors: Vec<_> = theirs
             .descriptors()
             .into_iter()
-            .chain(self.sockets.iter().map(AsFd::as_fd))
+            .chain(self.passed())
             .collect();
         let connection = forkserver::ask(server, &self.launch, &cgroups, &descriptors)
             .map_err(at(Stage::Fork))?;

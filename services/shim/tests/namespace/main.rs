@@ -8,6 +8,8 @@ mod endings;
 mod harness;
 #[path = "../shim/output.rs"]
 mod output;
+#[path = "../shim/page.rs"]
+mod page;
 #[path = "../shim/permission.rs"]
 mod permission;
 #[path = "../shim/starting.rs"]

@@ -1,7 +1,8 @@
 //! A shim under test, the agent's side of its link, and processes watched through pidfds.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, mknodat};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 use tether_clock::{BootClock, Clock};
@@ -19,6 +21,7 @@ use tether_shim_protocol::{
     DEATH_FILE, Dead, Decoder, Hello, Identity, Input, Launch, Logs, Message, NO_DEADLINE,
     OnLinkLoss, OnOwnerExit, PROTOCOL, SOCKET_FILE, Terms, Walls, decode, encode,
 };
+use tether_sys::{Page, Seat};
 
 /// Anything that takes longer than this has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,6 +67,7 @@ pub(crate) fn launch(argv: &[&str]) -> Launch {
         kill_grace_ms: 1_000,
         node_deadline_ns: NO_DEADLINE,
         owner_deadline_ns: NO_DEADLINE,
+        seat: None,
         sockets: 0,
         wait_for: Vec::new(),
     }
@@ -106,10 +110,59 @@ impl Shim {
 
     /// Starts `program` as the shim; `prepare` may change how.
     pub(crate) fn start_with(
-        mut launch: Launch,
+        launch: Launch,
         program: &Path,
         prepare: impl FnOnce(&mut Command),
     ) -> Self {
+        let (mut shim, launch) = Self::born(launch, program, prepare);
+        shim.say(&Message::Launch(Box::new(launch)));
+        shim
+    }
+
+    /// Starts a shim whose permission is read from its page, in a seat that `store` has opened there.
+    pub(crate) fn start_seated(
+        mut launch: Launch,
+        seat: Seat,
+        store: impl FnOnce(&Page),
+    ) -> (Self, Page) {
+        let program = Path::new(env!("CARGO_BIN_EXE_tether-shim"));
+        launch.seat = Some(tether_shim_protocol::Seat {
+            slot: seat.slot,
+            generation: seat.generation,
+        });
+        let (mut shim, launch) = Self::born(launch, program, |_| {});
+        let page = shim.page();
+        store(&page);
+        shim.say(&Message::Launch(Box::new(launch)));
+        (shim, page)
+    }
+
+    /// The page that comes beside the first word on a link.
+    pub(crate) fn page(&mut self) -> Page {
+        let link = self.link.as_ref().unwrap();
+        assert!(readable(link, PATIENCE), "it says nothing");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; 4096];
+        let buffers = &mut [IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = recvmsg(link, buffers, &mut control, flags).unwrap();
+        let mut all = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        let page = Page::of(all.next().unwrap().next().unwrap()).unwrap();
+        drop(all);
+        self.decoder.push(&bytes[..received.bytes]);
+        page
+    }
+
+    /// Makes all that a shim needs, and starts one that waits for its launch.
+    fn born(
+        mut launch: Launch,
+        program: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> (Self, Launch) {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("events");
         let open = Mode::from_raw_mode(0o666);
@@ -138,7 +191,7 @@ impl Shim {
                 .unwrap();
         }
         let child = command.spawn().unwrap();
-        let mut shim = Self {
+        let shim = Self {
             child,
             link: Some(ours),
             decoder: Decoder::default(),
@@ -146,8 +199,7 @@ impl Shim {
             dir,
             events,
         };
-        shim.say(&Message::Launch(Box::new(launch)));
-        shim
+        (shim, launch)
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -173,9 +225,17 @@ impl Shim {
 
     /// Another agent comes.
     pub(crate) fn reconnect(&mut self) -> Hello {
+        self.connect();
+        self.hear_hello()
+    }
+
+    pub(crate) fn connect(&mut self) {
         self.link = Some(UnixStream::connect(self.path(SOCKET_FILE)).unwrap());
         self.decoder = Decoder::default();
         self.said.clear();
+    }
+
+    pub(crate) fn hear_hello(&mut self) -> Hello {
         self.hear(|message| match message {
             Message::Hello(hello) => Some(hello.clone()),
             _ => None,

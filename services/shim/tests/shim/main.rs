@@ -6,5 +6,6 @@ mod endings;
 mod forked;
 mod harness;
 mod output;
+mod page;
 mod permission;
 mod starting;

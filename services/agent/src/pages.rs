@@ -1,0 +1,284 @@
+//! The lease pages: where this agent stores, and shims read, how long each worker may go on.
+//!
+//! Each zygote has one page for all of its shims, and gives it to whoever speaks to one of them. So an agent has
+//! that of its own zygote, and those of the zygotes of earlier agents for as long as shims of theirs live. On each
+//! page a pool has one slot for all of its workers there.
+//!
+//! # Invariants
+//!
+//! - **A1** Nothing is stored before the arbiter has spoken: a new agent neither gives nor takes.
+//! - **A2** What has ended is not revived. Once a time on the page is over, whoever had it has lost its seat: the
+//!   next term is stored for others, and a shim that comes late to its own end finds that end.
+//! - **A3** A slot is nobody's again once the last of its workers is dead, a page once nobody has a seat on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tether_clock::Tick;
+use tether_shim_protocol as protocol;
+use tether_sys::{Page, SLOTS, Until};
+use tether_types::{DeathCause, PoolName};
+
+use crate::permission::{Permissions, PoolPermission};
+
+/// All pages that anybody reads.
+#[derive(Debug, Default)]
+pub(crate) struct Pages(Mutex<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    /// What was stored last; nothing where nothing was.
+    granted: Permissions,
+    sheets: BTreeMap<u64, Sheet>,
+    /// The page that was met last: the next shim comes with it, so it is kept.
+    last: u64,
+}
+
+/// One page.
+#[derive(Debug)]
+struct Sheet {
+    page: Page,
+    /// By their generation.
+    slots: BTreeMap<u64, Slot>,
+}
+
+/// What is known of a slot.
+#[derive(Debug)]
+struct Slot {
+    number: u32,
+    pool: PoolName,
+    workers: usize,
+    /// Whose end it was, where its time is over.
+    over: Option<DeathCause>,
+}
+
+/// Where one worker's shim reads.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pages: Arc<Pages>,
+    page: u64,
+    place: protocol::Seat,
+}
+
+/// A page as a shim shows it: its number, and the page itself where the system had a descriptor to spare.
+pub(crate) type Shown = (u64, Option<OwnedFd>);
+
+impl Pages {
+    /// A seat for another worker of this pool; none where nothing was granted to it, where its page cannot be had
+    /// or all slots of that are taken: then it is told of its permission in messages.
+    pub(crate) fn take(self: &Arc<Self>, page: Shown, pool: &PoolName, now: Tick) -> Option<Seat> {
+        let mut all = self.lock();
+        let granted = all.granted.pool(pool)?.clone();
+        let (id, sheet) = all.sheet(page, now)?;
+        let generation = sheet.seat(pool, &granted)?;
+        self.seat(id, sheet, generation)
+    }
+
+    /// The seat of a worker that was found.
+    pub(crate) fn find(
+        self: &Arc<Self>,
+        page: Shown,
+        place: protocol::Seat,
+        pool: &PoolName,
+        now: Tick,
+    ) -> Option<Seat> {
+        let mut all = self.lock();
+        let (id, sheet) = all.sheet(page, now)?;
+        let is_open = sheet.page.read(on_page(place)).is_some();
+        sheet.slots.entry(place.generation).or_insert_with(|| Slot {
+            number: place.slot,
+            pool: pool.clone(),
+            workers: 0,
+            // An earlier agent has seen its end.
+            over: (!is_open).then_some(DeathCause::LeaseExpired),
+        });
+        let seat = self.seat(id, sheet, place.generation);
+        all.store_on(id, now);
+        seat
+    }
+
+    /// Stores what is granted as of `now`; tells whether an end was moved nearer, which nobody sees by itself.
+    pub(crate) fn store(&self, granted: &Permissions, now: Tick) -> bool {
+        let mut all = self.lock();
+        all.granted = granted.clone();
+        let sheets = all.sheets.values_mut();
+        sheets.fold(false, |nearer, sheet| sheet.store(granted, now) | nearer)
+    }
+
+    fn seat(self: &Arc<Self>, page: u64, sheet: &mut Sheet, generation: u64) -> Option<Seat> {
+        let slot = sheet.slots.get_mut(&generation)?;
+        slot.workers += 1;
+        Some(Seat {
+            pages: Arc::clone(self),
+            page,
+            place: protocol::Seat {
+                slot: slot.number,
+                generation,
+            },
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
+        // Nothing in here is left half done that the next store would not do again.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl All {
+    /// The page that was shown, known from now on.
+    fn sheet(&mut self, (id, page): Shown, now: Tick) -> Option<(u64, &mut Sheet)> {
+        if let Entry::Vacant(place) = self.sheets.entry(id) {
+            let page = Page::of(page?).ok().filter(|page| page.id() == id)?;
+            let slots = BTreeMap::new();
+            place.insert(Sheet { page, slots });
+            self.store_on(id, now);
+            let before = std::mem::replace(&mut self.last, id);
+            self.let_go(before);
+        }
+        Some((id, self.sheets.get_mut(&id)?))
+    }
+
+    /// What was granted already, where anything was. Each worker that was found is told to look once.
+    fn store_on(&mut self, id: u64, now: Tick) {
+        if let Some(sheet) = self.sheets.get_mut(&id) {
+            sheet.store(&self.granted, now);
+        }
+    }
+
+    fn let_go(&mut self, id: u64) {
+        let is_empty = |sheet: &Sheet| sheet.slots.is_empty();
+        if id != self.last && self.sheets.get(&id).is_some_and(is_empty) {
+            self.sheets.remove(&id);
+        }
+    }
+
+    fn leave(&mut self, page: u64, generation: u64) {
+        let Some(sheet) = self.sheets.get_mut(&page) else {
+            return;
+        };
+        if let Some(slot) = sheet.slots.get_mut(&generation) {
+            slot.workers -= 1;
+            if slot.workers == 0 {
+                if slot.over.is_none() {
+                    sheet.page.close(slot.number);
+                }
+                sheet.slots.remove(&generation);
+            }
+        }
+        self.let_go(page);
+    }
+}
+
+impl Sheet {
+    /// The generation of this pool's slot, opened where there is none.
+    fn seat(&mut self, pool: &PoolName, granted: &PoolPermission) -> Option<u64> {
+        let open = self.slots.iter().filter(|(_, slot)| slot.over.is_none());
+        let of_pool = |(_, slot): &(&u64, &Slot)| slot.pool == *pool;
+        if let Some((&generation, _)) = open.clone().find(of_pool) {
+            return Some(generation);
+        }
+        let taken: BTreeSet<u32> = open.map(|(_, slot)| slot.number).collect();
+        let number = (0..SLOTS).find(|number| !taken.contains(number))?;
+        let generation = self.page.next_generation();
+        let place = tether_sys::Seat {
+            slot: number,
+            generation,
+        };
+        self.page.open(place, granted.until(), granted.epoch.0);
+        let slot = Slot {
+            number,
+            pool: pool.clone(),
+            workers: 0,
+            over: None,
+        };
+        self.slots.insert(generation, slot);
+        Some(generation)
+    }
+
+    fn store(&mut self, granted: &Permissions, now: Tick) -> bool {
+        let mut nearer = false;
+        if let Some(node) = granted.node_until() {
+            let before = self.page.node();
+            if is_over(before, node, now) {
+                // Closed first: none of them is to see the time of the next term.
+                self.end_all();
+            }
+            nearer |= node.alive < before.alive;
+            self.page.set_node(node);
+        }
+        for (&generation, slot) in &mut self.slots {
+            let place = tether_sys::Seat {
+                slot: slot.number,
+                generation,
+            };
+            let Some((granted, before)) = granted.pool(&slot.pool).zip(self.page.read(place))
+            else {
+                continue;
+            };
+            let until = granted.until();
+            if is_over(before.owner, until, now) {
+                self.page.close(slot.number);
+                slot.over = Some(DeathCause::OwnerGone);
+            } else {
+                nearer |= until.alive < before.owner.alive;
+                self.page.set(slot.number, until, granted.epoch.0);
+            }
+        }
+        nearer
+    }
+
+    /// Takes everybody's seat, also of whom this agent knows nothing yet.
+    fn end_all(&mut self) {
+        self.page.close_all();
+        for slot in self.slots.values_mut() {
+            slot.over.get_or_insert(DeathCause::LeaseExpired);
+        }
+    }
+}
+
+impl Seat {
+    /// What its shim is told of it.
+    pub(crate) fn place(&self) -> protocol::Seat {
+        self.place
+    }
+
+    /// What of its permission is over.
+    pub(crate) fn over(&self, now: Tick) -> Option<DeathCause> {
+        let all = self.pages.lock();
+        let sheet = all.sheets.get(&self.page)?;
+        let slot = sheet.slots.get(&self.place.generation)?;
+        let Some(said) = sheet.page.read(on_page(self.place)) else {
+            return slot.over;
+        };
+        if now.as_nanos() >= said.node.alive {
+            Some(DeathCause::LeaseExpired)
+        } else if now.as_nanos() >= said.owner.alive {
+            Some(DeathCause::OwnerGone)
+        } else {
+            None
+        }
+    }
+
+    /// Its worker is dead. One that is let go of without a word lives on, and the next agent finds it.
+    pub(crate) fn leave(self) {
+        self.pages.lock().leave(self.page, self.place.generation);
+    }
+}
+
+/// Whether what was granted before has ended, and the next is another term.
+fn is_over(before: Until, next: Until, now: Tick) -> bool {
+    before.alive <= now.as_nanos() && next.alive > before.alive
+}
+
+fn on_page(place: protocol::Seat) -> tether_sys::Seat {
+    tether_sys::Seat {
+        slot: place.slot,
+        generation: place.generation,
+    }
+}
+
+#[cfg(test)]
+mod tests;
