@@ -63,6 +63,11 @@ impl Report {
         self.rows.push(evidence);
     }
 
+    /// So many claims cannot be looked at here; why was said.
+    pub fn skip(&mut self, claims: usize) {
+        self.skipped += claims;
+    }
+
     /// Prints what comes next.
     pub fn scene(&self, text: &str) {
         self.say(&format!("\n{text}"));

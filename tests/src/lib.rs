@@ -6,6 +6,7 @@ mod data;
 pub mod evidence;
 mod processes;
 mod programs;
+pub mod proxy;
 mod tidy;
 mod wait;
 

@@ -28,9 +28,11 @@ const SOURCES: &[&str] = &[
 pub(crate) struct Program {
     /// As it is called.
     pub(crate) name: &'static str,
+    /// What has it tell its version.
+    version: &'static str,
     /// Where its package puts it.
     path: &'static str,
-    /// What `--version` has to say, when any will not do.
+    /// What it has to tell of its version, when any will not do.
     says: Option<&'static str>,
     /// The release of Debian it has to come from, when the machine's own will not do.
     release: Option<&'static str>,
@@ -43,6 +45,7 @@ pub(crate) const ALL: &[Program] = &[
     // The store wants at least 3.5.16, which is what this release has; bookworm has 3.4.
     Program {
         name: "etcd",
+        version: "--version",
         path: "usr/bin/etcd",
         says: Some("etcd Version: 3.5.16"),
         release: Some("trixie"),
@@ -51,6 +54,7 @@ pub(crate) const ALL: &[Program] = &[
     // To be refused.
     Program {
         name: "etcd-3.4",
+        version: "--version",
         path: "usr/bin/etcd",
         says: Some("etcd Version: 3.4."),
         release: Some("bookworm"),
@@ -58,6 +62,7 @@ pub(crate) const ALL: &[Program] = &[
     },
     Program {
         name: "dnsmasq",
+        version: "--version",
         path: "usr/sbin/dnsmasq",
         says: None,
         release: None,
@@ -73,12 +78,42 @@ pub(crate) const ALL: &[Program] = &[
             "libxtables12",
         ],
     },
+    Program {
+        name: "nft",
+        version: "--version",
+        path: "usr/sbin/nft",
+        says: None,
+        release: None,
+        packages: &[
+            "nftables",
+            "libbsd0",
+            "libedit2",
+            "libgmp10",
+            "libjansson4",
+            "libmd0",
+            "libmnl0",
+            "libnftables1",
+            "libnftnl11",
+            "libxtables12",
+        ],
+    },
+    Program {
+        name: "ip",
+        version: "-V",
+        path: "sbin/ip",
+        says: None,
+        release: None,
+        packages: &[
+            "iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0",
+        ],
+    },
 ];
 
 /// Makes sure that the program is on the path of [`Workspace::program`].
 pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), String> {
     let Program {
         name,
+        version,
         path,
         says,
         release,
@@ -86,7 +121,7 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
     } = wanted;
     let there = || {
         let mut program = workspace.program(*name);
-        program.arg("--version").stderr(Stdio::null());
+        program.arg(version).stderr(Stdio::null());
         let output = program.output();
         output.is_ok_and(|output| {
             let said = String::from_utf8_lossy(&output.stdout);

@@ -17,6 +17,9 @@ use tonic::{Status, Streaming};
 
 use crate::{Client, Lost};
 
+/// Beats on their way at once: a grantor takes an answer for proven that lies no further behind.
+const ON_THE_WAY_MAX: usize = tether_lease::BEHIND_MAX as usize;
+
 pub(crate) struct KeepAlive {
     pub(crate) client: Client,
     pub(crate) owner: OwnerName,
@@ -68,6 +71,8 @@ impl KeepAlive {
     /// Beats over one stream, until it breaks.
     async fn beat(&mut self) -> Result<(), Status> {
         let (outbox, requests) = mpsc::channel(2);
+        // What was on its way over an earlier stream is answered by nobody.
+        self.beats.sent.clear();
         // Queued before the call is awaited: the other side answers only once it has heard something.
         let _ = outbox.try_send(self.next_beat());
         let mut inbox: Streaming<KeepAliveResponse> = self
@@ -89,7 +94,7 @@ impl KeepAlive {
                         Heard::TooLate => return Err(Status::deadline_exceeded("the answer came too late")),
                     }
                 }
-                () = sleep_until(due) => {
+                () = sleep_until(due), if self.beats.may_send() => {
                     if outbox.send(self.next_beat()).await.is_err() {
                         return Err(Status::unavailable("the stream to the gateway is closed"));
                     }
@@ -154,6 +159,12 @@ impl Beats {
         (self.seq, self.ack_seen)
     }
 
+    /// Whether another beat may be on its way. Where answers take longer than the interval, one that did not
+    /// wait for them would show of none of its beats that they arrive.
+    fn may_send(&self) -> bool {
+        self.sent.len() < ON_THE_WAY_MAX
+    }
+
     /// When the answered beat was sent; counting from there and not from the answer makes a slow
     /// network shorten a lease instead of stretching it (L1). None for one that was answered before.
     fn on_answer(&mut self, seq: u64) -> Option<Tick> {
@@ -170,6 +181,18 @@ mod tests {
 
     fn at(secs: u64) -> Tick {
         Tick::ZERO + Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn no_more_beats_are_on_their_way_than_an_answer_may_lie_behind() {
+        let mut beats = Beats::default();
+        while beats.may_send() {
+            beats.on_send(at(1));
+        }
+
+        assert_eq!((beats.seq, beats.ack_seen), (2, 0));
+        beats.on_answer(1);
+        assert!(beats.may_send());
     }
 
     #[test]

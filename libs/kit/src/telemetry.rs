@@ -1,10 +1,13 @@
-//! Logs on standard error, and traces to an OpenTelemetry collector where one is set.
+//! Logs on standard error, traces to an OpenTelemetry collector where one is set, and a history for
+//! `tether lease-check` where one is wanted.
 
 use std::{
     env,
     io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
 };
 
+use tether_clock::BootClock;
 use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
@@ -18,16 +21,19 @@ pub struct Settings {
     pub filter: String,
     /// The collector's gRPC endpoint; `None` sends no traces.
     pub collector: Option<String>,
+    /// The directory to write a history of leases and workers to; `None` writes none.
+    pub history: Option<PathBuf>,
 }
 
 impl Settings {
-    /// Reads `TETHER_LOG_FORMAT`, `TETHER_LOG` and `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// Reads `TETHER_LOG_FORMAT`, `TETHER_LOG`, `OTEL_EXPORTER_OTLP_ENDPOINT` and `TETHER_HISTORY`.
     pub fn from_env() -> Self {
         let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
         Self {
             json: set("TETHER_LOG_FORMAT").is_some_and(|format| format == "json"),
             filter: set("TETHER_LOG").unwrap_or_else(|| "info".to_owned()),
             collector: set("OTEL_EXPORTER_OTLP_ENDPOINT"),
+            history: set("TETHER_HISTORY").map(PathBuf::from),
         }
     }
 }
@@ -54,6 +60,16 @@ pub enum Error {
         collector: String,
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The history cannot be written.
+    #[error(
+        "cannot write a history to `{}`; check `TETHER_HISTORY`, expected a directory that may be written", dir.display()
+    )]
+    History {
+        /// The directory as given.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
     },
     /// Somebody else in this process already collects.
     #[error("telemetry was started before")]
@@ -82,6 +98,9 @@ pub fn start(service: &'static str, settings: &Settings) -> Result<Guard, Error>
         true => lines.json().flatten_event(true).boxed(),
         false => lines.with_ansi(io::stderr().is_terminal()).boxed(),
     };
+    if let Some(dir) = &settings.history {
+        begin_history(service, dir)?;
+    }
     let registry = tracing_subscriber::registry().with(filter).with(lines);
 
     #[cfg(feature = "otlp")]
@@ -109,6 +128,17 @@ pub fn start(service: &'static str, settings: &Settings) -> Result<Guard, Error>
         }
         Ok(Guard {})
     }
+}
+
+fn begin_history(service: &str, dir: &Path) -> Result<(), Error> {
+    let recorder = crate::process::boot_id()
+        .and_then(|boot| tether_history::Recorder::open(dir, service, &boot, BootClock));
+    let (recorder, _) = recorder.map_err(|source| Error::History {
+        dir: dir.to_owned(),
+        source,
+    })?;
+    tether_history::install(recorder);
+    Ok(())
 }
 
 #[cfg(feature = "otlp")]

@@ -38,6 +38,7 @@ async fn a_span_reaches_the_collector_when_the_guard_finishes() {
         json: true,
         filter: "info".to_owned(),
         collector: Some(format!("http://{address}")),
+        history: None,
     };
 
     let guard = telemetry::start("tether-test", &settings).unwrap();

@@ -7,8 +7,9 @@ use tether_clock::Tick;
 use crate::Terms;
 
 /// How many beats the last answer a holder saw may lie behind. One is the normal case, as a beat
-/// leaves before its own answer can arrive; the second forgives one lost or slow answer.
-const BEHIND_MAX: u64 = 2;
+/// leaves before its own answer can arrive; the second forgives one lost or slow answer. A holder has no
+/// more beats than this on their way at once.
+pub const BEHIND_MAX: u64 = 2;
 
 /// What became of a beat, and so how to answer it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

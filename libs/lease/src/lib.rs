@@ -41,6 +41,6 @@ mod holder;
 mod terms;
 
 pub use fence::{Fence, Fenced};
-pub use grantor::{Beat, Grantor, Tenure};
+pub use grantor::{BEHIND_MAX, Beat, Grantor, Tenure};
 pub use holder::{Holder, Standing};
 pub use terms::{InvalidTerms, Margins, Terms};

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tether_clock::Tick;
-use tether_lease::{Holder, Standing, Terms};
+use tether_lease::{BEHIND_MAX, Holder, Standing, Terms};
 
 /// Before the arbiter has said how often it wants to hear from us.
 const FIRST_INTERVAL: Duration = Duration::from_secs(1);
@@ -105,9 +105,14 @@ impl Beats {
         })
     }
 
-    /// When the next beat is due even when nothing is to be said.
+    /// When the next beat is due even when nothing is to be said: not while so many are on their way that it
+    /// could not show that answers arrive.
     pub(crate) fn due(&self) -> Tick {
-        self.last_sent + self.interval
+        if self.seq - self.ack_seen >= BEHIND_MAX {
+            Tick::NEVER
+        } else {
+            self.last_sent + self.interval
+        }
     }
 }
 
@@ -185,5 +190,17 @@ mod tests {
         beats.on_send(at(20));
 
         assert_eq!(beats.overdue(), at(25));
+    }
+
+    #[test]
+    fn where_answers_take_longer_than_beats_the_next_one_waits_for_them() {
+        let mut beats = Beats::new();
+        beats.on_send(at(10));
+        beats.on_send(at(11));
+        assert_eq!(beats.due(), Tick::NEVER);
+
+        beats.on_answer(1, TTL, BEAT, at(12));
+
+        assert_eq!(beats.due(), at(16));
     }
 }

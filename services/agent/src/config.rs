@@ -9,7 +9,8 @@ use std::{
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-use tether_types::{InvalidName, NodeName, WorkerId};
+use tether_kit::listen;
+use tether_types::{Address, InvalidName, NodeName, WorkerId};
 
 use tether_shim_protocol::{Walls, zygote::Means};
 
@@ -40,7 +41,13 @@ pub struct Config {
     /// The least that the agent must be able to guarantee of how workers' processes end, `G1` to `G5`; it
     /// does not start where it cannot.
     pub minimum_guarantee: Option<Guarantee>,
+    /// Host at which workers that listen on TCP do so, and where gateways on other machines reach them:
+    /// an address of this machine. The loopback address when it is not set.
+    pub worker_host: Option<String>,
 }
+
+/// Where workers listen unless it is said.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Why an agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +107,8 @@ pub(crate) struct Ground {
     pub(crate) guarantee: Guarantee,
     pub(crate) zygote: Zygote,
     pub(crate) sockets: Sockets,
+    /// Where workers listen on TCP.
+    pub(crate) worker_host: String,
     pub(crate) metrics: Metrics,
     /// Held for as long as the agent lives.
     _lock: File,
@@ -115,6 +124,20 @@ impl Config {
             Some(name) => NodeName::new(name),
             None => NodeName::new(rustix::system::uname().nodename().to_string_lossy()),
         }
+    }
+
+    /// Where workers listen on TCP.
+    fn worker_host(&self) -> &str {
+        self.worker_host.as_deref().unwrap_or(LOOPBACK)
+    }
+
+    /// Whether workers may listen there; touches nothing.
+    ///
+    /// # Errors
+    /// When it is no address of a machine, or others could read along and nobody allowed that.
+    pub fn check_worker_host(&self, insecure: bool) -> Result<(), listen::Error> {
+        let host = self.worker_host().to_owned();
+        listen::check(&Address::Tcp { host, port: 0 }, insecure)
     }
 
     pub(crate) fn prepare(
@@ -182,6 +205,7 @@ impl Config {
             guarantee,
             zygote,
             sockets: Sockets::inherit(),
+            worker_host: self.worker_host().to_owned(),
             metrics: Metrics::declare(metrics, guarantee, reduced),
             _lock: lock,
         };

@@ -68,21 +68,19 @@ pub(crate) struct Passed {
     pub(crate) wait_for: Vec<u32>,
 }
 
-/// Where a worker of this template will listen, if no socket is held for it.
+/// Where a worker of this template will listen, if no socket is held for it; on TCP at this host.
 ///
 /// # Errors
-/// When no TCP port is free.
-pub(crate) fn address(template: &Template, dir: &Path) -> std::io::Result<Address> {
+/// When no TCP port is free there.
+pub(crate) fn address(template: &Template, dir: &Path, host: &str) -> std::io::Result<Address> {
     match template.listen() {
         Listen::Unspecified | Listen::Unix => Ok(Address::Unix(dir.join("worker.sock"))),
         Listen::Tcp => {
             // Bound and let go again: the worker binds it itself a moment later. A worker that finds
             // it taken fails to start and is started again on another.
-            let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-                .local_addr()?
-                .port();
+            let port = std::net::TcpListener::bind((host, 0))?.local_addr()?.port();
             Ok(Address::Tcp {
-                host: "127.0.0.1".into(),
+                host: host.to_owned(),
                 port,
             })
         }

@@ -33,7 +33,10 @@ impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Agent])?;
         self.metrics.check()?;
-        self.agent.node().at("agent.node").map(drop)
+        self.agent.node().at("agent.node")?;
+        self.agent
+            .check_worker_host(self.listen.insecure)
+            .at("agent.worker_host")
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Signal(Signal),
     /// Calls a method of a worker with JSON.
     Call(Call),
+    /// Verifies the promises offline from what services wrote with TETHER_HISTORY set.
+    LeaseCheck(LeaseCheck),
     /// Checks or shows the configuration.
     #[command(subcommand)]
     Config(Config),
@@ -168,6 +170,13 @@ pub(crate) struct Apply {
     /// The owner the pools are for; it is given one heartbeat timeout to open its session.
     #[arg(long)]
     pub(crate) owner: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeaseCheck {
+    /// Files of histories, or directories of such files.
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

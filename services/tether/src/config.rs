@@ -49,6 +49,9 @@ impl Check for Settings {
             .check()
             .map_err(|error| Wrong::among(error.keys(), error))?;
         self.agent.node().at("agent.node")?;
+        self.agent
+            .check_worker_host(self.listen.insecure)
+            .at("agent.worker_host")?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
         for (name, pool) in &self.discovery.pools {

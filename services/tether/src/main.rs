@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod doctor;
 mod events;
+mod lease_check;
 mod logs;
 mod nodes;
 mod orders;
@@ -94,6 +95,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Up(args) => up::up(args).await,
         Command::Config(args) => config::config(&args),
+        Command::LeaseCheck(args) => lease_check::lease_check(&args, &out),
         Command::Version => out.version(),
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,

@@ -2,28 +2,31 @@
 
 use std::fs;
 
-use super::Task;
+use super::{Task, test};
 use crate::{report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "matrix",
-    arguments: "kill [FLAGS]",
-    summary: "kill everybody at every moment; `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`",
+    arguments: "NAME [FLAGS]",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --worlds N --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which matrix? there is: kill".to_owned());
+            return Err("which matrix? there are: kill, partitions".to_owned());
         };
-        if name != "kill" {
-            return Err(format!("no matrix `{name}`; there is: kill"));
-        }
+        let run = match name.as_str() {
+            "kill" => kill,
+            "partitions" => partitions,
+            _ => return Err(format!("no matrix `{name}`; there are: kill, partitions")),
+        };
         let mut report = Report::default();
+        if name == "partitions" {
+            test::provide_programs(workspace, &mut report);
+        }
         report.prepare(
             "build",
-            workspace.cargo(
-                "build --locked --bins -p tether-tests -p tether-agent -p tether-arbiter -p tether-gateway",
-            ),
+            workspace.cargo("build --locked --bins -p tether-tests -p tether -p tether-agent -p tether-arbiter -p tether-discovery -p tether-gateway"),
         );
-        kill(workspace, &mut report, flags)?;
+        run(workspace, &mut report, flags)?;
         Ok(report.finish())
     },
 };
@@ -67,6 +70,15 @@ pub(super) fn kill(
     }
     report.suite("kill matrix", matrix);
     Ok(())
+}
+
+/// Runs the partition matrix on what is built.
+pub(super) fn partitions(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    evidence(workspace, report, "partitions", "partition matrix", flags)
 }
 
 /// Runs a program of the tests that writes its evidence to `target/NAME/NAME.json`, unless told otherwise.

@@ -30,6 +30,10 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
                 report.fail("kill matrix", &why);
             }
+            let some = ["--every", "7"].map(str::to_owned);
+            if let Err(why) = matrix::partitions(workspace, &mut report, &some) {
+                report.fail("partition matrix", &why);
+            }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
             }
@@ -47,6 +51,11 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         "Python environment",
         workspace.program("tools/python-env.sh"),
     );
+    provide_programs(workspace, report);
+}
+
+/// Fetches the programs that are not there.
+pub(super) fn provide_programs(workspace: &Workspace, report: &mut Report) {
     for wanted in debian::ALL {
         if let Err(why) = debian::provide(workspace, wanted) {
             report.fail(wanted.name, &why);

@@ -61,7 +61,7 @@ pub(super) async fn prepare(
     let held = ground.sockets.hold(id, &wanted).await?;
     let address = match held.first() {
         Some(first) => first.address.clone(),
-        None => launch::address(&template, &own_dir)?,
+        None => launch::address(&template, &own_dir, &ground.worker_host)?,
     };
 
     let mut walls = ground.walls(id, template.private_proc);
