@@ -32,7 +32,7 @@ pub(crate) struct Program {
     version: &'static str,
     /// Where its package puts it.
     path: &'static str,
-    /// What `--version` has to say, when any will not do.
+    /// What it has to tell of its version, when any will not do.
     says: Option<&'static str>,
     /// The release of Debian it has to come from, when the machine's own will not do.
     release: Option<&'static str>,
