@@ -51,13 +51,8 @@ impl Ledger {
                 let record = NodeRecord::decode(&*entry.value).unwrap_or_default();
                 self.restore_node(node, record.instance, now);
             } else if let Some(name) = key.strip_prefix(keys::POOLS) {
-                match PoolRecord::decode(&*entry.value) {
-                    Ok(record) => self.restore_pool(name, record, now),
-                    Err(error) => {
-                        self.lost_pools = true;
-                        tracing::error!(pool = name, %error, "Cannot read the record of a pool");
-                    }
-                }
+                let record = PoolRecord::decode(&*entry.value).unwrap_or_default();
+                self.restore_pool(name, record, now);
             } else if let Some(rest) = key.strip_prefix(keys::JOBS) {
                 self.jobs.restore(rest, &entry.value);
             } else if key.starts_with(keys::EVENTS) {

@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use tether_clock::Tick;
 use tether_proto::node::HeartbeatResponse;
 use tether_store::{Entry, Listing};
 use tether_types::{DeathCause, NodeName};
 
 use super::world::{Packet, World, empty_ledger};
-use crate::ledger::Ledger;
+use crate::{ledger::Ledger, record::PoolRecord};
 
 /// A protection that is left out, to see that it is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,9 +193,9 @@ fn a_new_leader_fills_at_once_what_was_never_owned_and_waits_with_all_else() {
     );
 }
 
-/// A pool of before that could not be read is nobody's name, and may have workers all the same.
+/// A pool of before that could not be taken up is nobody's name, and may have workers all the same.
 #[test]
-fn a_pool_in_the_name_of_one_that_could_not_be_read_is_no_new_one() {
+fn a_pool_in_the_name_of_one_that_could_not_be_taken_up_is_no_new_one() {
     let mut world = World::new(1);
     world.open(1, false);
     world.apply(4, 1);
@@ -204,7 +205,9 @@ fn a_pool_in_the_name_of_one_that_could_not_be_read_is_no_new_one() {
     world.nodes[node].cut = true;
     world.lose_stream(node, false);
     let record = world.store.get_mut("arbiter/pools/spread-1").unwrap();
-    record.0 = bytes::Bytes::from_static(b"garbage");
+    let mut without_template = PoolRecord::decode(&*record.0).unwrap();
+    without_template.spec.as_mut().unwrap().template = None;
+    record.0 = without_template.encode_to_vec().into();
     world.change_leader(Duration::from_secs(1));
     world.run(Duration::from_millis(500));
 
