@@ -31,7 +31,7 @@ use crate::{
     forkserver::{self, ForkServers, Keeper},
     launch,
     owners::Owners,
-    permission::{Permissions, Viewpoint},
+    permission::{self, Permissions, Viewpoint},
     report,
     worker::{self, Found, Held, Order, Ties},
 };
@@ -118,6 +118,7 @@ impl Node {
             .adopt(std::mem::take(&mut self.left), requests)
             .context("cannot look through the runtime directory")?;
         tokio::spawn(adopt::watch(held));
+        tokio::spawn(permission::tell(running.permissions.subscribe()));
 
         let schedule = backon::ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))

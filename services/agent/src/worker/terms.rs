@@ -44,7 +44,7 @@ impl Task {
                 return;
             };
             Terms {
-                node: permissions.node,
+                node: permissions.alive_until(&self.id),
                 owner: pool.deadline,
                 process: pool.process,
                 on_owner_exit: pool.on_owner_exit,
