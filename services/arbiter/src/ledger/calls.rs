@@ -58,7 +58,7 @@ impl Ledger {
         counts: &[(WorkerId, u64)],
         now: Tick,
     ) -> Result<(), Failure> {
-        if !self.all_heard() {
+        if self.awaits_word() {
             let text =
                 "the arbiter has not heard every node since it started: tell the counts again";
             return Err(Failure::new(Reason::AgentUnreachable, text));

@@ -90,7 +90,7 @@ impl Ledger {
     pub(super) fn fill_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
         self.drop_vacant(pool, slot);
         // Before every node of before was heard, nobody knows what still runs where (A1).
-        if self.all_heard()
+        if !self.is_blocked(pool, slot)
             && let Some(entry) = self.pools.get_mut(pool)
         {
             let plan = entry.resolved.plan;
@@ -106,13 +106,21 @@ impl Ledger {
         self.schedule(pool, slot);
     }
 
+    /// Whether a place is empty only as far as is known here.
+    fn is_blocked(&self, pool: &PoolName, slot: Slot) -> bool {
+        let place = self.pools.get(pool).and_then(|pool| pool.places.get(&slot));
+        place.is_none_or(|place| place.live.is_none()) && self.awaits(pool, slot)
+    }
+
     /// Keeps the list of deadlines in step with a place.
     pub(super) fn schedule(&mut self, pool: &PoolName, slot: Slot) {
+        let blocked = self.is_blocked(pool, slot);
         let Some(entry) = self.pools.get_mut(pool) else {
             return;
         };
-        // What is held back has no other deadline than its pool's.
-        let held = entry.holds(slot);
+        // What is held back has no other deadline than its pool's, and one that may be somebody's that of
+        // a node.
+        let held = entry.holds(slot) || blocked;
         let Some(place) = entry.places.get_mut(&slot) else {
             return;
         };
@@ -200,6 +208,7 @@ impl Ledger {
                         status: String::new(),
                         stop: None,
                         told: None,
+                        disabled: false,
                         calls: Calls::default(),
                     });
                 }
