@@ -107,7 +107,7 @@ impl Ledger {
     }
 
     /// Whether a place is empty only as far as is known here.
-    fn is_blocked(&self, pool: &PoolName, slot: Slot) -> bool {
+    pub(super) fn is_blocked(&self, pool: &PoolName, slot: Slot) -> bool {
         let place = self.pools.get(pool).and_then(|pool| pool.places.get(&slot));
         place.is_none_or(|place| place.live.is_none()) && self.awaits(pool, slot)
     }

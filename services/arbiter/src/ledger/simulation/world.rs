@@ -18,6 +18,7 @@ use tether_types::{Death, DeathCause, NodeName, WorkerId};
 
 use super::{
     gateway::Gateway,
+    jobs::Jobs,
     node::Node,
     owner::{Owner, Wishes},
 };
@@ -74,6 +75,8 @@ pub(super) struct World {
     pub(super) ordered: BTreeMap<String, VecDeque<Tick>>,
     /// How each worker died that died.
     pub(super) causes: BTreeMap<WorkerId, DeathCause>,
+    /// Every attempt at a job (A9).
+    pub(super) jobs: Jobs,
 }
 
 impl World {
@@ -110,6 +113,7 @@ impl World {
             switched: BTreeMap::new(),
             ordered: BTreeMap::new(),
             causes: BTreeMap::new(),
+            jobs: Jobs::new(),
         };
         world.run(Duration::from_millis(500));
         world

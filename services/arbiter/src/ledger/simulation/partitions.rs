@@ -1,0 +1,337 @@
+//! What is promised to workers and jobs of a node that is cut off, one scene each: two stages, and when a place
+//! is filled elsewhere.
+
+use std::time::Duration;
+
+use tether_clock::Tick;
+use tether_proto::job::{JobState, ReportJobRequest};
+use tether_proto::node::Hello;
+use tether_types::{DeathCause, NodeName, Reason, WorkerId};
+
+use super::{
+    owner::{POOLS, Wishes},
+    world::{STEP, World},
+};
+
+const SPREAD: usize = 4;
+
+/// Of the model's nodes, as the ledger grants it.
+const NODE_TTL: Duration = Duration::from_secs(2);
+
+const GRACE: Duration = Duration::from_secs(3);
+
+const JOB_TTL: Duration = Duration::from_secs(20);
+
+/// What a grantor waits for beyond a span: two clocks that are wrong by half a per cent.
+fn padded(span: Duration) -> Duration {
+    span.mul_f64(1.005 / 0.995)
+}
+
+/// When the lease of a node is free, after its last beat was received.
+fn lease_free() -> Duration {
+    padded(NODE_TTL) + Duration::from_millis(500)
+}
+
+/// A world with one worker of a distributed pool, and the node it is on.
+fn world(grace: Duration) -> (World, usize, WorkerId) {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap();
+    let wishes = Wishes {
+        grace_ms: millis(grace),
+        job_ttl_ms: millis(JOB_TTL),
+        ..Wishes::default()
+    };
+    let mut world = World::with(11, wishes);
+    world.open(1, false);
+    assert!(world.apply(SPREAD, 1));
+    world.run(Duration::from_secs(1));
+    let place = |(node, one): (usize, &super::node::Node)| {
+        let id = one.workers.keys().next()?;
+        Some((node, id.clone()))
+    };
+    let (node, id) = world.nodes.iter().enumerate().find_map(place).unwrap();
+    (world, node, id)
+}
+
+impl World {
+    /// Cuts a node off. Tells the latest moment in which the arbiter may have heard it.
+    fn cut(&mut self, node: usize) -> Tick {
+        self.nodes[node].cut = true;
+        self.lose_stream(node, true);
+        self.now
+    }
+
+    fn heal(&mut self, node: usize) {
+        self.nodes[node].cut = false;
+    }
+
+    fn lives(&self, id: &WorkerId) -> bool {
+        self.workers()
+            .any(|(other, worker)| other == id && worker.alive)
+    }
+
+    fn ready_workers(&self) -> u32 {
+        self.ledger.get_pool(POOLS[SPREAD].0).unwrap().ready
+    }
+
+    fn endpoint_is_told(&self) -> bool {
+        self.store
+            .keys()
+            .any(|key| key.starts_with("serve/endpoints/spread-1/"))
+    }
+
+    /// Runs until something is so; tells when.
+    fn await_that(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> Tick {
+        let deadline = self.now + Duration::from_secs(60);
+        while !so(self) {
+            assert!(self.now < deadline, "never: {what}");
+            self.run(STEP);
+        }
+        self.now
+    }
+
+    fn job(&self) -> tether_proto::job::Job {
+        self.ledger.get_job(POOLS[SPREAD].0, "train").unwrap()
+    }
+
+    fn start(&mut self) -> tether_proto::job::Job {
+        let (job, found) = self.ledger.start_job(POOLS[SPREAD].0, "train").unwrap();
+        assert!(!found);
+        self.settle();
+        job
+    }
+
+    fn report(&mut self, id: &WorkerId, fence: u64, result: Option<&[u8]>) -> Result<(), Reason> {
+        let report = ReportJobRequest {
+            key: "train".to_owned(),
+            progress: 0.5,
+            fence,
+            result: result.map(Into::into),
+            ..ReportJobRequest::default()
+        };
+        let told = self.ledger.report_job(id, report, self.now);
+        self.settle();
+        told.map_err(|failure| failure.reason())
+    }
+
+    fn has_started_another(&self) -> bool {
+        self.starts > 1
+    }
+}
+
+#[test]
+fn a_node_that_is_back_within_the_grace_has_its_worker_again_and_nothing_was_started() {
+    let (mut world, node, id) = world(GRACE);
+
+    world.cut(node);
+    world.await_that("its endpoint is withdrawn", |world| {
+        !world.endpoint_is_told()
+    });
+    assert_eq!(world.ready_workers(), 0);
+    assert!(world.lives(&id), "it is disabled, not dead");
+    world.run(Duration::from_secs(2));
+    world.heal(node);
+    world.await_that("it serves again", World::endpoint_is_told);
+
+    world.run(Duration::from_secs(5));
+    assert_eq!((world.ready_workers(), world.starts), (1, 1));
+    assert!(world.lives(&id));
+}
+
+/// Printed beside its bounds with `--no-capture`.
+#[test]
+fn beyond_the_grace_the_worker_is_dead_in_time_and_its_place_is_filled_no_sooner_than_is_safe() {
+    let (mut world, node, id) = world(GRACE);
+
+    let cut = world.cut(node);
+    let withdrawn = world.await_that("withdrawn", |world| !world.endpoint_is_told());
+    let dead = world.await_that("it is dead", |world| !world.lives(&id));
+    let placed = world.await_that("another is started", World::has_started_another);
+
+    // Beats are up to their interval and their time on the wire old when the cut comes.
+    let lag = Duration::from_millis(600);
+    let gone = NODE_TTL.mul_f64(0.995) + GRACE.mul_f64(0.995);
+    let free = lease_free() + padded(GRACE);
+    let told = |what: &str, at: Tick, from: Duration, to: Duration| {
+        let after = at.since(cut);
+        println!("{what}: {after:?} after the cut, of {from:?} to {to:?}");
+        assert!(from <= after && after <= to, "{what}: {after:?}");
+    };
+    let from = |span: Duration| span.saturating_sub(lag);
+    told(
+        "disabled",
+        withdrawn,
+        from(lease_free()),
+        lease_free() + STEP * 2,
+    );
+    told("dead", dead, from(gone), gone + STEP * 2);
+    told("placed", placed, from(free), free + lag);
+    assert!(dead < placed);
+    assert_eq!(world.causes[&id], DeathCause::LeaseExpired);
+}
+
+#[test]
+fn a_job_lives_on_fenced_and_is_taken_over_only_after_the_grace() {
+    let (mut world, node, id) = world(GRACE);
+    world.apply(SPREAD, 2);
+    world.run(Duration::from_secs(1));
+    let first = world.start();
+    let doing = WorkerId::try_from(first.worker.as_ref().unwrap()).unwrap();
+    assert_eq!(doing, id);
+    world.run(Duration::from_secs(1));
+    let starts = world.starts;
+
+    world.cut(node);
+    world.await_that("it is orphaned", |world| {
+        world.job().state() == JobState::Orphaned
+    });
+    let early = world.ledger.adopt_job(POOLS[SPREAD].0, "train", world.now);
+    assert_eq!(early.unwrap_err().reason(), Reason::NoWorkerReady);
+    assert_eq!(
+        world.report(&id, first.fence, None),
+        Ok(()),
+        "it is the one that counts"
+    );
+    world.run(GRACE + Duration::from_secs(1));
+    assert!(world.lives(&id), "a job outlives the grace");
+    let (second, adopted) = world
+        .ledger
+        .adopt_job(POOLS[SPREAD].0, "train", world.now)
+        .unwrap();
+    world.settle();
+
+    assert!(adopted && second.fence > first.fence && second.worker != first.worker);
+    let refused = ReportJobRequest {
+        key: "train".to_owned(),
+        fence: first.fence,
+        result: Some(b"stale".to_vec()),
+        ..ReportJobRequest::default()
+    };
+    let refused = world
+        .ledger
+        .report_job(&id, refused, world.now)
+        .unwrap_err();
+    let holder = WorkerId::try_from(second.worker.as_ref().unwrap()).unwrap();
+    assert_eq!(refused.reason(), Reason::LeaseFenced);
+    assert!(
+        refused.to_string().contains(&format!("worker `{holder}`")),
+        "{refused}"
+    );
+    assert_eq!(world.report(&holder, second.fence, Some(b"done")), Ok(()));
+    world.heal(node);
+    world.run(Duration::from_secs(2));
+    assert!(world.lives(&id), "and it is a worker like any other again");
+    assert_eq!((world.ready_workers(), world.starts), (2, starts));
+    assert_eq!(world.job().result, b"done");
+}
+
+#[test]
+fn another_arbiter_holds_the_place_of_a_job_for_as_long() {
+    let (mut world, node, id) = world(GRACE);
+    world.start();
+    world.run(Duration::from_secs(1));
+    world.cut(node);
+
+    world.restart_arbiter();
+    let begun = world.now;
+    world.await_that("the worker ends", |world| !world.lives(&id));
+    assert!(!world.has_started_another());
+    let placed = world.await_that("another is started", World::has_started_another);
+
+    let free = padded(JOB_TTL) + Duration::from_millis(500);
+    let after = placed.since(begun);
+    assert!(
+        free <= after && after <= free + Duration::from_millis(500),
+        "{after:?}"
+    );
+    assert_eq!(world.job().state(), JobState::Lost);
+}
+
+#[test]
+fn a_place_is_held_for_a_job_until_its_node_has_heard_of_the_end() {
+    for heard in [false, true] {
+        let (mut world, node, id) = world(GRACE);
+        let job = world.start();
+        world.run(Duration::from_secs(1));
+        if !heard {
+            world.cut(node);
+        }
+        world.report(&id, job.fence, Some(b"done")).unwrap();
+        if heard {
+            world.run(Duration::from_secs(1));
+            world.cut(node);
+        }
+
+        let cut = world.now;
+        let placed = world.await_that("another is started", World::has_started_another);
+
+        let after = placed.since(cut);
+        let (short, long) = (Duration::from_secs(7), JOB_TTL.mul_f64(0.9));
+        assert!(
+            if heard { after < short } else { after > long },
+            "{heard}: {after:?}"
+        );
+        assert_eq!(world.job().state(), JobState::Done, "a result is kept");
+    }
+}
+
+#[test]
+fn a_grace_that_was_shortened_is_waited_for_as_it_was_told() {
+    let (mut world, node, id) = world(Duration::from_secs(8));
+    world.cut(node);
+    world.wishes.grace_ms = 0;
+
+    assert!(world.apply(SPREAD, 1));
+    world.restart_arbiter();
+    world.await_that("another is started", World::has_started_another);
+
+    assert!(
+        !world.lives(&id),
+        "A1, at every step; and it ends by itself"
+    );
+}
+
+#[test]
+fn a_witness_ends_the_wait_and_is_not_believed_of_a_node_that_was_just_heard() {
+    let (mut world, node, id) = world(GRACE);
+    let name = world.nodes[node].name.clone();
+    let declare = |world: &mut World| {
+        let told = world.ledger.declare_dead(&name, "the operator", world.now);
+        told.map_err(|failure| failure.to_string())
+    };
+    let refused = declare(&mut world).unwrap_err();
+    assert!(refused.contains("so it lives"), "{refused}");
+
+    world.cut(node);
+    world.await_that("it is lost", |world| !world.endpoint_is_told());
+    world.run(GRACE - Duration::from_secs(1));
+    assert!(world.lives(&id) && !world.has_started_another());
+    world.nodes[node].reboot();
+    assert_eq!(declare(&mut world), Ok(1));
+    world.settle();
+    world.run(Duration::from_secs(1));
+
+    assert_eq!(world.ready_workers(), 1);
+    assert_eq!(world.causes[&id], DeathCause::LeaseExpired);
+    let nodes = world.ledger.list_nodes(world.now);
+    assert!(nodes.iter().all(|node| !node.lost));
+    let unknown = declare(&mut world).unwrap_err();
+    assert!(unknown.contains("no node is called"), "{unknown}");
+}
+
+#[test]
+fn another_agent_of_the_same_name_waits_for_what_may_live() {
+    let (mut world, node, id) = world(GRACE);
+    let name: NodeName = world.nodes[node].name.clone();
+    let stranger = Hello {
+        instance: "another".to_owned(),
+        ..Hello::default()
+    };
+    world.cut(node);
+    world.await_that("it is lost", |world| !world.endpoint_is_told());
+
+    let refused = world.ledger.admit_node(&name, &stranger, world.now);
+    assert_eq!(refused.unwrap_err().reason(), Reason::NodeTaken);
+    assert!(world.lives(&id));
+    world.await_that("another is started", World::has_started_another);
+    assert!(world.ledger.admit_node(&name, &stranger, world.now).is_ok());
+}
