@@ -64,41 +64,39 @@ impl World {
         }
     }
 
-    /// One of the attempts there were reports, saves, or is done; its way to a gateway may be open while its
-    /// node is cut off.
+    /// Every attempt there was saves and reports, the latest one last; their way to a gateway may be open while
+    /// their nodes are cut off.
     pub(super) fn report_job(&mut self, pool: usize, nth: usize, done: bool) {
         let (index, key) = Self::key(nth);
-        let Some(attempts) = self.jobs.get(&(pool, index)) else {
-            return;
-        };
-        let Some((fence, worker)) = attempts.all.get(nth % attempts.all.len().max(1)).cloned()
-        else {
-            return;
-        };
-        let last = attempts.all.last().map(|(fence, _)| *fence) == Some(fence);
-        let saved = attempts.saved;
-        let save = PutCheckpointRequest {
-            pool: POOLS[pool].0.to_owned(),
-            key: key.clone(),
-            fence,
-            seq: saved + 1,
-            uri: "s3://there".to_owned(),
-            ..PutCheckpointRequest::default()
-        };
-        let report = ReportJobRequest {
-            key,
-            fence,
-            result: done.then(|| b"done".to_vec()),
-            ..ReportJobRequest::default()
-        };
-        let is_saved = self.ledger.put_checkpoint(save).is_ok();
-        let heard = self.ledger.report_job(&worker, report, self.now).is_ok();
-        assert!(
-            last || !(is_saved || heard),
-            "A9: an earlier attempt of {worker} is heard"
-        );
-        if is_saved && let Some(attempts) = self.jobs.get_mut(&(pool, index)) {
-            attempts.saved = saved + 1;
+        let at = (pool, index);
+        let all = self.jobs.get(&at).map(|attempts| attempts.all.clone());
+        let all = all.unwrap_or_default();
+        let last = all.last().map_or(0, |(fence, _)| *fence);
+        for (fence, worker) in all {
+            let saved = self.jobs[&at].saved;
+            let save = PutCheckpointRequest {
+                pool: POOLS[pool].0.to_owned(),
+                key: key.clone(),
+                fence,
+                seq: saved + 1,
+                uri: "s3://there".to_owned(),
+                ..PutCheckpointRequest::default()
+            };
+            let report = ReportJobRequest {
+                key: key.clone(),
+                fence,
+                result: done.then(|| b"done".to_vec()),
+                ..ReportJobRequest::default()
+            };
+            let is_saved = self.ledger.put_checkpoint(save).is_ok();
+            let heard = self.ledger.report_job(&worker, report, self.now).is_ok();
+            assert!(
+                fence == last || !(is_saved || heard),
+                "A9: an earlier attempt of {worker} is heard"
+            );
+            if is_saved && let Some(attempts) = self.jobs.get_mut(&at) {
+                attempts.saved = saved + 1;
+            }
         }
         self.settle();
     }

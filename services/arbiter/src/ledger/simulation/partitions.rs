@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tether_clock::Tick;
-use tether_proto::job::{JobState, ReportJobRequest};
+use tether_proto::job::{JobState, PutCheckpointRequest, ReportJobRequest};
 use tether_proto::node::Hello;
 use tether_types::{DeathCause, NodeName, Reason, WorkerId};
 
@@ -248,30 +248,110 @@ fn another_arbiter_holds_the_place_of_a_job_for_as_long() {
 
 #[test]
 fn a_place_is_held_for_a_job_until_its_node_has_heard_of_the_end() {
-    for heard in [false, true] {
+    for heard in [Heard::Nothing, Heard::BeatWithoutAnswer, Heard::Answer] {
         let (mut world, node, id) = world(GRACE);
         let job = world.start();
         world.run(Duration::from_secs(1));
-        if !heard {
+        if heard == Heard::Nothing {
             world.cut(node);
         }
         world.report(&id, job.fence, Some(b"done")).unwrap();
-        if heard {
-            world.run(Duration::from_secs(1));
-            world.cut(node);
+        let name = world.nodes[node].name.clone();
+        let received = |world: &World| world.ledger.nodes[&name].last.0;
+        let before = received(&world);
+        match heard {
+            Heard::Nothing => {}
+            Heard::BeatWithoutAnswer => {
+                world.await_that("a beat", |world| received(world) > before);
+            }
+            Heard::Answer => world.run(Duration::from_secs(1)),
         }
-
-        let cut = world.now;
+        let cut = world.cut(node);
         let placed = world.await_that("another is started", World::has_started_another);
 
         let after = placed.since(cut);
-        let (short, long) = (Duration::from_secs(7), JOB_TTL.mul_f64(0.9));
+        let short = lease_free() + padded(GRACE) + Duration::from_millis(600);
+        assert_eq!(
+            after < short,
+            heard == Heard::Answer,
+            "{heard:?}: {after:?}"
+        );
+        let long = JOB_TTL.saturating_sub(Duration::from_secs(1));
         assert!(
-            if heard { after < short } else { after > long },
-            "{heard}: {after:?}"
+            heard == Heard::Answer || after > long,
+            "{heard:?}: {after:?}"
         );
         assert_eq!(world.job().state(), JobState::Done, "a result is kept");
     }
+}
+
+/// What passes between an arbiter that knows a job's end and the worker's node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    BeatWithoutAnswer,
+    Answer,
+}
+
+#[test]
+fn a_checkpoint_is_kept_for_the_next_attempt_and_an_earlier_one_saves_no_more() {
+    let (mut world, node, id) = world(GRACE);
+    let first = world.start();
+    let save = |world: &mut World, fence, seq, uri: &str| {
+        let checkpoint = PutCheckpointRequest {
+            pool: POOLS[SPREAD].0.to_owned(),
+            key: "train".to_owned(),
+            fence,
+            seq,
+            uri: uri.to_owned(),
+            ..PutCheckpointRequest::default()
+        };
+        let saved = world.ledger.put_checkpoint(checkpoint);
+        world.settle();
+        saved.map_err(|failure| failure.reason())
+    };
+    let at = |world: &World| world.job().checkpoint.map(|saved| (saved.seq, saved.uri));
+
+    assert_eq!(save(&mut world, first.fence, 5, "a"), Ok(()));
+    assert_eq!(save(&mut world, first.fence, 5, "a"), Ok(()), "told again");
+    assert_eq!(
+        save(&mut world, first.fence, 5, "b"),
+        Err(Reason::ConfigInvalid)
+    );
+    assert_eq!(
+        save(&mut world, first.fence, 4, "b"),
+        Err(Reason::ConfigInvalid)
+    );
+    assert_eq!(
+        save(&mut world, first.fence, 9, &"x".repeat(2_049)),
+        Err(Reason::ConfigInvalid)
+    );
+    world.restart_arbiter();
+    world.run(Duration::from_secs(2));
+    assert_eq!(at(&world), Some((5, "a".to_owned())));
+
+    let now = world.now;
+    world.nodes[node].kill_worker(0, DeathCause::Exited(1), now);
+    world.await_that("it is lost", |world| world.job().state() == JobState::Lost);
+    world.await_that("another is ready", |world| world.ready_workers() == 1);
+    let (second, _) = world.ledger.start_job(POOLS[SPREAD].0, "train").unwrap();
+    world.settle();
+    assert!(second.fence > first.fence && second.attempt == 2);
+    assert_eq!(
+        at(&world),
+        Some((5, "a".to_owned())),
+        "it goes on from there"
+    );
+    assert_eq!(
+        save(&mut world, first.fence, 6, "stale"),
+        Err(Reason::LeaseFenced)
+    );
+    assert_eq!(
+        world.report(&id, first.fence, Some(b"stale")),
+        Err(Reason::LeaseFenced)
+    );
+    assert_eq!(save(&mut world, second.fence, 6, "c"), Ok(()));
+    assert_eq!(at(&world), Some((6, "c".to_owned())));
 }
 
 #[test]
