@@ -8,6 +8,7 @@ mod config;
 mod effects;
 mod events;
 mod ledger;
+mod owners;
 mod record;
 mod rpc;
 mod shared;

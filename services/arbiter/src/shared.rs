@@ -24,6 +24,7 @@ use crate::{
     effects::{Effects, keys},
     events::Events,
     ledger::{Granted, Ledger},
+    owners::Owners,
     record::OwnerRecord,
 };
 
@@ -48,6 +49,7 @@ const STORE_RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
     pub(crate) events: Events,
+    pub(crate) owners: Owners,
     clock: Arc<dyn Clock>,
     core: Mutex<Core>,
     writer: Mutex<Writer>,
@@ -148,6 +150,7 @@ impl Shared {
         events: Events,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let owners = Owners::new(ledger.epochs());
         let core = Core {
             ledger,
             pending: Effects::default(),
@@ -164,6 +167,7 @@ impl Shared {
         Self {
             store,
             events,
+            owners,
             clock,
             core: Mutex::new(core),
             writer: Mutex::new(writer),
@@ -237,6 +241,7 @@ impl Shared {
         let granted = self
             .observe(|ledger, _| ledger.open_session(owner, epoch, process, terms, received))
             .await;
+        self.owners.opened(owner, epoch);
         self.flush(&mut writer).await?;
         Ok((epoch, granted))
     }
@@ -253,6 +258,9 @@ impl Shared {
         let mut core = self.core.lock().await;
         let mut done = std::mem::take(&mut writer.batch);
         self.events.publish(std::mem::take(&mut done.events));
+        let ended = done.ended.iter();
+        self.owners
+            .ended(ended.map(|(owner, epoch, _)| (owner, *epoch)));
         core.deliver(done);
         Ok(())
     }

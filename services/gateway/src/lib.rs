@@ -21,6 +21,7 @@ mod directory;
 mod explain;
 mod forward;
 mod own;
+mod owners;
 mod route;
 mod server;
 mod timeout;
@@ -34,12 +35,13 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config};
+pub use config::{Breaker, Config, WhenStale};
 pub use tether_kit::listen::Listener;
 
 use directory::Directory;
 use forward::Forwarder;
 use own::OwnServices;
+use owners::Owners;
 use upstream::Upstream;
 
 /// How often the gateway looks whether it can do its work.
@@ -61,6 +63,7 @@ impl Gateway {
                 arbiter,
                 discovery,
                 own: OwnServices::new(),
+                owners: Arc::new(Owners::new(&config)),
                 config,
             }),
         }
@@ -88,6 +91,11 @@ impl Gateway {
             forwarder.arbiter.address().clone(),
             forwarder.config.connect_timeout,
             Arc::clone(&forwarder.directory),
+        ));
+        background.spawn(owners::follow(
+            forwarder.arbiter.address().clone(),
+            forwarder.config.connect_timeout,
+            Arc::clone(&forwarder.owners),
         ));
         background.spawn(report_health(Arc::clone(&forwarder), stop.clone()));
 
