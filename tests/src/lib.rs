@@ -6,6 +6,7 @@ mod data;
 pub mod evidence;
 mod processes;
 mod programs;
+mod proxy;
 mod tidy;
 mod wait;
 
@@ -13,6 +14,7 @@ pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python};
+pub use proxy::Proxy;
 pub use tidy::{cgroups, tidy};
 pub use wait::{DEADLINE, eventually, eventually_within};
 
