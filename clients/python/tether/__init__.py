@@ -1,0 +1,1 @@
+"""What a worker of Tether can ask and say: `tether.job`."""
