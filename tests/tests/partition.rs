@@ -290,7 +290,7 @@ async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is
             key: key.to_owned(),
         };
         let job = client.jobs().start_job(start).await.unwrap().into_inner();
-        doing = doing.or(job.job.filter(|job| job.worker == worker.worker));
+        doing = doing.or_else(|| job.job.filter(|job| job.worker == worker.worker));
     }
     let job = doing.expect("each worker has one");
     let checkpoint = PutCheckpointRequest {

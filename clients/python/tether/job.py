@@ -75,7 +75,8 @@ class Job:
 
     def __init__(self, key, pool, worker, gateway, patience):
         self.key, self.pool, self.worker, self._patience = key, pool, worker, patience
-        self._channel = grpc.insecure_channel(gateway)
+        # Of a unix socket's path grpcio makes a name of a host that no HTTP/2 server of ours takes for one.
+        self._channel = grpc.insecure_channel(gateway, options=(("grpc.default_authority", "localhost"),))
         ask = wire.field(1, pool) + wire.field(2, key)
         job = wire.last(wire.last(self._persist("GetJob", ask)).get(1, b""))
         holder = _worker(job.get(3, b""))
