@@ -285,6 +285,40 @@ fn a_place_is_held_for_a_job_until_its_node_has_heard_of_the_end() {
     }
 }
 
+#[test]
+fn a_fence_is_greater_than_any_before_also_where_an_older_worker_takes_over_and_the_arbiter_is_another()
+ {
+    let (mut world, _, older) = world(GRACE);
+    world.apply(SPREAD, 2);
+    world.run(Duration::from_secs(1));
+    world.ledger.start_job(POOLS[SPREAD].0, "other").unwrap();
+    let first = world.start();
+    let younger = WorkerId::try_from(first.worker.as_ref().unwrap()).unwrap();
+    assert!(younger.incarnation > older.incarnation);
+    world.restart_arbiter();
+    world.run(Duration::from_secs(1));
+
+    let now = world.now;
+    for node in &mut world.nodes {
+        if node.workers.contains_key(&younger) {
+            node.kill_worker(0, DeathCause::Exited(1), now);
+        }
+    }
+    world.await_that("it is lost", |world| world.job().state() == JobState::Lost);
+    let second = world.start();
+
+    assert_eq!(
+        WorkerId::try_from(second.worker.as_ref().unwrap()).unwrap(),
+        older
+    );
+    assert!(
+        second.fence > first.fence,
+        "{} after {}",
+        second.fence,
+        first.fence
+    );
+}
+
 /// What passes between an arbiter that knows a job's end and the worker's node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heard {
