@@ -16,7 +16,10 @@ use tether_proto::{
     job::{GetJobRequest, JobState, PutCheckpointRequest, StartJobRequest},
     worker::Worker,
 };
-use tether_tests::{Cluster, Proxy, Setup, eventually, kill, program};
+use tether_tests::{
+    Cluster, Proxy, Setup, digits::PredictRequest, digits_client, eventually, kill, program,
+};
+use tether_types::Reason;
 use tokio::process::{Child, Command};
 
 const TTL: Duration = Duration::from_secs(2);
@@ -391,7 +394,7 @@ async fn an_owner_that_hears_nothing_refuses_itself_in_time_whoever_else_may_be_
     let after = now() - stopped;
     kill(site.cluster.pid(), Signal::CONT);
 
-    assert_eq!(refused.reason(), tether_types::Reason::LeaseExpired);
+    assert_eq!(refused.reason(), Reason::LeaseExpired);
     println!("refused {after:.2} s after the last answer could come, of a lease of {ttl:?}");
     assert!(
         after <= ttl.as_secs_f64() && after > ttl.as_secs_f64() - 2.0,
@@ -401,4 +404,97 @@ async fn an_owner_that_hears_nothing_refuses_itself_in_time_whoever_else_may_be_
         session.lost().await,
         tether_client::Lost::Expired(_)
     ));
+}
+
+#[tokio::test]
+async fn tether_run_says_when_its_session_is_in_jeopardy_and_last_of_all_that_it_is_lost() {
+    let site = Site::start().await;
+    let args = [
+        "run",
+        "--owner",
+        "runner",
+        "--ttl",
+        "4s",
+        "--mode",
+        "independent",
+        "--pool",
+        "q",
+    ];
+    let command = ["--", "sh", "-c", "sleep 1000"];
+    let mut run = site
+        .cluster
+        .tether()
+        .command(&[&args[..], &command].concat());
+    let run = run
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it owns a pool", async || {
+        let pools = site.cluster.tether().json(&["pool", "ls"]).await;
+        let owned = |pool: &serde_json::Value| pool["owner"] == "runner";
+        pools.as_array()?.iter().any(owned).then_some(())
+    })
+    .await;
+
+    kill(site.cluster.pid(), Signal::STOP);
+    let ended = run.wait_with_output().await.unwrap();
+    kill(site.cluster.pid(), Signal::CONT);
+
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(75), "{said}");
+    assert!(said.contains("in jeopardy"), "{said}");
+    let last = said.trim_end().lines().last().unwrap();
+    assert!(
+        last.contains("owns nothing any more") && last.contains("the lease ran out"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_in_the_name_of_a_session_is_refused_once_another_took_over_and_once_it_is_over() {
+    let site = Site::start().await;
+    site.apply().await;
+    let client = site.cluster.client();
+    let open = async || {
+        let options = tether_client::SessionOptions::default();
+        client
+            .open_session("beam".parse().unwrap(), options)
+            .await
+            .unwrap()
+    };
+    // Its workers speak no gRPC: what is not refused before it fails in another way.
+    let act = async |epoch: u64| {
+        let mut request = tonic::Request::new(PredictRequest::default());
+        let metadata = request.metadata_mut();
+        metadata.insert("tether-owner", "beam".parse().unwrap());
+        metadata.insert("tether-epoch", epoch.into());
+        let answer = digits_client(client.channel(), "p").predict(request).await;
+        tether_proto::reason_of(&answer.unwrap_err())
+    };
+
+    let first = open().await;
+    assert_ne!(act(first.epoch().0).await, Some(Reason::LeaseFenced));
+    let second = open().await;
+    eventually("the first is refused", async || {
+        (act(first.epoch().0).await == Some(Reason::LeaseFenced)).then_some(())
+    })
+    .await;
+    eventually("and was told, so that it refuses itself", async || {
+        let refused = first.acting().check().err()?;
+        (refused.reason() == Reason::LeaseFenced).then_some(())
+    })
+    .await;
+
+    let epoch = second.epoch().0;
+    let holds = act(epoch).await;
+    assert!(
+        ![Some(Reason::LeaseFenced), Some(Reason::LeaseExpired)].contains(&holds),
+        "{holds:?}"
+    );
+    second.close().await.unwrap();
+    eventually("it is over", async || {
+        (act(epoch).await == Some(Reason::LeaseExpired)).then_some(())
+    })
+    .await;
 }

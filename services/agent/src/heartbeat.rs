@@ -262,6 +262,7 @@ impl Running {
                     ack_seen,
                     reports: std::mem::take(&mut self.pending),
                     owner_exits: self.exits.clone(),
+                    goodbye: false,
                 };
                 self.exits_told = Some(seq);
                 // A stream that takes no more leads nowhere; what this beat would have told is in the
@@ -439,10 +440,12 @@ impl Running {
         self.stop(reported).await;
         let (seq, ack_seen) = self.beats.on_send(BootClock.now());
         let reports = std::mem::take(&mut self.pending);
+        let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
         let last = HeartbeatRequest {
             seq,
             ack_seen,
             reports,
+            goodbye: self.workers.values().all(dead),
             ..HeartbeatRequest::default()
         };
         let told = async {

@@ -38,14 +38,14 @@ pub(super) enum Claim {
 pub(super) struct Loss {
     /// When its lease was free.
     pub(super) since: Tick,
-    /// What places wait for; never empty for longer than one call.
+    /// What places wait for; where there is nothing the node is forgotten with the next check.
     pub(super) claims: BTreeSet<(Tick, Claim)>,
 }
 
 impl Loss {
     /// When the first claim is over.
-    pub(super) fn next_deadline(&self) -> Option<Tick> {
-        self.claims.first().map(|(at, _)| *at)
+    pub(super) fn next_deadline(&self) -> Tick {
+        self.claims.first().map_or(self.since, |(at, _)| *at)
     }
 
     /// How long until the last one is.
@@ -284,6 +284,26 @@ impl Ledger {
         }
     }
 
+    /// An agent leaves and says that none of its workers lives: the node is gone as soon as this is answered.
+    pub(super) fn on_goodbye(&mut self, name: &NodeName, now: Tick) {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        node.lease.release();
+        node.loss = Some(Loss {
+            since: now,
+            claims: BTreeSet::new(),
+        });
+        // Ordered after it had looked; none of these was ever started.
+        let never = std::mem::take(&mut node.workers);
+        self.effects
+            .node_event(EventKind::NodeLost, name, format!("node `{name}` left"));
+        for id in never {
+            let death = lost(DeathCause::Unknown, "its agent left before it was started");
+            self.bury(name, &id, death, false, now);
+        }
+    }
+
     /// Somebody attests that a node is dead: its places are filled at once, under new numbers. Tells how
     /// many workers were buried.
     ///
@@ -345,12 +365,12 @@ impl Node {
     /// When something follows from time alone.
     pub(super) fn next_deadline(&self) -> Option<Tick> {
         match &self.loss {
-            Some(loss) => loss.next_deadline(),
+            Some(loss) => Some(loss.next_deadline()),
             None => self.lease.next_deadline(),
         }
     }
 }
 
 fn is_due(loss: &Loss, now: Tick) -> bool {
-    loss.next_deadline().is_none_or(|at| at <= now)
+    loss.next_deadline() <= now
 }

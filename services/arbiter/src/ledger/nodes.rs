@@ -289,6 +289,9 @@ impl Ledger {
                 self.on_report(name, &id, report, now);
             }
         }
+        if beat.goodbye {
+            self.on_goodbye(name, now);
+        }
         if let Some(known) = known {
             self.drop_holds_ended_before(name, known);
         }

@@ -293,6 +293,7 @@ impl Node {
             ack_seen: agent.ack_seen,
             reports: std::mem::take(&mut agent.pending),
             owner_exits,
+            goodbye: false,
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tether_clock::Tick;
 use tether_proto::job::{JobState, PutCheckpointRequest, ReportJobRequest};
-use tether_proto::node::Hello;
+use tether_proto::node::{HeartbeatRequest, Hello};
 use tether_types::{DeathCause, NodeName, Reason, WorkerId};
 
 use super::{
@@ -430,6 +430,30 @@ fn a_witness_ends_the_wait_and_is_not_believed_of_a_node_that_was_just_heard() {
     assert!(nodes.iter().all(|node| !node.lost));
     let unknown = declare(&mut world).unwrap_err();
     assert!(unknown.contains("no node is called"), "{unknown}");
+}
+
+#[test]
+fn a_node_that_says_goodbye_is_gone_at_once_and_what_was_ordered_there_is_started_elsewhere() {
+    let (mut world, node, id) = world(GRACE);
+    let name = world.nodes[node].name.clone();
+    let seq = world.ledger.nodes[&name].last.0 + 1;
+    world.cut(node);
+    world.nodes[node].reboot();
+    let goodbye = HeartbeatRequest {
+        seq,
+        ack_seen: seq - 1,
+        goodbye: true,
+        ..HeartbeatRequest::default()
+    };
+
+    assert!(world.ledger.on_beat(&name, &goodbye, world.now));
+    assert!(world.ledger.message_to(&name).is_some(), "it is answered");
+    world.settle();
+    world.run(STEP);
+
+    assert!(!world.ledger.nodes.contains_key(&name));
+    assert_eq!(world.causes[&id], DeathCause::Unknown);
+    world.await_that("another is ready", |world| world.ready_workers() == 1);
 }
 
 #[test]
