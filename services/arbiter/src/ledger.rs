@@ -23,6 +23,7 @@
 //! - **A9** Of a job's attempts only the last one is heard: its fence is greater than that of any before, also
 //!   over a restart, and progress, checkpoints and results with another are refused.
 
+mod attempts;
 mod calls;
 mod dependencies;
 mod filling;
