@@ -1,6 +1,7 @@
 //! What end-to-end tests and the demonstration share: a real `tether up`, real clients, real Python
 //! workers, and a look into `/proc` that finds everything that was left behind.
 
+mod cable;
 mod cluster;
 mod data;
 pub mod evidence;
@@ -10,6 +11,7 @@ pub mod proxy;
 mod tidy;
 mod wait;
 
+pub use cable::Cable;
 pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, kill, mentioning, signal_all};

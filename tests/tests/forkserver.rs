@@ -22,8 +22,7 @@ const FORKED: &str = "forked_from = { imports = [\"grpc\", \"numpy\"] }\n\
     env = { OPENBLAS_NUM_THREADS = \"1\" }\n\
     [template.digits.stop]\ngrace = \"500ms\"";
 
-const POLICY: &str =
-    "[pool.digits.policy]\nheartbeat_interval = \"500ms\"\nheartbeat_timeout = \"60s\"";
+const POLICY: &str = "[pool.digits.policy]\nheartbeat_interval = \"500ms\"\nheartbeat_timeout = \"60s\"\npartition_grace = \"0s\"";
 
 const DAEMON: &str = "unruly.py --ignore-sigterm --daemonize-child";
 

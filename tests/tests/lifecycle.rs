@@ -30,8 +30,8 @@ fn ended_with_the_lease(gone: Duration) {
     assert!(gone > earliest && gone < TTL + SLACK, "{gone:?}");
 }
 
-const INDEPENDENT: &str =
-    "[pool.digits.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"20s\"";
+/// What is cut off ends with its lease: the time after it is measured in `partition.rs`.
+const INDEPENDENT: &str = "[pool.digits.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"20s\"\npartition_grace = \"0s\"";
 
 async fn pids(cluster: &Cluster) -> Vec<u32> {
     let mut pids: Vec<_> = cluster

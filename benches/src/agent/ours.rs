@@ -146,6 +146,7 @@ impl<'a> Ours<'a> {
                         .and_then(|remaining| u64::try_from(remaining.as_millis()).ok()),
                     kill_on_owner_exit: coupled,
                     kill_on_agent_loss: coupled,
+                    ..PoolPermission::default()
                 }],
             }],
         };

@@ -1,1 +1,1 @@
-"""What a worker of Tether can ask and say: `tether.lease`."""
+"""What a worker of Tether can ask and say: `tether.lease`, `tether.job`."""

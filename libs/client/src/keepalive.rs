@@ -8,7 +8,7 @@ use tether_lease::{Holder, Standing};
 use tether_proto::session::{KeepAliveRequest, KeepAliveResponse};
 use tether_types::{Epoch, OwnerName, Reason};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +30,8 @@ pub(crate) struct KeepAlive {
     pub(crate) interval: Duration,
     pub(crate) stop: CancellationToken,
     pub(crate) beats: Beats,
+    /// Tells what is known of the lease.
+    pub(crate) told: watch::Sender<Holder>,
 }
 
 impl KeepAlive {
@@ -127,7 +129,9 @@ impl KeepAlive {
             return Heard::Fine;
         };
         let ttl = Duration::from_millis(answer.ttl_ms);
-        match self.holder.on_ack(sent, ttl, self.clock.now()) {
+        let standing = self.holder.on_ack(sent, ttl, self.clock.now());
+        self.told.send_replace(self.holder.clone());
+        match standing {
             Standing::Expired => Heard::TooLate,
             _ if ttl.is_zero() => Heard::NotExtended,
             _ => Heard::Fine,

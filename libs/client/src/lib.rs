@@ -16,6 +16,7 @@
 mod keepalive;
 mod problem;
 mod session;
+mod standing;
 
 use tether_proto::{
     job::job_service_client::JobServiceClient, pool::pool_service_client::PoolServiceClient,
@@ -27,6 +28,8 @@ use tonic::transport::Channel;
 
 pub use problem::Problem;
 pub use session::{Lost, Session, SessionOptions};
+pub use standing::Acting;
+pub use tether_lease::Standing;
 
 /// A connection to one gateway; cheap to clone.
 #[derive(Debug, Clone)]
@@ -42,7 +45,8 @@ impl Client {
         }
     }
 
-    /// The channel, for calls to workers: set the metadata `tether-pool` on each.
+    /// The channel, for calls to workers: set the metadata `tether-pool` on each. Calls in the name of a
+    /// session go over [`Session::channel`].
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }

@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use tether_clock::{Clock as _, HolderClock};
-use tether_lease::{Holder, Terms};
+use tether_lease::{Holder, Standing, Terms};
 use tether_proto::session::{CloseSessionRequest, OpenSessionRequest};
 use tether_types::{Epoch, OwnerName, Reason};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
-    Client, Problem,
+    Acting, Client, Problem,
     keepalive::{Beats, KeepAlive},
+    standing,
 };
 
 /// How a session is to be.
@@ -55,8 +57,11 @@ pub struct Session {
     epoch: Epoch,
     pools: Vec<String>,
     lost: watch::Receiver<Option<Lost>>,
+    acting: Acting,
+    standing: watch::Receiver<Standing>,
     stop: CancellationToken,
     _beats: AbortOnDropHandle<()>,
+    _standing: AbortOnDropHandle<()>,
 }
 
 impl Session {
@@ -88,15 +93,23 @@ impl Session {
 
         let (told, lost) = watch::channel(None);
         let stop = CancellationToken::new();
+        let holder = Holder::granted(terms, sent);
+        let (told_holder, known) = watch::channel(holder.clone());
+        let (told_standing, standing) = watch::channel(Standing::Valid);
+        let epoch = Epoch(granted.epoch);
+        let whose = (owner.clone(), epoch);
+        let acting = Acting::new(whose, clock.clone(), known.clone(), lost.clone());
+        let telling = standing::tell(clock.clone(), known, told_standing);
         let beats = KeepAlive {
             client: client.clone(),
             owner: owner.clone(),
-            epoch: Epoch(granted.epoch),
-            holder: Holder::granted(terms, sent),
+            epoch,
+            holder,
             clock,
             interval: Duration::from_millis(granted.beat_ms.max(10)),
             stop: stop.clone(),
             beats: Beats::default(),
+            told: told_holder,
         };
         let beats = AbortOnDropHandle::new(tokio::spawn(async move {
             if let Some(why) = beats.run().await {
@@ -107,11 +120,14 @@ impl Session {
         Ok(Self {
             client,
             owner,
-            epoch: Epoch(granted.epoch),
+            epoch,
             pools: granted.pools,
             lost,
+            acting,
+            standing,
             stop,
             _beats: beats,
+            _standing: AbortOnDropHandle::new(tokio::spawn(telling)),
         })
     }
 
@@ -128,6 +144,24 @@ impl Session {
     /// Pools of this owner that were there before, and are this session's now.
     pub fn pools(&self) -> &[String] {
         &self.pools
+    }
+
+    /// What makes calls in this session's name: they carry its epoch, so that gateways refuse them once it is
+    /// over or taken over, and are refused here from the moment in which its lease ends, also while nobody
+    /// can be reached.
+    pub fn acting(&self) -> Acting {
+        self.acting.clone()
+    }
+
+    /// The channel, for calls to workers in this session's name: set the metadata `tether-pool` on each.
+    pub fn channel(&self) -> InterceptedService<Channel, Acting> {
+        InterceptedService::new(self.client.channel(), self.acting())
+    }
+
+    /// How the session stands, and each change of it: jeopardy once no beat was answered for two thirds of the
+    /// lease.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Comes back when the session is lost, with the reason. From then on nothing may be done in

@@ -10,6 +10,9 @@ use tokio_util::sync::CancellationToken;
 pub const EXIT_OK: u8 = 0;
 /// Something failed.
 pub const EXIT_FAILURE: u8 = 1;
+/// The session in whose name it acted is over, or was taken over: nothing more may be done in that name.
+/// Worth trying again with a new one. (`EX_TEMPFAIL` of sysexits.)
+pub const EXIT_LOST: u8 = 75;
 /// The configuration was refused; nothing was started. (`EX_CONFIG` of sysexits.)
 pub const EXIT_CONFIG: u8 = 78;
 

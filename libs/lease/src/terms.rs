@@ -131,6 +131,19 @@ impl Terms {
         self.margins
     }
 
+    /// How long a holder may go on, by its own clock, where it was granted `span` beyond its lease: what
+    /// it may not do any more ends with the lease, and it itself with this.
+    pub fn holder_beyond(&self, span: Duration) -> Duration {
+        self.holder_span(span)
+    }
+
+    /// How long a grantor waits, by its own clock, beyond the moment in which the lease is free, where it
+    /// granted `span` beyond it. The slack is in the lease already.
+    pub fn grantor_beyond(&self, span: Duration) -> Duration {
+        let rho = self.margins.rho_ppm;
+        scale(span, MILLION + rho, MILLION - rho, Round::Up)
+    }
+
     /// How long a holder may live, by its own clock, after it sent a beat that earned it `ttl`.
     pub(crate) fn holder_span(&self, ttl: Duration) -> Duration {
         // The time to live comes off the wire; an absurd one must not become unlimited life.

@@ -12,8 +12,9 @@
 //! Everything is data. Modes, losses, launchers and needs each live in one `ALL` list from which
 //! the crash matrix of the documentation, the help texts and the error messages are made.
 //!
-//! A policy answers for the loss of an owner only while the worker's node has its lease: whatever
-//! an owner's loss allows, a worker ends at the latest with the lease of its agent.
+//! A policy answers for the loss of an owner only while the worker's node has its lease. Whatever an
+//! owner's loss allows, a worker that is cut off gets no calls once that lease is over, and ends when
+//! `partition_grace` has passed after it, or with its job's own lease (`job_ttl`).
 //!
 //! # Invariants
 //!

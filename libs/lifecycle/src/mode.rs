@@ -8,6 +8,13 @@ use crate::{
     words::words,
 };
 
+/// Long enough for a switch to be replaced or a store to elect a leader; with a node's lease of 20 s a
+/// worker that is cut off ends after a minute, as one does whose owner is silent.
+const PARTITION_GRACE: Duration = Duration::from_secs(40);
+
+/// A job may be days old, and a network that is down overnight must not cost it.
+const JOB_TTL: Duration = Duration::from_secs(24 * 3600);
+
 words! {
     /// A named preset of a [`LifecyclePolicy`].
     Mode, "lifecycle mode" {
@@ -37,6 +44,9 @@ impl Mode {
                 // seconds; a process that ends is seen at once and needs no heartbeat.
                 heartbeat_interval: Duration::from_secs(2),
                 heartbeat_timeout: Duration::from_secs(10),
+                // One machine: nothing can come between its parties, so that a silent arbiter is a dead one.
+                partition_grace: Duration::ZERO,
+                job_ttl: Duration::ZERO,
             },
             Self::Supervised => LifecyclePolicy {
                 launcher: Launcher::Systemd,
@@ -47,6 +57,8 @@ impl Mode {
                 on_agent_loss: OnAgentLoss::HoldUntilLease,
                 heartbeat_interval: Duration::from_secs(10),
                 heartbeat_timeout: Duration::from_secs(60),
+                partition_grace: Duration::ZERO,
+                job_ttl: Duration::ZERO,
             },
             Self::Independent => LifecyclePolicy {
                 launcher: Launcher::Exec,
@@ -59,6 +71,8 @@ impl Mode {
                 on_agent_loss: OnAgentLoss::HoldUntilLease,
                 heartbeat_interval: Duration::from_secs(10),
                 heartbeat_timeout: Duration::from_secs(60),
+                partition_grace: PARTITION_GRACE,
+                job_ttl: JOB_TTL,
             },
             Self::Distributed => LifecyclePolicy {
                 launcher: Launcher::Exec,
@@ -69,6 +83,8 @@ impl Mode {
                 on_agent_loss: OnAgentLoss::HoldUntilLease,
                 heartbeat_interval: Duration::from_secs(10),
                 heartbeat_timeout: Duration::from_secs(60),
+                partition_grace: PARTITION_GRACE,
+                job_ttl: JOB_TTL,
             },
         }
     }

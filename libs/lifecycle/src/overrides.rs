@@ -7,7 +7,7 @@ use crate::{Launcher, LifecyclePolicy, Mode, OnAgentLoss, OnOwnerLoss, words::wo
 /// A shorter one ends before a heartbeat over a busy machine is answered.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
-/// Longer than any job waits for its owner.
+/// Longer than any job waits for its owner, or for the network.
 const TIMEOUT_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
 words! {
@@ -63,6 +63,10 @@ pub struct PolicyOverrides {
     pub heartbeat_interval: Option<Duration>,
     /// See [`LifecyclePolicy::heartbeat_timeout`].
     pub heartbeat_timeout: Option<Duration>,
+    /// See [`LifecyclePolicy::partition_grace`].
+    pub partition_grace: Option<Duration>,
+    /// See [`LifecyclePolicy::job_ttl`].
+    pub job_ttl: Option<Duration>,
     /// Sets `on_owner_exit` and `on_owner_silent` together.
     pub beam_crash_policy: Option<BeamCrashPolicy>,
     /// Whether workers are bound to their owner's unit (systemd's `BindsTo`): they go when it
@@ -166,11 +170,41 @@ impl PolicyOverrides {
             on_agent_loss: self.on_agent_loss.unwrap_or(policy.on_agent_loss),
             heartbeat_interval: self.heartbeat_interval.unwrap_or(policy.heartbeat_interval),
             heartbeat_timeout: self.heartbeat_timeout.unwrap_or(policy.heartbeat_timeout),
+            partition_grace: self.partition_grace.unwrap_or(policy.partition_grace),
+            job_ttl: self.job_ttl.unwrap_or(policy.job_ttl),
         }
     }
 }
 
 impl LifecyclePolicy {
+    /// What workers may do while they are cut off: each longer than the one before, none for ever (M2).
+    fn cut_off_in_order(&self) -> Result<(), Refusal> {
+        let (grace, job) = (self.partition_grace, self.job_ttl);
+        for (field, span, usual) in [("partition_grace", grace, "40s"), ("job_ttl", job, "24h")] {
+            if span > TIMEOUT_MAX {
+                return Err(Refusal::new(
+                    field,
+                    format!(
+                        "{span:?} is more than {TIMEOUT_MAX:?}, so the place of a worker whose node is gone would stay empty for good"
+                    ),
+                    format!(
+                        "set it to `{usual}`, and tell the arbiter of dead nodes with `tether node dead`"
+                    ),
+                ));
+            }
+        }
+        if !job.is_zero() && job < grace {
+            return Err(Refusal::new(
+                "job_ttl",
+                format!(
+                    "{job:?} is less than `partition_grace` ({grace:?}), so a worker with a job would be given less than one without"
+                ),
+                "set it to `24h`, or to `0s` to give jobs no lease of their own",
+            ));
+        }
+        Ok(())
+    }
+
     fn agrees_with_itself(&self) -> Result<(), Refusal> {
         let (interval, timeout) = (self.heartbeat_interval, self.heartbeat_timeout);
         if interval.is_zero() {
@@ -201,6 +235,7 @@ impl LifecyclePolicy {
                 ),
             ));
         }
+        self.cut_off_in_order()?;
         let kills = [
             self.on_owner_exit,
             self.on_owner_silent,

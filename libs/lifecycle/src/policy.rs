@@ -37,7 +37,7 @@ words! {
     OnAgentLoss, "answer to the loss of an agent" {
         /// They die with it.
         Kill = "kill",
-        /// They go on until the node's lease runs out, for the next agent to adopt.
+        /// They go on until the node's lease and the grace after it run out, for the next agent to adopt.
         HoldUntilLease = "hold_until_lease",
     }
 }
@@ -73,6 +73,12 @@ pub struct LifecyclePolicy {
     pub heartbeat_interval: Duration,
     /// For how long an owner's lease is granted, and how long its workers wait for it.
     pub heartbeat_timeout: Duration,
+    /// How long workers live on after their node's lease is over, disabled: they get no calls and none is
+    /// started, and they are enabled again if the node is back in time. Zero ends them with the lease.
+    pub partition_grace: Duration,
+    /// How long a worker that does a job lives after its node was last heard, fenced. Zero gives jobs no
+    /// lease of their own.
+    pub job_ttl: Duration,
 }
 
 impl LifecyclePolicy {
@@ -91,12 +97,18 @@ impl LifecyclePolicy {
             },
             Loss::AgentGone => match self.on_agent_loss {
                 OnAgentLoss::Kill => Verdict::KillNow,
-                OnAgentLoss::HoldUntilLease => Verdict::HoldUntilLease,
+                OnAgentLoss::HoldUntilLease => self.held(),
             },
             Loss::Partitioned => match self.reach {
                 Reach::OneMachine => Verdict::NotApplicable,
-                Reach::ManyMachines => Verdict::HoldUntilLease,
+                Reach::ManyMachines => self.held(),
             },
+        }
+    }
+
+    const fn held(&self) -> Verdict {
+        Verdict::HoldUntilLease {
+            grace: self.partition_grace,
         }
     }
 

@@ -34,8 +34,12 @@ pub enum Verdict {
     Continue,
     /// The slot is filled again, as its restart policy says, by whoever launched the worker.
     Restart,
-    /// The workers go on until their node's lease runs out, unless the connection is back by then.
-    HoldUntilLease,
+    /// The workers go on until their node's lease runs out, and then for `grace` without calls, unless the
+    /// connection is back by then.
+    HoldUntilLease {
+        /// How long they live on disabled; zero ends them with the lease.
+        grace: Duration,
+    },
     /// This cannot happen under the policy, or is not Tether's to answer.
     NotApplicable,
 }
@@ -47,7 +51,12 @@ impl fmt::Display for Verdict {
             Self::RunFor(span) => f.pad(&format!("run for {span:?}, then end")),
             Self::Continue => f.pad("continue"),
             Self::Restart => f.pad("restart"),
-            Self::HoldUntilLease => f.pad("hold until the node's lease ends"),
+            Self::HoldUntilLease { grace } if grace.is_zero() => {
+                f.pad("hold until the node's lease ends")
+            }
+            Self::HoldUntilLease { grace } => f.pad(&format!(
+                "hold until the node's lease ends, then {grace:?} without calls"
+            )),
             Self::NotApplicable => f.pad("does not apply"),
         }
     }

@@ -28,8 +28,10 @@ fn document() -> String {
         "# Crash matrix\n\n\
          What becomes of workers when something is lost, in each lifecycle mode. Written from the code of\n\
          `tether-lifecycle`; its test writes this page again when run with `UPDATE_DOCS=1`.\n\n\
-         A worker ends with its node's lease whatever stands here: `continue` means for as long as its\n\
-         agent, or the one that adopts it, has its lease. `run for` counts from the owner's last sign of life.\n\n",
+         `continue` means for as long as the agent, or the one that adopts the worker, has its lease. When that is\n\
+         over a worker gets no calls, and it ends when `partition_grace` has passed as well; one that does a job ends\n\
+         `job_ttl` after its node was last heard, if that is later. A place is filled again only after that, or on\n\
+         proof of death. `run for` counts from the owner's last sign of life.\n\n",
     );
     row(&mut text, "what is lost", |mode| format!("`{mode}`"));
     row(&mut text, "---", |_| "---".to_owned());
@@ -69,6 +71,12 @@ fn document() -> String {
     });
     row(&mut text, "`heartbeat_timeout`", |mode| {
         format!("{:?}", mode.preset().heartbeat_timeout)
+    });
+    row(&mut text, "`partition_grace`", |mode| {
+        format!("{:?}", mode.preset().partition_grace)
+    });
+    row(&mut text, "`job_ttl`", |mode| {
+        format!("{:?}", mode.preset().job_ttl)
     });
     text
 }

@@ -20,7 +20,7 @@ fn overrides() -> impl Strategy<Value = PolicyOverrides> {
         option::weighted(0.4, select(Launcher::ALL)),
         (answer(), answer(), answer()),
         option::weighted(0.4, select(OnAgentLoss::ALL)),
-        (span(), span()),
+        (span(), span(), span(), span()),
         option::weighted(0.2, select(BeamCrashPolicy::ALL)),
         option::weighted(0.2, any::<bool>()),
     )
@@ -34,6 +34,8 @@ fn overrides() -> impl Strategy<Value = PolicyOverrides> {
                     on_agent_loss,
                     heartbeat_interval: heartbeat.0,
                     heartbeat_timeout: heartbeat.1,
+                    partition_grace: heartbeat.2,
+                    job_ttl: heartbeat.3,
                     beam_crash_policy,
                     bound,
                 }
@@ -46,7 +48,7 @@ fn life_left(verdict: Verdict, lease: Duration) -> Option<Duration> {
     match verdict {
         Verdict::KillNow => Some(Duration::ZERO),
         Verdict::RunFor(span) => Some(span),
-        Verdict::HoldUntilLease => Some(lease),
+        Verdict::HoldUntilLease { grace } => Some(lease + grace),
         Verdict::Continue | Verdict::Restart | Verdict::NotApplicable => None,
     }
 }
@@ -60,6 +62,9 @@ fn without(mut overrides: PolicyOverrides, field: &str) -> PolicyOverrides {
         "beam_crash_policy" => overrides.beam_crash_policy = None,
         "bound" => overrides.bound = None,
         "heartbeat_interval" => overrides.heartbeat_interval = None,
+        "partition_grace" => overrides.partition_grace = None,
+        // Its complaint may be about the grace it is compared with.
+        "job_ttl" => (overrides.job_ttl, overrides.partition_grace) = (None, None),
         // Its complaint may be about the other half of the pair.
         "heartbeat_timeout" => {
             overrides.heartbeat_timeout = None;
@@ -98,7 +103,9 @@ proptest! {
                 let agent = life_left(policy.on(Loss::AgentGone), lease);
                 let permitted = owner.into_iter().chain(agent).min();
 
-                prop_assert!(permitted.is_some_and(|life| life <= lease), "{permitted:?}");
+                let longest = lease + policy.partition_grace;
+                prop_assert!(permitted.is_some_and(|life| life <= longest), "{permitted:?}");
+                prop_assert!(longest <= lease + Duration::from_secs(31 * 24 * 3600));
             }
         }
     }
@@ -121,6 +128,9 @@ proptest! {
             prop_assert!(kept(overrides.on_agent_loss, policy.on_agent_loss));
             prop_assert!(kept(overrides.heartbeat_interval, policy.heartbeat_interval));
             prop_assert!(kept(overrides.heartbeat_timeout, policy.heartbeat_timeout));
+            prop_assert!(kept(overrides.partition_grace, policy.partition_grace));
+            prop_assert!(kept(overrides.job_ttl, policy.job_ttl));
+            prop_assert!(policy.job_ttl.is_zero() || policy.job_ttl >= policy.partition_grace);
             prop_assert!(policy.heartbeat_timeout >= policy.heartbeat_interval * 2);
             prop_assert!(!policy.heartbeat_interval.is_zero());
         }
@@ -132,7 +142,7 @@ proptest! {
         mode in select(Mode::ALL), overrides in overrides(),
     ) {
         let mut overrides = overrides;
-        for _ in 0..9 {
+        for _ in 0..11 {
             let Err(refusal) = mode.policy(&overrides) else { return Ok(()) };
             prop_assert!(!refusal.problem.is_empty() && !refusal.fix.is_empty());
             overrides = without(overrides, refusal.field);
@@ -194,6 +204,18 @@ fn contradictions_are_refused_with_the_mode_that_was_meant() {
                 o.heartbeat_interval = Some(Duration::from_secs(6))
             }),
             "`heartbeat_timeout`: 10s is less than twice `heartbeat_interval` (6s), so one lost heartbeat would end",
+        ),
+        (
+            refusal(Mode::Distributed, |o| {
+                o.job_ttl = Some(Duration::from_secs(30))
+            }),
+            "`job_ttl`: 30s is less than `partition_grace` (40s), so a worker with a job would be given less",
+        ),
+        (
+            refusal(Mode::Independent, |o| {
+                o.partition_grace = Some(Duration::MAX)
+            }),
+            "`partition_grace`: 18446744073709551615.999999999s is more than 2678400s, so the place of a worker",
         ),
     ];
 

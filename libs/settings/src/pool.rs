@@ -82,6 +82,12 @@ pub struct Policy {
     /// How long workers may go on without their owner.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_duration")]
     pub heartbeat_timeout: Option<Duration>,
+    /// How long workers live on, without calls, after their node's lease is over.
+    #[serde(skip_serializing_if = "Option::is_none", with = "optional_duration")]
+    pub partition_grace: Option<Duration>,
+    /// How long a worker that does a job lives after its node was last heard.
+    #[serde(skip_serializing_if = "Option::is_none", with = "optional_duration")]
+    pub job_ttl: Option<Duration>,
     /// `continue` or `terminate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beam_crash_policy: Option<String>,
@@ -198,6 +204,8 @@ impl Pool {
                 on_agent_loss: policy.on_agent_loss.clone(),
                 heartbeat_interval_ms: policy.heartbeat_interval.map(millis),
                 heartbeat_timeout_ms: policy.heartbeat_timeout.map(millis),
+                partition_grace_ms: policy.partition_grace.map(millis),
+                job_ttl_ms: policy.job_ttl.map(millis),
                 beam_crash_policy: policy.beam_crash_policy.clone(),
                 bound: policy.bound,
             }),

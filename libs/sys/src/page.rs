@@ -6,6 +6,10 @@
 //!    enabled until | alive until | epoch | generation
 //! ```
 //!
+//! A slot is enabled until the end of what its owner's word allows, and alive until the end of what its node's
+//! does. Whoever reads it may do what others see before both words *enabled until* are over, and be there before
+//! the slot's *enabled until* and both words *alive until* are.
+//!
 //! All times are nanoseconds of `CLOCK_BOOTTIME`, absolute. A single aligned word of eight bytes is read whole
 //! or not at all, and whoever reads it a moment late reads an earlier end, which is never wrong. What takes a
 //! protocol is a slot that is given to another pool: its time must never be taken for one's own. So the writer

@@ -276,7 +276,9 @@ fn permission_of<'a>(
             .iter()
             .all(|pool| pool.on_link_loss == OnLinkLoss::Kill);
         let last = known.iter().map(|pool| pool.deadline).max();
+        let graces = known.iter().map(|pool| pool.longest_grace());
         let permission = PoolPermission {
+            grace: graces.max().unwrap_or_default(),
             deadline: last.unwrap_or(Tick::ZERO),
             // Each worker's own shim sees to that.
             process: None,

@@ -32,7 +32,7 @@ use crate::{
     forkserver::{self, ForkServers, Keeper},
     launch,
     owners::Owners,
-    permission::{Grants, Permissions, Steps, Told, Viewpoint},
+    permission::{self, Grants, Permissions, Steps, Told, Viewpoint},
     report,
     worker::{self, Found, Held, Order, Ties},
 };
@@ -142,6 +142,7 @@ impl Node {
             .adopt(std::mem::take(&mut self.left), requests)
             .context("cannot look through the runtime directory")?;
         tokio::spawn(adopt::watch(held));
+        tokio::spawn(permission::tell(running.permissions.subscribe()));
 
         let patience = match self.arbiters.known().len() {
             1 => OPEN_TIMEOUT,
@@ -319,6 +320,7 @@ impl Running {
                     ack_seen,
                     reports: std::mem::take(&mut self.pending),
                     owner_exits: self.exits.clone(),
+                    goodbye: false,
                 };
                 self.exits_told = Some(seq);
                 // A stream that takes no more leads nowhere; what this beat would have told is in the
@@ -518,10 +520,12 @@ impl Running {
         self.stop(reported).await;
         let (seq, ack_seen) = self.beats.on_send(self.clock.now());
         let reports = std::mem::take(&mut self.pending);
+        let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
         let last = HeartbeatRequest {
             seq,
             ack_seen,
             reports,
+            goodbye: self.workers.values().all(dead),
             ..HeartbeatRequest::default()
         };
         let told = async {

@@ -182,6 +182,9 @@ mod tests {
             process: Some(Identity { pid, start_ticks }),
             on_owner_exit: OnOwnerExit::Kill,
             on_link_loss: OnLinkLoss::Kill,
+            grace: std::time::Duration::ZERO,
+            job_grace: std::time::Duration::ZERO,
+            jobs: std::collections::BTreeSet::new(),
         };
         Permissions {
             nearer: 0,

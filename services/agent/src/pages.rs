@@ -22,7 +22,7 @@ use tether_shim_protocol as protocol;
 use tether_sys::{Page, SLOTS, Until};
 use tether_types::{DeathCause, PoolName};
 
-use crate::permission::{Permissions, PoolPermission};
+use crate::permission::Permissions;
 
 /// All pages that anybody reads.
 #[derive(Debug, Default)]
@@ -71,9 +71,10 @@ impl Pages {
     /// or all slots of that are taken: then it is told of its permission in messages.
     pub(crate) fn take(self: &Arc<Self>, page: Shown, pool: &PoolName, now: Tick) -> Option<Seat> {
         let mut all = self.lock();
-        let granted = all.granted.pool(pool)?.clone();
+        let granted = all.granted.pool(pool)?;
+        let (until, epoch) = (granted.until(all.granted.node), granted.epoch.0);
         let (id, sheet) = all.sheet(page, now)?;
-        let generation = sheet.seat(pool, &granted)?;
+        let generation = sheet.seat(pool, until, epoch)?;
         self.seat(id, sheet, generation)
     }
 
@@ -174,7 +175,7 @@ impl All {
 
 impl Sheet {
     /// The generation of this pool's slot, opened where there is none.
-    fn seat(&mut self, pool: &PoolName, granted: &PoolPermission) -> Option<u64> {
+    fn seat(&mut self, pool: &PoolName, until: Until, epoch: u64) -> Option<u64> {
         let open = self.slots.iter().filter(|(_, slot)| slot.over.is_none());
         let of_pool = |(_, slot): &(&u64, &Slot)| slot.pool == *pool;
         if let Some((&generation, _)) = open.clone().find(of_pool) {
@@ -187,7 +188,7 @@ impl Sheet {
             slot: number,
             generation,
         };
-        self.page.open(place, granted.until(), granted.epoch.0);
+        self.page.open(place, until, epoch);
         let slot = Slot {
             number,
             pool: pool.clone(),
@@ -199,32 +200,31 @@ impl Sheet {
     }
 
     fn store(&mut self, granted: &Permissions, now: Tick) -> bool {
-        let mut nearer = false;
-        if let Some(node) = granted.node_until() {
-            let before = self.page.node();
-            if is_over(before, node, now) {
-                // Closed first: none of them is to see the time of the next term.
-                self.end_all();
-            }
-            nearer |= node.alive < before.alive;
-            self.page.set_node(node);
+        let Some(node) = granted.node_until() else {
+            return false;
+        };
+        let before = self.page.node();
+        if is_over(before.alive, node.alive, now) {
+            // Closed first: none of them is to see the time of the next term.
+            self.end_all();
         }
+        let mut nearer = node.alive < before.alive;
+        self.page.set_node(node);
         for (&generation, slot) in &mut self.slots {
             let place = tether_sys::Seat {
                 slot: slot.number,
                 generation,
             };
-            let Some((granted, before)) = granted.pool(&slot.pool).zip(self.page.read(place))
-            else {
+            let Some((pool, before)) = granted.pool(&slot.pool).zip(self.page.read(place)) else {
                 continue;
             };
-            let until = granted.until();
-            if is_over(before.owner, until, now) {
+            let (before, until) = (before.owner, pool.until(granted.node));
+            if let Some(cause) = over(before, until, now) {
                 self.page.close(slot.number);
-                slot.over = Some(DeathCause::OwnerGone);
+                slot.over = Some(cause);
             } else {
-                nearer |= until.alive < before.owner.alive;
-                self.page.set(slot.number, until, granted.epoch.0);
+                nearer |= until.alive < before.alive || until.enabled < before.enabled;
+                self.page.set(slot.number, until, pool.epoch.0);
             }
         }
         nearer
@@ -253,9 +253,9 @@ impl Seat {
         let Some(said) = sheet.page.read(on_page(self.place)) else {
             return slot.over;
         };
-        if now.as_nanos() >= said.node.alive {
+        if now.as_nanos() >= said.node.alive.min(said.owner.alive) {
             Some(DeathCause::LeaseExpired)
-        } else if now.as_nanos() >= said.owner.alive {
+        } else if now.as_nanos() >= said.owner.enabled {
             Some(DeathCause::OwnerGone)
         } else {
             None
@@ -269,8 +269,19 @@ impl Seat {
 }
 
 /// Whether what was granted before has ended, and the next is another term.
-fn is_over(before: Until, next: Until, now: Tick) -> bool {
-    before.alive <= now.as_nanos() && next.alive > before.alive
+fn is_over(before: u64, next: u64, now: Tick) -> bool {
+    before <= now.as_nanos() && next > before
+}
+
+/// The same for a slot: whose end it was.
+fn over(before: Until, next: Until, now: Tick) -> Option<DeathCause> {
+    if is_over(before.alive, next.alive, now) {
+        Some(DeathCause::LeaseExpired)
+    } else if is_over(before.enabled, next.enabled, now) {
+        Some(DeathCause::OwnerGone)
+    } else {
+        None
+    }
 }
 
 fn on_page(place: protocol::Seat) -> tether_sys::Seat {

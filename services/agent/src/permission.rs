@@ -1,12 +1,23 @@
 //! How long each worker may go on, as of the last word from the arbiter.
+//!
+//! ```text
+//!  sent           end of the node's lease               alive until
+//!   |--- enabled ---|--- disabled: no calls, no starts ---|  (or the end of what the owner's loss allows)
+//! ```
+//!
+//! Where the arbiter is back in time a worker is enabled again as if nothing had been.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use tether_clock::Tick;
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_lease::Terms;
 use tether_proto::node;
 use tether_shim_protocol::{Identity, NO_DEADLINE, OnLinkLoss, OnOwnerExit};
 use tether_sys::Until;
-use tether_types::{Epoch, OwnerName, PoolName, ProcessIdentity};
+use tether_types::{Epoch, Incarnation, OwnerName, PoolName, ProcessIdentity, WorkerId};
 use tokio::sync::watch;
 
 /// What the workers of one pool depend on.
@@ -22,12 +33,27 @@ pub(crate) struct PoolPermission {
     pub(crate) on_owner_exit: OnOwnerExit,
     /// What the loss of this agent means.
     pub(crate) on_link_loss: OnLinkLoss,
+    /// How long its workers live on disabled, and how long those do that have a job.
+    pub(crate) grace: Duration,
+    pub(crate) job_grace: Duration,
+    /// Who has a job.
+    pub(crate) jobs: BTreeSet<Incarnation>,
+}
+
+impl PoolPermission {
+    /// How long any of its workers may live on disabled.
+    pub(crate) fn longest_grace(&self) -> Duration {
+        match self.jobs.is_empty() {
+            true => self.grace,
+            false => self.job_grace.max(self.grace),
+        }
+    }
 }
 
 /// What the workers of this node depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Permissions {
-    /// End of the node's lease.
+    /// End of the node's lease: until then its workers are enabled.
     pub(crate) node: Tick,
     pub(crate) pools: BTreeMap<PoolName, PoolPermission>,
     /// How often an end on a lease page was moved nearer, of which shims are to be told.
@@ -72,20 +98,32 @@ pub(crate) struct Told<'a> {
 }
 
 impl PoolPermission {
-    /// **What the lease page says of the workers of this pool**, a policy in one place.
-    pub(crate) fn until(&self) -> Until {
-        let end = self.deadline.as_nanos();
+    /// **What the lease page says of the workers of this pool**, a policy in one place: until when their owner
+    /// has them do anything, and until when they may be there as far as their node goes, whose lease ends at
+    /// `node`. One that has a job may be there longer, and is told so in messages.
+    pub(crate) fn until(&self, node: Tick) -> Until {
         Until {
-            enabled: end,
-            alive: end,
+            enabled: self.deadline.as_nanos(),
+            alive: (node + shorter(self.grace)).as_nanos(),
         }
     }
 
-    /// What of it is not a matter of time.
-    fn ties(&self) -> (Option<Identity>, OnOwnerExit, OnLinkLoss) {
-        (self.process, self.on_owner_exit, self.on_link_loss)
+    /// What of it is not told by the time on the page.
+    fn ties(
+        &self,
+    ) -> (
+        Option<Identity>,
+        OnOwnerExit,
+        OnLinkLoss,
+        &BTreeSet<Incarnation>,
+    ) {
+        let Self { process, jobs, .. } = self;
+        (*process, self.on_owner_exit, self.on_link_loss, jobs)
     }
 }
+
+/// A time to live that any lease may have.
+const USUAL: Duration = Duration::from_secs(20);
 
 /// Where this agent sees processes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,11 +143,18 @@ impl Permissions {
     /// **What the lease page says of all workers of the node**; nothing while there is no lease: who was granted
     /// nothing has nothing to give, and must not take.
     pub(crate) fn node_until(&self) -> Option<Until> {
-        let end = self.node.as_nanos();
-        (self.node != Tick::ZERO).then_some(Until {
-            enabled: end,
-            alive: end,
+        let graces = self.pools.values().map(PoolPermission::longest_grace);
+        let longest = graces.max().unwrap_or_default();
+        (self.node != Tick::ZERO).then(|| Until {
+            enabled: self.node.as_nanos(),
+            alive: (self.node + shorter(longest)).as_nanos(),
         })
+    }
+
+    /// Whether this worker has a job, for which it may live on for longer than the page says.
+    pub(crate) fn has_job(&self, worker: &WorkerId) -> bool {
+        let pool = self.pool(&worker.pool);
+        pool.is_some_and(|pool| pool.jobs.contains(&worker.incarnation))
     }
 
     /// Takes over all of an answer, in these steps, and lets go of pools that nobody `keeps` or spoke of.
@@ -132,13 +177,13 @@ impl Permissions {
 
     /// Whether there is more to say to a shim that reads the lease page than there was `before`.
     pub(crate) fn is_news_since(&self, before: &Self) -> bool {
-        let ties = |all: &Self| -> Vec<_> {
-            let pools = all.pools.iter();
-            pools
-                .map(|(name, pool)| (name.clone(), pool.ties()))
-                .collect()
+        let is_as_before = |(name, pool): (&PoolName, &PoolPermission)| {
+            let before = before.pools.get(name);
+            before.is_some_and(|before| before.ties() == pool.ties())
         };
-        self.nearer != before.nearer || ties(self) != ties(before)
+        self.nearer != before.nearer
+            || self.pools.len() != before.pools.len()
+            || !self.pools.iter().all(is_as_before)
     }
 
     /// Takes over what the arbiter said of an owner, counted from `sent`: the beat that the arbiter
@@ -180,6 +225,9 @@ impl Permissions {
                 process,
                 on_owner_exit: on_owner_exit(pool.kill_on_owner_exit),
                 on_link_loss: on_link_loss(pool.kill_on_agent_loss),
+                grace: Duration::from_millis(pool.partition_grace_ms),
+                job_grace: Duration::from_millis(pool.job_grace_ms),
+                jobs: pool.jobs.iter().copied().map(Incarnation).collect(),
             };
             self.pools.insert(name, permission);
         }
@@ -188,6 +236,24 @@ impl Permissions {
     /// Takes over the end of the node's lease, under the same rule as [`Self::update`].
     fn renew(&mut self, lease_end: Tick, steps: Steps) {
         self.node = moved(self.node, lease_end, steps);
+    }
+
+    /// Whether workers may take calls and be started at `now`.
+    pub(crate) fn enabled(&self, now: Tick) -> bool {
+        now < self.node
+    }
+
+    /// Until when a worker may live as far as its node goes: longer than it is enabled by what its pool
+    /// allows, or its job. [`Tick::ZERO`] where the node never had a lease or its pool was never spoken of.
+    pub(crate) fn alive_until(&self, worker: &WorkerId) -> Tick {
+        let Some(pool) = self.pool(&worker.pool).filter(|_| self.node > Tick::ZERO) else {
+            return Tick::ZERO;
+        };
+        let beyond = match self.has_job(worker) {
+            true => pool.job_grace.max(pool.grace),
+            false => pool.grace,
+        };
+        self.node + shorter(beyond)
     }
 
     /// What was said of a pool; none when nothing was said of it yet.
@@ -204,6 +270,41 @@ fn moved(before: Tick, now: Tick, steps: Steps) -> Tick {
         before.since(now) >= steps.nearer
     };
     if is_step { now } else { before }
+}
+
+/// Tells people when the workers of this node are disabled, and when they are enabled again. Nothing is
+/// decided here, so that it may be late.
+pub(crate) async fn tell(mut permissions: watch::Receiver<Permissions>) {
+    let mut was = false;
+    loop {
+        let (end, workers) = {
+            let permissions = permissions.borrow_and_update();
+            (permissions.node, permissions.pools.len())
+        };
+        let now = BootClock.now();
+        let enabled = now < end;
+        if enabled != was && end > Tick::ZERO {
+            match enabled {
+                true => tracing::info!("The node has its lease: its workers take calls"),
+                false => tracing::warn!(
+                    pools = workers,
+                    "The node's lease is over: its workers take no calls, and end when their grace is over as well"
+                ),
+            }
+            was = enabled;
+        }
+        let over = tokio::time::sleep(end.since(now));
+        tokio::select! {
+            () = over, if enabled => {}
+            changed = permissions.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// What of a span is left to a holder, whose clock may be slow.
+fn shorter(span: Duration) -> Duration {
+    // The margin for clocks is the same for every lease.
+    Terms::usual(USUAL).map_or(Duration::ZERO, |terms| terms.holder_beyond(span))
 }
 
 /// What the end of the owner's process means for a worker.
@@ -282,6 +383,56 @@ mod tests {
         assert_eq!(permissions.pool(&pool).and_then(|pool| pool.process), None);
     }
 
+    fn held(node: Tick, grace_ms: u64, jobs: &[u64]) -> Permissions {
+        let mut told = told(None, "here");
+        told.pools[0].partition_grace_ms = grace_ms;
+        told.pools[0].job_grace_ms = 3_600_000;
+        told.pools[0].jobs = jobs.to_vec();
+        let view = Viewpoint {
+            boot_id: "here".into(),
+            pid_namespace: 1,
+        };
+        let mut permissions = Permissions {
+            node,
+            ..Permissions::default()
+        };
+        let steps = Steps {
+            later: Duration::ZERO,
+            nearer: Duration::ZERO,
+        };
+        permissions.update(&told, Tick::ZERO, &view, steps);
+        permissions
+    }
+
+    #[test]
+    fn a_worker_outlives_the_lease_of_its_node_by_its_grace_or_its_job_and_slow_clocks_count() {
+        let lease = Tick::ZERO + Duration::from_secs(100);
+        let permissions = held(lease, 40_000, &[7]);
+        let alive = |worker: &str| permissions.alive_until(&worker.parse().unwrap());
+
+        assert!(permissions.enabled(lease.saturating_sub(Duration::from_nanos(1))));
+        assert!(!permissions.enabled(lease));
+        // Half a per cent less than 40 s, and than an hour.
+        assert_eq!(alive("digits/0.5"), lease + Duration::from_millis(39_800));
+        assert_eq!(
+            alive("digits/1.7"),
+            lease + Duration::from_millis(3_582_000)
+        );
+        assert_eq!(alive("other/0.5"), Tick::ZERO);
+    }
+
+    #[test]
+    fn no_grace_ends_workers_with_the_lease_and_without_a_lease_there_is_none() {
+        let lease = Tick::ZERO + Duration::from_secs(100);
+        let worker: WorkerId = "digits/0.5".parse().unwrap();
+
+        assert_eq!(held(lease, 0, &[]).alive_until(&worker), lease);
+        assert_eq!(
+            held(Tick::ZERO, 40_000, &[]).alive_until(&worker),
+            Tick::ZERO
+        );
+    }
+
     #[test]
     fn a_pool_nobody_spoke_of_has_no_permission() {
         let pool = PoolName::new("other").unwrap();
@@ -343,7 +494,8 @@ mod tests {
                 lease_end: Tick::ZERO,
             };
             permissions.hear(&told, &view, steps, |_| true);
-            permissions.pool(&pool).map(|pool| pool.until().alive)
+            let pool = permissions.pool(&pool);
+            pool.map(|pool| pool.until(Tick::ZERO).enabled)
         };
         let ends = |millis| Some((first + Duration::from_millis(millis)).as_nanos());
 

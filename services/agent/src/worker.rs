@@ -157,6 +157,8 @@ struct Task {
     pid: u32,
     /// Where the shim reads later ends of its permission; none where it is told of them.
     seat: Option<Seat>,
+    /// Whether it was told of its permission in a message all the same, and looks there no more.
+    off_page: bool,
     /// What the shim was told last.
     told: Option<Terms>,
     /// The same with its launch: all that one has heard which never came to say that it started.
@@ -205,6 +207,7 @@ impl Task {
             started: Tick::ZERO,
             pid: 0,
             seat: None,
+            off_page: false,
             told: None,
             launched: None,
             unheard: None,
@@ -237,6 +240,7 @@ impl Task {
     ) {
         self.renew(&mut to).await;
         loop {
+            let reads_page = self.reads_page();
             tokio::select! {
                 message = from.next() => match message {
                     Ok(Some(Message::Dead(dead))) => {
@@ -288,7 +292,7 @@ impl Task {
                     health.on_ending(Cause::NeverReady);
                     self.stop(&mut to, Cause::NeverReady, self.grace_ms()).await;
                 }
-                changed = self.ties.grants.of(self.seat.is_some()).changed() => {
+                changed = self.ties.grants.of(reads_page).changed() => {
                     if changed.is_err() {
                         return;
                     }

@@ -111,12 +111,15 @@ impl Effects {
 
 /// Keys only the arbiter uses.
 pub(crate) mod keys {
+    use tether_types::Slot;
+
     use super::{NodeName, OwnerName, PoolName};
 
     pub(crate) const POOLS: &str = "arbiter/pools/";
     pub(crate) const OWNERS: &str = "arbiter/owners/";
     pub(crate) const NODES: &str = "arbiter/nodes/";
     pub(crate) const JOBS: &str = "arbiter/jobs/";
+    pub(crate) const HOLDS: &str = "arbiter/holds/";
     pub(crate) const EVENTS: &str = "arbiter/events/";
     /// What an arbiter that is elected writes to win, and to show that it still leads.
     pub(crate) const LEADER: &str = "arbiter/leader/";
@@ -140,6 +143,10 @@ pub(crate) mod keys {
 
     pub(crate) fn job(pool: &PoolName, key: &str) -> String {
         format!("{JOBS}{pool}/{key}")
+    }
+
+    pub(crate) fn hold(pool: &PoolName, slot: Slot) -> String {
+        format!("{HOLDS}{pool}/{slot}")
     }
 
     pub(crate) fn event(revision: u64) -> String {

@@ -2,12 +2,14 @@
 //!
 //! The service around it tells it what arrived and what time it is, and carries out the [`Effects`]
 //! it leaves behind. One `impl` block per subject: sessions, pools and their filling, slots, orders
-//! to and reports of their workers, calls they served, nodes, jobs, and what an earlier arbiter left.
+//! to and reports of their workers, calls they served, nodes and their loss, jobs, and what an earlier
+//! arbiter left.
 //!
 //! # Invariants
 //!
 //! - **A1** A slot has at most one live incarnation; another is ordered only after the death of the
-//!   one before was reported, or the lease of its node is free.
+//!   one before was reported or attested, or the lease of its node is free and all that the worker may
+//!   outlive it by is over.
 //! - **A2** An incarnation number is never given out twice, not even over a restart.
 //! - **A3** A death is recorded once, however often it is reported: its event, its place for discovery
 //!   and the order to forget it leave together. It is known again for as long as events are kept.
@@ -17,11 +19,17 @@
 //! - **A6** Of a pool with spares, as many workers serve as it has places, or all that are ready.
 //! - **A7** A worker is not taken to have served more calls than gateways counted, however often, late or
 //!   out of order they tell.
+//! - **A8** Nothing on a node whose lease is over is told to gateways; it serves again once the node is back.
+//! - **A9** Of a job's attempts only the last one is heard: its fence is greater than that of any before, also
+//!   over a restart, and progress, checkpoints and results with another are refused.
 
+mod attempts;
 mod calls;
 mod dependencies;
 mod filling;
+mod holds;
 mod jobs;
+mod loss;
 mod nodes;
 mod orders;
 mod pools;
@@ -143,8 +151,7 @@ impl Ledger {
             .pools
             .values()
             .filter_map(|pool| pool.next_deadline(self.sessions.get(pool.owner())));
-        let places = self.due.first().filter(|_| self.all_heard());
-        let places = places.map(|&(due, ..)| due);
+        let places = self.due.first().map(|&(due, ..)| due);
         nodes.chain(sessions).chain(pools).chain(places).min()
     }
 

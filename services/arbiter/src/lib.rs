@@ -14,6 +14,7 @@ mod events;
 mod ledger;
 mod mandate;
 mod origins;
+mod owners;
 mod record;
 mod rpc;
 mod seat;

@@ -26,6 +26,11 @@ pub(crate) struct PoolRecord {
     /// What it becomes after its end.
     #[prost(message, optional, boxed, tag = "7")]
     pub(crate) next: Option<Box<PoolRecord>>,
+    /// The longest its workers may have been told to outlive their node's lease, and with a job its last beat.
+    #[prost(uint64, tag = "8")]
+    pub(crate) longest_grace_ms: u64,
+    #[prost(uint64, tag = "9")]
+    pub(crate) longest_job_ttl_ms: u64,
 }
 
 /// A session; its epoch is the revision of the commit that wrote it.
@@ -56,6 +61,15 @@ pub(crate) struct LeaderRecord {
     /// Where it is reached; empty where it cannot tell.
     #[prost(string, tag = "3")]
     pub(crate) address: String,
+}
+
+/// A place that a worker with a job may hold for long, whatever becomes of its node.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HoldRecord {
+    #[prost(string, tag = "1")]
+    pub(crate) node: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) incarnation: u64,
 }
 
 /// How far incarnations have been given out.

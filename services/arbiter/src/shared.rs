@@ -26,6 +26,7 @@ use crate::{
     events::Events,
     ledger::{Granted, Ledger},
     mandate::Mandate,
+    owners::Owners,
     record::OwnerRecord,
 };
 
@@ -54,6 +55,7 @@ const STORE_RETRY: Duration = Duration::from_millis(500);
 pub(crate) struct Shared {
     store: Arc<dyn Store>,
     pub(crate) events: Events,
+    pub(crate) owners: Owners,
     clock: Arc<dyn Clock>,
     core: Mutex<Core>,
     writer: Mutex<Writer>,
@@ -155,6 +157,7 @@ impl Shared {
         clock: Arc<dyn Clock>,
         mandate: Arc<Mandate>,
     ) -> Self {
+        let owners = Owners::new(ledger.epochs());
         let core = Core {
             ledger,
             pending: Effects::default(),
@@ -171,6 +174,7 @@ impl Shared {
         Self {
             store,
             events,
+            owners,
             clock,
             core: Mutex::new(core),
             writer: Mutex::new(writer),
@@ -263,6 +267,7 @@ impl Shared {
         let granted = self
             .observe(|ledger, _| ledger.open_session(owner, epoch, process, terms, received))
             .await?;
+        self.owners.opened(owner, epoch);
         self.flush(&mut writer).await?;
         Ok((epoch, granted))
     }
@@ -279,6 +284,9 @@ impl Shared {
         let mut core = self.core.lock().await;
         let mut done = std::mem::take(&mut writer.batch);
         self.events.publish(std::mem::take(&mut done.events));
+        let ended = done.ended.iter();
+        self.owners
+            .ended(ended.map(|(owner, epoch, _)| (owner, *epoch)));
         core.deliver(done);
         Ok(())
     }

@@ -244,6 +244,8 @@ fn overrides(given: Option<&pool::PolicyOverrides>) -> Result<PolicyOverrides, F
         on_agent_loss: read(given.on_agent_loss.as_ref())?,
         heartbeat_interval: given.heartbeat_interval_ms.map(Duration::from_millis),
         heartbeat_timeout: given.heartbeat_timeout_ms.map(Duration::from_millis),
+        partition_grace: given.partition_grace_ms.map(Duration::from_millis),
+        job_ttl: given.job_ttl_ms.map(Duration::from_millis),
         beam_crash_policy: read(given.beam_crash_policy.as_ref())?,
         bound: given.bound,
     })

@@ -23,8 +23,23 @@ pub struct Config {
     /// How long calls under way may take to end once the gateway is told to stop.
     #[serde(with = "duration")]
     pub drain: Duration,
+    /// How old the arbiter's word on sessions may be for calls that carry an epoch.
+    #[serde(with = "duration")]
+    pub fence_max_age: Duration,
+    /// What becomes of such calls when it is older.
+    pub when_fence_is_stale: WhenStale,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+}
+
+/// What becomes of calls in the name of a session of which nobody can say whether it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenStale {
+    /// They are refused: two who act for one owner would be worse.
+    Refuse,
+    /// They go on: workers see to it themselves.
+    Allow,
 }
 
 impl Default for Config {
@@ -35,6 +50,8 @@ impl Default for Config {
             max_attempts: NonZeroU32::MIN.saturating_add(2),
             death_wait: Duration::from_millis(500),
             drain: Duration::from_secs(10),
+            fence_max_age: Duration::from_secs(2),
+            when_fence_is_stale: WhenStale::Refuse,
             breaker: Breaker::default(),
         }
     }

@@ -26,6 +26,7 @@ use crate::{
     directory::Directory,
     explain,
     own::OwnServices,
+    owners::{Acting, Owners},
     route::{self, Route},
     timeout, upload,
     upstream::Upstream,
@@ -58,6 +59,7 @@ pub(crate) struct Forwarder {
     pub(crate) arbiters: Arc<Arbiters>,
     pub(crate) discovery: Upstream,
     pub(crate) own: OwnServices,
+    pub(crate) owners: Arc<Owners>,
 }
 
 /// When a call must have been answered.
@@ -114,10 +116,21 @@ impl Forwarder {
             Route::Discovery => self.to_discovery(&head, body, deadline).await,
             Route::Worker(pool, target) => {
                 let to = (&pool, &target);
-                self.to_worker(to, &head, body, deadline).await
+                match self.may_act(plan.acting.as_ref(), deadline).await {
+                    Ok(()) => self.to_worker(to, &head, body, deadline).await,
+                    Err(refused) => Err(refused.into()),
+                }
             }
         };
         answer.unwrap_or_else(refuse)
+    }
+
+    /// Whether whoever calls may do so in the name it gives, where it gives one.
+    async fn may_act(&self, acting: Option<&Acting>, deadline: Deadline) -> Result<(), Failure> {
+        match acting {
+            None => Ok(()),
+            Some(acting) => deadline.bound(self.owners.admit(acting)).await?,
+        }
     }
 
     async fn to_discovery(

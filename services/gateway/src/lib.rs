@@ -22,6 +22,7 @@ mod directory;
 mod explain;
 mod forward;
 mod own;
+mod owners;
 mod route;
 mod server;
 mod timeout;
@@ -35,13 +36,14 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config};
+pub use config::{Breaker, Config, WhenStale};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;
 use directory::Directory;
 use forward::Forwarder;
 use own::OwnServices;
+use owners::Owners;
 use upstream::Upstream;
 
 /// How often the gateway looks whether it can do its work.
@@ -64,6 +66,7 @@ impl Gateway {
                 arbiters,
                 discovery,
                 own: OwnServices::new(),
+                owners: Arc::new(Owners::new(&config)),
                 config,
             }),
         }
@@ -94,6 +97,11 @@ impl Gateway {
         ));
         let arbiters = Arc::clone(&forwarder.arbiters);
         background.spawn(async move { arbiters.follow().await });
+        background.spawn(owners::follow(
+            Arc::clone(&forwarder.arbiters),
+            forwarder.config.connect_timeout,
+            Arc::clone(&forwarder.owners),
+        ));
         background.spawn(report_health(Arc::clone(&forwarder), stop.clone()));
 
         let connections = TaskTracker::new();

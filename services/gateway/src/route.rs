@@ -3,11 +3,11 @@
 use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
 use tether_endpoints::Target;
 use tether_proto::Failure;
-use tether_types::{PoolName, WorkerId};
+use tether_types::{Epoch, PoolName, WorkerId};
 
 use std::time::Duration;
 
-use crate::{explain, timeout};
+use crate::{explain, owners::Acting, timeout};
 
 /// Names the pool whose worker serves a call.
 pub(crate) const POOL: &str = "tether-pool";
@@ -15,6 +15,10 @@ pub(crate) const POOL: &str = "tether-pool";
 pub(crate) const WORKER: &str = "tether-worker";
 /// Calls with the same value go to the same worker where possible.
 pub(crate) const AFFINITY: &str = "tether-affinity";
+/// Names the owner in whose name a call is made.
+pub(crate) const OWNER: &str = "tether-owner";
+/// The epoch of that owner's session: a call with one that is over or was taken over is refused.
+pub(crate) const EPOCH: &str = "tether-epoch";
 /// How long the caller waits.
 pub(crate) const TIMEOUT: &str = "grpc-timeout";
 
@@ -48,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) route: Route,
     /// How long the caller waits, where it says.
     pub(crate) timeout: Option<Duration>,
+    /// In whose name it is made, where it says.
+    pub(crate) acting: Option<Acting>,
 }
 
 /// Whether a call to the arbiter can be made again by whoever has its request.
@@ -77,7 +83,36 @@ pub(crate) fn plan(head: &Parts) -> Result<Plan, Failure> {
             (None, path) => return Err(explain::no_destination(path)),
         }
     };
-    Ok(Plan { route, timeout })
+    let acting = match route {
+        Route::Worker(..) => acting(&head.headers)?,
+        // The arbiter looks at the epoch in the message itself.
+        Route::Arbiter | Route::Discovery | Route::Own => None,
+    };
+    Ok(Plan {
+        route,
+        timeout,
+        acting,
+    })
+}
+
+/// The session in whose name a call is made. An owner without an epoch says nothing that could be over.
+fn acting(headers: &HeaderMap) -> Result<Option<Acting>, Failure> {
+    let Some(text) = single(headers, EPOCH, "17")? else {
+        return Ok(None);
+    };
+    let refuse = |key, text: &str, why: &str, example| explain::metadata(key, text, why, example);
+    let epoch = match text.parse() {
+        Ok(epoch) if epoch > 0 => Epoch(epoch),
+        _ => return Err(refuse(EPOCH, text, "it is not a number from 1", "17")),
+    };
+    let Some(name) = single(headers, OWNER, "checkout@host-1")? else {
+        let why = "it says nothing without `tether-owner` beside it";
+        return Err(refuse(EPOCH, text, why, "17"));
+    };
+    let owner = name.parse().map_err(|error: tether_types::InvalidName| {
+        refuse(OWNER, name, &error.to_string(), "checkout@host-1")
+    })?;
+    Ok(Some(Acting { owner, epoch }))
 }
 
 fn check_grpc(head: &Parts) -> Result<(), Failure> {
@@ -249,8 +284,17 @@ mod tests {
     }
 
     #[test]
+    fn a_call_is_made_in_the_name_of_a_session_where_it_gives_an_epoch() {
+        let acting = |metadata: &[(&str, &str)]| plan(&head("/a.B/C", metadata)).unwrap().acting;
+
+        let given = acting(&[(POOL, "a"), (OWNER, "beam@a"), (EPOCH, "7")]).unwrap();
+        assert_eq!((given.owner.as_str(), given.epoch), ("beam@a", Epoch(7)));
+        assert_eq!(acting(&[(POOL, "a"), (OWNER, "beam@a")]), None);
+    }
+
+    #[test]
     fn malformed_metadata_is_refused_by_key() {
-        let cases: [(&[(&str, &str)], &str); 7] = [
+        let cases: [(&[(&str, &str)], &str); 10] = [
             (&[], "tether-pool"),
             (&[(POOL, "a b")], "tether-pool"),
             (&[(POOL, "a"), (POOL, "b")], "more than once"),
@@ -258,6 +302,9 @@ mod tests {
             (&[(WORKER, "a/1"), (POOL, "b")], "another pool"),
             (&[(POOL, "a"), (TIMEOUT, "5s")], "grpc-timeout"),
             (&[(POOL, "ä")], "visible ASCII"),
+            (&[(POOL, "a"), (OWNER, "b"), (EPOCH, "0")], EPOCH),
+            (&[(POOL, "a"), (EPOCH, "4")], OWNER),
+            (&[(POOL, "a"), (OWNER, " "), (EPOCH, "4")], OWNER),
         ];
         for (metadata, hint) in cases {
             let failure = route("/a.B/C", metadata).unwrap_err();

@@ -48,6 +48,7 @@ impl Seated {
         let Seat { slot, generation } = self.seat?;
         let said = self.view.read(tether_sys::Seat { slot, generation })?;
         let tick = Tick::from_nanos;
-        Some((tick(said.node.alive), tick(said.owner.alive)))
+        let node = said.node.alive.min(said.owner.alive);
+        Some((tick(node), tick(said.owner.enabled)))
     }
 }

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Ps(Ps),
     /// Lists nodes, with how surely their workers' processes end.
     Nodes,
+    /// Attests what the arbiter cannot see of a node.
+    #[command(subcommand)]
+    Node(Node),
     /// Tries out what an agent started on this machine, by this user, could guarantee.
     Doctor(Doctor),
     /// Prints what a worker wrote.
@@ -85,6 +88,24 @@ pub(crate) struct Up {
     /// `tether up` that is killed is started again.
     #[arg(long)]
     pub(crate) init: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Says that a node is dead, so that its workers' places are filled elsewhere at once.
+    ///
+    /// DANGEROUS where it is not so. A node that is only cut off keeps its workers, and those with a job for
+    /// a day: their places wait for that. Say this only when you know that none of them runs: the machine is
+    /// switched off, or the scheduler has deleted it. Else two workers live in one place, and both may write.
+    /// The new ones have greater numbers, and whatever fences by them refuses the old ones; nothing else does.
+    Dead {
+        /// The node.
+        name: String,
+        /// Who says so and how it is known; recorded with each death. The user who gives the command when not
+        /// given.
+        #[arg(long)]
+        witness: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -19,9 +19,9 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tether_client::{Client, Problem};
+use tether_client::{Client, Lost, Problem};
 use tether_kit::{
-    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK},
+    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LOST, EXIT_OK},
     telemetry::{self, Settings as Telemetry},
 };
 use tether_settings::{Connect, Listen, Place, Whereabouts};
@@ -101,6 +101,9 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
+        Command::Node(cli::Node::Dead { name, witness }) => {
+            nodes::dead(&client()?, name, witness, &out).await
+        }
         Command::Doctor(args) => doctor::doctor(&args, &out).await,
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,
@@ -141,5 +144,8 @@ fn complain(error: &anyhow::Error) -> ExitCode {
             eprintln!("  worth trying again in {delay:?}");
         }
     }
-    ExitCode::from(EXIT_FAILURE)
+    ExitCode::from(match error.downcast_ref::<Lost>() {
+        Some(_) => EXIT_LOST,
+        None => EXIT_FAILURE,
+    })
 }

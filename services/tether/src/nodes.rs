@@ -1,8 +1,8 @@
-//! `tether nodes`.
+//! `tether nodes` and `tether node`.
 
 use serde::Serialize;
 use tether_client::{Client, Problem};
-use tether_proto::worker::{ListNodesRequest, Node};
+use tether_proto::worker::{DeclareNodeDeadRequest, ListNodesRequest, Node};
 
 use crate::output::{Output, Row};
 
@@ -11,6 +11,8 @@ use crate::output::{Output, Row};
 struct NodeRow {
     node: String,
     up: bool,
+    lost: bool,
+    held_ms: u64,
     guarantee: String,
     guarantee_by: String,
     not_covered: String,
@@ -23,6 +25,8 @@ impl From<Node> for NodeRow {
         Self {
             node: node.name,
             up: node.up,
+            lost: node.lost,
+            held_ms: node.held_ms,
             guarantee: node.guarantee,
             guarantee_by: node.guarantee_by,
             not_covered: node.not_covered,
@@ -39,7 +43,11 @@ impl Row for NodeRow {
     fn cells(&self) -> Vec<String> {
         vec![
             self.node.clone(),
-            if self.up { "up" } else { "awaited" }.to_owned(),
+            match (self.up, self.lost) {
+                (true, _) => "up".to_owned(),
+                (false, false) => "awaited".to_owned(),
+                (false, true) => format!("lost, {}s", self.held_ms.div_ceil(1_000)),
+            },
             self.workers.to_string(),
             self.launchers.join(","),
             self.guarantee.clone(),
@@ -57,4 +65,32 @@ pub(crate) async fn nodes(client: &Client, out: &Output) -> anyhow::Result<()> {
         .into_inner()
         .nodes;
     out.list(&nodes.into_iter().map(NodeRow::from).collect::<Vec<_>>())
+}
+
+/// Attests that a node is dead.
+pub(crate) async fn dead(
+    client: &Client,
+    node: String,
+    witness: Option<String>,
+    out: &Output,
+) -> anyhow::Result<()> {
+    let user = || std::env::var("USER").unwrap_or_else(|_| "an operator".to_owned());
+    let witness = witness.unwrap_or_else(|| format!("{} with `tether node dead`", user()));
+    let request = DeclareNodeDeadRequest {
+        node: node.clone(),
+        witness,
+    };
+    let answer = client
+        .workers()
+        .declare_node_dead(request)
+        .await
+        .map_err(Problem::from)?
+        .into_inner();
+    match out.is_json() {
+        true => Ok(()),
+        false => out.line(&format!(
+            "node {node} is forgotten, and the places of its {} workers are filled again",
+            answer.workers
+        )),
+    }
 }

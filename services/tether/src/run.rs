@@ -4,7 +4,7 @@ use std::{fmt, future::pending, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
-use tether_client::{Client, Problem, Session, SessionOptions};
+use tether_client::{Client, Problem, Session, SessionOptions, Standing};
 use tether_proto::{
     pool::{ApplyPoolRequest, GetPoolRequest, Pool as LivePool, PoolSpec},
     worker::{Event, EventKind, WatchEventsRequest, WatchEventsResponse},
@@ -119,6 +119,7 @@ async fn own(
     args: &cli::Run,
     watched: &mut Watched<'_>,
 ) -> anyhow::Result<()> {
+    let out = watched.out;
     let stop = tether_kit::stop::on_signals()?;
     let ready = CancellationToken::new();
     let too_late = async {
@@ -143,13 +144,37 @@ async fn own(
     };
     tokio::select! {
         ended = work => ended,
-        lost = session.lost() => Err(lost.into()),
+        lost = session.lost() => Err(anyhow::Error::from(lost).context(format!(
+            "this command ends, as it owns nothing any more: what becomes of the workers of epoch {} is as their pools' policies say",
+            session.epoch()
+        ))),
+        () = tell_standing(session, out) => Ok(()),
         () = stop.cancelled() => Ok(()),
         () = too_late => bail!(
             "not all workers were ready within {:?}: `tether logs POOL/SLOT` shows what they wrote",
             args.ready_timeout
         ),
     }
+}
+
+/// Tells how the session stands, until it is lost: that is told by another.
+async fn tell_standing(session: &Session, out: Output) {
+    let mut standing = session.standing();
+    let mut before = *standing.borrow_and_update();
+    while standing.changed().await.is_ok() {
+        let now = *standing.borrow_and_update();
+        match (before, now) {
+            (Standing::Valid, Standing::Jeopardy | Standing::Stopping) => out.note(
+                "the session is in jeopardy: no beat was answered for two thirds of its lease",
+            ),
+            (Standing::Jeopardy | Standing::Stopping, Standing::Valid) => {
+                out.note("the session is safe again");
+            }
+            _ => {}
+        }
+        before = now;
+    }
+    pending::<()>().await;
 }
 
 /// How long to wait before each further try to reach the gateway.

@@ -94,6 +94,8 @@ pub(crate) fn spec(
         size,
         policy: Some(PolicyOverrides {
             on_agent_loss,
+            // What is measured is the end of the lease.
+            partition_grace_ms: Some(0),
             ..PolicyOverrides::default()
         }),
         ..PoolSpec::default()

@@ -1,10 +1,13 @@
 //! One fork server for each template: which is asked, when one ends, and what a failure means.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tether_proto::pool::ForkedFrom;
 use tether_shim_protocol::Identity;
-use tether_types::{Epoch, OwnerName};
+use tether_types::{Epoch, Incarnation, OwnerName};
 
 use super::*;
 
@@ -50,6 +53,9 @@ fn permission(seconds: u64, on_link_loss: OnLinkLoss) -> PoolPermission {
         }),
         on_owner_exit: OnOwnerExit::Kill,
         on_link_loss,
+        grace: Duration::from_secs(seconds),
+        job_grace: Duration::from_secs(100),
+        jobs: BTreeSet::new(),
     }
 }
 
@@ -68,6 +74,13 @@ fn a_server_may_live_as_long_as_any_of_its_workers() {
 
     let one = permission_of([&a].into_iter(), &all, &none, &own);
     let both = permission_of([&a, &b].into_iter(), &all, &one, &own);
+    let mut with_job = all.clone();
+    if let Some(pool) = with_job.pools.get_mut(&a) {
+        pool.jobs = [Incarnation(3)].into();
+    }
+    let jobs = permission_of([&a, &b].into_iter(), &with_job, &one, &own);
+    let grace = |permissions: &Permissions| permissions.pool(&own).unwrap().grace.as_secs();
+    assert_eq!((grace(&one), grace(&both), grace(&jobs)), (5, 7, 100));
     let lost = permission_of([&gone].into_iter(), &all, &both, &own);
 
     let of = |permissions: &Permissions| {

@@ -7,6 +7,7 @@ use tether_sys::{Made, View};
 use tether_types::{Epoch, OwnerName};
 
 use super::*;
+use crate::permission::PoolPermission;
 
 fn at(secs: u64) -> Tick {
     Tick::ZERO + Duration::from_secs(secs)
@@ -26,6 +27,9 @@ fn granted(node: Tick, pools: &[(&str, Tick)]) -> Permissions {
             process: None,
             on_owner_exit: OnOwnerExit::Ignore,
             on_link_loss: OnLinkLoss::Hold,
+            grace: Duration::ZERO,
+            job_grace: Duration::from_secs(3600),
+            jobs: BTreeSet::new(),
         };
         (pool(name), permission)
     };
@@ -34,6 +38,31 @@ fn granted(node: Tick, pools: &[(&str, Tick)]) -> Permissions {
         pools: pools.iter().map(of).collect(),
         nearer: 0,
     }
+}
+
+#[test]
+fn who_lives_on_disabled_lives_as_long_as_its_pool_allows_and_loses_its_seat_by_whose_end_it_was() {
+    let (pages, made) = (Arc::<Pages>::default(), View::make().unwrap());
+    let with_grace = |node| {
+        let mut granted = granted(node, &[("a", at(90)), ("b", at(90))]);
+        granted.pools.get_mut(&pool("a")).unwrap().grace = Duration::from_secs(10);
+        granted
+    };
+    pages.store(&with_grace(at(20)), at(1));
+    let [a, b] = ["a", "b"].map(|name| pages.take(shown(&made), &pool(name), at(1)).unwrap());
+    let said = made.view.read(on_page(a.place())).unwrap();
+    assert_eq!(said.node.enabled, at(20).as_nanos());
+    // Ten seconds, less what a slow clock makes of them.
+    assert_eq!(read(&made, &a), Some((29, 90)));
+    assert_eq!(read(&made, &b), Some((20, 90)));
+    assert_eq!(b.over(at(21)), Some(DeathCause::LeaseExpired));
+    assert_eq!(a.over(at(21)), None);
+
+    pages.store(&with_grace(at(45)), at(25));
+
+    assert_eq!(read(&made, &a), Some((54, 90)), "it is enabled again");
+    let lost = (read(&made, &b), b.over(at(26)));
+    assert_eq!(lost, (None, Some(DeathCause::LeaseExpired)));
 }
 
 /// A page as a shim of it shows it.
@@ -45,7 +74,8 @@ fn shown(made: &Made) -> Shown {
 fn read(made: &Made, seat: &Seat) -> Option<(u64, u64)> {
     let said = made.view.read(on_page(seat.place()))?;
     let secs = |nanos: u64| nanos / 1_000_000_000;
-    Some((secs(said.node.alive), secs(said.owner.alive)))
+    let node = said.node.alive.min(said.owner.alive);
+    Some((secs(node), secs(said.owner.enabled)))
 }
 
 #[test]
@@ -76,7 +106,7 @@ fn an_end_that_moved_nearer_is_told_and_one_that_nobody_spoke_of_stays() {
     assert!(pages.store(&granted(at(21), &[("a", at(19))]), at(2)));
     assert_eq!(read(&made, &seat), Some((21, 19)));
     assert!(!pages.store(&granted(at(22), &[]), at(3)));
-    assert_eq!(read(&made, &seat), Some((22, 19)));
+    assert_eq!(read(&made, &seat), Some((21, 19)));
 }
 
 #[test]
@@ -94,8 +124,8 @@ fn a_new_agent_changes_nothing_on_a_page_before_the_arbiter_has_spoken() {
     second.store(&granted(at(22), &[]), at(3));
     assert_eq!(
         read(&made, &seat),
-        Some((22, 30)),
-        "nobody spoke of its owner"
+        Some((20, 30)),
+        "nobody spoke of its pool"
     );
     second.store(&granted(at(24), &[("a", at(33))]), at(4));
     assert_eq!(read(&made, &seat), Some((24, 33)));

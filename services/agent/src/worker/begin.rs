@@ -114,7 +114,11 @@ pub(super) async fn prepare(
             passed: &passed,
             credentials,
             owner: pool.and_then(|pool| pool.process),
-            node_deadline: permissions.node,
+            // One that may not take calls is not begun, whatever those that run are allowed.
+            node_deadline: match permissions.enabled(BootClock.now()) {
+                true => permissions.alive_until(id),
+                false => Tick::ZERO,
+            },
             // Without a word about its owner it has no permission, and the shim will not start it.
             owner_deadline: pool.map_or(Tick::ZERO, |pool| pool.deadline),
             env: &|name| std::env::var(name).ok(),

@@ -103,7 +103,8 @@ impl Task {
     /// What of its permission has ended.
     fn expired(&self) -> Option<DeathCause> {
         let never_started = self.started == Tick::ZERO;
-        if let Some(seat) = self.seat.as_ref().filter(|_| !never_started) {
+        let reads = !never_started && self.reads_page();
+        if let Some(seat) = self.seat.as_ref().filter(|_| reads) {
             return seat.over(BootClock.now());
         }
         let told = if never_started {

@@ -37,18 +37,26 @@ impl Terms {
 }
 
 impl Task {
+    /// Whether its shim is told of its permission by the lease page.
+    pub(super) fn reads_page(&self) -> bool {
+        self.seat.is_some() && !self.off_page
+    }
+
     /// Tells the shim what changed of its permission: to one that reads the lease page that is neither time nor the
     /// end it was given, but that an end has moved nearer.
     pub(super) async fn renew(&mut self, to: &mut ToShim) {
-        let has_seat = self.seat.is_some();
+        // One that has a job may outlive what the page says for its pool. Told once in a message, a shim looks at
+        // the page no more.
+        self.off_page |= self.ties.grants.news.borrow().has_job(&self.id);
+        let reads_page = self.reads_page();
         let terms = {
-            let permissions = self.ties.grants.of(has_seat).borrow_and_update();
+            let permissions = self.ties.grants.of(reads_page).borrow_and_update();
             // A new agent that was told nothing yet has nothing to give, and must not take.
             let Some(pool) = permissions.pool(&self.id.pool) else {
                 return;
             };
             Terms {
-                node: permissions.node,
+                node: permissions.alive_until(&self.id),
                 owner: pool.deadline,
                 process: pool.process,
                 on_owner_exit: pool.on_owner_exit,
@@ -68,7 +76,7 @@ impl Task {
             })
             .await;
         }
-        if has_seat {
+        if reads_page {
             if self.told.is_none_or(|told| told.nearer != terms.nearer) {
                 to.send(&Message::Look).await;
             }

@@ -58,7 +58,8 @@ impl Ledger {
         counts: &[(WorkerId, u64)],
         now: Tick,
     ) -> Result<(), Failure> {
-        if !self.all_heard() {
+        let unknown = |(id, _): &(WorkerId, u64)| self.is_blocked(&id.pool, id.slot);
+        if self.awaits_word() || counts.iter().any(unknown) {
             let text =
                 "the arbiter has not heard every node since it started: tell the counts again";
             return Err(Failure::new(Reason::AgentUnreachable, text));

@@ -33,10 +33,8 @@ impl Ledger {
             }
             self.place_waiting_of(&name, now);
         }
-        if self.all_heard() {
-            while let Some((_, pool, slot)) = self.due.first().filter(|due| due.0 <= now).cloned() {
-                self.settle_place(&pool, slot, now);
-            }
+        while let Some((_, pool, slot)) = self.due.first().filter(|due| due.0 <= now).cloned() {
+            self.settle_place(&pool, slot, now);
         }
     }
 
@@ -69,14 +67,14 @@ impl Ledger {
     pub(super) fn forget_ended(&mut self, name: &PoolName, now: Tick) {
         let done = |pool: &Pool| pool.is_ending() && pool.places.is_empty();
         // A node that was not heard may still have a worker of it.
-        if !self.all_heard() || !self.pools.get(name).is_some_and(done) {
+        if !self.pools.get(name).is_some_and(done) || self.awaits_any_of(name) {
             return;
         }
         let Some(pool) = self.pools.remove(name) else {
             return;
         };
-        self.jobs.forget_pool(name, &mut self.effects);
         let owner = pool.owner().clone();
+        self.forget_jobs(name, &owner);
         let gone = pool.resolved;
         match pool.next {
             Some(Next {

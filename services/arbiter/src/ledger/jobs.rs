@@ -1,30 +1,38 @@
-//! Jobs: who does which, how far it is, and its result until somebody acknowledges it.
+//! Jobs: how far each is, where it was saved, and its result until somebody acknowledges it.
+//!
+//! Each attempt has a fence, from the count that numbers incarnations: never given out twice, and greater than
+//! that of every attempt before. Whoever reports with another is told who does the job (A9).
 
 use std::collections::BTreeMap;
 
 use prost::Message as _;
+use tether_clock::Tick;
 use tether_proto::{
     Failure,
     common::{Death, WorkerRef},
-    job::{Job, JobState, ReportJobRequest},
+    job::{Checkpoint, Job, JobState, PutCheckpointRequest, ReportJobRequest},
+    worker::EventKind,
 };
-use tether_types::{PoolName, Reason, Slot, WorkerId};
+use tether_types::{OwnerName, PoolName, Reason, Slot, WorkerId};
 
-use super::{Ledger, slots::Told, unknown_pool};
+use super::{Ledger, unknown_pool};
 use crate::effects::{Effects, keys};
-
-/// Jobs of one pool that are kept at once, done ones included (P5).
-const JOBS_MAX: usize = 10_000;
-
-/// Longest key, in bytes.
-const KEY_MAX: usize = 256;
 
 /// Longest result, in bytes.
 const RESULT_MAX: usize = 64 << 10;
 
+/// Results of one pool that are kept at once, in bytes; nothing is dropped for a new one.
+const RESULTS_MAX: usize = 64 << 20;
+
+/// Longest address of a checkpoint, in bytes.
+const URI_MAX: usize = 2 << 10;
+
+/// A SHA-256, in bytes.
+const SHA256: usize = 32;
+
 /// Every job, by pool and key.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(BTreeMap<PoolName, BTreeMap<String, Job>>);
+pub(crate) struct Jobs(pub(super) BTreeMap<PoolName, BTreeMap<String, Job>>);
 
 impl Jobs {
     pub(super) fn restore(&mut self, rest: &str, value: &[u8]) {
@@ -43,25 +51,59 @@ impl Jobs {
 
     /// The jobs a dead worker did are lost.
     pub(super) fn on_death(&mut self, id: &WorkerId, death: &Death, effects: &mut Effects) {
+        self.change_of(id, is_open, effects, |job| {
+            job.set_state(JobState::Lost);
+            job.death = Some(death.clone());
+        });
+    }
+
+    /// The node of a worker is lost: what it does may go on, and nobody hears of it.
+    pub(super) fn orphan(&mut self, id: &WorkerId, effects: &mut Effects) {
+        let running = |job: &Job| job.state() == JobState::Running;
+        self.change_of(id, running, effects, |job| {
+            job.set_state(JobState::Orphaned);
+        });
+    }
+
+    /// The worker is heard of again, and goes on.
+    pub(super) fn resume(&mut self, id: &WorkerId, effects: &mut Effects) {
+        let orphaned = |job: &Job| job.state() == JobState::Orphaned;
+        self.change_of(id, orphaned, effects, |job| {
+            job.set_state(JobState::Running);
+        });
+    }
+
+    fn change_of(
+        &mut self,
+        id: &WorkerId,
+        which: impl Fn(&Job) -> bool,
+        effects: &mut Effects,
+        change: impl Fn(&mut Job),
+    ) {
         let worker = Some(WorkerRef::from(id));
         for (key, job) in self.0.get_mut(&id.pool).into_iter().flatten() {
-            if job.worker == worker && job.state() == JobState::Running {
-                job.set_state(JobState::Lost);
-                job.death = Some(death.clone());
+            if job.worker == worker && which(job) {
+                change(job);
                 effects.put(keys::job(&id.pool, key), job.clone());
             }
         }
     }
 
+    /// Whether a worker does a job, as far as is known.
+    pub(super) fn has_open(&self, id: &WorkerId) -> bool {
+        let worker = Some(WorkerRef::from(id));
+        let mut jobs = self.0.get(&id.pool).into_iter().flat_map(BTreeMap::values);
+        jobs.any(|job| job.worker == worker && is_open(job))
+    }
+
     /// Nobody is in this place, so that whatever was done there is lost.
     pub(super) fn on_vacant(&mut self, pool: &PoolName, slot: Slot, effects: &mut Effects) {
         let at = |job: &Job| {
-            job.worker
-                .as_ref()
-                .is_some_and(|worker| worker.slot == slot)
+            let worker = job.worker.as_ref();
+            worker.is_some_and(|worker| worker.slot == slot)
         };
         for (key, job) in self.0.get_mut(pool).into_iter().flatten() {
-            if at(job) && job.state() == JobState::Running {
+            if at(job) && is_open(job) {
                 job.set_state(JobState::Lost);
                 effects.put(keys::job(pool, key), job.clone());
             }
@@ -80,7 +122,7 @@ impl Jobs {
         }
     }
 
-    fn get(&self, pool: &PoolName, key: &str) -> Result<&Job, Failure> {
+    pub(super) fn get(&self, pool: &PoolName, key: &str) -> Result<&Job, Failure> {
         let found = self.0.get(pool).and_then(|jobs| jobs.get(key));
         found.ok_or_else(|| {
             let text = format!(
@@ -90,70 +132,59 @@ impl Jobs {
             Failure::new(Reason::UnknownJob, text)
         })
     }
+
+    fn get_mut(&mut self, pool: &PoolName, key: &str) -> Result<&mut Job, Failure> {
+        self.get(pool, key)?;
+        let found = self.0.get_mut(pool).and_then(|jobs| jobs.get_mut(key));
+        found.ok_or_else(|| Failure::new(Reason::UnknownJob, "the job is gone"))
+    }
+
+    /// Keys of results nobody has acknowledged.
+    fn unacknowledged(&self, pool: &PoolName) -> Vec<&str> {
+        let jobs = self.0.get(pool).into_iter().flatten();
+        let done = jobs.filter(|(_, job)| job.state() == JobState::Done);
+        done.map(|(key, _)| key.as_str()).collect()
+    }
+
+    /// Bytes of results that a pool keeps.
+    fn result_bytes(&self, pool: &PoolName) -> usize {
+        let jobs = self.0.get(pool).into_iter().flat_map(BTreeMap::values);
+        jobs.map(|job| job.result.len()).sum()
+    }
+}
+
+/// Whether somebody does it, or may.
+pub(super) fn is_open(job: &Job) -> bool {
+    matches!(job.state(), JobState::Running | JobState::Orphaned)
+}
+
+/// Who does it.
+pub(super) fn worker_of(job: &Job) -> Option<WorkerId> {
+    WorkerRef::required(job.worker.as_ref()).ok()
+}
+
+/// Refuses whoever is not the attempt that counts.
+fn fenced(job: &Job, who: &str, fence: u64) -> Failure {
+    let holder = worker_of(job).map_or_else(|| "nobody".to_owned(), |id| format!("worker `{id}`"));
+    let (state, now) = match job.state() {
+        JobState::Done => ("was done by", job.fence),
+        JobState::Lost => ("is lost with", job.fence),
+        _ => ("is done by", job.fence),
+    };
+    let text = format!(
+        "{who} is fenced off from the job `{}`, which {state} {holder} (attempt {}, fence {now}): stop working on it, and write nothing more",
+        job.key, job.attempt
+    );
+    Failure::new(Reason::LeaseFenced, text)
+        .fact(
+            "holder",
+            holder.trim_start_matches("worker ").trim_matches('`'),
+        )
+        .fact("fence", now)
+        .fact("offered", fence)
 }
 
 impl Ledger {
-    /// Starts a job on the ready worker with the fewest, or finds the one with this key. A lost job
-    /// is started again.
-    ///
-    /// # Errors
-    /// When there is no such pool, no ready worker, or too many jobs.
-    pub(crate) fn start_job(&mut self, pool: &str, key: &str) -> Result<(Job, bool), Failure> {
-        if key.is_empty() || key.len() > KEY_MAX || key.contains('/') {
-            let text = format!(
-                "a job key has 1 to {KEY_MAX} bytes and no `/`, not `{}`",
-                key.escape_default()
-            );
-            return Err(Failure::new(Reason::ConfigInvalid, text));
-        }
-        let name = PoolName::new(pool).map_err(|_| unknown_pool(pool, &self.pools))?;
-        let entry = self
-            .pools
-            .get(&name)
-            .ok_or_else(|| unknown_pool(pool, &self.pools))?;
-        let jobs = self.jobs.0.entry(name.clone()).or_default();
-        if let Some(job) = jobs.get(key)
-            && job.state() != JobState::Lost
-        {
-            return Ok((job.clone(), true));
-        }
-        if jobs.len() >= JOBS_MAX {
-            let text = format!(
-                "pool `{name}` already keeps {JOBS_MAX} jobs: acknowledge the results of those that are done"
-            );
-            return Err(Failure::new(Reason::ConfigInvalid, text));
-        }
-        let load = |worker: &WorkerRef| {
-            jobs.values()
-                .filter(|job| {
-                    job.state() == JobState::Running && job.worker.as_ref() == Some(worker)
-                })
-                .count()
-        };
-        let ready = entry
-            .places
-            .iter()
-            .filter(|(_, place)| place.serves)
-            .filter_map(|(&slot, place)| place.endpoint(&name, slot, Told::default())?.worker);
-        let Some(worker) = ready.min_by_key(|worker| load(worker)) else {
-            let text = format!(
-                "no worker of pool `{name}` is ready to take the job `{key}`; `tether ps` shows why"
-            );
-            return Err(Failure::new(Reason::NoWorkerReady, text)
-                .retry_after(std::time::Duration::from_secs(1)));
-        };
-        let mut job = Job {
-            key: key.to_owned(),
-            pool: pool.to_owned(),
-            worker: Some(worker),
-            ..Job::default()
-        };
-        job.set_state(JobState::Running);
-        jobs.insert(key.to_owned(), job.clone());
-        self.effects.put(keys::job(&name, key), job.clone());
-        Ok((job, false))
-    }
-
     pub(crate) fn get_job(&self, pool: &str, key: &str) -> Result<Job, Failure> {
         let name = PoolName::new(pool).map_err(|_| unknown_pool(pool, &self.pools))?;
         self.jobs.get(&name, key).cloned()
@@ -171,38 +202,27 @@ impl Ledger {
     /// Records what a worker says of its job. Progress is kept in memory; only the end is written.
     ///
     /// # Errors
-    /// When the job is another worker's, or unknown, or the result is too large.
+    /// When another attempt does the job, it is unknown, or the result is too large or one too many.
     pub(crate) fn report_job(
         &mut self,
         worker: &WorkerId,
         report: ReportJobRequest,
+        now: Tick,
     ) -> Result<(), Failure> {
-        self.jobs.get(&worker.pool, &report.key)?;
-        let Some(job) = self
-            .jobs
-            .0
-            .get_mut(&worker.pool)
-            .and_then(|jobs| jobs.get_mut(&report.key))
-        else {
-            return Ok(());
-        };
-        if job.worker.as_ref() != Some(&WorkerRef::from(worker)) || job.state() != JobState::Running
-        {
-            let text = format!(
-                "worker `{worker}` does not do the job `{}` (any more): stop working on it",
-                report.key
-            );
-            return Err(Failure::new(Reason::LeaseFenced, text));
+        let kept = self.jobs.result_bytes(&worker.pool);
+        let job = self.jobs.get_mut(&worker.pool, &report.key)?;
+        let same = job.worker.as_ref() == Some(&WorkerRef::from(worker))
+            && [0, job.fence].contains(&report.fence);
+        if !same || !is_open(job) {
+            // Said again, as the answer may have been lost.
+            let told = report.result.as_ref() == Some(&job.result) && job.state() == JobState::Done;
+            return match same && told {
+                true => Ok(()),
+                false => Err(fenced(job, &format!("worker `{worker}`"), report.fence)),
+            };
         }
-        if report
-            .result
-            .as_ref()
-            .is_some_and(|result| result.len() > RESULT_MAX)
-        {
-            let text = format!(
-                "a job's result has at most {RESULT_MAX} bytes: keep it elsewhere and report where"
-            );
-            return Err(Failure::new(Reason::MessageTooLarge, text));
+        if let Some(result) = &report.result {
+            check_result(&worker.pool, result.len(), kept)?;
         }
         job.progress = job.progress.max(report.progress.clamp(0.0, 1.0));
         job.message = report.message;
@@ -212,7 +232,53 @@ impl Ledger {
             job.set_state(JobState::Done);
             let job = job.clone();
             self.effects.put(keys::job(&worker.pool, &report.key), job);
+            self.end_hold(worker, now);
         }
+        Ok(())
+    }
+
+    /// Records where a job was saved, for the attempt that may follow.
+    ///
+    /// # Errors
+    /// When another attempt does the job, or a later checkpoint is known.
+    pub(crate) fn put_checkpoint(&mut self, request: PutCheckpointRequest) -> Result<(), Failure> {
+        check_checkpoint(&request)?;
+        let name =
+            PoolName::new(&request.pool).map_err(|_| unknown_pool(&request.pool, &self.pools))?;
+        let job = self.jobs.get_mut(&name, &request.key)?;
+        if job.fence != request.fence || !is_open(job) {
+            return Err(fenced(
+                job,
+                &format!("fence {}", request.fence),
+                request.fence,
+            ));
+        }
+        let checkpoint = Checkpoint {
+            seq: request.seq,
+            uri: request.uri,
+            sha256: request.sha256,
+            bytes: request.bytes,
+            fence: request.fence,
+        };
+        if let Some(last) = &job.checkpoint {
+            if *last == checkpoint {
+                return Ok(());
+            }
+            if checkpoint.seq <= last.seq {
+                let text = format!(
+                    "checkpoint {} of job `{}` is not after the last one, {}, saved under fence {}: number it {} or later",
+                    checkpoint.seq,
+                    request.key,
+                    last.seq,
+                    last.fence,
+                    last.seq.saturating_add(1)
+                );
+                return Err(Failure::new(Reason::ConfigInvalid, text).fact("seq", last.seq));
+            }
+        }
+        job.checkpoint = Some(checkpoint);
+        let job = job.clone();
+        self.effects.put(keys::job(&name, &request.key), job);
         Ok(())
     }
 
@@ -221,7 +287,7 @@ impl Ledger {
     /// # Errors
     /// When it is unknown or still being done.
     pub(crate) fn acknowledge_job(&mut self, pool: &str, key: &str) -> Result<(), Failure> {
-        if self.get_job(pool, key)?.state() == JobState::Running {
+        if is_open(&self.get_job(pool, key)?) {
             let text = format!(
                 "job `{key}` of pool `{pool}` is still being done: its result cannot be let go yet"
             );
@@ -234,4 +300,55 @@ impl Ledger {
         self.effects.delete(keys::job(&name, key));
         Ok(())
     }
+
+    /// A pool is gone, and its jobs with it. Results that go unread are told of.
+    pub(super) fn forget_jobs(&mut self, pool: &PoolName, owner: &OwnerName) {
+        let unread = self.jobs.unacknowledged(pool);
+        if let Some(first) = unread.first() {
+            let text = format!(
+                "with pool `{pool}` went {} results of jobs that nobody had acknowledged, the first of `{first}`",
+                unread.len()
+            );
+            self.effects
+                .owner_event(EventKind::PoolChanged, owner, text);
+        }
+        self.jobs.forget_pool(pool, &mut self.effects);
+    }
+}
+
+fn check_result(pool: &PoolName, bytes: usize, kept: usize) -> Result<(), Failure> {
+    if bytes > RESULT_MAX {
+        let text = format!(
+            "a job's result has at most {RESULT_MAX} bytes: keep it elsewhere and report where"
+        );
+        return Err(Failure::new(Reason::MessageTooLarge, text));
+    }
+    if kept + bytes > RESULTS_MAX {
+        let text = format!(
+            "pool `{pool}` keeps {kept} bytes of results that nobody has acknowledged, at most {RESULTS_MAX} are kept: acknowledge some, and report again; the job stays as it is meanwhile"
+        );
+        return Err(Failure::new(Reason::MessageTooLarge, text)
+            .retry_after(std::time::Duration::from_secs(1)));
+    }
+    Ok(())
+}
+
+fn check_checkpoint(request: &PutCheckpointRequest) -> Result<(), Failure> {
+    let why = if request.fence == 0 {
+        "`fence` is 0: give that of the job, as `StartJob` and `GetJob` tell it".to_owned()
+    } else if request.uri.is_empty() || request.uri.len() > URI_MAX {
+        format!("`uri` has {} bytes, use 1 to {URI_MAX}", request.uri.len())
+    } else if ![0, SHA256].contains(&request.sha256.len()) {
+        format!(
+            "`sha256` has {} bytes, use {SHA256} or none",
+            request.sha256.len()
+        )
+    } else {
+        return Ok(());
+    };
+    let text = format!(
+        "a checkpoint of job `{}` is refused: {why}",
+        request.key.escape_default()
+    );
+    Err(Failure::new(Reason::ConfigInvalid, text))
 }

@@ -1,9 +1,12 @@
 //! Nodes: their leases, what they offer, and which worker goes where.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use tether_clock::Tick;
-use tether_lease::{Beat, Grantor, Tenure};
+use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     Failure, common,
@@ -11,10 +14,11 @@ use tether_proto::{
     worker::{self as wire, EventKind},
 };
 use tether_types::{
-    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, WorkerId,
+    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, Slot,
+    WorkerId,
 };
 
-use super::{Ledger, millis};
+use super::{Ledger, holds::Hold, loss::Loss, millis, pools::Outliving};
 use crate::{
     effects::{Ack, keys},
     record::NodeRecord,
@@ -23,15 +27,20 @@ use crate::{
 /// Within an owner's timeout its agents beat this often, so that they hear in time that it lives.
 const BEATS_PER_TIMEOUT: u32 = 4;
 
+/// Beats whose receipt is remembered: a node that answers has seen one of the last two.
+const RECEIVED_MAX: usize = 8;
+
 /// No policy asks for more beats than this.
 const BEAT_MIN: Duration = Duration::from_millis(50);
 
 /// One node.
 #[derive(Debug)]
 pub(crate) struct Node {
-    lease: Grantor,
+    pub(super) lease: Grantor,
     /// Whether it was heard since this arbiter started.
-    heard: bool,
+    pub(super) heard: bool,
+    /// What may still live there, once its lease is over.
+    pub(super) loss: Option<Loss>,
     /// Which runtime directory its agent stands on.
     instance: String,
     /// Where its agent serves.
@@ -44,14 +53,25 @@ pub(crate) struct Node {
     guarantee_by: String,
     not_covered: String,
     /// Its last beat: number and time of receipt. What it is told counts from there.
-    last: (u64, Tick),
+    pub(super) last: (u64, Tick),
+    /// When its last few beats were received, by number.
+    received: VecDeque<(u64, Tick)>,
     /// The workers that were placed there and are not buried.
     pub(super) workers: BTreeSet<WorkerId>,
+    /// Those that may live on with a job, as far as the node knows.
+    pub(super) jobs: BTreeMap<WorkerId, Hold>,
+    /// Endpoints there that an earlier arbiter told, until the node says what it has.
+    pub(super) served: Vec<(PoolName, Slot)>,
 }
 
 impl Node {
+    /// Whether it has a lease and has said what is there.
+    fn is_up(&self) -> bool {
+        self.heard && self.loss.is_none()
+    }
+
     pub(super) fn offers(&self, launcher: Launcher) -> bool {
-        self.heard && self.launchers.contains(&launcher)
+        self.is_up() && self.launchers.contains(&launcher)
     }
 
     /// Whether it takes workers: only from its first beat on, as until then it has no permission that
@@ -60,16 +80,30 @@ impl Node {
     /// That is offer and acceptance (`lease` L6). Its hello asks, the stream that opens is the offer, and an
     /// agent beats only on a stream it has heard to be open: one that can send but not hear never beats, and gets nothing.
     fn takes(&self) -> bool {
-        self.last.0 > 0
+        self.last.0 > 0 && self.loss.is_none()
+    }
+
+    /// Before when all that was decided is known to the node: an answer to one of its beats, which tells it,
+    /// arrived there. None while that is not known.
+    fn knows_before(&mut self, ack_seen: u64) -> Option<Tick> {
+        let received = self.received.iter().find(|(seq, _)| *seq == ack_seen)?.1;
+        self.received.retain(|(seq, _)| *seq >= ack_seen);
+        Some(received)
+    }
+
+    /// Its workers of a pool that do a job.
+    fn with_job(&self, pool: &PoolName) -> Vec<u64> {
+        let held = self.jobs.iter().filter(|(_, hold)| **hold == Hold::Held);
+        held.filter(|(id, _)| id.pool == *pool)
+            .map(|(id, _)| id.incarnation.0)
+            .collect()
     }
 
     /// Whether its agent can observe this process.
     pub(super) fn sees(&self, process: &ProcessIdentity) -> bool {
-        self.heard && self.boot_id == process.boot_id && self.pid_namespace == process.pid_namespace
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Tick> {
-        self.lease.next_deadline()
+        self.is_up()
+            && self.boot_id == process.boot_id
+            && self.pid_namespace == process.pid_namespace
     }
 }
 
@@ -78,6 +112,7 @@ impl Ledger {
         let node = Node {
             lease: Grantor::after_restart(self.terms.node, now),
             heard: false,
+            loss: None,
             instance,
             address: String::new(),
             launchers: Vec::new(),
@@ -87,7 +122,10 @@ impl Ledger {
             guarantee_by: String::new(),
             not_covered: String::new(),
             last: (0, now),
+            received: VecDeque::new(),
             workers: BTreeSet::new(),
+            jobs: BTreeMap::new(),
+            served: Vec::new(),
         };
         self.nodes.insert(name, node);
     }
@@ -98,10 +136,15 @@ impl Ledger {
     }
 
     /// The nodes, by name.
-    pub(crate) fn list_nodes(&self) -> Vec<wire::Node> {
+    pub(crate) fn list_nodes(&self, now: Tick) -> Vec<wire::Node> {
         let node = |(name, node): (&NodeName, &Node)| wire::Node {
             name: name.to_string(),
-            up: node.heard,
+            up: node.is_up(),
+            lost: node.loss.is_some(),
+            held_ms: node
+                .loss
+                .as_ref()
+                .map_or(0, |loss| millis(loss.remaining(now))),
             guarantee: node.guarantee.clone(),
             guarantee_by: node.guarantee_by.clone(),
             not_covered: node.not_covered.clone(),
@@ -131,15 +174,17 @@ impl Ledger {
         hello: &Hello,
         now: Tick,
     ) -> Result<(), Failure> {
-        let Some(known) = self.nodes.get_mut(name) else {
+        self.check_nodes(now);
+        let known = self.nodes.get(name);
+        let Some(known) = known.filter(|known| known.instance != hello.instance) else {
             return Ok(());
         };
-        if known.instance == hello.instance || known.lease.check(now) == Tenure::Free {
-            return Ok(());
-        }
-        let left = known.lease.remaining(now);
+        let left = match &known.loss {
+            Some(loss) => loss.remaining(now),
+            None => known.lease.remaining(now),
+        };
         let text = format!(
-            "another agent holds the lease of node `{name}` for {left:.1?} more: wait if it was moved to another runtime directory or its machine was restarted, or set another `node` under [agent] if both are to run"
+            "another agent holds node `{name}`, or its workers may live, for {left:.1?} more: wait if it was moved to another runtime directory or its machine was restarted, set another `node` under [agent] if both are to run, or attest with `tether node dead {name}` that nothing of the first one lives"
         );
         Err(Failure::new(Reason::NodeTaken, text).retry_after(left))
     }
@@ -152,8 +197,9 @@ impl Ledger {
             .filter_map(|word| word.parse().ok())
             .collect();
         let all_heard_before = self.all_heard();
-        let known = self.nodes.remove(name);
-        let is_news = |known: &Node| !known.heard || known.guarantee != hello.guarantee;
+        let mut known = self.nodes.remove(name);
+        let was_lost = known.as_ref().is_some_and(|known| known.loss.is_some());
+        let is_news = |known: &Node| !known.is_up() || known.guarantee != hello.guarantee;
         let joined = known.as_ref().is_none_or(is_news);
         if known.is_none() {
             let instance = hello.instance.clone();
@@ -162,6 +208,7 @@ impl Ledger {
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
             heard: true,
+            loss: None,
             instance: hello.instance.clone(),
             address: hello.address.clone(),
             launchers,
@@ -171,6 +218,12 @@ impl Ledger {
             guarantee_by: hello.guarantee_by.clone(),
             not_covered: hello.not_covered.clone(),
             last: (0, now),
+            received: VecDeque::new(),
+            served: Vec::new(),
+            jobs: known
+                .as_mut()
+                .map(|known| std::mem::take(&mut known.jobs))
+                .unwrap_or_default(),
             workers: known.map(|known| known.workers).unwrap_or_default(),
         };
         let missed = node.workers.clone();
@@ -195,10 +248,14 @@ impl Ledger {
                 told.insert(id);
             }
         }
+        if was_lost {
+            self.enable(&missed.intersection(&told).cloned().collect(), now);
+        }
         for id in missed.difference(&told) {
             self.bury(name, id, lost(DeathCause::Unknown, "its agent does not know it: the order to start it was lost, or the machine was restarted"), false, now);
         }
-        if !all_heard_before {
+        self.drop_holds_but_known(name);
+        if !all_heard_before || was_lost {
             self.fill_all(now);
         }
     }
@@ -218,7 +275,12 @@ impl Ledger {
         // A beat that was overtaken is no anchor: what is told counts from the later one.
         if beat.seq > node.last.0 {
             node.last = (beat.seq, now);
+            node.received.push_back(node.last);
+            if node.received.len() > RECEIVED_MAX {
+                node.received.pop_front();
+            }
         }
+        let known = node.knows_before(beat.ack_seen);
         self.effects.acks.insert(name.clone(), Ack { ttl_ms });
         for exit in &beat.owner_exits {
             if let Ok(owner) = OwnerName::new(&exit.owner) {
@@ -230,43 +292,16 @@ impl Ledger {
                 self.on_report(name, &id, report, now);
             }
         }
+        if beat.goodbye {
+            self.on_goodbye(name, now);
+        }
+        if let Some(known) = known {
+            self.drop_holds_ended_before(name, known);
+        }
         if !takes_before {
             self.place_waiting(now);
         }
         true
-    }
-
-    pub(super) fn check_nodes(&mut self, now: Tick) {
-        let lost_nodes: Vec<_> = self
-            .nodes
-            .iter_mut()
-            .filter_map(|(name, node)| {
-                (node.lease.check(now) == Tenure::Free).then(|| name.clone())
-            })
-            .collect();
-        let any_lost = !lost_nodes.is_empty();
-        for name in lost_nodes {
-            let Some(node) = self.nodes.remove(&name) else {
-                continue;
-            };
-            self.effects.delete(keys::node(&name));
-            self.effects.node_event(
-                EventKind::NodeLost,
-                &name,
-                format!("no beat of node `{name}` within its lease"),
-            );
-            // Every shim there has ended its worker by now: that is what the lease is for (A1).
-            for id in node.workers {
-                let death = lost(
-                    DeathCause::LeaseExpired,
-                    "its node was not heard within the lease",
-                );
-                self.bury(&name, &id, death, false, now);
-            }
-        }
-        if any_lost {
-            self.fill_all(now);
-        }
     }
 
     /// The node for another worker of this pool: one that offers the launcher, sees the owner where
@@ -321,6 +356,9 @@ impl Ledger {
                     .map(|until| millis(until.since(received))),
                 kill_on_owner_exit: pool.dies_with_owner(),
                 kill_on_agent_loss: pool.policy().on_agent_loss == OnAgentLoss::Kill,
+                partition_grace_ms: millis(pool.policy().partition_grace),
+                job_grace_ms: millis(Outliving::of(pool.policy()).with_job(self.terms.node.ttl())),
+                jobs: node.with_job(pool.name()),
             };
             let owner = pool.owner().to_string();
             match owners.iter_mut().find(|told| told.owner == owner) {
@@ -369,8 +407,6 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use tether_lifecycle::Environment;
 
     use super::*;

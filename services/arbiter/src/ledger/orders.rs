@@ -90,9 +90,8 @@ impl Ledger {
     pub(super) fn fill_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
         self.drop_vacant(pool, slot);
         // Before every node of before was heard, nobody knows what still runs where (A1).
-        let all_heard = self.all_heard();
-        if let Some(entry) = self.pools.get_mut(pool)
-            && (all_heard || entry.never_owned)
+        if !self.is_blocked(pool, slot)
+            && let Some(entry) = self.pools.get_mut(pool)
         {
             let plan = entry.resolved.plan;
             let seed = now.as_nanos() ^ u64::from(slot);
@@ -107,13 +106,21 @@ impl Ledger {
         self.schedule(pool, slot);
     }
 
+    /// Whether a place is empty only as far as is known here.
+    pub(super) fn is_blocked(&self, pool: &PoolName, slot: Slot) -> bool {
+        let place = self.pools.get(pool).and_then(|pool| pool.places.get(&slot));
+        place.is_none_or(|place| place.live.is_none()) && self.awaits(pool, slot)
+    }
+
     /// Keeps the list of deadlines in step with a place.
     pub(super) fn schedule(&mut self, pool: &PoolName, slot: Slot) {
+        let blocked = self.is_blocked(pool, slot);
         let Some(entry) = self.pools.get_mut(pool) else {
             return;
         };
-        // What is held back has no other deadline than its pool's.
-        let held = entry.holds(slot);
+        // What is held back has no other deadline than its pool's, and one that may be somebody's that of
+        // a node.
+        let held = entry.holds(slot) || blocked;
         let Some(place) = entry.places.get_mut(&slot) else {
             return;
         };
@@ -201,6 +208,7 @@ impl Ledger {
                         status: String::new(),
                         stop: None,
                         told: None,
+                        disabled: false,
                         calls: Calls::default(),
                     });
                 }

@@ -1,6 +1,6 @@
 //! Pools: desired state, and how long it may last without its owner.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tether_clock::Tick;
 use tether_lifecycle::{Facts, Launcher, LifecyclePolicy, Loss, OnOwnerLoss, OwnerSight};
@@ -12,7 +12,7 @@ use tether_proto::{
 use tether_supervise::Starts;
 use tether_types::{DeathCause, Epoch, NodeName, Orderer, OwnerName, PoolName, Reason, Slot};
 
-use super::{Ledger, Session, slots::Place, unknown_pool};
+use super::{Ledger, Session, millis, slots::Place, unknown_pool};
 use crate::{
     effects::{Effects, keys},
     record::PoolRecord,
@@ -43,6 +43,38 @@ pub(crate) struct Pool {
     pub(super) never_owned: bool,
     /// The pool its workers wait for, as was told.
     pub(super) waits_for: Option<PoolName>,
+    /// The longest that any of its workers may have been told to outlive their node's lease.
+    pub(super) longest: Outliving,
+}
+
+/// How long workers outlive the lease of their node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outliving {
+    /// After its end.
+    pub(super) grace: Duration,
+    /// With a job, after the node was last heard.
+    job_ttl: Duration,
+}
+
+impl Outliving {
+    pub(super) fn of(policy: &LifecyclePolicy) -> Self {
+        Self {
+            grace: policy.partition_grace,
+            job_ttl: policy.job_ttl,
+        }
+    }
+
+    /// After the end of the lease, with a job.
+    pub(super) fn with_job(self, node_ttl: Duration) -> Duration {
+        self.grace.max(self.job_ttl.saturating_sub(node_ttl))
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            grace: self.grace.max(other.grace),
+            job_ttl: self.job_ttl.max(other.job_ttl),
+        }
+    }
 }
 
 /// A pool to be.
@@ -69,6 +101,7 @@ impl Pool {
     pub(super) fn new(resolved: Resolved, owner: OwnerName, now: Tick) -> Self {
         let starts = Starts::new(resolved.spec.starts_per_second);
         Self {
+            longest: Outliving::of(&resolved.policy),
             resolved,
             owner,
             places: BTreeMap::new(),
@@ -171,7 +204,14 @@ impl Pool {
     }
 
     /// Makes it what its owner wants. Workers that run go on; what was given up is tried again.
-    fn change(&mut self, resolved: Resolved, now: Tick) {
+    fn change(&mut self, resolved: Resolved, more_may_live: bool, now: Tick) {
+        // Whoever was told a longer time keeps it until it hears otherwise, and may never (A1).
+        let wanted = Outliving::of(&resolved.policy);
+        let mut places = self.places.values();
+        self.longest = match more_may_live || places.any(|place| place.live.is_some()) {
+            true => self.longest.or(wanted),
+            false => wanted,
+        };
         for place in self.places.values_mut() {
             place.change_plan(resolved.plan, now);
         }
@@ -188,7 +228,17 @@ impl Pool {
             loss: self.loss.map_or("", Loss::name).to_owned(),
             ending: self.ending.map(|cause| super::nodes::lost(cause, "")),
             next: self.next.as_ref().map(|next| Box::new(next.record())),
+            longest_grace_ms: millis(self.longest.grace),
+            longest_job_ttl_ms: millis(self.longest.job_ttl),
         }
+    }
+
+    /// Takes over what an earlier arbiter may have told its workers.
+    pub(super) fn restore_longest(&mut self, record: &PoolRecord) {
+        self.longest = self.longest.or(Outliving {
+            grace: Duration::from_millis(record.longest_grace_ms),
+            job_ttl: Duration::from_millis(record.longest_job_ttl_ms),
+        });
     }
 
     /// Has it written as it is.
@@ -242,6 +292,7 @@ impl Ledger {
         }
 
         let name = resolved.name.clone();
+        let more_may_live = self.awaits_any_of(&name);
         match self.pools.get_mut(&name) {
             Some(pool) if pool.is_ending() => {
                 if let Some(next) = pool.next.as_ref().filter(|next| next.owner != owner) {
@@ -260,7 +311,7 @@ impl Ledger {
                 return Err(not_owner(&name, &pool.owner, &owner));
             }
             Some(pool) => {
-                pool.change(resolved, now);
+                pool.change(resolved, more_may_live, now);
                 pool.on_owner_back(now);
             }
             None => {
@@ -371,12 +422,13 @@ impl Ledger {
         };
         let mode_why = pool.resolved.mode_why.clone();
         let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
+        let more_may_live = self.awaits_any_of(&name);
         if let Some(pool) = self.pools.get_mut(&name) {
             let resolved = Resolved {
                 mode_why,
                 ..resolved
             };
-            pool.change(resolved, now);
+            pool.change(resolved, more_may_live, now);
         }
         self.pool_changed(&name, &format!("scaled to {size}"), now);
         self.get_pool(name.as_str())

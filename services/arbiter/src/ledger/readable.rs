@@ -8,7 +8,7 @@ use tether_types::{NodeName, OwnerName, PoolName};
 
 use crate::{
     effects::keys,
-    record::{IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{HoldRecord, IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
 };
 
 /// A record without which no decision is safe.
@@ -80,6 +80,10 @@ fn look_at(entry: &Entry) -> Result<bool, Unreadable> {
         let risk = "a job could be started a second time";
         let pool = rest.split_once('/').map(|(pool, _)| PoolName::new(pool));
         return Ok(matches!(pool, Some(Ok(_))) && must::<Job>(entry, risk).map(|_| true)?);
+    }
+    if key.starts_with(keys::HOLDS) {
+        let risk = "a job could be started a second time while its worker lives on elsewhere";
+        return must::<HoldRecord>(entry, risk).map(|_| true);
     }
     if key.starts_with(keys::LEADER) {
         // Read by those who stand for election.

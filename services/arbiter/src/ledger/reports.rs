@@ -84,6 +84,7 @@ impl Ledger {
                 status: report.status.clone(),
                 stop: None,
                 told: None,
+                disabled: false,
                 calls: Calls::default(),
             }),
             last: Some((id.incarnation, node.clone())),
@@ -95,6 +96,7 @@ impl Ledger {
         if let Some(node) = self.nodes.get_mut(node) {
             node.workers.insert(id.clone());
         }
+        self.jobs.resume(id, &mut self.effects);
         self.schedule(&id.pool, id.slot);
         true
     }
@@ -224,6 +226,7 @@ impl Ledger {
         if let Some(node) = self.nodes.get_mut(node) {
             node.workers.remove(id);
         }
+        self.drop_hold(node, id);
         let Some(place) = self.place(&id.pool, id.slot) else {
             return;
         };

@@ -4,13 +4,13 @@ use prost::Message as _;
 use tether_clock::Tick;
 use tether_lifecycle::Loss;
 use tether_proto::{
-    common::WorkerRef,
+    common::{Endpoint, WorkerRef},
     discovery::EndpointRemoval,
     worker::{Event, EventKind},
 };
 use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_supervise::Slot as Machine;
-use tether_types::{Death, Incarnation, OwnerName, PoolName};
+use tether_types::{Death, Incarnation, NodeName, OwnerName, PoolName};
 
 use super::{
     Ledger, Pool,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     effects::keys,
-    record::{NodeRecord, OwnerRecord, PoolRecord},
+    record::{HoldRecord, NodeRecord, OwnerRecord, PoolRecord},
     spec,
 };
 
@@ -59,6 +59,14 @@ impl Ledger {
                 self.restore_event(&entry.value);
             }
         }
+        for entry in &listing.entries {
+            if let Some(rest) = entry.key.strip_prefix(keys::HOLDS) {
+                let record = HoldRecord::decode(&*entry.value).unwrap_or_default();
+                if !self.restore_hold(rest, &record.node, record.incarnation, now) {
+                    self.effects.delete(entry.key.clone());
+                }
+            }
+        }
         self.hold_needed();
         // Afterwards, as it is compared with the pools there are.
         for entry in &listing.entries {
@@ -81,6 +89,7 @@ impl Ledger {
         let (draining, ending) = (record.draining, record.ending.clone());
         let loss = record.loss.parse::<Loss>().ok();
         let next = record.next.clone();
+        let kept = record.clone();
         let next = next.and_then(|next| self.read_pool(name, *next, now));
         let read = self.read_pool(name, record, now);
         self.lost_pools |= read.is_none();
@@ -93,6 +102,7 @@ impl Ledger {
             pool.loss = loss;
             pool.ending = ending.map(|death| Death::from(&death).cause);
             pool.next = next;
+            pool.restore_longest(&kept);
             self.pools.insert(pool.name().clone(), pool);
         }
     }
@@ -146,6 +156,13 @@ impl Ledger {
             return;
         };
         let plan = pool.resolved.plan;
+        if let ServeKey::Endpoint(..) = key
+            && let Ok(endpoint) = Endpoint::decode(&*entry.value)
+            && let Ok(node) = NodeName::new(&endpoint.node)
+            && let Some(node) = self.nodes.get_mut(&node)
+        {
+            node.served.push((name.clone(), slot));
+        }
         let place = pool.places.entry(slot).or_insert_with(|| {
             let seed = now.as_nanos() ^ u64::from(slot);
             Place::new(Machine::new(plan, Incarnation(0), seed, now))

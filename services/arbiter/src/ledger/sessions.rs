@@ -389,6 +389,12 @@ impl Ledger {
         self.end_pools_in_order(&ended, cause, grace_ms, now);
     }
 
+    /// Owners with a session, and its epoch.
+    pub(crate) fn epochs(&self) -> impl Iterator<Item = (OwnerName, Epoch)> {
+        let sessions = self.sessions.iter();
+        sessions.map(|(owner, session)| (owner.clone(), session.epoch))
+    }
+
     /// The sessions that live.
     pub(crate) fn list_sessions(&self, now: Tick) -> Vec<wire::Session> {
         let session = |(owner, session): (&OwnerName, &Session)| wire::Session {

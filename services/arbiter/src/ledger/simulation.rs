@@ -1,15 +1,17 @@
 //! The ledger against a small model of the world: agents and shims that keep deadlines as the real
 //! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
 //!
-//! Checked at every step: **A1** to **A3**, **A5** to **A7**, **P1** and **P3**; once quiet, that every pool has its
+//! Checked at every step: **A1** to **A3**, **A5** to **A9**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
 mod gateway;
 mod growth;
 mod invariants;
+mod jobs;
 mod leaders;
 mod node;
 mod owner;
+mod partitions;
 mod pools;
 mod world;
 
@@ -47,6 +49,12 @@ enum Action {
     Grow(usize, usize),
     Call(usize, usize),
     RestartGateway(usize, bool),
+    StartJob(usize, usize),
+    AdoptJob(usize, usize),
+    ReportJob(usize, usize, bool),
+    AcknowledgeJob(usize, usize),
+    ChangeGrace(u64, u64),
+    DeclareDead(usize),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -76,6 +84,12 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::Grow(node, nth)),
         4 => (0..2_usize, 0..8_usize).prop_map(|(gateway, nth)| Action::Call(gateway, nth)),
         1 => (0..2_usize, any::<bool>()).prop_map(|(gateway, dies)| Action::RestartGateway(gateway, dies)),
+        6 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::StartJob(pool, nth)),
+        2 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::AdoptJob(pool, nth)),
+        6 => (0..POOLS.len(), 0..8_usize, prop::bool::weighted(0.2)).prop_map(|(pool, nth, done)| Action::ReportJob(pool, nth, done)),
+        1 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::AcknowledgeJob(pool, nth)),
+        1 => graces().prop_map(|(grace, job)| Action::ChangeGrace(grace, job)),
+        1 => (0..3_usize).prop_map(Action::DeclareDead),
     ]
 }
 
@@ -114,6 +128,24 @@ impl World {
             }
             Action::Call(gateway, nth) => self.call(gateway, nth, 3),
             Action::RestartGateway(gateway, dies) => self.restart_gateway(gateway, dies),
+            Action::StartJob(pool, nth) => self.start_job(pool, nth),
+            Action::AdoptJob(pool, nth) => self.adopt_job(pool, nth),
+            Action::ReportJob(pool, nth, done) => self.report_job(pool, nth, done),
+            Action::AcknowledgeJob(pool, nth) => self.acknowledge_job(pool, nth),
+            Action::ChangeGrace(grace, job) => {
+                (self.wishes.grace_ms, self.wishes.job_ttl_ms) = (grace, job);
+            }
+            // A witness says what is so.
+            Action::DeclareDead(node) => {
+                if self.nodes[node]
+                    .workers
+                    .values()
+                    .all(|worker| !worker.alive)
+                {
+                    let name = self.nodes[node].name.clone();
+                    drop(self.ledger.declare_dead(&name, "a test", now));
+                }
+            }
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
@@ -142,6 +174,17 @@ impl World {
     }
 }
 
+/// A grace and a job's lease, in milliseconds: none, short or long beside a node's lease of 2 s.
+fn graces() -> impl Strategy<Value = (u64, u64)> {
+    prop_oneof![
+        Just((0, 0)),
+        Just((0, 6_000)),
+        Just((700, 0)),
+        Just((700, 5_000)),
+        Just((3_000, 9_000)),
+    ]
+}
+
 fn wishes() -> impl Strategy<Value = Wishes> {
     let depends_on = prop::sample::subsequence(
         vec![
@@ -152,8 +195,10 @@ fn wishes() -> impl Strategy<Value = Wishes> {
         0..=3,
     );
     let worn = any::<(bool, bool, bool)>();
-    (depends_on, 0..3_u32, 0..4_u32, worn).prop_map(
-        |(depends_on, spares, rate, (ages, grows, serves))| Wishes {
+    (depends_on, 0..3_u32, 0..4_u32, worn, graces()).prop_map(
+        |(depends_on, spares, rate, (ages, grows, serves), (grace_ms, job_ttl_ms))| Wishes {
+            grace_ms,
+            job_ttl_ms,
             depends_on: depends_on.into_iter().collect(),
             spares,
             starts_per_second: rate * 2,
@@ -234,7 +279,7 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A1 to A6, P1, P3 and liveness.
+    /// A1 to A9, P1, P3 and liveness.
     #[test]
     fn whatever_fails_and_comes_back_the_ledger_keeps_its_promises(
         seed in any::<u64>(),

@@ -45,6 +45,8 @@ pub(super) struct Live {
     pub(super) stop: Option<StopWorker>,
     /// What discovery was told; none while it was told nothing.
     pub(super) told: Option<Told>,
+    /// Whether its node is lost.
+    pub(super) disabled: bool,
     /// What it has served, where gateways count it.
     pub(super) calls: Calls,
 }
@@ -77,7 +79,7 @@ impl Place {
     pub(super) fn is_ready(&self) -> bool {
         self.live
             .as_ref()
-            .is_some_and(|live| live.phase == WorkerPhase::Ready)
+            .is_some_and(|live| live.phase == WorkerPhase::Ready && !live.disabled)
     }
 
     /// Whether its worker runs and is to go on, or is over for good: nothing is on its way here.
@@ -108,7 +110,7 @@ impl Place {
         let live = self
             .live
             .as_ref()
-            .filter(|live| live.phase == WorkerPhase::Ready)?;
+            .filter(|live| live.phase == WorkerPhase::Ready && !live.disabled)?;
         Some(Endpoint {
             worker: Some(WorkerRef {
                 pool: pool.to_string(),
@@ -153,6 +155,7 @@ impl Place {
             restarts: u32::try_from(self.machine.snapshot().restarts).unwrap_or(u32::MAX),
             last_death: self.last_death.clone(),
             status: live.map(|live| live.status.clone()).unwrap_or_default(),
+            disabled: live.is_some_and(|live| live.disabled),
         }
     }
 }

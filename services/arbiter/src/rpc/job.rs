@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tether_proto::{
     common::WorkerRef,
     job::{
-        AcknowledgeJobRequest, AcknowledgeJobResponse, GetJobRequest, GetJobResponse,
-        ListJobsRequest, ListJobsResponse, ReportJobRequest, ReportJobResponse, StartJobRequest,
+        AcknowledgeJobRequest, AcknowledgeJobResponse, AdoptJobRequest, AdoptJobResponse,
+        GetJobRequest, GetJobResponse, ListJobsRequest, ListJobsResponse, PutCheckpointRequest,
+        PutCheckpointResponse, ReportJobRequest, ReportJobResponse, StartJobRequest,
         StartJobResponse, job_service_server::JobService,
     },
 };
@@ -70,9 +71,40 @@ impl JobService for Jobs {
         let worker = WorkerRef::required(request.worker.as_ref())?;
         self.0
             .shared()?
-            .act(|ledger, _| ledger.report_job(&worker, request))
+            .act(|ledger, now| ledger.report_job(&worker, request, now))
             .await?;
         Ok(Response::new(ReportJobResponse {}))
+    }
+
+    async fn put_checkpoint(
+        &self,
+        request: Request<PutCheckpointRequest>,
+    ) -> Result<Response<PutCheckpointResponse>, Status> {
+        let request = request.into_inner();
+        self.0
+            .shared()?
+            .act(|ledger, _| ledger.put_checkpoint(request))
+            .await?;
+        Ok(Response::new(PutCheckpointResponse {}))
+    }
+
+    async fn adopt_job(
+        &self,
+        request: Request<AdoptJobRequest>,
+    ) -> Result<Response<AdoptJobResponse>, Status> {
+        let request = request.into_inner();
+        let (job, adopted) = self
+            .0
+            .shared()?
+            .act(|ledger, now| {
+                ledger.may_act(&request.owner, request.epoch, &request.pool)?;
+                ledger.adopt_job(&request.pool, &request.key, now)
+            })
+            .await?;
+        Ok(Response::new(AdoptJobResponse {
+            job: Some(job),
+            adopted,
+        }))
     }
 
     async fn acknowledge_job(

@@ -7,19 +7,23 @@ use tether_proto::{
     common::WorkerRef,
     node::{ReadOutputRequest, agent_service_client::AgentServiceClient},
     worker::{
-        GetWorkerRequest, GetWorkerResponse, ListNodesRequest, ListNodesResponse,
-        ListWorkersRequest, ListWorkersResponse, LogStream, ReadLogsRequest, ReadLogsResponse,
-        SignalWorkerRequest, SignalWorkerResponse, StopWorkerRequest, StopWorkerResponse,
-        WatchEventsRequest, WatchEventsResponse, worker_service_server::WorkerService,
+        DeclareNodeDeadRequest, DeclareNodeDeadResponse, GetWorkerRequest, GetWorkerResponse,
+        ListNodesRequest, ListNodesResponse, ListWorkersRequest, ListWorkersResponse, LogStream,
+        ReadLogsRequest, ReadLogsResponse, SignalWorkerRequest, SignalWorkerResponse,
+        StopWorkerRequest, StopWorkerResponse, WatchEventsRequest, WatchEventsResponse,
+        worker_service_server::WorkerService,
     },
 };
-use tether_types::{Address, Incarnation, Reason, WorkerId};
+use tether_types::{Address, Incarnation, NodeName, Reason, WorkerId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Answers;
-use crate::{seat::Seat, shared::Shared};
+use crate::{ledger::Ledger, seat::Seat, shared::Shared};
+
+/// The longest word of a witness, in bytes: it is kept with each death.
+const WITNESS_MAX: usize = 512;
 
 /// Signals Linux has.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
@@ -58,12 +62,30 @@ impl WorkerService for Workers {
         &self,
         _: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        let nodes = self
+        let nodes = self.0.shared()?.read(Ledger::list_nodes).await?;
+        Ok(Response::new(ListNodesResponse { nodes }))
+    }
+
+    async fn declare_node_dead(
+        &self,
+        request: Request<DeclareNodeDeadRequest>,
+    ) -> Result<Response<DeclareNodeDeadResponse>, Status> {
+        let DeclareNodeDeadRequest { node, witness } = request.into_inner();
+        let refused = |text: String| Failure::new(Reason::ConfigInvalid, text);
+        let node = NodeName::new(&node).map_err(|error| refused(error.to_string()))?;
+        if !(1..=WITNESS_MAX).contains(&witness.trim().len()) {
+            let text = format!(
+                "`witness` has {} bytes, use 1 to {WITNESS_MAX}: who says that the node is dead, and how is it known?",
+                witness.trim().len()
+            );
+            return Err(refused(text).into());
+        }
+        let workers = self
             .0
             .shared()?
-            .read(|ledger, _| ledger.list_nodes())
+            .act(|ledger, now| ledger.declare_dead(&node, witness.trim(), now))
             .await?;
-        Ok(Response::new(ListNodesResponse { nodes }))
+        Ok(Response::new(DeclareNodeDeadResponse { workers }))
     }
 
     async fn get_worker(

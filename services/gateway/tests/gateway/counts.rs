@@ -7,7 +7,7 @@ use tether_gateway::Config;
 use tether_proto::{
     common::Endpoint,
     gateway::{
-        ReportCallsRequest, ReportCallsResponse,
+        ReportCallsRequest, ReportCallsResponse, WatchOwnersRequest, WatchOwnersResponse,
         gateway_service_server::{GatewayService, GatewayServiceServer},
     },
 };
@@ -54,6 +54,15 @@ impl GatewayService for Told {
             self.news.send_modify(|count| *count += 1);
         }
         Ok(Response::new(ReportCallsResponse {}))
+    }
+
+    type WatchOwnersStream = tokio_stream::Empty<Result<WatchOwnersResponse, Status>>;
+
+    async fn watch_owners(
+        &self,
+        _: Request<Streaming<WatchOwnersRequest>>,
+    ) -> Result<Response<Self::WatchOwnersStream>, Status> {
+        Err(Status::unimplemented("this one knows no owners"))
     }
 }
 

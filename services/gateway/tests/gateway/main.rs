@@ -11,5 +11,6 @@ mod control;
 mod counts;
 mod deaths;
 mod limits;
+mod owners;
 mod picking;
 mod speed;

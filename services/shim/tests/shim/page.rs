@@ -22,6 +22,14 @@ fn both(at: u64) -> Until {
     }
 }
 
+/// What a slot says: its owner's end, and nothing more of its node.
+fn of_owner(at: u64) -> Until {
+    Until {
+        enabled: at,
+        alive: NO_DEADLINE,
+    }
+}
+
 /// A worker with these ends of its node's and its owner's permission, without a grace.
 fn seated(script: &str, node: u64, owner: u64) -> (Shim, Page, Process) {
     let mut launch = sh(script);
@@ -29,7 +37,7 @@ fn seated(script: &str, node: u64, owner: u64) -> (Shim, Page, Process) {
     (launch.node_deadline_ns, launch.owner_deadline_ns) = (node, owner);
     let (mut shim, page) = Shim::start_seated(launch, SEAT, |page| {
         page.set_node(both(node));
-        page.open(SEAT, both(owner), 3);
+        page.open(SEAT, of_owner(owner), 3);
     });
     let worker = shim.started();
     shim.event();
@@ -68,7 +76,7 @@ fn the_earlier_end_holds_whosever_it_is_and_is_the_cause() {
 fn an_end_that_moves_nearer_takes_a_word_and_no_more() {
     let (mut shim, page, worker) = seated(STUBBORN, NO_DEADLINE, NO_DEADLINE);
 
-    page.set(SEAT.slot, both(now_ns()), 3);
+    page.set(SEAT.slot, of_owner(now_ns()), 3);
     shim.say(&Message::Look);
 
     assert_eq!(shim.dead().cause, Cause::OwnerGone);
@@ -84,7 +92,7 @@ fn what_is_stored_for_a_slots_next_owner_renews_nobody_of_the_last() {
     };
 
     page.close(SEAT.slot);
-    page.open(next, both(NO_DEADLINE), 4);
+    page.open(next, of_owner(NO_DEADLINE), 4);
     shim.say(&Message::Look);
 
     worker.gone_within(PATIENCE);
@@ -172,7 +180,7 @@ fn a_worker_reads_its_own_permission_and_cannot_write_it() {
     let (mut shim, _page) = Shim::start_seated(python(script), SEAT, |page| {
         page.set_node(both(NO_DEADLINE));
         let until = Until {
-            enabled: 11,
+            enabled: NO_DEADLINE - 1,
             alive: NO_DEADLINE,
         };
         page.open(SEAT, until, 5);
@@ -181,7 +189,10 @@ fn a_worker_reads_its_own_permission_and_cannot_write_it() {
     let never = NO_DEADLINE;
     assert_eq!(
         shim.event(),
-        format!("3 ({never}, {never}) (11, {never}, 5, 7) 7 False None")
+        format!(
+            "3 ({never}, {never}) ({}, {never}, 5, 7) 7 False None",
+            never - 1
+        )
     );
 }
 

@@ -228,7 +228,7 @@ async fn independent(report: &mut Report) -> anyhow::Result<()> {
         .start()
         .await;
     let policy = format!(
-        "[pool.trainer.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"{}s\"",
+        "[pool.trainer.policy]\nheartbeat_interval = \"200ms\"\nheartbeat_timeout = \"{}s\"\npartition_grace = \"0s\"",
         TIMEOUT.as_secs()
     );
     let stop = "[template.digits.stop]\ngrace = \"500ms\"";

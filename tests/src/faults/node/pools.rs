@@ -73,6 +73,7 @@ impl Pool {
             remaining_ms: lease,
             kill_on_owner_exit: self.ends_with_owner(),
             kill_on_agent_loss: self.ends_with_agent(),
+            ..PoolPermission::default()
         }
     }
 }

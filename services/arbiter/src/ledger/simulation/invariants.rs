@@ -62,9 +62,16 @@ impl World {
         }
         self.check_innocence();
         self.check_calls();
+        self.check_jobs();
         for (key, (value, _)) in self.store.range("serve/endpoints/".to_owned()..) {
             if let Some(ServeKey::Endpoint(..)) = ServeKey::parse(key) {
-                let worker = Endpoint::decode(&**value).unwrap().worker;
+                let endpoint = Endpoint::decode(&**value).unwrap();
+                let node = self.ledger.nodes.get(&endpoint.node.parse().unwrap());
+                assert!(
+                    node.is_some_and(|node| node.loss.is_none()),
+                    "A8: {key} is served by a node without a lease"
+                );
+                let worker = endpoint.worker;
                 let id = WorkerRef::required(worker.as_ref()).unwrap();
                 assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
             }

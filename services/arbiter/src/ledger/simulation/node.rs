@@ -62,12 +62,27 @@ impl Worker {
 }
 
 /// What the arbiter said last of a pool.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Told {
     end: Tick,
     owner_pid: Option<u32>,
     kill_on_owner_exit: bool,
     kill_on_agent_loss: bool,
+    grace: Duration,
+    job_grace: Duration,
+    jobs: std::collections::BTreeSet<u64>,
+}
+
+impl Told {
+    /// As the agent does: what a worker may outlive its node's lease by.
+    fn beyond(&self, id: &WorkerId) -> Duration {
+        let span = match self.jobs.contains(&id.incarnation.0) {
+            true => self.job_grace.max(self.grace),
+            false => self.grace,
+        };
+        let terms = Terms::usual(Duration::from_secs(20)).unwrap();
+        terms.holder_beyond(span)
+    }
 }
 
 /// The agent's memory, which goes with it.
@@ -278,6 +293,7 @@ impl Node {
             ack_seen: agent.ack_seen,
             reports: std::mem::take(&mut agent.pending),
             owner_exits,
+            goodbye: false,
         })
     }
 
@@ -319,6 +335,9 @@ impl Node {
                         owner_pid: pid,
                         kill_on_owner_exit: pool.kill_on_owner_exit,
                         kill_on_agent_loss: pool.kill_on_agent_loss,
+                        grace: Duration::from_millis(pool.partition_grace_ms),
+                        job_grace: Duration::from_millis(pool.job_grace_ms),
+                        jobs: pool.jobs.iter().copied().collect(),
                     };
                     agent.pools.insert(pool.pool.parse().unwrap(), told);
                 }
@@ -326,7 +345,10 @@ impl Node {
             let lease = agent.holder.as_ref().map_or(Tick::ZERO, Holder::deadline);
             for (id, worker) in &mut self.workers {
                 if let Some(told) = agent.pools.get(&id.pool) {
-                    worker.node_deadline = lease;
+                    worker.node_deadline = match lease > Tick::ZERO {
+                        true => lease + told.beyond(id),
+                        false => Tick::ZERO,
+                    };
                     worker.owner_deadline = told.end;
                     worker.owner_pid = told.owner_pid;
                     worker.kill_on_owner_exit = told.kill_on_owner_exit;
@@ -353,6 +375,13 @@ impl Node {
                     .pools
                     .get(&id.pool)
                     .map_or((Tick::ZERO, None), |told| (told.end, told.owner_pid));
+                let lease = agent.holder.as_ref().map_or(Tick::ZERO, Holder::deadline);
+                let told = agent.pools.get(&id.pool);
+                // Nothing is begun by a node without a lease, whatever runs on there.
+                let node_deadline = match (told, now < lease) {
+                    (Some(told), true) => lease + told.beyond(&id),
+                    (None, _) | (_, false) => Tick::ZERO,
+                };
                 let pid = u32::try_from(id.incarnation.0).unwrap() + 1000;
                 let mut worker = Worker {
                     kill_on_owner_exit: start.kill_on_owner_exit,
@@ -363,7 +392,7 @@ impl Node {
                     alive: true,
                     ready_at: now + Duration::from_millis(100 + u64::from(pid % 7) * 40),
                     ends_at: None,
-                    node_deadline: agent.holder.as_ref().map_or(Tick::ZERO, Holder::deadline),
+                    node_deadline,
                     owner_deadline,
                     owner_pid,
                     death: None,

@@ -36,6 +36,9 @@ pub(super) struct Wishes {
     /// Where it is not what the list of pools says.
     pub(super) modes: BTreeMap<String, &'static str>,
     pub(super) max_restarts: Option<u32>,
+    /// How long workers of pools that are not coupled outlive their node's lease, and with a job its last beat.
+    pub(super) grace_ms: u64,
+    pub(super) job_ttl_ms: u64,
 }
 
 #[derive(Debug)]
@@ -178,6 +181,7 @@ impl World {
     pub(super) fn spec(&self, pool: usize, size: u32) -> PoolSpec {
         let (name, _, _, timeout, interval) = POOLS[pool];
         let wishes = &self.wishes;
+        let outlives = self.mode_of(name) != "coupled";
         let template = Template {
             command: "work".to_owned(),
             stop: Some(Stop {
@@ -207,6 +211,8 @@ impl World {
             template: Some(template),
             size,
             policy: Some(pool::PolicyOverrides {
+                partition_grace_ms: outlives.then_some(wishes.grace_ms),
+                job_ttl_ms: outlives.then_some(wishes.job_ttl_ms),
                 heartbeat_timeout_ms: Some(timeout),
                 heartbeat_interval_ms: Some(interval),
                 ..Default::default()

@@ -17,6 +17,7 @@ use tether_types::{Death, DeathCause, NodeName, WorkerId};
 
 use super::{
     gateway::Gateway,
+    jobs::Jobs,
     leaders::{Deposed, Flaw},
     node::Node,
     owner::{Owner, Wishes},
@@ -77,6 +78,8 @@ pub(super) struct World {
     pub(super) ordered: BTreeMap<String, VecDeque<Tick>>,
     /// How each worker died that died.
     pub(super) causes: BTreeMap<WorkerId, DeathCause>,
+    /// Every attempt at a job (A9).
+    pub(super) jobs: Jobs,
 }
 
 impl World {
@@ -115,6 +118,7 @@ impl World {
             switched: BTreeMap::new(),
             ordered: BTreeMap::new(),
             causes: BTreeMap::new(),
+            jobs: Jobs::new(),
         };
         world.run(Duration::from_millis(500));
         world

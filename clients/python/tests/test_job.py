@@ -1,0 +1,133 @@
+"""A real gRPC server in the place of the gateway, which answers as the arbiter does."""
+
+import concurrent.futures
+import os
+import sys
+import unittest
+import unittest.mock
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+try:
+    import grpc
+
+    from tether import job
+except ImportError:
+    grpc = None
+
+from tether import _wire as wire  # noqa: E402
+
+
+def info(reason, **facts):
+    """`google.rpc.Status` with an `ErrorInfo`."""
+    pairs = b"".join(wire.field(3, wire.field(1, name) + wire.field(2, value)) for name, value in facts.items())
+    packed = wire.field(1, "type.googleapis.com/google.rpc.ErrorInfo")
+    packed += wire.field(2, wire.field(1, reason) + wire.field(2, "tether") + pairs)
+    return wire.field(1, 9) + wire.field(3, packed)
+
+
+class Arbiter(grpc.GenericRpcHandler if grpc else object):
+    """One job, done by `digits/0.7` under fence 40."""
+
+    def __init__(self):
+        self.asked, self.away, self.fence, self.saved = [], 0, 40, b""
+
+    def service(self, details):
+        method = details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(lambda ask, context: self.answer(method, ask, context))
+
+    def answer(self, method, ask, context):
+        self.asked.append(method)
+        if self.away:
+            self.away -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody there")
+        told = wire.last(ask)
+        if method == "GetJob":
+            worker = wire.field(1, "digits") + wire.field(3, 7)
+            one = wire.field(1, "train") + wire.field(3, worker) + wire.field(4, 1) + wire.field(9, self.fence)
+            return wire.field(1, one + wire.field(10, 2) + (wire.present(11, self.saved) if self.saved else b""))
+        if told.get(3 if method == "PutCheckpoint" else 6) != self.fence:
+            context.set_trailing_metadata(
+                (("grpc-status-details-bin", info("LEASE_FENCED", holder="digits/1.9", fence=str(self.fence))),)
+            )
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "fenced off")
+        if method == "PutCheckpoint":
+            self.saved = wire.field(1, told[4]) + wire.field(2, told[5]) + wire.field(5, told[3])
+        else:
+            self.report = told
+        return b""
+
+
+@unittest.skipUnless(grpc, "grpcio is not installed")
+class Jobs(unittest.TestCase):
+    def setUp(self):
+        self.arbiter = Arbiter()
+        self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), handlers=(self.arbiter,))
+        gateway = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+        self.addCleanup(self.server.stop, None)
+        environment = unittest.mock.patch.dict(os.environ, TETHER_WORKER="digits/0.7", TETHER_GATEWAY=gateway)
+        environment.start()
+        self.addCleanup(environment.stop)
+
+    def attach(self):
+        work = job.attach("train", patience=10)
+        self.addCleanup(work.close)
+        return work
+
+    def test_an_attempt_goes_on_from_what_was_saved(self):
+        first = self.attach()
+        self.assertIsNone(first.saved)
+        first.checkpoint("s3://a", seq=5)
+        self.assertEqual(first.checkpoint("s3://b").seq, 6)
+
+        second = self.attach()
+
+        self.assertEqual((second.saved.seq, second.saved.uri, second.attempt), (6, "s3://b", 2))
+
+    def test_whoever_is_fenced_off_hears_by_whom(self):
+        work = self.attach()
+        self.arbiter.fence = 41
+
+        for tell in (lambda: work.checkpoint("s3://a"), lambda: work.progress(0.5), lambda: work.done(b"x")):
+            with self.assertRaises(job.Fenced) as fenced:
+                tell()
+            self.assertEqual((fenced.exception.holder, fenced.exception.fence), ("digits/1.9", 41))
+
+    def test_another_workers_job_is_not_attached_to(self):
+        with unittest.mock.patch.dict(os.environ, TETHER_WORKER="digits/0.6"):
+            with self.assertRaises(job.Fenced) as fenced:
+                job.attach("train")
+        self.assertEqual(fenced.exception.holder, "digits/0.7")
+
+    def test_what_must_not_be_lost_is_told_until_somebody_hears_it(self):
+        work = self.attach()
+        self.arbiter.away = 3
+        work.done(b"\x00result")
+
+        self.assertEqual(self.arbiter.asked.count("ReportJob"), 4)
+        self.assertEqual((self.arbiter.report[5], self.arbiter.report[6]), (b"\x00result", 40))
+        self.arbiter.away = 1
+        self.assertFalse(work.progress(0.5), "and progress is not")
+
+    def test_what_would_be_refused_is_not_sent(self):
+        work = self.attach()
+        for wrong in (lambda: work.checkpoint(""), lambda: work.checkpoint("x" * 2049), lambda: work.done(b"x" * 65537)):
+            with self.assertRaises(ValueError):
+                wrong()
+        self.assertEqual(self.arbiter.asked, ["GetJob"])
+
+
+class Wire(unittest.TestCase):
+    def test_messages_read_back_and_a_torn_one_is_an_error(self):
+        data = wire.field(1, 300) + wire.field(2, "ä") + wire.field(3, 0.5) + wire.field(4, 2**64 - 1) + wire.field(5, 0)
+
+        self.assertEqual([number for number, _ in wire.fields(data)], [1, 2, 3, 4])
+        self.assertEqual((wire.last(data)[1], wire.last(data)[4]), (300, 2**64 - 1))
+        for end in (1, 4, len(data) - 1):
+            with self.assertRaises(ValueError):
+                list(wire.fields(data[:end]))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,381 @@
+//! What the loss of a node means: its workers are disabled at once, and their places are filled elsewhere
+//! only when nothing of them can live any more.
+//!
+//! ```text
+//! last beat received           lease free               grace over        job's lease over
+//!  |--- heard ------------------|--- lost: disabled -----|                 |
+//!                               endpoints withdrawn       places filled     those with a job
+//! ```
+//!
+//! Each span is the longest that the node may have been told, as the grantor of a lease counts it. A proof of
+//! death ends the wait: the node is back and does not know the worker, or somebody attests that it is dead.
+//! Deadlines are kept in memory alone, so that another arbiter begins each wait anew; which places may be held
+//! by a job for so long is in the store (`arbiter/holds/`).
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tether_clock::Tick;
+use tether_lease::Tenure;
+use tether_proto::{Failure, worker::EventKind};
+use tether_types::{DeathCause, NodeName, PoolName, Reason, Slot, WorkerId};
+
+use super::{Ledger, Node, nodes::lost, slots::Place};
+use crate::effects::keys;
+
+/// What may still live on a lost node, and until when.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// A worker that is known.
+    Worker(WorkerId),
+    /// Any worker of a pool: an earlier arbiter placed them, and this one has not heard which.
+    Pool(PoolName),
+    /// A worker with a job, of which an earlier arbiter wrote.
+    Place(PoolName, Slot),
+}
+
+/// A node whose lease is over.
+#[derive(Debug)]
+pub(super) struct Loss {
+    /// When its lease was free.
+    pub(super) since: Tick,
+    /// What places wait for; where there is nothing the node is forgotten with the next check.
+    pub(super) claims: BTreeSet<(Tick, Claim)>,
+}
+
+impl Loss {
+    /// When the first claim is over.
+    pub(super) fn next_deadline(&self) -> Tick {
+        self.claims.first().map_or(self.since, |(at, _)| *at)
+    }
+
+    /// How long until the last one is.
+    pub(super) fn remaining(&self, now: Tick) -> Duration {
+        let last = self.claims.last().map(|(at, _)| *at);
+        last.map_or(Duration::ZERO, |last| last.since(now))
+    }
+
+    fn holds(&self, pool: &PoolName, slot: Slot) -> bool {
+        self.claims.iter().any(|(_, claim)| match claim {
+            Claim::Pool(held) => held == pool,
+            Claim::Place(held, place) => held == pool && *place == slot,
+            // Its place is not empty.
+            Claim::Worker(_) => false,
+        })
+    }
+
+    fn holds_any(&self, pool: &PoolName) -> bool {
+        self.claims.iter().any(|(_, claim)| match claim {
+            Claim::Pool(held) | Claim::Place(held, _) => held == pool,
+            Claim::Worker(_) => false,
+        })
+    }
+}
+
+impl Ledger {
+    /// Whether an empty place may be somebody's of whom this arbiter does not know (A1).
+    pub(super) fn awaits(&self, pool: &PoolName, slot: Slot) -> bool {
+        // Of a pool that began in this reign nobody else has anything.
+        let is_new = self.pools.get(pool).is_some_and(|pool| pool.never_owned);
+        self.nodes.values().any(|node| match &node.loss {
+            None => !node.heard && !is_new,
+            Some(loss) => loss.holds(pool, slot),
+        })
+    }
+
+    /// Whether a pool may have workers of whom this arbiter does not know.
+    pub(super) fn awaits_any_of(&self, pool: &PoolName) -> bool {
+        self.unknown_on(|loss| loss.holds_any(pool))
+    }
+
+    /// Whether a node may yet say which workers it has.
+    pub(super) fn awaits_word(&self) -> bool {
+        self.unknown_on(|_| false)
+    }
+
+    fn unknown_on(&self, held: impl Fn(&Loss) -> bool) -> bool {
+        self.nodes.values().any(|node| match &node.loss {
+            None => !node.heard,
+            Some(loss) => held(loss),
+        })
+    }
+
+    pub(super) fn check_nodes(&mut self, now: Tick) {
+        let mut over = Vec::new();
+        for (name, node) in &mut self.nodes {
+            let until = node.lease.next_deadline();
+            let free = node.loss.is_none() && node.lease.check(now) == Tenure::Free;
+            if let Some(until) = until.filter(|_| free) {
+                over.push((name.clone(), until));
+            }
+        }
+        for (name, until) in &over {
+            self.lose_node(name, *until, now);
+        }
+        let due: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.loss.as_ref().is_some_and(|loss| is_due(loss, now)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &due {
+            self.release_claims(name, now);
+        }
+        if !over.is_empty() || !due.is_empty() {
+            self.fill_all(now);
+        }
+    }
+
+    /// The lease of a node is over at `until`: nothing of it serves from here on.
+    fn lose_node(&mut self, name: &NodeName, until: Tick, now: Tick) {
+        let claims = self.claims_on(name, until);
+        self.tell_loss(name, &claims, now);
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        node.loss = Some(Loss {
+            since: until,
+            claims,
+        });
+        let served = std::mem::take(&mut node.served);
+        let workers: Vec<_> = node.workers.iter().cloned().collect();
+        for (pool, slot) in served {
+            let told =
+                |place: &mut Place| place.live.as_ref().is_some_and(|live| live.told.is_some());
+            if !self.place(&pool, slot).is_some_and(told) {
+                self.effects
+                    .delete(tether_store::keys::endpoint(&pool, slot));
+            }
+        }
+        for id in &workers {
+            self.disable(id);
+        }
+    }
+
+    /// What has to be over before places are filled that are, or may be, on this node.
+    fn claims_on(&self, name: &NodeName, until: Tick) -> BTreeSet<(Tick, Claim)> {
+        let Some(node) = self.nodes.get(name) else {
+            return BTreeSet::new();
+        };
+        let at = |span: Duration| until + self.terms.node.grantor_beyond(span);
+        let of_worker = |id: &WorkerId| match self.pools.get(&id.pool) {
+            Some(pool) if node.jobs.contains_key(id) => {
+                pool.longest.with_job(self.terms.node.ttl())
+            }
+            Some(pool) => pool.longest.grace,
+            None => Duration::ZERO,
+        };
+        let known = node.workers.iter();
+        let mut claims: BTreeSet<_> = known
+            .map(|id| (at(of_worker(id)), Claim::Worker(id.clone())))
+            .collect();
+        if !node.heard {
+            let pools = self.pools.values();
+            claims.extend(
+                pools.map(|pool| (at(pool.longest.grace), Claim::Pool(pool.name().clone()))),
+            );
+            let jobs = node.jobs.keys();
+            claims
+                .extend(jobs.map(|id| (at(of_worker(id)), Claim::Place(id.pool.clone(), id.slot))));
+        }
+        claims
+    }
+
+    fn tell_loss(&mut self, name: &NodeName, claims: &BTreeSet<(Tick, Claim)>, now: Tick) {
+        let mut text = format!("no beat of node `{name}` within its lease");
+        let held: Vec<_> = claims.iter().filter(|(at, _)| *at > now).collect();
+        let workers = claims
+            .iter()
+            .filter(|(_, claim)| matches!(claim, Claim::Worker(_)));
+        let workers = workers.count();
+        if let (Some((first, _)), Some((last, _))) = (held.first(), held.last()) {
+            let who = match workers {
+                0 => "its workers, which are not known,".to_owned(),
+                1 => "its worker".to_owned(),
+                some => format!("its {some} workers"),
+            };
+            let (first, last) = (first.since(now), last.since(now));
+            let when = match first == last {
+                true => format!("in {first:.1?}"),
+                false => format!("in {first:.1?} to {last:.1?}, those with a job last"),
+            };
+            text.push_str(&format!(
+                ": {who} get no calls, and their places are filled elsewhere {when}, unless the node is back by then; `tether node dead {name}` if it is known to be dead"
+            ));
+        } else if workers > 0 {
+            text.push_str(&format!(": its {workers} workers have ended"));
+        }
+        self.effects.node_event(EventKind::NodeLost, name, text);
+    }
+
+    /// A worker gets no calls, and its place stays its own.
+    fn disable(&mut self, id: &WorkerId) {
+        let live = self
+            .place(&id.pool, id.slot)
+            .and_then(|place| place.live.as_mut());
+        let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
+            return;
+        };
+        live.disabled = true;
+        live.told = None;
+        self.effects
+            .delete(tether_store::keys::endpoint(&id.pool, id.slot));
+        self.jobs.orphan(id, &mut self.effects);
+        // In the commit that withdraws it, a spare serves in its place.
+        self.publish(&id.pool, id.slot);
+    }
+
+    /// The node is back in time: what it still has goes on as it was.
+    pub(super) fn enable(&mut self, workers: &BTreeSet<WorkerId>, now: Tick) {
+        let mut pools = BTreeSet::new();
+        for id in workers {
+            let live = self
+                .place(&id.pool, id.slot)
+                .and_then(|place| place.live.as_mut());
+            if let Some(live) = live.filter(|live| live.incarnation == id.incarnation) {
+                live.disabled = false;
+                pools.insert(id.pool.clone());
+                self.jobs.resume(id, &mut self.effects);
+            }
+        }
+        for pool in pools {
+            self.publish_pool(&pool);
+            self.wake_dependents(&pool, now);
+        }
+    }
+
+    /// Lets go of what is over on a lost node, and of the node itself once nothing is held for it.
+    fn release_claims(&mut self, name: &NodeName, now: Tick) {
+        while let Some(node) = self.nodes.get_mut(name)
+            && let Some(loss) = node.loss.as_mut().filter(|loss| is_due(loss, now))
+        {
+            let Some((_, claim)) = loss.claims.pop_first() else {
+                return self.forget_node(name);
+            };
+            match claim {
+                // Its shim has ended it by now: that is what leases are for (A1).
+                Claim::Worker(id) => {
+                    let death = lost(
+                        DeathCause::LeaseExpired,
+                        "its node was not heard within the lease, nor in the time after it",
+                    );
+                    self.bury(name, &id, death, false, now);
+                }
+                Claim::Place(pool, slot) => self.drop_holds_at(name, &pool, slot),
+                Claim::Pool(_) => {}
+            }
+        }
+    }
+
+    /// How long a worker on a lost node may come back as any other may, whatever it does.
+    pub(super) fn grace_left(&self, id: &WorkerId, now: Tick) -> Duration {
+        let grace = self
+            .pools
+            .get(&id.pool)
+            .map_or(Duration::ZERO, |pool| pool.longest.grace);
+        let grace = self.terms.node.grantor_beyond(grace);
+        let node = self.nodes.values().find(|node| node.workers.contains(id));
+        let since = node
+            .and_then(|node| node.loss.as_ref())
+            .map(|loss| loss.since);
+        since.map_or(Duration::ZERO, |since| (since + grace).since(now))
+    }
+
+    fn forget_node(&mut self, name: &NodeName) {
+        if let Some(node) = self.nodes.remove(name) {
+            self.effects.delete(keys::node(name));
+            for id in node.jobs.into_keys() {
+                self.effects.delete(keys::hold(&id.pool, id.slot));
+            }
+        }
+    }
+
+    /// An agent leaves and says that none of its workers lives: the node is gone as soon as this is answered.
+    pub(super) fn on_goodbye(&mut self, name: &NodeName, now: Tick) {
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        node.lease.release();
+        node.loss = Some(Loss {
+            since: now,
+            claims: BTreeSet::new(),
+        });
+        // Ordered after it had looked; none of these was ever started.
+        let never = std::mem::take(&mut node.workers);
+        self.effects
+            .node_event(EventKind::NodeLost, name, format!("node `{name}` left"));
+        for id in never {
+            let death = lost(DeathCause::Unknown, "its agent left before it was started");
+            self.bury(name, &id, death, false, now);
+        }
+    }
+
+    /// Somebody attests that a node is dead: its places are filled at once, under new numbers. Tells how
+    /// many workers were buried.
+    ///
+    /// # Errors
+    /// When there is no such node, or it was heard a moment ago.
+    pub(crate) fn declare_dead(
+        &mut self,
+        name: &NodeName,
+        witness: &str,
+        now: Tick,
+    ) -> Result<u32, Failure> {
+        self.check_nodes(now);
+        let Some(node) = self.nodes.get(name) else {
+            let known: Vec<_> = self.nodes.keys().take(5).map(NodeName::as_str).collect();
+            let text = format!(
+                "no node is called `{name}`, there are: {}; one whose lease is over and of which nothing can live is forgotten by itself",
+                known.join(", ")
+            );
+            return Err(Failure::new(Reason::ConfigInvalid, text));
+        };
+        let silent = now.since(node.last.1);
+        let patience = self.terms.node.ttl() / 2;
+        if node.heard && node.loss.is_none() && silent < patience {
+            let text = format!(
+                "node `{name}` was heard {silent:.1?} ago, so it lives: stop its agent and its workers first, or wait until it was silent for {patience:.1?}"
+            );
+            return Err(Failure::new(Reason::ConfigInvalid, text).retry_after(patience));
+        }
+        let workers: Vec<_> = node.workers.iter().cloned().collect();
+        let text = format!("node `{name}` was declared dead by {witness}");
+        self.effects
+            .node_event(EventKind::NodeLost, name, text.clone());
+        for id in &workers {
+            let death = lost(
+                DeathCause::LeaseExpired,
+                &format!("its lease was ended: {text}"),
+            );
+            self.bury(name, id, death, false, now);
+        }
+        if let Some(node) = self.nodes.get_mut(name) {
+            // What an earlier arbiter told of them, and nobody withdrew.
+            for (pool, slot) in std::mem::take(&mut node.served) {
+                if self
+                    .place(&pool, slot)
+                    .is_none_or(|place| place.live.is_none())
+                {
+                    self.effects
+                        .delete(tether_store::keys::endpoint(&pool, slot));
+                }
+            }
+        }
+        self.forget_node(name);
+        self.fill_all(now);
+        Ok(u32::try_from(workers.len()).unwrap_or(u32::MAX))
+    }
+}
+
+impl Node {
+    /// When something follows from time alone.
+    pub(super) fn next_deadline(&self) -> Option<Tick> {
+        match &self.loss {
+            Some(loss) => Some(loss.next_deadline()),
+            None => self.lease.next_deadline(),
+        }
+    }
+}
+
+fn is_due(loss: &Loss, now: Tick) -> bool {
+    loss.next_deadline() <= now
+}
