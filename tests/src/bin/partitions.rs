@@ -82,7 +82,7 @@ async fn main() -> ExitCode {
         report.complain(&format!("cannot write `{}`: {error}", file.display()));
         return ExitCode::FAILURE;
     }
-    report.print_summary();
+    report.print_result();
     match report.failed() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -124,11 +124,16 @@ async fn play_all(world: u32, cells: Vec<Cell>, done: UnboundedSender<Evidence>)
         let evidence = match played.await {
             Ok(seen) => judge::judge(cut, mode, heals, &seen),
             Err(error) => {
-                grid = None;
+                if let Some(failed) = grid.take() {
+                    let _ = done.send(judge::judge_histories(world, failed.judge_histories()));
+                }
                 Evidence::failed(name(&cell), format!("{error:#}"))
             }
         };
         // Whoever collects them stays to the end.
         let _ = done.send(evidence);
+    }
+    if let Some(grid) = grid {
+        let _ = done.send(judge::judge_histories(world, grid.judge_histories()));
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
+use tether_history::{Checker, Lines, Report, files_in};
 use tether_tests::{Traces, eventually_within, program, tidy};
 use tokio::process::{Child, Command};
 
@@ -122,6 +123,21 @@ impl Grid {
         self.path("history")
     }
 
+    /// What the checker makes of the histories so far.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn judge_histories(&self) -> anyhow::Result<Report> {
+        let mut checker = Checker::new();
+        for file in files_in(&self.histories())? {
+            checker.next_file();
+            for record in Lines::open(&file)? {
+                checker.read(&record?);
+            }
+        }
+        Ok(checker.finish())
+    }
+
     fn config(&self, host: &str) -> String {
         let at = |host: &str, port: u16| format!("{}:{port}", self.net.address(host));
         let place = if NODES.contains(&host) { "agent" } else { host };
@@ -131,12 +147,14 @@ impl Grid {
             "store = \"etcd://{store}/grid\"\n\
              [listen]\ninsecure = true\nruntime_dir = {runtime:?}\n{place} = [\"{own}\"]\n\
              [connect]\narbiter = \"{arbiter}\"\ndiscovery = \"{discovery}\"\n\
-             [lease]\nnode_ttl = \"{ttl}\"\nnode_beat = \"{beat}\"\n",
+             [lease]\nnode_ttl = \"{ttl}\"\nnode_beat = \"{beat}\"\n\
+             leader_ttl = \"{lead}\"\nleader_renew = \"200ms\"\nleader_guard = \"200ms\"\n",
             store = at("store", 2379),
             runtime = self.runtime(host).display().to_string(),
             own = at(host, port(place)),
             ttl = millis(TIMES.node_ttl),
             beat = millis(TIMES.node_beat),
+            lead = millis(TIMES.leader_ttl),
         );
         if place == "agent" {
             let address = self.net.address(host);
