@@ -30,15 +30,18 @@ pub(crate) struct Grid {
     // Processes end before the hosts they are on, and those before their files.
     services: Vec<Child>,
     pub(crate) net: Net,
+    /// Whether gateways relay beats of nodes.
+    relay: bool,
     dir: TempDir,
 }
 
 impl Grid {
     /// Starts the services, and waits until both nodes have joined.
-    pub(crate) async fn start(number: u32) -> anyhow::Result<Self> {
+    pub(crate) async fn start(number: u32, relay: bool) -> anyhow::Result<Self> {
         let mut grid = Self {
             services: Vec::new(),
             net: Net::make(number, HOSTS).await?,
+            relay,
             dir: tempfile::Builder::new().prefix("tether-net-").tempdir()?,
         };
         grid.start_store()?;
@@ -146,16 +149,24 @@ impl Grid {
         let mut text = format!(
             "store = \"etcd://{store}/grid\"\n\
              [listen]\ninsecure = true\nruntime_dir = {runtime:?}\n{place} = [\"{own}\"]\n\
-             [connect]\narbiter = \"{arbiter}\"\ndiscovery = \"{discovery}\"\n\
+             [connect]\narbiter = \"{arbiter}\"\ndiscovery = \"{discovery}\"\nrelay = {relay}\n\
              [lease]\nnode_ttl = \"{ttl}\"\nnode_beat = \"{beat}\"\n\
              leader_ttl = \"{lead}\"\nleader_renew = \"200ms\"\nleader_guard = \"200ms\"\n",
             store = at("store", 2379),
             runtime = self.runtime(host).display().to_string(),
             own = at(host, port(place)),
+            relay = if self.relay {
+                format!("[\"{}\"]", at("gateway", 7400))
+            } else {
+                "[]".to_owned()
+            },
             ttl = millis(TIMES.node_ttl),
             beat = millis(TIMES.node_beat),
             lead = millis(TIMES.leader_ttl),
         );
+        if self.relay && place == "gateway" {
+            text += "[gateway]\nrelay_nodes = true\n";
+        }
         if place == "agent" {
             let address = self.net.address(host);
             text += &format!("[agent]\nnode = \"{host}\"\nworker_host = \"{address}\"\n");

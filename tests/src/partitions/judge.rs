@@ -11,8 +11,8 @@ use crate::{
 };
 
 /// The claim of one cut.
-pub(crate) fn judge(cut: Cut, mode: Mode, heals: Heals, seen: &Seen) -> Evidence {
-    let expected = TIMES.expected(cut, mode, heals);
+pub(crate) fn judge((cut, mode, heals): (Cut, Mode, Heals), relay: bool, seen: &Seen) -> Evidence {
+    let expected = TIMES.expected(cut, mode, heals, relay);
     let mut wants = Vec::new();
     let mut says = Vec::new();
     let mut pass = true;

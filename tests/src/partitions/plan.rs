@@ -248,12 +248,14 @@ impl Times {
         }
     }
 
-    /// What must follow from a cut that heals so. The worker is on the first node.
-    pub(crate) fn expected(&self, cut: Cut, mode: Mode, heals: Heals) -> Expected {
+    /// What must follow from a cut that heals so, where gateways relay beats or do not. The worker is on the
+    /// first node.
+    pub(crate) fn expected(&self, cut: Cut, mode: Mode, heals: Heals, relay: bool) -> Expected {
         if heals == Heals::Before {
             return Expected::default();
         }
-        let node = cut.parts("arbiter", "node-1");
+        let around = !cut.parts("arbiter", "gateway") && !cut.parts("gateway", "node-1");
+        let node = cut.parts("arbiter", "node-1") && !(relay && around);
         let owner = cut.parts("gateway", "owner") || cut.parts("arbiter", "gateway");
         // Without its store the arbiter leads for a little longer, and then answers nobody.
         let deposed = cut.parts("store", "arbiter");
