@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use tether_etcd_cluster::{Cluster, OLD, Setup};
 use tether_store::{Error, Txn, open};
@@ -15,8 +18,19 @@ fn chain(error: &dyn std::error::Error) -> String {
     format!("{error}{}", source.unwrap_or_default())
 }
 
-/// What is said where a store cannot be opened, or cannot be read when it is.
+/// What is said where a store cannot be opened, or cannot be read when it is; asked again where a busy machine
+/// did not answer in time.
 async fn refusal(url: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = one_refusal(url).await;
+        if !said.contains("no answer within") || Instant::now() > deadline {
+            return said;
+        }
+    }
+}
+
+async fn one_refusal(url: &str) -> String {
     let error = match open(url).await {
         Err(error) => error,
         Ok(store) => store.get("a").await.expect_err("it is refused"),
