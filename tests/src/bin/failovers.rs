@@ -1,7 +1,7 @@
 //! The failover matrix: leaders of arbiters and of etcd killed, stopped, frozen, cut off and left without a disk,
 //! with real processes on network namespaces, and what was seen beside what the leases promise.
 
-use std::{panic::AssertUnwindSafe, path::PathBuf, process::ExitCode, thread};
+use std::{panic::AssertUnwindSafe, path::PathBuf, process::ExitCode, thread, time::Duration};
 
 use clap::Parser;
 use futures::FutureExt as _;
@@ -50,10 +50,10 @@ struct Args {
     json: Option<PathBuf>,
 }
 
-/// One row, and which time it is played.
-type Row = (Fault, usize);
+/// What is played, how long after a heartbeat, and what it is called.
+type Row = (Fault, Duration, String);
 
-fn name((fault, time): Row, args: &Args) -> String {
+fn name(fault: Fault, time: usize, args: &Args) -> String {
     match args.repeat {
         0 | 1 => fault.name().to_owned(),
         repeat => format!("{}, {} of {repeat}", fault.name(), time + 1),
@@ -68,8 +68,9 @@ fn rows(args: &Args) -> Vec<Row> {
     };
     let faults: Vec<_> = Fault::ALL.iter().copied().filter(wanted).collect();
     let times = 0..args.repeat.max(1);
-    times
-        .flat_map(|time| faults.iter().map(move |&fault| (fault, time)))
+    let played = times.flat_map(|time| faults.iter().map(move |&fault| (fault, time)));
+    let rows = played.enumerate();
+    rows.map(|(row, (fault, time))| (fault, plan::phase(row), name(fault, time, args)))
         .collect()
 }
 
@@ -133,7 +134,7 @@ async fn run(args: &Args, rows: Vec<Row>, report: &mut Report) {
     let mut threads = Vec::new();
     for (number, world) in (1_u32..).zip(0..worlds) {
         let mine = rows.iter().skip(world).step_by(worlds);
-        let mine: Vec<_> = mine.map(|&row| (row.0, name(row, args))).collect();
+        let mine: Vec<_> = mine.cloned().collect();
         let done = done.clone();
         // A thread of its own, since a thread is in one network.
         threads.push(thread::spawn(move || {
@@ -158,9 +159,9 @@ async fn run(args: &Args, rows: Vec<Row>, report: &mut Report) {
 }
 
 /// Plays rows one after the other in one cluster; one that failed, or is of another shape, is followed by another.
-async fn play_all(number: u32, rows: Vec<(Fault, String)>, done: UnboundedSender<Evidence>) {
+async fn play_all(number: u32, rows: Vec<Row>, done: UnboundedSender<Evidence>) {
     let mut standing: Option<(Shape, World)> = None;
-    for (fault, name) in rows {
+    for (fault, phase, name) in rows {
         if standing
             .as_ref()
             .is_some_and(|(shape, _)| *shape != fault.shape())
@@ -168,7 +169,7 @@ async fn play_all(number: u32, rows: Vec<(Fault, String)>, done: UnboundedSender
             standing = None;
         }
         // Clusters of etcd panic where they cannot go on.
-        let played = AssertUnwindSafe(play_one(number, fault, &name, &mut standing));
+        let played = AssertUnwindSafe(play_one(number, fault, phase, &name, &mut standing));
         let evidence = match played.catch_unwind().await {
             Ok(Ok(evidence)) => evidence,
             Ok(Err(error)) => Evidence::failed(&name, format!("{error:#}")),
@@ -188,6 +189,7 @@ async fn play_all(number: u32, rows: Vec<(Fault, String)>, done: UnboundedSender
 async fn play_one(
     number: u32,
     fault: Fault,
+    phase: Duration,
     name: &str,
     standing: &mut Option<(Shape, World)>,
 ) -> anyhow::Result<Evidence> {
@@ -199,6 +201,6 @@ async fn play_one(
             standing.insert((fault.shape(), world))
         }
     };
-    let seen = play::play(world, fault).await?;
+    let seen = play::play(world, fault, phase).await?;
     Ok(judge::judge(name, fault, world.owners.len(), &seen))
 }

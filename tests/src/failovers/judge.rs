@@ -141,14 +141,13 @@ mod tests {
             |seen| seen.silences = vec![(at(97_000), at(109_100))],
             |seen| seen.silences.clear(),
             |seen| seen.other_arbiter = false,
-            |seen| drop(seen.events.insert("NODE_LOST".to_owned(), 1)),
-            |seen| drop(seen.events.insert("WORKER_STARTED".to_owned(), 2)),
-            |seen| drop(seen.after.insert("p/0#1".to_owned(), 8)),
+            |seen| seen.events.extend([("NODE_LOST".to_owned(), 1)]),
+            |seen| seen.events.extend([("WORKER_STARTED".to_owned(), 2)]),
+            |seen| seen.after.extend([("p/0#1".to_owned(), 8)]),
             |seen| seen.after.clear(),
             |seen| {
-                seen.lives
-                    .values_mut()
-                    .for_each(|lives| drop(lives.insert("2".to_owned())));
+                let two = BTreeSet::from(["1".to_owned(), "2".to_owned()]);
+                seen.lives.extend([("p-0".to_owned(), two)]);
             },
             |seen| seen.owners = 1,
         ];

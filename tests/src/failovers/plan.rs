@@ -8,6 +8,14 @@ pub(crate) const RESUMED: Duration = Duration::from_secs(9);
 /// Between two heartbeats of a node, and what one may be late on a busy machine. Silence up to this is none.
 pub(crate) const ORDINARY: Duration = Duration::from_millis(5_000 + 1_500);
 
+/// How long after a heartbeat a fault begins: another time in each row and each repetition.
+pub(crate) fn phase(row: usize) -> Duration {
+    /// Goes through all tenths of a second between two heartbeats.
+    const STEP: usize = 1_700;
+    let millis = row.wrapping_mul(STEP) % 5_000;
+    Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
 /// How the store of a world is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {

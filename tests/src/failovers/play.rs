@@ -1,6 +1,9 @@
 //! One failover, from a cluster at rest to a cluster at rest, and what was seen of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use rustix::process::Signal;
@@ -44,8 +47,10 @@ struct Leaders {
     member: usize,
 }
 
-/// Plays one failover in a cluster at rest.
-pub(crate) async fn play(world: &mut World, fault: Fault) -> anyhow::Result<Seen> {
+/// Plays one failover in a cluster at rest, this long after all its nodes were heard.
+pub(crate) async fn play(world: &mut World, fault: Fault, phase: Duration) -> anyhow::Result<Seen> {
+    // Where between two heartbeats the fault falls is part of what is tried.
+    sleep(phase).await;
     let before = owner::workers(world).await;
     let before = before.context("workers are not in service before the fault")?;
     let leaders = Leaders {
