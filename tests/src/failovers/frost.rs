@@ -50,9 +50,7 @@ pub(crate) fn thaw(folder: &Path) {
     }
 }
 
-/// Removes the cgroup of a world that has ended.
-pub(crate) fn remove(folder: &Path) {
-    if let Some(path) = place(folder) {
-        let _ = fs::remove_dir(path);
-    }
+/// Removes the cgroup of a world that has ended; tells whether there is none any more.
+pub(crate) fn remove(folder: &Path) -> bool {
+    place(folder).is_none_or(|path| fs::remove_dir(&path).is_ok() || !path.exists())
 }

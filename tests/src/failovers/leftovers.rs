@@ -56,34 +56,51 @@ pub(crate) fn thaw(folder: &Path) {
 /// Thaws a world, ends its processes, and takes its disks and files away.
 pub(crate) fn clear(folder: &Path) {
     thaw(folder);
-    let start = Instant::now();
-    while start.elapsed() < GONE {
-        let left = mentioning(folder);
-        let own = std::process::id();
-        let left: Vec<_> = left.iter().filter(|process| process.pid != own).collect();
-        if left.is_empty() {
-            break;
-        }
-        for process in left {
-            let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
-            if let Some(pidfd) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
-                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            }
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
+    patiently(|| end(folder));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.path().join("workers").exists() {
             tidy(&entry.path());
         }
     }
-    for disk in disks::mounted(folder).unwrap_or_default() {
-        say_nothing(Command::new("umount").arg(disk));
-    }
-    frost::remove(folder);
-    // A disk that could not be taken away keeps its files.
-    if disks::mounted(folder).is_ok_and(|mounted| mounted.is_empty()) {
+    // A process is gone from the table before the kernel has closed its files and let go of its cgroup.
+    let gone = || {
+        for disk in disks::mounted(folder).ok()? {
+            say_nothing(Command::new("umount").arg(disk));
+        }
+        let none = disks::mounted(folder).ok()?.is_empty();
+        (frost::remove(folder) && none).then_some(())
+    };
+    // A disk that cannot be taken away keeps its files, and the next run tries again.
+    if patiently(gone) {
         let _ = fs::remove_dir_all(folder);
+    }
+}
+
+/// Kills what there is of a world; done when there is nothing.
+fn end(folder: &Path) -> Option<()> {
+    let own = std::process::id();
+    let mut left = mentioning(folder);
+    left.retain(|process| process.pid != own);
+    for process in &left {
+        let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+        if let Some(pidfd) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
+    }
+    left.is_empty().then_some(())
+}
+
+/// Tries until it is done; tells whether it is.
+fn patiently(mut done: impl FnMut() -> Option<()>) -> bool {
+    let start = Instant::now();
+    loop {
+        if done().is_some() {
+            return true;
+        }
+        if start.elapsed() > GONE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -116,7 +116,8 @@ impl World {
                 ],
             });
         }
-        self.etcd = Some(Setup::seats(seats).start().await);
+        let setup = Setup::seats(seats).within(&self.folder);
+        self.etcd = Some(setup.start().await);
         Ok(())
     }
 
