@@ -83,6 +83,15 @@ impl Report {
         self.failed
     }
 
+    /// Prints the last line as a test runner does, for whoever adds up runs.
+    pub fn print_result(&self) {
+        let word = if self.failed == 0 { "ok" } else { "FAILED" };
+        let (passed, failed, skipped) = (self.passed, self.failed, self.skipped);
+        self.say(&format!(
+            "\ntest result: {word}. {passed} passed; {failed} failed; {skipped} ignored"
+        ));
+    }
+
     /// Prints the last line.
     pub fn print_summary(&self) {
         self.say(&format!(

@@ -47,6 +47,10 @@ pub struct Connect {
     pub arbiter: Vec<String>,
     /// Discovery; likewise.
     pub discovery: Option<String>,
+    /// Gateways that relay the heartbeats of this machine's agent where no arbiter can be reached from here, and
+    /// are set to (`gateway.relay_nodes`).
+    #[serde(deserialize_with = "one_or_many")]
+    pub relay: Vec<String>,
 }
 
 /// A single text stands for a list of one.
@@ -124,6 +128,7 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
         }
     }
     let arbiters = connect.arbiter.iter().map(|text| ("connect.arbiter", text));
+    let relays = connect.relay.iter().map(|text| ("connect.relay", text));
     let others = [
         ("connect.discovery", &connect.discovery),
         ("listen.advertise_arbiter", &listen.advertise_arbiter),
@@ -131,7 +136,7 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
     let others = others
         .into_iter()
         .filter_map(|(key, text)| Some((key, text.as_ref()?)));
-    for (key, text) in arbiters.chain(others) {
+    for (key, text) in arbiters.chain(relays).chain(others) {
         if let Address::Tcp { port: 0, .. } = text.parse().at(key)? {
             return Err(Wrong::new(key, "nobody serves at port 0"));
         }
@@ -214,6 +219,19 @@ impl Whereabouts {
             .iter()
             .map(|text| text.parse())
             .collect()
+    }
+
+    /// Where an agent's heartbeats may go, at least one: to the arbiters, and where none is reached through
+    /// gateways that relay them.
+    ///
+    /// # Errors
+    /// Says which address is none.
+    pub fn ways_to_arbiters(&self) -> Result<Vec<Address>, InvalidAddress> {
+        let mut ways = self.arbiters()?;
+        for text in &self.connect.relay {
+            ways.push(text.parse()?);
+        }
+        Ok(ways)
     }
 
     /// Where others reach the arbiter of this machine, if that can be told.

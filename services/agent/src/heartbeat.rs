@@ -30,7 +30,7 @@ use crate::{
     beat::Beats,
     config::Ground,
     forkserver::{self, ForkServers, Keeper},
-    launch,
+    history, launch,
     owners::Owners,
     permission::{self, Grants, Permissions, Steps, Told, Viewpoint},
     report,
@@ -78,6 +78,8 @@ struct Worker {
     last: WorkerReport,
     /// Time it is given at an orderly stop of the agent; none for one that stays.
     ends_with_agent: Option<u64>,
+    /// How long before the end of its permission it is asked to end.
+    lease_grace_ms: u64,
 }
 
 struct Running {
@@ -271,6 +273,7 @@ impl Running {
             orders,
             last,
             ends_with_agent: None,
+            lease_grace_ms: found.entry.order.lease_grace_ms,
         };
         self.workers.insert(found.id.clone(), worker);
         self.ground.metrics.on_worker();
@@ -387,6 +390,7 @@ impl Running {
                 lease_end: self.clock.on_boot(self.beats.lease_end()),
             };
             self.permit(&told, interval / STEPS, BootClock.now());
+            history::on_answer(&self.ground.node, &self.permissions.borrow());
             self.owners.watch(&self.permissions.borrow());
             self.ground.sockets.check(BootClock.now());
         }
@@ -480,6 +484,7 @@ impl Running {
                 orders,
                 last,
                 ends_with_agent,
+                lease_grace_ms: order.lease_grace_ms,
             },
         );
         self.ground.metrics.on_worker();
@@ -505,6 +510,7 @@ impl Running {
         if let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) {
             let before = worker.last.phase();
             self.ground.metrics.on_report(before, &report);
+            history::on_report(&self.ground.node, worker.lease_grace_ms, before, &report);
             worker.last = report.clone();
             self.pending.push(report);
         }

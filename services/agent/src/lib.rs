@@ -23,6 +23,7 @@ mod forkserver;
 mod guarantee;
 mod health;
 mod heartbeat;
+mod history;
 mod journal;
 mod launch;
 mod limits;

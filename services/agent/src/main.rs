@@ -66,7 +66,7 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
-        at.arbiters()?,
+        at.ways_to_arbiters()?,
         &mut metrics,
     )?;
     let mut serving = JoinSet::new();

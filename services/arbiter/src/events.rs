@@ -3,8 +3,13 @@
 use std::{collections::VecDeque, sync::Mutex, time::SystemTime};
 
 use prost::Message as _;
-use tether_proto::worker::Event;
+use tether_history::{What, Worker, note};
+use tether_proto::{
+    common::WorkerRef,
+    worker::{Event, EventKind},
+};
 use tether_store::Listing;
+use tether_types::Death;
 use tokio::sync::watch;
 
 use crate::effects::{Effects, keys};
@@ -69,6 +74,7 @@ impl Events {
         let Some(newest) = events.last().map(|event| event.revision) else {
             return;
         };
+        events.iter().for_each(on_record);
         {
             let mut kept = self
                 .kept
@@ -96,6 +102,18 @@ impl Events {
     /// Changes when there is something new.
     pub(crate) fn newest(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()
+    }
+}
+
+/// The line of a history for a death that is recorded.
+fn on_record(event: &Event) {
+    if let (EventKind::WorkerDied, Some(death)) = (event.kind(), &event.death)
+        && let Ok(id) = WorkerRef::required(event.worker.as_ref())
+    {
+        note(|| What::Buried {
+            worker: Worker(id),
+            cause: Death::from(death).cause.word().to_owned(),
+        });
     }
 }
 

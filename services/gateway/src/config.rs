@@ -28,6 +28,9 @@ pub struct Config {
     pub fence_max_age: Duration,
     /// What becomes of such calls when it is older.
     pub when_fence_is_stale: WhenStale,
+    /// Whether agents that cannot reach an arbiter themselves may send their heartbeats through this gateway.
+    /// Whoever reaches it can then speak for a node.
+    pub relay_nodes: bool,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
 }
@@ -52,6 +55,7 @@ impl Default for Config {
             drain: Duration::from_secs(10),
             fence_max_age: Duration::from_secs(2),
             when_fence_is_stale: WhenStale::Refuse,
+            relay_nodes: false,
             breaker: Breaker::default(),
         }
     }

@@ -48,6 +48,13 @@ pub(crate) fn no_destination(path: &str) -> Failure {
     Failure::new(Reason::MetadataInvalid, text).fact("key", "tether-pool")
 }
 
+pub(crate) fn no_relay(path: &str) -> Failure {
+    let text = format!(
+        "this gateway does not relay `{path}`: an agent is to reach an arbiter itself, or `gateway.relay_nodes` is to be set here"
+    );
+    Failure::new(Reason::ConfigInvalid, text).fact("key", "gateway.relay_nodes")
+}
+
 /// What is known of a pool that cannot take a call.
 #[derive(Debug)]
 pub(crate) struct Refused {

@@ -105,7 +105,7 @@ impl Forwarder {
             return not_grpc();
         }
         let (head, body) = request.into_parts();
-        let plan = match route::plan(&head) {
+        let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
             Err(failure) => return refuse(failure.into()),
         };

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::bail;
 use tether_clock::{BootClock, Clock as _, Tick};
+use tether_history::{What, note};
 use tether_proto::{
     Failure, NotLeader,
     gateway::{
@@ -144,11 +145,32 @@ impl Owners {
             let table = self.table.borrow();
             table.standing(acting, self.oldest, BootClock.now())
         });
-        match (standing, self.when_stale) {
+        let admitted = match (standing, self.when_stale) {
             (Standing::Holds, _) | (Standing::Stale(_), WhenStale::Allow) => Ok(()),
             (Standing::Fenced(by), _) => Err(fenced(acting, by)),
             (Standing::Over | Standing::Ahead, _) => Err(over(acting)),
             (Standing::Stale(age), WhenStale::Refuse) => Err(stale(acting, age)),
+        };
+        note(|| on_record(acting, admitted.is_ok()));
+        admitted
+    }
+}
+
+/// The line of a history.
+fn on_record(acting: &Acting, admitted: bool) -> What {
+    let (gate, fence) = ("gateway".to_owned(), acting.epoch.0);
+    let resource = format!("session/{}", acting.owner);
+    if admitted {
+        What::Admitted {
+            gate,
+            resource,
+            fence,
+        }
+    } else {
+        What::Refused {
+            gate,
+            resource,
+            fence,
         }
     }
 }

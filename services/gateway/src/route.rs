@@ -29,9 +29,13 @@ const ARBITER: [&str; 4] = [
     "/tether.worker.v1.",
     "/tether.job.v1.",
 ];
-/// The one method of those whose request is a stream: all others have sent all there is before they are
-/// answered.
-const STREAMED: &str = "/tether.session.v1.SessionService/KeepAlive";
+/// The heartbeats of nodes, which are forwarded only by a gateway that relays them.
+const NODE: &str = "/tether.node.v1.NodeService/";
+/// The methods of those whose requests are streams: all others have sent all there is before they are answered.
+const STREAMED: [&str; 2] = [
+    "/tether.session.v1.SessionService/KeepAlive",
+    "/tether.node.v1.NodeService/Heartbeat",
+];
 /// Services that are forwarded to discovery.
 const DISCOVERY: &str = "/tether.discovery.v1.";
 /// Services the gateway answers itself, unless the call names a pool.
@@ -58,11 +62,11 @@ pub(crate) struct Plan {
 
 /// Whether a call to the arbiter can be made again by whoever has its request.
 pub(crate) fn is_repeatable(path: &str) -> bool {
-    path != STREAMED
+    !STREAMED.contains(&path)
 }
 
-/// Reads the head of a call.
-pub(crate) fn plan(head: &Parts) -> Result<Plan, Failure> {
+/// Reads the head of a call, for a gateway that `relays` heartbeats of nodes or does not.
+pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
     check_grpc(head)?;
     let timeout = match single(&head.headers, TIMEOUT, "1500m")? {
         None => None,
@@ -74,6 +78,11 @@ pub(crate) fn plan(head: &Parts) -> Result<Plan, Failure> {
     let path = head.uri.path();
     let route = if ARBITER.iter().any(|service| path.starts_with(service)) {
         Route::Arbiter
+    } else if path.starts_with(NODE) {
+        match relays {
+            true => Route::Arbiter,
+            false => return Err(explain::no_relay(path)),
+        }
     } else if path.starts_with(DISCOVERY) {
         Route::Discovery
     } else {
@@ -213,7 +222,7 @@ mod tests {
     }
 
     fn route(path: &str, metadata: &[(&str, &str)]) -> Result<Route, Failure> {
-        plan(&head(path, metadata)).map(|plan| plan.route)
+        plan(&head(path, metadata), false).map(|plan| plan.route)
     }
 
     #[test]
@@ -223,10 +232,8 @@ mod tests {
         for file in &all.file {
             for service in &file.service {
                 let name = format!("/{}.{}/", file.package(), service.name());
-                if ARBITER
-                    .iter()
-                    .any(|of_arbiter| name.starts_with(of_arbiter))
-                {
+                let of_arbiter = ARBITER.iter().chain([&NODE]);
+                if of_arbiter.clone().any(|service| name.starts_with(service)) {
                     let streams = service
                         .method
                         .iter()
@@ -236,8 +243,24 @@ mod tests {
             }
         }
 
-        assert_eq!(streamed, [STREAMED]);
-        assert!(!is_repeatable(STREAMED) && is_repeatable("/tether.pool.v1.PoolService/ApplyPool"));
+        streamed.sort();
+        let mut known = STREAMED;
+        known.sort_unstable();
+        assert_eq!(streamed, known);
+        assert!(!STREAMED.iter().any(|path| is_repeatable(path)));
+        assert!(is_repeatable("/tether.pool.v1.PoolService/ApplyPool"));
+    }
+
+    #[test]
+    fn heartbeats_of_nodes_are_relayed_only_where_that_is_wanted() {
+        let beat = head("/tether.node.v1.NodeService/Heartbeat", &[]);
+
+        assert_eq!(plan(&beat, true).unwrap().route, Route::Arbiter);
+        let refused = plan(&beat, false).unwrap_err();
+        assert!(
+            refused.to_string().contains("gateway.relay_nodes"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -285,7 +308,8 @@ mod tests {
 
     #[test]
     fn a_call_is_made_in_the_name_of_a_session_where_it_gives_an_epoch() {
-        let acting = |metadata: &[(&str, &str)]| plan(&head("/a.B/C", metadata)).unwrap().acting;
+        let acting =
+            |metadata: &[(&str, &str)]| plan(&head("/a.B/C", metadata), false).unwrap().acting;
 
         let given = acting(&[(POOL, "a"), (OWNER, "beam@a"), (EPOCH, "7")]).unwrap();
         assert_eq!((given.owner.as_str(), given.epoch), ("beam@a", Epoch(7)));
@@ -323,11 +347,16 @@ mod tests {
         get.method = Method::GET;
 
         assert!(
-            plan(&json)
+            plan(&json, false)
                 .unwrap_err()
                 .to_string()
                 .contains("content-type")
         );
-        assert!(plan(&get).unwrap_err().to_string().contains(":method"));
+        assert!(
+            plan(&get, false)
+                .unwrap_err()
+                .to_string()
+                .contains(":method")
+        );
     }
 }

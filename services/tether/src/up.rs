@@ -54,7 +54,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         &settings.agent,
         at.runtime(),
         at.find(Place::Agent)?,
-        at.arbiters()?,
+        at.ways_to_arbiters()?,
         &mut metrics,
     )?;
     let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);

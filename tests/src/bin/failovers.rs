@@ -29,6 +29,7 @@ mod play;
 #[path = "../failovers/world.rs"]
 mod world;
 
+use disks::Disks;
 use net::Net;
 use plan::{Fault, Shape};
 use world::World;
@@ -79,56 +80,54 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let mut report = Report::default();
     leftovers::clear_stale();
-    let rows = rows(&args);
-    let possible = possible(rows, &mut report).await;
-    run(&args, possible, &mut report).await;
+    let mut rows = rows(&args);
+    let disks = retain_possible(&mut rows, &mut report).await;
+    run(&args, rows, disks, &mut report).await;
     if let Some(file) = &args.json
         && let Err(error) = report.write(file)
     {
         report.complain(&format!("cannot write `{}`: {error}", file.display()));
         return ExitCode::FAILURE;
     }
-    report.print_summary();
+    report.print_result();
     match report.failed() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
 }
 
-/// Of these rows those that can be played on this machine; says why others cannot.
-async fn possible(mut rows: Vec<Row>, report: &mut Report) -> Vec<Row> {
-    let mut without = |rows: &mut Vec<Row>, what: &str, why: String, fits: fn(Fault) -> bool| {
+/// Keeps the rows that can be played on this machine, and says why others cannot. Tells how disks are made here.
+async fn retain_possible(rows: &mut Vec<Row>, report: &mut Report) -> Disks {
+    let mut without = |what: &str, why: String, fits: fn(Fault) -> bool| {
         let all = rows.len();
         rows.retain(|row| fits(row.0));
         report.scene(&format!("skipped: this machine {what}: {why}"));
         report.skip(all - rows.len());
     };
-    if let Some(why) = Net::impossible().await {
-        let what = "makes no network namespaces for this user";
-        without(&mut rows, what, why, |_| false);
-        return rows;
-    }
+    let mut disks = Disks::Own;
     // World 0 is never played.
     let folder = leftovers::folder(0);
-    if std::fs::create_dir_all(&folder).is_ok() {
+    if let Err(why) = std::fs::create_dir_all(&folder) {
+        without("has no room for files", why.to_string(), |_| false);
+    } else if let Some(why) = Net::impossible().await {
+        let what = "makes no network namespaces for this user";
+        without(what, why, |_| false);
+    } else {
         if let Some(why) = disks::Disk::impossible(&folder).await {
             let what = "mounts and freezes no disks for this user";
-            without(&mut rows, what, why, |_| false);
+            without(what, why, |fault| !fault.needs_disks());
+            disks = Disks::Shared;
         }
         if let Some(why) = frost::impossible(&folder) {
-            without(
-                &mut rows,
-                "freezes no cgroups for this user",
-                why,
-                |fault| !fault.needs_cgroups(),
-            );
+            let what = "freezes no cgroups for this user";
+            without(what, why, |fault| !fault.needs_cgroups());
         }
     }
     leftovers::clear(&folder);
-    rows
+    disks
 }
 
-async fn run(args: &Args, rows: Vec<Row>, report: &mut Report) {
+async fn run(args: &Args, rows: Vec<Row>, disks: Disks, report: &mut Report) {
     let (done, mut results) = mpsc::unbounded_channel();
     let worlds = usize::try_from(args.worlds.clamp(1, 16)).unwrap_or(1);
     let mut threads = Vec::new();
@@ -142,7 +141,7 @@ async fn run(args: &Args, rows: Vec<Row>, report: &mut Report) {
                 .enable_all()
                 .build();
             match runtime {
-                Ok(runtime) => runtime.block_on(play_all(number, mine, done)),
+                Ok(runtime) => runtime.block_on(play_all(number, disks, mine, done)),
                 Err(error) => drop(done.send(Evidence::failed("runtime", error.to_string()))),
             }
         }));
@@ -159,9 +158,10 @@ async fn run(args: &Args, rows: Vec<Row>, report: &mut Report) {
 }
 
 /// Plays rows one after the other in one cluster; one that failed, or is of another shape, is followed by another.
-async fn play_all(number: u32, rows: Vec<Row>, done: UnboundedSender<Evidence>) {
+async fn play_all(number: u32, disks: Disks, rows: Vec<Row>, done: UnboundedSender<Evidence>) {
     let mut standing: Option<(Shape, World)> = None;
-    for (fault, phase, name) in rows {
+    for row in rows {
+        let (fault, _, name) = &row;
         if standing
             .as_ref()
             .is_some_and(|(shape, _)| *shape != fault.shape())
@@ -169,13 +169,13 @@ async fn play_all(number: u32, rows: Vec<Row>, done: UnboundedSender<Evidence>) 
             standing = None;
         }
         // Clusters of etcd panic where they cannot go on.
-        let played = AssertUnwindSafe(play_one(number, fault, phase, &name, &mut standing));
+        let played = AssertUnwindSafe(play_one(number, disks, &row, &mut standing));
         let evidence = match played.catch_unwind().await {
             Ok(Ok(evidence)) => evidence,
-            Ok(Err(error)) => Evidence::failed(&name, format!("{error:#}")),
+            Ok(Err(error)) => Evidence::failed(name, format!("{error:#}")),
             Err(panic) => {
                 let why = panic.downcast_ref::<String>();
-                Evidence::failed(&name, why.map_or("it panicked", String::as_str))
+                Evidence::failed(name, why.map_or("it panicked", String::as_str))
             }
         };
         if !evidence.holds() {
@@ -188,19 +188,18 @@ async fn play_all(number: u32, rows: Vec<Row>, done: UnboundedSender<Evidence>) 
 
 async fn play_one(
     number: u32,
-    fault: Fault,
-    phase: Duration,
-    name: &str,
+    disks: Disks,
+    (fault, phase, name): &Row,
     standing: &mut Option<(Shape, World)>,
 ) -> anyhow::Result<Evidence> {
     let (_, world) = match standing {
         Some(standing) => standing,
         None => {
-            let mut world = World::start(number, fault.shape()).await?;
+            let mut world = World::start(number, fault.shape(), disks).await?;
             play::rest(&mut world).await?;
             standing.insert((fault.shape(), world))
         }
     };
-    let seen = play::play(world, fault, phase).await?;
-    Ok(judge::judge(name, fault, world.owners.len(), &seen))
+    let seen = play::play(world, *fault, *phase).await?;
+    Ok(judge::judge(name, *fault, world.owners.len(), &seen))
 }

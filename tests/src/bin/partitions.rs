@@ -35,6 +35,9 @@ struct Args {
     /// Clusters side by side.
     #[arg(long, default_value_t = 4)]
     worlds: u32,
+    /// Whether gateways relay the beats of nodes that are cut off from the arbiter.
+    #[arg(long)]
+    relay: bool,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -82,7 +85,7 @@ async fn main() -> ExitCode {
         report.complain(&format!("cannot write `{}`: {error}", file.display()));
         return ExitCode::FAILURE;
     }
-    report.print_summary();
+    report.print_result();
     match report.failed() {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -97,7 +100,7 @@ async fn run(args: &Args, report: &mut Report) {
         let step = usize::try_from(worlds).unwrap_or(1);
         let first = usize::try_from(world).unwrap_or(0);
         let mine: Vec<_> = cells.iter().copied().skip(first).step_by(step).collect();
-        play_all(world + 1, mine, done.clone())
+        play_all((world + 1, args.relay), mine, done.clone())
     });
     let side_by_side: Vec<_> = side_by_side.collect();
     drop(done);
@@ -110,25 +113,30 @@ async fn run(args: &Args, report: &mut Report) {
 }
 
 /// Plays cells one after the other in one cluster; a cluster that fails is followed by another.
-async fn play_all(world: u32, cells: Vec<Cell>, done: UnboundedSender<Evidence>) {
+async fn play_all((world, relay): (u32, bool), cells: Vec<Cell>, done: UnboundedSender<Evidence>) {
     let mut grid: Option<Grid> = None;
     for cell in cells {
         let (number, cut, mode, heals) = cell;
         let played = async {
             let grid = match &mut grid {
                 Some(grid) => grid,
-                None => grid.insert(Grid::start(world).await?),
+                None => grid.insert(Grid::start(world, relay).await?),
             };
             round::play(grid, number, cut, mode, heals).await
         };
         let evidence = match played.await {
-            Ok(seen) => judge::judge(cut, mode, heals, &seen),
+            Ok(seen) => judge::judge((cut, mode, heals), relay, &seen),
             Err(error) => {
-                grid = None;
+                if let Some(failed) = grid.take() {
+                    let _ = done.send(judge::judge_histories(world, failed.judge_histories()));
+                }
                 Evidence::failed(name(&cell), format!("{error:#}"))
             }
         };
         // Whoever collects them stays to the end.
         let _ = done.send(evidence);
+    }
+    if let Some(grid) = grid {
+        let _ = done.send(judge::judge_histories(world, grid.judge_histories()));
     }
 }

@@ -17,6 +17,15 @@ const SIZE: u64 = 400 << 20;
 /// A program that does not end within this is stuck on what it should have thawed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How disks are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Disks {
+    /// Each a file system of its own.
+    Own,
+    /// Folders of one file system, where a machine mounts none; nothing freezes them.
+    Shared,
+}
+
 /// A file system on a loop device. Unmounted by [`crate::leftovers::clear`], with all others of its world.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -25,11 +34,14 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// Makes one in a folder.
-    pub(crate) async fn make(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let image = folder.join(format!("{name}.img"));
+    pub(crate) async fn make(folder: &Path, name: &str, disks: Disks) -> anyhow::Result<Self> {
         let mount = folder.join(name);
-        File::create(&image)?.set_len(SIZE)?;
         fs::create_dir(&mount)?;
+        if disks == Disks::Shared {
+            return Ok(Self { mount });
+        }
+        let image = folder.join(format!("{name}.img"));
+        File::create(&image)?.set_len(SIZE)?;
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)).await?;
         run(Command::new("mount")
             .args(["-o", "loop"])
@@ -42,7 +54,7 @@ impl Disk {
     /// Why there can be none here, if there cannot.
     pub(crate) async fn impossible(folder: &Path) -> Option<String> {
         let tried = async {
-            let disk = Self::make(folder, "tried").await?;
+            let disk = Self::make(folder, "tried", Disks::Own).await?;
             disk.freeze().await?;
             disk.thaw().await
         };

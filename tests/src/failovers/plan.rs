@@ -143,6 +143,10 @@ impl Fault {
         )
     }
 
+    pub(crate) const fn needs_disks(self) -> bool {
+        matches!(self, Self::FileStalled | Self::EtcdStalled)
+    }
+
     pub(crate) const fn needs_cgroups(self) -> bool {
         matches!(self, Self::ArbiterFrozen)
     }

@@ -19,7 +19,7 @@ use tokio::process::Child;
 
 use crate::{
     beats::Beats,
-    disks::Disk,
+    disks::{Disk, Disks},
     leftovers,
     net::Net,
     owner::{self, Owner},
@@ -53,7 +53,7 @@ pub(crate) struct World {
 impl World {
     /// Starts everything, and waits until the workers are ready. The calling thread is in the network of this
     /// world from here on, until it starts another.
-    pub(crate) async fn start(number: u32, shape: Shape) -> anyhow::Result<Self> {
+    pub(crate) async fn start(number: u32, shape: Shape, disks: Disks) -> anyhow::Result<Self> {
         let folder = leftovers::folder(number);
         leftovers::clear(&folder);
         fs::create_dir(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
@@ -69,7 +69,7 @@ impl World {
             beats: None,
         };
         enter(&world.namespace(HARNESS)?)?;
-        world.start_store(shape).await?;
+        world.start_store(shape, disks).await?;
         for arbiter in 0..shape.arbiters() {
             world.arbiters.push(None);
             world.start_arbiter(arbiter)?;
@@ -94,9 +94,9 @@ impl World {
     }
 
     /// Three members that share, or a file for one arbiter.
-    async fn start_store(&mut self, shape: Shape) -> anyhow::Result<()> {
+    async fn start_store(&mut self, shape: Shape, disks: Disks) -> anyhow::Result<()> {
         for number in 0..shape.disks() {
-            let disk = Disk::make(&self.folder, &format!("disk-{number}")).await?;
+            let disk = Disk::make(&self.folder, &format!("disk-{number}"), disks).await?;
             self.disks.push(disk);
         }
         if shape == Shape::File {

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
+use tether_history::{Checker, Lines, Report, files_in};
 use tether_tests::{Traces, eventually_within, program, tidy};
 use tokio::process::{Child, Command};
 
@@ -29,15 +30,18 @@ pub(crate) struct Grid {
     // Processes end before the hosts they are on, and those before their files.
     services: Vec<Child>,
     pub(crate) net: Net,
+    /// Whether gateways relay beats of nodes.
+    relay: bool,
     dir: TempDir,
 }
 
 impl Grid {
     /// Starts the services, and waits until both nodes have joined.
-    pub(crate) async fn start(number: u32) -> anyhow::Result<Self> {
+    pub(crate) async fn start(number: u32, relay: bool) -> anyhow::Result<Self> {
         let mut grid = Self {
             services: Vec::new(),
             net: Net::make(number, HOSTS).await?,
+            relay,
             dir: tempfile::Builder::new().prefix("tether-net-").tempdir()?,
         };
         grid.start_store()?;
@@ -122,6 +126,21 @@ impl Grid {
         self.path("history")
     }
 
+    /// What the checker makes of the histories so far.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub(crate) fn judge_histories(&self) -> anyhow::Result<Report> {
+        let mut checker = Checker::new();
+        for file in files_in(&self.histories())? {
+            checker.next_file();
+            for record in Lines::open(&file)? {
+                checker.read(&record?);
+            }
+        }
+        Ok(checker.finish())
+    }
+
     fn config(&self, host: &str) -> String {
         let at = |host: &str, port: u16| format!("{}:{port}", self.net.address(host));
         let place = if NODES.contains(&host) { "agent" } else { host };
@@ -130,14 +149,24 @@ impl Grid {
         let mut text = format!(
             "store = \"etcd://{store}/grid\"\n\
              [listen]\ninsecure = true\nruntime_dir = {runtime:?}\n{place} = [\"{own}\"]\n\
-             [connect]\narbiter = \"{arbiter}\"\ndiscovery = \"{discovery}\"\n\
-             [lease]\nnode_ttl = \"{ttl}\"\nnode_beat = \"{beat}\"\n",
+             [connect]\narbiter = \"{arbiter}\"\ndiscovery = \"{discovery}\"\nrelay = {relay}\n\
+             [lease]\nnode_ttl = \"{ttl}\"\nnode_beat = \"{beat}\"\n\
+             leader_ttl = \"{lead}\"\nleader_renew = \"200ms\"\nleader_guard = \"200ms\"\n",
             store = at("store", 2379),
             runtime = self.runtime(host).display().to_string(),
             own = at(host, port(place)),
+            relay = if self.relay {
+                format!("[\"{}\"]", at("gateway", 7400))
+            } else {
+                "[]".to_owned()
+            },
             ttl = millis(TIMES.node_ttl),
             beat = millis(TIMES.node_beat),
+            lead = millis(TIMES.leader_ttl),
         );
+        if self.relay && place == "gateway" {
+            text += "[gateway]\nrelay_nodes = true\n";
+        }
         if place == "agent" {
             let address = self.net.address(host);
             text += &format!("[agent]\nnode = \"{host}\"\nworker_host = \"{address}\"\n");

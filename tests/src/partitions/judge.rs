@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tether_history::Report;
 use tether_tests::evidence::Evidence;
 
 use crate::{
@@ -10,8 +11,8 @@ use crate::{
 };
 
 /// The claim of one cut.
-pub(crate) fn judge(cut: Cut, mode: Mode, heals: Heals, seen: &Seen) -> Evidence {
-    let expected = TIMES.expected(cut, mode, heals);
+pub(crate) fn judge((cut, mode, heals): (Cut, Mode, Heals), relay: bool, seen: &Seen) -> Evidence {
+    let expected = TIMES.expected(cut, mode, heals, relay);
     let mut wants = Vec::new();
     let mut says = Vec::new();
     let mut pass = true;
@@ -52,6 +53,30 @@ pub(crate) fn judge(cut: Cut, mode: Mode, heals: Heals, seen: &Seen) -> Evidence
     }
     let name = format!("{cut}, {}, heals {}", mode.name(), heals.name());
     Evidence::new(name, wants.join("; "), says.join("; "), pass)
+}
+
+/// The claim of all that one cluster wrote of itself.
+pub(crate) fn judge_histories(world: u32, report: anyhow::Result<Report>) -> Evidence {
+    let name = format!("histories of cluster {world}");
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => return Evidence::failed(name, format!("{error:#}")),
+    };
+    let held: u64 = report.held.values().sum();
+    let broken: Vec<_> = report.violations.iter().map(ToString::to_string).collect();
+    let seen = match broken.is_empty() {
+        true => format!(
+            "{held} rules held in {} lines, none was broken",
+            report.lines
+        ),
+        false => broken.join("; "),
+    };
+    Evidence::new(
+        name,
+        "no rule is broken",
+        seen,
+        broken.is_empty() && held > 0,
+    )
 }
 
 fn compare(bounds: Option<Bounds>, seen: Option<Duration>) -> (bool, String, String) {

@@ -26,7 +26,7 @@ pub(crate) const LATE: Duration = Duration::from_millis(500);
 
 /// How long a node may take to be heard again, and a worker to be started: connections are tried again after
 /// growing pauses.
-const REJOIN: Duration = Duration::from_secs(5);
+const REJOIN: Duration = Duration::from_secs(10);
 
 /// The leases of the matrix: as short as two cores can keep.
 #[derive(Debug, Clone, Copy)]
@@ -40,16 +40,19 @@ pub(crate) struct Times {
     pub(crate) session_ttl: Duration,
     pub(crate) session_beat: Duration,
     pub(crate) heartbeat_timeout: Duration,
+    /// How long an arbiter leads without a commit of the store.
+    pub(crate) leader_ttl: Duration,
 }
 
 /// What the matrix runs with.
 pub(crate) const TIMES: Times = Times {
     node_ttl: Duration::from_secs(3),
     node_beat: Duration::from_millis(500),
-    partition_grace: Duration::ZERO,
+    partition_grace: Duration::from_secs(2),
     session_ttl: Duration::from_secs(4),
     session_beat: Duration::from_millis(700),
     heartbeat_timeout: Duration::from_secs(4),
+    leader_ttl: Duration::from_secs(1),
 };
 
 /// Which packets are lost.
@@ -179,6 +182,23 @@ impl Bounds {
     }
 }
 
+impl Bounds {
+    /// Whichever of two comes first.
+    fn either(self, other: Self) -> Self {
+        Self {
+            earliest: self.earliest.min(other.earliest),
+            latest: self.latest.min(other.latest),
+        }
+    }
+
+    fn later(self, by: Duration) -> Self {
+        Self {
+            latest: self.latest + by,
+            ..self
+        }
+    }
+}
+
 impl fmt::Display for Bounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (earliest, latest) = (self.earliest.as_secs_f64(), self.latest.as_secs_f64());
@@ -228,26 +248,35 @@ impl Times {
         }
     }
 
-    /// What must follow from a cut that heals so. The worker is on the first node.
-    pub(crate) fn expected(&self, cut: Cut, mode: Mode, heals: Heals) -> Expected {
+    /// What must follow from a cut that heals so, where gateways relay beats or do not. The worker is on the
+    /// first node.
+    pub(crate) fn expected(&self, cut: Cut, mode: Mode, heals: Heals, relay: bool) -> Expected {
         if heals == Heals::Before {
             return Expected::default();
         }
-        let node = cut.parts("arbiter", "node-1");
+        let around = !cut.parts("arbiter", "gateway") && !cut.parts("gateway", "node-1");
+        let node = cut.parts("arbiter", "node-1") && !(relay && around);
         let owner = cut.parts("gateway", "owner") || cut.parts("arbiter", "gateway");
-        let of_node = node.then(|| self.node_ends());
+        // Without its store the arbiter leads for a little longer, and then answers nobody.
+        let deposed = cut.parts("store", "arbiter");
+        let reigns = |cut: bool| match cut {
+            true => Duration::ZERO,
+            false => self.leader_ttl,
+        };
+        let of_node = (node || deposed).then(|| self.node_ends().later(reigns(node)));
         let heard = !cut.loses("owner", "gateway") && !cut.loses("gateway", "arbiter");
-        let of_owner = (owner && mode == Mode::Independent).then(|| self.timeout_ends(heard));
-        let ends = of_node.into_iter().chain(of_owner);
-        let ends = ends.min_by_key(|bounds| bounds.latest);
-        let owner_ends = owner.then(|| {
+        let ends_with_owner = (owner || deposed) && mode == Mode::Independent;
+        let of_owner = ends_with_owner.then(|| self.timeout_ends(heard).later(reigns(owner)));
+        let ends = of_node.into_iter().chain(of_owner).reduce(Bounds::either);
+        let owner_ends = (owner || deposed).then(|| {
             let held = Self::held(self.session_ttl);
-            Self::ends(held, self.session_beat, Duration::ZERO)
+            Self::ends(held, self.session_beat, Duration::ZERO).later(reigns(owner))
         });
-        // Where the arbiter hears neither, the owner is lost to it and its pool ends.
-        let again = ends.filter(|_| node && of_owner.is_none());
-        // Nor can it order anything before the heal where it does not hear the other node.
-        let wait = if cut.parts("arbiter", "node-2") {
+        // An arbiter that hears neither takes the owner for lost, and its pool ends. One that did not lead
+        // meanwhile begins with what the store says: the pool is there, and its worker is not.
+        let again = ends.filter(|_| deposed || (node && of_owner.is_none()));
+        // Nor can anything be ordered before the heal where nobody leads, or the other node is not heard.
+        let wait = if deposed || cut.parts("arbiter", "node-2") {
             self.lasts(heals) + REJOIN
         } else {
             let unproven = self.node_beat * UNPROVEN_BEATS;

@@ -240,11 +240,12 @@ fn pool_file(grid: &Grid, pool: &str, mode: Mode) -> String {
          readiness = {{ kind = \"connect\" }}\n\
          env = {{ BEACON_FILE = {file:?}, BEACON_INCARNATION = \"{{incarnation}}\" }}\n\
          [pool.{pool}]\ntemplate = \"beacon\"\nmode = \"{mode}\"\n\
-         [pool.{pool}.policy]\nheartbeat_interval = \"{interval}\"\nheartbeat_timeout = \"{timeout}\"\n",
+         [pool.{pool}.policy]\nheartbeat_interval = \"{interval}\"\nheartbeat_timeout = \"{timeout}\"\npartition_grace = \"{grace}\"\n",
         command = program("beacon").display().to_string(),
         file = beacon(grid, pool).display().to_string(),
         mode = mode.name(),
         interval = millis(TIMES.session_beat),
         timeout = millis(TIMES.heartbeat_timeout),
+        grace = millis(TIMES.partition_grace),
     )
 }

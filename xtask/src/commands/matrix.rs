@@ -8,7 +8,7 @@ use crate::{report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "matrix",
     arguments: "NAME [FLAGS]",
-    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
             return Err("which matrix? there are: kill, partitions, failovers".to_owned());

@@ -34,8 +34,11 @@ pub(super) const TASK: Task = Task {
                 report.fail("kill matrix", &why);
             }
             let some = ["--every", "7"].map(str::to_owned);
-            if let Err(why) = matrix::partitions(workspace, &mut report, &some) {
-                report.fail("partition matrix", &why);
+            let relayed = ["--relay", "--only", "arbiter x node-1"].map(str::to_owned);
+            for flags in [&some[..], &relayed] {
+                if let Err(why) = matrix::partitions(workspace, &mut report, flags) {
+                    report.fail("partition matrix", &why);
+                }
             }
             let some = ["--only", FAILOVERS].map(str::to_owned);
             if let Err(why) = matrix::failovers(workspace, &mut report, &some) {

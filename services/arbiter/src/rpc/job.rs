@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tether_history::{What, note};
 use tether_proto::{
     common::WorkerRef,
     job::{
@@ -81,10 +82,17 @@ impl JobService for Jobs {
         request: Request<PutCheckpointRequest>,
     ) -> Result<Response<PutCheckpointResponse>, Status> {
         let request = request.into_inner();
+        let resource = format!("job/{}/{}", request.pool, request.key);
+        let fence = request.fence;
         self.0
             .shared()?
             .act(|ledger, _| ledger.put_checkpoint(request))
             .await?;
+        note(|| What::Admitted {
+            gate: "checkpoints".to_owned(),
+            resource,
+            fence,
+        });
         Ok(Response::new(PutCheckpointResponse {}))
     }
 
