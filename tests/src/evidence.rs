@@ -37,6 +37,11 @@ impl Evidence {
     pub fn failed(name: impl Into<String>, why: impl Into<String>) -> Self {
         Self::new(name, "yes", why, false)
     }
+
+    /// Whether what was expected was seen.
+    pub fn holds(&self) -> bool {
+        self.pass
+    }
 }
 
 /// All claims of one run.

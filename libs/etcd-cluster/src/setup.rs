@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{Certificates, Cluster, Member, Seat, certificates, member::PROGRAM};
@@ -16,6 +16,7 @@ pub struct Setup {
     password: Option<String>,
     signed_tokens: bool,
     arguments: Vec<String>,
+    within: Option<PathBuf>,
 }
 
 impl Setup {
@@ -33,6 +34,7 @@ impl Setup {
             password: None,
             signed_tokens: false,
             arguments: Vec::new(),
+            within: None,
         }
     }
 
@@ -72,15 +74,26 @@ impl Setup {
         self
     }
 
+    /// Keeps what the members say, and what is not on disks of their own, in a folder of the caller's, which
+    /// goes with the caller's even if nobody lived to drop the cluster.
+    #[must_use]
+    pub fn within(mut self, folder: &Path) -> Self {
+        self.within = Some(folder.to_owned());
+        self
+    }
+
     /// Starts all members and waits until they have a leader.
     ///
     /// # Panics
     /// When they do not form a cluster.
     pub async fn start(mut self) -> Cluster {
-        let folder = tempfile::Builder::new()
-            .prefix("tether-etcd-")
-            .tempdir()
-            .expect("a folder can be made");
+        let mut folder = tempfile::Builder::new();
+        let folder = folder.prefix("tether-etcd-");
+        let folder = match &self.within {
+            Some(within) => folder.tempdir_in(within),
+            None => folder.tempdir(),
+        };
+        let folder = folder.expect("a folder can be made");
         let tls = self.tls.then(|| {
             // Where members listen, and where a connection between two on one machine comes from.
             let mut addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];

@@ -8,18 +8,23 @@ use crate::{report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "matrix",
     arguments: "NAME [FLAGS]",
-    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which matrix? there are: kill, partitions".to_owned());
+            return Err("which matrix? there are: kill, partitions, failovers".to_owned());
         };
         let run = match name.as_str() {
             "kill" => kill,
             "partitions" => partitions,
-            _ => return Err(format!("no matrix `{name}`; there are: kill, partitions")),
+            "failovers" => failovers,
+            _ => {
+                return Err(format!(
+                    "no matrix `{name}`; there are: kill, partitions, failovers"
+                ));
+            }
         };
         let mut report = Report::default();
-        if name == "partitions" {
+        if name != "kill" {
             test::provide_programs(workspace, &mut report);
         }
         report.prepare(
@@ -79,6 +84,15 @@ pub(super) fn partitions(
     flags: &[String],
 ) -> Result<(), String> {
     evidence(workspace, report, "partitions", "partition matrix", flags)
+}
+
+/// Runs the failover matrix on what is built.
+pub(super) fn failovers(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    evidence(workspace, report, "failovers", "failover matrix", flags)
 }
 
 /// Runs a program of the tests that writes its evidence to `target/NAME/NAME.json`, unless told otherwise.

@@ -40,6 +40,10 @@ pub(super) const TASK: Task = Task {
                     report.fail("partition matrix", &why);
                 }
             }
+            let some = ["--only", FAILOVERS].map(str::to_owned);
+            if let Err(why) = matrix::failovers(workspace, &mut report, &some) {
+                report.fail("failover matrix", &why);
+            }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
             }
@@ -50,6 +54,9 @@ pub(super) const TASK: Task = Task {
         Ok(report.finish())
     },
 };
+
+/// The failovers that are played here: those that take the shortest, and a stalled disk.
+const FAILOVERS: &str = "arbiter leader killed|etcd leader killed|etcd leader, disk stalled";
 
 /// Installs what the suites need beyond cargo.
 pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
