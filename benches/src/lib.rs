@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod figure;
 pub mod ground;
+pub mod leases;
 pub mod peer;
 pub mod processes;
 pub mod puppet;

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    effects::{Effects, keys},
+    effects::{Ack, Effects, keys},
     events::Events,
     ledger::{Granted, Ledger},
     record::OwnerRecord,
@@ -93,7 +93,10 @@ impl Core {
     fn collect(&mut self) -> bool {
         let mut effects = self.ledger.take_effects();
         for (node, ack) in std::mem::take(&mut effects.acks) {
-            self.send(&node, ack.ttl_ms, Vec::new());
+            if ack.resync {
+                tracing::warn!(%node, "What the node has is not what it told; it is asked for all of it");
+            }
+            self.send(&node, ack, Vec::new());
         }
         let news = !effects.is_empty();
         self.pending.append(effects);
@@ -115,20 +118,18 @@ impl Core {
         for (node, mut orders) in done.orders {
             orders.retain(|order| self.ledger.still_stands(&node, order));
             if !orders.is_empty() {
-                self.send(&node, 0, orders);
+                self.send(&node, Ack::default(), orders);
             }
         }
     }
 
-    fn send(&mut self, node: &NodeName, ttl_ms: u64, orders: Vec<Order>) {
+    fn send(&mut self, node: &NodeName, ack: Ack, orders: Vec<Order>) {
         let Some(link) = self.links.get(node) else {
             return;
         };
-        let Some(mut message) = self.ledger.message_to(node) else {
+        let Some(message) = self.ledger.message_to(node, ack, orders) else {
             return;
         };
-        message.ttl_ms = ttl_ms;
-        message.orders = orders;
         // A node that does not take its messages has to say hello again, and is then compared.
         if link.outbox.try_send(message).is_err() {
             self.links.remove(node);

@@ -1,20 +1,26 @@
 //! Nodes: their leases, what they offer, and which worker goes where.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tether_clock::Tick;
 use tether_lease::{Beat, Grantor, Tenure};
 use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     Failure, common,
-    node::{HeartbeatRequest, HeartbeatResponse, Hello, OwnerPermission, PoolPermission},
+    node::{
+        HeartbeatRequest, HeartbeatResponse, Hello, Order, OwnerPermission, PoolPermission, order,
+    },
     worker::{self as wire, EventKind},
 };
 use tether_types::{
-    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, WorkerId,
+    Death, DeathCause, Digest, Epoch, Incarnation, NodeName, OwnerName, PoolName, ProcessIdentity,
+    Reason, WorkerId,
 };
 
-use super::{Ledger, millis};
+use super::{Ledger, Pool, Timed, millis, roster::Roster};
 use crate::{
     effects::{Ack, keys},
     record::NodeRecord,
@@ -25,6 +31,10 @@ const BEATS_PER_TIMEOUT: u32 = 4;
 
 /// No policy asks for more beats than this.
 const BEAT_MIN: Duration = Duration::from_millis(50);
+
+/// Why a worker that an agent does not know is taken to be dead.
+const NEVER_STARTED: &str =
+    "its agent does not know it: the order to start it was lost, or the machine was restarted";
 
 /// One node.
 #[derive(Debug)]
@@ -46,10 +56,47 @@ pub(crate) struct Node {
     /// Its last beat: number and time of receipt. What it is told counts from there.
     last: (u64, Tick),
     /// The workers that were placed there and are not buried.
-    pub(super) workers: BTreeSet<WorkerId>,
+    pub(super) workers: Roster,
+    /// What its stream told of workers that are not dead, those without a place included.
+    pub(super) told: Digest,
+    pub(super) strangers: BTreeMap<WorkerId, i32>,
+    /// Up to which stamp it was told of permissions, and pools that it is to be told of whatever theirs is.
+    knows: u64,
+    to_tell: BTreeSet<PoolName>,
+    /// How often it is to beat, as of that.
+    beat: Duration,
+    /// Incarnations up to this one that were there are dead, and recorded so.
+    pub(super) over: Incarnation,
+    /// For when the wheel has its look at it; never for none.
+    armed: Tick,
 }
 
 impl Node {
+    /// One of which nothing was heard.
+    fn unheard(lease: Grantor, instance: String, now: Tick) -> Self {
+        Self {
+            lease,
+            heard: false,
+            instance,
+            address: String::new(),
+            launchers: Vec::new(),
+            boot_id: String::new(),
+            pid_namespace: 0,
+            guarantee: String::new(),
+            guarantee_by: String::new(),
+            not_covered: String::new(),
+            last: (0, now),
+            workers: Roster::default(),
+            told: Digest::default(),
+            strangers: BTreeMap::new(),
+            knows: 0,
+            to_tell: BTreeSet::new(),
+            beat: Duration::ZERO,
+            over: Incarnation(0),
+            armed: Tick::NEVER,
+        }
+    }
+
     pub(super) fn offers(&self, launcher: Launcher) -> bool {
         self.heard && self.launchers.contains(&launcher)
     }
@@ -65,6 +112,7 @@ impl Node {
         self.heard && self.boot_id == process.boot_id && self.pid_namespace == process.pid_namespace
     }
 
+    #[cfg(test)]
     pub(super) fn next_deadline(&self) -> Option<Tick> {
         self.lease.next_deadline()
     }
@@ -72,26 +120,60 @@ impl Node {
 
 impl Ledger {
     pub(super) fn restore_node(&mut self, name: NodeName, instance: String, now: Tick) {
-        let node = Node {
-            lease: Grantor::after_restart(self.terms.node, now),
-            heard: false,
-            instance,
-            address: String::new(),
-            launchers: Vec::new(),
-            boot_id: String::new(),
-            pid_namespace: 0,
-            guarantee: String::new(),
-            guarantee_by: String::new(),
-            not_covered: String::new(),
-            last: (0, now),
-            workers: BTreeSet::new(),
-        };
-        self.nodes.insert(name, node);
+        let lease = Grantor::after_restart(self.terms.node, now);
+        self.enter_node(name, Node::unheard(lease, instance, now));
+    }
+
+    fn enter_node(&mut self, name: NodeName, node: Node) {
+        self.unheard += usize::from(!node.heard);
+        self.loads.insert((node.workers.len(), name.clone()));
+        self.nodes.insert(name.clone(), node);
+        self.watch_node(name);
+    }
+
+    fn take_node(&mut self, name: &NodeName) -> Option<Node> {
+        let node = self.nodes.remove(name)?;
+        self.unheard -= usize::from(!node.heard);
+        self.loads.remove(&(node.workers.len(), name.clone()));
+        Some(node)
+    }
+
+    /// Has a node looked at in time.
+    fn watch_node(&mut self, name: NodeName) {
+        if let Some(node) = self.nodes.get_mut(&name)
+            && let Some(next) = node.lease.next_deadline()
+            && next < node.armed
+        {
+            node.armed = self.wheel.arm(Timed::Node(name), next);
+        }
     }
 
     /// Whether every node that may have workers of before has said which.
     pub(super) fn all_heard(&self) -> bool {
-        self.nodes.values().all(|node| node.heard)
+        self.unheard == 0
+    }
+
+    /// A worker is on a node.
+    pub(super) fn seat(&mut self, name: &NodeName, id: &WorkerId) {
+        if let Some(node) = self.nodes.get_mut(name)
+            && node.workers.insert(id)
+        {
+            let load = node.workers.len();
+            self.loads.remove(&(load - 1, name.clone()));
+            self.loads.insert((load, name.clone()));
+        }
+    }
+
+    /// A worker is on a node no more.
+    pub(super) fn unseat(&mut self, name: &NodeName, id: &WorkerId) {
+        self.unhear(name, id);
+        if let Some(node) = self.nodes.get_mut(name)
+            && node.workers.remove(id)
+        {
+            let load = node.workers.len();
+            self.loads.remove(&(load + 1, name.clone()));
+            self.loads.insert((load, name.clone()));
+        }
     }
 
     /// The nodes, by name.
@@ -149,13 +231,18 @@ impl Ledger {
             .filter_map(|word| word.parse().ok())
             .collect();
         let all_heard_before = self.all_heard();
-        let known = self.nodes.remove(name);
+        let known = self.take_node(name);
         let is_news = |known: &Node| !known.heard || known.guarantee != hello.guarantee;
         let joined = known.as_ref().is_none_or(is_news);
-        if known.is_none() {
+        let known = known.unwrap_or_else(|| {
             let instance = hello.instance.clone();
             self.effects.put(keys::node(name), NodeRecord { instance });
-        }
+            let lease = Grantor::grant(self.terms.node, now);
+            Node {
+                over: self.losses.on_return(name),
+                ..Node::unheard(lease, String::new(), now)
+            }
+        });
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
             heard: true,
@@ -167,11 +254,13 @@ impl Ledger {
             guarantee: hello.guarantee.clone(),
             guarantee_by: hello.guarantee_by.clone(),
             not_covered: hello.not_covered.clone(),
-            last: (0, now),
-            workers: known.map(|known| known.workers).unwrap_or_default(),
+            workers: known.workers,
+            over: known.over,
+            armed: known.armed,
+            ..Node::unheard(known.lease, String::new(), now)
         };
-        let missed = node.workers.clone();
-        self.nodes.insert(name.clone(), node);
+        let missed: Vec<_> = node.workers.iter().collect();
+        self.enter_node(name.clone(), node);
         if joined {
             let guarantee = match hello.guarantee.as_str() {
                 "" => "an unknown guarantee",
@@ -181,21 +270,9 @@ impl Ledger {
             let text = format!("node `{name}` joined, with {count} workers and {guarantee}");
             self.effects.node_event(EventKind::NodeUp, name, text);
         }
-
-        let mut told = BTreeSet::new();
-        for report in &hello.workers {
-            if let Ok(id) = common::WorkerRef::required(report.worker.as_ref()) {
-                if report.phase() != common::WorkerPhase::Dead {
-                    self.repeat_stop(name, &id);
-                }
-                self.on_report(name, &id, report, now);
-                told.insert(id);
-            }
-        }
-        for id in missed.difference(&told) {
-            self.bury(name, id, lost(DeathCause::Unknown, "its agent does not know it: the order to start it was lost, or the machine was restarted"), false, now);
-        }
-        if !all_heard_before {
+        self.forget_told(name);
+        self.compare(name, &hello.workers, missed, NEVER_STARTED, now);
+        if !all_heard_before && self.all_heard() {
             self.fill_all(now);
         }
     }
@@ -216,7 +293,6 @@ impl Ledger {
         if beat.seq > node.last.0 {
             node.last = (beat.seq, now);
         }
-        self.effects.acks.insert(name.clone(), Ack { ttl_ms });
         for exit in &beat.owner_exits {
             if let Ok(owner) = OwnerName::new(&exit.owner) {
                 self.owner_exited(&owner, Epoch(exit.epoch), now);
@@ -227,41 +303,43 @@ impl Ledger {
                 self.on_report(name, &id, report, now);
             }
         }
+        if let Some(table) = &beat.table {
+            self.resync(name, &table.workers, now);
+        }
+        let resync = self.differs(name, beat);
+        self.effects
+            .acks
+            .insert(name.clone(), Ack { ttl_ms, resync });
         if !takes_before {
             self.place_waiting(now);
         }
         true
     }
 
-    pub(super) fn check_nodes(&mut self, now: Tick) {
-        let lost_nodes: Vec<_> = self
-            .nodes
-            .iter_mut()
-            .filter_map(|(name, node)| {
-                (node.lease.check(now) == Tenure::Free).then(|| name.clone())
-            })
-            .collect();
-        let any_lost = !lost_nodes.is_empty();
-        for name in lost_nodes {
-            let Some(node) = self.nodes.remove(&name) else {
-                continue;
-            };
-            self.effects.delete(keys::node(&name));
-            self.effects.node_event(
-                EventKind::NodeLost,
-                &name,
-                format!("no beat of node `{name}` within its lease"),
-            );
-            // Every shim there has ended its worker by now: that is what the lease is for (A1).
-            for id in node.workers {
-                let death = lost(
-                    DeathCause::LeaseExpired,
-                    "its node was not heard within the lease",
-                );
-                self.bury(&name, &id, death, false, now);
-            }
+    /// The look at a node that was armed for `at`. Tells its name where its lease is over.
+    pub(super) fn check_node(&mut self, name: NodeName, at: Tick, now: Tick) -> Option<NodeName> {
+        let node = self.nodes.get_mut(&name);
+        let node = node.filter(|node| node.armed == at)?;
+        node.armed = Tick::NEVER;
+        if node.lease.check(now) == Tenure::Free {
+            return Some(name);
         }
-        if any_lost {
+        self.watch_node(name);
+        None
+    }
+
+    /// Nodes whose leases are over are gone, and so is all that ran there.
+    pub(super) fn lose_nodes(&mut self, names: Vec<NodeName>, now: Tick) {
+        let all_heard_before = self.all_heard();
+        let lost = names.into_iter().filter_map(|name| {
+            let node = self.take_node(&name)?;
+            Some((name, node.workers))
+        });
+        let lost: Vec<_> = lost.collect();
+        if !lost.is_empty() {
+            self.bury_nodes(lost, now);
+        }
+        if !all_heard_before && self.all_heard() {
             self.fill_all(now);
         }
     }
@@ -281,36 +359,77 @@ impl Ledger {
             };
             node.takes() && node.offers(pool.policy().launcher) && in_sight
         };
-        let candidates = self.nodes.iter().filter(|(_, node)| fits(node));
-        candidates
-            .min_by_key(|(_, node)| node.workers.len())
-            .map(|(name, _)| name.clone())
+        let mut names = self.loads.iter().map(|(_, name)| name);
+        names
+            .find(|name| self.nodes.get(name).is_some_and(fits))
+            .cloned()
     }
 
     /// Tells every node with workers of this owner at once what changed of their permission.
     pub(super) fn tell_nodes_of(&mut self, owner: &OwnerName) {
+        let pools = self.pools.values().filter(|pool| pool.owner() == owner);
+        let pools: BTreeSet<_> = pools.map(Pool::name).collect();
         for (name, node) in &self.nodes {
-            let of_owner = |id: &WorkerId| {
-                let pool = self.pools.get(&id.pool);
-                pool.is_some_and(|pool| pool.owner() == owner)
-            };
-            if node.takes() && node.workers.iter().any(of_owner) {
+            if node.takes() && node.workers.pools().any(|pool| pools.contains(pool)) {
                 self.effects
                     .acks
                     .entry(name.clone())
-                    .or_insert(Ack { ttl_ms: 0 });
+                    .or_insert(Ack::default());
             }
         }
     }
 
-    /// What to tell a node with its next message: as of its last beat.
-    pub(crate) fn message_to(&self, name: &NodeName) -> Option<HeartbeatResponse> {
+    /// The next message to a node, as of its last beat: what changed of its permissions, and these orders.
+    pub(crate) fn message_to(
+        &mut self,
+        name: &NodeName,
+        ack: Ack,
+        orders: Vec<Order>,
+    ) -> Option<HeartbeatResponse> {
+        let stamp = self.stamp;
+        let node = self.nodes.get_mut(name)?;
+        // An agent forgets what it was told of a pool of which it has no worker.
+        node.to_tell.extend(orders.iter().filter_map(started));
+        let mut owners = Vec::new();
+        // Before its first beat there is nothing that it could count from.
+        if node.takes() && (node.knows < stamp || !node.to_tell.is_empty()) {
+            let to_tell = std::mem::take(&mut node.to_tell);
+            let knows = std::mem::replace(&mut node.knows, stamp);
+            let node = self.nodes.get(name)?;
+            owners = self.permissions(node, knows, &to_tell);
+            let beat = self.beat_of(node);
+            self.nodes.get_mut(name)?.beat = beat;
+        }
         let node = self.nodes.get(name)?;
-        let (seq, received) = node.last;
-        let here: BTreeSet<_> = node.workers.iter().map(|id| &id.pool).collect();
+        let beat = if node.beat.is_zero() {
+            self.terms.node_beat
+        } else {
+            node.beat
+        };
+        Some(HeartbeatResponse {
+            seq: node.last.0,
+            ttl_ms: ack.ttl_ms,
+            beat_ms: millis(beat),
+            owners,
+            orders,
+            resync: ack.resync,
+        })
+    }
+
+    /// The permissions of a node's pools that changed since it was told those up to `knows`.
+    fn permissions(
+        &self,
+        node: &Node,
+        knows: u64,
+        to_tell: &BTreeSet<PoolName>,
+    ) -> Vec<OwnerPermission> {
+        let (_, received) = node.last;
         let mut owners: Vec<OwnerPermission> = Vec::new();
-        for pool in here.iter().filter_map(|&pool| self.pools.get(pool)) {
+        for pool in node.workers.pools().filter_map(|pool| self.pools.get(pool)) {
             let session = self.sessions.get(pool.owner());
+            if pool.stamp(session) <= knows && !to_tell.contains(pool.name()) {
+                continue;
+            }
             let permission = PoolPermission {
                 pool: pool.name().to_string(),
                 remaining_ms: pool
@@ -332,24 +451,28 @@ impl Ledger {
                 }),
             }
         }
-        let timeouts = here
-            .iter()
-            .filter_map(|&pool| self.pools.get(pool))
-            .filter(|pool| pool.permission(self.sessions.get(pool.owner())).is_some());
-        let beat = timeouts
+        owners
+    }
+
+    /// How often a node is to beat: its agents are to hear in time that the owners live.
+    fn beat_of(&self, node: &Node) -> Duration {
+        let pools = node.workers.pools().filter_map(|pool| self.pools.get(pool));
+        pools
+            .filter(|pool| pool.permission(self.sessions.get(pool.owner())).is_some())
             .map(|pool| pool.policy().heartbeat_timeout / BEATS_PER_TIMEOUT)
             .chain([self.terms.node_beat])
             .min()
             .unwrap_or(self.terms.node_beat)
-            .max(BEAT_MIN);
-        Some(HeartbeatResponse {
-            seq,
-            ttl_ms: 0,
-            beat_ms: millis(beat),
-            owners,
-            orders: Vec::new(),
-        })
+            .max(BEAT_MIN)
     }
+}
+
+/// The pool of which this order starts a worker.
+fn started(order: &Order) -> Option<PoolName> {
+    let Some(order::Order::Start(start)) = &order.order else {
+        return None;
+    };
+    PoolName::new(&start.worker.as_ref()?.pool).ok()
 }
 
 pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
@@ -366,8 +489,6 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use tether_lifecycle::Environment;
 
     use super::*;

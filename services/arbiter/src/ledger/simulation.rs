@@ -45,6 +45,15 @@ enum Action {
     Grow(usize, usize),
     Call(usize, usize),
     RestartGateway(usize, bool),
+    LoseReports(usize),
+    LoseWorker(usize, usize),
+}
+
+impl Action {
+    /// Whether it makes an agent tell something else than what is.
+    fn confuses(&self) -> bool {
+        matches!(self, Self::LoseReports(_) | Self::LoseWorker(..))
+    }
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -73,6 +82,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::Grow(node, nth)),
         4 => (0..2_usize, 0..8_usize).prop_map(|(gateway, nth)| Action::Call(gateway, nth)),
         1 => (0..2_usize, any::<bool>()).prop_map(|(gateway, dies)| Action::RestartGateway(gateway, dies)),
+        1 => (0..3_usize).prop_map(Action::LoseReports),
+        1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::LoseWorker(node, nth)),
     ]
 }
 
@@ -110,6 +121,11 @@ impl World {
             }
             Action::Call(gateway, nth) => self.call(gateway, nth, 3),
             Action::RestartGateway(gateway, dies) => self.restart_gateway(gateway, dies),
+            Action::LoseReports(node) => drop(self.lose_reports(node)),
+            Action::LoseWorker(node, nth) => {
+                let agent = self.nodes[node].agent.as_mut();
+                agent.into_iter().for_each(|agent| agent.lose_worker(nth));
+            }
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
@@ -171,6 +187,11 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
         world.run(Duration::from_millis(*wait_ms));
     }
     world.calm();
+    let confused = actions.iter().any(|(action, _)| action.confuses());
+    assert!(
+        confused || world.resyncs == 0,
+        "all is well, and all is asked for"
+    );
     // What grows old would not be quiet.
     (world.wishes.max_lifetime_ms, world.wishes.max_memory_bytes) = (0, 0);
     world.wishes.max_calls = 0;
@@ -239,6 +260,27 @@ proptest! {
     ) {
         run(seed, wishes, &actions);
     }
+}
+
+#[test]
+fn what_an_agent_fails_to_tell_is_found_out_and_asked_for() {
+    let mut world = World::new(1);
+    world.open(1, false);
+    world.apply(4, 1);
+    let mut lost = 0;
+    for _ in 0..200 {
+        world.run(world::STEP);
+        lost += u32::from(world.lose_reports(0));
+    }
+    assert!(lost > 0 && world.resyncs > 0);
+    assert_eq!(world.ledger.get_pool("spread-1").unwrap().ready, 1);
+
+    world.resyncs = 0;
+    world.act(&Action::LoseWorker(0, 0));
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.resyncs, 1);
+    let ready = world.ledger.get_pool("spread-1").unwrap().ready;
+    assert_eq!((ready, world.starts), (1, 1), "and nothing came of it");
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl World {
                     slot,
                     incarnation: live.incarnation,
                 };
-                let known = live.calls.total();
+                let rare = live.rare.as_ref();
+                let known = rare.map_or(0, |rare| rare.calls.total());
                 let served = self.served.get(&id).copied().unwrap_or(0);
                 assert!(known <= served, "A7: {id} served {served}, not {known}");
                 let told = self

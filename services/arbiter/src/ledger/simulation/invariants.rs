@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
+use tether_clock::Tick;
 use tether_proto::{
     common::{Endpoint, WorkerRef},
+    discovery::NodeLoss,
     node::{self, order::Order},
 };
 use tether_store::keys::ServeKey;
@@ -62,13 +64,45 @@ impl World {
         }
         self.check_innocence();
         self.check_calls();
-        for (key, (value, _)) in self.store.range("serve/endpoints/".to_owned()..) {
-            if let Some(ServeKey::Endpoint(..)) = ServeKey::parse(key) {
-                let worker = Endpoint::decode(&**value).unwrap().worker;
-                let id = WorkerRef::required(worker.as_ref()).unwrap();
-                assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
-            }
+        for endpoint in self.endpoints() {
+            let id = WorkerRef::required(endpoint.worker.as_ref()).unwrap();
+            assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
         }
+    }
+
+    /// What discovery takes to serve.
+    fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        let entries = self.store.range("serve/endpoints/".to_owned()..);
+        let endpoints = entries.filter_map(|(key, (value, _))| {
+            matches!(ServeKey::parse(key), Some(ServeKey::Endpoint(..)))
+                .then(|| Endpoint::decode(&**value).unwrap())
+        });
+        endpoints.filter(|endpoint| {
+            let loss = self.store.get(&format!("serve/losses/{}", endpoint.node));
+            let loss = loss.map(|(value, _)| NodeLoss::decode(&**value).unwrap());
+            let incarnation = endpoint.worker.as_ref().unwrap().incarnation;
+            loss.is_none_or(|loss| incarnation > loss.up_to_incarnation)
+        })
+    }
+
+    /// When the first thing is due, by looking at all of them.
+    pub(super) fn first_due(&self) -> Tick {
+        let ledger = &self.ledger;
+        let places = ledger.pools.values().flat_map(|pool| {
+            let places = pool.places.iter().filter(|(slot, _)| !pool.holds(**slot));
+            places.filter_map(|(_, place)| place.machine.next_deadline())
+        });
+        let places = places.filter(|_| ledger.all_heard());
+        let pools = ledger.pools.values();
+        let pools = pools.filter_map(|pool| pool.next_deadline(ledger.sessions.get(pool.owner())));
+        let sessions = ledger.sessions.values();
+        let sessions = sessions.filter_map(super::super::Session::next_deadline);
+        let nodes = ledger
+            .nodes
+            .values()
+            .filter_map(|node| node.next_deadline());
+        let all = places.chain(pools).chain(sessions).chain(nodes);
+        all.min().unwrap_or(Tick::NEVER)
     }
 
     /// P1: no worker outlives what its policy grants after the last word of its owner.
@@ -214,13 +248,11 @@ impl World {
             if spec.spares == 0 || pool.is_ending() || pool.draining {
                 continue;
             }
-            let prefix = format!("serve/endpoints/{name}/");
-            let told = self
-                .store
-                .iter()
-                .filter(|(key, _)| key.starts_with(&prefix));
-            let serving =
-                told.filter(|(_, (value, _))| !Endpoint::decode(&**value).unwrap().draining);
+            let of_pool = |endpoint: &Endpoint| {
+                let worker = endpoint.worker.as_ref().unwrap();
+                worker.pool == name.as_str() && !endpoint.draining
+            };
+            let serving = self.endpoints().filter(of_pool);
             let able = pool.places.values().filter(|place| {
                 place.is_ready() && matches!(place.machine.phase(), Phase::Ready { .. })
             });
@@ -306,10 +338,8 @@ impl World {
             ledger.pools.is_empty() && ledger.sessions.is_empty(),
             "A4: pools or sessions are left"
         );
-        assert!(
-            ledger.due.is_empty() && ledger.waiting.is_empty(),
-            "A4: places are left"
-        );
+        assert!(ledger.waiting.is_empty(), "A4: places are left");
+        assert!(ledger.losses.is_empty(), "A4: losses are left");
         let placed = ledger
             .nodes
             .values()
