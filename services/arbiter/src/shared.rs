@@ -1,18 +1,19 @@
 //! The ledger at work: one lock around it, its effects carried out, its deadlines kept.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use tether_clock::{Clock, Tick};
 use tether_proto::{
     Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, Order},
 };
-use tether_store::{Store, Txn};
+use tether_store::{Store, Txn, keys::ServeKey};
 use tether_types::{Epoch, NodeName, OwnerName, ProcessIdentity, Reason};
 use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
@@ -260,12 +261,7 @@ impl Shared {
 
     async fn write(&self, effects: &mut Effects) -> Result<(), Failure> {
         while !effects.writes.is_empty() {
-            let keys: Vec<_> = effects
-                .writes
-                .keys()
-                .take(WRITES_PER_COMMIT)
-                .cloned()
-                .collect();
+            let keys = next_commit(&effects.writes);
             let mut txn = Txn::new();
             for key in &keys {
                 txn = match &effects.writes[key] {
@@ -389,6 +385,23 @@ impl Shared {
             }
         }
     }
+}
+
+/// The keys of the next commit: as many as fit, with the end of each endpoint beside the death that goes with
+/// it, so that no gateway hears of one without the other.
+fn next_commit(writes: &BTreeMap<String, Option<Bytes>>) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for key in writes.keys() {
+        if keys.len() >= WRITES_PER_COMMIT {
+            break;
+        }
+        keys.insert(key.clone());
+        if let Some(ServeKey::Death(pool, slot)) = ServeKey::parse(key) {
+            let endpoint = tether_store::keys::endpoint(&pool, slot);
+            keys.extend(Some(endpoint).filter(|endpoint| writes.contains_key(endpoint)));
+        }
+    }
+    keys
 }
 
 /// Says that a store failed, with all it said itself.

@@ -7,6 +7,7 @@
 mod gateway;
 mod growth;
 mod invariants;
+mod masses;
 mod node;
 mod owner;
 mod pools;
