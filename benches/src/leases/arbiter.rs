@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use tonic::{Streaming, transport::Channel};
 
 use super::{BEAT, TTL, free_port, local};
-use crate::{cpu_time, ground::Ground, resident_bytes};
+use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
 
 /// Most workers of one pool.
 const POOL_MAX: usize = 10_000;
@@ -89,7 +89,7 @@ impl Arbiter {
     }
 
     pub(super) fn cpu(&self) -> anyhow::Result<Duration> {
-        Ok(cpu_time(self.pid())?)
+        Ok(cpu_time_of_threads(self.pid())?)
     }
 
     fn pools(&self) -> PoolServiceClient<Channel> {

@@ -15,7 +15,7 @@ use etcd_client::Client;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use super::{BEAT, TTL, free_port, steady::Cost};
-use crate::{cpu_time, ground::Ground, resident_bytes};
+use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
 
 /// Leases granted at a time: each is a write with an fsync.
 const AT_ONCE: usize = 64;
@@ -89,13 +89,13 @@ pub(super) async fn measure(
     sleep(SETTLE).await;
     let pid = etcd.child.id();
     let before = (
-        cpu_time(pid)?,
+        cpu_time_of_threads(pid)?,
         beats.load(Ordering::Relaxed),
         Instant::now(),
     );
     sleep(span).await;
     let cost = Cost {
-        cpu: cpu_time(pid)? - before.0,
+        cpu: cpu_time_of_threads(pid)?.saturating_sub(before.0),
         span: before.2.elapsed(),
         beats: beats.load(Ordering::Relaxed) - before.1,
         resident: resident_bytes(pid)?,

@@ -125,7 +125,7 @@ pub(super) async fn all_at_once(
     timeout(Duration::from_secs(120), pools)
         .await
         .context("the loss is never told")??;
-    let cpu = arbiter.cpu()? - before;
+    let cpu = arbiter.cpu()?.saturating_sub(before);
     anyhow::ensure!(lost > 0, "no node is lost");
     let ready = arbiter.ready().await?;
     anyhow::ensure!(ready == 0, "{ready} workers are taken to be ready");

@@ -45,7 +45,8 @@ pub(super) async fn measure(
     sleep(SETTLE).await;
     let (cpu, before, begun) = (arbiter.cpu()?, swarm.tally(), Instant::now());
     sleep(span).await;
-    let (cpu, after, span) = (arbiter.cpu()? - cpu, swarm.tally(), begun.elapsed());
+    let (cpu, after) = (arbiter.cpu()?.saturating_sub(cpu), swarm.tally());
+    let span = begun.elapsed();
     anyhow::ensure!(
         after.resyncs == 0,
         "{} agents were asked for all they have",
