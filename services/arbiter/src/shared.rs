@@ -60,11 +60,14 @@ pub(crate) struct Shared {
     applied: watch::Sender<u64>,
 }
 
+/// A node's way down. Boxed: a channel sets room aside for thirty-two at a time.
+pub(crate) type Outbox = mpsc::Sender<Box<HeartbeatResponse>>;
+
 /// A node's open stream: which one, and its way down.
 #[derive(Debug)]
 struct Link {
     stream: u64,
-    outbox: mpsc::Sender<HeartbeatResponse>,
+    outbox: Outbox,
 }
 
 #[derive(Debug)]
@@ -132,7 +135,7 @@ impl Core {
             return;
         };
         // A node that does not take its messages has to say hello again, and is then compared.
-        if link.outbox.try_send(message).is_err() {
+        if link.outbox.try_send(Box::new(message)).is_err() {
             self.links.remove(node);
         }
     }
@@ -319,7 +322,7 @@ impl Shared {
         &self,
         node: &NodeName,
         hello: &Hello,
-        outbox: mpsc::Sender<HeartbeatResponse>,
+        outbox: Outbox,
     ) -> Result<u64, Failure> {
         self.decide(|core, now| {
             core.ledger.admit_node(node, hello, now)?;

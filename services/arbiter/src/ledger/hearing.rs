@@ -59,7 +59,8 @@ impl Ledger {
         }
         if let Some(node) = self.nodes.get_mut(name) {
             let stranger = node.strangers.remove(id);
-            if let Some(heard) = stranger.or(Some(heard).filter(|&heard| heard != 0)) {
+            let heard = stranger.unwrap_or(heard);
+            if heard != 0 {
                 node.told.remove(id, heard);
             }
         }

@@ -91,7 +91,7 @@ impl Ledger {
     pub(super) fn bury_nodes(&mut self, nodes: Vec<(NodeName, Roster)>, now: Tick) {
         let dead: usize = nodes.iter().map(|(_, workers)| workers.len()).sum();
         let each = dead <= TOLD_MAX;
-        let mut pools: BTreeMap<PoolName, (usize, usize)> = BTreeMap::new();
+        let mut pools = BTreeMap::new();
         for (name, workers) in nodes {
             self.effects.delete(keys::node(&name));
             let text = format!(
@@ -99,18 +99,16 @@ impl Ledger {
                 workers.len()
             );
             self.effects.node_event(EventKind::NodeLost, &name, text);
-            for (pool, dead) in self.bury_node(&name, &workers, each, now) {
-                let (nodes, workers) = pools.entry(pool).or_default();
-                (*nodes, *workers) = (*nodes + 1, *workers + dead);
-            }
+            self.bury_node(&name, &workers, &mut pools, each, now);
         }
-        for (pool, (nodes, workers)) in pools {
+        for (pool, dead) in pools {
             // In the commit that records the deaths, so that no gateway hears of them without the spares.
             let entry = self.pools.get(&pool);
             if entry.is_some_and(|pool| pool.resolved.spec.spares > 0) {
                 self.publish_pool(&pool);
             }
             if !each && let Some(entry) = self.pools.get(&pool) {
+                let Dead { workers, nodes, .. } = dead;
                 let text = format!(
                     "{workers} workers of pool `{pool}` ended with the leases of {nodes} nodes"
                 );
@@ -120,48 +118,45 @@ impl Ledger {
         }
     }
 
-    /// Tells how many workers of each pool died.
     fn bury_node(
         &mut self,
         name: &NodeName,
         workers: &Roster,
+        pools: &mut BTreeMap<PoolName, Dead>,
         each: bool,
         now: Tick,
-    ) -> BTreeMap<PoolName, usize> {
-        let death = lost(
-            DeathCause::LeaseExpired,
-            "its node was not heard within the lease",
-        );
+    ) {
         // Every number that could be there; one that waits for a node gets another before it goes there.
         let up_to = Incarnation(self.highest);
-        let mut dead = BTreeMap::<PoolName, usize>::new();
-        let mut shared = BTreeMap::new();
-        for id in workers.iter() {
-            let death = shared.entry(id.pool.clone()).or_insert_with(|| {
-                let death = self.in_epoch(&id.pool, death.clone());
-                Arc::new(death)
+        let mut epochs = Vec::new();
+        for (pool, workers) in workers.by_pool() {
+            let dead = pools.entry(pool.clone()).or_insert_with(|| Dead {
+                death: Arc::new(self.in_epoch(pool, of_lease())),
+                workers: 0,
+                nodes: 0,
             });
-            self.bury_lost(name, &id, &Arc::clone(death), each, now);
-            *dead.entry(id.pool).or_default() += 1;
+            dead.nodes += 1;
+            let epoch = dead.death.epoch;
+            if epoch > 0 {
+                let pool = pool.to_string();
+                epochs.push(PoolEpoch { pool, epoch });
+            }
+            for id in workers {
+                dead.workers += 1;
+                self.bury_lost(name, &id, &dead.death, each, now);
+            }
         }
-        if !dead.is_empty() {
+        if workers.len() > 0 {
             self.losses.on_loss(name, up_to);
         }
         if self.losses.records.contains_key(name) {
-            let epochs = shared.iter().filter(|(_, death)| death.epoch > 0);
             let loss = NodeLoss {
                 up_to_incarnation: up_to.0,
-                death: Some(death),
-                epochs: epochs
-                    .map(|(pool, death)| PoolEpoch {
-                        pool: pool.to_string(),
-                        epoch: death.epoch,
-                    })
-                    .collect(),
+                death: Some(of_lease()),
+                epochs,
             };
             self.effects.put(serve::loss(name), loss);
         }
-        dead
     }
 
     /// One of them. An endpoint that was told is left to the record of its node.
@@ -248,6 +243,20 @@ impl Ledger {
             }
         }
     }
+}
+
+/// Those of one pool that die in one moment.
+struct Dead {
+    death: Arc<common::Death>,
+    workers: usize,
+    nodes: usize,
+}
+
+fn of_lease() -> common::Death {
+    lost(
+        DeathCause::LeaseExpired,
+        "its node was not heard within the lease",
+    )
 }
 
 /// What a loss says of one of its workers.

@@ -371,10 +371,7 @@ impl Ledger {
         let pools: BTreeSet<_> = pools.map(Pool::name).collect();
         for (name, node) in &self.nodes {
             if node.takes() && node.workers.pools().any(|pool| pools.contains(pool)) {
-                self.effects
-                    .acks
-                    .entry(name.clone())
-                    .or_insert(Ack::default());
+                self.effects.acks.entry(name.clone()).or_default();
             }
         }
     }

@@ -8,11 +8,11 @@ use tether_proto::{
     node::{self, StopWorker, WorkerReport, order::Order},
     worker::EventKind,
 };
-use tether_supervise::{Phase, Slot as Machine};
+use tether_supervise::{Action, Phase, Slot as Machine};
 use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, PoolName, WorkerId};
 
 use super::{
-    Ledger,
+    Ledger, Timed,
     slots::{Last, Live, Place},
 };
 
@@ -262,7 +262,11 @@ impl Ledger {
     ) {
         let cause = death.cause().to_cause(death.exit_code, death.signal);
         self.jobs.on_death(id, &death, &mut self.effects);
-        let Some(place) = self.place(&id.pool, id.slot) else {
+        let Some(entry) = self.pools.get_mut(&id.pool) else {
+            return;
+        };
+        let stays = id.slot < entry.size();
+        let Some(place) = entry.places.get_mut(&id.slot) else {
             return;
         };
         place.live = None;
@@ -271,17 +275,16 @@ impl Ledger {
             death,
             node: Some(node.clone()),
         }));
-        let action = match place.machine.phase() {
-            Phase::Spawning if cause == DeathCause::SpawnFailed => {
-                place.machine.on_spawn_failed(permanent, now)
+        let action = fall(place, cause, permanent, now);
+        let next = place.machine.next_deadline().filter(|&next| next > now);
+        if let (None, Some(next), true) = (action, next, stays && !place.leaving) {
+            // Nothing is to be done before its next start is due, which a million may wait for at once.
+            if next < place.armed {
+                let timed = Timed::Place(id.pool.clone(), id.slot);
+                place.armed = self.wheel.arm(timed, next);
             }
-            Phase::Spawning => {
-                // It ended in the very moment of its start.
-                place.machine.on_spawned(0, now);
-                place.machine.on_exit(is_clean(cause), now)
-            }
-            _ => place.machine.on_exit(is_clean(cause), now),
-        };
+            return;
+        }
         if let Some(action) = action {
             self.act(&id.pool, id.slot, action, Some(id), now);
         }
@@ -318,6 +321,21 @@ impl Ledger {
             death: Some(death.clone()),
             ..Default::default()
         });
+    }
+}
+
+/// The end of its worker, as the machine of a place takes it.
+fn fall(place: &mut Place, cause: DeathCause, permanent: bool, now: Tick) -> Option<Action> {
+    match place.machine.phase() {
+        Phase::Spawning if cause == DeathCause::SpawnFailed => {
+            place.machine.on_spawn_failed(permanent, now)
+        }
+        Phase::Spawning => {
+            // It ended in the very moment of its start.
+            place.machine.on_spawned(0, now);
+            place.machine.on_exit(is_clean(cause), now)
+        }
+        _ => place.machine.on_exit(is_clean(cause), now),
     }
 }
 

@@ -55,8 +55,15 @@ impl Roster {
 
     /// Each pool that has workers there, once.
     pub(super) fn pools(&self) -> impl Iterator<Item = &PoolName> {
-        let of_pool = |a: &Entry, b: &Entry| a.0 == b.0;
-        self.0.chunk_by(of_pool).map(|workers| &workers[0].0)
+        self.by_pool().map(|(pool, _)| pool)
+    }
+
+    /// The workers of each pool.
+    pub(super) fn by_pool(
+        &self,
+    ) -> impl Iterator<Item = (&PoolName, impl Iterator<Item = WorkerId>)> {
+        let pools = self.0.chunk_by(|a, b| a.0 == b.0);
+        pools.map(|workers| (&workers[0].0, workers.iter().map(id)))
     }
 }
 

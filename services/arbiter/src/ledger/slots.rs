@@ -307,3 +307,15 @@ impl Ledger {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_small() {
+        // A million of them: a field that few need goes to what is rare.
+        let sizes = (size_of::<Machine>(), size_of::<Live>(), size_of::<Place>());
+        assert!(sizes.2 <= 184, "{sizes:?}");
+    }
+}

@@ -59,7 +59,7 @@ impl NodeService for Nodes {
             }
             shared.unlink(&node, stream).await;
         });
-        let messages = ReceiverStream::new(receive).map(Ok);
+        let messages = ReceiverStream::new(receive).map(|message| Ok(*message));
         Ok(Response::new(Box::pin(messages)))
     }
 }

@@ -82,7 +82,7 @@ struct Scene {
     node: NodeName,
     stream: u64,
     seq: u64,
-    inbox: mpsc::Receiver<HeartbeatResponse>,
+    inbox: mpsc::Receiver<Box<HeartbeatResponse>>,
     stop: tokio_util::sync::DropGuard,
     timer: tokio::task::JoinHandle<()>,
 }
@@ -142,7 +142,7 @@ impl Scene {
     }
 
     async fn next(&mut self) -> HeartbeatResponse {
-        timeout(PATIENCE, self.inbox.recv()).await.unwrap().unwrap()
+        *timeout(PATIENCE, self.inbox.recv()).await.unwrap().unwrap()
     }
 
     async fn apply(&self, name: &str) -> Result<tether_proto::pool::Pool, tether_proto::Failure> {

@@ -73,10 +73,9 @@ impl World {
     /// What discovery takes to serve.
     fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
         let entries = self.store.range("serve/endpoints/".to_owned()..);
-        let endpoints = entries.filter_map(|(key, (value, _))| {
-            matches!(ServeKey::parse(key), Some(ServeKey::Endpoint(..)))
-                .then(|| Endpoint::decode(&**value).unwrap())
-        });
+        let of_endpoint = |key: &str| matches!(ServeKey::parse(key), Some(ServeKey::Endpoint(..)));
+        let entries = entries.filter(move |(key, _)| of_endpoint(key));
+        let endpoints = entries.map(|(_, (value, _))| Endpoint::decode(&**value).unwrap());
         endpoints.filter(|endpoint| {
             let loss = self.store.get(&format!("serve/losses/{}", endpoint.node));
             let loss = loss.map(|(value, _)| NodeLoss::decode(&**value).unwrap());
@@ -231,6 +230,8 @@ impl World {
 
     /// A6, as discovery is told it; and no more than a few are recycled at once.
     pub(super) fn check_serving(&self) {
+        let any = self.wishes.spares > 0;
+        let serving: Vec<_> = any.then(|| self.endpoints().collect()).unwrap_or_default();
         for (name, pool) in &self.ledger.pools {
             let spec = &pool.resolved.spec;
             let recycled = pool.places.values().filter(|place| {
@@ -252,7 +253,7 @@ impl World {
                 let worker = endpoint.worker.as_ref().unwrap();
                 worker.pool == name.as_str() && !endpoint.draining
             };
-            let serving = self.endpoints().filter(of_pool);
+            let serving = serving.iter().filter(|endpoint| of_pool(endpoint));
             let able = pool.places.values().filter(|place| {
                 place.is_ready() && matches!(place.machine.phase(), Phase::Ready { .. })
             });
