@@ -230,8 +230,10 @@ impl World {
 
     /// A6, as discovery is told it; and no more than a few are recycled at once.
     pub(super) fn check_serving(&self) {
-        let any = self.wishes.spares > 0;
-        let serving: Vec<_> = any.then(|| self.endpoints().collect()).unwrap_or_default();
+        let mut serving = Vec::new();
+        if self.wishes.spares > 0 {
+            serving.extend(self.endpoints());
+        }
         for (name, pool) in &self.ledger.pools {
             let spec = &pool.resolved.spec;
             let recycled = pool.places.values().filter(|place| {
