@@ -211,13 +211,15 @@ impl Ledger {
 
     /// A worker gets no calls, and its place stays its own.
     fn disable(&mut self, name: &NodeName, id: &WorkerId) {
-        let live = self
-            .place(&id.pool, id.slot)
-            .and_then(|place| place.live.as_mut());
+        let Some(place) = self.place(&id.pool, id.slot) else {
+            return;
+        };
+        let live = place.live.as_mut();
         let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
             return;
         };
         live.disabled = true;
+        place.serves = false;
         self.jobs.orphan(id, &mut self.effects);
         self.leave_to_loss(name, id);
     }

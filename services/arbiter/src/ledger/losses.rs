@@ -137,7 +137,6 @@ impl Ledger {
             return self.withdraw(&id.pool, id.slot);
         }
         place.shown = Shown::Lost;
-        place.serves = false;
         self.losses.hold(name, &id.pool, id.slot);
     }
 
@@ -238,12 +237,9 @@ impl Ledger {
             dead.nodes += 1;
             dead.workers += workers.len();
             let death = Arc::clone(&dead.death);
-            let all = |node: &Node| {
-                let mut jobs = workers.iter().filter(|id| node.jobs.contains_key(id));
-                jobs.next().is_none()
-            };
-            // Those with a job are not what the others of their pool are.
-            if self.nodes.get(name).is_some_and(all) {
+            let others = |node: &Node| workers.iter().any(|id| !node.jobs.contains_key(id));
+            // Those with a job are not what the others of their pool are, which all end at once.
+            if self.nodes.get(name).is_some_and(others) {
                 self.bury_pool(name, pool, death.epoch);
             }
             for id in workers {
