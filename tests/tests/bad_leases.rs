@@ -144,7 +144,7 @@ async fn a_second_agent_under_a_nodes_name_is_refused_and_the_first_keeps_its_wo
 
     eventually("the second agent says why it is refused", async || {
         let said = std::fs::read_to_string(&log).ok()?;
-        said.contains("another agent holds the lease of node `node-1`")
+        said.contains("another agent holds node `node-1`")
             .then_some(())
     })
     .await;
