@@ -28,7 +28,7 @@ const LEFT_ALONE: u32 = 5;
 /// What to do after an arbiter said that it does not lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Ask the one it named, at once.
+    /// Ask the one it named, or where it named none the next, at once.
     AskLeader,
     /// Pause, then ask another one.
     Pause,
@@ -84,6 +84,7 @@ impl Arbiters {
 
     /// The one that was asked does not lead, and may have said who does.
     pub fn on_not_leader(&mut self, leader: Option<Address>) -> Next {
+        let knows_none = leader.is_none();
         let new = leader
             .filter(|leader| !self.followed && leader != self.current() && !self.is_gone(leader));
         // A socket's path means something on its own machine only.
@@ -94,8 +95,15 @@ impl Arbiters {
             (None, Some(Address::Unix(_)) | None) => {
                 let left = self.gone.take();
                 self.gone = left.and_then(|(gone, left)| Some((gone, left.checked_sub(1)?)));
+                let (asked, may_ask) = (self.current().clone(), !self.followed && knows_none);
                 self.go_on();
-                return Next::Pause;
+                // One that was silent and is back knows nothing yet, and another one leads already.
+                self.followed = may_ask && *self.current() != asked;
+                return if self.followed {
+                    Next::AskLeader
+                } else {
+                    Next::Pause
+                };
             }
         }
         self.followed = true;
@@ -173,6 +181,7 @@ mod tests {
             Next::Pause,
             "it is that one already"
         );
+        assert_eq!(arbiters.on_not_leader(None), Next::AskLeader);
         assert_eq!(arbiters.on_not_leader(None), Next::Pause);
         assert_eq!(
             arbiters.on_not_leader(Some(address("b:1"))),
@@ -210,6 +219,18 @@ mod tests {
 
         assert_eq!(asked[..6], ["b:1"; 6]);
         assert_eq!(asked[6], "a:1");
+    }
+
+    #[test]
+    fn where_none_is_named_the_next_is_asked_at_once_and_then_there_is_a_pause() {
+        let mut arbiters = Arbiters::new(["a:1", "b:1"].map(address).to_vec());
+
+        assert_eq!(arbiters.on_not_leader(None), Next::AskLeader);
+        assert_eq!(arbiters.current(), &address("b:1"));
+        assert_eq!(arbiters.on_not_leader(None), Next::Pause);
+        assert_eq!(arbiters.current(), &address("a:1"));
+        let mut alone = Arbiters::new(vec![address("a:1")]);
+        assert_eq!(alone.on_not_leader(None), Next::Pause);
     }
 
     #[test]
