@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_lease::{Grantor, Terms};
 use tether_proto::worker::EventKind;
@@ -97,15 +97,15 @@ pub(super) async fn all_at_once(
     }
     let (mut events, _) = arbiter.events().await?;
     let pid = i32::try_from(arbiter.pid()).ok().and_then(Pid::from_raw);
-    let pid = pid.context("no pid")?;
-    kill_process(pid, Signal::STOP)?;
+    let stopped = pidfd_open(pid.context("no pid")?, PidfdFlags::empty())?;
+    pidfd_send_signal(&stopped, Signal::STOP)?;
     let newest = (cut..agents).map(|number| swarm.last(number).1).max();
     let newest = newest.unwrap_or_default() + span;
     swarm.cut(agents);
     sleep(newest.since(BootClock.now()) + Duration::from_millis(500)).await;
     let before = arbiter.cpu()?;
     let begun = Instant::now();
-    kill_process(pid, Signal::CONT)?;
+    pidfd_send_signal(&stopped, Signal::CONT)?;
     // The last events of the burst: by then all of it is decided and written.
     let mut lost = 0;
     let mut last = begun;
