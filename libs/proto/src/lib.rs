@@ -47,7 +47,6 @@ mod generated {
     }
 }
 
-mod codec;
 mod convert;
 mod failure;
 

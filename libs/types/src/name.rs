@@ -1,6 +1,6 @@
 //! Names people give to things, checked once at the border.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr};
 
 /// Longest name accepted, in bytes: it has to fit a cgroup directory and a socket path.
 pub(crate) const MAX_LEN: usize = 63;
@@ -81,10 +81,8 @@ fn check(kind: &'static str, text: &str, extra: &'static str) -> Result<(), Inva
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $kind:literal, $extra:literal) => {
         $(#[$doc])*
-        ///
-        /// A copy shares the text: a million workers name one pool.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(Arc<str>);
+        pub struct $type(String);
 
         impl $type {
             /// Checks `text` and makes it a name.
@@ -94,7 +92,7 @@ macro_rules! name {
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
                 let text = text.into();
                 check($kind, &text, $extra)?;
-                Ok(Self(text.into()))
+                Ok(Self(text))
             }
 
             /// The name as text.

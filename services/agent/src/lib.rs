@@ -31,7 +31,6 @@ mod link;
 mod liveness;
 mod memory;
 mod metrics;
-mod news;
 mod notify;
 mod output;
 mod owners;

@@ -9,7 +9,10 @@ use tether_clock::Tick;
 use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 use super::Ledger;
-use crate::{effects::keys, record::HoldRecord};
+use crate::{
+    effects::{Ack, keys},
+    record::HoldRecord,
+};
 
 /// What a node may believe of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +41,7 @@ impl Ledger {
             self.effects.put(keys::hold(&id.pool, id.slot), record);
         }
         if before != Some(Hold::Held) {
-            node.to_tell.insert(id.pool.clone());
-            self.effects.acks.entry(name).or_default();
+            self.effects.acks.entry(name).or_insert(Ack { ttl_ms: 0 });
         }
     }
 
@@ -48,11 +50,9 @@ impl Ledger {
         if self.jobs.has_open(id) {
             return;
         }
-        for node in self.nodes.values_mut() {
-            if let Some(hold) = node.jobs.get_mut(id) {
-                *hold = Hold::EndedAt(now);
-                node.to_tell.insert(id.pool.clone());
-            }
+        let nodes = self.nodes.values_mut();
+        for hold in nodes.filter_map(|node| node.jobs.get_mut(id)) {
+            *hold = Hold::EndedAt(now);
         }
     }
 

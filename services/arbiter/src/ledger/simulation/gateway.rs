@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tether_proto::common::WorkerRef;
+use prost::Message as _;
+use tether_proto::common::{Endpoint, WorkerRef};
 use tether_types::WorkerId;
 
 use super::world::World;
@@ -20,7 +21,9 @@ pub(super) struct Gateway {
 impl World {
     /// Workers that gateways send calls to and are asked to count.
     fn counted(&self) -> Vec<WorkerId> {
-        let told = self.endpoints();
+        let told = self.store.range("serve/endpoints/".to_owned()..);
+        let told = told.take_while(|(key, _)| key.starts_with("serve/endpoints/"));
+        let told = told.map(|(_, (value, _))| Endpoint::decode(&**value).unwrap());
         told.filter(|endpoint| endpoint.count_calls && !endpoint.draining)
             .map(|endpoint| WorkerRef::required(endpoint.worker.as_ref()).unwrap())
             .collect()
@@ -78,8 +81,7 @@ impl World {
                     slot,
                     incarnation: live.incarnation,
                 };
-                let rare = live.rare.as_ref();
-                let known = rare.map_or(0, |rare| rare.calls.total());
+                let known = live.calls.total();
                 let served = self.served.get(&id).copied().unwrap_or(0);
                 assert!(known <= served, "A7: {id} served {served}, not {known}");
                 let told = self

@@ -9,11 +9,12 @@ use std::{
 
 use prost::Message as _;
 use tether_clock::Tick;
+use tether_proto::node::HeartbeatResponse;
 use tether_store::{Entry, Listing};
 use tether_types::{DeathCause, NodeName};
 
 use super::world::{Packet, World, empty_ledger};
-use crate::{effects::Ack, ledger::Ledger, record::PoolRecord};
+use crate::{ledger::Ledger, record::PoolRecord};
 
 /// A protection that is left out, to see that it is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +96,9 @@ impl World {
         for (name, orders) in effects.orders {
             let node = self.nodes.iter().position(|node| node.name == name);
             if let (Some(node), Some(&stream)) = (node, deposed.links.get(&name))
-                && let Some(message) = deposed.ledger.message_to(&name, Ack::default(), orders)
+                && let Some(message) = deposed.ledger.message_to(&name)
             {
+                let message = HeartbeatResponse { orders, ..message };
                 self.send(node, stream, Packet::Down(message));
             }
         }
