@@ -90,6 +90,8 @@ impl Mandate {
                 self.end();
                 NotLeader { leader: None }.into()
             }
+            // Its time ran out meanwhile: whoever asks again is to ask another.
+            (Some(_), _) if self.check().is_err() => NotLeader { leader: None }.into(),
             _ => crate::shared::store_failed(error),
         }
     }
