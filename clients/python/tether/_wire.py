@@ -1,4 +1,4 @@
-"""The few protobuf messages of `tether.job`, written and read by hand: no generated code, and no protobuf to install."""
+"""Protobuf messages of `tether.job` and `tether.lease`, written and read by hand: no generated code, and no protobuf to install."""
 
 import struct
 

@@ -24,6 +24,8 @@ import os
 import threading
 import time
 
+from . import _wire
+
 MARK = int.from_bytes(b"tetherL1", "little")
 
 # In words of eight bytes; docs/reference/lease-page.md has the layout.
@@ -151,18 +153,8 @@ def epoch():
     return own().epoch()
 
 
-def _varint(number):
-    digits = bytearray()
-    while number > 127:
-        digits.append(number & 127 | 128)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
 def _field(number, content):
-    content = content.encode() if isinstance(content, str) else content
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+    return _wire.present(number, content.encode() if isinstance(content, str) else content)
 
 
 def _details(code, reason, text, lease):
@@ -171,7 +163,7 @@ def _details(code, reason, text, lease):
     entries = b"".join(_field(3, _field(1, name) + _field(2, fact)) for name, fact in facts.items())
     info = _field(1, reason) + _field(2, "tether") + entries
     packed = _field(1, "type.googleapis.com/google.rpc.ErrorInfo") + _field(2, info)
-    return _varint(1 << 3) + _varint(code) + _field(2, text) + _field(3, packed)
+    return _wire.present(1, code) + _field(2, text) + _field(3, packed)
 
 
 try:
