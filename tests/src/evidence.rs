@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Write as _},
     path::Path,
+    process::ExitCode,
 };
 
 use serde::Serialize;
@@ -83,8 +84,23 @@ impl Report {
         self.failed
     }
 
+    /// Writes everything where that is wanted, prints the last line, and tells the status to end with.
+    pub fn finish(&self, json: Option<&Path>) -> ExitCode {
+        if let Some(file) = json
+            && let Err(error) = self.write(file)
+        {
+            self.complain(&format!("cannot write `{}`: {error}", file.display()));
+            return ExitCode::FAILURE;
+        }
+        self.print_result();
+        match self.failed {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+
     /// Prints the last line as a test runner does, for whoever adds up runs.
-    pub fn print_result(&self) {
+    fn print_result(&self) {
         let word = if self.failed == 0 { "ok" } else { "FAILED" };
         let (passed, failed, skipped) = (self.passed, self.failed, self.skipped);
         self.say(&format!(

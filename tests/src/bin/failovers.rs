@@ -83,17 +83,7 @@ async fn main() -> ExitCode {
     let mut rows = rows(&args);
     let disks = retain_possible(&mut rows, &mut report).await;
     run(&args, rows, disks, &mut report).await;
-    if let Some(file) = &args.json
-        && let Err(error) = report.write(file)
-    {
-        report.complain(&format!("cannot write `{}`: {error}", file.display()));
-        return ExitCode::FAILURE;
-    }
-    report.print_result();
-    match report.failed() {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    }
+    report.finish(args.json.as_deref())
 }
 
 /// Keeps the rows that can be played on this machine, and says why others cannot. Tells how disks are made here.

@@ -79,17 +79,7 @@ async fn main() -> ExitCode {
     } else {
         run(&args, &mut report).await;
     }
-    if let Some(file) = &args.json
-        && let Err(error) = report.write(file)
-    {
-        report.complain(&format!("cannot write `{}`: {error}", file.display()));
-        return ExitCode::FAILURE;
-    }
-    report.print_result();
-    match report.failed() {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    }
+    report.finish(args.json.as_deref())
 }
 
 async fn run(args: &Args, report: &mut Report) {
