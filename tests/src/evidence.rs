@@ -84,7 +84,8 @@ impl Report {
         self.failed
     }
 
-    /// Writes everything where that is wanted, prints the last line, and tells the status to end with.
+    /// Writes everything where that is wanted, prints the last line, and tells the status to end with: a run
+    /// that looked at nothing has shown nothing.
     pub fn finish(&self, json: Option<&Path>) -> ExitCode {
         if let Some(file) = json
             && let Err(error) = self.write(file)
@@ -93,6 +94,10 @@ impl Report {
             return ExitCode::FAILURE;
         }
         self.print_result();
+        if self.rows.is_empty() && self.skipped == 0 {
+            self.complain("nothing was looked at: no row is called so");
+            return ExitCode::FAILURE;
+        }
         match self.failed {
             0 => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
