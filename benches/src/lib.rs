@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod figure;
 pub mod ground;
+pub mod leases;
 pub mod peer;
 pub mod processes;
 pub mod puppet;
@@ -109,6 +110,24 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
         .sum();
     // Linux tells them in hundredths of a second on every architecture.
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// Processor time that the threads of a process have used so far which still run, to the nanosecond.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time_of_threads(pid: u32) -> io::Result<Duration> {
+    let mut nanos = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended since is left out.
+        let times = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+        let running = times
+            .split(' ')
+            .next()
+            .and_then(|first| first.parse::<u64>().ok());
+        nanos += running.unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// Resident memory of a process in bytes.

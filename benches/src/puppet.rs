@@ -129,6 +129,7 @@ impl Puppet {
             owners: strings.grant.owners.clone(),
             orders,
             ttl_ms: 0,
+            resync: false,
         };
         if let Some(outbox) = &strings.outbox {
             let _ = outbox.send(message);
@@ -206,6 +207,7 @@ impl Strings {
             beat_ms: millis(self.grant.beat),
             owners: self.grant.owners.clone(),
             orders: Vec::new(),
+            resync: false,
         }
     }
 }

@@ -47,6 +47,7 @@ mod generated {
     }
 }
 
+mod codec;
 mod convert;
 mod failure;
 

@@ -5,10 +5,11 @@
 //! | `serve/pools/POOL` | empty; the pool exists |
 //! | `serve/endpoints/POOL/SLOT` | prost `tether.common.v1.Endpoint` |
 //! | `serve/deaths/POOL/SLOT` | prost `tether.discovery.v1.EndpointRemoval`, the slot's last death, written by the commit that deletes the endpoint |
+//! | `serve/losses/NODE` | prost `tether.discovery.v1.NodeLoss`: endpoints of that node are over although they are there, until the last of them is deleted or the node is back |
 
 use std::fmt;
 
-use tether_types::{PoolName, Slot};
+use tether_types::{NodeName, PoolName, Slot};
 
 /// What every key in this module starts with.
 pub const SERVE: &str = "serve/";
@@ -22,6 +23,8 @@ pub enum ServeKey {
     Endpoint(PoolName, Slot),
     /// A slot's last death.
     Death(PoolName, Slot),
+    /// A node's lease was lost.
+    Loss(NodeName),
 }
 
 impl ServeKey {
@@ -30,6 +33,9 @@ impl ServeKey {
         let (kind, rest) = key.strip_prefix(SERVE)?.split_once('/')?;
         if kind == "pools" {
             return Some(Self::Pool(PoolName::new(rest).ok()?));
+        }
+        if kind == "losses" {
+            return Some(Self::Loss(NodeName::new(rest).ok()?));
         }
         let (pool, slot) = rest.split_once('/')?;
         let (pool, slot) = (PoolName::new(pool).ok()?, slot.parse().ok()?);
@@ -47,6 +53,7 @@ impl fmt::Display for ServeKey {
             Self::Pool(pool) => write!(f, "{SERVE}pools/{pool}"),
             Self::Endpoint(pool, slot) => write!(f, "{SERVE}endpoints/{pool}/{slot}"),
             Self::Death(pool, slot) => write!(f, "{SERVE}deaths/{pool}/{slot}"),
+            Self::Loss(node) => write!(f, "{SERVE}losses/{node}"),
         }
     }
 }
@@ -66,6 +73,11 @@ pub fn death(pool: &PoolName, slot: Slot) -> String {
     ServeKey::Death(pool.clone(), slot).to_string()
 }
 
+/// Key of the loss of a node.
+pub fn loss(node: &NodeName) -> String {
+    ServeKey::Loss(node.clone()).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +89,10 @@ mod tests {
             (pool(&name), ServeKey::Pool(name.clone())),
             (endpoint(&name, 3), ServeKey::Endpoint(name.clone(), 3)),
             (death(&name, 0), ServeKey::Death(name.clone(), 0)),
+            (
+                loss(&NodeName::new("n-1.a").unwrap()),
+                ServeKey::Loss(NodeName::new("n-1.a").unwrap()),
+            ),
         ] {
             assert_eq!(ServeKey::parse(&text), Some(key));
         }
@@ -86,6 +102,7 @@ mod tests {
             "serve/pools/a/b",
             "serve/endpoints/a",
             "serve/x/a/1",
+            "serve/losses/a/1",
         ] {
             assert_eq!(ServeKey::parse(stranger), None, "{stranger}");
         }

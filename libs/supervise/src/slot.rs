@@ -1,6 +1,6 @@
 //! The slot itself: a process's events in, orders out.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use tether_clock::Tick;
 use tether_types::{DeathCause, Incarnation};
@@ -10,17 +10,15 @@ use crate::{Action, GaveUp, Phase, Plan, RestartPolicy, Snapshot, Worn, recycle:
 /// One slot of a pool.
 #[derive(Debug, Clone)]
 pub struct Slot {
-    plan: Plan,
+    plan: Arc<Plan>,
     seed: u64,
     phase: Phase,
     next: Incarnation,
-    live: Option<Incarnation>,
+    /// Whether the incarnation before the next one lives.
+    live: bool,
     pid: Option<u32>,
     /// Set by a stop order, which outlasts whatever the process does.
     stopping_for: Option<DeathCause>,
-    /// When restarts were ordered, the recent ones only.
-    recent: VecDeque<Tick>,
-    restarts: u64,
     /// Restarts since a worker last ran well, which make the next wait longer.
     in_a_row: u32,
     /// Starts in a row of which none became ready.
@@ -31,43 +29,50 @@ pub struct Slot {
     replaces: bool,
     /// Since when the live process runs.
     born: Tick,
-    /// What it was last seen to use.
+    /// Set once [`Action::Worn`] was given.
+    worn: Option<Worn>,
+    /// Apart, because of a million slots few have any of it.
+    rare: Option<Box<Rare>>,
+}
+
+/// What a slot has of which nothing was ever measured and that was never started again.
+#[derive(Debug, Clone, Default)]
+struct Rare {
+    /// When restarts were ordered, the recent ones only.
+    recent: VecDeque<Tick>,
+    restarts: u64,
+    /// What the process was last seen to use.
     memory_bytes: u64,
     /// What it is known to have served.
     calls: u64,
-    /// Set once [`Action::Worn`] was given.
-    worn: Option<Worn>,
 }
 
 impl Slot {
     /// An empty slot run by a valid `plan`, whose first worker, incarnation `next`, is due at `now`: call
     /// [`Slot::check`].
-    pub fn new(plan: Plan, next: Incarnation, seed: u64, now: Tick) -> Self {
+    pub fn new(plan: impl Into<Arc<Plan>>, next: Incarnation, seed: u64, now: Tick) -> Self {
         Self {
-            plan,
+            plan: plan.into(),
             seed,
             phase: Phase::Backoff { until: now },
             next,
-            live: None,
+            live: false,
             pid: None,
             stopping_for: None,
-            recent: VecDeque::new(),
-            restarts: 0,
             in_a_row: 0,
             never_ready: 0,
             started: false,
             replaces: false,
             born: now,
-            memory_bytes: 0,
-            calls: 0,
             worn: None,
+            rare: None,
         }
     }
 
     /// A slot whose worker was found running since `born`, after a restart of its agent. It has its
     /// start timeout to prove itself ready again.
     pub fn adopted(
-        plan: Plan,
+        plan: impl Into<Arc<Plan>>,
         live: Incarnation,
         pid: u32,
         born: Tick,
@@ -76,15 +81,15 @@ impl Slot {
     ) -> Self {
         let mut slot = Self::new(plan, Incarnation(live.0.saturating_add(1)), seed, now);
         slot.started = true;
-        slot.live = Some(live);
+        slot.live = true;
         slot.run(pid, now);
         slot.born = born;
         slot
     }
 
     /// Changes how the slot is run; what is under way goes on as it began.
-    pub fn change_plan(&mut self, plan: Plan) {
-        self.plan = plan;
+    pub fn change_plan(&mut self, plan: impl Into<Arc<Plan>>) {
+        self.plan = plan.into();
         self.worn = None;
     }
 
@@ -103,7 +108,7 @@ impl Slot {
         if self.phase != Phase::Spawning {
             return None;
         }
-        self.live = None;
+        self.live = false;
         if self.stopping_for.is_some() {
             self.phase = Phase::Stopped;
             None
@@ -123,13 +128,15 @@ impl Slot {
     }
 
     /// What the process was seen to use; call [`Slot::check`] after it.
-    pub const fn on_memory(&mut self, bytes: u64) {
-        self.memory_bytes = bytes;
+    pub fn on_memory(&mut self, bytes: u64) {
+        if bytes > 0 || self.rare.is_some() {
+            self.rare().memory_bytes = bytes;
+        }
     }
 
     /// What the process is known to have served; call [`Slot::check`] after it.
-    pub const fn on_calls(&mut self, calls: u64) {
-        self.calls = calls;
+    pub fn on_calls(&mut self, calls: u64) {
+        self.rare().calls = calls;
     }
 
     /// Has a ready process replaced: drained, stopped, started anew. False where none is ready.
@@ -158,7 +165,7 @@ impl Slot {
                 return None;
             }
         };
-        self.live = None;
+        self.live = false;
         self.pid = None;
         let recycled = DeathCause::Recycled;
         if self.phase == (Phase::Stopping { why: recycled }) && self.stopping_for.is_none() {
@@ -240,29 +247,42 @@ impl Slot {
     }
 
     /// The slot as plain data.
-    pub const fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             phase: self.phase,
-            incarnation: self.live,
+            incarnation: self.live.then(|| self.incarnation()),
             pid: self.pid,
-            restarts: self.restarts,
+            restarts: self.rare.as_ref().map_or(0, |rare| rare.restarts),
         }
+    }
+
+    /// The incarnation that lives, or lived last.
+    const fn incarnation(&self) -> Incarnation {
+        Incarnation(self.next.0.saturating_sub(1))
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 
     /// When a worker that was ready since then is worn, and why.
     fn worn_at(&self, since: Tick) -> Option<(Tick, Worn)> {
         let recycle = &self.plan.recycle;
-        let salt = self.live.map_or(0, |live| live.0);
+        let salt = if self.live { self.incarnation().0 } else { 0 };
+        let (memory_bytes, calls) = match &self.rare {
+            Some(rare) => (rare.memory_bytes, rare.calls),
+            None => (0, 0),
+        };
         let lifetime = recycle.lifetime(self.seed.wrapping_add(salt));
         let aged = lifetime.map(|lifetime| (self.born + lifetime, Worn::Lifetime));
         let limit = recycle.max_memory_bytes;
         let large = limit
-            .filter(|&limit| self.memory_bytes >= limit)
+            .filter(|&limit| memory_bytes >= limit)
             .map(|_| (since + SETTLE, Worn::Memory));
         // No time to settle: it has served what was asked of it, however young it is.
         let served = recycle
             .max_calls
-            .filter(|&limit| self.calls >= limit)
+            .filter(|&limit| calls >= limit)
             .map(|_| (since, Worn::Calls));
         let all = aged.into_iter().chain(large).chain(served);
         all.min_by_key(|(at, _)| *at)
@@ -286,15 +306,20 @@ impl Slot {
     fn spawn(&mut self, now: Tick) -> Action {
         let incarnation = self.next;
         self.next = Incarnation(incarnation.0.saturating_add(1));
-        self.live = Some(incarnation);
+        self.live = true;
         self.never_ready = self.never_ready.saturating_add(1);
         self.phase = Phase::Spawning;
-        (self.memory_bytes, self.calls, self.worn) = (0, 0, None);
-        if self.started {
-            self.restarts += 1;
+        self.worn = None;
+        if let Some(rare) = &mut self.rare {
+            (rare.memory_bytes, rare.calls) = (0, 0);
         }
-        if self.started && !std::mem::take(&mut self.replaces) {
-            self.recent.push_back(now);
+        if self.started {
+            let replaces = std::mem::take(&mut self.replaces);
+            let rare = self.rare();
+            rare.restarts += 1;
+            if !replaces {
+                rare.recent.push_back(now);
+            }
         }
         self.started = true;
         Action::Spawn { incarnation }
@@ -314,12 +339,15 @@ impl Slot {
         let until = now + self.plan.delay.after(self.in_a_row, self.seed);
         // Counted as of the restart to come, so that no wait squeezes two windows into one (S2).
         let window = self.plan.intensity.window;
-        self.recent.retain(|&at| until.since(at) < window);
+        let recent = self.rare.as_mut().map_or(0, |rare| {
+            rare.recent.retain(|&at| until.since(at) < window);
+            rare.recent.len()
+        });
 
         if self.never_ready > max {
             return Some(self.give_up(GaveUp::NeverReady));
         }
-        if self.recent.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
+        if recent >= usize::try_from(max).unwrap_or(usize::MAX) {
             return Some(self.give_up(GaveUp::TooOften));
         }
         self.in_a_row = self.in_a_row.saturating_add(1);

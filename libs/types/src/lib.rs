@@ -5,12 +5,14 @@
 
 mod address;
 mod death;
+mod digest;
 mod ids;
 mod name;
 mod reason;
 
 pub use address::{Address, InvalidAddress};
 pub use death::{Death, DeathCause, Measures, Orderer};
+pub use digest::Digest;
 pub use ids::{Epoch, Incarnation, ProcessIdentity, Slot, WorkerId};
 pub use name::{InvalidName, NodeName, OwnerName, PoolName, TemplateName};
 pub use reason::Reason;

@@ -1,6 +1,6 @@
 //! Names people give to things, checked once at the border.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// Longest name accepted, in bytes: it has to fit a cgroup directory and a socket path.
 pub(crate) const MAX_LEN: usize = 63;
@@ -81,8 +81,10 @@ fn check(kind: &'static str, text: &str, extra: &'static str) -> Result<(), Inva
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $kind:literal, $extra:literal) => {
         $(#[$doc])*
+        ///
+        /// A copy shares the text: a million workers name one pool.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// Checks `text` and makes it a name.
@@ -92,7 +94,7 @@ macro_rules! name {
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
                 let text = text.into();
                 check($kind, &text, $extra)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             /// The name as text.

@@ -10,10 +10,10 @@ use tether_proto::{
     common::WorkerPhase,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
-        node_service_client::NodeServiceClient,
+        WorkerTable, node_service_client::NodeServiceClient,
     },
 };
-use tether_types::{Address, PoolName, WorkerId};
+use tether_types::{Address, Digest, PoolName, WorkerId};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -31,6 +31,7 @@ use crate::{
     config::Ground,
     forkserver::{self, ForkServers, Keeper},
     history, launch,
+    news::News,
     owners::Owners,
     permission::{self, Grants, Permissions, Steps, Told, Viewpoint},
     report,
@@ -74,8 +75,10 @@ pub(crate) struct Node {
 
 struct Worker {
     orders: UnboundedSender<Order>,
-    /// What was last told of it, for a stream that begins anew.
+    /// What is known of it, for a stream that begins anew.
     last: WorkerReport,
+    /// Its phase as the stream was told last; unspecified for not at all.
+    told: WorkerPhase,
     /// Time it is given at an orderly stop of the agent; none for one that stays.
     ends_with_agent: Option<u64>,
     /// How long before the end of its permission it is asked to end.
@@ -98,7 +101,9 @@ struct Running {
     history: History,
     reports: UnboundedSender<WorkerReport>,
     /// What changed and is not sent yet.
-    pending: Vec<WorkerReport>,
+    news: News,
+    /// Whether the arbiter asked for all there is.
+    resync: bool,
     /// Owners' ends the arbiter has not answered yet, and the beat that told them, if one did on this
     /// stream: they are observed only once, so they are told until they are heard.
     exits: Vec<OwnerExit>,
@@ -136,7 +141,8 @@ impl Node {
             forkservers,
             history: History::default(),
             reports,
-            pending: Vec::new(),
+            news: News::default(),
+            resync: false,
             exits: Vec::new(),
             exits_told: None,
         };
@@ -272,6 +278,7 @@ impl Running {
         let worker = Worker {
             orders,
             last,
+            told: WorkerPhase::Unspecified,
             ends_with_agent: None,
             lease_grace_ms: found.entry.order.lease_grace_ms,
         };
@@ -305,7 +312,7 @@ impl Running {
         stop: &CancellationToken,
     ) -> End {
         // What was pending is in the hello.
-        self.pending.clear();
+        self.tell_all();
         self.exits_told = None;
         loop {
             // All that is known by now goes into one beat.
@@ -313,17 +320,13 @@ impl Running {
                 self.on_report(report);
             }
             let now = self.clock.now();
-            let news =
-                !self.pending.is_empty() || (self.exits_told.is_none() && !self.exits.is_empty());
+            let exits = self.exits_told.is_none() && !self.exits.is_empty();
+            let news = exits || self.resync || !self.news.is_empty();
             if now >= self.beats.due() || (news && !self.beats.in_flight()) {
                 let (seq, ack_seen) = self.beats.on_send(now);
                 let beat = HeartbeatRequest {
-                    hello: None,
-                    seq,
-                    ack_seen,
-                    reports: std::mem::take(&mut self.pending),
                     owner_exits: self.exits.clone(),
-                    goodbye: false,
+                    ..self.beat(seq, ack_seen)
                 };
                 self.exits_told = Some(seq);
                 // A stream that takes no more leads nowhere; what this beat would have told is in the
@@ -352,6 +355,52 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// The next beat: what changed, or all there is, and the sum of what was told with it.
+    fn beat(&mut self, seq: u64, ack_seen: u64) -> HeartbeatRequest {
+        let table = std::mem::take(&mut self.resync).then(|| WorkerTable {
+            workers: self.tell_all(),
+        });
+        let reports = self.news.take();
+        for report in &reports {
+            if let Some(worker) = self.worker_of(report) {
+                worker.told = report.phase();
+            }
+        }
+        let mut digest = Digest::default();
+        for (id, worker) in &self.workers {
+            // The dead are left out: when they are forgotten is not the same moment on both sides.
+            if !matches!(worker.told, WorkerPhase::Unspecified | WorkerPhase::Dead) {
+                digest.add(id, worker.told.into());
+            }
+        }
+        HeartbeatRequest {
+            seq,
+            ack_seen,
+            reports,
+            digest: Some(digest.sum()),
+            count: digest.count(),
+            table,
+            ..HeartbeatRequest::default()
+        }
+    }
+
+    /// What is known of each worker, all of which is told with this.
+    fn tell_all(&mut self) -> Vec<WorkerReport> {
+        self.news.clear();
+        self.resync = false;
+        let workers = self.workers.values_mut();
+        let told = workers.map(|worker| {
+            worker.told = worker.last.phase();
+            worker.last.clone()
+        });
+        told.collect()
+    }
+
+    fn worker_of(&mut self, report: &WorkerReport) -> Option<&mut Worker> {
+        let id = report.worker.as_ref()?;
+        self.workers.get_mut(&WorkerId::try_from(id).ok()?)
     }
 
     /// Goes on listening to workers while there is no stream.
@@ -391,6 +440,10 @@ impl Running {
             };
             self.permit(&told, interval / STEPS, BootClock.now());
             history::on_answer(&self.ground.node, &self.permissions.borrow());
+            if message.resync {
+                tracing::warn!("Arbiter was told something else than what is; telling it all");
+                self.resync = true;
+            }
             self.owners.watch(&self.permissions.borrow());
             self.ground.sockets.check(BootClock.now());
         }
@@ -483,6 +536,7 @@ impl Running {
             Worker {
                 orders,
                 last,
+                told: WorkerPhase::Unspecified,
                 ends_with_agent,
                 lease_grace_ms: order.lease_grace_ms,
             },
@@ -503,16 +557,12 @@ impl Running {
     }
 
     fn on_report(&mut self, report: WorkerReport) {
-        let id = report
-            .worker
-            .as_ref()
-            .and_then(|worker| WorkerId::try_from(worker).ok());
-        if let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) {
-            let before = worker.last.phase();
-            self.ground.metrics.on_report(before, &report);
-            history::on_report(&self.ground.node, worker.lease_grace_ms, before, &report);
+        if let Some(worker) = self.worker_of(&report) {
+            let (before, grace_ms) = (worker.last.phase(), worker.lease_grace_ms);
             worker.last = report.clone();
-            self.pending.push(report);
+            self.ground.metrics.on_report(before, &report);
+            history::on_report(&self.ground.node, grace_ms, before, &report);
+            self.news.push(report);
         }
     }
 
@@ -524,20 +574,20 @@ impl Running {
         reported: &mut UnboundedReceiver<WorkerReport>,
     ) {
         self.stop(reported).await;
-        let (seq, ack_seen) = self.beats.on_send(self.clock.now());
-        let reports = std::mem::take(&mut self.pending);
-        let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
-        let last = HeartbeatRequest {
-            seq,
-            ack_seen,
-            reports,
-            goodbye: self.workers.values().all(dead),
-            ..HeartbeatRequest::default()
-        };
         let told = async {
-            outbox.send(last).await.ok()?;
-            while inbox.message().await.ok()??.seq < seq {}
-            Some(())
+            loop {
+                let (seq, ack_seen) = self.beats.on_send(self.clock.now());
+                let mut beat = self.beat(seq, ack_seen);
+                // Said with the last of them: what comes after it would come from a node that has left.
+                let last = self.news.is_empty();
+                let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
+                beat.goodbye = last && self.workers.values().all(dead);
+                outbox.send(beat).await.ok()?;
+                while inbox.message().await.ok()??.seq < seq {}
+                if last {
+                    return Some(());
+                }
+            }
         };
         if !matches!(timeout(STOP_SLACK, told).await, Ok(Some(()))) {
             tracing::warn!("Arbiter did not hear of the last deaths");

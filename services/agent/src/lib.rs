@@ -31,6 +31,7 @@ mod link;
 mod liveness;
 mod memory;
 mod metrics;
+mod news;
 mod notify;
 mod output;
 mod owners;

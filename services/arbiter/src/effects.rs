@@ -12,10 +12,12 @@ use tether_proto::{
 use tether_types::{Epoch, NodeName, OwnerName, PoolName, WorkerId};
 
 /// Answers to a node's last beat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ack {
     /// The lease that beat earned; zero for none.
     pub(crate) ttl_ms: u64,
+    /// Whether its sum is another than what was told.
+    pub(crate) resync: bool,
 }
 
 /// Everything that follows. Answers go out at once; writes come before all else, so that nothing is

@@ -60,11 +60,16 @@ impl Events {
                 *last += 1;
                 event.revision = *last;
                 event.unix_ms = unix_ms;
-                effects.put(keys::event(*last), event.clone());
                 if let Some(old) = last.checked_sub(KEPT as u64).filter(|&old| old > 0) {
                     effects.delete(keys::event(old));
                 }
             }
+        }
+        // Of a burst that is longer than the history, its end.
+        let surplus = events.len().saturating_sub(KEPT);
+        events.drain(..surplus);
+        for event in &events {
+            effects.put(keys::event(event.revision), event.clone());
         }
         effects.events = events;
     }

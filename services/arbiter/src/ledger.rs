@@ -27,21 +27,25 @@ mod attempts;
 mod calls;
 mod dependencies;
 mod filling;
+mod hearing;
 mod holds;
 mod jobs;
 mod loss;
+mod losses;
 mod nodes;
 mod orders;
 mod pools;
 mod readable;
 mod reports;
 mod restore;
+mod roster;
 mod serving;
 mod sessions;
 #[cfg(test)]
 mod simulation;
 mod slots;
 mod waiting;
+mod wheel;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -60,6 +64,9 @@ use crate::{
     spec::Templates,
 };
 
+use losses::Losses;
+use wheel::Wheel;
+
 pub(crate) use jobs::Jobs;
 pub(crate) use nodes::Node;
 pub(crate) use pools::Pool;
@@ -70,6 +77,9 @@ const RESERVE: u64 = 256;
 
 /// Deaths remembered so that none is recorded twice: as many as there are events (A3, A4).
 const BURIED_MAX: usize = crate::events::KEPT;
+
+/// Of what was never changed: nodes that were told nothing know of an earlier one.
+const FIRST_STAMP: u64 = 1;
 
 /// Everything the arbiter knows.
 #[derive(Debug)]
@@ -87,11 +97,31 @@ pub(crate) struct Ledger {
     /// Whether a pool of before could not be taken up: its workers may live, whatever its name is given to.
     lost_pools: bool,
     buried: Buried,
-    /// When places are due; each is in it at most once.
-    due: BTreeSet<(Tick, PoolName, Slot)>,
+    /// Nodes of before that were not heard yet, and have their lease.
+    unheard: usize,
+    /// Lost nodes that may have workers of whom this arbiter does not know.
+    uncertain: BTreeSet<NodeName>,
+    /// Nodes by how many workers they have.
+    loads: BTreeSet<(usize, NodeName)>,
+    losses: Losses,
+    /// When to look at nodes, sessions and places.
+    wheel: Wheel<Timed>,
+    /// When pools are due; none while something changed since that was found out.
+    pools_due: Option<Tick>,
+    /// Counts changes of what nodes are told of their permissions. Each is noted where it was made, and
+    /// each node has the number up to which it was told, so that a beat that follows none asks no pool.
+    stamp: u64,
     /// Numbered workers that cannot be started yet, the first of each pool first.
     waiting: BTreeSet<(PoolName, Incarnation, Slot)>,
     effects: Effects,
+}
+
+/// What the wheel has its looks at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timed {
+    Node(NodeName),
+    Session(OwnerName),
+    Place(PoolName, Slot),
 }
 
 /// Incarnations whose death is recorded, the last ones only.
@@ -125,7 +155,13 @@ impl Ledger {
             reserved: 0,
             lost_pools: false,
             buried: Buried::default(),
-            due: BTreeSet::new(),
+            unheard: 0,
+            uncertain: BTreeSet::new(),
+            loads: BTreeSet::new(),
+            losses: Losses::default(),
+            wheel: Wheel::new(),
+            pools_due: None,
+            stamp: FIRST_STAMP,
             waiting: BTreeSet::new(),
             effects: Effects::default(),
         }
@@ -133,26 +169,48 @@ impl Ledger {
 
     /// What is to be carried out.
     pub(crate) fn take_effects(&mut self) -> Effects {
-        std::mem::take(&mut self.effects)
+        let effects = std::mem::take(&mut self.effects);
+        // Nothing brings a pool's deadline forward without a word to anybody.
+        if !effects.is_empty() {
+            self.pools_due = None;
+        }
+        effects
     }
 
     /// Only time passed.
     pub(crate) fn check(&mut self, now: Tick) {
-        self.check_nodes(now);
-        self.check_sessions(now);
+        let mut nodes = Vec::new();
+        let mut places = Vec::new();
+        while let Some((at, timed)) = self.wheel.pop(now) {
+            match timed {
+                Timed::Node(name) => nodes.extend(self.check_node(name, at)),
+                Timed::Session(owner) => self.check_session(owner, at, now),
+                Timed::Place(pool, slot) => places.push((at, pool, slot)),
+            }
+        }
+        self.check_nodes(nodes, now);
         self.check_pools(now);
+        for (at, pool, slot) in places {
+            self.check_place(&pool, slot, at, now);
+        }
+        self.pools_due = None;
     }
 
-    /// When to call [`Ledger::check`] at the latest.
-    pub(crate) fn next_deadline(&self) -> Option<Tick> {
-        let nodes = self.nodes.values().filter_map(Node::next_deadline);
-        let sessions = self.sessions.values().filter_map(Session::next_deadline);
-        let pools = self
-            .pools
-            .values()
-            .filter_map(|pool| pool.next_deadline(self.sessions.get(pool.owner())));
-        let places = self.due.first().map(|&(due, ..)| due);
-        nodes.chain(sessions).chain(pools).chain(places).min()
+    /// When to call [`Ledger::check`] at the latest. It may be earlier than anything is due, as far as
+    /// deadlines moved since.
+    pub(crate) fn next_deadline(&mut self) -> Option<Tick> {
+        let pools = match self.pools_due {
+            Some(known) => known,
+            None => self.next_of_pools().unwrap_or(Tick::NEVER),
+        };
+        self.pools_due = Some(pools);
+        let pools = Some(pools).filter(|&due| due < Tick::NEVER);
+        self.wheel.next().into_iter().chain(pools).min()
+    }
+
+    fn next_of_pools(&self) -> Option<Tick> {
+        let due = |pool: &Pool| pool.next_deadline(self.sessions.get(pool.owner()));
+        self.pools.values().filter_map(due).min()
     }
 
     /// A number that was never given out and never will be again.

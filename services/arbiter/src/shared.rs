@@ -1,18 +1,19 @@
 //! The ledger at work: one lock around it, its effects carried out, its deadlines kept.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use tether_clock::{Clock, Tick};
 use tether_proto::{
     Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, Order},
 };
-use tether_store::{Store, Txn};
+use tether_store::{Store, Txn, keys::ServeKey};
 use tether_types::{Epoch, NodeName, OwnerName, ProcessIdentity, Reason};
 use tokio::{
     sync::{Mutex, Notify, mpsc, watch},
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    effects::{Effects, keys},
+    effects::{Ack, Effects, keys},
     events::Events,
     ledger::{Granted, Ledger},
     mandate::Mandate,
@@ -67,11 +68,14 @@ pub(crate) struct Shared {
     applied: watch::Sender<u64>,
 }
 
+/// A node's way down. Boxed: a channel sets room aside for thirty-two at a time.
+pub(crate) type Outbox = mpsc::Sender<Box<HeartbeatResponse>>;
+
 /// A node's open stream: which one, and its way down.
 #[derive(Debug)]
 struct Link {
     stream: u64,
-    outbox: mpsc::Sender<HeartbeatResponse>,
+    outbox: Outbox,
 }
 
 #[derive(Debug)]
@@ -101,7 +105,10 @@ impl Core {
     fn collect(&mut self) -> bool {
         let mut effects = self.ledger.take_effects();
         for (node, ack) in std::mem::take(&mut effects.acks) {
-            self.send(&node, ack.ttl_ms, Vec::new());
+            if ack.resync {
+                tracing::warn!(%node, "What the node has is not what it told; it is asked for all of it");
+            }
+            self.send(&node, ack, Vec::new());
         }
         let news = !effects.is_empty();
         self.pending.append(effects);
@@ -123,22 +130,20 @@ impl Core {
         for (node, mut orders) in done.orders {
             orders.retain(|order| self.ledger.still_stands(&node, order));
             if !orders.is_empty() {
-                self.send(&node, 0, orders);
+                self.send(&node, Ack::default(), orders);
             }
         }
     }
 
-    fn send(&mut self, node: &NodeName, ttl_ms: u64, orders: Vec<Order>) {
+    fn send(&mut self, node: &NodeName, ack: Ack, orders: Vec<Order>) {
         let Some(link) = self.links.get(node) else {
             return;
         };
-        let Some(mut message) = self.ledger.message_to(node) else {
+        let Some(message) = self.ledger.message_to(node, ack, orders) else {
             return;
         };
-        message.ttl_ms = ttl_ms;
-        message.orders = orders;
         // A node that does not take its messages has to say hello again, and is then compared.
-        if link.outbox.try_send(message).is_err() {
+        if link.outbox.try_send(Box::new(message)).is_err() {
             self.links.remove(node);
         }
     }
@@ -304,12 +309,7 @@ impl Shared {
             self.commit(Txn::new()).await?;
         }
         while !effects.writes.is_empty() {
-            let keys: Vec<_> = effects
-                .writes
-                .keys()
-                .take(WRITES_PER_COMMIT)
-                .cloned()
-                .collect();
+            let keys = next_commit(&effects.writes);
             let mut txn = Txn::new();
             for key in &keys {
                 txn = match &effects.writes[key] {
@@ -380,7 +380,7 @@ impl Shared {
         &self,
         node: &NodeName,
         hello: &Hello,
-        outbox: mpsc::Sender<HeartbeatResponse>,
+        outbox: Outbox,
     ) -> Result<u64, Failure> {
         self.decide(|core, now| {
             core.ledger.admit_node(node, hello, now)?;
@@ -452,6 +452,23 @@ impl Shared {
             }
         }
     }
+}
+
+/// The keys of the next commit: as many as fit, with the end of each endpoint beside the death that goes with
+/// it, so that no gateway hears of one without the other.
+fn next_commit(writes: &BTreeMap<String, Option<Bytes>>) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for key in writes.keys() {
+        if keys.len() >= WRITES_PER_COMMIT {
+            break;
+        }
+        keys.insert(key.clone());
+        if let Some(ServeKey::Death(pool, slot)) = ServeKey::parse(key) {
+            let endpoint = tether_store::keys::endpoint(&pool, slot);
+            keys.extend(Some(endpoint).filter(|endpoint| writes.contains_key(endpoint)));
+        }
+    }
+    keys
 }
 
 /// Says that a store failed, with all it said itself.

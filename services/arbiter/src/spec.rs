@@ -1,6 +1,6 @@
 //! From what a pool's owner asks for to what is run: checked, resolved, every default filled in.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_lifecycle::{
     Environment, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, UnknownWord,
@@ -30,7 +30,7 @@ pub(crate) struct Resolved {
     /// Why this mode; empty where the owner chose it.
     pub(crate) mode_why: String,
     pub(crate) policy: LifecyclePolicy,
-    pub(crate) plan: Plan,
+    pub(crate) plan: Arc<Plan>,
     /// The pools it depends on.
     pub(crate) depends_on: Vec<PoolName>,
 }
@@ -67,7 +67,7 @@ pub(crate) fn resolve(
     });
     let depends_on = depends_on.collect::<Result<Vec<_>, _>>()?;
     let template = template(&name, &spec, templates)?;
-    let plan = plan(&name, &template)?;
+    let plan = Arc::new(plan(&name, &template)?);
 
     let choice = if spec.mode.is_empty() {
         ModeChoice::Auto

@@ -1,5 +1,6 @@
 //! What serves now, and a ring of what changed lately. Pure.
 
+mod losses;
 #[cfg(test)]
 mod properties;
 
@@ -9,10 +10,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use tether_proto::{
     common::{Endpoint, WorkerRef},
-    discovery::{EndpointRemoval, WatchEndpointsResponse},
+    discovery::{EndpointRemoval, NodeLoss, WatchEndpointsResponse},
 };
 use tether_store::{Change, Entry, keys::ServeKey};
 use tether_types::{PoolName, Slot};
+
+use losses::Losses;
 
 type Place = (PoolName, Slot);
 
@@ -23,6 +26,7 @@ pub(crate) struct Table {
     configured: BTreeSet<PoolName>,
     pools: BTreeSet<PoolName>,
     endpoints: BTreeMap<Place, Endpoint>,
+    losses: Losses,
     revision: u64,
     ring: VecDeque<Changed>,
     limit: usize,
@@ -45,6 +49,7 @@ struct Changed {
 struct Facts {
     endpoints: BTreeMap<Place, Option<Endpoint>>,
     deaths: BTreeMap<Place, EndpointRemoval>,
+    losses: BTreeMap<String, Option<NodeLoss>>,
     pools: BTreeMap<PoolName, bool>,
 }
 
@@ -54,6 +59,7 @@ impl Table {
             pools: configured.clone(),
             configured,
             endpoints: BTreeMap::new(),
+            losses: Losses::default(),
             // 0 is how a watcher says that it has seen nothing.
             revision: 1,
             ring: VecDeque::new(),
@@ -78,13 +84,16 @@ impl Table {
     /// Takes in the whole of the store: what it does not list is gone.
     pub(crate) fn reload(&mut self, entries: Vec<Entry>) {
         let mut facts = Facts::default();
-        for place in self.endpoints.keys() {
+        for place in self.endpoints.keys().chain(self.losses.hidden_places()) {
             if !self.configured.contains(&place.0) {
                 facts.endpoints.insert(place.clone(), None);
             }
         }
         for pool in self.pools.difference(&self.configured) {
             facts.pools.insert(pool.clone(), false);
+        }
+        for node in self.losses.nodes() {
+            facts.losses.insert(node.clone(), None);
         }
         for entry in entries {
             self.read(&mut facts, &entry.key, Some(&entry.value));
@@ -113,9 +122,13 @@ impl Table {
             tracing::warn!(key, "A key under `serve/` is not understood");
             return;
         };
-        let (ServeKey::Pool(pool) | ServeKey::Endpoint(pool, _) | ServeKey::Death(pool, _)) =
-            &parsed;
-        if self.configured.contains(pool) {
+        let pool = match &parsed {
+            ServeKey::Pool(pool) | ServeKey::Endpoint(pool, _) | ServeKey::Death(pool, _) => {
+                Some(pool)
+            }
+            ServeKey::Loss(_) => None,
+        };
+        if pool.is_some_and(|pool| self.configured.contains(pool)) {
             tracing::warn!(
                 key,
                 "The pool has a configured source, the store's entry is ignored"
@@ -150,6 +163,16 @@ impl Table {
                     Some(_) => false,
                 }
             }
+            ServeKey::Loss(node) => {
+                let loss = value
+                    .map(|value| NodeLoss::decode(value.as_ref()))
+                    .transpose();
+                let understood = loss.is_ok();
+                facts
+                    .losses
+                    .extend(loss.map(|loss| (node.to_string(), loss)));
+                understood
+            }
         };
         if !understood {
             tracing::warn!(key, "An entry does not describe what its key names");
@@ -157,9 +180,19 @@ impl Table {
     }
 
     /// Compares facts with what is known; what differs is one change with one revision.
-    fn apply(&mut self, facts: Facts) {
+    fn apply(&mut self, mut facts: Facts) {
         let mut changed = Changed::default();
-        for (place, new) in facts.endpoints {
+        for (node, loss) in std::mem::take(&mut facts.losses) {
+            for place in self.losses.change(&node, loss) {
+                // As the store has it, whatever a loss made of it up to now.
+                let written = self.endpoints.get(&place);
+                let written = written.or_else(|| self.losses.hidden(&place)).cloned();
+                facts.endpoints.entry(place).or_insert(written);
+            }
+        }
+        for (place, written) in facts.endpoints {
+            let known = self.endpoints.get(&place);
+            let new = self.losses.show(&place, known, written);
             let old = match &new {
                 Some(new) => self.endpoints.insert(place.clone(), new.clone()),
                 None => self.endpoints.remove(&place),
@@ -167,6 +200,7 @@ impl Table {
             if old == new {
                 continue;
             }
+            let lost = old.as_ref().and_then(|old| self.losses.death(old));
             let gone = old.and_then(|old| old.worker);
             let incarnation = |worker: &WorkerRef| worker.incarnation;
             let lives_on = new
@@ -178,7 +212,7 @@ impl Table {
                 let died = facts.deaths.get(&place);
                 let death = died.filter(|died| died.worker.as_ref() == Some(&gone));
                 changed.removals.push(EndpointRemoval {
-                    death: death.and_then(|died| died.death.clone()),
+                    death: death.and_then(|died| died.death.clone()).or(lost),
                     worker: Some(gone),
                 });
             }

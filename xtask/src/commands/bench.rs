@@ -5,7 +5,7 @@ mod peers;
 use std::{fs, process::ExitCode};
 
 use super::Task;
-use crate::{run::run, workspace::Workspace};
+use crate::{debian, run::run, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "bench",
@@ -39,10 +39,32 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
         .args(["--", "--json"])
         .arg(folder.join(format!("{name}.json")))
         .args(more);
-    if name == "agent" {
-        command.args(peers::arguments(workspace)?);
+    match name.as_str() {
+        "agent" => drop(command.args(peers::arguments(workspace)?)),
+        "leases" => drop(command.args(leases(workspace)?)),
+        _ => {}
     }
     Ok(ExitCode::from(u8::from(!run(command).ok)))
+}
+
+/// The arguments of `bench-leases`.
+fn leases(workspace: &Workspace) -> Result<Vec<String>, String> {
+    let build = "build --release --locked --package tether-arbiter";
+    if !run(workspace.cargo(build)).ok {
+        return Err("the arbiter does not build, so there is nothing to measure".to_owned());
+    }
+    let arbiter = workspace.target().join("release/tether-arbiter");
+    let mut arguments = vec!["--arbiter".to_owned(), arbiter.display().to_string()];
+    let etcd = debian::ALL.iter().find(|program| program.name == "etcd");
+    let found = etcd.ok_or_else(|| "nobody knows where it is".to_owned());
+    match found.and_then(|etcd| debian::provide(workspace, etcd)) {
+        Ok(()) => arguments.extend(["--etcd".to_owned(), "etcd".to_owned()]),
+        Err(why) => {
+            println!("etcd is skipped: {why}");
+            arguments.extend(["--no-etcd".to_owned(), why]);
+        }
+    }
+    Ok(arguments)
 }
 
 fn names(workspace: &Workspace) -> Vec<String> {

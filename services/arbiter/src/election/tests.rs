@@ -184,7 +184,7 @@ async fn apply(shared: &Shared, name: &str) -> Result<Pool, Failure> {
         .await
 }
 
-async fn join(shared: &Shared) -> (u64, mpsc::Receiver<HeartbeatResponse>) {
+async fn join(shared: &Shared) -> (u64, mpsc::Receiver<Box<HeartbeatResponse>>) {
     let node: NodeName = "n0".parse().unwrap();
     let hello = Hello {
         node: node.to_string(),

@@ -72,8 +72,9 @@ impl Ledger {
             let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
                 continue;
             };
-            live.calls.on_count(gateway, *calls);
-            place.machine.on_calls(live.calls.total());
+            let counted = &mut live.rare().calls;
+            counted.on_count(gateway, *calls);
+            place.machine.on_calls(counted.total());
             self.settle_place(&id.pool, id.slot, now);
         }
         Ok(())

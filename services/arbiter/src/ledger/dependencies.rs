@@ -10,7 +10,7 @@ use tether_clock::Tick;
 use tether_proto::Failure;
 use tether_types::{DeathCause, OwnerName, PoolName, Reason};
 
-use super::{Ledger, slots::Place};
+use super::Ledger;
 use crate::spec::Resolved;
 
 impl Ledger {
@@ -96,7 +96,7 @@ impl Ledger {
     pub(super) fn missing_dependency(&self, name: &PoolName) -> Option<&PoolName> {
         let ready = |other: &PoolName| {
             let pool = self.pools.get(other);
-            pool.is_some_and(|pool| pool.places.values().any(Place::is_ready))
+            pool.is_some_and(|pool| pool.places.values().any(|place| place.is_ready()))
         };
         let depends_on = &self.pools.get(name)?.resolved.depends_on;
         depends_on.iter().find(|other| !ready(other))

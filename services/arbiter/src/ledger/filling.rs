@@ -2,7 +2,7 @@
 
 use tether_clock::Tick;
 use tether_proto::worker::EventKind;
-use tether_types::{DeathCause, PoolName};
+use tether_types::{DeathCause, PoolName, Slot};
 
 use super::{Ledger, Pool, pools::Next};
 use crate::effects::keys;
@@ -33,9 +33,22 @@ impl Ledger {
             }
             self.place_waiting_of(&name, now);
         }
-        while let Some((_, pool, slot)) = self.due.first().filter(|due| due.0 <= now).cloned() {
-            self.settle_place(&pool, slot, now);
+    }
+
+    /// The look at a place that was armed for `at`.
+    pub(super) fn check_place(&mut self, pool: &PoolName, slot: Slot, at: Tick, now: Tick) {
+        let place = self.place(pool, slot);
+        let Some(place) = place.filter(|place| place.armed == at) else {
+            return;
+        };
+        place.armed = Tick::NEVER;
+        let due = place.machine.next_deadline().is_some_and(|due| due <= now);
+        if !due {
+            self.schedule(pool, slot);
+        } else if !self.is_blocked(pool, slot) {
+            self.settle_place(pool, slot, now);
         }
+        // Else it is gone through when nobody else can have it any more.
     }
 
     /// Brings every pool closer to what is wanted: something changed that concerns all.

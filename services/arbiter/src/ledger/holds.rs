@@ -9,10 +9,7 @@ use tether_clock::Tick;
 use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 use super::Ledger;
-use crate::{
-    effects::{Ack, keys},
-    record::HoldRecord,
-};
+use crate::{effects::keys, record::HoldRecord};
 
 /// What a node may believe of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +38,8 @@ impl Ledger {
             self.effects.put(keys::hold(&id.pool, id.slot), record);
         }
         if before != Some(Hold::Held) {
-            self.effects.acks.entry(name).or_insert(Ack { ttl_ms: 0 });
+            node.to_tell.insert(id.pool.clone());
+            self.effects.acks.entry(name).or_default();
         }
     }
 
@@ -50,9 +48,11 @@ impl Ledger {
         if self.jobs.has_open(id) {
             return;
         }
-        let nodes = self.nodes.values_mut();
-        for hold in nodes.filter_map(|node| node.jobs.get_mut(id)) {
-            *hold = Hold::EndedAt(now);
+        for node in self.nodes.values_mut() {
+            if let Some(hold) = node.jobs.get_mut(id) {
+                *hold = Hold::EndedAt(now);
+                node.to_tell.insert(id.pool.clone());
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use tether_lease::Tenure;
 use tether_proto::{Failure, worker::EventKind};
 use tether_types::{DeathCause, NodeName, PoolName, Reason, Slot, WorkerId};
 
-use super::{Ledger, Node, nodes::lost, slots::Place};
+use super::{Ledger, Node, Pool, nodes::lost, slots::Live};
 use crate::effects::keys;
 
 /// What may still live on a lost node, and until when.
@@ -75,52 +75,45 @@ impl Ledger {
     /// Whether an empty place may be somebody's of whom this arbiter does not know (A1).
     pub(super) fn awaits(&self, pool: &PoolName, slot: Slot) -> bool {
         // Of a pool that began in this reign nobody else has anything.
-        let is_new = self.pools.get(pool).is_some_and(|pool| pool.never_owned);
-        self.nodes.values().any(|node| match &node.loss {
-            None => !node.heard && !is_new,
-            Some(loss) => loss.holds(pool, slot),
-        })
+        let is_new = || self.pools.get(pool).is_some_and(|pool| pool.never_owned);
+        (self.awaits_word() && !is_new()) || self.uncertain(|loss| loss.holds(pool, slot))
     }
 
     /// Whether a pool may have workers of whom this arbiter does not know.
     pub(super) fn awaits_any_of(&self, pool: &PoolName) -> bool {
-        self.unknown_on(|loss| loss.holds_any(pool))
+        self.awaits_word() || self.uncertain(|loss| loss.holds_any(pool))
     }
 
     /// Whether a node may yet say which workers it has.
     pub(super) fn awaits_word(&self) -> bool {
-        self.unknown_on(|_| false)
+        !self.all_heard()
     }
 
-    fn unknown_on(&self, held: impl Fn(&Loss) -> bool) -> bool {
-        self.nodes.values().any(|node| match &node.loss {
-            None => !node.heard,
-            Some(loss) => held(loss),
-        })
+    /// Whether this is so of any lost node with claims of whom nothing is known.
+    fn uncertain(&self, held: impl Fn(&Loss) -> bool) -> bool {
+        let nodes = self.uncertain.iter();
+        let mut losses = nodes.filter_map(|name| self.nodes.get(name)?.loss.as_ref());
+        losses.any(held)
     }
 
-    pub(super) fn check_nodes(&mut self, now: Tick) {
-        let mut over = Vec::new();
-        for (name, node) in &mut self.nodes {
+    /// Looks at these nodes: whether their leases are over, and what is held for those that are lost.
+    pub(super) fn check_nodes(&mut self, names: Vec<NodeName>, now: Tick) {
+        let all_heard_before = self.all_heard();
+        for name in &names {
+            let Some(node) = self.nodes.get_mut(name) else {
+                continue;
+            };
             let until = node.lease.next_deadline();
             let free = node.loss.is_none() && node.lease.check(now) == Tenure::Free;
             if let Some(until) = until.filter(|_| free) {
-                over.push((name.clone(), until));
+                self.lose_node(name, until, now);
             }
         }
-        for (name, until) in &over {
-            self.lose_node(name, *until, now);
+        let released = self.release_claims(&names, now);
+        for name in names {
+            self.watch_node(name);
         }
-        let due: Vec<_> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.loss.as_ref().is_some_and(|loss| is_due(loss, now)))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &due {
-            self.release_claims(name, now);
-        }
-        if !over.is_empty() || !due.is_empty() {
+        if released || (!all_heard_before && self.all_heard()) {
             self.fill_all(now);
         }
     }
@@ -132,22 +125,31 @@ impl Ledger {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
+        self.unheard -= usize::from(!node.heard);
+        let certain = |(_, claim): &(Tick, Claim)| matches!(claim, Claim::Worker(_));
+        if !claims.iter().all(certain) {
+            self.uncertain.insert(name.clone());
+        }
         node.loss = Some(Loss {
             since: until,
             claims,
         });
         let served = std::mem::take(&mut node.served);
-        let workers: Vec<_> = node.workers.iter().cloned().collect();
-        for (pool, slot) in served {
-            let told =
-                |place: &mut Place| place.live.as_ref().is_some_and(|live| live.told.is_some());
-            if !self.place(&pool, slot).is_some_and(told) {
-                self.effects
-                    .delete(tether_store::keys::endpoint(&pool, slot));
-            }
+        let workers: Vec<_> = node.workers.iter().collect();
+        for id in served {
+            self.end_served(name, &id);
         }
         for id in &workers {
-            self.disable(id);
+            self.disable(name, id);
+        }
+        self.write_loss(name);
+        // In the commit that withdraws them, spares serve in their places.
+        let pools: BTreeSet<_> = workers.into_iter().map(|id| id.pool).collect();
+        for pool in pools {
+            let spares = |pool: &Pool| pool.resolved.spec.spares > 0;
+            if self.pools.get(&pool).is_some_and(spares) {
+                self.publish_pool(&pool);
+            }
         }
     }
 
@@ -166,7 +168,7 @@ impl Ledger {
         };
         let known = node.workers.iter();
         let mut claims: BTreeSet<_> = known
-            .map(|id| (at(of_worker(id)), Claim::Worker(id.clone())))
+            .map(|id| (at(of_worker(&id)), Claim::Worker(id)))
             .collect();
         if !node.heard {
             let pools = self.pools.values();
@@ -208,33 +210,36 @@ impl Ledger {
     }
 
     /// A worker gets no calls, and its place stays its own.
-    fn disable(&mut self, id: &WorkerId) {
-        let live = self
-            .place(&id.pool, id.slot)
-            .and_then(|place| place.live.as_mut());
+    fn disable(&mut self, name: &NodeName, id: &WorkerId) {
+        let Some(place) = self.place(&id.pool, id.slot) else {
+            return;
+        };
+        let live = place.live.as_mut();
         let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
             return;
         };
         live.disabled = true;
-        live.told = None;
-        self.effects
-            .delete(tether_store::keys::endpoint(&id.pool, id.slot));
+        place.serves = false;
         self.jobs.orphan(id, &mut self.effects);
-        // In the commit that withdraws it, a spare serves in its place.
-        self.publish(&id.pool, id.slot);
+        self.leave_to_loss(name, id);
     }
 
     /// The node is back in time: what it still has goes on as it was.
-    pub(super) fn enable(&mut self, workers: &BTreeSet<WorkerId>, now: Tick) {
+    pub(super) fn enable(&mut self, name: &NodeName, now: Tick) {
+        let Some(node) = self.nodes.get(name) else {
+            return;
+        };
+        let workers: Vec<_> = node.workers.iter().collect();
         let mut pools = BTreeSet::new();
         for id in workers {
             let live = self
                 .place(&id.pool, id.slot)
                 .and_then(|place| place.live.as_mut());
-            if let Some(live) = live.filter(|live| live.incarnation == id.incarnation) {
+            let lost = |live: &&mut Live| live.incarnation == id.incarnation && live.disabled;
+            if let Some(live) = live.filter(lost) {
                 live.disabled = false;
-                pools.insert(id.pool.clone());
-                self.jobs.resume(id, &mut self.effects);
+                self.jobs.resume(&id, &mut self.effects);
+                pools.insert(id.pool);
             }
         }
         for pool in pools {
@@ -243,27 +248,38 @@ impl Ledger {
         }
     }
 
-    /// Lets go of what is over on a lost node, and of the node itself once nothing is held for it.
-    fn release_claims(&mut self, name: &NodeName, now: Tick) {
-        while let Some(node) = self.nodes.get_mut(name)
-            && let Some(loss) = node.loss.as_mut().filter(|loss| is_due(loss, now))
-        {
-            let Some((_, claim)) = loss.claims.pop_first() else {
-                return self.forget_node(name);
-            };
-            match claim {
-                // Its shim has ended it by now: that is what leases are for (A1).
-                Claim::Worker(id) => {
-                    let death = lost(
-                        DeathCause::LeaseExpired,
-                        "its node was not heard within the lease, nor in the time after it",
-                    );
-                    self.bury(name, &id, death, false, now);
+    /// Lets go of what is over on lost nodes, and of a node itself once nothing is held for it. Tells whether
+    /// places may be filled of which it was not known who has them.
+    fn release_claims(&mut self, names: &[NodeName], now: Tick) -> bool {
+        let (mut dead, mut forgotten, mut released) = (Vec::new(), Vec::new(), false);
+        for name in names {
+            let mut workers = Vec::new();
+            while let Some(node) = self.nodes.get_mut(name)
+                && let Some(loss) = node.loss.as_mut().filter(|loss| is_due(loss, now))
+            {
+                match loss.claims.pop_first() {
+                    // Its shim has ended it by now: that is what leases are for (A1).
+                    Some((_, Claim::Worker(id))) => workers.push(id),
+                    Some((_, Claim::Place(pool, slot))) => {
+                        self.drop_holds_at(name, &pool, slot);
+                        released = true;
+                    }
+                    Some((_, Claim::Pool(_))) => released = true,
+                    None => {
+                        forgotten.push(name.clone());
+                        break;
+                    }
                 }
-                Claim::Place(pool, slot) => self.drop_holds_at(name, &pool, slot),
-                Claim::Pool(_) => {}
+            }
+            if !workers.is_empty() {
+                dead.push((name.clone(), workers));
             }
         }
+        self.bury_lost(dead, now);
+        for name in forgotten {
+            self.forget_node(&name);
+        }
+        released
     }
 
     /// How long a worker on a lost node may come back as any other may, whatever it does.
@@ -273,7 +289,8 @@ impl Ledger {
             .get(&id.pool)
             .map_or(Duration::ZERO, |pool| pool.longest.grace);
         let grace = self.terms.node.grantor_beyond(grace);
-        let node = self.nodes.values().find(|node| node.workers.contains(id));
+        let (_, name) = self.find_worker(id).unzip();
+        let node = name.and_then(|name| self.nodes.get(&name));
         let since = node
             .and_then(|node| node.loss.as_ref())
             .map(|loss| loss.since);
@@ -281,7 +298,8 @@ impl Ledger {
     }
 
     fn forget_node(&mut self, name: &NodeName) {
-        if let Some(node) = self.nodes.remove(name) {
+        if let Some(node) = self.take_node(name) {
+            self.losses.on_gone(name, node.over);
             self.effects.delete(keys::node(name));
             for id in node.jobs.into_keys() {
                 self.effects.delete(keys::hold(&id.pool, id.slot));
@@ -300,13 +318,14 @@ impl Ledger {
             claims: BTreeSet::new(),
         });
         // Ordered after it had looked; none of these was ever started.
-        let never = std::mem::take(&mut node.workers);
+        let never: Vec<_> = node.workers.iter().collect();
         self.effects
             .node_event(EventKind::NodeLost, name, format!("node `{name}` left"));
         for id in never {
             let death = lost(DeathCause::Unknown, "its agent left before it was started");
             self.bury(name, &id, death, false, now);
         }
+        self.watch_node(name.clone());
     }
 
     /// Somebody attests that a node is dead: its places are filled at once, under new numbers. Tells how
@@ -320,7 +339,7 @@ impl Ledger {
         witness: &str,
         now: Tick,
     ) -> Result<u32, Failure> {
-        self.check_nodes(now);
+        self.check_nodes(vec![name.clone()], now);
         let Some(node) = self.nodes.get(name) else {
             let known: Vec<_> = self.nodes.keys().take(5).map(NodeName::as_str).collect();
             let text = format!(
@@ -337,7 +356,7 @@ impl Ledger {
             );
             return Err(Failure::new(Reason::ConfigInvalid, text).retry_after(patience));
         }
-        let workers: Vec<_> = node.workers.iter().cloned().collect();
+        let workers: Vec<_> = node.workers.iter().collect();
         let text = format!("node `{name}` was declared dead by {witness}");
         self.effects
             .node_event(EventKind::NodeLost, name, text.clone());
@@ -348,18 +367,15 @@ impl Ledger {
             );
             self.bury(name, id, death, false, now);
         }
-        if let Some(node) = self.nodes.get_mut(name) {
-            // What an earlier arbiter told of them, and nobody withdrew.
-            for (pool, slot) in std::mem::take(&mut node.served) {
-                if self
-                    .place(&pool, slot)
-                    .is_none_or(|place| place.live.is_none())
-                {
-                    self.effects
-                        .delete(tether_store::keys::endpoint(&pool, slot));
-                }
+        // What an earlier arbiter told of them, and nobody withdrew.
+        let served = self.nodes.get_mut(name);
+        for id in served.map_or_else(Vec::new, |node| std::mem::take(&mut node.served)) {
+            let empty = self.place(&id.pool, id.slot);
+            if empty.is_some_and(|place| place.live.is_none()) {
+                self.withdraw(&id.pool, id.slot);
             }
         }
+        self.fold_back(name);
         self.forget_node(name);
         self.fill_all(now);
         Ok(u32::try_from(workers.len()).unwrap_or(u32::MAX))

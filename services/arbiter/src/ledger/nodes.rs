@@ -10,15 +10,20 @@ use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
     Failure, common,
-    node::{HeartbeatRequest, HeartbeatResponse, Hello, OwnerPermission, PoolPermission},
+    node::{
+        HeartbeatRequest, HeartbeatResponse, Hello, Order, OwnerPermission, PoolPermission, order,
+    },
     worker::{self as wire, EventKind},
 };
 use tether_types::{
-    Death, DeathCause, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason, Slot,
+    Death, DeathCause, Digest, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason,
     WorkerId,
 };
 
-use super::{Ledger, holds::Hold, loss::Loss, millis, pools::Outliving};
+use super::{
+    Ledger, Pool, Timed, holds::Hold, loss::Loss, losses::Over, millis, pools::Outliving,
+    roster::Roster,
+};
 use crate::{
     effects::{Ack, keys},
     record::NodeRecord,
@@ -32,6 +37,10 @@ const RECEIVED_MAX: usize = 8;
 
 /// No policy asks for more beats than this.
 const BEAT_MIN: Duration = Duration::from_millis(50);
+
+/// Why a worker that an agent does not know is taken to be dead.
+const NEVER_STARTED: &str =
+    "its agent does not know it: the order to start it was lost, or the machine was restarted";
 
 /// One node.
 #[derive(Debug)]
@@ -57,14 +66,55 @@ pub(crate) struct Node {
     /// When its last few beats were received, by number.
     received: VecDeque<(u64, Tick)>,
     /// The workers that were placed there and are not buried.
-    pub(super) workers: BTreeSet<WorkerId>,
+    pub(super) workers: Roster,
     /// Those that may live on with a job, as far as the node knows.
     pub(super) jobs: BTreeMap<WorkerId, Hold>,
     /// Endpoints there that an earlier arbiter told, until the node says what it has.
-    pub(super) served: Vec<(PoolName, Slot)>,
+    pub(super) served: Vec<WorkerId>,
+    /// What its stream told of workers that are not dead, those without a place included.
+    pub(super) told: Digest,
+    pub(super) strangers: BTreeMap<WorkerId, i32>,
+    /// Up to which stamp it was told of permissions, and pools that it is to be told of whatever theirs is.
+    knows: u64,
+    pub(super) to_tell: BTreeSet<PoolName>,
+    /// How often it is to beat, as of that.
+    beat: Duration,
+    /// What died with it before.
+    pub(super) over: Over,
+    /// For when the wheel has its look at it; never for none.
+    armed: Tick,
 }
 
 impl Node {
+    /// One of which nothing was heard.
+    fn unheard(lease: Grantor, instance: String, now: Tick) -> Self {
+        Self {
+            lease,
+            heard: false,
+            loss: None,
+            instance,
+            address: String::new(),
+            launchers: Vec::new(),
+            boot_id: String::new(),
+            pid_namespace: 0,
+            guarantee: String::new(),
+            guarantee_by: String::new(),
+            not_covered: String::new(),
+            last: (0, now),
+            received: VecDeque::new(),
+            workers: Roster::default(),
+            jobs: BTreeMap::new(),
+            served: Vec::new(),
+            told: Digest::default(),
+            strangers: BTreeMap::new(),
+            knows: 0,
+            to_tell: BTreeSet::new(),
+            beat: Duration::ZERO,
+            over: Over::default(),
+            armed: Tick::NEVER,
+        }
+    }
+
     /// Whether it has a lease and has said what is there.
     fn is_up(&self) -> bool {
         self.heard && self.loss.is_none()
@@ -109,30 +159,71 @@ impl Node {
 
 impl Ledger {
     pub(super) fn restore_node(&mut self, name: NodeName, instance: String, now: Tick) {
-        let node = Node {
-            lease: Grantor::after_restart(self.terms.node, now),
-            heard: false,
-            loss: None,
-            instance,
-            address: String::new(),
-            launchers: Vec::new(),
-            boot_id: String::new(),
-            pid_namespace: 0,
-            guarantee: String::new(),
-            guarantee_by: String::new(),
-            not_covered: String::new(),
-            last: (0, now),
-            received: VecDeque::new(),
-            workers: BTreeSet::new(),
-            jobs: BTreeMap::new(),
-            served: Vec::new(),
-        };
-        self.nodes.insert(name, node);
+        let lease = Grantor::after_restart(self.terms.node, now);
+        self.enter_node(name, Node::unheard(lease, instance, now));
+    }
+
+    fn enter_node(&mut self, name: NodeName, node: Node) {
+        self.unheard += usize::from(!node.heard);
+        self.loads.insert((node.workers.len(), name.clone()));
+        self.nodes.insert(name.clone(), node);
+        self.watch_node(name);
+    }
+
+    pub(super) fn take_node(&mut self, name: &NodeName) -> Option<Node> {
+        let node = self.nodes.remove(name)?;
+        self.unheard -= usize::from(!node.heard && node.loss.is_none());
+        self.uncertain.remove(name);
+        self.loads.remove(&(node.workers.len(), name.clone()));
+        Some(node)
+    }
+
+    /// Has a node looked at in time.
+    pub(super) fn watch_node(&mut self, name: NodeName) {
+        if let Some(node) = self.nodes.get_mut(&name)
+            && let Some(next) = node.next_deadline()
+            && next < node.armed
+        {
+            node.armed = self.wheel.arm(Timed::Node(name), next);
+        }
+    }
+
+    /// The look at a node that was armed for `at`: its name, unless another look counts.
+    pub(super) fn check_node(&mut self, name: NodeName, at: Tick) -> Option<NodeName> {
+        let node = self.nodes.get_mut(&name)?;
+        if node.armed != at {
+            return None;
+        }
+        node.armed = Tick::NEVER;
+        Some(name)
     }
 
     /// Whether every node that may have workers of before has said which.
     pub(super) fn all_heard(&self) -> bool {
-        self.nodes.values().all(|node| node.heard)
+        self.unheard == 0
+    }
+
+    /// A worker is on a node.
+    pub(super) fn seat(&mut self, name: &NodeName, id: &WorkerId) {
+        if let Some(node) = self.nodes.get_mut(name)
+            && node.workers.insert(id)
+        {
+            let load = node.workers.len();
+            self.loads.remove(&(load - 1, name.clone()));
+            self.loads.insert((load, name.clone()));
+        }
+    }
+
+    /// A worker is on a node no more.
+    pub(super) fn unseat(&mut self, name: &NodeName, id: &WorkerId) {
+        self.unhear(name, id);
+        if let Some(node) = self.nodes.get_mut(name)
+            && node.workers.remove(id)
+        {
+            let load = node.workers.len();
+            self.loads.remove(&(load + 1, name.clone()));
+            self.loads.insert((load, name.clone()));
+        }
     }
 
     /// The nodes, by name.
@@ -174,7 +265,7 @@ impl Ledger {
         hello: &Hello,
         now: Tick,
     ) -> Result<(), Failure> {
-        self.check_nodes(now);
+        self.check_nodes(vec![name.clone()], now);
         let known = self.nodes.get(name);
         let Some(known) = known.filter(|known| known.instance != hello.instance) else {
             return Ok(());
@@ -197,14 +288,20 @@ impl Ledger {
             .filter_map(|word| word.parse().ok())
             .collect();
         let all_heard_before = self.all_heard();
-        let mut known = self.nodes.remove(name);
+        let was_uncertain = self.uncertain.contains(name);
+        let known = self.take_node(name);
         let was_lost = known.as_ref().is_some_and(|known| known.loss.is_some());
         let is_news = |known: &Node| !known.is_up() || known.guarantee != hello.guarantee;
         let joined = known.as_ref().is_none_or(is_news);
-        if known.is_none() {
+        let known = known.unwrap_or_else(|| {
             let instance = hello.instance.clone();
             self.effects.put(keys::node(name), NodeRecord { instance });
-        }
+            let lease = Grantor::grant(self.terms.node, now);
+            Node {
+                over: self.losses.on_return(name),
+                ..Node::unheard(lease, String::new(), now)
+            }
+        });
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
             heard: true,
@@ -217,17 +314,14 @@ impl Ledger {
             guarantee: hello.guarantee.clone(),
             guarantee_by: hello.guarantee_by.clone(),
             not_covered: hello.not_covered.clone(),
-            last: (0, now),
-            received: VecDeque::new(),
-            served: Vec::new(),
-            jobs: known
-                .as_mut()
-                .map(|known| std::mem::take(&mut known.jobs))
-                .unwrap_or_default(),
-            workers: known.map(|known| known.workers).unwrap_or_default(),
+            workers: known.workers,
+            jobs: known.jobs,
+            over: known.over,
+            armed: known.armed,
+            ..Node::unheard(known.lease, String::new(), now)
         };
-        let missed = node.workers.clone();
-        self.nodes.insert(name.clone(), node);
+        let missed: Vec<_> = node.workers.iter().collect();
+        self.enter_node(name.clone(), node);
         if joined {
             let guarantee = match hello.guarantee.as_str() {
                 "" => "an unknown guarantee",
@@ -237,25 +331,15 @@ impl Ledger {
             let text = format!("node `{name}` joined, with {count} workers and {guarantee}");
             self.effects.node_event(EventKind::NodeUp, name, text);
         }
-
-        let mut told = BTreeSet::new();
-        for report in &hello.workers {
-            if let Ok(id) = common::WorkerRef::required(report.worker.as_ref()) {
-                if report.phase() != common::WorkerPhase::Dead {
-                    self.repeat_stop(name, &id);
-                }
-                self.on_report(name, &id, report, now);
-                told.insert(id);
-            }
-        }
+        // What its loss ended is as it was before, until it says what of it lives.
+        self.fold_back(name);
+        self.forget_told(name);
+        self.compare(name, &hello.workers, missed, NEVER_STARTED, now);
         if was_lost {
-            self.enable(&missed.intersection(&told).cloned().collect(), now);
-        }
-        for id in missed.difference(&told) {
-            self.bury(name, id, lost(DeathCause::Unknown, "its agent does not know it: the order to start it was lost, or the machine was restarted"), false, now);
+            self.enable(name, now);
         }
         self.drop_holds_but_known(name);
-        if !all_heard_before || was_lost {
+        if was_uncertain || (!all_heard_before && self.all_heard()) {
             self.fill_all(now);
         }
     }
@@ -281,7 +365,6 @@ impl Ledger {
             }
         }
         let known = node.knows_before(beat.ack_seen);
-        self.effects.acks.insert(name.clone(), Ack { ttl_ms });
         for exit in &beat.owner_exits {
             if let Ok(owner) = OwnerName::new(&exit.owner) {
                 self.owner_exited(&owner, Epoch(exit.epoch), now);
@@ -292,6 +375,13 @@ impl Ledger {
                 self.on_report(name, &id, report, now);
             }
         }
+        if let Some(table) = &beat.table {
+            self.resync(name, &table.workers, now);
+        }
+        let resync = !beat.goodbye && self.differs(name, beat);
+        self.effects
+            .acks
+            .insert(name.clone(), Ack { ttl_ms, resync });
         if beat.goodbye {
             self.on_goodbye(name, now);
         }
@@ -319,36 +409,74 @@ impl Ledger {
             };
             node.takes() && node.offers(pool.policy().launcher) && in_sight
         };
-        let candidates = self.nodes.iter().filter(|(_, node)| fits(node));
-        candidates
-            .min_by_key(|(_, node)| node.workers.len())
-            .map(|(name, _)| name.clone())
+        let mut names = self.loads.iter().map(|(_, name)| name);
+        names
+            .find(|name| self.nodes.get(name).is_some_and(fits))
+            .cloned()
     }
 
     /// Tells every node with workers of this owner at once what changed of their permission.
     pub(super) fn tell_nodes_of(&mut self, owner: &OwnerName) {
+        let pools = self.pools.values().filter(|pool| pool.owner() == owner);
+        let pools: BTreeSet<_> = pools.map(Pool::name).collect();
         for (name, node) in &self.nodes {
-            let of_owner = |id: &WorkerId| {
-                let pool = self.pools.get(&id.pool);
-                pool.is_some_and(|pool| pool.owner() == owner)
-            };
-            if node.takes() && node.workers.iter().any(of_owner) {
-                self.effects
-                    .acks
-                    .entry(name.clone())
-                    .or_insert(Ack { ttl_ms: 0 });
+            if node.takes() && node.workers.pools().any(|pool| pools.contains(pool)) {
+                self.effects.acks.entry(name.clone()).or_default();
             }
         }
     }
 
-    /// What to tell a node with its next message: as of its last beat.
-    pub(crate) fn message_to(&self, name: &NodeName) -> Option<HeartbeatResponse> {
+    /// The next message to a node, as of its last beat: what changed of its permissions, and these orders.
+    pub(crate) fn message_to(
+        &mut self,
+        name: &NodeName,
+        ack: Ack,
+        orders: Vec<Order>,
+    ) -> Option<HeartbeatResponse> {
+        let stamp = self.stamp;
+        let node = self.nodes.get_mut(name)?;
+        // An agent forgets what it was told of a pool of which it has no worker.
+        node.to_tell.extend(orders.iter().filter_map(started));
+        let mut owners = Vec::new();
+        // Before its first beat there is nothing that it could count from.
+        if node.takes() && (node.knows < stamp || !node.to_tell.is_empty()) {
+            let to_tell = std::mem::take(&mut node.to_tell);
+            let knows = std::mem::replace(&mut node.knows, stamp);
+            let node = self.nodes.get(name)?;
+            owners = self.permissions(node, knows, &to_tell);
+            let beat = self.beat_of(node);
+            self.nodes.get_mut(name)?.beat = beat;
+        }
         let node = self.nodes.get(name)?;
-        let (seq, received) = node.last;
-        let here: BTreeSet<_> = node.workers.iter().map(|id| &id.pool).collect();
+        let beat = if node.beat.is_zero() {
+            self.terms.node_beat
+        } else {
+            node.beat
+        };
+        Some(HeartbeatResponse {
+            seq: node.last.0,
+            ttl_ms: ack.ttl_ms,
+            beat_ms: millis(beat),
+            owners,
+            orders,
+            resync: ack.resync,
+        })
+    }
+
+    /// The permissions of a node's pools that changed since it was told those up to `knows`.
+    fn permissions(
+        &self,
+        node: &Node,
+        knows: u64,
+        to_tell: &BTreeSet<PoolName>,
+    ) -> Vec<OwnerPermission> {
+        let (_, received) = node.last;
         let mut owners: Vec<OwnerPermission> = Vec::new();
-        for pool in here.iter().filter_map(|&pool| self.pools.get(pool)) {
+        for pool in node.workers.pools().filter_map(|pool| self.pools.get(pool)) {
             let session = self.sessions.get(pool.owner());
+            if pool.stamp(session) <= knows && !to_tell.contains(pool.name()) {
+                continue;
+            }
             let permission = PoolPermission {
                 pool: pool.name().to_string(),
                 remaining_ms: pool
@@ -373,24 +501,28 @@ impl Ledger {
                 }),
             }
         }
-        let timeouts = here
-            .iter()
-            .filter_map(|&pool| self.pools.get(pool))
-            .filter(|pool| pool.permission(self.sessions.get(pool.owner())).is_some());
-        let beat = timeouts
+        owners
+    }
+
+    /// How often a node is to beat: its agents are to hear in time that the owners live.
+    fn beat_of(&self, node: &Node) -> Duration {
+        let pools = node.workers.pools().filter_map(|pool| self.pools.get(pool));
+        pools
+            .filter(|pool| pool.permission(self.sessions.get(pool.owner())).is_some())
             .map(|pool| pool.policy().heartbeat_timeout / BEATS_PER_TIMEOUT)
             .chain([self.terms.node_beat])
             .min()
             .unwrap_or(self.terms.node_beat)
-            .max(BEAT_MIN);
-        Some(HeartbeatResponse {
-            seq,
-            ttl_ms: 0,
-            beat_ms: millis(beat),
-            owners,
-            orders: Vec::new(),
-        })
+            .max(BEAT_MIN)
     }
+}
+
+/// The pool of which this order starts a worker.
+fn started(order: &Order) -> Option<PoolName> {
+    let Some(order::Order::Start(start)) = &order.order else {
+        return None;
+    };
+    PoolName::new(&start.worker.as_ref()?.pool).ok()
 }
 
 pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {

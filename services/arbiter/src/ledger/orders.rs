@@ -1,8 +1,10 @@
 //! What is done with a place: filled, emptied, its worker started somewhere, stopped, given up.
 
+use std::sync::Arc;
+
 use tether_clock::Tick;
 use tether_proto::{
-    common::{self, WorkerPhase, WorkerRef},
+    common::{self, WorkerRef},
     node::{self, StopWorker, order::Order},
     worker::EventKind,
 };
@@ -11,15 +13,14 @@ use tether_supervise::{Action, GaveUp, Slot as Machine};
 use tether_types::{DeathCause, Incarnation, NodeName, Orderer, PoolName, Slot, WorkerId};
 
 use super::{
-    Ledger,
-    calls::Calls,
-    millis,
-    slots::{Live, Place},
+    Ledger, Timed, millis,
+    slots::{Live, Place, Shown},
 };
 
 impl Ledger {
     pub(super) fn place(&mut self, pool: &PoolName, slot: Slot) -> Option<&mut Place> {
-        self.pools.get_mut(pool)?.places.get_mut(&slot)
+        let place = self.pools.get_mut(pool)?.places.get_mut(&slot)?;
+        Some(place)
     }
 
     /// Ends one worker on an operator's order; false when it does not live. The place stays, and its
@@ -93,12 +94,12 @@ impl Ledger {
         if !self.is_blocked(pool, slot)
             && let Some(entry) = self.pools.get_mut(pool)
         {
-            let plan = entry.resolved.plan;
+            let plan = &entry.resolved.plan;
             let seed = now.as_nanos() ^ u64::from(slot);
-            let place = entry
-                .places
-                .entry(slot)
-                .or_insert_with(|| Place::new(Machine::new(plan, Incarnation(0), seed, now)));
+            let place = entry.places.entry(slot).or_insert_with(|| {
+                let machine = Machine::new(Arc::clone(plan), Incarnation(0), seed, now);
+                Box::new(Place::new(machine))
+            });
             if let Some(action) = place.machine.check(now) {
                 self.act(pool, slot, action, None, now);
             }
@@ -112,7 +113,7 @@ impl Ledger {
         place.is_none_or(|place| place.live.is_none()) && self.awaits(pool, slot)
     }
 
-    /// Keeps the list of deadlines in step with a place.
+    /// Has a place looked at in time.
     pub(super) fn schedule(&mut self, pool: &PoolName, slot: Slot) {
         let blocked = self.is_blocked(pool, slot);
         let Some(entry) = self.pools.get_mut(pool) else {
@@ -125,14 +126,8 @@ impl Ledger {
             return;
         };
         let next = place.machine.next_deadline().filter(|_| !held);
-        let before = std::mem::replace(&mut place.due, next);
-        if before != next {
-            if let Some(before) = before {
-                self.due.remove(&(before, pool.clone(), slot));
-            }
-            if let Some(next) = next {
-                self.due.insert((next, pool.clone(), slot));
-            }
+        if let Some(next) = next.filter(|&next| next < place.armed) {
+            place.armed = self.wheel.arm(Timed::Place(pool.clone(), slot), next);
         }
     }
 
@@ -166,21 +161,30 @@ impl Ledger {
             return;
         };
         let vacant = |place: &Place| place.leaving && place.live.is_none();
-        if entry.places.get(&slot).is_some_and(vacant)
-            && let Some(place) = entry.places.remove(&slot)
-        {
-            if let Some(due) = place.due {
-                self.due.remove(&(due, pool.clone(), slot));
-            }
-            self.effects.delete(keys::death(pool, slot));
+        if entry.places.get(&slot).is_some_and(|place| vacant(place)) {
+            self.unfold(pool, slot);
             self.vacate(pool, slot);
+            self.effects.delete(keys::death(pool, slot));
+            if let Some(entry) = self.pools.get_mut(pool) {
+                entry.places.remove(&slot);
+            }
         }
     }
 
     /// Nothing serves at a place, and nothing is done there, whatever an earlier arbiter left.
     fn vacate(&mut self, pool: &PoolName, slot: Slot) {
-        self.effects.delete(keys::endpoint(pool, slot));
+        self.withdraw(pool, slot);
         self.jobs.on_vacant(pool, slot, &mut self.effects);
+    }
+
+    /// Takes a place out of service. What the loss of its node has ended stays as that left it.
+    pub(super) fn withdraw(&mut self, pool: &PoolName, slot: Slot) {
+        if let Some(place) = self.place(pool, slot)
+            && place.shown == Shown::Served
+        {
+            place.shown = Shown::Nothing;
+            self.effects.delete(keys::endpoint(pool, slot));
+        }
     }
 
     pub(super) fn act(
@@ -198,19 +202,7 @@ impl Ledger {
                 self.vacate(pool, slot);
                 if let Some(place) = self.place(pool, slot) {
                     place.gave_up = false;
-                    place.live = Some(Live {
-                        incarnation,
-                        node: None,
-                        phase: WorkerPhase::Waiting,
-                        pid: 0,
-                        address: String::new(),
-                        started: now,
-                        status: String::new(),
-                        stop: None,
-                        told: None,
-                        disabled: false,
-                        calls: Calls::default(),
-                    });
+                    place.live = Some(Live::new(incarnation, None, now));
                 }
                 self.waiting.insert((pool.clone(), incarnation, slot));
                 self.place_waiting_of(pool, now);
@@ -230,7 +222,7 @@ impl Ledger {
             return;
         };
         place.gave_up = true;
-        let last = place.last_death.clone();
+        let last = place.last_death().cloned();
         let because = last.as_ref().map_or("", |death| death.detail.as_str());
         let text = match why {
             GaveUp::CannotStart => format!("given up, as it can never start: {because}"),
@@ -268,7 +260,7 @@ impl Ledger {
             return;
         };
         let harder = |told: &StopWorker| grace_ms.is_some_and(|grace| grace < told.grace_ms);
-        if live.stop.as_ref().is_none_or(harder) {
+        if live.stop().is_none_or(harder) {
             let order = StopWorker {
                 worker: Some(WorkerRef {
                     pool: pool.to_string(),
@@ -278,7 +270,7 @@ impl Ledger {
                 cause: common::DeathCause::from(cause).into(),
                 grace_ms: grace_ms.unwrap_or(usual),
             };
-            live.stop = Some(order.clone());
+            live.rare().stop = Some(order.clone());
             self.effects.order(&node, Order::Stop(order));
         }
     }
@@ -290,7 +282,7 @@ impl Ledger {
             .and_then(|place| place.live.as_ref());
         let stop = live
             .filter(|live| live.incarnation == id.incarnation && live.node.as_ref() == Some(node))
-            .and_then(|live| live.stop.clone());
+            .and_then(|live| live.stop().cloned());
         if let Some(stop) = stop {
             self.effects.order(node, Order::Stop(stop));
         }

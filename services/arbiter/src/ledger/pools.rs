@@ -1,6 +1,6 @@
 //! Pools: desired state, and how long it may last without its owner.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_clock::Tick;
 use tether_lifecycle::{Facts, Launcher, LifecyclePolicy, Loss, OnOwnerLoss, OwnerSight};
@@ -24,7 +24,8 @@ use crate::{
 pub(crate) struct Pool {
     pub(super) resolved: Resolved,
     owner: OwnerName,
-    pub(super) places: BTreeMap<Slot, Place>,
+    /// In boxes: the nodes of a tree that grew in order are half empty.
+    pub(super) places: BTreeMap<Slot, Box<Place>>,
     pub(super) draining: bool,
     /// The owner's last sign of life, where it has no session.
     contact: Tick,
@@ -45,6 +46,8 @@ pub(crate) struct Pool {
     pub(super) waits_for: Option<PoolName>,
     /// The longest that any of its workers may have been told to outlive their node's lease.
     pub(super) longest: Outliving,
+    /// When what nodes are told of it changed last, see [`Ledger::stamp`].
+    pub(super) stamp: u64,
 }
 
 /// How long workers outlive the lease of their node.
@@ -115,6 +118,7 @@ impl Pool {
             starts_at: None,
             never_owned: false,
             waits_for: None,
+            stamp: super::FIRST_STAMP,
         }
     }
 
@@ -144,7 +148,7 @@ impl Pool {
 
     /// Whether the worker in a place is left alone for others that depend on it.
     pub(super) fn holds(&self, slot: Slot) -> bool {
-        self.held && self.places.get(&slot).is_some_and(Place::is_ready)
+        self.held && self.places.get(&slot).is_some_and(|place| place.is_ready())
     }
 
     /// Whether its workers die with their owner's process. Not after a goodbye: what becomes of them
@@ -191,6 +195,15 @@ impl Pool {
         }
     }
 
+    /// When what nodes are told of it changed last. A word of its owner changes nothing where the workers
+    /// may go on without one.
+    pub(super) fn stamp(&self, session: Option<&Session>) -> u64 {
+        let word = session.filter(|_| self.permission(session).is_some());
+        let opened = session.map_or(0, |session| session.opened);
+        let word = word.map_or(0, |session| session.word);
+        self.stamp.max(opened).max(word)
+    }
+
     pub(super) fn next_deadline(&self, session: Option<&Session>) -> Option<Tick> {
         let permission = self.permission(session);
         let end = match (self.is_ending(), self.held) {
@@ -213,7 +226,7 @@ impl Pool {
             false => wanted,
         };
         for place in self.places.values_mut() {
-            place.change_plan(resolved.plan, now);
+            place.change_plan(Arc::clone(&resolved.plan), now);
         }
         self.starts.change(resolved.spec.starts_per_second);
         self.resolved = resolved;
@@ -288,6 +301,8 @@ impl Ledger {
         {
             // A sign of life like a beat: the owner cannot have beaten yet as often as this pool wants.
             session.contact = now;
+            self.stamp += 1;
+            session.word = self.stamp;
             self.tell_nodes_of(&owner);
         }
 
@@ -313,6 +328,8 @@ impl Ledger {
             Some(pool) => {
                 pool.change(resolved, more_may_live, now);
                 pool.on_owner_back(now);
+                self.stamp += 1;
+                pool.stamp = self.stamp;
             }
             None => {
                 let mut pool = Pool::new(resolved, owner.clone(), now);

@@ -2,7 +2,7 @@
 //! wrote under our keys is left alone; a record of ours that cannot be read is no reason to forget what it said.
 
 use prost::{DecodeError, Message};
-use tether_proto::job::Job;
+use tether_proto::{discovery::NodeLoss, job::Job};
 use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_types::{NodeName, OwnerName, PoolName};
 
@@ -85,6 +85,10 @@ fn look_at(entry: &Entry) -> Result<bool, Unreadable> {
         let risk = "a job could be started a second time while its worker lives on elsewhere";
         return must::<HoldRecord>(entry, risk).map(|_| true);
     }
+    if let Some(ServeKey::Loss(_)) = ServeKey::parse(key) {
+        let risk = "workers that are dead would be taken to serve";
+        return must::<NodeLoss>(entry, risk).map(|_| true);
+    }
     if key.starts_with(keys::LEADER) {
         // Read by those who stand for election.
         return Ok(true);
@@ -125,6 +129,7 @@ mod tests {
             ("arbiter/nodes/node-1", "a second agent"),
             ("arbiter/pools/digits", "its jobs be forgotten"),
             ("arbiter/jobs/digits/train", "started a second time"),
+            ("serve/losses/node-1", "would be taken to serve"),
         ] {
             let error = check(&listing(key, CUT_OFF)).unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");
@@ -140,6 +145,7 @@ mod tests {
             "arbiter/jobs/digits",
             "arbiter/events/latest",
             "arbiter/secrets",
+            "serve/losses/no name of ours",
             "serve/endpoints/digits/first",
         ] {
             check(&listing(key, CUT_OFF)).unwrap();

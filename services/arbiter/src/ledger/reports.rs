@@ -1,20 +1,19 @@
 //! What agents report of workers, and what follows.
 
+use std::sync::Arc;
+
 use tether_clock::Tick;
 use tether_proto::{
     common::{self, WorkerPhase, WorkerRef},
-    discovery::EndpointRemoval,
     node::{self, StopWorker, WorkerReport, order::Order},
     worker::EventKind,
 };
-use tether_store::keys;
-use tether_supervise::{Phase, Slot as Machine};
-use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, WorkerId};
+use tether_supervise::{Action, Phase, Slot as Machine};
+use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, PoolName, WorkerId};
 
 use super::{
-    Ledger,
-    calls::Calls,
-    slots::{Live, Place},
+    Ledger, Timed,
+    slots::{Last, Live, Place},
 };
 
 /// Time between SIGTERM and SIGKILL for a worker of a pool nobody knows (any more).
@@ -29,10 +28,20 @@ impl Ledger {
         report: &WorkerReport,
         now: Tick,
     ) {
-        let known = self.find_worker(id) == Some((id.clone(), node.clone()));
-        if !known && !self.adopt(node, id, report, now) {
+        self.act_on_report(node, id, report, now);
+        self.hear(node, id, report.phase);
+    }
+
+    fn act_on_report(&mut self, node: &NodeName, id: &WorkerId, report: &WorkerReport, now: Tick) {
+        let found = self.find_worker(id);
+        let known = found.filter(|(found, at)| found == id && at == node);
+        let Some(id) = known
+            .map(|(id, _)| id)
+            .or_else(|| self.adopt(node, id, report, now))
+        else {
             return self.reject(node, id, report);
-        }
+        };
+        let id = &id;
         match report.phase() {
             WorkerPhase::Dead => self.on_death(node, id, report, now),
             phase => {
@@ -46,22 +55,35 @@ impl Ledger {
     }
 
     /// Takes a worker nobody was asked to start into an empty place, as after a restart of the
-    /// arbiter; false when there is no room for it.
-    fn adopt(&mut self, node: &NodeName, id: &WorkerId, report: &WorkerReport, now: Tick) -> bool {
-        let (reserved, buried) = (self.reserved, self.buried.contains(id.incarnation));
-        let Some(pool) = self.pools.get_mut(&id.pool) else {
-            return false;
+    /// arbiter; none when there is no room for it.
+    fn adopt(
+        &mut self,
+        node: &NodeName,
+        id: &WorkerId,
+        report: &WorkerReport,
+        now: Tick,
+    ) -> Option<WorkerId> {
+        let (reserved, buried) = (self.reserved, self.is_buried(node, id));
+        let (node, _) = self.nodes.get_key_value(node)?;
+        let node = node.clone();
+        let pool = self.pools.get(&id.pool)?;
+        // With the names that are there already, so that each is in memory once.
+        let id = WorkerId {
+            pool: pool.name().clone(),
+            ..*id
         };
         let free = pool
             .places
             .get(&id.slot)
             .is_none_or(|place| place.live.as_ref().is_none_or(|live| live.node.is_none()));
         if !free || buried || id.incarnation.0 > reserved {
-            return false;
+            return None;
         }
+        self.unfold(&id.pool, id.slot);
+        let pool = self.pools.get_mut(&id.pool)?;
         let born = now.saturating_sub(std::time::Duration::from_millis(report.uptime_ms));
         let machine = Machine::adopted(
-            pool.resolved.plan,
+            Arc::clone(&pool.resolved.plan),
             id.incarnation,
             report.pid,
             born,
@@ -73,41 +95,31 @@ impl Ledger {
             let waiting = (id.pool.clone(), live.incarnation, id.slot);
             self.waiting.remove(&waiting);
         }
-        let place = Place {
-            live: Some(Live {
-                incarnation: id.incarnation,
-                node: Some(node.clone()),
-                phase: WorkerPhase::Waiting,
-                pid: report.pid,
-                address: report.address.clone(),
-                started: born,
-                status: report.status.clone(),
-                stop: None,
-                told: None,
-                disabled: false,
-                calls: Calls::default(),
-            }),
-            last: Some((id.incarnation, node.clone())),
-            due: before.as_ref().and_then(|place| place.due),
-            last_death: before.and_then(|place| place.last_death),
-            ..Place::new(machine)
-        };
-        pool.places.insert(id.slot, place);
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.workers.insert(id.clone());
+        let mut live = Live::new(id.incarnation, Some(node.clone()), born);
+        live.pid = report.pid;
+        live.address = report.address.as_str().into();
+        live.says(&report.status);
+        let mut place = Box::new(Place::new(machine));
+        place.live = Some(live);
+        if let Some(before) = before {
+            (place.armed, place.shown) = (before.armed, before.shown);
+            place.last = before.last;
         }
-        self.jobs.resume(id, &mut self.effects);
+        pool.places.insert(id.slot, place);
+        self.seat(&node, &id);
+        self.jobs.resume(&id, &mut self.effects);
         self.schedule(&id.pool, id.slot);
-        true
+        Some(id)
     }
 
     /// A worker nobody has a place for: it ends, and its death is recorded all the same.
     fn reject(&mut self, node: &NodeName, id: &WorkerId, report: &WorkerReport) {
         if report.phase() == WorkerPhase::Dead {
             self.forget_worker(node, id);
-            if !self.buried.contains(id.incarnation) {
-                let death = self.in_epoch(id, report.death.clone().unwrap_or_default());
-                self.record_death(node, id, death);
+            if !self.is_buried(node, id) {
+                let death = report.death.clone().unwrap_or_default();
+                let death = self.in_epoch(&id.pool, death);
+                self.record_death(node, id, &death);
             }
             return;
         }
@@ -145,13 +157,15 @@ impl Ledger {
         if report.pid == 0 && phase != WorkerPhase::Stopping {
             return;
         }
-        live.status.clone_from(&report.status);
+        live.says(&report.status);
         if (live.phase, live.pid) == (phase, report.pid) {
             return;
         }
         live.phase = phase;
         live.pid = report.pid;
-        live.address.clone_from(&report.address);
+        if *live.address != *report.address {
+            live.address = report.address.as_str().into();
+        }
         let action = match report.pid {
             0 => None,
             pid => place.machine.on_spawned(pid, now),
@@ -161,6 +175,7 @@ impl Ledger {
             place.machine.on_ready(now);
         }
         let pid = report.pid;
+        let mut ending = false;
         let told = match phase {
             WorkerPhase::Starting if report.adopted => Some((
                 EventKind::WorkerAdopted,
@@ -175,7 +190,7 @@ impl Ledger {
             )),
             WorkerPhase::Stopping => {
                 // Taken out of service before the first signal reaches it.
-                self.effects.delete(keys::endpoint(&id.pool, id.slot));
+                ending = true;
                 Some((EventKind::WorkerEnding, "ending".to_owned()))
             }
             WorkerPhase::Unspecified
@@ -183,6 +198,9 @@ impl Ledger {
             | WorkerPhase::Dead
             | WorkerPhase::CrashLoop => None,
         };
+        if ending {
+            self.withdraw(&id.pool, id.slot);
+        }
         if let Some((kind, text)) = told {
             self.effects
                 .worker_event(kind, id, Some(node), &owner, text, None);
@@ -221,47 +239,64 @@ impl Ledger {
         permanent: bool,
         now: Tick,
     ) {
-        let cause = Death::from(&death).cause;
-        let death = self.in_epoch(id, death);
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.workers.remove(id);
-        }
-        self.drop_hold(node, id);
-        let Some(place) = self.place(&id.pool, id.slot) else {
+        if self.place(&id.pool, id.slot).is_none() {
             return;
-        };
-        place.live = None;
-        place.last_death = Some(death.clone());
-        let action = match place.machine.phase() {
-            Phase::Spawning if cause == DeathCause::SpawnFailed => {
-                place.machine.on_spawn_failed(permanent, now)
-            }
-            Phase::Spawning => {
-                // It ended in the very moment of its start.
-                place.machine.on_spawned(0, now);
-                place.machine.on_exit(is_clean(cause), now)
-            }
-            _ => place.machine.on_exit(is_clean(cause), now),
-        };
-        self.effects.delete(keys::endpoint(&id.pool, id.slot));
-        let removal = EndpointRemoval {
-            worker: Some(WorkerRef::from(id)),
-            death: Some(death.clone()),
-        };
-        self.effects.put(keys::death(&id.pool, id.slot), removal);
-        self.jobs.on_death(id, &death, &mut self.effects);
-        self.record_death(node, id, death);
-        if let Some(action) = action {
-            self.act(&id.pool, id.slot, action, Some(id), now);
         }
-        self.settle_place(&id.pool, id.slot, now);
+        let death = Arc::new(self.in_epoch(&id.pool, death));
+        self.unseat(node, id);
+        self.drop_hold(node, id);
+        self.unfold(&id.pool, id.slot);
+        self.withdraw(&id.pool, id.slot);
+        self.write_death(id, common::Death::clone(&death));
+        self.record_death(node, id, &death);
+        self.end(node, id, death, permanent, now);
         // In the commit that records the death, so that no gateway hears of it without the spare.
         self.publish(&id.pool, id.slot);
     }
 
+    /// A place goes on after its worker's death, which is written by whoever calls this.
+    pub(super) fn end(
+        &mut self,
+        node: &NodeName,
+        id: &WorkerId,
+        death: Arc<common::Death>,
+        permanent: bool,
+        now: Tick,
+    ) {
+        let cause = death.cause().to_cause(death.exit_code, death.signal);
+        self.jobs.on_death(id, &death, &mut self.effects);
+        let Some(entry) = self.pools.get_mut(&id.pool) else {
+            return;
+        };
+        let stays = id.slot < entry.size();
+        let Some(place) = entry.places.get_mut(&id.slot) else {
+            return;
+        };
+        place.live = None;
+        place.last = Some(Box::new(Last {
+            incarnation: id.incarnation,
+            death: Some(death),
+            node: Some(node.clone()),
+        }));
+        let action = fall(place, cause, permanent, now);
+        let next = place.machine.next_deadline().filter(|&next| next > now);
+        if let (None, Some(next), true) = (action, next, stays && !place.leaving) {
+            // Nothing is to be done before its next start is due, which a million may wait for at once.
+            if next < place.armed {
+                let timed = Timed::Place(id.pool.clone(), id.slot);
+                place.armed = self.wheel.arm(timed, next);
+            }
+            return;
+        }
+        if let Some(action) = action {
+            self.act(&id.pool, id.slot, action, Some(id), now);
+        }
+        self.settle_place(&id.pool, id.slot, now);
+    }
+
     /// Says of a death in which session of its owner it came.
-    fn in_epoch(&self, id: &WorkerId, death: common::Death) -> common::Death {
-        let owner = self.pools.get(&id.pool).map(|pool| pool.owner());
+    pub(super) fn in_epoch(&self, pool: &PoolName, death: common::Death) -> common::Death {
+        let owner = self.pools.get(pool).map(|pool| pool.owner());
         let session = owner.and_then(|owner| self.sessions.get(owner));
         common::Death {
             epoch: session.map_or(0, |session| session.epoch.0),
@@ -269,9 +304,9 @@ impl Ledger {
         }
     }
 
-    fn record_death(&mut self, node: &NodeName, id: &WorkerId, death: common::Death) {
+    pub(super) fn record_death(&mut self, node: &NodeName, id: &WorkerId, death: &common::Death) {
         self.buried.push(id.incarnation);
-        let told = Death::from(&death);
+        let told = Death::from(death);
         let text = match told.detail.as_str() {
             "" => told.cause.to_string(),
             detail => format!("{}: {detail}", told.cause),
@@ -286,9 +321,24 @@ impl Ledger {
             node: node.to_string(),
             owner: owner.unwrap_or_default(),
             text,
-            death: Some(death),
+            death: Some(death.clone()),
             ..Default::default()
         });
+    }
+}
+
+/// The end of its worker, as the machine of a place takes it.
+fn fall(place: &mut Place, cause: DeathCause, permanent: bool, now: Tick) -> Option<Action> {
+    match place.machine.phase() {
+        Phase::Spawning if cause == DeathCause::SpawnFailed => {
+            place.machine.on_spawn_failed(permanent, now)
+        }
+        Phase::Spawning => {
+            // It ended in the very moment of its start.
+            place.machine.on_spawned(0, now);
+            place.machine.on_exit(is_clean(cause), now)
+        }
+        _ => place.machine.on_exit(is_clean(cause), now),
     }
 }
 

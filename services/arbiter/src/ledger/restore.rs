@@ -1,23 +1,26 @@
 //! What an earlier arbiter left in the store, taken up again.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use prost::Message as _;
 use tether_clock::Tick;
 use tether_lifecycle::Loss;
 use tether_proto::{
-    common::{Endpoint, WorkerRef},
-    discovery::EndpointRemoval,
+    common::Endpoint,
+    discovery::{EndpointRemoval, NodeLoss},
     worker::{Event, EventKind},
 };
 use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_supervise::Slot as Machine;
-use tether_types::{Death, Incarnation, NodeName, OwnerName, PoolName};
+use tether_types::{Death, Incarnation, NodeName, OwnerName, PoolName, Slot, WorkerId};
 
 use super::{
     Ledger, Pool,
+    losses::death_of,
     pools::Next,
     readable::{self, Unreadable},
     reports::is_clean,
-    slots::Place,
+    slots::{Last, Place, Shown},
 };
 use crate::{
     effects::keys,
@@ -69,9 +72,11 @@ impl Ledger {
         }
         self.hold_needed();
         // Afterwards, as it is compared with the pools there are.
+        let losses = listing.entries.iter().filter_map(read_loss).collect();
         for entry in &listing.entries {
-            self.restore_served(entry, now);
+            self.restore_served(entry, &losses, now);
         }
+        self.restore_losses(&losses);
         // A pool that cannot be taken up, as its template is gone from the configuration, may come back with it.
         let recorded = |pool: &PoolName| {
             let key = keys::pool(pool);
@@ -144,42 +149,105 @@ impl Ledger {
 
     /// A place that served or had a death is made again, so that what is written of it goes when it
     /// goes (A4); and a worker that was not to be started again after its end is not.
-    fn restore_served(&mut self, entry: &Entry, now: Tick) {
+    fn restore_served(&mut self, entry: &Entry, losses: &BTreeMap<NodeName, NodeLoss>, now: Tick) {
         let Some(key) = ServeKey::parse(&entry.key) else {
             return;
         };
-        let (ServeKey::Pool(name) | ServeKey::Endpoint(name, _) | ServeKey::Death(name, _)) = &key;
+        let (ServeKey::Pool(name) | ServeKey::Endpoint(name, _) | ServeKey::Death(name, _)) = &key
+        else {
+            return;
+        };
         let Some(pool) = self.pools.get_mut(name) else {
             return self.effects.delete(entry.key.clone());
         };
         let (ServeKey::Endpoint(_, slot) | ServeKey::Death(_, slot)) = key else {
             return;
         };
-        let plan = pool.resolved.plan;
-        if let ServeKey::Endpoint(..) = key
-            && let Ok(endpoint) = Endpoint::decode(&*entry.value)
-            && let Ok(node) = NodeName::new(&endpoint.node)
-            && let Some(node) = self.nodes.get_mut(&node)
+        let plan = &pool.resolved.plan;
+        let endpoint = match &key {
+            ServeKey::Endpoint(..) => read_endpoint(entry, name, slot),
+            _ => None,
+        };
+        if let Some((id, node)) = &endpoint
+            && let Some(node) = self.nodes.get_mut(node)
         {
-            node.served.push((name.clone(), slot));
+            node.served.push(id.clone());
         }
         let place = pool.places.entry(slot).or_insert_with(|| {
             let seed = now.as_nanos() ^ u64::from(slot);
-            Place::new(Machine::new(plan, Incarnation(0), seed, now))
+            let machine = Machine::new(Arc::clone(plan), Incarnation(0), seed, now);
+            Box::new(Place::new(machine))
         });
-        if let ServeKey::Death(..) = key
-            && let Ok(removal) = EndpointRemoval::decode(&*entry.value)
-            && let (Some(worker), Some(death)) = (removal.worker, removal.death)
-        {
-            let WorkerRef { incarnation, .. } = worker;
-            let mut machine =
-                Machine::adopted(plan, Incarnation(incarnation), 0, now, incarnation, now);
-            machine.on_exit(is_clean(Death::from(&death).cause), now);
-            place.machine = machine;
-            place.last_death = Some(death);
-            self.buried.push(Incarnation(incarnation));
+        let last = match key {
+            ServeKey::Death(..) => read_death(entry),
+            _ => {
+                let ended = endpoint.and_then(|(id, node)| read_ended(&id, node, losses));
+                place.shown = match ended {
+                    Some(_) => Shown::Lost,
+                    None => Shown::Served,
+                };
+                ended
+            }
+        };
+        if let Some(last) = last {
+            if let Some(death) = &last.death {
+                let incarnation = last.incarnation;
+                let plan = Arc::clone(plan);
+                let mut machine = Machine::adopted(plan, incarnation, 0, now, incarnation.0, now);
+                machine.on_exit(is_clean(Death::from(&**death).cause), now);
+                place.machine = machine;
+                self.buried.push(incarnation);
+            }
+            place.last = Some(Box::new(last));
         }
         let name: PoolName = name.clone();
         self.schedule(&name, slot);
     }
+}
+
+fn read_loss(entry: &Entry) -> Option<(NodeName, NodeLoss)> {
+    let Some(ServeKey::Loss(node)) = ServeKey::parse(&entry.key) else {
+        return None;
+    };
+    match NodeLoss::decode(&*entry.value) {
+        Ok(loss) => Some((node, loss)),
+        Err(error) => {
+            tracing::error!(%node, %error, "Cannot read the loss of a node");
+            None
+        }
+    }
+}
+
+fn read_death(entry: &Entry) -> Option<Last> {
+    let removal = EndpointRemoval::decode(&*entry.value).ok()?;
+    Some(Last {
+        incarnation: Incarnation(removal.worker?.incarnation),
+        death: Some(Arc::new(removal.death?)),
+        node: None,
+    })
+}
+
+fn read_endpoint(entry: &Entry, pool: &PoolName, slot: Slot) -> Option<(WorkerId, NodeName)> {
+    let endpoint = Endpoint::decode(&*entry.value).ok()?;
+    let id = WorkerId {
+        pool: pool.clone(),
+        slot,
+        incarnation: Incarnation(endpoint.worker?.incarnation),
+    };
+    Some((id, NodeName::new(endpoint.node).ok()?))
+}
+
+/// Of an endpoint that the loss of its node has ended.
+fn read_ended(
+    id: &WorkerId,
+    node: NodeName,
+    losses: &BTreeMap<NodeName, NodeLoss>,
+) -> Option<Last> {
+    let loss = losses.get(&node)?;
+    let over = id.incarnation.0 <= loss.up_to_incarnation;
+    over.then(|| Last {
+        incarnation: id.incarnation,
+        death: death_of(loss, &id.pool).map(Arc::new),
+        node: Some(node),
+    })
 }

@@ -14,7 +14,10 @@ use tether_store::keys;
 use tether_supervise::{Phase, Recycle};
 use tether_types::{PoolName, Slot, WorkerId};
 
-use super::{Ledger, slots::Told};
+use super::{
+    Ledger,
+    slots::{Shown, Told},
+};
 
 /// Of a pool, one in so many workers is recycled at a time, and always at least one.
 const RECYCLED_PART: u32 = 10;
@@ -64,6 +67,7 @@ impl Ledger {
                 && let Some(live) = &mut place.live
                 && live.told.replace(told) != Some(told)
             {
+                place.shown = Shown::Served;
                 self.effects.put(keys::endpoint(name, slot), endpoint);
             }
         }

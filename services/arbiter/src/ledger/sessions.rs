@@ -8,7 +8,7 @@ use tether_lifecycle::{LifecyclePolicy, Loss, OnOwnerLoss};
 use tether_proto::{Failure, session as wire, worker::EventKind};
 use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, ProcessIdentity, Reason};
 
-use super::{Ledger, millis};
+use super::{Ledger, Timed, millis};
 use crate::{effects::keys, record::OwnerRecord};
 
 /// Owners beat this many times within their lease, unless a pool wants more.
@@ -27,6 +27,11 @@ pub(crate) struct Session {
     pub(super) contact: Tick,
     /// Whether the warning at half time was given since then.
     warned: bool,
+    /// When its opening, and its last word, changed what nodes are told, see [`Ledger::stamp`].
+    pub(super) opened: u64,
+    pub(super) word: u64,
+    /// For when the wheel has its look at it; never for none.
+    armed: Tick,
 }
 
 /// What a new session gets.
@@ -52,6 +57,9 @@ impl Session {
             lease: Grantor::grant(terms, now),
             contact: now,
             warned: false,
+            opened: 0,
+            word: 0,
+            armed: Tick::NEVER,
         }
     }
 
@@ -116,8 +124,7 @@ impl Ledger {
                 );
             }
         }
-        self.sessions
-            .insert(owner.clone(), Session::new(epoch, process, terms, now));
+        self.enter_session(owner.clone(), Session::new(epoch, process, terms, now));
         for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
             if pool.on_owner_back(now) {
                 pool.write(&mut self.effects);
@@ -152,8 +159,24 @@ impl Ledger {
         let terms =
             Terms::usual(Duration::from_millis(record.ttl_ms)).unwrap_or(self.terms.session);
         let process = record.process.as_ref().map(ProcessIdentity::from);
-        self.sessions
-            .insert(owner, Session::new(Epoch(revision), process, terms, now));
+        self.enter_session(owner, Session::new(Epoch(revision), process, terms, now));
+    }
+
+    fn enter_session(&mut self, owner: OwnerName, mut session: Session) {
+        self.stamp += 1;
+        (session.opened, session.word) = (self.stamp, self.stamp);
+        self.sessions.insert(owner.clone(), session);
+        self.watch_session(owner);
+    }
+
+    /// Has a session looked at in time.
+    fn watch_session(&mut self, owner: OwnerName) {
+        if let Some(session) = self.sessions.get_mut(&owner)
+            && let Some(next) = session.next_deadline()
+            && next < session.armed
+        {
+            session.armed = self.wheel.arm(Timed::Session(owner), next);
+        }
     }
 
     /// A beat of an owner.
@@ -169,12 +192,14 @@ impl Ledger {
         now: Tick,
     ) -> Result<SessionAck, Failure> {
         let beat = self.session_beat(owner);
+        let stamp = self.stamp + 1;
         let session = self.live_session(owner, epoch)?;
         let mut back = false;
         let ttl_ms = match session.lease.on_beat(seq, ack_seen, now) {
             Beat::Extended => {
                 back = now.since(session.contact) > beat * 2;
                 session.contact = now;
+                session.word = stamp;
                 session.warned = false;
                 millis(session.lease.terms().ttl())
             }
@@ -188,6 +213,8 @@ impl Ledger {
                 ));
             }
         };
+        self.stamp = stamp;
+        self.watch_session(owner.clone());
         if back {
             // Its workers may have no more than a moment left, as far as their nodes know.
             self.tell_nodes_of(owner);
@@ -284,24 +311,26 @@ impl Ledger {
         }
     }
 
-    pub(super) fn check_sessions(&mut self, now: Tick) {
-        let mut silent = Vec::new();
-        for (owner, session) in &mut self.sessions {
-            if session.lease.check(now) == Tenure::Free {
-                silent.push(owner.clone());
-            } else if !session.warned && now >= session.warn_at() {
-                session.warned = true;
-                let text = format!(
-                    "no beat of `{owner}` for {:.1?}, half of its lease",
-                    now.since(session.contact)
-                );
-                self.effects
-                    .owner_event(EventKind::LeaseWarning, owner, text);
-            }
+    /// The look at a session that was armed for `at`.
+    pub(super) fn check_session(&mut self, owner: OwnerName, at: Tick, now: Tick) {
+        let session = self.sessions.get_mut(&owner);
+        let Some(session) = session.filter(|session| session.armed == at) else {
+            return;
+        };
+        session.armed = Tick::NEVER;
+        if session.lease.check(now) == Tenure::Free {
+            return self.lose_owner(&owner, Loss::OwnerSilent, now);
         }
-        for owner in silent {
-            self.lose_owner(&owner, Loss::OwnerSilent, now);
+        if !session.warned && now >= session.warn_at() {
+            session.warned = true;
+            let text = format!(
+                "no beat of `{owner}` for {:.1?}, half of its lease",
+                now.since(session.contact)
+            );
+            self.effects
+                .owner_event(EventKind::LeaseWarning, &owner, text);
         }
+        self.watch_session(owner);
     }
 
     fn lose_owner(&mut self, owner: &OwnerName, loss: Loss, now: Tick) {
@@ -337,8 +366,10 @@ impl Ledger {
         } else {
             session.contact
         };
+        self.stamp += 1;
         for pool in self.pools.values_mut().filter(|pool| pool.owner() == owner) {
             pool.on_owner_lost(loss, contact);
+            pool.stamp = self.stamp;
             pool.write(&mut self.effects);
         }
         self.tell_nodes_of(owner);

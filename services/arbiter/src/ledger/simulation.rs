@@ -9,6 +9,7 @@ mod growth;
 mod invariants;
 mod jobs;
 mod leaders;
+mod masses;
 mod node;
 mod owner;
 mod partitions;
@@ -55,6 +56,15 @@ enum Action {
     AcknowledgeJob(usize, usize),
     ChangeGrace(u64, u64),
     DeclareDead(usize),
+    LoseReports(usize),
+    LoseWorker(usize, usize),
+}
+
+impl Action {
+    /// Whether it makes an agent tell something else than what is.
+    fn confuses(&self) -> bool {
+        matches!(self, Self::LoseReports(_) | Self::LoseWorker(..))
+    }
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -90,6 +100,8 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::AcknowledgeJob(pool, nth)),
         1 => graces().prop_map(|(grace, job)| Action::ChangeGrace(grace, job)),
         1 => (0..3_usize).prop_map(Action::DeclareDead),
+        1 => (0..3_usize).prop_map(Action::LoseReports),
+        1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::LoseWorker(node, nth)),
     ]
 }
 
@@ -145,6 +157,11 @@ impl World {
                     let name = self.nodes[node].name.clone();
                     drop(self.ledger.declare_dead(&name, "a test", now));
                 }
+            }
+            Action::LoseReports(node) => drop(self.lose_reports(node)),
+            Action::LoseWorker(node, nth) => {
+                let agent = self.nodes[node].agent.as_mut();
+                agent.into_iter().for_each(|agent| agent.lose_worker(nth));
             }
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
@@ -220,6 +237,11 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
         world.run(Duration::from_millis(*wait_ms));
     }
     world.calm();
+    let confused = actions.iter().any(|(action, _)| action.confuses());
+    assert!(
+        confused || world.resyncs == 0,
+        "all is well, and all is asked for"
+    );
     // What grows old would not be quiet.
     (world.wishes.max_lifetime_ms, world.wishes.max_memory_bytes) = (0, 0);
     world.wishes.max_calls = 0;
@@ -288,6 +310,27 @@ proptest! {
     ) {
         run(seed, wishes, &actions);
     }
+}
+
+#[test]
+fn what_an_agent_fails_to_tell_is_found_out_and_asked_for() {
+    let mut world = World::new(1);
+    world.open(1, false);
+    world.apply(4, 1);
+    let mut lost = 0;
+    for _ in 0..200 {
+        world.run(world::STEP);
+        lost += u32::from(world.lose_reports(0));
+    }
+    assert!(lost > 0 && world.resyncs > 0);
+    assert_eq!(world.ledger.get_pool("spread-1").unwrap().ready, 1);
+
+    world.resyncs = 0;
+    world.act(&Action::LoseWorker(0, 0));
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.resyncs, 1);
+    let ready = world.ledger.get_pool("spread-1").unwrap().ready;
+    assert_eq!((ready, world.starts), (1, 1), "and nothing came of it");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Places of a pool: which incarnation is where, and how it looks from outside.
 
+use std::sync::Arc;
+
 use tether_clock::Tick;
 use tether_proto::{
     common::{self, Endpoint, WorkerPhase, WorkerRef},
@@ -17,16 +19,39 @@ pub(crate) struct Place {
     pub(super) machine: Machine,
     /// The incarnation that is there.
     pub(super) live: Option<Live>,
-    pub(super) last_death: Option<common::Death>,
-    /// The last incarnation that was somewhere, and where: its logs are there.
-    pub(super) last: Option<(Incarnation, NodeName)>,
+    /// Of its last worker that died; none while none has.
+    pub(super) last: Option<Box<Last>>,
     pub(super) gave_up: bool,
     /// It goes when its worker does, even where the pool has grown again meanwhile.
     pub(super) leaving: bool,
-    /// What the ledger's list of deadlines has for it.
-    pub(super) due: Option<Tick>,
+    /// For when the wheel has its look at it; never for none.
+    pub(super) armed: Tick,
     /// Whether calls go there: it is ready, no spare, and not about to be replaced.
     pub(super) serves: bool,
+    /// What the store has of it under `serve/endpoints/`.
+    pub(super) shown: Shown,
+}
+
+/// The endpoint of a place in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// There is none.
+    Nothing,
+    /// There is one, of the worker that lives there, lived there last, or lived there before a restart.
+    Served,
+    /// There is one that the loss of its node has ended.
+    Lost,
+}
+
+/// A worker that lives here no more, as far as is known.
+#[derive(Debug, Clone)]
+pub(super) struct Last {
+    pub(super) incarnation: Incarnation,
+    /// Shared by all that died with their node. None of one that an earlier arbiter knew on a node that is
+    /// lost: it may live.
+    pub(super) death: Option<Arc<common::Death>>,
+    /// Where it was: its logs are there. None where an earlier arbiter knew that.
+    pub(super) node: Option<NodeName>,
 }
 
 /// One incarnation, somewhere.
@@ -37,18 +62,65 @@ pub(super) struct Live {
     pub(super) node: Option<NodeName>,
     pub(super) phase: WorkerPhase,
     pub(super) pid: u32,
-    pub(super) address: String,
+    pub(super) address: Box<str>,
     pub(super) started: Tick,
+    /// Whether its node is lost.
+    pub(super) disabled: bool,
+    /// The phase its node told last on its stream, as the wire numbers it; 0 for none yet.
+    pub(super) heard: i32,
+    /// What discovery was told; none while it was told nothing.
+    pub(super) told: Option<Told>,
+    /// Apart, because of a million workers few have any of it.
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// What a worker has of which nothing was ever asked.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
     /// What it says of itself.
     pub(super) status: String,
     /// The order that is to end it, repeated to a node that comes back and may have missed it.
     pub(super) stop: Option<StopWorker>,
-    /// What discovery was told; none while it was told nothing.
-    pub(super) told: Option<Told>,
-    /// Whether its node is lost.
-    pub(super) disabled: bool,
     /// What it has served, where gateways count it.
     pub(super) calls: Calls,
+}
+
+impl Live {
+    /// One that was just numbered, or found.
+    pub(super) fn new(incarnation: Incarnation, node: Option<NodeName>, started: Tick) -> Self {
+        Self {
+            incarnation,
+            node,
+            phase: WorkerPhase::Waiting,
+            pid: 0,
+            address: Box::default(),
+            started,
+            disabled: false,
+            heard: 0,
+            told: None,
+            rare: None,
+        }
+    }
+
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// What it says of itself.
+    pub(super) fn status(&self) -> &str {
+        self.rare.as_ref().map_or("", |rare| &rare.status)
+    }
+
+    pub(super) fn says(&mut self, status: &str) {
+        if self.status() != status {
+            status.clone_into(&mut self.rare().status);
+        }
+    }
+
+    /// The order that is to end it.
+    pub(super) fn stop(&self) -> Option<&StopWorker> {
+        self.rare.as_ref()?.stop.as_ref()
+    }
 }
 
 /// What can change of an endpoint.
@@ -63,13 +135,39 @@ impl Place {
         Self {
             machine,
             live: None,
-            last_death: None,
             last: None,
             gave_up: false,
             leaving: false,
-            due: None,
+            armed: Tick::NEVER,
             serves: false,
+            shown: Shown::Nothing,
         }
+    }
+
+    /// Of its last worker that died.
+    pub(super) fn last_death(&self) -> Option<&common::Death> {
+        self.last.as_ref()?.death.as_deref()
+    }
+
+    /// The node whose loss has ended what the store has of it.
+    pub(super) fn lost_with(&self) -> Option<&NodeName> {
+        let disabled = self.live.as_ref().filter(|live| live.disabled);
+        let last = self.last.as_ref().and_then(|last| last.node.as_ref());
+        let node = match disabled {
+            Some(live) => live.node.as_ref(),
+            None => last,
+        };
+        node.filter(|_| self.shown == Shown::Lost)
+    }
+
+    /// The last incarnation that was somewhere, and where.
+    fn last_at(&self) -> Option<(Incarnation, NodeName)> {
+        let live = self.live.as_ref();
+        let here = live.and_then(|live| Some((live.incarnation, live.node.clone()?)));
+        here.or_else(|| {
+            let last = self.last.as_ref()?;
+            Some((last.incarnation, last.node.clone()?))
+        })
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -97,7 +195,7 @@ impl Place {
     }
 
     /// A change of plan counts from the next incarnation on; a place that was given up tries again.
-    pub(super) fn change_plan(&mut self, plan: Plan, now: Tick) {
+    pub(super) fn change_plan(&mut self, plan: Arc<Plan>, now: Tick) {
         if std::mem::take(&mut self.gave_up) {
             self.machine = Machine::new(plan, Incarnation(0), now.as_nanos(), now);
         } else {
@@ -117,7 +215,7 @@ impl Place {
                 slot,
                 incarnation: live.incarnation.0,
             }),
-            address: live.address.clone(),
+            address: live.address.to_string(),
             node: live
                 .node
                 .as_ref()
@@ -148,13 +246,17 @@ impl Place {
                 .and_then(|live| live.node.as_ref())
                 .map(ToString::to_string)
                 .unwrap_or_default(),
-            address: live.map(|live| live.address.clone()).unwrap_or_default(),
+            address: live
+                .map(|live| live.address.to_string())
+                .unwrap_or_default(),
             uptime_ms: live
                 .filter(|live| live.pid != 0)
                 .map_or(0, |live| millis(now.since(live.started))),
             restarts: u32::try_from(self.machine.snapshot().restarts).unwrap_or(u32::MAX),
-            last_death: self.last_death.clone(),
-            status: live.map(|live| live.status.clone()).unwrap_or_default(),
+            last_death: self.last_death().cloned(),
+            status: live
+                .map(|live| live.status().to_owned())
+                .unwrap_or_default(),
             disabled: live.is_some_and(|live| live.disabled),
         }
     }
@@ -191,17 +293,14 @@ impl Ledger {
     /// The worker that lives in this place, if it is this incarnation (0 for whichever lives), with
     /// the node it is on.
     pub(crate) fn find_worker(&self, id: &WorkerId) -> Option<(WorkerId, NodeName)> {
-        let live = self
-            .pools
-            .get(&id.pool)?
-            .places
-            .get(&id.slot)?
-            .live
-            .as_ref()?;
+        let pool = self.pools.get(&id.pool)?;
+        let live = pool.places.get(&id.slot)?.live.as_ref()?;
         let wanted = id.incarnation == Incarnation(0) || id.incarnation == live.incarnation;
+        let (pool, slot) = (pool.name().clone(), id.slot);
         let found = WorkerId {
+            pool,
+            slot,
             incarnation: live.incarnation,
-            ..id.clone()
         };
         wanted.then_some((found, live.node.clone()?))
     }
@@ -209,13 +308,7 @@ impl Ledger {
     /// The incarnation whose logs are meant (0 for the newest), and the address of the agent that
     /// keeps them.
     pub(crate) fn find_logs(&self, id: &WorkerId) -> Option<(WorkerId, String)> {
-        let (newest, node) = self
-            .pools
-            .get(&id.pool)?
-            .places
-            .get(&id.slot)?
-            .last
-            .clone()?;
+        let (newest, node) = self.pools.get(&id.pool)?.places.get(&id.slot)?.last_at()?;
         let incarnation = if id.incarnation == Incarnation(0) {
             newest
         } else {
@@ -228,5 +321,17 @@ impl Ledger {
             },
             self.agent_address(&node)?.to_owned(),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_small() {
+        // A million of them: a field that few need goes to what is rare.
+        let sizes = (size_of::<Machine>(), size_of::<Live>(), size_of::<Place>());
+        assert!(sizes.2 <= 184, "{sizes:?}");
     }
 }

@@ -76,6 +76,20 @@ impl Ledger {
 
     /// Orders the start of a place's worker on a node.
     fn put(&mut self, pool: &PoolName, slot: Slot, node: NodeName, now: Tick) {
+        self.unfold(pool, slot);
+        // Numbered before the node's last loss, it would be taken for one of those that died with it.
+        let over = self
+            .nodes
+            .get(&node)
+            .and_then(|node| node.over.get(pool).copied())
+            .unwrap_or_default();
+        let number = self.place(pool, slot).and_then(|place| place.live.as_ref());
+        if number.is_some_and(|live| live.incarnation <= over) {
+            let incarnation = self.next_incarnation();
+            let live = self.place(pool, slot).and_then(|place| place.live.as_mut());
+            live.into_iter()
+                .for_each(|live| live.incarnation = incarnation);
+        }
         let Some(entry) = self.pools.get_mut(pool) else {
             return;
         };
@@ -91,7 +105,6 @@ impl Ledger {
         let Some(live) = &mut place.live else { return };
         live.node = Some(node.clone());
         live.started = now;
-        place.last = Some((live.incarnation, node.clone()));
         let id = WorkerId {
             pool: pool.clone(),
             slot,
@@ -106,8 +119,6 @@ impl Ledger {
             lease_grace_ms: millis(lease_grace),
         };
         self.effects.order(&node, Order::Start(order));
-        if let Some(node) = self.nodes.get_mut(&node) {
-            node.workers.insert(id);
-        }
+        self.seat(&node, &id);
     }
 }

@@ -65,7 +65,8 @@ impl NodeService for Nodes {
         // Whoever is sent away because another arbiter leads is told so.
         let last_word = stream::once(async move { reigning.deposed() });
         let last_word = futures::StreamExt::filter_map(last_word, |why| ready(why.map(Err)));
-        let messages = ReceiverStream::new(receive).map(Ok).chain(last_word);
+        let messages = ReceiverStream::new(receive).map(|message| Ok(*message));
+        let messages = messages.chain(last_word);
         Ok(Response::new(Box::pin(messages)))
     }
 }

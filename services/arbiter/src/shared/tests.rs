@@ -18,11 +18,11 @@ use tether_proto::{
     pool::{PoolSpec, Template},
 };
 use tether_store::{Changes, Entry, Error, Listing, MemoryStore, Revision, Store, Txn};
-use tether_types::{Epoch, NodeName, OwnerName, Reason};
+use tether_types::{Epoch, NodeName, OwnerName, PoolName, Reason};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{ATTENTION, PAUSE_MAX, Shared};
+use super::{ATTENTION, PAUSE_MAX, Shared, next_commit};
 use crate::{config::Config, events::Events, ledger::Ledger, mandate::Mandate};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ struct Scene {
     node: NodeName,
     stream: u64,
     seq: u64,
-    inbox: mpsc::Receiver<HeartbeatResponse>,
+    inbox: mpsc::Receiver<Box<HeartbeatResponse>>,
     stop: tokio_util::sync::DropGuard,
     timer: tokio::task::JoinHandle<()>,
 }
@@ -143,7 +143,7 @@ impl Scene {
     }
 
     async fn next(&mut self) -> HeartbeatResponse {
-        timeout(PATIENCE, self.inbox.recv()).await.unwrap().unwrap()
+        *timeout(PATIENCE, self.inbox.recv()).await.unwrap().unwrap()
     }
 
     async fn apply(&self, name: &str) -> Result<tether_proto::pool::Pool, tether_proto::Failure> {
@@ -211,6 +211,32 @@ async fn beats_are_answered_while_the_store_fails_and_orders_wait_until_it_is_ba
             .iter()
             .any(|event| event.worker.is_some())
     );
+}
+
+#[test]
+fn an_endpoint_ends_in_the_commit_that_says_why() {
+    let pool: PoolName = "digits".parse().unwrap();
+    let mut writes = BTreeMap::new();
+    for slot in 0..1_000 {
+        let endpoint = tether_store::keys::endpoint(&pool, slot);
+        writes.insert(endpoint, None);
+        let death = tether_store::keys::death(&pool, slot);
+        writes.insert(death, Some(bytes::Bytes::from_static(b"why")));
+    }
+
+    let mut commits = 0;
+    while !writes.is_empty() {
+        let keys = next_commit(&writes);
+        for slot in 0..1_000 {
+            let there = |key: String| keys.contains(&key);
+            let death = there(tether_store::keys::death(&pool, slot));
+            assert_eq!(there(tether_store::keys::endpoint(&pool, slot)), death);
+        }
+        assert!(keys.len() <= 128, "etcd takes no more");
+        keys.iter().for_each(|key| drop(writes.remove(key)));
+        commits += 1;
+    }
+    assert_eq!(commits, 20);
 }
 
 #[tokio::test]

@@ -6,10 +6,10 @@ use proptest::{collection::vec, prelude::*};
 use prost::Message as _;
 use tether_proto::{
     common::{Death, Endpoint, WorkerRef},
-    discovery::{EndpointRemoval, WatchEndpointsResponse},
+    discovery::{EndpointRemoval, NodeLoss, WatchEndpointsResponse},
 };
 use tether_store::{Change, Entry, keys};
-use tether_types::PoolName;
+use tether_types::{NodeName, PoolName};
 
 use super::Table;
 
@@ -20,6 +20,10 @@ enum Act {
     Drain,
     Die,
     Leave,
+    /// The node is lost with all that it has.
+    Lose,
+    /// It is back in time.
+    Return,
 }
 
 fn acts() -> impl Strategy<Value = Vec<Vec<(usize, u32, Act)>>> {
@@ -27,9 +31,16 @@ fn acts() -> impl Strategy<Value = Vec<Vec<(usize, u32, Act)>>> {
         3 => Just(Act::Start),
         1 => Just(Act::Drain),
         2 => Just(Act::Die),
-        1 => Just(Act::Leave)
+        1 => Just(Act::Leave),
+        1 => Just(Act::Lose),
+        1 => Just(Act::Return)
     ];
     vec(vec((0..2usize, 0..3u32, act), 1..4), 1..30)
+}
+
+/// Each slot is always on the same one.
+fn node_of(slot: u32) -> NodeName {
+    NodeName::new(format!("n{}", slot % 2)).unwrap()
 }
 
 type Places = BTreeMap<(String, u32), Endpoint>;
@@ -39,6 +50,9 @@ type Places = BTreeMap<(String, u32), Endpoint>;
 struct Arbiter {
     serving: Places,
     incarnation: u64,
+    /// Endpoints that are in the store and over, and what says so.
+    left: Places,
+    losses: BTreeMap<String, NodeLoss>,
 }
 
 impl Arbiter {
@@ -60,10 +74,47 @@ impl Arbiter {
                 };
                 let new = Endpoint {
                     worker: Some(worker),
+                    node: node_of(slot).to_string(),
                     ..Endpoint::default()
                 };
-                self.serving.insert(place, new.clone());
-                vec![put(key, new.encode_to_vec())]
+                self.serving.insert(place.clone(), new.clone());
+                let mut changes = vec![put(key, new.encode_to_vec())];
+                // The last one that a record stands for takes it along.
+                let left = self.left.remove(&place);
+                if left.is_some() && !self.left.values().any(|left| left.node == new.node) {
+                    self.losses.remove(&new.node);
+                    let key = keys::loss(&node_of(slot));
+                    changes.push(Change { key, value: None });
+                }
+                changes
+            }
+            (Act::Lose, _) => {
+                let node = node_of(slot);
+                let loss = NodeLoss {
+                    up_to_incarnation: self.incarnation,
+                    ..NodeLoss::default()
+                };
+                let there = |endpoint: &Endpoint| endpoint.node == node.as_str();
+                self.left
+                    .extend(self.serving.extract_if(.., |_, endpoint| there(endpoint)));
+                if !self.left.values().any(there) {
+                    return Vec::new();
+                }
+                self.losses.insert(node.to_string(), loss.clone());
+                vec![put(keys::loss(&node), loss.encode_to_vec())]
+            }
+            (Act::Return, _) => {
+                let node = node_of(slot);
+                let there = |endpoint: &Endpoint| endpoint.node == node.as_str();
+                self.serving
+                    .extend(self.left.extract_if(.., |_, endpoint| there(endpoint)));
+                match self.losses.remove(node.as_str()) {
+                    Some(_) => vec![Change {
+                        key: keys::loss(&node),
+                        value: None,
+                    }],
+                    None => Vec::new(),
+                }
             }
             (_, None) => Vec::new(),
             (Act::Drain, Some(old)) => {
@@ -147,12 +198,20 @@ proptest! {
         for (number, commit) in commits.into_iter().enumerate() {
             let mut changes: BTreeMap<String, Change> = BTreeMap::new();
             let mut touched = BTreeSet::new();
-            let mut died = BTreeSet::new();
+            let (mut died, mut lost) = (BTreeSet::new(), BTreeSet::new());
             for (pool, slot, act) in commit {
                 // A commit writes a key once.
-                if touched.insert((pool, slot)) {
+                // Nor does it write of places of a node that it loses.
+                let calm = !lost.contains(&node_of(slot));
+                let first = !touched.iter().any(|(_, other)| node_of(*other) == node_of(slot));
+                let whole = matches!(act, Act::Lose | Act::Return);
+                let fits = if whole { first && calm } else { calm };
+                if fits && touched.insert((pool, slot)) {
+                    if whole {
+                        lost.insert(node_of(slot));
+                    }
                     let made = arbiter.act(&pools[pool], slot, act);
-                    if made.len() == 2 {
+                    if matches!(act, Act::Die) {
                         died.insert((pools[pool].to_string(), slot));
                     }
                     changes.extend(made.into_iter().map(|change| (change.key.clone(), change)));
@@ -165,7 +224,13 @@ proptest! {
                     value: endpoint.encode_to_vec().into(),
                     mod_revision: 1,
                 };
-                table.reload(arbiter.serving.iter().map(entry).collect());
+                let loss = |(node, loss): (&String, &NodeLoss)| Entry {
+                    key: keys::loss(&NodeName::new(node).unwrap()),
+                    value: loss.encode_to_vec().into(),
+                    mod_revision: 1,
+                };
+                let entries = arbiter.serving.iter().chain(&arbiter.left).map(entry);
+                table.reload(entries.chain(arbiter.losses.iter().map(loss)).collect());
             } else {
                 table.commit(changes.into_values().collect());
                 let (message, _) = table.next(None, Some(before));

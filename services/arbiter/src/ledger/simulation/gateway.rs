@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message as _;
-use tether_proto::common::{Endpoint, WorkerRef};
+use tether_proto::common::WorkerRef;
 use tether_types::WorkerId;
 
 use super::world::World;
@@ -21,9 +20,7 @@ pub(super) struct Gateway {
 impl World {
     /// Workers that gateways send calls to and are asked to count.
     fn counted(&self) -> Vec<WorkerId> {
-        let told = self.store.range("serve/endpoints/".to_owned()..);
-        let told = told.take_while(|(key, _)| key.starts_with("serve/endpoints/"));
-        let told = told.map(|(_, (value, _))| Endpoint::decode(&**value).unwrap());
+        let told = self.endpoints();
         told.filter(|endpoint| endpoint.count_calls && !endpoint.draining)
             .map(|endpoint| WorkerRef::required(endpoint.worker.as_ref()).unwrap())
             .collect()
@@ -81,7 +78,8 @@ impl World {
                     slot,
                     incarnation: live.incarnation,
                 };
-                let known = live.calls.total();
+                let rare = live.rare.as_ref();
+                let known = rare.map_or(0, |rare| rare.calls.total());
                 let served = self.served.get(&id).copied().unwrap_or(0);
                 assert!(known <= served, "A7: {id} served {served}, not {known}");
                 let told = self

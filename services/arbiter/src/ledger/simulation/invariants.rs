@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message as _;
+use tether_clock::Tick;
 use tether_proto::{
     common::{Endpoint, WorkerRef},
+    discovery::NodeLoss,
     node::{self, order::Order},
 };
 use tether_store::keys::ServeKey;
@@ -63,19 +65,51 @@ impl World {
         self.check_innocence();
         self.check_calls();
         self.check_jobs();
-        for (key, (value, _)) in self.store.range("serve/endpoints/".to_owned()..) {
-            if let Some(ServeKey::Endpoint(..)) = ServeKey::parse(key) {
-                let endpoint = Endpoint::decode(&**value).unwrap();
-                let node = self.ledger.nodes.get(&endpoint.node.parse().unwrap());
-                assert!(
-                    node.is_some_and(|node| node.loss.is_none()),
-                    "A8: {key} is served by a node without a lease"
-                );
-                let worker = endpoint.worker;
-                let id = WorkerRef::required(worker.as_ref()).unwrap();
-                assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
-            }
+        for endpoint in self.endpoints() {
+            let node = self.ledger.nodes.get(&endpoint.node.parse().unwrap());
+            assert!(
+                node.is_some_and(|node| node.loss.is_none()),
+                "A8: {endpoint:?} is served by a node without a lease"
+            );
+            let id = WorkerRef::required(endpoint.worker.as_ref()).unwrap();
+            assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
         }
+    }
+
+    /// What discovery takes to serve.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        let entries = self.store.range("serve/endpoints/".to_owned()..);
+        let of_endpoint = |key: &str| matches!(ServeKey::parse(key), Some(ServeKey::Endpoint(..)));
+        let entries = entries.filter(move |(key, _)| of_endpoint(key));
+        let endpoints = entries.map(|(_, (value, _))| Endpoint::decode(&**value).unwrap());
+        endpoints.filter(|endpoint| {
+            let loss = self.store.get(&format!("serve/losses/{}", endpoint.node));
+            let loss = loss.map(|(value, _)| NodeLoss::decode(&**value).unwrap());
+            let incarnation = endpoint.worker.as_ref().unwrap().incarnation;
+            loss.is_none_or(|loss| incarnation > loss.up_to_incarnation)
+        })
+    }
+
+    /// When the first thing is due, by looking at all of them.
+    pub(super) fn first_due(&self) -> Tick {
+        let ledger = &self.ledger;
+        let places = ledger.pools.values().flat_map(|pool| {
+            let places = pool
+                .places
+                .iter()
+                .filter(|(slot, _)| !pool.holds(**slot) && !ledger.is_blocked(pool.name(), **slot));
+            places.filter_map(|(_, place)| place.machine.next_deadline())
+        });
+        let pools = ledger.pools.values();
+        let pools = pools.filter_map(|pool| pool.next_deadline(ledger.sessions.get(pool.owner())));
+        let sessions = ledger.sessions.values();
+        let sessions = sessions.filter_map(super::super::Session::next_deadline);
+        let nodes = ledger
+            .nodes
+            .values()
+            .filter_map(|node| node.next_deadline());
+        let all = places.chain(pools).chain(sessions).chain(nodes);
+        all.min().unwrap_or(Tick::NEVER)
     }
 
     /// P1: no worker outlives what its policy grants after the last word of its owner.
@@ -182,8 +216,17 @@ impl World {
                 // As of what was written before this moment, or with it.
                 let served = |key: &String| key.starts_with(&format!("serve/endpoints/{other}/"));
                 let written = |(key, value): (&String, &Option<_>)| served(key) && value.is_some();
+                let of_other = |endpoint: Endpoint| {
+                    let worker = endpoint.worker.unwrap();
+                    worker.pool == other.as_str()
+                };
+                // A node that is back serves again as its loss is taken back.
+                let back = |(key, value): (&String, &Option<_>)| {
+                    key.starts_with("serve/losses/") && value.is_none()
+                };
+                let back = effects.writes.iter().any(back) && self.store.keys().any(served);
                 assert!(
-                    self.store.keys().any(served) || effects.writes.iter().any(written),
+                    back || self.endpoints().any(of_other) || effects.writes.iter().any(written),
                     "A5: {id} is started without {other}"
                 );
             }
@@ -204,6 +247,10 @@ impl World {
 
     /// A6, as discovery is told it; and no more than a few are recycled at once.
     pub(super) fn check_serving(&self) {
+        let mut serving = Vec::new();
+        if self.wishes.spares > 0 {
+            serving.extend(self.endpoints());
+        }
         for (name, pool) in &self.ledger.pools {
             let spec = &pool.resolved.spec;
             let recycled = pool.places.values().filter(|place| {
@@ -221,13 +268,11 @@ impl World {
             if spec.spares == 0 || pool.is_ending() || pool.draining {
                 continue;
             }
-            let prefix = format!("serve/endpoints/{name}/");
-            let told = self
-                .store
-                .iter()
-                .filter(|(key, _)| key.starts_with(&prefix));
-            let serving =
-                told.filter(|(_, (value, _))| !Endpoint::decode(&**value).unwrap().draining);
+            let of_pool = |endpoint: &Endpoint| {
+                let worker = endpoint.worker.as_ref().unwrap();
+                worker.pool == name.as_str() && !endpoint.draining
+            };
+            let serving = serving.iter().filter(|endpoint| of_pool(endpoint));
             let able = pool.places.values().filter(|place| {
                 place.is_ready() && matches!(place.machine.phase(), Phase::Ready { .. })
             });
@@ -313,10 +358,8 @@ impl World {
             ledger.pools.is_empty() && ledger.sessions.is_empty(),
             "A4: pools or sessions are left"
         );
-        assert!(
-            ledger.due.is_empty() && ledger.waiting.is_empty(),
-            "A4: places are left"
-        );
+        assert!(ledger.waiting.is_empty(), "A4: places are left");
+        assert!(ledger.losses.is_empty(), "A4: losses are left");
         let placed = ledger
             .nodes
             .values()

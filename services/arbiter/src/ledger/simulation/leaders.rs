@@ -9,12 +9,11 @@ use std::{
 
 use prost::Message as _;
 use tether_clock::Tick;
-use tether_proto::node::HeartbeatResponse;
 use tether_store::{Entry, Listing};
 use tether_types::{DeathCause, NodeName};
 
 use super::world::{Packet, World, empty_ledger};
-use crate::{ledger::Ledger, record::PoolRecord};
+use crate::{effects::Ack, ledger::Ledger, record::PoolRecord};
 
 /// A protection that is left out, to see that it is missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +95,8 @@ impl World {
         for (name, orders) in effects.orders {
             let node = self.nodes.iter().position(|node| node.name == name);
             if let (Some(node), Some(&stream)) = (node, deposed.links.get(&name))
-                && let Some(message) = deposed.ledger.message_to(&name)
+                && let Some(message) = deposed.ledger.message_to(&name, Ack::default(), orders)
             {
-                let message = HeartbeatResponse { orders, ..message };
                 self.send(node, stream, Packet::Down(message));
             }
         }

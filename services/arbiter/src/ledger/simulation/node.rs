@@ -11,7 +11,7 @@ use tether_proto::{
         order::Order,
     },
 };
-use tether_types::{Death, DeathCause, NodeName, PoolName, WorkerId};
+use tether_types::{Death, DeathCause, Digest, NodeName, PoolName, WorkerId};
 
 /// How often an agent without a stream tries to open one.
 const RECONNECT: Duration = Duration::from_millis(200);
@@ -100,6 +100,9 @@ pub(super) struct Agent {
     pools: BTreeMap<PoolName, Told>,
     known: BTreeMap<WorkerId, WorkerReport>,
     pending: Vec<WorkerReport>,
+    /// What it told on its stream, by which it is summed up; and whether it was asked for all of it.
+    told: BTreeMap<WorkerId, i32>,
+    resync: bool,
     adopted: std::collections::BTreeSet<WorkerId>,
     told_exits: std::collections::BTreeSet<(String, u64)>,
     watched: BTreeMap<(String, u64), u32>,
@@ -145,6 +148,31 @@ fn dead(id: &WorkerId, cause: DeathCause) -> WorkerReport {
     }
 }
 
+impl Agent {
+    fn tell(&mut self, report: &WorkerReport) {
+        let id = WorkerRef::required(report.worker.as_ref()).unwrap();
+        if report.phase() == WorkerPhase::Dead {
+            self.told.remove(&id);
+        } else {
+            self.told.insert(id, report.phase);
+        }
+    }
+
+    fn tell_all(&mut self) -> Vec<WorkerReport> {
+        self.told.clear();
+        let all: Vec<_> = self.known.values().cloned().collect();
+        all.iter().for_each(|report| self.tell(report));
+        all
+    }
+
+    /// A fault: it forgets what it has told of one of its workers.
+    pub(super) fn lose_worker(&mut self, nth: usize) {
+        if let Some(id) = self.told.keys().nth(nth).cloned() {
+            self.told.remove(&id);
+        }
+    }
+}
+
 impl Node {
     pub(super) fn new(name: &str, boot_id: &str) -> Self {
         Self {
@@ -163,6 +191,8 @@ impl Node {
         (agent.seq, agent.ack_seen) = (0, 0);
         agent.sent.clear();
         agent.pending.clear();
+        agent.resync = false;
+        agent.tell_all();
         agent.last_sent = Tick::ZERO;
         agent.interval = Duration::from_millis(100);
         self.connected = now;
@@ -276,7 +306,7 @@ impl Node {
                 epoch: *epoch,
             })
             .collect();
-        let news = !agent.pending.is_empty() || !owner_exits.is_empty();
+        let news = !agent.pending.is_empty() || !owner_exits.is_empty() || agent.resync;
         let in_flight = agent.seq > agent.ack_seen;
         if now < agent.last_sent + agent.interval && (!news || in_flight) {
             return None;
@@ -287,13 +317,28 @@ impl Node {
         agent.seq += 1;
         agent.sent.insert(agent.seq, now);
         agent.last_sent = now;
+        let mut reports = std::mem::take(&mut agent.pending);
+        let table = std::mem::take(&mut agent.resync).then(|| {
+            reports.clear();
+            let workers = agent.tell_all();
+            node::WorkerTable { workers }
+        });
+        reports.iter().for_each(|report| agent.tell(report));
+        let mut digest = Digest::default();
+        agent
+            .told
+            .iter()
+            .for_each(|(id, phase)| digest.add(id, *phase));
         Some(HeartbeatRequest {
             hello: None,
             seq: agent.seq,
             ack_seen: agent.ack_seen,
-            reports: std::mem::take(&mut agent.pending),
+            reports,
             owner_exits,
             goodbye: false,
+            digest: Some(digest.sum()),
+            count: digest.count(),
+            table,
         })
     }
 
@@ -302,6 +347,7 @@ impl Node {
         let Some(agent) = &mut self.agent else {
             return Vec::new();
         };
+        agent.resync |= message.resync;
         if message.seq > 0 {
             let Some(&sent) = agent.sent.get(&message.seq) else {
                 return Vec::new();
@@ -342,6 +388,12 @@ impl Node {
                     agent.pools.insert(pool.pool.parse().unwrap(), told);
                 }
             }
+            let told = |pool: &PoolName| {
+                let mut pools = message.owners.iter().flat_map(|owner| &owner.pools);
+                pools.any(|told| told.pool == pool.as_str())
+            };
+            let (pools, known) = (&mut agent.pools, &agent.known);
+            pools.retain(|pool, _| told(pool) || known.keys().any(|id| id.pool == *pool));
             let lease = agent.holder.as_ref().map_or(Tick::ZERO, Holder::deadline);
             for (id, worker) in &mut self.workers {
                 if let Some(told) = agent.pools.get(&id.pool) {
@@ -421,6 +473,7 @@ impl Node {
                     "A3: {id} is forgotten alive"
                 );
                 agent.known.remove(&id);
+                agent.told.remove(&id);
                 self.workers.remove(&id);
             }
             Order::Signal(_) => {}

@@ -4,9 +4,12 @@
 use std::time::Duration;
 
 use tether_clock::Tick;
+use tether_proto::common::Endpoint;
 use tether_proto::job::{JobState, PutCheckpointRequest, ReportJobRequest};
 use tether_proto::node::{HeartbeatRequest, Hello};
 use tether_types::{DeathCause, NodeName, Reason, WorkerId};
+
+use crate::effects::Ack;
 
 use super::{
     owner::{POOLS, Wishes},
@@ -74,9 +77,8 @@ impl World {
     }
 
     fn endpoint_is_told(&self) -> bool {
-        self.store
-            .keys()
-            .any(|key| key.starts_with("serve/endpoints/spread-1/"))
+        let of_pool = |endpoint: &Endpoint| endpoint.worker.as_ref().unwrap().pool == "spread-1";
+        self.endpoints().any(|endpoint| of_pool(&endpoint))
     }
 
     /// Runs until something is so; tells when.
@@ -447,7 +449,8 @@ fn a_node_that_says_goodbye_is_gone_at_once_and_what_was_ordered_there_is_starte
     };
 
     assert!(world.ledger.on_beat(&name, &goodbye, world.now));
-    assert!(world.ledger.message_to(&name).is_some(), "it is answered");
+    let answer = world.ledger.message_to(&name, Ack::default(), Vec::new());
+    assert!(answer.is_some(), "it is answered");
     world.settle();
     world.run(STEP);
 

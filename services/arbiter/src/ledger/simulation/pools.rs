@@ -169,10 +169,8 @@ fn pools_that_end_together_end_in_order_whatever_they_are_called() {
 
         world.goodbye(0);
         // The owner has said what is to become of them, and may go.
-        let told = (0..3).filter_map(|node| world.ledger.message_to(&world.nodes[node].name));
-        let owners = told.flat_map(|told| told.owners);
-        let mut pools = owners.flat_map(|owner| owner.pools);
-        assert!(pools.all(|pool| !pool.kill_on_owner_exit));
+        let mut pools = world.ledger.pools.values();
+        assert!(pools.all(|pool| !pool.dies_with_owner()));
         world.run(millis(100));
         world.act(&Action::KillOwner(0));
         while world.living(on) > 0 {
@@ -211,7 +209,7 @@ fn a_pool_is_held_back_for_half_of_its_time_and_no_longer() {
             .places
             .values()
             .next();
-        place.unwrap().live.as_ref().unwrap().stop.is_some()
+        place.unwrap().live.as_ref().unwrap().stop().is_some()
     };
 
     world.goodbye(0);

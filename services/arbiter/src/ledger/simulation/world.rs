@@ -10,7 +10,7 @@ use prost::Message as _;
 use tether_clock::Tick;
 use tether_lifecycle::Environment;
 use tether_proto::{
-    node::{HeartbeatRequest, HeartbeatResponse},
+    node::{HeartbeatRequest, HeartbeatResponse, WorkerReport},
     worker::EventKind,
 };
 use tether_types::{Death, DeathCause, NodeName, WorkerId};
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    effects::{Effects, keys},
+    effects::{Ack, Effects, keys},
     ledger::Ledger,
 };
 
@@ -71,6 +71,8 @@ pub(super) struct World {
     pub(super) deposed: Option<Deposed>,
     pub(super) flaw: Option<Flaw>,
     pub(super) starts: u64,
+    /// How often a node was asked for all it has.
+    pub(super) resyncs: u64,
     pub(super) wishes: Wishes,
     /// When a pool last got another mode.
     pub(super) switched: BTreeMap<String, Tick>,
@@ -114,6 +116,7 @@ impl World {
             deposed: None,
             flaw: None,
             starts: 0,
+            resyncs: 0,
             wishes,
             switched: BTreeMap::new(),
             ordered: BTreeMap::new(),
@@ -183,11 +186,9 @@ impl World {
                 self.settle();
             }
         }
-        let next = self.ledger.next_deadline();
-        assert!(
-            next.is_none_or(|next| next > now),
-            "checks leave nothing due"
-        );
+        let next = self.ledger.next_deadline().unwrap_or(Tick::NEVER);
+        assert!(next > now, "checks leave nothing due");
+        assert!(next <= self.first_due(), "a deadline would be missed");
         self.check();
     }
 
@@ -242,6 +243,8 @@ impl World {
         let linked = self.links.get(&name) == Some(&stream);
         if linked {
             self.note_deaths(&beat.reports);
+            let table = beat.table.as_ref();
+            self.note_deaths(table.map_or(&[], |table| &table.workers));
         }
         if !linked || !self.ledger.on_beat(&name, beat, self.now) {
             self.break_stream(node, stream);
@@ -273,7 +276,25 @@ impl World {
         self.nodes[node].lose_stream(self.now);
     }
 
-    fn note_deaths(&mut self, reports: &[tether_proto::node::WorkerReport]) {
+    /// A fault: what a node tells of workers that are not dead gets lost on its way. False where nothing was.
+    pub(super) fn lose_reports(&mut self, node: usize) -> bool {
+        use tether_proto::common::WorkerPhase;
+
+        let wires = self.wires.iter_mut();
+        let wires = wires.filter(|((at, _, up), _)| *at == node && *up);
+        let mut lost = 0;
+        for (_, packet) in wires.flat_map(|(_, wire)| wire) {
+            if let Packet::Up(beat) = packet {
+                let before = beat.reports.len();
+                let dead = |report: &_| WorkerReport::phase(report) == WorkerPhase::Dead;
+                beat.reports.retain(dead);
+                lost += before - beat.reports.len();
+            }
+        }
+        lost > 0
+    }
+
+    fn note_deaths(&mut self, reports: &[WorkerReport]) {
         use tether_proto::common::{WorkerPhase, WorkerRef};
 
         let dead = reports
@@ -287,7 +308,8 @@ impl World {
     pub(super) fn settle(&mut self) {
         let mut effects: Effects = self.ledger.take_effects();
         for (node, ack) in std::mem::take(&mut effects.acks) {
-            self.tell(&node, ack.ttl_ms, Vec::new());
+            self.resyncs += u64::from(ack.resync);
+            self.tell(&node, ack, Vec::new());
         }
         self.check_starts(&effects);
         self.revision += 1;
@@ -326,29 +348,21 @@ impl World {
         }
         for (node, orders) in effects.orders {
             self.check_orders(&node, &orders);
-            self.tell(&node, 0, orders);
+            self.tell(&node, Ack::default(), orders);
         }
         self.check_serving();
     }
 
-    fn tell(&mut self, node: &NodeName, ttl_ms: u64, orders: Vec<tether_proto::node::Order>) {
+    fn tell(&mut self, node: &NodeName, ack: Ack, orders: Vec<tether_proto::node::Order>) {
         let index = self
             .nodes
             .iter()
             .position(|known| known.name == *node)
             .unwrap();
         if let Some(&stream) = self.links.get(node)
-            && let Some(message) = self.ledger.message_to(node)
+            && let Some(message) = self.ledger.message_to(node, ack, orders)
         {
-            self.send(
-                index,
-                stream,
-                Packet::Down(HeartbeatResponse {
-                    ttl_ms,
-                    orders,
-                    ..message
-                }),
-            );
+            self.send(index, stream, Packet::Down(message));
         }
     }
 

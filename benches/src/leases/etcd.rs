@@ -1,0 +1,158 @@
+//! etcd with one lease for each agent.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use etcd_client::Client;
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+
+use super::{BEAT, TTL, free_port, steady::Cost};
+use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
+
+/// Leases granted at a time: each is a write with an fsync.
+const AT_ONCE: usize = 64;
+
+/// Before it all is quiet.
+const SETTLE: Duration = Duration::from_secs(12);
+
+/// What etcd took.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) cost: Cost,
+    /// How long after the last one was due the last lease was gone.
+    pub(super) expiry_seconds: f64,
+}
+
+struct Etcd {
+    child: Child,
+    url: String,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Measures etcd with so many leases, each on a connection of its own.
+pub(super) async fn measure(
+    ground: &Ground,
+    program: &Path,
+    agents: usize,
+    span: Duration,
+) -> anyhow::Result<Measured> {
+    let etcd = start(ground, program).await?;
+    let beats = Arc::new(AtomicU64::new(0));
+    let (hush, hushed) = watch::channel(false);
+    let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let mut holders = JoinSet::new();
+    let granted = Arc::new(AtomicU64::new(0));
+    for _ in 0..agents {
+        let (url, beats, granted) = (etcd.url.clone(), Arc::clone(&beats), Arc::clone(&granted));
+        let (mut hushed, permits) = (hushed.clone(), Arc::clone(&permits));
+        holders.spawn(async move {
+            let permit = permits.acquire_owned().await?;
+            let mut client = Client::connect([url], None).await?;
+            let ttl = i64::try_from(TTL.as_secs())?;
+            let lease = client.lease_grant(ttl, None).await?.id();
+            let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
+            drop(permit);
+            granted.fetch_add(1, Ordering::Relaxed);
+            loop {
+                keeper.keep_alive().await?;
+                let answer = answers.message().await?.context("the stream was closed")?;
+                anyhow::ensure!(answer.ttl() > 0, "a lease ran out");
+                beats.fetch_add(1, Ordering::Relaxed);
+                tokio::select! {
+                    () = sleep(BEAT) => {}
+                    _ = hushed.wait_for(|hushed| *hushed) => return anyhow::Ok(()),
+                }
+            }
+        });
+    }
+    let all = u64::try_from(agents)?;
+    while granted.load(Ordering::Relaxed) < all {
+        if let Some(ended) = holders.try_join_next() {
+            ended??;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    sleep(SETTLE).await;
+    let pid = etcd.child.id();
+    let before = (
+        cpu_time_of_threads(pid)?,
+        beats.load(Ordering::Relaxed),
+        Instant::now(),
+    );
+    sleep(span).await;
+    let cost = Cost {
+        cpu: cpu_time_of_threads(pid)?.saturating_sub(before.0),
+        span: before.2.elapsed(),
+        beats: beats.load(Ordering::Relaxed) - before.1,
+        resident: resident_bytes(pid)?,
+        up_bytes: 0.0,
+        down_bytes: 0.0,
+    };
+    if let Some(ended) = holders.try_join_next() {
+        ended??;
+    }
+    hush.send_replace(true);
+    let due = Instant::now() + TTL;
+    let mut client = Client::connect([&etcd.url], None).await?;
+    while !client.leases().await?.leases().is_empty() {
+        sleep(Duration::from_millis(200)).await;
+    }
+    let expiry_seconds = Instant::now().saturating_duration_since(due).as_secs_f64();
+    Ok(Measured {
+        cost,
+        expiry_seconds,
+    })
+}
+
+async fn start(ground: &Ground, program: &Path) -> anyhow::Result<Etcd> {
+    let dir = ground.fresh("etcd")?;
+    let (client, peer) = (free_port()?, free_port()?);
+    let (url, peers) = (
+        format!("http://127.0.0.1:{client}"),
+        format!("http://127.0.0.1:{peer}"),
+    );
+    let mut command = Command::new(program);
+    command
+        .args(["--name", "bench", "--log-level", "error"])
+        .arg("--data-dir")
+        .arg(&dir)
+        .args([
+            "--listen-client-urls",
+            &url,
+            "--advertise-client-urls",
+            &url,
+        ])
+        .args(["--listen-peer-urls", &peers])
+        .args(["--initial-advertise-peer-urls", &peers])
+        .args(["--initial-cluster", &format!("bench={peers}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let etcd = Etcd {
+        child: ground.start(&mut command).context("cannot start etcd")?,
+        url,
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = async { Client::connect([&etcd.url], None).await?.status().await };
+        match answer.await {
+            Ok(_) => return Ok(etcd),
+            Err(error) => anyhow::ensure!(Instant::now() < deadline, "no answer: {error}"),
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
