@@ -1,0 +1,2 @@
+//! The services in a simulated world.
+fn main() {}
