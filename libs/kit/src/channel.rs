@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use hyper_util::rt::TokioIo;
 use tether_types::Address;
 use tokio::net::{TcpStream, UnixStream};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{self, Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::{
@@ -32,6 +32,20 @@ pub fn connect(address: &Address) -> Channel {
         .initial_stream_window_size(STREAM_WINDOW);
     let address = address.clone();
     endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| within(address.clone())))
+}
+
+/// A channel to `address` that stands, with settings of its own.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn connect_as(
+    endpoint: Endpoint,
+    address: &Address,
+) -> Result<Channel, transport::Error> {
+    let address = address.clone();
+    endpoint
+        .connect_with_connector(service_fn(move |_: Uri| within(address.clone())))
+        .await
 }
 
 /// A connection to `address`, however long it takes.
