@@ -42,14 +42,14 @@ pub(super) fn services(
     flags: &[String],
 ) -> Result<(), String> {
     let target = workspace.target().join("sim-services");
-    let mut build = workspace.cargo("build --locked --profile simulation -p tether-sim-services");
+    let mut build = workspace.cargo("build --locked -p tether-sim-services");
     build
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTFLAGS", "--cfg tokio_unstable");
     if !report.prepare("build of the services' simulation", build) {
         return Ok(());
     }
-    let program = target.join("simulation/tether-sim-services");
+    let program = target.join("debug/tether-sim-services");
     let mut command = workspace.program(program);
     matrix::with_evidence(&mut command, &target.join("sim-services.json"), flags)?;
     report.suite("services' simulation", command);

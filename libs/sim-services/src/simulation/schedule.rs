@@ -69,6 +69,12 @@ pub(crate) fn draw(rng: &mut Rng, cast: &Cast, gentle: bool) -> Vec<Event> {
             false => millis(rng.u64(2_000..22_000)),
         };
         let to = (at + lasts).min(HEALED);
+        if let (Fault::Slow(links, _), false) = (&fault, gentle) {
+            events.push(fade(rng, at, links));
+        }
+        if !gentle && lasts > millis(4_000) && rng.bool() {
+            events.push(company(rng, at, cast, &fault));
+        }
         events.push(Event {
             from: at,
             to,
@@ -81,6 +87,38 @@ pub(crate) fn draw(rng: &mut Rng, cast: &Cast, gentle: bool) -> Vec<Event> {
         };
     }
     events
+}
+
+/// A link that became slow takes beats no more, while answers to earlier ones are still on their way.
+fn fade(rng: &mut Rng, at: Duration, links: &[(Host, Host)]) -> Event {
+    let from = at + millis(rng.u64(1_500..2_500));
+    Event {
+        from: from.min(HEALED),
+        to: (from + millis(rng.u64(9_000..14_000))).min(HEALED),
+        fault: Fault::Oneway(links.to_vec()),
+    }
+}
+
+/// Somebody is started anew while something else lasts: whoever is cut off, or whoever waits for that one.
+fn company(rng: &mut Rng, at: Duration, cast: &Cast, fault: &Fault) -> Event {
+    let cut_off = match fault {
+        Fault::Hold(links) | Fault::Oneway(links) | Fault::Slow(links, _) => {
+            let mut ends = links.iter().flat_map(|&(from, to)| [from, to]);
+            ends.find(|end| cast.nodes.contains(end))
+        }
+        Fault::Crash(_) | Fault::Pause(_) | Fault::Sleep(_) | Fault::Stall(_) => None,
+    };
+    let restarted = match rng.u8(0..3) {
+        0 => cast.owner,
+        1 => cast.arbiters[rng.usize(..cast.arbiters.len())],
+        _ => cut_off.unwrap_or(cast.nodes[0]),
+    };
+    let from = at + millis(rng.u64(200..4_000));
+    Event {
+        from: from.min(HEALED),
+        to: (from + millis(rng.u64(200..2_000))).min(HEALED),
+        fault: Fault::Crash(restarted),
+    }
 }
 
 fn fault(rng: &mut Rng, cast: &Cast, gentle: bool) -> Fault {
@@ -105,7 +143,7 @@ fn fault(rng: &mut Rng, cast: &Cast, gentle: bool) -> Fault {
         4 => Fault::Hold(vec![(cast.gateway, arbiter)]),
         5 | 6 => Fault::Oneway(if rng.bool() { from_node } else { to_node }),
         7 => Fault::Oneway(vec![(node, arbiter)]),
-        8 | 9 => Fault::Slow(from_node, millis(rng.u64(100..800))),
+        8 | 9 => Fault::Slow(from_node, millis(rng.u64(100..900))),
         10 | 11 => Fault::Crash(one(rng, &anybody)),
         12 | 13 => Fault::Pause(one(rng, &anybody[..5])),
         14 if !gentle => Fault::Sleep(node),

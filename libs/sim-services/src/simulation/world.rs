@@ -42,8 +42,10 @@ const AUDITOR: Host = 7;
 /// How far clocks are off at most, in millionths: leases allow for 5,000.
 const DRIFT: i64 = 4_500;
 
-/// What an impatient arbiter does not wait for, at least.
-const IMPATIENCE: Duration = Duration::from_secs(10);
+/// For how long the clocks of an arbiter run ahead that leads anew and is impatient, and by how much in each tick:
+/// not so fast that it would take its own reign for over.
+const HASTE_LASTS: Duration = Duration::from_secs(5);
+const HASTE: Duration = Duration::from_millis(20);
 
 /// What came of a schedule.
 #[derive(Debug, Clone)]
@@ -312,7 +314,7 @@ impl World<'_> {
 
     fn be_impatient(&mut self, now: Duration) {
         if self.mutant == Some(Mutant::NewLeaderDoesNotWait) {
-            self.impatient = now + Duration::from_millis(1_500);
+            self.impatient = now + HASTE_LASTS;
         }
     }
 
@@ -320,7 +322,7 @@ impl World<'_> {
     fn hurry(&mut self) {
         if self.sim.elapsed() < self.impatient {
             for host in ARBITERS {
-                clocks::turn(host, |dials| dials.ahead += IMPATIENCE / 150);
+                clocks::turn(host, |dials| dials.ahead += HASTE);
             }
         }
     }
