@@ -86,6 +86,7 @@ pub(crate) fn draw(rng: &mut Rng, cast: &Cast, gentle: bool) -> Vec<Event> {
             false => at + millis(rng.u64(200..9_000)),
         };
     }
+    events.retain(|event| event.from < event.to);
     events
 }
 
