@@ -31,8 +31,9 @@ use super::{
 /// Where every service listens on its machine.
 const PORT: u16 = 7000;
 
-/// What a node's lease gives.
-pub(crate) const NODE_TTL: Duration = Duration::from_secs(8);
+/// What a node's lease gives: more than an agent may take to ask an arbiter again that it found gone, which is two
+/// seconds without an answer and five pauses of up to two.
+pub(crate) const NODE_TTL: Duration = Duration::from_secs(14);
 /// How long workers of the pool that has it live on disabled.
 pub(crate) const GRACE: Duration = Duration::from_secs(4);
 /// How long workers wait for their owner.
