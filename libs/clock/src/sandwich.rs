@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::rule::Reading;
+use crate::{rule::Reading, source};
 
 /// Clocks that were read further apart than this were read around an interruption: read again.
 const WIDE: u64 = 20_000;
@@ -12,7 +12,7 @@ const ATTEMPTS: u32 = 8;
 
 /// What the clocks show now.
 pub(crate) fn read() -> Reading {
-    tightest(nanos)
+    source::shown().unwrap_or_else(|| tightest(nanos))
 }
 
 /// Raw time is read first and last, so that what lies between is known to have been read within.

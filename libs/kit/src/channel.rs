@@ -5,11 +5,12 @@ use std::{io, time::Duration};
 use hyper_util::rt::TokioIo;
 use tether_types::Address;
 use tokio::net::{TcpStream, UnixStream};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{self, Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::{
     listen::Stream,
+    network,
     serve::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
@@ -30,25 +31,47 @@ pub fn connect(address: &Address) -> Channel {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW);
     let address = address.clone();
-    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| dial(address.clone())))
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| within(address.clone())))
 }
 
-async fn dial(address: Address) -> io::Result<TokioIo<Stream>> {
-    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, async {
-        Ok(match &address {
-            Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
-            Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
-            }
-        })
-    })
-    .await
-    .unwrap_or_else(|_| {
-        let text = format!("no connection within {CONNECT_TIMEOUT:?}");
-        Err(io::Error::new(io::ErrorKind::TimedOut, text))
-    });
+/// A channel to `address` that stands, with settings of its own.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn connect_as(
+    endpoint: Endpoint,
+    address: &Address,
+) -> Result<Channel, transport::Error> {
+    let address = address.clone();
+    endpoint
+        .connect_with_connector(service_fn(move |_: Uri| within(address.clone())))
+        .await
+}
+
+/// A connection to `address`, however long it takes.
+///
+/// # Errors
+/// As the network says.
+pub async fn dial(address: &Address) -> io::Result<Stream> {
+    let (host, port) = match address {
+        Address::Unix(path) => return UnixStream::connect(path).await.map(Stream::Unix),
+        Address::Tcp { host, port } => (host.as_str(), *port),
+    };
+    if let Some(network) = network::installed() {
+        return network.connect(host, port).await.map(Stream::Other);
+    }
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(Stream::Tcp(stream))
+}
+
+async fn within(address: Address) -> io::Result<TokioIo<Stream>> {
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial(&address))
+        .await
+        .unwrap_or_else(|_| {
+            let text = format!("no connection within {CONNECT_TIMEOUT:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+        });
     match dialled {
         Ok(stream) => Ok(TokioIo::new(stream)),
         Err(error) => Err(io::Error::new(

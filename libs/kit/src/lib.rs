@@ -12,6 +12,7 @@ pub mod channel;
 pub mod config;
 pub mod listen;
 pub mod metrics;
+pub mod network;
 pub mod process;
 mod runtime;
 pub mod serve;

@@ -4,7 +4,7 @@
 mod connection;
 mod socket;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use futures::{Stream as Items, stream};
 use tether_types::Address;
@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 pub use connection::{Connection, Peer, Stream};
+
+use crate::network::{self, Accept};
 
 /// Why an address cannot be listened at.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +76,8 @@ pub enum Listener {
     Tcp(TcpListener),
     /// A unix socket.
     Unix(UnixListener),
+    /// A port of a network that is not the machine's.
+    Other(Box<dyn Accept>),
 }
 
 /// Whether one may listen at `address` at all; touches nothing.
@@ -98,10 +102,13 @@ pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> 
     check(address, insecure)?;
     match address {
         Address::Unix(path) => socket::bind(path).map(Listener::Unix),
-        Address::Tcp { host, port } => TcpListener::bind((host.as_str(), *port))
-            .await
-            .map(Listener::Tcp)
-            .map_err(|error| Error::new(address, error)),
+        Address::Tcp { host, port } => match network::installed() {
+            Some(network) => network.bind(host, *port).await.map(Listener::Other),
+            None => TcpListener::bind((host.as_str(), *port))
+                .await
+                .map(Listener::Tcp),
+        }
+        .map_err(|error| Error::new(address, error)),
     }
 }
 
@@ -122,13 +129,8 @@ impl Listener {
     /// When the system does not tell.
     pub fn local_address(&self) -> io::Result<Address> {
         match self {
-            Self::Tcp(listener) => {
-                let local = listener.local_addr()?;
-                Ok(Address::Tcp {
-                    host: local.ip().to_string(),
-                    port: local.port(),
-                })
-            }
+            Self::Tcp(listener) => listener.local_addr().map(tcp),
+            Self::Other(port) => port.local().map(tcp),
             Self::Unix(listener) => match listener.local_addr()?.as_pathname() {
                 Some(path) => Ok(Address::Unix(path.to_owned())),
                 None => Err(io::ErrorKind::NotFound.into()),
@@ -165,6 +167,14 @@ impl Listener {
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
+            Self::Other(port) => Ok(Stream::Other(port.accept().await?)),
         }
+    }
+}
+
+fn tcp(local: SocketAddr) -> Address {
+    Address::Tcp {
+        host: local.ip().to_string(),
+        port: local.port(),
     }
 }

@@ -113,7 +113,7 @@ pub(crate) struct Ground {
     pub(crate) worker_host: String,
     /// Where shims read how long their workers may go on.
     pub(crate) pages: Arc<Pages>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     /// Held for as long as the agent lives.
     _lock: File,
 }
@@ -211,7 +211,7 @@ impl Config {
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),
             pages: Arc::default(),
-            metrics: Metrics::declare(metrics, guarantee, reduced),
+            metrics: Arc::new(Metrics::declare(metrics, guarantee, reduced)),
             _lock: lock,
         };
         let journal = left.names();

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use tether_clock::{BootClock, Clock as _, HolderClock, Tick};
 use tether_kit::arbiters::{Arbiters, Next, Spread};
 use tether_proto::{
@@ -26,16 +25,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::{
-    adopt::{self, History, Left},
     beat::Beats,
-    config::Ground,
-    forkserver::{self, ForkServers, Keeper},
+    hands::{Adopted, Grants, Hands, Order, Place, Tie, Wires},
     history, launch,
+    metrics::Metrics,
     news::News,
-    owners::Owners,
-    permission::{self, Grants, Permissions, Steps, Told, Viewpoint},
-    report,
-    worker::{self, Found, Held, Order, Ties},
+    permission::{self, Permissions, Steps, Told},
+    report, worker,
 };
 
 /// Messages on their way to the arbiter; more are held back in one list of what changed.
@@ -67,8 +63,8 @@ enum End {
 /// An agent's node, not yet running.
 #[derive(Debug)]
 pub(crate) struct Node {
-    ground: Arc<Ground>,
-    left: Left,
+    hands: Box<dyn Hands>,
+    metrics: Arc<Metrics>,
     address: Address,
     arbiters: Arbiters,
 }
@@ -86,8 +82,9 @@ struct Worker {
 }
 
 struct Running {
-    ground: Arc<Ground>,
-    view: Viewpoint,
+    hands: Box<dyn Hands>,
+    metrics: Arc<Metrics>,
+    place: Place,
     /// Beats and leases count by it; shims, whose timers are the kernel's, by `BootClock`.
     clock: HolderClock,
     beats: Beats,
@@ -95,10 +92,7 @@ struct Running {
     permissions: watch::Sender<Permissions>,
     /// The same for those that read no page, in steps, and told with each.
     steps: watch::Sender<Permissions>,
-    owners: Owners,
     workers: BTreeMap<WorkerId, Worker>,
-    forkservers: ForkServers,
-    history: History,
     reports: UnboundedSender<WorkerReport>,
     /// What changed and is not sent yet.
     news: News,
@@ -111,61 +105,61 @@ struct Running {
 }
 
 impl Node {
-    pub(crate) fn new(ground: Ground, left: Left, address: Address, arbiters: Arbiters) -> Self {
+    pub(crate) fn new(
+        hands: Box<dyn Hands>,
+        metrics: Arc<Metrics>,
+        address: Address,
+        arbiters: Arbiters,
+    ) -> Self {
         Self {
-            ground: Arc::new(ground),
-            left,
+            hands,
+            metrics,
             address,
             arbiters,
         }
     }
 
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self {
+            hands,
+            metrics,
+            address,
+            mut arbiters,
+        } = self;
         let (reports, mut reported) = mpsc::unbounded_channel();
         let (exits, mut exited) = mpsc::unbounded_channel();
-        let view = Viewpoint {
-            boot_id: tether_kit::process::boot_id().context("cannot read the machine's boot id")?,
-            pid_namespace: tether_kit::process::pid_namespace()
-                .context("cannot see the own PID namespace")?,
-        };
-        let (forkservers, requests) = forkserver::channel();
         let mut running = Running {
-            ground: Arc::clone(&self.ground),
-            view,
+            place: hands.place()?,
+            hands,
+            metrics,
             clock: HolderClock::start(),
-            beats: Beats::new(self.arbiters.known().len()),
+            beats: Beats::new(arbiters.known().len()),
             permissions: watch::Sender::new(Permissions::default()),
             steps: watch::Sender::new(Permissions::default()),
-            owners: Owners::new(exits).context("cannot watch processes")?,
             workers: BTreeMap::new(),
-            forkservers,
-            history: History::default(),
             reports,
             news: News::default(),
             resync: false,
             exits: Vec::new(),
             exits_told: None,
         };
-        let held = running
-            .adopt(std::mem::take(&mut self.left), requests)
-            .context("cannot look through the runtime directory")?;
-        tokio::spawn(adopt::watch(held));
+        running.adopt(exits)?;
         tokio::spawn(permission::tell(running.permissions.subscribe()));
 
-        let patience = match self.arbiters.known().len() {
+        let patience = match arbiters.known().len() {
             1 => OPEN_TIMEOUT,
             _ => OPEN_TIMEOUT_OF_SEVERAL,
         };
         let mut spread = Spread::new(running.beats.interval());
         while !stop.is_cancelled() {
-            let opened = timeout(patience, self.open(&running));
+            let opened = timeout(patience, running.open(&address, arbiters.current()));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
                 Some(Ok(Err(status))) => End::Broken(status),
                 Some(Ok(Ok((outbox, inbox)))) => {
-                    tracing::info!(arbiter = %self.arbiters.current(), "Node joined");
-                    self.arbiters.on_leader();
+                    tracing::info!(arbiter = %arbiters.current(), "Node joined");
+                    arbiters.on_leader();
                     running.beats.on_stream();
                     let end = running
                         .speak(outbox, inbox, &mut reported, &mut exited, &stop)
@@ -174,7 +168,7 @@ impl Node {
                     end
                 }
             };
-            if self.on_end(end) == Next::Pause {
+            if after(end, &mut arbiters) == Next::Pause {
                 let pause = Instant::now() + spread.next(fastrand::f64());
                 running.wait(pause, &mut reported, &mut exited, &stop).await;
             }
@@ -182,51 +176,54 @@ impl Node {
         running.stop(&mut reported).await;
         Ok(())
     }
+}
 
-    /// Chooses whom to ask next.
-    fn on_end(&mut self, end: End) -> Next {
-        let arbiter = self.arbiters.current().to_string();
-        match end {
-            End::Stopped => Next::Pause,
-            End::Silent => {
-                tracing::warn!(arbiter, "Arbiter does not answer");
-                self.arbiters.on_gone();
-                // Everybody else finds that out at another time: there is no herd to keep apart.
-                Next::AskLeader
-            }
-            End::Broken(status) => match NotLeader::of(&status) {
-                Some(NotLeader { leader }) => {
-                    tracing::info!(arbiter, ?leader, "Arbiter does not lead");
-                    self.arbiters.on_not_leader(leader)
-                }
-                None => {
-                    let error = status.message();
-                    tracing::warn!(arbiter, error, "Arbiter is out of reach");
-                    self.arbiters.on_gone();
-                    Next::Pause
-                }
-            },
+/// Chooses whom to ask next.
+fn after(end: End, arbiters: &mut Arbiters) -> Next {
+    let arbiter = arbiters.current().to_string();
+    match end {
+        End::Stopped => Next::Pause,
+        End::Silent => {
+            tracing::warn!(arbiter, "Arbiter does not answer");
+            arbiters.on_gone();
+            // Everybody else finds that out at another time: there is no herd to keep apart.
+            Next::AskLeader
         }
+        End::Broken(status) => match NotLeader::of(&status) {
+            Some(NotLeader { leader }) => {
+                tracing::info!(arbiter, ?leader, "Arbiter does not lead");
+                arbiters.on_not_leader(leader)
+            }
+            None => {
+                let error = status.message();
+                tracing::warn!(arbiter, error, "Arbiter is out of reach");
+                arbiters.on_gone();
+                Next::Pause
+            }
+        },
     }
+}
 
+impl Running {
     /// Opens the stream; the first message is queued before the call is awaited, else both sides
     /// would wait for each other.
     async fn open(
         &self,
-        running: &Running,
+        address: &Address,
+        arbiter: &Address,
     ) -> Result<(mpsc::Sender<HeartbeatRequest>, Streaming<HeartbeatResponse>), tonic::Status> {
         let (outbox, requests) = mpsc::channel(OUTBOX);
         let hello = Hello {
-            node: self.ground.node.to_string(),
-            address: self.address.to_string(),
+            node: self.place.node.to_string(),
+            address: address.to_string(),
             launchers: vec!["exec".to_owned()],
-            boot_id: running.view.boot_id.clone(),
-            pid_namespace: running.view.pid_namespace,
-            instance: self.ground.instance.clone(),
-            guarantee: self.ground.guarantee.to_string(),
-            guarantee_by: self.ground.guarantee.means().to_owned(),
-            not_covered: self.ground.guarantee.not_covered().to_owned(),
-            workers: running
+            boot_id: self.place.view.boot_id.clone(),
+            pid_namespace: self.place.view.pid_namespace,
+            instance: self.place.instance.clone(),
+            guarantee: self.place.guarantee.to_string(),
+            guarantee_by: self.place.guarantee.means().to_owned(),
+            not_covered: self.place.guarantee.not_covered().to_owned(),
+            workers: self
                 .workers
                 .values()
                 .map(|worker| worker.last.clone())
@@ -238,68 +235,55 @@ impl Node {
             hello: Some(hello),
             ..HeartbeatRequest::default()
         });
-        let mut client =
-            NodeServiceClient::new(tether_kit::channel::connect(self.arbiters.current()));
+        let mut client = NodeServiceClient::new(tether_kit::channel::connect(arbiter));
         let inbox = client
             .heartbeat(ReceiverStream::new(requests))
             .await?
             .into_inner();
         Ok((outbox, inbox))
     }
-}
 
-impl Running {
-    /// Takes responsibility for all that an earlier agent left. What they need to be watched is done later.
-    fn adopt(
-        &mut self,
-        left: Left,
-        requests: UnboundedReceiver<forkserver::Request>,
-    ) -> std::io::Result<Vec<Held>> {
-        self.history = left.history;
-        let (ground, permissions) = (Arc::clone(&self.ground), self.steps.subscribe());
-        let way = (self.forkservers.clone(), requests);
-        tokio::spawn(Keeper::new(ground, permissions, way, left.forkservers)?.run());
-        if !left.workers.is_empty() {
-            let workers = left.workers.len();
+    /// Takes responsibility for all that an earlier agent left.
+    fn adopt(&mut self, exits: UnboundedSender<OwnerExit>) -> anyhow::Result<()> {
+        let wires = Wires {
+            exits,
+            reports: self.reports.clone(),
+            grants: self.grants(),
+        };
+        let found = self.hands.adopt(wires)?;
+        if !found.is_empty() {
+            let workers = found.len();
             tracing::info!(workers, "Found workers of an earlier agent");
         }
-        let found = left.workers.into_iter();
-        let found = found.map(|found| (self.answer_for(&found), found));
-        Ok(worker::hold(found.collect()))
-    }
-
-    fn answer_for(&mut self, found: &Found) -> Ties {
-        tracing::debug!(worker = %found.id, "Found a worker of an earlier agent");
-        let (orders, ties) = self.ties();
-        let last = WorkerReport {
-            adopted: true,
-            ..report::phase(&found.id, WorkerPhase::Waiting)
-        };
-        let worker = Worker {
+        for Adopted {
+            id,
+            lease_grace_ms,
             orders,
-            last,
-            told: WorkerPhase::Unspecified,
-            ends_with_agent: None,
-            lease_grace_ms: found.entry.order.lease_grace_ms,
-        };
-        self.workers.insert(found.id.clone(), worker);
-        self.ground.metrics.on_worker();
-        ties
+        } in found
+        {
+            tracing::debug!(worker = %id, "Found a worker of an earlier agent");
+            let last = WorkerReport {
+                adopted: true,
+                ..report::phase(&id, WorkerPhase::Waiting)
+            };
+            let worker = Worker {
+                orders,
+                last,
+                told: WorkerPhase::Unspecified,
+                ends_with_agent: None,
+                lease_grace_ms,
+            };
+            self.workers.insert(id, worker);
+            self.metrics.on_worker();
+        }
+        Ok(())
     }
 
-    fn ties(&self) -> (UnboundedSender<Order>, Ties) {
-        let (orders, received) = mpsc::unbounded_channel();
-        let ties = Ties {
-            ground: Arc::clone(&self.ground),
-            grants: Grants {
-                news: self.permissions.subscribe(),
-                steps: self.steps.subscribe(),
-            },
-            orders: received,
-            reports: self.reports.clone(),
-            forkservers: self.forkservers.clone(),
-        };
-        (orders, ties)
+    fn grants(&self) -> Grants {
+        Grants {
+            news: self.permissions.subscribe(),
+            steps: self.steps.subscribe(),
+        }
     }
 
     /// Beats and obeys until the stream ends.
@@ -429,7 +413,7 @@ impl Running {
             let Some(sent) = self.beats.on_answer(message.seq, ttl, interval, now) else {
                 return;
             };
-            self.ground.metrics.on_answer(sent, now);
+            self.metrics.on_answer(sent, now);
             if self.exits_told.is_some_and(|told| message.seq >= told) {
                 self.exits.clear();
             }
@@ -439,13 +423,12 @@ impl Running {
                 lease_end: self.clock.on_boot(self.beats.lease_end()),
             };
             self.permit(&told, interval / STEPS, BootClock.now());
-            history::on_answer(&self.ground.node, &self.permissions.borrow());
+            history::on_answer(&self.place.node, &self.permissions.borrow());
             if message.resync {
                 tracing::warn!("Arbiter was told something else than what is; telling it all");
                 self.resync = true;
             }
-            self.owners.watch(&self.permissions.borrow());
-            self.ground.sockets.check(BootClock.now());
+            self.hands.on_granted(&self.permissions.borrow());
         }
         for order in message.orders.into_iter().filter_map(|order| order.order) {
             self.on_order(order);
@@ -454,16 +437,17 @@ impl Running {
 
     /// Passes on what was granted: on the lease pages, which is all that a later end takes, and to whom there is
     /// more to say.
-    fn permit(&self, told: &Told<'_>, least: Duration, now: Tick) {
-        let keeps = |pool: &PoolName| self.workers.keys().any(|id| id.pool == *pool);
+    fn permit(&mut self, told: &Told<'_>, least: Duration, now: Tick) {
+        let Self { workers, .. } = self;
+        let keeps = |pool: &PoolName| workers.keys().any(|id| id.pool == *pool);
         let mut granted = self.permissions.borrow().clone();
         let steps = Steps {
             later: Duration::ZERO,
             nearer: least,
         };
-        granted.hear(told, &self.view, steps, keeps);
+        granted.hear(told, &self.place.view, steps, keeps);
         // Stored before it is told: whoever is told to look finds it there.
-        if self.ground.pages.store(&granted, now) {
+        if self.hands.permit(&granted, now) {
             granted.nearer += 1;
         }
         self.permissions.send_if_modified(|before| {
@@ -477,7 +461,7 @@ impl Running {
         };
         self.steps.send_if_modified(|granted| {
             let before = granted.clone();
-            granted.hear(told, &self.view, steps, keeps);
+            granted.hear(told, &self.place.view, steps, keeps);
             *granted != before
         });
     }
@@ -513,9 +497,8 @@ impl Running {
             Forget(_) => {
                 self.tell(&id, Order::Forget);
                 if let Some(worker) = self.workers.remove(&id) {
-                    self.ground.metrics.on_forgotten(worker.last.phase());
-                    self.history
-                        .keep(worker::directory(&self.ground.workers, &id));
+                    self.metrics.on_forgotten(worker.last.phase());
+                    self.hands.forget(&id);
                 }
             }
         }
@@ -525,7 +508,12 @@ impl Running {
         if self.workers.contains_key(&id) {
             return; // Orders may be repeated.
         }
-        let (orders, ties) = self.ties();
+        let (orders, received) = mpsc::unbounded_channel();
+        let tie = Tie {
+            orders: received,
+            reports: self.reports.clone(),
+            grants: self.grants(),
+        };
         let template = order.template.clone().unwrap_or_default();
         let ends_with_agent = order
             .kill_on_agent_loss
@@ -541,8 +529,8 @@ impl Running {
                 lease_grace_ms: order.lease_grace_ms,
             },
         );
-        self.ground.metrics.on_worker();
-        tokio::spawn(worker::start(id, order, ties));
+        self.metrics.on_worker();
+        self.hands.start(id, order, tie);
     }
 
     fn tell(&self, id: &WorkerId, order: Order) {
@@ -560,8 +548,8 @@ impl Running {
         if let Some(worker) = self.worker_of(&report) {
             let (before, grace_ms) = (worker.last.phase(), worker.lease_grace_ms);
             worker.last = report.clone();
-            self.ground.metrics.on_report(before, &report);
-            history::on_report(&self.ground.node, grace_ms, before, &report);
+            self.metrics.on_report(before, &report);
+            history::on_report(&self.place.node, grace_ms, before, &report);
             self.news.push(report);
         }
     }

@@ -21,6 +21,7 @@ mod descriptors;
 mod diagnosis;
 mod forkserver;
 mod guarantee;
+pub mod hands;
 mod health;
 mod heartbeat;
 mod history;
@@ -29,6 +30,7 @@ mod launch;
 mod limits;
 mod link;
 mod liveness;
+mod machine;
 mod memory;
 mod metrics;
 mod news;
@@ -89,10 +91,30 @@ impl Agent {
     ) -> Result<Self, Error> {
         let (ground, left) = config.prepare(runtime, metrics)?;
         let workers = Arc::new(ground.workers.clone());
+        let metrics = Arc::clone(&ground.metrics);
+        let hands = Box::new(machine::Machine::new(Arc::new(ground), left));
         Ok(Self {
-            node: heartbeat::Node::new(ground, left, address, Arbiters::new(arbiters)),
+            node: heartbeat::Node::new(hands, metrics, address, Arbiters::new(arbiters)),
             workers,
         })
+    }
+
+    /// A node that has its workers held by `hands`, for a simulation: nothing of this machine is touched.
+    ///
+    /// # Errors
+    /// As `hands` say.
+    pub async fn run_with(
+        hands: Box<dyn hands::Hands>,
+        address: Address,
+        arbiters: Vec<Address>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let guarantee = hands.place()?.guarantee;
+        let metrics = metrics::Metrics::declare(&mut Metrics::default(), guarantee, false);
+        let arbiters = Arbiters::new(arbiters);
+        heartbeat::Node::new(hands, Arc::new(metrics), address, arbiters)
+            .run(stop)
+            .await
     }
 
     /// What the arbiter asks of an agent directly.

@@ -22,22 +22,25 @@ use tokio::sync::watch;
 
 /// What the workers of one pool depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PoolPermission {
-    pub(crate) owner: OwnerName,
-    pub(crate) epoch: Epoch,
+pub struct PoolPermission {
+    /// Whose they are.
+    pub owner: OwnerName,
+    /// In which of its sessions.
+    pub epoch: Epoch,
     /// End of what the policy grants after the owner's last beat.
-    pub(crate) deadline: Tick,
+    pub deadline: Tick,
     /// The owner's process, where this node can observe it.
-    pub(crate) process: Option<Identity>,
+    pub process: Option<Identity>,
     /// What the end of that process means.
-    pub(crate) on_owner_exit: OnOwnerExit,
+    pub on_owner_exit: OnOwnerExit,
     /// What the loss of this agent means.
-    pub(crate) on_link_loss: OnLinkLoss,
-    /// How long its workers live on disabled, and how long those do that have a job.
-    pub(crate) grace: Duration,
-    pub(crate) job_grace: Duration,
+    pub on_link_loss: OnLinkLoss,
+    /// How long its workers live on disabled.
+    pub grace: Duration,
+    /// The same for those that have a job.
+    pub job_grace: Duration,
     /// Who has a job.
-    pub(crate) jobs: BTreeSet<Incarnation>,
+    pub jobs: BTreeSet<Incarnation>,
 }
 
 impl PoolPermission {
@@ -52,21 +55,22 @@ impl PoolPermission {
 
 /// What the workers of this node depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Permissions {
+pub struct Permissions {
     /// End of the node's lease: until then its workers are enabled.
-    pub(crate) node: Tick,
-    pub(crate) pools: BTreeMap<PoolName, PoolPermission>,
+    pub node: Tick,
+    /// What depends on owners.
+    pub pools: BTreeMap<PoolName, PoolPermission>,
     /// How often an end on a lease page was moved nearer, of which shims are to be told.
-    pub(crate) nearer: u64,
+    pub nearer: u64,
 }
 
 /// What one worker's task hears of what was granted.
-#[derive(Debug)]
-pub(crate) struct Grants {
+#[derive(Debug, Clone)]
+pub struct Grants {
     /// Told when there is more to it than a later end, which the lease page tells.
-    pub(crate) news: watch::Receiver<Permissions>,
+    pub news: watch::Receiver<Permissions>,
     /// For whoever reads no page: in steps, and told with each.
-    pub(crate) steps: watch::Receiver<Permissions>,
+    pub steps: watch::Receiver<Permissions>,
 }
 
 impl Grants {
@@ -127,9 +131,11 @@ const USUAL: Duration = Duration::from_secs(20);
 
 /// Where this agent sees processes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Viewpoint {
-    pub(crate) boot_id: String,
-    pub(crate) pid_namespace: u64,
+pub struct Viewpoint {
+    /// Which life of which machine.
+    pub boot_id: String,
+    /// Its inode.
+    pub pid_namespace: u64,
 }
 
 impl Viewpoint {
@@ -239,13 +245,13 @@ impl Permissions {
     }
 
     /// Whether workers may take calls and be started at `now`.
-    pub(crate) fn enabled(&self, now: Tick) -> bool {
+    pub fn enabled(&self, now: Tick) -> bool {
         now < self.node
     }
 
     /// Until when a worker may live as far as its node goes: longer than it is enabled by what its pool
     /// allows, or its job. [`Tick::ZERO`] where the node never had a lease or its pool was never spoken of.
-    pub(crate) fn alive_until(&self, worker: &WorkerId) -> Tick {
+    pub fn alive_until(&self, worker: &WorkerId) -> Tick {
         let Some(pool) = self.pool(&worker.pool).filter(|_| self.node > Tick::ZERO) else {
             return Tick::ZERO;
         };
@@ -257,7 +263,7 @@ impl Permissions {
     }
 
     /// What was said of a pool; none when nothing was said of it yet.
-    pub(crate) fn pool(&self, pool: &PoolName) -> Option<&PoolPermission> {
+    pub fn pool(&self, pool: &PoolName) -> Option<&PoolPermission> {
         self.pools.get(pool)
     }
 }

@@ -62,9 +62,14 @@ const READY_MS: u64 = 30_000;
 
 /// What a worker's task is asked to do.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub enum Order {
     /// End it.
-    Stop { cause: Cause, grace_ms: u64 },
+    Stop {
+        /// Why.
+        cause: Cause,
+        /// Time it is given.
+        grace_ms: u64,
+    },
     /// Signal its main process.
     Signal(i32),
     /// Its death is recorded.

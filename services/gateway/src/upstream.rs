@@ -12,7 +12,6 @@ use h2::client::SendRequest;
 use tether_types::Address;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
     task::JoinHandle,
 };
 
@@ -109,14 +108,8 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<SendRequest<Bytes>, Error> {
-        match &self.address {
-            Address::Unix(path) => self.start(UnixStream::connect(path).await?).await,
-            Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                self.start(stream).await
-            }
-        }
+        self.start(tether_kit::channel::dial(&self.address).await?)
+            .await
     }
 
     async fn start<S>(&self, stream: S) -> Result<SendRequest<Bytes>, Error>

@@ -86,7 +86,8 @@ async fn watch(
 /// A connection that notices when the machine at its other end is gone.
 pub(crate) async fn connect(address: &Address, timeout: Duration) -> anyhow::Result<Channel> {
     let uri = match address {
-        Address::Unix(path) => format!("unix://{}", path.display()),
+        // It only fills the `:authority` header.
+        Address::Unix(_) => "http://localhost".to_owned(),
         Address::Tcp { .. } => format!("http://{address}"),
     };
     let server = Server::from_shared(uri)?
@@ -94,7 +95,7 @@ pub(crate) async fn connect(address: &Address, timeout: Duration) -> anyhow::Res
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .keep_alive_while_idle(true);
-    Ok(server.connect().await?)
+    Ok(tether_kit::channel::connect_as(server, address).await?)
 }
 
 fn take_in(

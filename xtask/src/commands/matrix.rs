@@ -1,6 +1,6 @@
 //! `cargo xtask matrix NAME`: every row of a matrix run for real, into target/matrix/NAME.json.
 
-use std::fs;
+use std::{fs, path::Path, process::Command};
 
 use super::{Task, test};
 use crate::{report::Report, workspace::Workspace};
@@ -107,18 +107,26 @@ pub(super) fn evidence(
     fs::create_dir_all(&folder)
         .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
     let mut program = workspace.program(workspace.target().join("debug").join(name));
-    let json = flags.iter().position(|flag| flag == "--json");
-    if let Some(at) = json {
-        // Where the caller stands, not where the program runs.
-        let file = flags.get(at + 1).ok_or("`--json` needs a path")?;
-        let file =
-            std::path::absolute(file).map_err(|error| format!("no current directory: {error}"))?;
-        program.args(&flags[..at]).args(&flags[at + 2..]);
-        program.arg("--json").arg(file);
-    } else {
-        let file = folder.join(format!("{name}.json"));
-        program.args(flags).arg("--json").arg(file);
-    }
+    with_evidence(&mut program, &folder.join(format!("{name}.json")), flags)?;
     report.suite(suite, program);
+    Ok(())
+}
+
+/// Gives a program these flags, and `--json` where there is none among them.
+pub(super) fn with_evidence(
+    program: &mut Command,
+    usual: &Path,
+    flags: &[String],
+) -> Result<(), String> {
+    let Some(at) = flags.iter().position(|flag| flag == "--json") else {
+        program.args(flags).arg("--json").arg(usual);
+        return Ok(());
+    };
+    // Where the caller stands, not where the program runs.
+    let file = flags.get(at + 1).ok_or("`--json` needs a path")?;
+    let file =
+        std::path::absolute(file).map_err(|error| format!("no current directory: {error}"))?;
+    program.args(&flags[..at]).args(&flags[at + 2..]);
+    program.arg("--json").arg(file);
     Ok(())
 }

@@ -30,6 +30,9 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = sim::sim(workspace, &mut report, &[]) {
                 report.fail("simulation", &why);
             }
+            if let Err(why) = sim::services(workspace, &mut report, &[]) {
+                report.fail("services' simulation", &why);
+            }
             if let Err(why) = matrix::kill(workspace, &mut report, &[]) {
                 report.fail("kill matrix", &why);
             }

@@ -15,6 +15,8 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use crate::network::Bytes;
+
 /// A byte stream over TCP or a unix socket.
 #[derive(Debug)]
 pub enum Stream {
@@ -22,6 +24,8 @@ pub enum Stream {
     Tcp(TcpStream),
     /// Over a unix socket.
     Unix(UnixStream),
+    /// Over a network that is not the machine's.
+    Other(Box<dyn Bytes>),
 }
 
 /// Who is at the other end; found in a request's extensions.
@@ -44,6 +48,7 @@ impl Stream {
     fn peer(&self) -> Peer {
         match self {
             Self::Tcp(stream) => stream.peer_addr().map_or(Peer::Unknown, Peer::Address),
+            Self::Other(stream) => stream.peer().map_or(Peer::Unknown, Peer::Address),
             Self::Unix(stream) => stream
                 .peer_cred()
                 .map_or(Peer::Unknown, |peer| Peer::Process {
@@ -59,6 +64,7 @@ macro_rules! either {
         match $self.get_mut() {
             Stream::Tcp($stream) => $call,
             Stream::Unix($stream) => $call,
+            Stream::Other($stream) => $call,
         }
     };
 }
