@@ -19,7 +19,7 @@ pub use crate::{
 };
 
 /// Carries out what a node is told.
-pub trait Hands: fmt::Debug + Send {
+pub trait Hands: fmt::Debug + Send + Sync {
     /// Where this is, as the arbiter is told.
     ///
     /// # Errors
