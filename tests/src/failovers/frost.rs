@@ -43,10 +43,14 @@ fn place(folder: &Path) -> Option<PathBuf> {
     Some(mount?.join(own).join(folder.file_name()?))
 }
 
-/// Whatever of a world is frozen goes on.
+/// Whatever of a world is frozen goes on, and goes back to where it was: else it would be frozen again with the
+/// next one.
 pub(crate) fn thaw(folder: &Path) {
-    if let Some(path) = place(folder) {
-        let _ = fs::write(path.join("cgroup.freeze"), "0");
+    let Some(path) = place(folder) else { return };
+    let _ = fs::write(path.join("cgroup.freeze"), "0");
+    let frozen = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in frozen.lines() {
+        let _ = fs::write(path.with_file_name("cgroup.procs"), pid);
     }
 }
 
