@@ -435,6 +435,28 @@ fn a_witness_ends_the_wait_and_is_not_believed_of_a_node_that_was_just_heard() {
 }
 
 #[test]
+fn what_is_started_for_a_node_that_is_declared_dead_within_its_lease_is_started_elsewhere() {
+    let (mut world, node, _) = world(Duration::ZERO);
+    let name = world.nodes[node].name.clone();
+    world.cut(node);
+    world.nodes[node].reboot();
+    // Its place is to go with its worker, and to come back: it is filled in the moment of the death.
+    for size in [0, 1] {
+        assert!(world.apply(SPREAD, size));
+    }
+    world.run(Duration::from_millis(1_200));
+    assert!(world.ledger.nodes[&name].loss.is_none(), "it has its lease");
+
+    let told = world.ledger.declare_dead(&name, "the operator", world.now);
+    assert_eq!(told.ok(), Some(1));
+    world.settle();
+    world.run(Duration::from_secs(1));
+
+    assert_eq!(world.ready_workers(), 1);
+    assert!(world.nodes[node].workers.is_empty(), "it is elsewhere");
+}
+
+#[test]
 fn a_node_that_says_goodbye_is_gone_at_once_and_what_was_ordered_there_is_started_elsewhere() {
     let (mut world, node, id) = world(GRACE);
     let name = world.nodes[node].name.clone();
