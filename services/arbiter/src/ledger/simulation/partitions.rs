@@ -249,6 +249,25 @@ fn another_arbiter_holds_the_place_of_a_job_for_as_long() {
 }
 
 #[test]
+fn a_job_is_lost_once_it_is_known_that_nobody_does_it_however_late_the_next_worker_is_due() {
+    let (mut world, node, _) = world(Duration::ZERO);
+    // The death that is written makes another arbiter wait before it starts the next one.
+    world.nodes[node].kill_worker(0, DeathCause::Exited(1), world.now);
+    world.run(Duration::from_secs(1));
+    world.start();
+    world.nodes.iter_mut().for_each(super::node::Node::reboot);
+    world.restart_arbiter();
+    assert_eq!(world.job().state(), JobState::Running);
+
+    let nodes = world.nodes.iter_mut();
+    nodes.for_each(super::node::Node::start_agent);
+    world.run(STEP);
+
+    assert_eq!(world.job().state(), JobState::Lost);
+    world.await_that("another is ready", |world| world.ready_workers() == 1);
+}
+
+#[test]
 fn a_place_is_held_for_a_job_until_its_node_has_heard_of_the_end() {
     for heard in [Heard::Nothing, Heard::BeatWithoutAnswer, Heard::Answer] {
         let (mut world, node, id) = world(GRACE);
