@@ -67,6 +67,7 @@ impl Ledger {
         let size = pool.size();
         let surplus = pool.places.range(size..).map(|(&slot, _)| slot);
         let slots: Vec<_> = surplus.chain(0..size).collect();
+        self.lose_jobs_of_nobody(name);
         for slot in slots {
             self.settle_place(name, slot, now);
         }

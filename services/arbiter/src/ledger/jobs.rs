@@ -3,7 +3,7 @@
 //! Each attempt has a fence, from the count that numbers incarnations: never given out twice, and greater than
 //! that of every attempt before. Whoever reports with another is told who does the job (A9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use tether_clock::Tick;
@@ -94,6 +94,13 @@ impl Jobs {
         let worker = Some(WorkerRef::from(id));
         let mut jobs = self.0.get(&id.pool).into_iter().flat_map(BTreeMap::values);
         jobs.any(|job| job.worker == worker && is_open(job))
+    }
+
+    /// Places of a pool where somebody does a job, or may.
+    fn busy(&self, pool: &PoolName) -> BTreeSet<Slot> {
+        let jobs = self.0.get(pool).into_iter().flat_map(BTreeMap::values);
+        let workers = jobs.filter(|job| is_open(job)).filter_map(worker_of);
+        workers.map(|id| id.slot).collect()
     }
 
     /// Nobody is in this place, so that whatever was done there is lost.
@@ -299,6 +306,17 @@ impl Ledger {
         }
         self.effects.delete(keys::job(&name, key));
         Ok(())
+    }
+
+    /// It may be known only now that nobody is in a place, and its next worker need not be due yet.
+    pub(super) fn lose_jobs_of_nobody(&mut self, pool: &PoolName) {
+        for slot in self.jobs.busy(pool) {
+            let place = self.place(pool, slot);
+            let empty = place.is_none_or(|place| place.live.is_none());
+            if empty && !self.is_blocked(pool, slot) {
+                self.jobs.on_vacant(pool, slot, &mut self.effects);
+            }
+        }
     }
 
     /// A pool is gone, and its jobs with it. Results that go unread are told of.

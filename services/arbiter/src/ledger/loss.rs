@@ -309,14 +309,10 @@ impl Ledger {
 
     /// An agent leaves and says that none of its workers lives: the node is gone as soon as this is answered.
     pub(super) fn on_goodbye(&mut self, name: &NodeName, now: Tick) {
+        self.end_lease(name, now);
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
-        node.lease.release();
-        node.loss = Some(Loss {
-            since: now,
-            claims: BTreeSet::new(),
-        });
         // Ordered after it had looked; none of these was ever started.
         let never: Vec<_> = node.workers.iter().collect();
         self.effects
@@ -326,6 +322,18 @@ impl Ledger {
             self.bury(name, &id, death, false, now);
         }
         self.watch_node(name.clone());
+    }
+
+    /// A node has no lease any more, and nothing is held for it: nothing else is ordered there.
+    fn end_lease(&mut self, name: &NodeName, now: Tick) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            self.unheard -= usize::from(!node.heard && node.loss.is_none());
+            node.lease.release();
+            node.loss = Some(Loss {
+                since: now,
+                claims: BTreeSet::new(),
+            });
+        }
     }
 
     /// Somebody attests that a node is dead: its places are filled at once, under new numbers. Tells how
@@ -357,6 +365,7 @@ impl Ledger {
             return Err(Failure::new(Reason::ConfigInvalid, text).retry_after(patience));
         }
         let workers: Vec<_> = node.workers.iter().collect();
+        self.end_lease(name, now);
         let text = format!("node `{name}` was declared dead by {witness}");
         self.effects
             .node_event(EventKind::NodeLost, name, text.clone());

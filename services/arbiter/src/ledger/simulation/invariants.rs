@@ -292,10 +292,12 @@ impl World {
         for (index, &size) in sizes.iter().enumerate() {
             let (name, ..) = POOLS[index];
             let view = self.ledger.get_pool(name).unwrap();
+            let places = &self.ledger.pools[&name.parse().unwrap()].places;
             assert_eq!(
                 (view.ready, view.live),
                 (size, size + if size == 0 { 0 } else { self.wishes.spares }),
-                "liveness of {name}: {view:?}"
+                "liveness of {name}: {view:?}, {places:?}, waiting {:?}",
+                self.ledger.waiting
             );
             let alive = self
                 .alive()

@@ -249,6 +249,25 @@ fn another_arbiter_holds_the_place_of_a_job_for_as_long() {
 }
 
 #[test]
+fn a_job_is_lost_once_it_is_known_that_nobody_does_it_however_late_the_next_worker_is_due() {
+    let (mut world, node, _) = world(Duration::ZERO);
+    // The death that is written makes another arbiter wait before it starts the next one.
+    world.nodes[node].kill_worker(0, DeathCause::Exited(1), world.now);
+    world.run(Duration::from_secs(1));
+    world.start();
+    world.nodes.iter_mut().for_each(super::node::Node::reboot);
+    world.restart_arbiter();
+    assert_eq!(world.job().state(), JobState::Running);
+
+    let nodes = world.nodes.iter_mut();
+    nodes.for_each(super::node::Node::start_agent);
+    world.run(STEP);
+
+    assert_eq!(world.job().state(), JobState::Lost);
+    world.await_that("another is ready", |world| world.ready_workers() == 1);
+}
+
+#[test]
 fn a_place_is_held_for_a_job_until_its_node_has_heard_of_the_end() {
     for heard in [Heard::Nothing, Heard::BeatWithoutAnswer, Heard::Answer] {
         let (mut world, node, id) = world(GRACE);
@@ -432,6 +451,28 @@ fn a_witness_ends_the_wait_and_is_not_believed_of_a_node_that_was_just_heard() {
     assert!(nodes.iter().all(|node| !node.lost));
     let unknown = declare(&mut world).unwrap_err();
     assert!(unknown.contains("no node is called"), "{unknown}");
+}
+
+#[test]
+fn what_is_started_for_a_node_that_is_declared_dead_within_its_lease_is_started_elsewhere() {
+    let (mut world, node, _) = world(Duration::ZERO);
+    let name = world.nodes[node].name.clone();
+    world.cut(node);
+    world.nodes[node].reboot();
+    // Its place is to go with its worker, and to come back: it is filled in the moment of the death.
+    for size in [0, 1] {
+        assert!(world.apply(SPREAD, size));
+    }
+    world.run(Duration::from_millis(1_200));
+    assert!(world.ledger.nodes[&name].loss.is_none(), "it has its lease");
+
+    let told = world.ledger.declare_dead(&name, "the operator", world.now);
+    assert_eq!(told.ok(), Some(1));
+    world.settle();
+    world.run(Duration::from_secs(1));
+
+    assert_eq!(world.ready_workers(), 1);
+    assert!(world.nodes[node].workers.is_empty(), "it is elsewhere");
 }
 
 #[test]
