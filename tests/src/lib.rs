@@ -8,6 +8,7 @@ pub mod evidence;
 mod processes;
 mod programs;
 pub mod proxy;
+mod site;
 mod tidy;
 mod wait;
 
@@ -16,6 +17,7 @@ pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python};
+pub use site::Site;
 pub use tidy::{cgroups, tidy};
 pub use wait::{DEADLINE, eventually, eventually_within};
 

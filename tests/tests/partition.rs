@@ -16,203 +16,105 @@ use tether_proto::{
     job::{GetJobRequest, JobState, PutCheckpointRequest, StartJobRequest},
     worker::Worker,
 };
-use tether_tests::{
-    Cable, Cluster, Setup, digits::PredictRequest, digits_client, eventually, kill, program,
-};
+use tether_tests::{Site, digits::PredictRequest, digits_client, eventually, kill};
 use tether_types::Reason;
-use tokio::process::{Child, Command};
 
-const TTL: Duration = Duration::from_secs(2);
-const BEAT: Duration = Duration::from_millis(400);
 const GRACE: Duration = Duration::from_secs(3);
 const STOP: Duration = Duration::from_millis(100);
 
 /// What a machine that is busy with other things takes to beat, kill and start.
 const LAG: Duration = Duration::from_secs(2);
 
-/// A cluster with a second node, whose way to the arbiter can be cut.
-struct Site {
-    cluster: Cluster,
-    cable: Cable,
-    agent: Option<Child>,
+fn written(site: &Site) -> PathBuf {
+    site.cluster.dir().join("lived")
 }
 
-impl Site {
-    async fn start() -> Self {
-        let cluster = Setup::default()
-            .set("lease.node_ttl", "2s")
-            .set("lease.node_beat", "400ms")
-            .start()
-            .await;
-        let cable = Cable::start(
-            &cluster.dir().join("cable.sock"),
-            &cluster.runtime().join("arbiter.sock"),
-        );
-        let mut site = Self {
-            cluster,
-            cable,
-            agent: None,
-        };
-        site.start_agent();
-        eventually("the second node has joined", async || {
-            let nodes = site.cluster.tether().json(&["nodes"]).await;
-            let up = |node: &serde_json::Value| node["node"] == "node-2" && node["up"] == true;
-            nodes.as_array()?.iter().any(up).then_some(())
-        })
-        .await;
-        site
-    }
-
-    fn runtime(&self) -> PathBuf {
-        self.cluster.dir().join("run2")
-    }
-
-    fn start_agent(&mut self) {
-        let text = format!(
-            "[listen]\nruntime_dir = {:?}\n[connect]\narbiter = \"unix:{}\"\n[agent]\nnode = \"node-2\"\n",
-            self.runtime().display().to_string(),
-            self.cluster.dir().join("cable.sock").display(),
-        );
-        let file = self.cluster.dir().join("agent.toml");
-        std::fs::write(&file, text).unwrap();
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.cluster.dir().join("agent.log"));
-        let agent = Command::new(program("tether-agent"))
-            .arg("--config")
-            .arg(file)
-            .stdin(Stdio::null())
-            .stderr(log.unwrap())
-            .kill_on_drop(true)
-            .spawn();
-        self.agent = Some(agent.unwrap());
-    }
-
-    async fn kill_agent(&mut self) {
-        let mut agent = self.agent.take().unwrap();
-        kill(agent.id().unwrap(), Signal::KILL);
-        agent.wait().await.unwrap();
-    }
-
-    fn written(&self) -> PathBuf {
-        self.cluster.dir().join("lived")
-    }
-
-    /// Applies a pool with a worker on each node, and tells the one on the second.
-    async fn apply(&self) -> Worker {
-        let script = format!(
-            "while :; do read up rest < /proc/uptime; echo $TETHER_SLOT $TETHER_INCARNATION $up >> {}; sleep 0.02; done",
-            self.written().display()
-        );
-        let text = format!(
-            "[template.t]\ncommand = \"sh\"\nargs = [\"-c\", {script:?}]\nreadiness = {{ kind = \"started\" }}\nstop = {{ grace = \"{STOP:?}\" }}\n[pool.p]\ntemplate = \"t\"\nmode = \"distributed\"\nsize = 2\n[pool.p.policy]\npartition_grace = \"{GRACE:?}\"\njob_ttl = \"60s\"\n"
-        );
-        let file = self.cluster.dir().join("p.toml");
-        std::fs::write(&file, text).unwrap();
-        let file = file.display().to_string();
-        let ran = self
-            .cluster
-            .tether()
-            .run(&["pool", "apply", "--file", &file, "--owner", "beam"])
-            .await;
-        assert_eq!(ran.code, Some(0), "{}", ran.err);
-        self.on_second("ready", |worker| worker.pid != 0 && !worker.disabled)
-            .await
-    }
-
-    async fn on_second(&self, what: &str, is: impl Fn(&Worker) -> bool) -> Worker {
-        let (worker, _) = eventually(what, async || {
-            let workers = self.cluster.workers("p").await;
-            let mut workers = workers.into_iter();
-            workers.find(|worker| worker.node == "node-2" && is(worker))
-        })
-        .await;
-        worker
-    }
-
-    /// Incarnations in a slot, in the order in which they wrote: the first and the last time each did, in
-    /// seconds since boot.
-    fn lives(&self, slot: u32) -> Vec<(u64, f64, f64)> {
-        let mut lives: Vec<(u64, f64, f64)> = Vec::new();
-        for line in std::fs::read_to_string(self.written())
-            .unwrap_or_default()
-            .lines()
-        {
-            let words: Vec<_> = line.split(' ').collect();
-            let [at, incarnation, up] = words[..] else {
-                continue;
-            };
-            let (incarnation, up) = (incarnation.parse().unwrap(), up.parse().unwrap());
-            if at != slot.to_string() {
-                continue;
-            }
-            match lives.last_mut() {
-                Some(last) if last.0 == incarnation => last.2 = up,
-                _ => lives.push((incarnation, up, up)),
-            }
-        }
-        lives
-    }
-
-    /// Waits until another incarnation writes in this slot; tells the last word of the first and the first of
-    /// the second.
-    async fn replaced(&self, slot: u32) -> (f64, f64) {
-        let (lives, _) = eventually("another one writes", async || {
-            let lives = self.lives(slot);
-            (lives.len() > 1).then_some(lives)
-        })
-        .await;
-        // One that wrote again after another had begun would be there twice.
-        assert_eq!(lives.len(), 2, "two lived at the same time: {lives:?}");
-        (lives[0].2, lives[1].1)
-    }
-
-    /// Sees that a worker ended, and another began, no sooner and no later than the leases say.
-    async fn check_times(&self, slot: u32, cut: f64) {
-        let (last, first) = self.replaced(slot).await;
-        let seconds = |span: Duration| span.as_secs_f64();
-        let gone = seconds(TTL + GRACE) * 0.995;
-        let free = seconds(TTL + GRACE) * (1.005 / 0.995) + 0.5;
-        // The last beat before the cut may be an interval old, and more where the machine is busy.
-        let beat = seconds(BEAT + LAG);
-        let told = |what: &str, at: f64, from: f64, to: f64| {
-            let after = at - cut;
-            println!("{what}: {after:.2} s after the cut, of {from:.2} to {to:.2}");
-            assert!(
-                from <= after && after <= to,
-                "{what}: {after:.2}, {from:.2} to {to:.2}"
-            );
-        };
-        told(
-            "the last word of the old",
-            last,
-            gone - beat - seconds(STOP),
-            gone + 0.1,
-        );
-        told(
-            "the first word of the new",
-            first,
-            free - beat,
-            free + seconds(LAG) * 2.0,
-        );
-        assert!(last < first, "{last} {first}");
-        // Whatever the network did: 0.5 s of slack, and 1.5 % of five seconds for clocks.
-        println!("between them: {:.2} s", first - last);
-        assert!(first - last > 0.4, "{:.2}", first - last);
-    }
+/// Applies a pool with a worker on each node, and tells the one on the second.
+async fn apply(site: &Site) -> Worker {
+    let script = format!(
+        "while :; do read up rest < /proc/uptime; echo $TETHER_SLOT $TETHER_INCARNATION $up >> {}; sleep 0.02; done",
+        written(site).display()
+    );
+    let text = format!(
+        "[template.t]\ncommand = \"sh\"\nargs = [\"-c\", {script:?}]\nreadiness = {{ kind = \"started\" }}\nstop = {{ grace = \"{STOP:?}\" }}\n[pool.p]\ntemplate = \"t\"\nmode = \"distributed\"\nsize = 2\n[pool.p.policy]\npartition_grace = \"{GRACE:?}\"\njob_ttl = \"60s\"\n"
+    );
+    site.apply(&text).await;
+    on_second(site, "ready", |worker| worker.pid != 0 && !worker.disabled).await
 }
 
-impl Drop for Site {
-    fn drop(&mut self) {
-        if let Some(agent) = &mut self.agent {
-            let _ = agent.start_kill();
-            while matches!(agent.try_wait(), Ok(None)) {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+async fn on_second(site: &Site, what: &str, is: impl Fn(&Worker) -> bool) -> Worker {
+    site.on_second("p", what, is).await
+}
+
+/// Incarnations in a slot, in the order in which they wrote: the first and the last time each did, in
+/// seconds since boot.
+fn lives(site: &Site, slot: u32) -> Vec<(u64, f64, f64)> {
+    let mut lives: Vec<(u64, f64, f64)> = Vec::new();
+    for line in std::fs::read_to_string(written(site))
+        .unwrap_or_default()
+        .lines()
+    {
+        let words: Vec<_> = line.split(' ').collect();
+        let [at, incarnation, up] = words[..] else {
+            continue;
+        };
+        let (incarnation, up) = (incarnation.parse().unwrap(), up.parse().unwrap());
+        if at != slot.to_string() {
+            continue;
         }
-        tether_tests::tidy(&self.runtime());
+        match lives.last_mut() {
+            Some(last) if last.0 == incarnation => last.2 = up,
+            _ => lives.push((incarnation, up, up)),
+        }
     }
+    lives
+}
+
+/// Waits until another incarnation writes in this slot; tells the last word of the first and the first of
+/// the second.
+async fn replaced(site: &Site, slot: u32) -> (f64, f64) {
+    let (lives, _) = eventually("another one writes", async || {
+        let lives = lives(site, slot);
+        (lives.len() > 1).then_some(lives)
+    })
+    .await;
+    // One that wrote again after another had begun would be there twice.
+    assert_eq!(lives.len(), 2, "two lived at the same time: {lives:?}");
+    (lives[0].2, lives[1].1)
+}
+
+/// Sees that a worker ended, and another began, no sooner and no later than the leases say.
+async fn check_times(site: &Site, slot: u32, cut: f64) {
+    let (last, first) = replaced(site, slot).await;
+    let seconds = |span: Duration| span.as_secs_f64();
+    let gone = seconds(Site::TTL + GRACE) * 0.995;
+    let free = seconds(Site::TTL + GRACE) * (1.005 / 0.995) + 0.5;
+    // The last beat before the cut may be an interval old, and more where the machine is busy.
+    let beat = seconds(Site::BEAT + LAG);
+    let told = |what: &str, at: f64, from: f64, to: f64| {
+        let after = at - cut;
+        println!("{what}: {after:.2} s after the cut, of {from:.2} to {to:.2}");
+        assert!(
+            from <= after && after <= to,
+            "{what}: {after:.2}, {from:.2} to {to:.2}"
+        );
+    };
+    told(
+        "the last word of the old",
+        last,
+        gone - beat - seconds(STOP),
+        gone + 0.1,
+    );
+    told(
+        "the first word of the new",
+        first,
+        free - beat,
+        free + seconds(LAG) * 2.0,
+    );
+    assert!(last < first, "{last} {first}");
+    // Whatever the network did: 0.5 s of slack, and 1.5 % of five seconds for clocks.
+    println!("between them: {:.2} s", first - last);
+    assert!(first - last > 0.4, "{:.2}", first - last);
 }
 
 fn now() -> f64 {
@@ -229,10 +131,10 @@ fn alive(pid: u32) -> bool {
 #[tokio::test]
 async fn a_worker_that_is_cut_off_is_disabled_and_serves_again_as_the_same_when_its_node_is_back() {
     let site = Site::start().await;
-    let worker = site.apply().await;
+    let worker = apply(&site).await;
 
     site.cable.cut();
-    let disabled = site.on_second("disabled", |worker| worker.disabled).await;
+    let disabled = on_second(&site, "disabled", |worker| worker.disabled).await;
     assert_eq!(disabled.pid, worker.pid);
     let nodes = site.cluster.tether().run(&["nodes"]).await.out;
     assert!(nodes.contains("lost, "), "{nodes}");
@@ -243,14 +145,14 @@ async fn a_worker_that_is_cut_off_is_disabled_and_serves_again_as_the_same_when_
     );
     assert!(alive(worker.pid));
     site.cable.heal();
-    let enabled = site.on_second("enabled", |worker| !worker.disabled).await;
+    let enabled = on_second(&site, "enabled", |worker| !worker.disabled).await;
 
     assert_eq!(
         (enabled.pid, enabled.worker),
         (worker.pid, worker.worker.clone())
     );
     let slot = worker.worker.unwrap().slot;
-    let wrote = site.lives(slot);
+    let wrote = lives(&site, slot);
     assert_eq!(wrote.len(), 1, "{wrote:?}");
     assert!(alive(worker.pid));
 }
@@ -258,32 +160,32 @@ async fn a_worker_that_is_cut_off_is_disabled_and_serves_again_as_the_same_when_
 #[tokio::test]
 async fn beyond_the_grace_it_is_dead_in_time_and_only_then_is_another_one_started_elsewhere() {
     let site = Site::start().await;
-    let worker = site.apply().await;
+    let worker = apply(&site).await;
 
     let cut = now();
     site.cable.cut();
 
-    site.check_times(worker.worker.unwrap().slot, cut).await;
+    check_times(&site, worker.worker.unwrap().slot, cut).await;
 }
 
 #[tokio::test]
 async fn an_agent_that_starts_anew_while_it_is_cut_off_gives_its_workers_no_more_time() {
     let mut site = Site::start().await;
-    let worker = site.apply().await;
+    let worker = apply(&site).await;
     let cut = now();
     site.cable.cut();
-    site.on_second("disabled", |worker| worker.disabled).await;
+    on_second(&site, "disabled", |worker| worker.disabled).await;
 
     site.kill_agent().await;
     site.start_agent();
 
-    site.check_times(worker.worker.unwrap().slot, cut).await;
+    check_times(&site, worker.worker.unwrap().slot, cut).await;
 }
 
 #[tokio::test]
 async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is_kept() {
     let site = Site::start().await;
-    let worker = site.apply().await;
+    let worker = apply(&site).await;
     let client = site.cluster.client();
     // One for each worker, as the less busy one is asked.
     let mut doing = None;
@@ -314,7 +216,7 @@ async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is
         answer.into_inner().job.unwrap()
     };
     // Its node is told with an answer, which it says with the beat after.
-    let told = now() + (BEAT + LAG).as_secs_f64();
+    let told = now() + (Site::BEAT + LAG).as_secs_f64();
     eventually("its node has heard of the job", async || {
         (now() > told).then_some(())
     })
@@ -322,7 +224,7 @@ async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is
 
     let cut = now();
     site.cable.cut();
-    let beyond = (TTL + GRACE).as_secs_f64() * 1.01 + 2.0;
+    let beyond = (Site::TTL + GRACE).as_secs_f64() * 1.01 + 2.0;
     eventually("it is beyond the grace", async || {
         (now() - cut > beyond).then_some(())
     })
@@ -349,19 +251,19 @@ async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is
 #[tokio::test]
 async fn a_witness_has_the_place_of_a_dead_node_filled_at_once() {
     let mut site = Site::start().await;
-    let worker = site.apply().await;
+    let worker = apply(&site).await;
     let early = site.cluster.tether().run(&["node", "dead", "node-2"]).await;
     assert!(early.err.contains("so it lives"), "{}", early.err);
 
     site.kill_agent().await;
     tether_tests::tidy(&site.runtime());
-    site.on_second("disabled", |worker| worker.disabled).await;
+    on_second(&site, "disabled", |worker| worker.disabled).await;
     let lost = now();
     let dead = ["node", "dead", "node-2", "--witness", "the test"];
     let ran = site.cluster.tether().run(&dead).await;
 
     assert_eq!(ran.code, Some(0), "{}", ran.err);
-    let (_, first) = site.replaced(worker.worker.unwrap().slot).await;
+    let (_, first) = replaced(&site, worker.worker.unwrap().slot).await;
     println!(
         "another one after {:.2} s, the grace is {GRACE:?}",
         first - lost
@@ -373,7 +275,7 @@ async fn a_witness_has_the_place_of_a_dead_node_filled_at_once() {
 #[tokio::test]
 async fn an_owner_that_hears_nothing_refuses_itself_in_time_whoever_else_may_be_asked() {
     let site = Site::start().await;
-    site.apply().await;
+    apply(&site).await;
     let client = site.cluster.client();
     let ttl = Duration::from_secs(4);
     let options = tether_client::SessionOptions {
@@ -454,7 +356,7 @@ async fn tether_run_says_when_its_session_is_in_jeopardy_and_last_of_all_that_it
 #[tokio::test]
 async fn a_call_in_the_name_of_a_session_is_refused_once_another_took_over_and_once_it_is_over() {
     let site = Site::start().await;
-    site.apply().await;
+    apply(&site).await;
     let client = site.cluster.client();
     let open = async || {
         let options = tether_client::SessionOptions::default();

@@ -34,6 +34,7 @@ class Page:
         os.ftruncate(self.descriptor, 16384)
         self.word(0, lease.MARK)
         self.node(lease.NEVER)
+        self.word(3, lease.NEVER)
         self.own(lease.NEVER)
 
     def word(self, at, value):
@@ -42,9 +43,12 @@ class Page:
     def node(self, enabled):
         self.word(2, enabled)
 
-    def own(self, enabled, epoch=3, generation=GENERATION):
-        for place, value in enumerate((enabled, lease.NEVER, epoch, generation)):
-            self.word(8 + 4 * SLOT + place, value)
+    def own(self, enabled, epoch=3, generation=GENERATION, alive=lease.NEVER, slot=SLOT):
+        for place, value in enumerate((enabled, alive, epoch, generation)):
+            self.word(8 + 4 * slot + place, value)
+
+    def moves(self, count):
+        self.word(5, count)
 
     def lease(self, **more):
         view = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY)
@@ -73,7 +77,37 @@ class Permission(unittest.TestCase):
 
     def test_who_lost_its_seat_has_no_permission_whatever_its_next_owner_has(self):
         read = self.page.lease()
+        self.page.own(lease.NEVER, epoch=8, generation=GENERATION + 1)
+        self.assertEqual((read.is_valid(), read.epoch()), (False, 0), "nor its session")
+
+    def test_one_that_is_disabled_knows_until_when_it_may_be_there(self):
+        read = self.page.lease()
+        self.assertEqual(read.lifetime(), math.inf)
+        self.page.node(now() - 1)
+        self.page.word(3, now() + 60_000_000_000)
+        self.page.own(now() + 50_000_000_000, alive=now() + 40_000_000_000)
+        self.assertFalse(read.is_valid())
+        self.assertTrue(39 < read.lifetime() <= 40)
+        # The end of its owner's word is one, whatever its node may do.
+        self.page.own(now() + 30_000_000_000, alive=now() + 40_000_000_000)
+        self.assertTrue(29 < read.lifetime() <= 30)
+        self.page.own(lease.NEVER, generation=0)
+        self.assertEqual(read.lifetime(), 0)
+
+    def test_one_that_moved_to_a_slot_of_its_own_reads_that_and_never_its_pools_again(self):
+        read, other = self.page.lease(), self.page.lease(TETHER_INCARNATION="43")
+        self.page.own(lease.NEVER, epoch=4, generation=lease.OWN | 42, alive=now() + 60_000_000_000, slot=300)
+        self.assertEqual(read.lifetime(), math.inf, "nobody has said that it moved")
+        self.page.moves(1)
+        self.assertTrue(59 < read.lifetime() <= 60)
+        self.assertEqual((read.is_valid(), read.epoch()), (True, 4))
+
+        # The pool's slot is closed, and another's: who sits alone has lost nothing by it.
         self.page.own(lease.NEVER, generation=GENERATION + 1)
+        self.assertTrue(read.is_valid())
+        self.assertEqual((other.is_valid(), other.lifetime()), (False, 0))
+        self.page.own(lease.NEVER, generation=0, slot=300)
+        self.page.moves(2)
         self.assertFalse(read.is_valid())
 
     def test_outside_of_tether_there_is_no_end_and_something_else_is_no_page(self):

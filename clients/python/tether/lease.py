@@ -4,6 +4,7 @@
 
     lease.is_valid()        # may it act now?
     lease.remaining()       # for how many seconds
+    lease.lifetime()        # for how many seconds it may be there, disabled or not
     lease.check()           # raises lease.Over, before an act that others see
     lease.incarnation()     # which start of its place it is: its fencing token
     lease.epoch()           # which session of its owner it works for
@@ -11,6 +12,7 @@
 
 A worker is killed when its permission ends, by others and whatever it does. What is here is for before that: one
 that is cut off may be disabled a while before it is ended, and what a paused one would still do is to be refused.
+Disabled is not over: where its node is back in time it may act again, and one that has a job has time to wait for that.
 Reading takes no call of the system but the clock's, and no agent: it is right also while that hangs.
 
 Where `TETHER_LEASE` is not set, as outside of Tether, no end is known: it is valid for ever.
@@ -29,8 +31,11 @@ from . import _wire
 MARK = int.from_bytes(b"tetherL1", "little")
 
 # In words of eight bytes; docs/reference/lease-page.md has the layout.
-NODE_ENABLED, SLOTS, SLOT_WORDS = 2, 8, 4
-ENABLED, EPOCH, GENERATION = 0, 2, 3
+NODE_ENABLED, NODE_ALIVE, MOVES, SLOTS, SLOT_WORDS = 2, 3, 5, 8, 4
+ENABLED, ALIVE, EPOCH, GENERATION = 0, 1, 2, 3
+
+# Of the generation of a slot that is one worker's alone; the rest of it is the worker's incarnation.
+OWN = 1 << 63
 
 NEVER = 2**64 - 1
 
@@ -44,33 +49,55 @@ class Lease:
 
     def __init__(self, environment=None):
         environment = os.environ if environment is None else environment
-        self._words, self._slot, self._generation = None, 0, 0
+        self._words, self._place, self._moves = None, (0, 0), 0
         self._incarnation = int(environment.get("TETHER_INCARNATION") or 0)
         self._lock, self._seen = threading.Lock(), 0
         place = environment.get("TETHER_LEASE")
         if place:
-            descriptor, slot, self._generation = map(int, place.split(":"))
+            descriptor, slot, generation = map(int, place.split(":"))
             page = mmap.mmap(descriptor, 0, mmap.MAP_SHARED, mmap.PROT_READ)
             # Its items are read whole, each with one load.
             self._words = memoryview(page).cast("Q")
-            self._slot = SLOTS + SLOT_WORDS * slot
+            self._place = SLOTS + SLOT_WORDS * slot, generation
             if self._words[0] != MARK:
                 raise ValueError("TETHER_LEASE names something that is no lease page of this version")
 
-    def until(self):
-        """The end, in nanoseconds of CLOCK_BOOTTIME; `NEVER` where there is none, 0 where it has lost its seat."""
+    def _seat(self):
+        """Its slot and the generation of that: its pool's, and one of its own once it has had a job."""
+        moves = self._words[MOVES]
+        if moves != self._moves:
+            # Somebody has moved: the count is read before the slots, as a slot is opened before it is counted.
+            own = OWN | self._incarnation
+            for slot in range(SLOTS, len(self._words), SLOT_WORDS):
+                if self._incarnation and self._words[slot + GENERATION] == own:
+                    self._place = slot, own
+            self._moves = moves
+        return self._place
+
+    def _earliest(self, of_node, of_slot):
+        """The earliest of these ends; `NEVER` where there is none, 0 where it has lost its seat."""
         if self._words is None:
             return NEVER
-        end = min(self._words[NODE_ENABLED], self._words[self._slot + ENABLED])
+        slot, generation = self._seat()
+        ends = [self._words[word] for word in of_node] + [self._words[slot + word] for word in of_slot]
         # Whose it is comes last: the time of a slot's next owner is never taken for one's own.
-        return end if self._words[self._slot + GENERATION] == self._generation else 0
+        return min(ends) if self._words[slot + GENERATION] == generation else 0
+
+    def until(self):
+        """Until when it may act, in nanoseconds of CLOCK_BOOTTIME; `NEVER` where there is no end, 0 without a seat."""
+        return self._earliest([NODE_ENABLED], [ENABLED])
+
+    def alive_until(self):
+        """Until when it may be there, in the same terms."""
+        return self._earliest([NODE_ALIVE], [ENABLED, ALIVE])
 
     def remaining(self):
-        """Seconds left; 0 when it is over, infinity where there is no end."""
-        until = self.until()
-        if until == NEVER:
-            return math.inf
-        return max(0, until - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+        """Seconds for which it may act; 0 when it may not, infinity where there is no end."""
+        return _seconds_to(self.until())
+
+    def lifetime(self):
+        """Seconds for which it may be there, whether it may act or not; infinity where there is no end."""
+        return _seconds_to(self.alive_until())
 
     def is_valid(self):
         """Whether it may act."""
@@ -87,7 +114,12 @@ class Lease:
 
     def epoch(self):
         """Which session of its owner it works for: the highest it was told of, by its node or by a call."""
-        told = 0 if self._words is None else self._words[self._slot + EPOCH]
+        told = 0
+        if self._words is not None:
+            slot, generation = self._seat()
+            told = self._words[slot + EPOCH]
+            if self._words[slot + GENERATION] != generation:
+                told = 0
         with self._lock:
             self._seen = max(self._seen, told)
             return self._seen
@@ -116,6 +148,12 @@ class Lease:
         return None
 
 
+def _seconds_to(end):
+    if end == NEVER:
+        return math.inf
+    return max(0, end - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+
+
 _own, _own_pid, _own_lock = None, None, threading.Lock()
 
 
@@ -129,8 +167,13 @@ def own():
 
 
 def remaining():
-    """Seconds left; 0 when it is over, infinity where there is no end."""
+    """Seconds for which this worker may act; 0 when it may not, infinity where there is no end."""
     return own().remaining()
+
+
+def lifetime():
+    """Seconds for which this worker may be there, whether it may act or not; infinity where there is no end."""
+    return own().lifetime()
 
 
 def is_valid():

@@ -2,13 +2,17 @@
 //! renews every worker of a node.
 //!
 //! ```text
-//!  mark | id | node: enabled until, alive until | generations so far | ...   one slot for each pool, four words each:
+//!  mark | id | node: enabled until, alive until | generations so far | moves so far | ...   slots, four words each:
 //!    enabled until | alive until | epoch | generation
 //! ```
 //!
 //! A slot is enabled until the end of what its owner's word allows, and alive until the end of what its node's
 //! does. Whoever reads it may do what others see before both words *enabled until* are over, and be there before
 //! the slot's *enabled until* and both words *alive until* are.
+//!
+//! A slot is a pool's, or, once it may live on for longer than the others of its pool, one worker's alone. That one
+//! is known by its generation, which is made of the worker's incarnation: the worker was told of its pool's slot when
+//! it began, and looks for another whenever **moves so far** has changed, which it is after the slot was opened.
 //!
 //! All times are nanoseconds of `CLOCK_BOOTTIME`, absolute. A single aligned word of eight bytes is read whole
 //! or not at all, and whoever reads it a moment late reads an earlier end, which is never wrong. What takes a
@@ -48,6 +52,7 @@ const MARK: u64 = u64::from_ne_bytes(*b"tetherL1");
 const ID_AT: usize = 1;
 const NODE_AT: usize = 2;
 const GENERATIONS_AT: usize = 4;
+const MOVES_AT: usize = 5;
 const SLOTS_AT: usize = 8;
 const SLOT_WORDS: usize = 4;
 const ENABLED: usize = 0;
@@ -57,6 +62,9 @@ const GENERATION: usize = 3;
 
 /// Nobody's slot.
 const CLOSED: u64 = 0;
+
+/// Marks the generation of a slot that is one worker's alone.
+const OWN: u64 = 1 << 63;
 
 /// Ends of a permission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +82,18 @@ pub struct Seat {
     pub slot: u32,
     /// What it was opened with.
     pub generation: u64,
+}
+
+impl Seat {
+    /// The generation of the only slot that is ever this incarnation's alone on a page.
+    pub const fn own_generation(incarnation: u64) -> u64 {
+        OWN | incarnation
+    }
+
+    /// Whether it is one worker's alone.
+    pub const fn is_own(self) -> bool {
+        self.generation & OWN != 0
+    }
 }
 
 /// What a seat says.
@@ -131,6 +151,18 @@ fn read<W: Word>(words: &[W], seat: Seat) -> Option<Reading> {
     (seat.generation != CLOSED && slot[GENERATION].get() == seat.generation).then_some(reading)
 }
 
+/// Where a seat of this generation is open.
+fn find<W: Word>(words: &[W], generation: u64) -> Option<Seat> {
+    let slots = words[SLOTS_AT..].chunks_exact(SLOT_WORDS);
+    let at = slots
+        .map(|slot| slot[GENERATION].get())
+        .position(|open| open == generation)?;
+    Some(Seat {
+        slot: u32::try_from(at).ok()?,
+        generation,
+    })
+}
+
 fn close<W: Word>(words: &[W], slot: u32) {
     if let Some(slot) = slot_words(words, slot) {
         slot[GENERATION].set(CLOSED);
@@ -144,6 +176,12 @@ fn open<W: Word>(words: &[W], seat: Seat, until: Until, epoch: u64) {
         slot[EPOCH].set(epoch);
         slot[GENERATION].set(seat.generation);
     }
+}
+
+/// Of a slot that is closed: opened first, so that whoever sees the count finds it.
+fn open_own<W: Word>(words: &[W], seat: Seat, until: Until, epoch: u64) {
+    open(words, seat, until, epoch);
+    words[MOVES_AT].set(words[MOVES_AT].get().wrapping_add(1));
 }
 
 /// A page that was just made, by the process whose shims read it.
@@ -284,6 +322,21 @@ impl Page {
     /// Opens a slot that is closed, with a generation that no slot of this page ever had.
     pub fn open(&self, seat: Seat, until: Until, epoch: u64) {
         open(self.words(), seat, until, epoch);
+    }
+
+    /// Opens a slot that is closed for one worker alone, which looks for it then.
+    pub fn open_own(&self, seat: Seat, until: Until, epoch: u64) {
+        open_own(self.words(), seat, until, epoch);
+    }
+
+    /// Whether a slot is somebody's.
+    pub fn is_open(&self, slot: u32) -> bool {
+        slot_words(self.words(), slot).is_some_and(|slot| slot[GENERATION].get() != CLOSED)
+    }
+
+    /// Where a seat of this generation is open.
+    pub fn find(&self, generation: u64) -> Option<Seat> {
+        find(self.words(), generation)
     }
 
     /// Ends of an owner's permission, in a slot that is open.

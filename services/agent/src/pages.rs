@@ -2,7 +2,8 @@
 //!
 //! Each zygote has one page for all of its shims, and gives it to whoever speaks to one of them. So an agent has
 //! that of its own zygote, and those of the zygotes of earlier agents for as long as shims of theirs live. On each
-//! page a pool has one slot for all of its workers there.
+//! page a pool has one slot for all of its workers there, and a worker that has a job one of its own: it lives on when
+//! the others of its pool may not, and is to see its own end. Its shim is told of that in messages.
 //!
 //! # Invariants
 //!
@@ -12,7 +13,7 @@
 //! - **A3** A slot is nobody's again once the last of its workers is dead, a page once nobody has a seat on it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -20,9 +21,12 @@ use std::{
 use tether_clock::Tick;
 use tether_shim_protocol as protocol;
 use tether_sys::{Page, SLOTS, Until};
-use tether_types::{DeathCause, PoolName};
+use tether_types::{DeathCause, PoolName, WorkerId};
 
 use crate::permission::Permissions;
+
+/// Slots from here on are for workers with a job too; those before it are kept for pools, of which each needs but one.
+const OWN_FROM: u32 = SLOTS / 2;
 
 /// All pages that anybody reads.
 #[derive(Debug, Default)]
@@ -49,13 +53,22 @@ struct Sheet {
 #[derive(Debug)]
 struct Slot {
     number: u32,
-    pool: PoolName,
+    whose: Whose,
     workers: usize,
     /// Whose end it was, where its time is over.
     over: Option<DeathCause>,
 }
 
-/// Where one worker's shim reads.
+/// Whose a slot is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Whose {
+    /// All workers of a pool read it.
+    Pool(PoolName),
+    /// One worker does.
+    Worker(WorkerId),
+}
+
+/// Where one worker reads.
 #[derive(Debug)]
 pub(crate) struct Seat {
     pages: Arc<Pages>,
@@ -78,20 +91,24 @@ impl Pages {
         self.seat(id, sheet, generation)
     }
 
-    /// The seat of a worker that was found.
+    /// The seat of a worker that was found: one of its own, else the one at which its shim reads, if it does.
     pub(crate) fn find(
         self: &Arc<Self>,
         page: Shown,
-        place: protocol::Seat,
-        pool: &PoolName,
+        shims: Option<protocol::Seat>,
+        worker: &WorkerId,
         now: Tick,
     ) -> Option<Seat> {
         let mut all = self.lock();
         let (id, sheet) = all.sheet(page, now)?;
-        let is_open = sheet.page.read(on_page(place)).is_some();
+        let (place, whose) = match sheet.page.find(own_generation(worker)) {
+            Some(own) => (own, Whose::Worker(worker.clone())),
+            None => (on_page(shims?), Whose::Pool(worker.pool.clone())),
+        };
+        let is_open = sheet.page.read(place).is_some();
         sheet.slots.entry(place.generation).or_insert_with(|| Slot {
             number: place.slot,
-            pool: pool.clone(),
+            whose,
             workers: 0,
             // An earlier agent has seen its end.
             over: (!is_open).then_some(DeathCause::LeaseExpired),
@@ -176,27 +193,49 @@ impl All {
 impl Sheet {
     /// The generation of this pool's slot, opened where there is none.
     fn seat(&mut self, pool: &PoolName, until: Until, epoch: u64) -> Option<u64> {
-        let open = self.slots.iter().filter(|(_, slot)| slot.over.is_none());
-        let of_pool = |(_, slot): &(&u64, &Slot)| slot.pool == *pool;
-        if let Some((&generation, _)) = open.clone().find(of_pool) {
+        let whose = Whose::Pool(pool.clone());
+        let is_its = |(_, slot): &(&u64, &Slot)| slot.whose == whose && slot.over.is_none();
+        if let Some((&generation, _)) = self.slots.iter().find(is_its) {
             return Some(generation);
         }
-        let taken: BTreeSet<u32> = open.map(|(_, slot)| slot.number).collect();
-        let number = (0..SLOTS).find(|number| !taken.contains(number))?;
-        let generation = self.page.next_generation();
         let place = tether_sys::Seat {
-            slot: number,
-            generation,
+            slot: self.free(0)?,
+            generation: self.page.next_generation(),
         };
         self.page.open(place, until, epoch);
+        Some(self.remember(place, whose))
+    }
+
+    /// The generation of a slot that is this worker's alone, opened where there is none.
+    fn own_seat(&mut self, worker: &WorkerId, until: Until, epoch: u64) -> Option<u64> {
+        let generation = own_generation(worker);
+        // Where there is one an earlier agent went before it told anybody.
+        let place = match self.page.find(generation) {
+            Some(open) => open,
+            None => {
+                let slot = self.free(OWN_FROM)?;
+                let place = tether_sys::Seat { slot, generation };
+                self.page.open_own(place, until, epoch);
+                place
+            }
+        };
+        Some(self.remember(place, Whose::Worker(worker.clone())))
+    }
+
+    /// A slot from this one on that is nobody's, also of none of whom this agent knows nothing yet.
+    fn free(&self, from: u32) -> Option<u32> {
+        (from..SLOTS).find(|&number| !self.page.is_open(number))
+    }
+
+    fn remember(&mut self, place: tether_sys::Seat, whose: Whose) -> u64 {
         let slot = Slot {
-            number,
-            pool: pool.clone(),
+            number: place.slot,
+            whose,
             workers: 0,
             over: None,
         };
-        self.slots.insert(generation, slot);
-        Some(generation)
+        self.slots.entry(place.generation).or_insert(slot);
+        place.generation
     }
 
     fn store(&mut self, granted: &Permissions, now: Tick) -> bool {
@@ -215,16 +254,19 @@ impl Sheet {
                 slot: slot.number,
                 generation,
             };
-            let Some((pool, before)) = granted.pool(&slot.pool).zip(self.page.read(place)) else {
+            let said = slot.whose.granted(granted);
+            let Some(((until, epoch), before)) = said.zip(self.page.read(place)) else {
                 continue;
             };
-            let (before, until) = (before.owner, pool.until(granted.node));
+            let before = before.owner;
             if let Some(cause) = over(before, until, now) {
                 self.page.close(slot.number);
                 slot.over = Some(cause);
             } else {
-                nearer |= until.alive < before.alive || until.enabled < before.enabled;
-                self.page.set(slot.number, until, pool.epoch.0);
+                let is_nearer = until.alive < before.alive || until.enabled < before.enabled;
+                // The shim of one that sits alone does not look here.
+                nearer |= is_nearer && !place.is_own();
+                self.page.set(slot.number, until, epoch);
             }
         }
         nearer
@@ -239,7 +281,59 @@ impl Sheet {
     }
 }
 
+impl Whose {
+    /// What of this is theirs, and in which session of their owner.
+    fn granted(&self, granted: &Permissions) -> Option<(Until, u64)> {
+        match self {
+            Self::Pool(pool) => {
+                let pool = granted.pool(pool)?;
+                Some((pool.until(granted.node), pool.epoch.0))
+            }
+            Self::Worker(worker) => {
+                let epoch = granted.pool(&worker.pool)?.epoch.0;
+                Some((granted.until(worker)?, epoch))
+            }
+        }
+    }
+}
+
 impl Seat {
+    /// Moves its worker to a slot of its own: it has a job, and lives on when the others of its pool may not. Stays
+    /// where it is when the worker's time is over, or all slots are taken: then it sees the end of its pool.
+    pub(crate) fn move_apart(&mut self, worker: &WorkerId) {
+        if self.is_own() {
+            return;
+        }
+        let mut all = self.pages.lock();
+        let Some((until, epoch)) = Whose::Worker(worker.clone()).granted(&all.granted) else {
+            return;
+        };
+        let Some(sheet) = all.sheets.get_mut(&self.page) else {
+            return;
+        };
+        let before = self.place.generation;
+        let slot = sheet.slots.get(&before);
+        if slot.is_none_or(|slot| slot.over.is_some()) {
+            return;
+        }
+        let Some(generation) = sheet.own_seat(worker, until, epoch) else {
+            return;
+        };
+        if let Some(slot) = sheet.slots.get_mut(&generation) {
+            slot.workers += 1;
+            self.place = protocol::Seat {
+                slot: slot.number,
+                generation,
+            };
+        }
+        all.leave(self.page, before);
+    }
+
+    /// Whether it is this worker's alone: its shim then reads no page.
+    pub(crate) fn is_own(&self) -> bool {
+        on_page(self.place).is_own()
+    }
+
     /// What its shim is told of it.
     pub(crate) fn place(&self) -> protocol::Seat {
         self.place
@@ -282,6 +376,10 @@ fn over(before: Until, next: Until, now: Tick) -> Option<DeathCause> {
     } else {
         None
     }
+}
+
+fn own_generation(worker: &WorkerId) -> u64 {
+    tether_sys::Seat::own_generation(worker.incarnation.0)
 }
 
 fn on_page(place: protocol::Seat) -> tether_sys::Seat {

@@ -104,7 +104,8 @@ pub(crate) struct Told<'a> {
 impl PoolPermission {
     /// **What the lease page says of the workers of this pool**, a policy in one place: until when their owner
     /// has them do anything, and until when they may be there as far as their node goes, whose lease ends at
-    /// `node`. One that has a job may be there longer, and is told so in messages.
+    /// `node`. One that has a job may be there longer: its shim is told so in messages, and it has a slot of its own
+    /// there ([`Permissions::until`]).
     pub(crate) fn until(&self, node: Tick) -> Until {
         Until {
             enabled: self.deadline.as_nanos(),
@@ -161,6 +162,15 @@ impl Permissions {
     pub(crate) fn has_job(&self, worker: &WorkerId) -> bool {
         let pool = self.pool(&worker.pool);
         pool.is_some_and(|pool| pool.jobs.contains(&worker.incarnation))
+    }
+
+    /// What the lease page says of a worker that has a slot of its own there; nothing where nothing was said of it.
+    pub(crate) fn until(&self, worker: &WorkerId) -> Option<Until> {
+        let pool = self.pool(&worker.pool)?;
+        Some(Until {
+            enabled: pool.deadline.as_nanos(),
+            alive: self.alive_until(worker).as_nanos(),
+        })
     }
 
     /// Takes over all of an answer, in these steps, and lets go of pools that nobody `keeps` or spoke of.

@@ -160,7 +160,7 @@ struct Task {
     /// When the program was started.
     started: Tick,
     pid: u32,
-    /// Where the shim reads later ends of its permission; none where it is told of them.
+    /// Where later ends of its permission are read; none where its shim alone is told of them.
     seat: Option<Seat>,
     /// Whether it was told of its permission in a message all the same, and looks there no more.
     off_page: bool,
@@ -421,11 +421,10 @@ impl Task {
             && hello.page != 0
         {
             let page = (!descriptors.is_empty()).then(|| descriptors.remove(0));
-            let find = |seat| {
-                let pages = &self.ties.ground.pages;
-                pages.find((hello.page, page), seat, &self.id.pool, BootClock.now())
-            };
-            self.seat = hello.seat.and_then(find);
+            let pages = &self.ties.ground.pages;
+            let now = BootClock.now();
+            self.seat = pages.find((hello.page, page), hello.seat, &self.id, now);
+            self.off_page |= self.seat.as_ref().is_some_and(Seat::is_own);
         }
         self.take_sockets(descriptors);
     }

@@ -99,6 +99,29 @@ fn what_is_no_page_or_could_go_away_is_not_mapped() {
     assert!(refused(&File::open("/dev/null").unwrap().into()));
 }
 
+#[test]
+fn a_slot_of_ones_own_is_found_by_whose_it_is_and_no_pool_ever_has_its_generation() {
+    let made = View::make().unwrap();
+    let page = Page::of(&made.writable).unwrap();
+    let own = Seat {
+        slot: SLOTS - 1,
+        generation: Seat::own_generation(42),
+    };
+    assert!(own.is_own() && !FIRST.is_own());
+    assert_eq!(page.find(own.generation), None);
+    assert!(!page.is_open(own.slot));
+
+    page.open(FIRST, both(10), 1);
+    page.open_own(own, both(60), 1);
+
+    let again = Page::of(&made.writable).unwrap();
+    assert_eq!(again.find(own.generation), Some(own));
+    assert_eq!(again.find(Seat::own_generation(43)), None);
+    assert_eq!(made.view.read(own).unwrap().owner, both(60));
+    assert!(page.is_open(FIRST.slot) && page.is_open(own.slot));
+    assert!(!page.is_open(SLOTS));
+}
+
 /// A word of the model checker's.
 struct Modelled(loom::sync::atomic::AtomicU64);
 
@@ -162,6 +185,28 @@ fn no_reader_of_an_ended_term_sees_the_time_of_the_next() {
 
         assert!(said.is_none_or(|said| said.node == both(10)), "{said:?}");
         writer.join().unwrap();
+    });
+}
+
+#[test]
+fn whoever_sees_that_somebody_moved_finds_its_own_seat() {
+    loom::model(|| {
+        let words = modelled();
+        let theirs = Arc::clone(&words);
+        let own = seat(Seat::own_generation(7));
+        let writer = loom::thread::spawn(move || {
+            close(&theirs, 0);
+            open_own(&theirs, own, both(60), 2);
+        });
+
+        let moves = words[MOVES_AT].get();
+        let found = find(&words, own.generation);
+
+        assert!(moves == 0 || found == Some(own), "{found:?}");
+        let said = found.and_then(|found| read(&words, found));
+        assert!(said.is_none_or(|said| said.owner == both(60)), "{said:?}");
+        writer.join().unwrap();
+        assert_eq!(find(&words, own.generation), Some(own));
     });
 }
 

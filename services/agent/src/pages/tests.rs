@@ -1,10 +1,10 @@
 //! A1 to A3, on real pages and without a shim.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tether_shim_protocol::{NO_DEADLINE, OnLinkLoss, OnOwnerExit};
 use tether_sys::{Made, View};
-use tether_types::{Epoch, OwnerName};
+use tether_types::{Epoch, Incarnation, OwnerName};
 
 use super::*;
 use crate::permission::PoolPermission;
@@ -15,6 +15,10 @@ fn at(secs: u64) -> Tick {
 
 fn pool(name: &str) -> PoolName {
     PoolName::new(name).unwrap()
+}
+
+fn worker(pool: &str, incarnation: u64) -> WorkerId {
+    format!("{pool}/0.{incarnation}").parse().unwrap()
 }
 
 /// A node until one time, and pools until others.
@@ -117,7 +121,9 @@ fn a_new_agent_changes_nothing_on_a_page_before_the_arbiter_has_spoken() {
     drop(first);
 
     let second = Arc::<Pages>::default();
-    let seat = second.find(shown(&made), place, &pool("a"), at(2)).unwrap();
+    let seat = second
+        .find(shown(&made), Some(place), &worker("a", 1), at(2))
+        .unwrap();
     assert_eq!(read(&made, &seat), Some((20, 30)));
     second.store(&Permissions::default(), at(2));
     assert_eq!(read(&made, &seat), Some((20, 30)));
@@ -167,7 +173,7 @@ fn a_worker_of_an_ended_term_that_a_new_agent_finds_is_not_revived() {
 
     let second = Arc::<Pages>::default();
     let late = second
-        .find(shown(&made), place, &pool("a"), at(35))
+        .find(shown(&made), Some(place), &worker("a", 1), at(35))
         .unwrap();
     second.store(&granted(at(70), &[("a", at(80))]), at(40));
 
@@ -240,7 +246,7 @@ fn a_page_that_has_lain_there_since_its_node_expired_is_good_for_new_workers_alo
     assert_eq!(read(&made, &new), Some((70, 90)));
     assert_eq!(read(&made, &old), None, "nobody had told of it yet");
     let late = second
-        .find(shown(&made), place, &pool("a"), at(51))
+        .find(shown(&made), Some(place), &worker("a", 1), at(51))
         .unwrap();
     assert_eq!(late.over(at(51)), Some(DeathCause::LeaseExpired));
 }
@@ -254,8 +260,128 @@ fn a_worker_that_is_found_after_the_arbiter_has_spoken_need_not_wait_for_its_nex
     let second = Arc::<Pages>::default();
     second.store(&granted(at(30), &[("a", at(40))]), at(11));
     let seat = second
-        .find(shown(&made), place, &pool("a"), at(11))
+        .find(shown(&made), Some(place), &worker("a", 1), at(11))
         .unwrap();
 
     assert_eq!(read(&made, &seat), Some((30, 40)));
+}
+
+/// The same, with a grace of ten seconds, and a minute for one that has a job.
+fn with_job(node: Tick, jobs: &[u64]) -> Permissions {
+    let mut granted = granted(node, &[("a", at(500))]);
+    let of_pool = granted.pools.get_mut(&pool("a")).unwrap();
+    of_pool.grace = Duration::from_secs(10);
+    of_pool.job_grace = Duration::from_secs(60);
+    of_pool.jobs = jobs.iter().copied().map(Incarnation).collect();
+    granted
+}
+
+/// Until when a worker in this seat is enabled, and alive.
+fn ends(made: &Made, seat: &Seat) -> Option<(u64, u64)> {
+    let said = made.view.read(on_page(seat.place()))?;
+    let secs = |nanos: u64| nanos / 1_000_000_000;
+    let alive = said.node.alive.min(said.owner.alive);
+    Some((secs(said.node.enabled), secs(alive)))
+}
+
+#[test]
+fn who_has_a_job_keeps_a_seat_when_the_others_of_its_pool_lose_theirs_and_is_enabled_again_in_it() {
+    let (pages, made) = (Arc::<Pages>::default(), View::make().unwrap());
+    pages.store(&with_job(at(20), &[]), at(1));
+    let [mut busy, idle] = [0, 1].map(|_| pages.take(shown(&made), &pool("a"), at(1)).unwrap());
+    pages.store(&with_job(at(21), &[7]), at(2));
+    busy.move_apart(&worker("a", 7));
+
+    assert!(busy.is_own() && !idle.is_own());
+    // Sixty seconds and ten, less what a slow clock makes of them.
+    assert_eq!(ends(&made, &busy), Some((21, 80)));
+    assert_eq!(ends(&made, &idle), Some((21, 30)));
+    assert_eq!(busy.over(at(40)), None, "disabled is not over");
+
+    pages.store(&with_job(at(65), &[7]), at(45));
+
+    assert_eq!(ends(&made, &busy), Some((65, 124)));
+    let lost = (read(&made, &idle), idle.over(at(46)));
+    assert_eq!(lost, (None, Some(DeathCause::LeaseExpired)));
+    let moved = busy.place();
+    busy.move_apart(&worker("a", 7));
+    assert_eq!(busy.place(), moved, "once is enough");
+
+    // Its job done it has the grace of all others, but no seat of theirs.
+    assert!(pages.store(&with_job(at(66), &[]), at(46)));
+    assert_eq!(ends(&made, &busy), Some((66, 75)));
+    busy.leave();
+    idle.leave();
+    assert!(
+        !pages
+            .lock()
+            .sheets
+            .values()
+            .next()
+            .unwrap()
+            .page
+            .is_open(moved.slot)
+    );
+}
+
+#[test]
+fn a_job_whose_own_end_has_come_is_not_revived_either() {
+    let (pages, made) = (Arc::<Pages>::default(), View::make().unwrap());
+    pages.store(&with_job(at(20), &[7]), at(1));
+    let mut busy = pages.take(shown(&made), &pool("a"), at(1)).unwrap();
+    busy.move_apart(&worker("a", 7));
+
+    pages.store(&with_job(at(220), &[7]), at(200));
+
+    let lost = (read(&made, &busy), busy.over(at(201)));
+    assert_eq!(lost, (None, Some(DeathCause::LeaseExpired)));
+    let mut late = pages.take(shown(&made), &pool("a"), at(201)).unwrap();
+    pages.store(&with_job(at(520), &[7]), at(500));
+    let before = late.place();
+    late.move_apart(&worker("a", 8));
+    assert_eq!(late.place(), before, "who is over is not moved");
+}
+
+#[test]
+fn a_new_agent_finds_who_sits_alone_whether_its_shim_was_told_or_not() {
+    let (first, made) = (Arc::<Pages>::default(), View::make().unwrap());
+    first.store(&with_job(at(20), &[7]), at(1));
+    let mut busy = first.take(shown(&made), &pool("a"), at(1)).unwrap();
+    let of_pool = busy.place();
+    busy.move_apart(&worker("a", 7));
+    let own = busy.place();
+    drop((first, busy));
+
+    for shims in [None, Some(of_pool)] {
+        let second = Arc::<Pages>::default();
+        let seat = second.find(shown(&made), shims, &worker("a", 7), at(40));
+        let seat = seat.unwrap();
+        assert_eq!(seat.place(), own);
+        assert_eq!(ends(&made, &seat), Some((20, 79)), "nobody has spoken yet");
+        let other = second.find(shown(&made), None, &worker("a", 8), at(40));
+        assert!(other.is_none(), "whose shim reads nothing has no seat");
+    }
+    let third = Arc::<Pages>::default();
+    let seat = third.find(shown(&made), None, &worker("a", 7), at(45));
+    third.store(&with_job(at(65), &[7]), at(45));
+    assert_eq!(ends(&made, &seat.unwrap()), Some((65, 124)));
+}
+
+#[test]
+fn workers_with_jobs_leave_slots_for_pools_and_without_one_see_the_end_of_their_pool() {
+    let (pages, made) = (Arc::<Pages>::default(), View::make().unwrap());
+    let jobs: Vec<u64> = (1..=u64::from(SLOTS)).collect();
+    pages.store(&with_job(at(20), &jobs), at(1));
+    let mut seats = Vec::new();
+    for &job in &jobs {
+        let mut seat = pages.take(shown(&made), &pool("a"), at(1)).unwrap();
+        seat.move_apart(&worker("a", job));
+        seats.push(seat);
+    }
+
+    let own = seats.iter().filter(|seat| seat.is_own()).count();
+    assert_eq!(own, (SLOTS - OWN_FROM) as usize);
+    assert_eq!(ends(&made, seats.last().unwrap()), Some((20, 29)));
+    pages.store(&granted(at(20), &[("b", at(30))]), at(1));
+    assert!(pages.take(shown(&made), &pool("b"), at(1)).is_some());
 }

@@ -46,8 +46,13 @@ impl Task {
     /// end it was given, but that an end has moved nearer.
     pub(super) async fn renew(&mut self, to: &mut ToShim) {
         // One that has a job may outlive what the page says for its pool. Told once in a message, a shim looks at
-        // the page no more.
-        self.off_page |= self.ties.grants.news.borrow().has_job(&self.id);
+        // the page no more; the worker itself looks at a slot of its own.
+        if self.ties.grants.news.borrow().has_job(&self.id) {
+            self.off_page = true;
+            if let Some(seat) = &mut self.seat {
+                seat.move_apart(&self.id);
+            }
+        }
         let reads_page = self.reads_page();
         let terms = {
             let permissions = self.ties.grants.of(reads_page).borrow_and_update();
