@@ -54,16 +54,19 @@ impl Events {
             .unwrap_or_default();
         let unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         *last = (*last).max(*self.newest.borrow());
+        let written = *last;
         let mut events = std::mem::take(&mut effects.events);
         for event in &mut events {
             if event.revision == 0 {
                 *last += 1;
                 event.revision = *last;
                 event.unix_ms = unix_ms;
-                if let Some(old) = last.checked_sub(KEPT as u64).filter(|&old| old > 0) {
-                    effects.delete(keys::event(old));
-                }
             }
+        }
+        // Of what was written, and not of what a long burst never has written.
+        let forgotten = |last: u64| last.saturating_sub(KEPT as u64);
+        for old in forgotten(written) + 1..=forgotten(*last).min(written) {
+            effects.delete(keys::event(old));
         }
         // Of a burst that is longer than the history, its end.
         let surplus = events.len().saturating_sub(KEPT);

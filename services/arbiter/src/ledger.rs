@@ -170,7 +170,8 @@ impl Ledger {
     /// What is to be carried out.
     pub(crate) fn take_effects(&mut self) -> Effects {
         let effects = std::mem::take(&mut self.effects);
-        // Nothing brings a pool's deadline forward without a word to anybody.
+        // But for the next start of one that has to wait for it, which is noted where it is found out, nothing
+        // brings a pool's deadline forward without a word to anybody.
         if !effects.is_empty() {
             self.pools_due = None;
         }

@@ -68,7 +68,12 @@ impl Ledger {
         let node = self.choose_node(pool)?;
         let entry = self.pools.get_mut(pool)?;
         if !entry.starts.try_take(now) {
-            entry.starts_at = entry.starts.next_deadline();
+            let starts_at = entry.starts.next_deadline();
+            entry.starts_at = starts_at;
+            // Nobody need be told anything in this moment: it may be a mere beat of a node that takes workers again.
+            if let (Some(due), Some(at)) = (&mut self.pools_due, starts_at) {
+                *due = at.min(*due);
+            }
             return None;
         }
         Some(node)
@@ -120,5 +125,84 @@ impl Ledger {
         };
         self.effects.order(&node, Order::Start(order));
         self.seat(&node, &id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use tether_lifecycle::Environment;
+    use tether_proto::{
+        common::WorkerPhase,
+        node::{HeartbeatRequest, Hello, WorkerReport},
+        pool::{PoolSpec, Template},
+    };
+    use tether_types::{Epoch, OwnerName};
+
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn who_may_not_be_started_yet_is_started_in_time_although_nothing_was_told_when_that_was_found_out()
+     {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let start = Tick::from_nanos(1_000_000_000);
+        let hello = Hello {
+            launchers: vec!["exec".to_owned()],
+            ..Hello::default()
+        };
+        let beat = HeartbeatRequest {
+            seq: 1,
+            ..HeartbeatRequest::default()
+        };
+        let spec = PoolSpec {
+            name: "work".to_owned(),
+            mode: "distributed".to_owned(),
+            template: Some(Template {
+                command: "work".to_owned(),
+                ..Template::default()
+            }),
+            size: 1,
+            starts_per_second: 1,
+            ..PoolSpec::default()
+        };
+        let owner = OwnerName::new("beam").unwrap();
+        ledger.on_hello(&node, &hello, start);
+        assert!(ledger.on_beat(&node, &beat, start));
+        ledger.apply_pool(spec, owner, Epoch(0), start).unwrap();
+        let orders = |ledger: &mut Ledger| ledger.take_effects().orders.len();
+        assert_eq!(orders(&mut ledger), 1, "it is started");
+
+        // Its node has another stream and takes nothing before it beats there.
+        let again = start + Duration::from_millis(200);
+        let running = WorkerReport {
+            worker: Some(WorkerRef {
+                pool: "work".to_owned(),
+                slot: 0,
+                incarnation: 1,
+            }),
+            phase: WorkerPhase::Ready.into(),
+            pid: 7,
+            ..WorkerReport::default()
+        };
+        let hello = Hello {
+            workers: vec![running],
+            ..hello
+        };
+        ledger.on_hello(&node, &hello, again);
+        ledger.scale_pool("work", 2, again).unwrap();
+        assert_eq!(orders(&mut ledger), 0);
+        let second = start + Duration::from_secs(1);
+        ledger.check(again);
+        assert!(ledger.next_deadline().is_none_or(|next| next > second));
+        assert!(ledger.on_beat(&node, &beat, again));
+        assert!(ledger.take_effects().is_empty(), "nothing follows");
+
+        assert!(ledger.next_deadline().is_some_and(|next| next <= second));
+        ledger.check(second);
+        assert_eq!(orders(&mut ledger), 1, "the other one");
     }
 }

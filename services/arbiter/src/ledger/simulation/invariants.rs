@@ -136,11 +136,12 @@ impl World {
         );
         if mode == "coupled" {
             // Its shim watches the process, or was told of none and waits for the deadline. One of a
-            // pool that was coupled a moment ago, or whose owner has said goodbye, has other orders.
+            // pool that was coupled a moment ago, or whose owner has said goodbye, has other orders; and one that is
+            // told to watch a process that is gone already can only end then.
             let watched = worker.owner_pid.filter(|_| worker.kill_on_owner_exit);
             let gone = watched.is_some_and(|pid| !owner.running || owner.pid != pid);
             assert!(
-                !gone || self.now <= owner.changed.max(worker.born) + STEP,
+                !gone || self.now <= owner.changed.max(worker.watches) + STEP,
                 "P1: {id} outlives its owner's process"
             );
         }

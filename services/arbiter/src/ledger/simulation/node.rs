@@ -22,7 +22,6 @@ pub(super) struct Worker {
     /// What its agent measures.
     pub(super) memory_bytes: u64,
     pub(super) pid: u32,
-    pub(super) born: Tick,
     pub(super) alive: bool,
     pub(super) ready_at: Tick,
     ends_at: Option<(Tick, DeathCause)>,
@@ -31,6 +30,8 @@ pub(super) struct Worker {
     /// The process it watches, and whether its end, or that of the agent, is its own.
     pub(super) owner_pid: Option<u32>,
     pub(super) kill_on_owner_exit: bool,
+    /// Since when that is so.
+    pub(super) watches: Tick,
     kill_on_agent_loss: bool,
     pub(super) death: Option<DeathCause>,
     pub(super) died_at: Tick,
@@ -402,6 +403,10 @@ impl Node {
                         false => Tick::ZERO,
                     };
                     worker.owner_deadline = told.end;
+                    let before = (worker.owner_pid, worker.kill_on_owner_exit);
+                    if before != (told.owner_pid, told.kill_on_owner_exit) {
+                        worker.watches = now;
+                    }
                     worker.owner_pid = told.owner_pid;
                     worker.kill_on_owner_exit = told.kill_on_owner_exit;
                     worker.kill_on_agent_loss = told.kill_on_agent_loss;
@@ -440,13 +445,13 @@ impl Node {
                     kill_on_agent_loss: start.kill_on_agent_loss,
                     memory_bytes: 0,
                     pid,
-                    born: now,
                     alive: true,
                     ready_at: now + Duration::from_millis(100 + u64::from(pid % 7) * 40),
                     ends_at: None,
                     node_deadline,
                     owner_deadline,
                     owner_pid,
+                    watches: now,
                     death: None,
                     died_at: Tick::ZERO,
                 };
