@@ -1,6 +1,6 @@
 //! The node for one more worker.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt};
 
 use tether_types::NodeName;
 
@@ -57,8 +57,31 @@ pub struct Candidate<'a> {
     pub workers: usize,
     /// How many of them belong to the pool.
     pub of_pool: usize,
-    /// Whether it takes workers at all: it does not while it is cordoned or drained.
-    pub open: bool,
+    /// Why it takes no worker of the pool whatever it has, to follow on "3 of them": "are cordoned". None
+    /// where it does.
+    pub barred: Option<&'static str>,
+}
+
+/// What is known of all candidates before they are looked at, so that of many not all have to be.
+///
+/// It is for candidates that come in the order of the preference: those with the fewest workers first to be
+/// spread, those with the most first to be packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// None has fewer workers of the pool.
+    pub least_of_pool: usize,
+    /// So many that fit are enough to choose from.
+    pub enough: usize,
+}
+
+impl Default for Known {
+    /// Nothing is known, not even an order.
+    fn default() -> Self {
+        Self {
+            least_of_pool: 0,
+            enough: usize::MAX,
+        }
+    }
 }
 
 impl Candidate<'_> {
@@ -84,6 +107,22 @@ impl Candidate<'_> {
             .count()
     }
 
+    /// How well it suits, the least being the best.
+    fn rank(&self, needs: &Needs<'_>, preference: Preference) -> Rank<'_> {
+        let (first, second, load) = match preference {
+            Preference::Spread => (
+                self.of_pool,
+                u64::try_from(self.wasted(needs)).unwrap_or(u64::MAX),
+                self.workers,
+            ),
+            Preference::Pack => {
+                let room = self.left_over(needs);
+                (self.wasted(needs), room, usize::MAX - self.workers)
+            }
+        };
+        (first, second, load, self.name)
+    }
+
     /// What would be left of what the worker asks for.
     fn left_over(&self, needs: &Needs<'_>) -> u64 {
         let left = needs
@@ -94,15 +133,19 @@ impl Candidate<'_> {
     }
 }
 
+type Rank<'a> = (usize, u64, usize, &'a NodeName);
+
 /// Why no node takes a worker: how many were left out for what.
 #[derive(Debug, Clone, PartialEq, Eq, Default, thiserror::Error)]
 pub struct NoNode {
     /// How many nodes there are.
     pub nodes: usize,
-    /// Those that are cordoned or drained.
-    pub closed: usize,
+    /// Those that are barred, by why.
+    pub barred: BTreeMap<&'static str, usize>,
     /// Those without the labels.
     pub unlabelled: usize,
+    /// The labels that one of these lacks.
+    pub lacking: Labels,
     /// Those without enough of a counted resource, and the most that any of these has free, by resource.
     pub full: usize,
     /// For each resource that was short somewhere: what is asked, and the most that is free on one node.
@@ -114,12 +157,17 @@ impl fmt::Display for NoNode {
         if self.nodes == 0 {
             return f.write_str("there is no node: start an agent");
         }
-        let mut parts = Vec::new();
-        if self.closed > 0 {
-            parts.push(format!("{} take no workers (`tether nodes`)", self.closed));
-        }
+        let barred = self.barred.iter();
+        let mut parts: Vec<_> = barred
+            .map(|(why, count)| format!("{count} {why}"))
+            .collect();
         if self.unlabelled > 0 {
-            parts.push(format!("{} lack a label", self.unlabelled));
+            let lacking = self.lacking.iter();
+            let lacking: Vec<_> = lacking
+                .map(|(name, value)| format!("`{name} = {value}`"))
+                .collect();
+            let lacking = lacking.join(" or ");
+            parts.push(format!("{} have no label {lacking}", self.unlabelled));
         }
         if self.full > 0 {
             let short = self.short.iter().map(|(name, (asked, free))| {
@@ -139,34 +187,49 @@ impl fmt::Display for NoNode {
 pub fn choose<'a>(
     needs: Needs<'_>,
     preference: Preference,
+    known: Known,
     candidates: impl IntoIterator<Item = Candidate<'a>>,
 ) -> Result<&'a NodeName, NoNode> {
     let mut why = NoNode::default();
-    let mut fitting = Vec::new();
+    let mut best: Option<Candidate<'a>> = None;
+    let mut fitting = 0;
     for candidate in candidates {
         why.nodes += 1;
-        if !candidate.open {
-            why.closed += 1;
+        if let Some(barred) = candidate.barred {
+            *why.barred.entry(barred).or_default() += 1;
         } else if !candidate.has_labels(&needs) {
             why.unlabelled += 1;
+            note_lack(&mut why, &needs, &candidate);
         } else if !candidate.has_room(&needs) {
             why.full += 1;
             note_shortage(&mut why, &needs, &candidate);
         } else {
-            fitting.push(candidate);
+            fitting += 1;
+            let rank = candidate.rank(&needs, preference);
+            let better = |best: &Candidate<'a>| rank < best.rank(&needs, preference);
+            let (first, second, ..) = rank;
+            if best.as_ref().is_none_or(better) {
+                best = Some(candidate);
+            }
+            let ordered = known != Known::default();
+            let unbeaten = match preference {
+                Preference::Spread => first <= known.least_of_pool && second == 0,
+                Preference::Pack => first == 0 && second == 0,
+            };
+            if ordered && (unbeaten || fitting >= known.enough) {
+                break;
+            }
         }
     }
-    let best = match preference {
-        Preference::Spread => fitting.iter().min_by_key(|node| {
-            let load = (node.of_pool, node.wasted(&needs), node.workers);
-            (load, node.name)
-        }),
-        Preference::Pack => fitting.iter().min_by_key(|node| {
-            let room = (node.wasted(&needs), node.left_over(&needs));
-            (room, Reverse(node.workers), node.name)
-        }),
-    };
     best.map(|node| node.name).ok_or(why)
+}
+
+fn note_lack(why: &mut NoNode, needs: &Needs<'_>, node: &Candidate<'_>) {
+    for (name, value) in needs.labels {
+        if node.labels.get(name) != Some(value) {
+            why.lacking.insert(name.clone(), value.clone());
+        }
+    }
 }
 
 fn note_shortage(why: &mut NoNode, needs: &Needs<'_>, node: &Candidate<'_>) {

@@ -14,7 +14,9 @@
 //! - **P4** While something is left to replace and every other worker is ready, there is a next step.
 
 mod choose;
+mod names;
 mod rollout;
 
-pub use choose::{Candidate, Counts, Labels, Needs, NoNode, Preference, choose};
+pub use choose::{Candidate, Counts, Known, Labels, Needs, NoNode, Preference, choose};
+pub use names::{COUNT_MAX, Unusable, check_label, check_resource};
 pub use rollout::{Budget, NoProgress, Place, Standing, Step, next_step};

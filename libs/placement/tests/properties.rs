@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{collection::vec, prelude::*};
 use tether_placement::{
-    Budget, Candidate, Counts, Labels, Needs, NoNode, Place, Preference, Standing, Step, choose,
-    next_step,
+    Budget, Candidate, Counts, Known, Labels, Needs, NoNode, Place, Preference, Standing, Step,
+    choose, next_step,
 };
 use tether_types::NodeName;
 
@@ -31,7 +31,7 @@ impl Node {
             used: &self.used,
             workers: self.workers,
             of_pool: self.of_pool,
-            open: self.open,
+            barred: (!self.open).then_some("are cordoned (`tether nodes`)"),
         }
     }
 }
@@ -161,7 +161,7 @@ proptest! {
         let preference = if pack { Preference::Pack } else { Preference::Spread };
         let needs = Needs { labels: &labels, resources: &resources };
 
-        let chosen = choose(needs, preference, nodes.iter().map(Node::seen));
+        let chosen = choose(needs, preference, Known::default(), nodes.iter().map(Node::seen));
 
         match chosen {
             Ok(name) => {
@@ -170,9 +170,35 @@ proptest! {
             }
             Err(why) => {
                 prop_assert!(!nodes.iter().any(|node| fits(node, &labels, &resources)));
-                prop_assert_eq!(why.closed + why.unlabelled + why.full, nodes.len());
+                prop_assert_eq!(why.barred.values().sum::<usize>() + why.unlabelled + why.full, nodes.len());
             }
         }
+    }
+
+    /// What is known beforehand only spares looking, where all that fit are enough.
+    #[test]
+    fn what_is_known_beforehand_changes_no_choice(
+        mut nodes in vec(node(), 0..8),
+        resources in counts(),
+        pack: bool,
+    ) {
+        nodes.sort_by_key(|node| (node.workers, node.name.clone()));
+        nodes.dedup_by_key(|node| node.name.clone());
+        let preference = if pack { Preference::Pack } else { Preference::Spread };
+        if pack {
+            nodes.sort_by_key(|node| (std::cmp::Reverse(node.workers), node.name.clone()));
+        }
+        let labels = Labels::new();
+        let needs = Needs { labels: &labels, resources: &resources };
+        let least = nodes.iter().map(|node| node.of_pool).min().unwrap_or(0);
+
+        let all = choose(needs, preference, Known::default(), nodes.iter().map(Node::seen));
+        let known = Known { least_of_pool: least, enough: 100 };
+        prop_assert_eq!(&choose(needs, preference, known, nodes.iter().map(Node::seen)), &all);
+
+        let few = Known { least_of_pool: least, enough: 2 };
+        let few = choose(needs, preference, few, nodes.iter().map(Node::seen));
+        prop_assert_eq!(few.err(), all.err());
     }
 
     /// P1: the spread leaves no two nodes that fit more than one worker apart.
@@ -183,7 +209,7 @@ proptest! {
         let needs = Needs { labels: &labels, resources: &resources };
 
         for _ in 0..workers {
-            let name = choose(needs, Preference::Spread, nodes.iter().map(Node::seen)).unwrap().clone();
+            let name = choose(needs, Preference::Spread, Known::default(), nodes.iter().map(Node::seen)).unwrap().clone();
             let node = nodes.iter_mut().find(|node| node.name == name).unwrap();
             (node.workers, node.of_pool) = (node.workers + 1, node.of_pool + 1);
         }
@@ -244,12 +270,26 @@ fn the_reason_names_what_is_missing() {
         resources: &resources,
     };
 
-    let why = choose(needs, Preference::Spread, nodes.iter().map(Node::seen)).unwrap_err();
+    let why = choose(
+        needs,
+        Preference::Spread,
+        Known::default(),
+        nodes.iter().map(Node::seen),
+    )
+    .unwrap_err();
 
     assert_eq!(
         why.to_string(),
-        "of 3 nodes 1 take no workers (`tether nodes`), 2 have no room: 2 of `gpu` are asked and at most 1 are free"
+        "of 3 nodes 1 are cordoned (`tether nodes`), 2 have no room: 2 of `gpu` are asked and at most 1 are free"
     );
+    let labels = Labels::from([("zone".to_owned(), "a".to_owned())]);
+    let needs = Needs {
+        labels: &labels,
+        resources: &resources,
+    };
+    let nodes = nodes.iter().skip(1).map(Node::seen);
+    let why = choose(needs, Preference::Spread, Known::default(), nodes).unwrap_err();
+    assert_eq!(why.to_string(), "of 2 nodes 2 have no label `zone = a`");
     assert_eq!(
         NoNode::default().to_string(),
         "there is no node: start an agent"
@@ -267,7 +307,12 @@ fn packing_fills_a_node_and_leaves_what_is_counted_to_those_who_ask_for_it() {
             labels: &labels,
             resources,
         };
-        let chosen = choose(needs, Preference::Pack, nodes.iter().map(Node::seen));
+        let chosen = choose(
+            needs,
+            Preference::Pack,
+            Known::default(),
+            nodes.iter().map(Node::seen),
+        );
         chosen.unwrap().to_string()
     };
 

@@ -5,6 +5,7 @@ pub mod check;
 mod forked;
 mod metrics;
 mod net;
+mod placement;
 mod pool;
 mod process;
 mod service;
@@ -15,6 +16,7 @@ pub use check::{At, Check, Wrong};
 pub use forked::{FORKSERVER_POOL, ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
 pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
+pub use placement::{OnChange, Placement, Preference, Rollout};
 pub use pool::{Policy, Pool, PoolFile};
 pub use process::{
     Bound, Limits, Liveness, Mask, Process, Recycle, ResourceLimit, Socket, Unlimited,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tether_kit::config;
 use tether_proto::pool as wire;
 
-use crate::{Template, Templates, template::millis};
+use crate::{Placement, Rollout, Template, Templates, template::millis};
 
 /// A file of templates and pools, as `tether run` and `tether pool apply` read it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,12 @@ pub struct Pool {
     pub spares: u32,
     /// Most workers started within one second; 0 is no limit.
     pub starts_per_second: u32,
+    /// Where its workers may be.
+    #[serde(skip_serializing_if = "Placement::is_anywhere")]
+    pub placement: Placement,
+    /// How its workers are replaced.
+    #[serde(skip_serializing_if = "Rollout::is_usual")]
+    pub rollout: Rollout,
     /// What to change in the mode's preset.
     pub policy: Policy,
 }
@@ -52,6 +58,8 @@ impl Default for Pool {
             depends_on: Vec::new(),
             spares: 0,
             starts_per_second: 0,
+            placement: Placement::default(),
+            rollout: Rollout::default(),
             policy: Policy::default(),
         }
     }
@@ -196,6 +204,8 @@ impl Pool {
             depends_on: self.depends_on.clone(),
             spares: self.spares,
             starts_per_second: self.starts_per_second,
+            placement: self.placement.to_wire(),
+            rollout: self.rollout.to_wire(),
             policy: Some(wire::PolicyOverrides {
                 launcher: policy.launcher.clone(),
                 on_owner_exit: policy.on_owner_exit.clone(),
@@ -235,6 +245,31 @@ mod tests {
             format!("{wrong:#}").contains("no pool `q`: expected one of: p"),
             "{wrong:#}"
         );
+    }
+
+    #[test]
+    fn a_pool_says_where_its_workers_may_be_and_how_they_are_replaced() {
+        let read = |text: &str| {
+            let file: PoolFile =
+                toml::from_str(&format!("[pool.p]\ntemplate = 't'\n{text}")).unwrap();
+            file.specs(Path::new("/"), None).unwrap().remove(0)
+        };
+
+        let spec = read(
+            "placement = { labels = { zone = 'a' }, resources = { gpu = 2 }, prefer = 'pack' }\nrollout = { max_unavailable = 1, on_change = 'next_start' }\n",
+        );
+
+        let placement = spec.placement.unwrap();
+        assert_eq!(placement.prefer(), wire::Preference::Pack);
+        assert_eq!(
+            (&*placement.labels["zone"], placement.resources["gpu"]),
+            ("a", 2)
+        );
+        let rollout = spec.rollout.unwrap();
+        assert_eq!((rollout.surge, rollout.max_unavailable), (None, Some(1)));
+        assert_eq!(rollout.on_change(), wire::OnChange::NextStart);
+        let usual = read("");
+        assert_eq!((usual.placement, usual.rollout), (None, None));
     }
 
     #[test]

@@ -30,7 +30,7 @@
 //!   jitter no shorter than the restart before, until a worker has run well for a while.
 //! - **S6** Incarnations strictly increase.
 //! - **S7** A worker is recycled only on an order, from being ready, and is stopped no earlier than its
-//!   grace after that; what replaces it does not wait.
+//!   grace after that; what replaces it does not wait. One that was never ready may be replaced at once.
 //! - **S8** No second sees more starts than the limit of a [`Starts`].
 //!
 //! No clock is read and no dice are thrown here: every call is told the time, and jitter comes

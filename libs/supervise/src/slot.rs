@@ -151,6 +151,17 @@ impl Slot {
         true
     }
 
+    /// Has a process that serves nobody yet replaced: stopped at once and started anew. Nothing where none is on
+    /// its way to be ready.
+    pub fn abandon(&mut self) -> Option<Action> {
+        let Phase::Starting { .. } = self.phase else {
+            return None;
+        };
+        // It was not given the time to become ready, so that it did not fail to.
+        self.never_ready = self.never_ready.saturating_sub(1);
+        Some(self.order_stop(DeathCause::Recycled))
+    }
+
     /// All of the process is gone; `clean` where it ended by itself with success.
     pub fn on_exit(&mut self, clean: bool, now: Tick) -> Option<Action> {
         let clean = match self.phase {

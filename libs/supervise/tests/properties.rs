@@ -31,6 +31,8 @@ enum Event {
     Calls(u64),
     /// It can be spared, whether it is worn or not.
     Recycle,
+    /// It is not to become ready.
+    Abandon,
     Stop,
 }
 
@@ -45,6 +47,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => (0..200_u64).prop_map(Event::Memory),
         2 => (0..200_u64).prop_map(Event::Calls),
         2 => Just(Event::Recycle),
+        1 => Just(Event::Abandon),
     ];
     (vec(event, 1..150), any::<Option<prop::sample::Index>>()).prop_map(|(mut events, stop)| {
         if let Some(at) = stop {
@@ -118,6 +121,8 @@ struct World {
     worn: Option<Worn>,
     /// Since when it is drained, and whether the next start replaces it.
     drained: Option<Tick>,
+    /// Whether it was stopped before it was ready, through no fault of its own.
+    abandoned: bool,
     replaces: bool,
 }
 
@@ -149,12 +154,13 @@ impl World {
             calls: 0,
             worn: None,
             drained: None,
+            abandoned: false,
             replaces: false,
         }
     }
 
     fn is_recycled(&self) -> bool {
-        self.drained.is_some() && self.told_to_stop && !self.stop_ordered
+        (self.drained.is_some() || self.abandoned) && self.told_to_stop && !self.stop_ordered
     }
 
     /// Plays one event if a real process could cause it here.
@@ -245,6 +251,16 @@ impl World {
                 }
                 None
             }
+            Event::Abandon => {
+                let starting = self.running && self.ready_since.is_none() && !self.told_to_stop;
+                let action = self.slot.abandon();
+                assert_eq!(action.is_some(), starting, "S7: before it is ready, once");
+                if starting {
+                    self.abandoned = true;
+                    self.starts_without_ready = self.starts_without_ready.saturating_sub(1);
+                }
+                action
+            }
             Event::Stop => {
                 self.stop_ordered = true;
                 self.slot.stop(DeathCause::Ordered(Orderer::Operator))
@@ -299,7 +315,7 @@ impl World {
                 );
                 (self.spawning, self.told_to_stop, self.ready_since) = (true, false, None);
                 (self.memory, self.calls) = (0, 0);
-                (self.worn, self.drained) = (None, None);
+                (self.worn, self.drained, self.abandoned) = (None, None, false);
             }
             Action::Stop { grace, why } => {
                 assert!(self.running, "nothing to stop");
@@ -314,6 +330,7 @@ impl World {
                         );
                         DeathCause::Recycled
                     }
+                    None if self.abandoned => DeathCause::Recycled,
                     None => DeathCause::NeverReady,
                 };
                 assert_eq!(why, expected);

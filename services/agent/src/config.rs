@@ -11,6 +11,7 @@ use std::{
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use tether_kit::listen;
+use tether_placement::{Counts, Labels, Unusable, check_label, check_resource};
 use tether_types::{Address, InvalidName, NodeName, WorkerId};
 
 use tether_shim_protocol::{Walls, zygote::Means};
@@ -46,6 +47,10 @@ pub struct Config {
     /// Host at which workers that listen on TCP do so, and where gateways on other machines reach them:
     /// an address of this machine. The loopback address when it is not set.
     pub worker_host: Option<String>,
+    /// By what pools can choose this node, as in `zone = "a"`.
+    pub labels: Labels,
+    /// What it has that workers take for themselves alone, as in `gpu = 4`.
+    pub resources: Counts,
 }
 
 /// Where workers listen unless it is said.
@@ -107,6 +112,8 @@ pub(crate) struct Ground {
     /// What the kernel was seen to allow.
     means: Means,
     pub(crate) guarantee: Guarantee,
+    pub(crate) labels: Labels,
+    pub(crate) resources: Counts,
     pub(crate) zygote: Zygote,
     pub(crate) sockets: Sockets,
     /// Where workers listen on TCP.
@@ -128,6 +135,24 @@ impl Config {
             Some(name) => NodeName::new(name),
             None => NodeName::new(rustix::system::uname().nodename().to_string_lossy()),
         }
+    }
+
+    /// Whether all labels can be given.
+    ///
+    /// # Errors
+    /// Names the first that cannot.
+    pub fn check_labels(&self) -> Result<(), Unusable> {
+        let mut labels = self.labels.iter();
+        labels.try_for_each(|(name, value)| check_label(name, value))
+    }
+
+    /// Whether all resources can be counted.
+    ///
+    /// # Errors
+    /// Names the first that cannot.
+    pub fn check_resources(&self) -> Result<(), Unusable> {
+        let mut resources = self.resources.iter();
+        resources.try_for_each(|(name, &count)| check_resource(name, count))
     }
 
     /// Where workers listen on TCP.
@@ -207,6 +232,8 @@ impl Config {
             cgroup: cgroup.filter(|_| means.cgroup),
             means,
             guarantee,
+            labels: self.labels.clone(),
+            resources: self.resources.clone(),
             zygote,
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),

@@ -8,7 +8,8 @@
 use std::fmt;
 
 use tether_clock::Tick;
-use tether_proto::node::{OwnerExit, StartWorker, WorkerReport};
+use tether_placement::{Counts, Labels};
+use tether_proto::node::{OwnerExit, ResourceUnits, StartWorker, WorkerReport};
 use tether_types::{NodeName, WorkerId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
@@ -54,6 +55,8 @@ pub struct Adopted {
     pub id: WorkerId,
     /// How long before the end of its permission it is asked to end, in milliseconds.
     pub lease_grace_ms: u64,
+    /// What it has of the node's counted resources.
+    pub resources: Vec<ResourceUnits>,
     /// By which way it takes its orders.
     pub orders: UnboundedSender<Order>,
 }
@@ -67,6 +70,10 @@ pub struct Place {
     pub instance: String,
     /// How surely workers' processes end here.
     pub guarantee: Guarantee,
+    /// By what pools choose it.
+    pub labels: Labels,
+    /// What it has of counted resources.
+    pub resources: Counts,
     /// Which processes can be seen from here.
     pub view: Viewpoint,
 }

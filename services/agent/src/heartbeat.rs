@@ -223,6 +223,8 @@ impl Running {
             guarantee: self.place.guarantee.to_string(),
             guarantee_by: self.place.guarantee.means().to_owned(),
             not_covered: self.place.guarantee.not_covered().to_owned(),
+            labels: self.place.labels.clone().into_iter().collect(),
+            resources: self.place.resources.clone().into_iter().collect(),
             workers: self
                 .workers
                 .values()
@@ -258,12 +260,14 @@ impl Running {
         for Adopted {
             id,
             lease_grace_ms,
+            resources,
             orders,
         } in found
         {
             tracing::debug!(worker = %id, "Found a worker of an earlier agent");
             let last = WorkerReport {
                 adopted: true,
+                resources,
                 ..report::phase(&id, WorkerPhase::Waiting)
             };
             let worker = Worker {
@@ -518,7 +522,10 @@ impl Running {
         let ends_with_agent = order
             .kill_on_agent_loss
             .then(|| launch::grace_ms(&template));
-        let last = report::phase(&id, WorkerPhase::Waiting);
+        let last = WorkerReport {
+            resources: order.resources.clone(),
+            ..report::phase(&id, WorkerPhase::Waiting)
+        };
         self.workers.insert(
             id.clone(),
             Worker {
@@ -544,8 +551,10 @@ impl Running {
         self.exits_told = None;
     }
 
-    fn on_report(&mut self, report: WorkerReport) {
+    fn on_report(&mut self, mut report: WorkerReport) {
         if let Some(worker) = self.worker_of(&report) {
+            // Whoever takes over from the arbiter that gave it these hears of them here.
+            report.resources = std::mem::take(&mut worker.last.resources);
             let (before, grace_ms) = (worker.last.phase(), worker.lease_grace_ms);
             worker.last = report.clone();
             self.metrics.on_report(before, &report);

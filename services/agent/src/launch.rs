@@ -27,6 +27,9 @@ use crate::{notify::NOTIFY_FILE, permission};
 /// Between SIGTERM and SIGKILL, where the template says nothing.
 const GRACE_MS: u64 = 10_000;
 
+/// The resource whose units CUDA is told of too.
+const GPU: &str = "gpu";
+
 /// Bytes kept of each output stream, where the template says nothing.
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 
@@ -172,6 +175,15 @@ pub(crate) fn launch(
         ),
     ];
     env.extend(own.map(|(name, value)| (name.to_owned(), value.into_bytes())));
+    for resource in &order.resources {
+        let units = resource.units.iter().map(u32::to_string);
+        let units = units.collect::<Vec<_>>().join(",").into_bytes();
+        if resource.name == GPU {
+            env.insert("CUDA_VISIBLE_DEVICES".to_owned(), units.clone());
+        }
+        let name = resource.name.to_ascii_uppercase();
+        env.insert(format!("TETHER_RESOURCE_{name}"), units);
+    }
     let watchdog_ms = template
         .liveness
         .as_ref()
@@ -432,6 +444,8 @@ fn is_passing(errno: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tether_proto::node::ResourceUnits;
+
     use super::*;
 
     #[test]
@@ -452,10 +466,15 @@ mod tests {
     }
 
     fn start(template: Template) -> Launch {
+        start_with(template, Vec::new())
+    }
+
+    fn start_with(template: Template, resources: Vec<ResourceUnits>) -> Launch {
         let id: WorkerId = "digits/2.7".parse().unwrap();
         let order = StartWorker {
             template: Some(template),
             kill_on_owner_exit: true,
+            resources,
             ..StartWorker::default()
         };
         launch(
@@ -479,6 +498,40 @@ mod tests {
             },
         )
         .unwrap()
+    }
+
+    #[test]
+    fn a_worker_is_told_which_units_of_a_resource_are_its_own() {
+        let units = |name: &str, units: &[u32]| ResourceUnits {
+            name: name.to_owned(),
+            units: units.to_vec(),
+        };
+        let given = || vec![units("gpu", &[1, 3]), units("licence_x", &[0])];
+        let variable = |launch: &Launch, name: &str| {
+            let found = launch.env.iter().find(|(key, _)| key == name.as_bytes());
+            found.map(|(_, value)| String::from_utf8(value.clone()).unwrap())
+        };
+
+        let launch = start_with(Template::default(), given());
+
+        for (name, wanted) in [
+            ("TETHER_RESOURCE_GPU", "1,3"),
+            ("TETHER_RESOURCE_LICENCE_X", "0"),
+            ("CUDA_VISIBLE_DEVICES", "1,3"),
+        ] {
+            assert_eq!(variable(&launch, name).as_deref(), Some(wanted), "{name}");
+        }
+        let own = Template {
+            env: [("CUDA_VISIBLE_DEVICES".into(), "7".into())].into(),
+            ..Template::default()
+        };
+        let launch = start_with(own, given());
+        let shown = variable(&launch, "CUDA_VISIBLE_DEVICES");
+        assert_eq!(
+            shown.as_deref(),
+            Some("7"),
+            "the template has the last word"
+        );
     }
 
     #[test]

@@ -65,6 +65,8 @@ impl Hands for Machine {
             node: self.ground.node.clone(),
             instance: self.ground.instance.clone(),
             guarantee: self.ground.guarantee,
+            labels: self.ground.labels.clone(),
+            resources: self.ground.resources.clone(),
             view,
         })
     }
@@ -88,6 +90,7 @@ impl Hands for Machine {
             known.push(Adopted {
                 id: found.id.clone(),
                 lease_grace_ms: found.entry.order.lease_grace_ms,
+                resources: found.entry.order.resources.clone(),
                 orders,
             });
             let tie = Tie {

@@ -36,7 +36,9 @@ impl Check for Settings {
         self.agent.node().at("agent.node")?;
         self.agent
             .check_worker_host(self.listen.insecure)
-            .at("agent.worker_host")
+            .at("agent.worker_host")?;
+        self.agent.check_labels().at("agent.labels")?;
+        self.agent.check_resources().at("agent.resources")
     }
 }
 

@@ -120,6 +120,7 @@ pub(crate) mod keys {
     pub(crate) const POOLS: &str = "arbiter/pools/";
     pub(crate) const OWNERS: &str = "arbiter/owners/";
     pub(crate) const NODES: &str = "arbiter/nodes/";
+    pub(crate) const CORDONS: &str = "arbiter/cordons/";
     pub(crate) const JOBS: &str = "arbiter/jobs/";
     pub(crate) const HOLDS: &str = "arbiter/holds/";
     pub(crate) const EVENTS: &str = "arbiter/events/";
@@ -141,6 +142,10 @@ pub(crate) mod keys {
 
     pub(crate) fn node(name: &NodeName) -> String {
         format!("{NODES}{name}")
+    }
+
+    pub(crate) fn cordon(name: &NodeName) -> String {
+        format!("{CORDONS}{name}")
     }
 
     pub(crate) fn job(pool: &PoolName, key: &str) -> String {

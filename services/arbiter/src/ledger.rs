@@ -22,9 +22,14 @@
 //! - **A8** Nothing on a node whose lease is over is told to gateways; it serves again once the node is back.
 //! - **A9** Of a job's attempts only the last one is heard: its fence is greater than that of any before, also
 //!   over a restart, and progress, checkpoints and results with another are refused.
+//! - **A10** A worker is started only on a node that is open and has the labels its pool asks for; no two workers
+//!   that live have the same unit of a node's resource.
+//! - **A11** Replacing workers that run, because of a change or to empty a node, takes no pool below its size less
+//!   what its `rollout` allows, has no more places than that allows, and ends no worker that does a job.
 
 mod attempts;
 mod calls;
+mod cordons;
 mod dependencies;
 mod filling;
 mod hearing;
@@ -34,16 +39,19 @@ mod loss;
 mod losses;
 mod nodes;
 mod orders;
+mod placing;
 mod pools;
 mod readable;
 mod reports;
 mod restore;
+mod rollout;
 mod roster;
 mod serving;
 mod sessions;
 #[cfg(test)]
 mod simulation;
 mod slots;
+mod units;
 mod waiting;
 mod wheel;
 
@@ -64,6 +72,7 @@ use crate::{
     spec::Templates,
 };
 
+use cordons::Closed;
 use losses::Losses;
 use wheel::Wheel;
 
@@ -104,6 +113,10 @@ pub(crate) struct Ledger {
     /// Nodes by how many workers they have.
     loads: BTreeSet<(usize, NodeName)>,
     losses: Losses,
+    /// Nodes that take no workers, as somebody said, those that are away included.
+    closed: BTreeMap<NodeName, Closed>,
+    /// Whether a node has more of a resource than it had when workers were placed last.
+    units_freed: bool,
     /// When to look at nodes, sessions and places.
     wheel: Wheel<Timed>,
     /// When pools are due; none while something changed since that was found out.
@@ -159,6 +172,8 @@ impl Ledger {
             uncertain: BTreeSet::new(),
             loads: BTreeSet::new(),
             losses: Losses::default(),
+            closed: BTreeMap::new(),
+            units_freed: false,
             wheel: Wheel::new(),
             pools_due: None,
             stamp: FIRST_STAMP,

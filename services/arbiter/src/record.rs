@@ -31,6 +31,12 @@ pub(crate) struct PoolRecord {
     pub(crate) longest_grace_ms: u64,
     #[prost(uint64, tag = "9")]
     pub(crate) longest_job_ttl_ms: u64,
+    /// Incarnations up to this one are of an earlier template.
+    #[prost(uint64, tag = "10")]
+    pub(crate) fresh_after: u64,
+    /// Places beyond the size, whose workers stand in for others that are being replaced.
+    #[prost(uint32, repeated, tag = "11")]
+    pub(crate) extra: Vec<u32>,
 }
 
 /// A session; its epoch is the revision of the commit that wrote it.
@@ -48,6 +54,14 @@ pub(crate) struct NodeRecord {
     /// Which runtime directory its agent stands on.
     #[prost(string, tag = "1")]
     pub(crate) instance: String,
+}
+
+/// A node that takes no workers, as somebody said.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct CordonRecord {
+    /// Whether those it has are to leave it.
+    #[prost(bool, tag = "1")]
+    pub(crate) drained: bool,
 }
 
 /// Who leads; the reign's number is the revision of the commit that wrote it.

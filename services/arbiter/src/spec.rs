@@ -6,6 +6,9 @@ use tether_lifecycle::{
     Environment, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, UnknownWord,
     detect,
 };
+use tether_placement::{
+    Budget, Counts, Labels, Needs, Preference, Unusable, check_label, check_resource,
+};
 use tether_proto::{
     Failure,
     pool::{self, PoolSpec, RestartMode, Template},
@@ -33,6 +36,46 @@ pub(crate) struct Resolved {
     pub(crate) plan: Arc<Plan>,
     /// The pools it depends on.
     pub(crate) depends_on: Vec<PoolName>,
+    pub(crate) wishes: Wishes,
+    pub(crate) budget: Budget,
+}
+
+/// What a pool asks of the nodes of its workers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    labels: Labels,
+    pub(crate) resources: Counts,
+    pub(crate) preference: Preference,
+}
+
+impl Wishes {
+    /// As the planner is asked.
+    pub(crate) fn needs(&self) -> Needs<'_> {
+        Needs {
+            labels: &self.labels,
+            resources: &self.resources,
+        }
+    }
+}
+
+impl Resolved {
+    /// Whether workers that run are replaced where a change outdates them.
+    pub(crate) fn replaces_on_change(&self) -> bool {
+        let rollout = self.spec.rollout.unwrap_or_default();
+        rollout.on_change() != pool::OnChange::NextStart
+    }
+
+    /// Whether a worker that was started for `self` has to be replaced to be what `next` asks for. What the
+    /// arbiter alone goes by counts for it at once.
+    pub(crate) fn is_outdated_by(&self, next: &Self) -> bool {
+        let started = |template: &Template| Template {
+            recycle: None,
+            restart: None,
+            ..template.clone()
+        };
+        let needs = |pool: &Self| (pool.wishes.labels.clone(), pool.wishes.resources.clone());
+        started(&self.template) != started(&next.template) || needs(self) != needs(next)
+    }
 }
 
 /// Checks and resolves `spec`.
@@ -66,6 +109,8 @@ pub(crate) fn resolve(
             .map_err(|error| invalid(format!("`depends_on` of pool `{name}`: {error}")))
     });
     let depends_on = depends_on.collect::<Result<Vec<_>, _>>()?;
+    let wishes = wishes(&name, spec.placement.as_ref())?;
+    let budget = budget(&name, &spec)?;
     let template = template(&name, &spec, templates)?;
     let plan = Arc::new(plan(&name, &template)?);
 
@@ -100,6 +145,8 @@ pub(crate) fn resolve(
         policy,
         plan,
         depends_on,
+        wishes,
+        budget,
     })
 }
 
@@ -161,6 +208,47 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
         )));
     }
     Ok(template)
+}
+
+fn wishes(pool: &PoolName, placement: Option<&pool::Placement>) -> Result<Wishes, Failure> {
+    let wrong = |key: &str, error: Unusable| {
+        invalid(format!("`placement.{key}` of pool `{pool}`: {error}"))
+    };
+    let Some(placement) = placement else {
+        return Ok(Wishes::default());
+    };
+    for (name, value) in &placement.labels {
+        check_label(name, value).map_err(|error| wrong("labels", error))?;
+    }
+    for (name, &count) in &placement.resources {
+        check_resource(name, count).map_err(|error| wrong("resources", error))?;
+    }
+    let counts = placement.resources.iter().filter(|(_, count)| **count > 0);
+    Ok(Wishes {
+        labels: placement.labels.clone().into_iter().collect(),
+        resources: counts.map(|(name, count)| (name.clone(), *count)).collect(),
+        preference: match placement.prefer() {
+            pool::Preference::Unspecified | pool::Preference::Spread => Preference::Spread,
+            pool::Preference::Pack => Preference::Pack,
+        },
+    })
+}
+
+fn budget(pool: &PoolName, spec: &PoolSpec) -> Result<Budget, Failure> {
+    let rollout = spec.rollout.unwrap_or_default();
+    let surge = rollout.surge.unwrap_or(Budget::default().surge());
+    let unavailable = rollout.max_unavailable.unwrap_or(0);
+    if let Some((key, count)) = [("surge", surge), ("max_unavailable", unavailable)]
+        .into_iter()
+        .find(|(_, count)| *count > SIZE_MAX)
+    {
+        return Err(invalid(format!(
+            "`rollout.{key}` of pool `{pool}` is {count}, at most {SIZE_MAX} are allowed"
+        )));
+    }
+    // A spare serves for a worker that is being replaced: missing it costs the pool nothing.
+    let budget = Budget::new(surge, unavailable.saturating_add(spec.spares));
+    budget.map_err(|error| invalid(format!("`rollout` of pool `{pool}`: {error}")))
 }
 
 fn plan(pool: &PoolName, template: &Template) -> Result<Plan, Failure> {
@@ -369,6 +457,40 @@ mod tests {
         assert!(wrong(|spec| spec.starts_per_second = 10_001).contains("`starts_per_second`"));
         assert!(wrong(|spec| spec.depends_on = vec!["a b".into()]).contains("`depends_on`"));
         assert!(wrong(|spec| spec.name = "a/b".into()).contains("pool name `a/b`"));
+        let placement = |labels: (&str, &str), resource: (&str, u32)| pool::Placement {
+            labels: [(labels.0.to_owned(), labels.1.to_owned())].into(),
+            resources: [(resource.0.to_owned(), resource.1)].into(),
+            ..Default::default()
+        };
+        let wrong_placement = |placement| {
+            let spec = PoolSpec {
+                placement: Some(placement),
+                ..spec("digits")
+            };
+            resolve(spec, &templates(), &Default::default())
+                .unwrap_err()
+                .to_string()
+        };
+        let label = wrong_placement(placement(("zone", "a b"), ("gpu", 1)));
+        assert!(
+            label.contains("`placement.labels`") && label.contains("as in"),
+            "{label}"
+        );
+        let many = wrong_placement(placement(("zone", "a"), ("memory", 64_000)));
+        assert!(
+            many.contains("`placement.resources`") && many.contains("`limits`"),
+            "{many}"
+        );
+        let budget = wrong(|spec| {
+            spec.rollout = Some(pool::Rollout {
+                surge: Some(0),
+                ..Default::default()
+            });
+        });
+        assert!(
+            budget.contains("`rollout` of pool `digits`") && budget.contains("allow one"),
+            "{budget}"
+        );
         assert!(wrong(|spec| spec.template_name.clear()).contains("names no template"));
         assert!(
             wrong(|spec| spec.policy = Some(pool::PolicyOverrides {

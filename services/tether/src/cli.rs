@@ -39,9 +39,9 @@ pub(crate) enum Command {
     Pool(Pool),
     /// Lists workers.
     Ps(Ps),
-    /// Lists nodes, with how surely their workers' processes end.
+    /// Lists nodes, with how surely their workers' processes end, their labels and their resources.
     Nodes,
-    /// Attests what the arbiter cannot see of a node.
+    /// Cordons and drains nodes, and attests what the arbiter cannot see of one.
     #[command(subcommand)]
     Node(Node),
     /// Tries out what an agent started on this machine, by this user, could guarantee.
@@ -92,6 +92,22 @@ pub(crate) struct Up {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
+    /// Has a node take no more workers; those it has stay.
+    Cordon {
+        /// The node.
+        name: String,
+    },
+    /// Has a node take workers again.
+    Uncordon {
+        /// The node.
+        name: String,
+    },
+    /// Has a node take no more workers, and those it has replaced by others elsewhere, as the `rollout` of each
+    /// pool allows. A worker that does a job stays until the job is over. `tether nodes` shows how far it is.
+    Drain {
+        /// The node.
+        name: String,
+    },
     /// Says that a node is dead, so that its workers' places are filled elsewhere at once.
     ///
     /// DANGEROUS where it is not so. A node that is only cut off keeps its workers, and those with a job for

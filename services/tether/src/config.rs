@@ -52,6 +52,8 @@ impl Check for Settings {
         self.agent
             .check_worker_host(self.listen.insecure)
             .at("agent.worker_host")?;
+        self.agent.check_labels().at("agent.labels")?;
+        self.agent.check_resources().at("agent.resources")?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
         for (name, pool) in &self.discovery.pools {

@@ -101,9 +101,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
-        Command::Node(cli::Node::Dead { name, witness }) => {
-            nodes::dead(&client()?, name, witness, &out).await
-        }
+        Command::Node(args) => nodes::node(&client()?, args, &out).await,
         Command::Doctor(args) => doctor::doctor(&args, &out).await,
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,

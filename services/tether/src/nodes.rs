@@ -1,10 +1,17 @@
 //! `tether nodes` and `tether node`.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use tether_client::{Client, Problem};
-use tether_proto::worker::{DeclareNodeDeadRequest, ListNodesRequest, Node};
+use tether_proto::worker::{
+    DeclareNodeDeadRequest, ListNodesRequest, Node, NodeState, SetNodeStateRequest,
+};
 
-use crate::output::{Output, Row};
+use crate::{
+    cli,
+    output::{Output, Row},
+};
 
 /// One node.
 #[derive(Debug, Serialize)]
@@ -18,11 +25,27 @@ struct NodeRow {
     not_covered: String,
     launchers: Vec<String>,
     workers: u32,
+    labels: BTreeMap<String, String>,
+    resources: BTreeMap<String, u32>,
+    resources_used: BTreeMap<String, u32>,
+    state: &'static str,
+    held_up_by: Vec<String>,
 }
 
 impl From<Node> for NodeRow {
     fn from(node: Node) -> Self {
+        let state = match node.state() {
+            NodeState::Unspecified | NodeState::Open => OPEN,
+            NodeState::Cordoned => "cordoned",
+            NodeState::Drained if node.workers > 0 => "draining",
+            NodeState::Drained => "drained",
+        };
         Self {
+            labels: node.labels.into_iter().collect(),
+            resources: node.resources.into_iter().collect(),
+            resources_used: node.resources_used.into_iter().collect(),
+            state,
+            held_up_by: node.held_up_by,
             node: node.name,
             up: node.up,
             lost: node.lost,
@@ -36,21 +59,61 @@ impl From<Node> for NodeRow {
     }
 }
 
+/// Of a node that takes workers.
+const OPEN: &str = "open";
+
+impl NodeRow {
+    /// What it has of counted resources, and how much of that is taken.
+    fn resources(&self) -> String {
+        let resources = self.resources.iter().map(|(name, count)| {
+            let used = self.resources_used.get(name).copied().unwrap_or(0);
+            format!("{name}={used}/{count}")
+        });
+        resources.collect::<Vec<_>>().join(",")
+    }
+
+    fn labels(&self) -> String {
+        let labels = self.labels.iter();
+        let labels = labels.map(|(name, value)| format!("{name}={value}"));
+        labels.collect::<Vec<_>>().join(",")
+    }
+}
+
 impl Row for NodeRow {
-    const HEAD: &'static [&'static str] =
-        &["NODE", "STATE", "WORKERS", "LAUNCHERS", "GUARANTEE", "BY"];
+    const HEAD: &'static [&'static str] = &[
+        "NODE",
+        "STATE",
+        "WORKERS",
+        "LAUNCHERS",
+        "GUARANTEE",
+        "LABELS",
+        "USED",
+        "BY",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
             self.node.clone(),
-            match (self.up, self.lost) {
-                (true, _) => "up".to_owned(),
-                (false, false) => "awaited".to_owned(),
-                (false, true) => format!("lost, {}s", self.held_ms.div_ceil(1_000)),
+            {
+                let there = match (self.up, self.lost) {
+                    (true, _) => "up".to_owned(),
+                    // All that is known of it is what somebody said.
+                    (false, false) if self.guarantee.is_empty() && self.state != OPEN => {
+                        "away".to_owned()
+                    }
+                    (false, false) => "awaited".to_owned(),
+                    (false, true) => format!("lost, {}s", self.held_ms.div_ceil(1_000)),
+                };
+                match self.state {
+                    OPEN => there,
+                    closed => format!("{there}, {closed}"),
+                }
             },
             self.workers.to_string(),
             self.launchers.join(","),
             self.guarantee.clone(),
+            self.labels(),
+            self.resources(),
             self.guarantee_by.clone(),
         ]
     }
@@ -67,8 +130,44 @@ pub(crate) async fn nodes(client: &Client, out: &Output) -> anyhow::Result<()> {
     out.list(&nodes.into_iter().map(NodeRow::from).collect::<Vec<_>>())
 }
 
+pub(crate) async fn node(client: &Client, command: cli::Node, out: &Output) -> anyhow::Result<()> {
+    match command {
+        cli::Node::Cordon { name } => set_state(client, name, NodeState::Cordoned, out).await,
+        cli::Node::Uncordon { name } => set_state(client, name, NodeState::Open, out).await,
+        cli::Node::Drain { name } => set_state(client, name, NodeState::Drained, out).await,
+        cli::Node::Dead { name, witness } => dead(client, name, witness, out).await,
+    }
+}
+
+/// Says whether a node takes workers, and prints it as it is then.
+async fn set_state(
+    client: &Client,
+    node: String,
+    state: NodeState,
+    out: &Output,
+) -> anyhow::Result<()> {
+    let request = SetNodeStateRequest {
+        node,
+        state: state.into(),
+    };
+    let answer = client
+        .workers()
+        .set_node_state(request)
+        .await
+        .map_err(Problem::from)?
+        .into_inner();
+    let rows: Vec<_> = answer.node.into_iter().map(NodeRow::from).collect();
+    out.list(&rows)?;
+    if !out.is_json() {
+        for held_up in rows.iter().flat_map(|row| &row.held_up_by) {
+            out.note(&format!("still there: {held_up}"));
+        }
+    }
+    Ok(())
+}
+
 /// Attests that a node is dead.
-pub(crate) async fn dead(
+async fn dead(
     client: &Client,
     node: String,
     witness: Option<String>,

@@ -1,6 +1,9 @@
 //! Answers for people and for programs.
 
-use std::io::{self, Write as _};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+};
 
 use serde::Serialize;
 use tether_proto::{
@@ -174,6 +177,7 @@ pub(crate) struct WorkerRow {
     restarts: u32,
     last_death: Option<DeathView>,
     status: String,
+    resources: BTreeMap<String, String>,
 }
 
 impl WorkerRow {
@@ -196,6 +200,7 @@ impl WorkerRow {
             restarts: worker.restarts,
             last_death: worker.last_death.as_ref().map(DeathView::new),
             status: worker.status.clone(),
+            resources: worker.resources.clone().into_iter().collect(),
         }
     }
 }
@@ -255,6 +260,9 @@ pub(crate) struct PoolRow {
     ready: u32,
     live: u32,
     draining: bool,
+    stale: u32,
+    waits_for: String,
+    rollout_waits_for: String,
 }
 
 impl PoolRow {
@@ -269,12 +277,23 @@ impl PoolRow {
             ready: pool.ready,
             live: pool.live,
             draining: pool.draining,
+            stale: pool.stale,
+            waits_for: pool.waits_for.clone(),
+            rollout_waits_for: pool.rollout_waits_for.clone(),
         }
     }
 }
 
 impl Row for PoolRow {
-    const HEAD: &'static [&'static str] = &["POOL", "MODE", "OWNER", "READY", "LIVE", "STATE"];
+    const HEAD: &'static [&'static str] = &[
+        "POOL",
+        "MODE",
+        "OWNER",
+        "READY",
+        "LIVE",
+        "STATE",
+        "WAITS FOR",
+    ];
 
     fn cells(&self) -> Vec<String> {
         vec![
@@ -283,7 +302,15 @@ impl Row for PoolRow {
             self.owner.clone(),
             format!("{}/{}", self.ready, self.size),
             self.live.to_string(),
-            if self.draining { "draining" } else { "serving" }.to_owned(),
+            match (self.draining, self.stale) {
+                (true, _) => "draining".to_owned(),
+                (false, 0) => "serving".to_owned(),
+                (false, stale) => format!("replacing {stale}"),
+            },
+            match self.waits_for.as_str() {
+                "" => self.rollout_waits_for.clone(),
+                why => why.to_owned(),
+            },
         ]
     }
 }

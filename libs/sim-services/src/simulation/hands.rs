@@ -40,6 +40,8 @@ impl Hands for SimulatedHands {
             node: self.name.clone(),
             instance: format!("{}/1", self.name),
             guarantee: Guarantee::G3,
+            labels: Default::default(),
+            resources: Default::default(),
             view: Viewpoint {
                 boot_id: self.name.to_string(),
                 pid_namespace: 1,
@@ -58,6 +60,7 @@ impl Hands for SimulatedHands {
             };
             known.push(Adopted {
                 id: id.clone(),
+                resources: Vec::new(),
                 lease_grace_ms: 0,
                 orders,
             });

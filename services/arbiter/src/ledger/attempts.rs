@@ -96,7 +96,12 @@ impl Ledger {
         let ready = places
             .filter(|(_, place)| place.serves)
             .filter_map(|(&slot, place)| place.endpoint(name, slot, Told::default())?.worker);
-        let worker = ready.min_by_key(|worker| load(worker))?;
+        // One that is about to be replaced is kept by a job, and takes one only where there is no other.
+        let stale = |worker: &WorkerRef| {
+            let id = WorkerRef::required(Some(worker));
+            id.is_ok_and(|id| self.is_stale(&id))
+        };
+        let worker = ready.min_by_key(|worker| (stale(worker), load(worker)))?;
         WorkerRef::required(Some(&worker)).ok()
     }
 

@@ -107,6 +107,7 @@ impl Ledger {
         for dependent in self.dependents(name) {
             self.place_waiting_of(&dependent, now);
             self.recycle_next(&dependent, now);
+            self.roll(&dependent, now);
         }
     }
 

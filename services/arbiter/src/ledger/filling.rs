@@ -1,5 +1,7 @@
 //! Brings pools closer to what is wanted, and forgets those that are over.
 
+use std::collections::BTreeSet;
+
 use tether_clock::Tick;
 use tether_proto::worker::EventKind;
 use tether_types::{DeathCause, PoolName, Slot};
@@ -66,7 +68,8 @@ impl Ledger {
         };
         let size = pool.size();
         let surplus = pool.places.range(size..).map(|(&slot, _)| slot);
-        let slots: Vec<_> = surplus.chain(0..size).collect();
+        let surplus: BTreeSet<_> = surplus.chain(pool.extra.keys().copied()).collect();
+        let slots: Vec<_> = surplus.into_iter().chain(0..size).collect();
         self.lose_jobs_of_nobody(name);
         for slot in slots {
             self.settle_place(name, slot, now);
@@ -74,6 +77,7 @@ impl Ledger {
         self.publish_pool(name);
         self.place_waiting_of(name, now);
         self.recycle_next(name, now);
+        self.roll(name, now);
         self.forget_ended(name, now);
     }
 

@@ -54,6 +54,8 @@ impl Ledger {
                 node.to_tell.insert(id.pool.clone());
             }
         }
+        // It may have been kept for its job alone.
+        self.roll(&id.pool, now);
     }
 
     /// A node knows all that was decided before `known`.

@@ -245,6 +245,8 @@ impl Ledger {
         for pool in pools {
             self.publish_pool(&pool);
             self.wake_dependents(&pool, now);
+            self.may_be_stale(&pool);
+            self.roll(&pool, now);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Nodes: their leases, what they offer, and which worker goes where.
+//! Nodes: their leases, what they offer, and what they are told.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -7,7 +7,8 @@ use std::{
 
 use tether_clock::Tick;
 use tether_lease::{Beat, Grantor};
-use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
+use tether_lifecycle::{Launcher, OnAgentLoss};
+use tether_placement::{Counts, Labels, check_label, check_resource};
 use tether_proto::{
     Failure, common,
     node::{
@@ -22,7 +23,7 @@ use tether_types::{
 
 use super::{
     Ledger, Pool, Timed, holds::Hold, loss::Loss, losses::Over, millis, pools::Outliving,
-    roster::Roster,
+    roster::Roster, units::Units,
 };
 use crate::{
     effects::{Ack, keys},
@@ -55,6 +56,10 @@ pub(crate) struct Node {
     /// Where its agent serves.
     pub(crate) address: String,
     launchers: Vec<Launcher>,
+    pub(super) labels: Labels,
+    /// What it has of counted resources, and what of it is not free.
+    pub(super) resources: Counts,
+    pub(super) units: Units,
     boot_id: String,
     pid_namespace: u64,
     /// How surely its workers' processes end, as its agent says: `G1` to `G5`.
@@ -95,6 +100,9 @@ impl Node {
             instance,
             address: String::new(),
             launchers: Vec::new(),
+            labels: Labels::new(),
+            resources: Counts::new(),
+            units: Units::default(),
             boot_id: String::new(),
             pid_namespace: 0,
             guarantee: String::new(),
@@ -129,7 +137,7 @@ impl Node {
     ///
     /// That is offer and acceptance (`lease` L6). Its hello asks, the stream that opens is the offer, and an
     /// agent beats only on a stream it has heard to be open: one that can send but not hear never beats, and gets nothing.
-    fn takes(&self) -> bool {
+    pub(super) fn takes(&self) -> bool {
         self.last.0 > 0 && self.loss.is_none()
     }
 
@@ -211,25 +219,48 @@ impl Ledger {
             let load = node.workers.len();
             self.loads.remove(&(load - 1, name.clone()));
             self.loads.insert((load, name.clone()));
+            if let Some(pool) = self.pools.get_mut(&id.pool) {
+                pool.spread.add(name);
+            }
         }
     }
 
     /// A worker is on a node no more.
     pub(super) fn unseat(&mut self, name: &NodeName, id: &WorkerId) {
         self.unhear(name, id);
+        self.free_units(name, id);
         if let Some(node) = self.nodes.get_mut(name)
             && node.workers.remove(id)
         {
             let load = node.workers.len();
             self.loads.remove(&(load + 1, name.clone()));
             self.loads.insert((load, name.clone()));
+            if let Some(pool) = self.pools.get_mut(&id.pool) {
+                pool.spread.remove(name);
+            }
         }
     }
 
-    /// The nodes, by name.
+    /// The nodes, by name, those included that are away and not to take workers when they are back.
     pub(crate) fn list_nodes(&self, now: Tick) -> Vec<wire::Node> {
-        let node = |(name, node): (&NodeName, &Node)| wire::Node {
+        let names: BTreeSet<_> = self.nodes.keys().chain(self.closed.keys()).collect();
+        let nodes = names.into_iter().map(|name| self.view_node(name, now));
+        nodes.collect()
+    }
+
+    /// A node as it looks from outside.
+    pub(super) fn view_node(&self, name: &NodeName, now: Tick) -> wire::Node {
+        let state = self.state_of(name).into();
+        let Some(node) = self.nodes.get(name) else {
+            return wire::Node {
+                name: name.to_string(),
+                state,
+                ..wire::Node::default()
+            };
+        };
+        wire::Node {
             name: name.to_string(),
+            state,
             up: node.is_up(),
             lost: node.loss.is_some(),
             held_ms: node
@@ -245,8 +276,11 @@ impl Ledger {
                 .map(|launcher| launcher.name().to_owned())
                 .collect(),
             workers: u32::try_from(node.workers.len()).unwrap_or(u32::MAX),
-        };
-        self.nodes.iter().map(node).collect()
+            labels: node.labels.clone().into_iter().collect(),
+            resources: node.resources.clone().into_iter().collect(),
+            resources_used: node.units.used().clone().into_iter().collect(),
+            held_up_by: self.held_up_by(name),
+        }
     }
 
     /// Where a node's agent serves.
@@ -314,6 +348,9 @@ impl Ledger {
             guarantee: hello.guarantee.clone(),
             guarantee_by: hello.guarantee_by.clone(),
             not_covered: hello.not_covered.clone(),
+            labels: labels_of(hello),
+            resources: resources_of(hello),
+            units: known.units,
             workers: known.workers,
             jobs: known.jobs,
             over: known.over,
@@ -335,6 +372,7 @@ impl Ledger {
         self.fold_back(name);
         self.forget_told(name);
         self.compare(name, &hello.workers, missed, NEVER_STARTED, now);
+        self.free_units_but(name, &hello.workers);
         if was_lost {
             self.enable(name, now);
         }
@@ -377,6 +415,7 @@ impl Ledger {
         }
         if let Some(table) = &beat.table {
             self.resync(name, &table.workers, now);
+            self.free_units_but(name, &table.workers);
         }
         let resync = !beat.goodbye && self.differs(name, beat);
         self.effects
@@ -388,31 +427,11 @@ impl Ledger {
         if let Some(known) = known {
             self.drop_holds_ended_before(name, known);
         }
-        if !takes_before {
+        let freed = std::mem::take(&mut self.units_freed);
+        if !takes_before || freed {
             self.place_waiting(now);
         }
         true
-    }
-
-    /// The node for another worker of this pool: one that offers the launcher, sees the owner where
-    /// the policy needs that, and has the fewest workers.
-    pub(super) fn choose_node(&self, pool: &PoolName) -> Option<NodeName> {
-        let pool = self.pools.get(pool)?;
-        let process = self
-            .sessions
-            .get(pool.owner())
-            .and_then(|session| session.process.as_ref());
-        let fits = |node: &Node| {
-            let in_sight = match pool.policy().on_owner_exit {
-                OnOwnerLoss::Kill => process.is_some_and(|process| node.sees(process)),
-                OnOwnerLoss::RunForTimeout | OnOwnerLoss::Continue => true,
-            };
-            node.takes() && node.offers(pool.policy().launcher) && in_sight
-        };
-        let mut names = self.loads.iter().map(|(_, name)| name);
-        names
-            .find(|name| self.nodes.get(name).is_some_and(fits))
-            .cloned()
     }
 
     /// Tells every node with workers of this owner at once what changed of their permission.
@@ -515,6 +534,22 @@ impl Ledger {
             .unwrap_or(self.terms.node_beat)
             .max(BEAT_MIN)
     }
+}
+
+/// The labels of a node that can be.
+fn labels_of(hello: &Hello) -> Labels {
+    let labels = hello.labels.clone().into_iter();
+    labels
+        .filter(|(name, value)| check_label(name, value).is_ok())
+        .collect()
+}
+
+/// What a node has of resources that can be.
+fn resources_of(hello: &Hello) -> Counts {
+    let resources = hello.resources.clone().into_iter();
+    resources
+        .filter(|(name, count)| check_resource(name, *count).is_ok())
+        .collect()
 }
 
 /// The pool of which this order starts a worker.

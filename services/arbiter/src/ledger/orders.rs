@@ -74,11 +74,14 @@ impl Ledger {
 
     /// Goes on with one place after something happened to its worker.
     pub(super) fn settle_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
+        self.drop_retired(pool, slot);
         let Some(entry) = self.pools.get(pool) else {
             return;
         };
-        if slot < entry.size() {
+        if entry.wants(slot) {
             self.fill_place(pool, slot, now);
+        } else if entry.retires(slot) {
+            self.drain_place(pool, slot, now);
         } else if entry.holds(slot) {
             self.schedule(pool, slot);
         } else {
@@ -103,6 +106,15 @@ impl Ledger {
             if let Some(action) = place.machine.check(now) {
                 self.act(pool, slot, action, None, now);
             }
+        }
+        self.schedule(pool, slot);
+    }
+
+    /// Goes on with the end of a worker that leaves nobody in its place.
+    fn drain_place(&mut self, pool: &PoolName, slot: Slot, now: Tick) {
+        let place = self.place(pool, slot);
+        if let Some(action) = place.and_then(|place| place.machine.check(now)) {
+            self.act(pool, slot, action, None, now);
         }
         self.schedule(pool, slot);
     }

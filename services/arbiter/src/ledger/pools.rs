@@ -10,9 +10,11 @@ use tether_proto::{
     worker::EventKind,
 };
 use tether_supervise::Starts;
-use tether_types::{DeathCause, Epoch, NodeName, Orderer, OwnerName, PoolName, Reason, Slot};
+use tether_types::{
+    DeathCause, Epoch, Incarnation, NodeName, Orderer, OwnerName, PoolName, Reason, Slot,
+};
 
-use super::{Ledger, Session, millis, slots::Place, unknown_pool};
+use super::{Ledger, Session, millis, placing::Spread, slots::Place, unknown_pool};
 use crate::{
     effects::{Effects, keys},
     record::PoolRecord,
@@ -42,8 +44,19 @@ pub(crate) struct Pool {
     pub(super) starts_at: Option<Tick>,
     /// Whether no worker of it can be on a node that was not heard: it was made by this very arbiter.
     pub(super) never_owned: bool,
-    /// The pool its workers wait for, as was told.
+    /// The pool its workers wait for, as was told, and why there is no node for them.
     pub(super) waits_for: Option<PoolName>,
+    pub(super) no_node: Option<String>,
+    /// Where they are.
+    pub(super) spread: Spread,
+    /// Incarnations up to this one are of an earlier template.
+    pub(super) fresh_after: Incarnation,
+    /// Places beyond the size while workers are replaced, and whether each goes with its worker.
+    pub(super) extra: BTreeMap<Slot, bool>,
+    /// Whether any worker may have to be replaced, how many have to be, and what stands in the way.
+    pub(super) rolls: bool,
+    pub(super) stale: u32,
+    pub(super) roll_waits_for: String,
     /// The longest that any of its workers may have been told to outlive their node's lease.
     pub(super) longest: Outliving,
     /// When what nodes are told of it changed last, see [`Ledger::stamp`].
@@ -118,6 +131,13 @@ impl Pool {
             starts_at: None,
             never_owned: false,
             waits_for: None,
+            no_node: None,
+            spread: Spread::default(),
+            fresh_after: Incarnation(0),
+            extra: BTreeMap::new(),
+            rolls: false,
+            stale: 0,
+            roll_waits_for: String::new(),
             stamp: super::FIRST_STAMP,
         }
     }
@@ -144,6 +164,20 @@ impl Pool {
             (true, _) | (false, 0) => 0,
             (false, size) => size.saturating_add(self.resolved.spec.spares),
         }
+    }
+
+    /// Whether there is to be a worker in a place.
+    pub(super) fn wants(&self, slot: Slot) -> bool {
+        let stands_in = !self.is_ending() && self.extra.get(&slot) == Some(&false);
+        slot < self.size() || stands_in
+    }
+
+    /// Whether the worker in a place drains, to go and leave none.
+    pub(super) fn retires(&self, slot: Slot) -> bool {
+        let live = |place: &Box<Place>| place.live.is_some();
+        self.extra.get(&slot) == Some(&true)
+            && !self.is_ending()
+            && self.places.get(&slot).is_some_and(live)
     }
 
     /// Whether the worker in a place is left alone for others that depend on it.
@@ -217,7 +251,11 @@ impl Pool {
     }
 
     /// Makes it what its owner wants. Workers that run go on; what was given up is tried again.
-    fn change(&mut self, resolved: Resolved, more_may_live: bool, now: Tick) {
+    fn change(&mut self, resolved: Resolved, more_may_live: bool, highest: u64, now: Tick) {
+        if self.resolved.is_outdated_by(&resolved) && resolved.replaces_on_change() {
+            self.fresh_after = Incarnation(highest);
+        }
+        self.rolls = true;
         // Whoever was told a longer time keeps it until it hears otherwise, and may never (A1).
         let wanted = Outliving::of(&resolved.policy);
         let mut places = self.places.values();
@@ -230,6 +268,8 @@ impl Pool {
         }
         self.starts.change(resolved.spec.starts_per_second);
         self.resolved = resolved;
+        let size = self.size();
+        self.extra.retain(|&slot, _| slot >= size && size > 0);
     }
 
     fn record(&self) -> PoolRecord {
@@ -243,6 +283,8 @@ impl Pool {
             next: self.next.as_ref().map(|next| Box::new(next.record())),
             longest_grace_ms: millis(self.longest.grace),
             longest_job_ttl_ms: millis(self.longest.job_ttl),
+            fresh_after: self.fresh_after.0,
+            extra: self.extra.keys().copied().collect(),
         }
     }
 
@@ -272,7 +314,17 @@ impl Pool {
             live: count(Place::is_live),
             draining: self.draining,
             ending: self.is_ending(),
+            waits_for: self.why_waiting(),
+            stale: self.stale,
+            rollout_waits_for: self.roll_waits_for.clone(),
         }
+    }
+
+    /// Why a worker that is due is not started; empty where none is held up.
+    pub(super) fn why_waiting(&self) -> String {
+        let pool = self.waits_for.as_ref();
+        let pool = pool.map(|other| format!("pool `{other}` has no ready worker"));
+        pool.or_else(|| self.no_node.clone()).unwrap_or_default()
     }
 }
 
@@ -326,7 +378,7 @@ impl Ledger {
                 return Err(not_owner(&name, &pool.owner, &owner));
             }
             Some(pool) => {
-                pool.change(resolved, more_may_live, now);
+                pool.change(resolved, more_may_live, self.highest, now);
                 pool.on_owner_back(now);
                 self.stamp += 1;
                 pool.stamp = self.stamp;
@@ -445,7 +497,7 @@ impl Ledger {
                 mode_why,
                 ..resolved
             };
-            pool.change(resolved, more_may_live, now);
+            pool.change(resolved, more_may_live, self.highest, now);
         }
         self.pool_changed(&name, &format!("scaled to {size}"), now);
         self.get_pool(name.as_str())
@@ -495,6 +547,9 @@ impl Ledger {
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };
+        pool.extra.clear();
+        (pool.rolls, pool.stale) = (false, 0);
+        pool.roll_waits_for.clear();
         if pool.ending.replace(cause).is_none() {
             let text = format!("pool `{name}` ends: {cause}");
             self.effects

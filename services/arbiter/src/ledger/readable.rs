@@ -8,7 +8,7 @@ use tether_types::{NodeName, OwnerName, PoolName};
 
 use crate::{
     effects::keys,
-    record::{HoldRecord, IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{CordonRecord, HoldRecord, IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
 };
 
 /// A record without which no decision is safe.
@@ -72,6 +72,10 @@ fn look_at(entry: &Entry) -> Result<bool, Unreadable> {
         let risk = "a second agent could take the place of the one that has workers";
         return Ok(NodeName::new(name).is_ok() && must::<NodeRecord>(entry, risk).map(|_| true)?);
     }
+    if let Some(name) = key.strip_prefix(keys::CORDONS) {
+        let risk = "workers would be started on a machine that somebody has closed";
+        return Ok(NodeName::new(name).is_ok() && must::<CordonRecord>(entry, risk).map(|_| true)?);
+    }
     if let Some(name) = key.strip_prefix(keys::POOLS) {
         let risk = "its workers would end and its jobs be forgotten";
         return Ok(PoolName::new(name).is_ok() && must::<PoolRecord>(entry, risk).map(|_| true)?);
@@ -127,6 +131,7 @@ mod tests {
             ("arbiter/incarnation", "given out twice"),
             ("arbiter/owners/checkout@host-1", "a session would end"),
             ("arbiter/nodes/node-1", "a second agent"),
+            ("arbiter/cordons/node-1", "somebody has closed"),
             ("arbiter/pools/digits", "its jobs be forgotten"),
             ("arbiter/jobs/digits/train", "started a second time"),
             ("serve/losses/node-1", "would be taken to serve"),
@@ -142,6 +147,7 @@ mod tests {
         for key in [
             "arbiter/pools/no name of ours",
             "arbiter/nodes/",
+            "arbiter/cordons/no name of ours",
             "arbiter/jobs/digits",
             "arbiter/events/latest",
             "arbiter/secrets",

@@ -28,6 +28,10 @@ impl Ledger {
         report: &WorkerReport,
         now: Tick,
     ) {
+        match report.phase() {
+            WorkerPhase::Dead => self.free_units(node, id),
+            _ => self.note_units(node, id, report),
+        }
         self.act_on_report(node, id, report, now);
         self.hear(node, id, report.phase);
     }
@@ -108,6 +112,7 @@ impl Ledger {
         pool.places.insert(id.slot, place);
         self.seat(&node, &id);
         self.jobs.resume(&id, &mut self.effects);
+        self.may_be_stale(&id.pool);
         self.schedule(&id.pool, id.slot);
         Some(id)
     }
@@ -214,6 +219,7 @@ impl Ledger {
         if let Some(action) = action {
             self.act(&id.pool, id.slot, action, None, now);
         }
+        self.roll(&id.pool, now);
     }
 
     /// A worker is dead: recorded once, and its place goes on (A3).
@@ -268,7 +274,7 @@ impl Ledger {
         let Some(entry) = self.pools.get_mut(&id.pool) else {
             return;
         };
-        let stays = id.slot < entry.size();
+        let stays = entry.wants(id.slot);
         let Some(place) = entry.places.get_mut(&id.slot) else {
             return;
         };
@@ -292,6 +298,7 @@ impl Ledger {
             self.act(&id.pool, id.slot, action, Some(id), now);
         }
         self.settle_place(&id.pool, id.slot, now);
+        self.roll(&id.pool, now);
     }
 
     /// Says of a death in which session of its owner it came.

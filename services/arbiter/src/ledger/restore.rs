@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     effects::keys,
-    record::{HoldRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{CordonRecord, HoldRecord, NodeRecord, OwnerRecord, PoolRecord},
     spec,
 };
 
@@ -53,6 +53,11 @@ impl Ledger {
             {
                 let record = NodeRecord::decode(&*entry.value).unwrap_or_default();
                 self.restore_node(node, record.instance, now);
+            } else if let Some(name) = key.strip_prefix(keys::CORDONS)
+                && let Ok(node) = name.parse()
+            {
+                let record = CordonRecord::decode(&*entry.value).unwrap_or_default();
+                self.restore_cordon(node, record);
             } else if let Some(name) = key.strip_prefix(keys::POOLS) {
                 let record = PoolRecord::decode(&*entry.value).unwrap_or_default();
                 self.restore_pool(name, record, now);
@@ -108,6 +113,9 @@ impl Ledger {
             pool.ending = ending.map(|death| Death::from(&death).cause);
             pool.next = next;
             pool.restore_longest(&kept);
+            pool.fresh_after = Incarnation(kept.fresh_after);
+            pool.extra = kept.extra.iter().map(|&slot| (slot, false)).collect();
+            pool.rolls = true;
             self.pools.insert(pool.name().clone(), pool);
         }
     }

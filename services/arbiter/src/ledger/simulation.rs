@@ -1,7 +1,7 @@
 //! The ledger against a small model of the world: agents and shims that keep deadlines as the real
 //! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
 //!
-//! Checked at every step: **A1** to **A3**, **A5** to **A9**, **P1** and **P3**; once quiet, that every pool has its
+//! Checked at every step: **A1** to **A3**, **A5** to **A11**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
 mod gateway;
@@ -19,6 +19,7 @@ mod world;
 use std::time::Duration;
 
 use proptest::{collection::vec, prelude::*};
+use tether_proto::worker::NodeState;
 use tether_types::{DeathCause, Incarnation, WorkerId};
 
 use owner::{POOLS, Wishes};
@@ -58,6 +59,8 @@ enum Action {
     DeclareDead(usize),
     LoseReports(usize),
     LoseWorker(usize, usize),
+    SetNode(usize, NodeState),
+    ChangeTemplate(usize),
 }
 
 impl Action {
@@ -102,7 +105,13 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (0..3_usize).prop_map(Action::DeclareDead),
         1 => (0..3_usize).prop_map(Action::LoseReports),
         1 => (0..3_usize, 0..4_usize).prop_map(|(node, nth)| Action::LoseWorker(node, nth)),
+        2 => (0..3_usize, node_state()).prop_map(|(node, state)| Action::SetNode(node, state)),
+        2 => (0..POOLS.len()).prop_map(Action::ChangeTemplate),
     ]
+}
+
+fn node_state() -> impl Strategy<Value = NodeState> {
+    prop::sample::select(&[NodeState::Open, NodeState::Cordoned, NodeState::Drained])
 }
 
 impl World {
@@ -163,6 +172,8 @@ impl World {
                 let agent = self.nodes[node].agent.as_mut();
                 agent.into_iter().for_each(|agent| agent.lose_worker(nth));
             }
+            Action::SetNode(node, state) => self.set_node(node, state),
+            Action::ChangeTemplate(pool) => self.change_template(pool),
             Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
@@ -178,11 +189,21 @@ impl World {
         self.settle();
     }
 
+    /// What an operator says of a node, known or not.
+    fn set_node(&mut self, node: usize, state: NodeState) {
+        let name = self.nodes[node].name.clone();
+        drop(self.ledger.set_node_state(&name, state, self.now));
+        self.settle();
+    }
+
     /// Everybody is back, and every pool is wanted.
     fn calm(&mut self) {
         for node in &mut self.nodes {
             node.cut = false;
             node.start_agent();
+        }
+        for node in 0..self.nodes.len() {
+            self.set_node(node, NodeState::Open);
         }
         self.run(Duration::from_secs(4));
         for owner in 0..self.owners.len() {
@@ -211,18 +232,26 @@ fn wishes() -> impl Strategy<Value = Wishes> {
         ],
         0..=3,
     );
-    let worn = any::<(bool, bool, bool)>();
-    (depends_on, 0..3_u32, 0..4_u32, worn, graces()).prop_map(
-        |(depends_on, spares, rate, (ages, grows, serves), (grace_ms, job_ttl_ms))| Wishes {
-            grace_ms,
-            job_ttl_ms,
-            depends_on: depends_on.into_iter().collect(),
-            spares,
-            starts_per_second: rate * 2,
-            max_lifetime_ms: if ages { 3_000 } else { 0 },
-            max_memory_bytes: if grows { 2_000 } else { 0 },
-            max_calls: if serves { 6 } else { 0 },
-            ..Wishes::default()
+    let yes = any::<(bool, bool, bool, bool, bool, bool)>();
+    let yes = (yes, (0..3_u32, 0..2_u32));
+    (depends_on, 0..3_u32, 0..4_u32, yes, graces()).prop_map(
+        |(depends_on, spares, rate, yes, (grace_ms, job_ttl_ms))| {
+            let ((ages, grows, serves, gpus, zoned, packed), budget) = yes;
+            Wishes {
+                gpus,
+                zoned,
+                packed,
+                budget,
+                grace_ms,
+                job_ttl_ms,
+                depends_on: depends_on.into_iter().collect(),
+                spares,
+                starts_per_second: rate * 2,
+                max_lifetime_ms: if ages { 3_000 } else { 0 },
+                max_memory_bytes: if grows { 2_000 } else { 0 },
+                max_calls: if serves { 6 } else { 0 },
+                ..Wishes::default()
+            }
         },
     )
 }
@@ -301,7 +330,7 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A1 to A9, P1, P3 and liveness.
+    /// A1 to A11, P1, P3 and liveness.
     #[test]
     fn whatever_fails_and_comes_back_the_ledger_keeps_its_promises(
         seed in any::<u64>(),

@@ -11,7 +11,7 @@ use tether_proto::{
 use tether_supervise::{Phase, Plan, Slot as Machine};
 use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Slot, WorkerId};
 
-use super::{Ledger, calls::Calls, millis};
+use super::{Ledger, Pool, calls::Calls, millis};
 
 /// One place in a pool.
 #[derive(Debug)]
@@ -258,6 +258,7 @@ impl Place {
                 .map(|live| live.status().to_owned())
                 .unwrap_or_default(),
             disabled: live.is_some_and(|live| live.disabled),
+            resources: Default::default(),
         }
     }
 }
@@ -283,11 +284,36 @@ impl Ledger {
             .filter(|(name, _)| pool.is_empty() || name.as_str() == pool);
         pools
             .flat_map(|(name, pool)| {
-                pool.places
-                    .iter()
-                    .map(move |(&slot, place)| place.view(name, slot, now))
+                let places = pool.places.iter();
+                places.map(move |(&slot, place)| self.view(name, pool, slot, place, now))
             })
             .collect()
+    }
+
+    fn view(&self, name: &PoolName, pool: &Pool, slot: Slot, place: &Place, now: Tick) -> Worker {
+        let mut worker = place.view(name, slot, now);
+        let Some(live) = &place.live else {
+            return worker;
+        };
+        let Some(node) = &live.node else {
+            worker.status = pool.why_waiting();
+            return worker;
+        };
+        let id = WorkerId {
+            pool: name.clone(),
+            slot,
+            incarnation: live.incarnation,
+        };
+        let units = self
+            .nodes
+            .get(node)
+            .map_or(&[][..], |node| node.units.of(&id));
+        for resource in units {
+            let units = resource.units.iter().map(u32::to_string);
+            let units = units.collect::<Vec<_>>().join(",");
+            worker.resources.insert(resource.name.clone(), units);
+        }
+        worker
     }
 
     /// The worker that lives in this place, if it is this incarnation (0 for whichever lives), with

@@ -25,6 +25,7 @@ impl Ledger {
                 .next()
                 .map(|(pool, ..)| pool.clone());
         }
+        self.roll_all(now);
     }
 
     /// Starts the workers of a pool that wait, in the order of their numbers, for as long as nothing
@@ -35,12 +36,10 @@ impl Ledger {
         }
         loop {
             let first = (pool.clone(), Incarnation(0), 0);
-            let Some(next) = self.waiting.range(first..).next().cloned() else {
-                return;
+            let next = self.waiting.range(first..).next();
+            let Some(next) = next.filter(|next| next.0 == *pool).cloned() else {
+                return self.note_no_node(pool, None);
             };
-            if next.0 != *pool {
-                return;
-            }
             let Some(node) = self.way_clear(pool, now) else {
                 return;
             };
@@ -65,7 +64,9 @@ impl Ledger {
         if missing.is_some() {
             return None;
         }
-        let node = self.choose_node(pool)?;
+        let chosen = self.choose_node(pool);
+        self.note_no_node(pool, chosen.as_ref().err());
+        let node = chosen.ok()?;
         let entry = self.pools.get_mut(pool)?;
         if !entry.starts.try_take(now) {
             let starts_at = entry.starts.next_deadline();
@@ -82,12 +83,15 @@ impl Ledger {
     /// Orders the start of a place's worker on a node.
     fn put(&mut self, pool: &PoolName, slot: Slot, node: NodeName, now: Tick) {
         self.unfold(pool, slot);
-        // Numbered before the node's last loss, it would be taken for one of those that died with it.
+        // Numbered before the node's last loss, it would be taken for one of those that died with it; numbered
+        // before the template changed, for one of the earlier template.
         let over = self
             .nodes
             .get(&node)
             .and_then(|node| node.over.get(pool).copied())
             .unwrap_or_default();
+        let stale = self.pools.get(pool).map(|pool| pool.fresh_after);
+        let over = over.max(stale.unwrap_or_default());
         let number = self.place(pool, slot).and_then(|place| place.live.as_ref());
         if number.is_some_and(|live| live.incarnation <= over) {
             let incarnation = self.next_incarnation();
@@ -115,7 +119,12 @@ impl Ledger {
             slot,
             incarnation: live.incarnation,
         };
+        let resources = self.nodes.get_mut(&node).map(|node| {
+            let wanted = &entry.resolved.wishes.resources;
+            node.units.give(&id, wanted, &node.resources)
+        });
         let order = StartWorker {
+            resources: resources.unwrap_or_default(),
             worker: Some(WorkerRef::from(&id)),
             template: Some(template),
             owner,

@@ -9,9 +9,9 @@ use tether_proto::{
     worker::{
         DeclareNodeDeadRequest, DeclareNodeDeadResponse, GetWorkerRequest, GetWorkerResponse,
         ListNodesRequest, ListNodesResponse, ListWorkersRequest, ListWorkersResponse, LogStream,
-        ReadLogsRequest, ReadLogsResponse, SignalWorkerRequest, SignalWorkerResponse,
-        StopWorkerRequest, StopWorkerResponse, WatchEventsRequest, WatchEventsResponse,
-        worker_service_server::WorkerService,
+        ReadLogsRequest, ReadLogsResponse, SetNodeStateRequest, SetNodeStateResponse,
+        SignalWorkerRequest, SignalWorkerResponse, StopWorkerRequest, StopWorkerResponse,
+        WatchEventsRequest, WatchEventsResponse, worker_service_server::WorkerService,
     },
 };
 use tether_types::{Address, Incarnation, NodeName, Reason, WorkerId};
@@ -86,6 +86,21 @@ impl WorkerService for Workers {
             .act(|ledger, now| ledger.declare_dead(&node, witness.trim(), now))
             .await?;
         Ok(Response::new(DeclareNodeDeadResponse { workers }))
+    }
+
+    async fn set_node_state(
+        &self,
+        request: Request<SetNodeStateRequest>,
+    ) -> Result<Response<SetNodeStateResponse>, Status> {
+        let request = request.into_inner();
+        let name = NodeName::new(&request.node)
+            .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
+        let node = self
+            .0
+            .shared()?
+            .act(|ledger, now| ledger.set_node_state(&name, request.state(), now))
+            .await?;
+        Ok(Response::new(SetNodeStateResponse { node: Some(node) }))
     }
 
     async fn get_worker(

@@ -186,6 +186,8 @@ impl Mill {
             uncertain,
             loads,
             losses,
+            closed,
+            units_freed: _,
             // Of what is gone it keeps looks for a while; see below.
             wheel: _,
             pools_due: _,
@@ -206,6 +208,7 @@ impl Mill {
             ("uncertain", uncertain.len()),
             ("loads", words(loads)),
             ("losses", words(losses)),
+            ("closed", words(closed)),
             ("waiting", words(waiting)),
             ("effects", words(effects)),
             ("events", self.events.after(0).len()),

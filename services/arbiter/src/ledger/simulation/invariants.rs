@@ -8,6 +8,7 @@ use tether_proto::{
     common::{Endpoint, WorkerRef},
     discovery::NodeLoss,
     node::{self, order::Order},
+    worker::EventKind,
 };
 use tether_store::keys::ServeKey;
 use tether_supervise::Phase;
@@ -62,6 +63,7 @@ impl World {
                 "A3: the death of {id} is recorded more than once"
             );
         }
+        self.check_places();
         self.check_innocence();
         self.check_calls();
         self.check_jobs();
@@ -73,6 +75,46 @@ impl World {
             );
             let id = WorkerRef::required(endpoint.worker.as_ref()).unwrap();
             assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
+        }
+    }
+
+    /// A10: each worker is where it may be, and has what it asks for to itself.
+    fn check_places(&self) {
+        for node in &self.nodes {
+            let mut taken = BTreeMap::new();
+            let workers = node.workers.iter().filter(|(_, worker)| worker.alive);
+            for (id, worker) in workers {
+                let wanted = self.wishes.placement(id.pool.as_str());
+                let in_zone = wanted
+                    .labels
+                    .get("zone")
+                    .is_none_or(|zone| zone == node.zone);
+                assert!(
+                    in_zone,
+                    "A10: {id} is on {} in zone {}",
+                    node.name, node.zone
+                );
+                let has: usize = worker
+                    .units
+                    .iter()
+                    .map(|resource| resource.units.len())
+                    .sum();
+                let asked = wanted
+                    .resources
+                    .get("gpu")
+                    .map_or(0, |&count| count as usize);
+                assert_eq!(has, asked, "A10: {id} has {:?}", worker.units);
+                for &unit in worker.units.iter().flat_map(|resource| &resource.units) {
+                    assert!(
+                        unit < node.gpus,
+                        "A10: {id} has unit {unit} of {}",
+                        node.gpus
+                    );
+                    if let Some(other) = taken.insert(unit, id) {
+                        panic!("A10: {other} and {id} on {} share unit {unit}", node.name);
+                    }
+                }
+            }
         }
     }
 
@@ -265,7 +307,19 @@ impl World {
             });
             // Fewer may be wanted than were when they began.
             let recycled = recycled.count();
-            assert!(recycled <= 1, "{recycled} of {name} are recycled at once");
+            let (surge, unavailable) = self.budget();
+            let most = if pool.rolls { surge + unavailable } else { 0 };
+            // One more where it was recycled, and workers began to be replaced after that.
+            let most = most as usize + 1;
+            assert!(
+                recycled <= most,
+                "{recycled} of {name} are replaced at once"
+            );
+            let extra = pool.extra.len();
+            assert!(
+                extra <= surge as usize,
+                "A11: {name} has {extra} places too many"
+            );
             if spec.spares == 0 || pool.is_ending() || pool.draining {
                 continue;
             }
@@ -288,6 +342,57 @@ impl World {
         }
     }
 
+    /// What may be beyond and short of the size of each pool.
+    fn budget(&self) -> (u32, u32) {
+        let (surge, unavailable) = self.wishes.budget;
+        let unavailable = unavailable.max(u32::from(surge == 0));
+        (surge, unavailable + self.wishes.spares)
+    }
+
+    /// A11, where workers were told to go: enough are left, and none of those does a job.
+    pub(super) fn check_rollout(&self, effects: &Effects) {
+        let of_kind = |kind: EventKind| {
+            effects
+                .events
+                .iter()
+                .filter(move |event| event.kind() == kind)
+        };
+        let replaced = of_kind(EventKind::WorkerEnding);
+        let replaced = replaced.filter(|event| event.text.starts_with("takes no new calls, as"));
+        let by_rollout = replaced.filter(|event| !event.text.contains("reached its"));
+        for event in by_rollout {
+            let id = WorkerRef::required(event.worker.as_ref()).unwrap();
+            assert!(!self.ledger.jobs.has_open(&id), "A11: {id} does a job");
+            let Some(pool) = self.ledger.pools.get(&id.pool) else {
+                continue;
+            };
+            let was_ready = pool
+                .places
+                .get(&id.slot)
+                .is_some_and(|place| place.is_ready());
+            if !was_ready || of_kind(EventKind::NodeLost).next().is_some() {
+                continue;
+            }
+            let able = pool.places.values().filter(|place| {
+                place.is_ready() && matches!(place.machine.phase(), Phase::Ready { .. })
+            });
+            // Others may have died in the same moment, after that.
+            let died = of_kind(EventKind::WorkerDied).count()
+                + of_kind(EventKind::WorkerEnding)
+                    .filter(|event| event.text == "ending")
+                    .count();
+            let (_, unavailable) = self.budget();
+            let least = pool.size().saturating_sub(unavailable) as usize;
+            assert!(
+                able.clone().count() + died >= least,
+                "A11: {} of {} are left of {}",
+                able.count(),
+                pool.size(),
+                id.pool
+            );
+        }
+    }
+
     /// Liveness, once all is connected and quiet; and discovery is told exactly what is ready.
     pub(super) fn check_ready(&self, sizes: &[u32]) {
         for (index, &size) in sizes.iter().enumerate() {
@@ -300,6 +405,14 @@ impl World {
                 "liveness of {name}: {view:?}, {places:?}, waiting {:?}",
                 self.ledger.waiting
             );
+            let version = self.wishes.version_of(name).to_string();
+            for (id, worker) in self.alive().filter(|(id, _)| id.pool.as_str() == name) {
+                let kept = self.ledger.jobs.has_open(id);
+                assert!(
+                    kept || worker.version == version,
+                    "A11: {id} was not replaced"
+                );
+            }
             let alive = self
                 .alive()
                 .filter(|(id, _)| id.pool.as_str() == name)

@@ -7,11 +7,13 @@ use tether_lease::{Holder, Standing, Terms};
 use tether_proto::{
     common::{self, WorkerPhase, WorkerRef},
     node::{
-        self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
-        order::Order,
+        self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, ResourceUnits, StartWorker,
+        WorkerReport, order::Order,
     },
 };
 use tether_types::{Death, DeathCause, Digest, NodeName, PoolName, WorkerId};
+
+use super::owner::VERSION;
 
 /// How often an agent without a stream tries to open one.
 const RECONNECT: Duration = Duration::from_millis(200);
@@ -22,6 +24,10 @@ pub(super) struct Worker {
     /// What its agent measures.
     pub(super) memory_bytes: u64,
     pub(super) pid: u32,
+    /// Which template it runs.
+    pub(super) version: String,
+    /// What it has of its node's resources.
+    pub(super) units: Vec<ResourceUnits>,
     pub(super) alive: bool,
     pub(super) ready_at: Tick,
     ends_at: Option<(Tick, DeathCause)>,
@@ -113,6 +119,8 @@ pub(super) struct Agent {
 pub(super) struct Node {
     pub(super) name: NodeName,
     pub(super) boot_id: String,
+    pub(super) zone: &'static str,
+    pub(super) gpus: u32,
     pub(super) cut: bool,
     pub(super) agent: Option<Agent>,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
@@ -175,10 +183,12 @@ impl Agent {
 }
 
 impl Node {
-    pub(super) fn new(name: &str, boot_id: &str) -> Self {
+    pub(super) fn new(name: &str, boot_id: &str, zone: &'static str, gpus: u32) -> Self {
         Self {
             name: name.parse().unwrap(),
             boot_id: boot_id.to_owned(),
+            zone,
+            gpus,
             cut: false,
             agent: Some(Agent::default()),
             workers: BTreeMap::new(),
@@ -206,6 +216,8 @@ impl Node {
             workers: agent.known.values().cloned().collect(),
             instance: "one".to_owned(),
             guarantee: "G1".to_owned(),
+            labels: [("zone".to_owned(), self.zone.to_owned())].into(),
+            resources: [("gpu".to_owned(), self.gpus)].into(),
             ..Hello::default()
         }
     }
@@ -239,8 +251,14 @@ impl Node {
     /// A new agent finds what is there, and has reached none of it yet.
     pub(super) fn start_agent(&mut self) {
         if self.agent.is_none() {
-            let known = self.workers.keys();
-            let known = known.map(|id| (id.clone(), report(id, WorkerPhase::Starting, 0)));
+            let known = self.workers.iter().map(|(id, worker)| {
+                let resources = worker.units.clone();
+                let known = WorkerReport {
+                    resources,
+                    ..report(id, WorkerPhase::Starting, 0)
+                };
+                (id.clone(), known)
+            });
             self.agent = Some(Agent {
                 known: known.collect(),
                 adopted: self.workers.keys().cloned().collect(),
@@ -280,6 +298,7 @@ impl Node {
             let seen = WorkerReport {
                 adopted: agent.adopted.contains(id),
                 memory_bytes: worker.memory_bytes,
+                resources: worker.units.clone(),
                 ..seen
             };
             if let Some(told) = agent.known.get_mut(id)
@@ -444,6 +463,8 @@ impl Node {
                     kill_on_owner_exit: start.kill_on_owner_exit,
                     kill_on_agent_loss: start.kill_on_agent_loss,
                     memory_bytes: 0,
+                    version: start.template.as_ref().unwrap().env[VERSION].clone(),
+                    units: start.resources.clone(),
                     pid,
                     alive: true,
                     ready_at: now + Duration::from_millis(100 + u64::from(pid % 7) * 40),
@@ -456,9 +477,11 @@ impl Node {
                     died_at: Tick::ZERO,
                 };
                 worker.keep_deadlines(now);
-                agent
-                    .known
-                    .insert(id.clone(), report(&id, WorkerPhase::Waiting, 0));
+                let known = WorkerReport {
+                    resources: start.resources.clone(),
+                    ..report(&id, WorkerPhase::Waiting, 0)
+                };
+                agent.known.insert(id.clone(), known);
                 self.workers.insert(id, worker);
                 return Some(start);
             }

@@ -23,6 +23,12 @@ pub(super) const POOLS: &[(&str, &str, usize, u64, u64)] = &[
     ("spread-1", "distributed", 1, 2_000, 400),
 ];
 
+/// By what workers of one template are told from those of the next.
+pub(super) const VERSION: &str = "VERSION";
+
+const GPU_POOL: &str = "lasting-1";
+const ZONED_POOL: &str = "spread-1";
+
 /// What a schedule asks for beyond sizes and modes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Wishes {
@@ -39,6 +45,35 @@ pub(super) struct Wishes {
     /// How long workers of pools that are not coupled outlive their node's lease, and with a job its last beat.
     pub(super) grace_ms: u64,
     pub(super) job_ttl_ms: u64,
+    /// Whether one pool's workers each take a GPU, and another's have to be in one zone.
+    pub(super) gpus: bool,
+    pub(super) zoned: bool,
+    pub(super) packed: bool,
+    /// How workers are replaced: places beyond the size, workers that may be missing.
+    pub(super) budget: (u32, u32),
+    /// How often the template of a pool was changed.
+    pub(super) versions: BTreeMap<String, u32>,
+}
+
+impl Wishes {
+    pub(super) fn version_of(&self, pool: &str) -> u32 {
+        self.versions.get(pool).copied().unwrap_or(0)
+    }
+
+    /// What workers of this pool take, and the zone they have to be in. There is as much as all take together.
+    pub(super) fn placement(&self, pool: &str) -> pool::Placement {
+        let mut placement = pool::Placement::default();
+        if self.gpus && pool == GPU_POOL {
+            placement.resources.insert("gpu".to_owned(), 1);
+        }
+        if self.zoned && pool == ZONED_POOL {
+            placement.labels.insert("zone".to_owned(), "a".to_owned());
+        }
+        if self.packed {
+            placement.set_prefer(pool::Preference::Pack);
+        }
+        placement
+    }
 }
 
 #[derive(Debug)]
@@ -177,6 +212,18 @@ impl World {
         done
     }
 
+    /// Applies a pool with another template; nothing where there is none.
+    pub(super) fn change_template(&mut self, pool: usize) {
+        let name = POOLS[pool].0;
+        let Ok(running) = self.ledger.get_pool(name) else {
+            return;
+        };
+        *self.wishes.versions.entry(name.to_owned()).or_default() += 1;
+        if !self.apply(pool, running.spec.unwrap().size) {
+            *self.wishes.versions.get_mut(name).unwrap() -= 1;
+        }
+    }
+
     /// A pool as it is wanted.
     pub(super) fn spec(&self, pool: usize, size: u32) -> PoolSpec {
         let (name, _, _, timeout, interval) = POOLS[pool];
@@ -184,6 +231,7 @@ impl World {
         let outlives = self.mode_of(name) != "coupled";
         let template = Template {
             command: "work".to_owned(),
+            env: [(VERSION.to_owned(), wishes.version_of(name).to_string())].into(),
             stop: Some(Stop {
                 grace_ms: Some(200),
                 ..Stop::default()
@@ -225,6 +273,12 @@ impl World {
                 .collect(),
             spares: wishes.spares,
             starts_per_second: wishes.starts_per_second,
+            placement: Some(wishes.placement(name)),
+            rollout: Some(pool::Rollout {
+                surge: Some(wishes.budget.0),
+                max_unavailable: Some(wishes.budget.1.max(u32::from(wishes.budget.0 == 0))),
+                ..Default::default()
+            }),
             ..PoolSpec::default()
         }
     }

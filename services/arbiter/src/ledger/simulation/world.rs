@@ -97,9 +97,10 @@ impl World {
             revision: 0,
             last_event: 0,
             nodes: vec![
-                Node::new("n0", "here"),
-                Node::new("n1", "here"),
-                Node::new("n2", "there"),
+                // Nobody who has no use for a GPU goes where one is.
+                Node::new("n0", "here", "a", if wishes.gpus { 2 } else { 0 }),
+                Node::new("n1", "here", "b", if wishes.gpus { 3 } else { 0 }),
+                Node::new("n2", "there", "a", 0),
             ],
             owners: vec![Owner::new("beam-0", 10), Owner::new("beam-1", 20)],
             gateways: Default::default(),
@@ -312,6 +313,7 @@ impl World {
             self.tell(&node, ack, Vec::new());
         }
         self.check_starts(&effects);
+        self.check_rollout(&effects);
         self.revision += 1;
         for mut event in effects.events {
             self.last_event += 1;

@@ -1,0 +1,333 @@
+//! Workers that are replaced although they run: their template has changed, or their node is to be emptied.
+//!
+//! The planner names the next step from a picture of the pool, and each step is one that is ordered anyway: a place
+//! more, a worker that drains and ends as one that is recycled does, a place less. What is written is up to which
+//! incarnation workers are of an earlier template, and which places there are beyond the size. All else follows
+//! from what lives where, so that another arbiter goes on where this one stood.
+
+use tether_clock::Tick;
+use tether_placement::{NoNode, Place as Seen, Standing, Step, next_step};
+use tether_proto::worker::EventKind;
+use tether_supervise::{Phase, RestartPolicy};
+use tether_types::{NodeName, PoolName, Slot, WorkerId};
+
+use super::{Ledger, Pool, slots::Place};
+
+/// So many reasons why a node is not empty are told.
+const REASONS: usize = 8;
+
+/// Why a worker is to be replaced, and what keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stale {
+    /// It runs what the pool asks for, where it may.
+    No,
+    /// It is replaced when the budget allows.
+    Yes,
+    /// It does a job, and stays until that is over.
+    HasJob,
+    /// It runs once, and is not started again.
+    RunsOnce,
+    /// There is no other node for its successor.
+    NoNode,
+}
+
+impl Ledger {
+    /// Goes on with the replacement of a pool's workers, as far as it may now.
+    pub(super) fn roll(&mut self, name: &PoolName, now: Tick) {
+        while let Some(step) = self.step_of(name) {
+            self.take_step(name, step, now);
+        }
+    }
+
+    /// Something changed that concerns the workers of a node.
+    pub(super) fn roll_on(&mut self, node: &NodeName, now: Tick) {
+        let pools = self.nodes.get(node).map(|node| node.workers.pools());
+        let pools: Vec<_> = pools.into_iter().flatten().cloned().collect();
+        for pool in pools {
+            self.may_be_stale(&pool);
+            self.roll(&pool, now);
+        }
+    }
+
+    /// There is room that was not there before, for whatever waited for it.
+    pub(super) fn roll_all(&mut self, now: Tick) {
+        let rolling = self.pools.iter().filter(|(_, pool)| pool.rolls);
+        let rolling: Vec<_> = rolling.map(|(name, _)| name.clone()).collect();
+        for name in rolling {
+            self.roll(&name, now);
+        }
+    }
+
+    /// A worker of a pool may have to be replaced.
+    pub(super) fn may_be_stale(&mut self, name: &PoolName) {
+        if let Some(pool) = self.pools.get_mut(name) {
+            pool.rolls = true;
+        }
+    }
+
+    /// The next step, once nothing stands in its way. What stands there is noted for whoever asks.
+    fn step_of(&mut self, name: &PoolName) -> Option<Step> {
+        let pool = self.pools.get(name)?;
+        // Before all was heard it is not known what there is.
+        if !pool.rolls || pool.is_ending() || self.awaits_any_of(name) {
+            return None;
+        }
+        let no_node = self.choose_node(name).err();
+        let mut seen = Vec::new();
+        let (mut stale, mut kept) = (0, Vec::new());
+        for slot in (0..pool.size()).chain(pool.extra.keys().copied()) {
+            let Some(place) = pool.places.get(&slot) else {
+                seen.push(Seen {
+                    slot,
+                    standing: Standing::Coming,
+                    stale: false,
+                });
+                continue;
+            };
+            let why = self.staleness(pool, slot, place, no_node.as_ref());
+            stale += u32::from(why != Stale::No);
+            if !matches!(why, Stale::No | Stale::Yes) {
+                kept.push((slot, why));
+            }
+            seen.push(Seen {
+                slot,
+                standing: standing(pool, slot, place),
+                stale: why == Stale::Yes && can_be_told(place),
+            });
+        }
+        let step = match self.missing_dependency(name) {
+            Some(_) => None,
+            None => next_step(pool.size(), pool.resolved.budget, &seen),
+        };
+        // A place for which there is no node would only wait.
+        let no_room = step == Some(Step::Add) && no_node.is_some();
+        let step = step.filter(|_| !no_room);
+        let waits_for = match (&no_node, step, kept.first()) {
+            (Some(why), None, _) if no_room => format!(
+                "{why}: one more worker has to fit in, or `rollout.max_unavailable` to allow one less"
+            ),
+            (_, None, Some(&(slot, why))) => reason(name, slot, why, no_node.as_ref()),
+            _ => String::new(),
+        };
+        let pool = self.pools.get_mut(name)?;
+        pool.rolls = stale > 0 || !pool.extra.is_empty();
+        pool.stale = stale;
+        pool.roll_waits_for = waits_for;
+        step
+    }
+
+    /// Whether the worker in a place is to be replaced.
+    fn staleness(&self, pool: &Pool, slot: Slot, place: &Place, no_node: Option<&NoNode>) -> Stale {
+        let Some(live) = &place.live else {
+            return Stale::No;
+        };
+        // One that waits for a node gets what is asked for now.
+        let Some(node) = &live.node else {
+            return Stale::No;
+        };
+        let drained = self.is_drained(node);
+        if live.disabled || !(drained || live.incarnation <= pool.fresh_after) {
+            return Stale::No;
+        }
+        let id = WorkerId {
+            pool: pool.name().clone(),
+            slot,
+            incarnation: live.incarnation,
+        };
+        if pool.resolved.plan.restart == RestartPolicy::Never {
+            Stale::RunsOnce
+        } else if self.jobs.has_open(&id) {
+            Stale::HasJob
+        } else if drained && no_node.is_some() {
+            Stale::NoNode
+        } else {
+            Stale::Yes
+        }
+    }
+
+    /// Whether a worker should get nothing that lasts, because it is to be replaced.
+    pub(super) fn is_stale(&self, id: &WorkerId) -> bool {
+        let place = self.pools.get(&id.pool);
+        let place = place.and_then(|pool| Some((pool, pool.places.get(&id.slot)?)));
+        place.is_some_and(|(pool, place)| {
+            let stale = self.staleness(pool, id.slot, place, None);
+            stale != Stale::No
+        })
+    }
+
+    fn take_step(&mut self, name: &PoolName, step: Step, now: Tick) {
+        match step {
+            Step::Add => {
+                let Some(pool) = self.pools.get_mut(name) else {
+                    return;
+                };
+                let free =
+                    |slot: &Slot| !pool.places.contains_key(slot) && !pool.extra.contains_key(slot);
+                let Some(slot) = (pool.size()..).find(free) else {
+                    return;
+                };
+                pool.extra.insert(slot, false);
+                pool.write(&mut self.effects);
+                self.settle_place(name, slot, now);
+            }
+            Step::Replace(slot) => self.replace(name, slot, now),
+            Step::Remove(slot) => {
+                let Some(pool) = self.pools.get_mut(name) else {
+                    return;
+                };
+                let serves = pool.places.get(&slot).is_some_and(|place| place.is_ready());
+                if serves {
+                    // It goes when its worker has drained.
+                    pool.extra.insert(slot, true);
+                    self.replace(name, slot, now);
+                } else {
+                    pool.extra.remove(&slot);
+                    pool.write(&mut self.effects);
+                    self.settle_place(name, slot, now);
+                }
+            }
+        }
+    }
+
+    /// Has the worker in a place drained and ended, or ended at once where it serves nobody yet.
+    fn replace(&mut self, name: &PoolName, slot: Slot, now: Tick) {
+        let Some(pool) = self.pools.get_mut(name) else {
+            return;
+        };
+        let owner = pool.owner().clone();
+        let retires = pool.retires(slot);
+        let fresh_after = pool.fresh_after;
+        let Some(place) = pool.places.get_mut(&slot) else {
+            return;
+        };
+        let Some(live) = &place.live else { return };
+        let id = WorkerId {
+            pool: name.clone(),
+            slot,
+            incarnation: live.incarnation,
+        };
+        let node = live.node.clone();
+        let early = match place.machine.phase() {
+            Phase::Ready { .. } => {
+                place.machine.recycle(now);
+                None
+            }
+            _ => place.machine.abandon(),
+        };
+        let text = if retires {
+            "takes no new calls: the workers it stood in for were replaced"
+        } else if id.incarnation <= fresh_after {
+            "takes no new calls, as the template of its pool has changed: another one takes its place"
+        } else {
+            "takes no new calls, as its node is to be emptied: another one takes its place"
+        };
+        self.effects.worker_event(
+            EventKind::WorkerEnding,
+            &id,
+            node.as_ref(),
+            &owner,
+            text.to_owned(),
+            None,
+        );
+        if let Some(action) = early {
+            self.act(name, slot, action, None, now);
+        }
+        self.publish(name, slot);
+        self.schedule(name, slot);
+    }
+
+    /// The place of a worker that stood in for others goes with it.
+    pub(super) fn drop_retired(&mut self, name: &PoolName, slot: Slot) {
+        let Some(pool) = self.pools.get_mut(name) else {
+            return;
+        };
+        let vacant = pool
+            .places
+            .get(&slot)
+            .is_none_or(|place| place.live.is_none());
+        if vacant && pool.extra.get(&slot) == Some(&true) {
+            pool.extra.remove(&slot);
+            pool.write(&mut self.effects);
+        }
+    }
+
+    /// What keeps workers on a node that is to be emptied.
+    pub(super) fn held_up_by(&self, name: &NodeName) -> Vec<String> {
+        if !self.is_drained(name) {
+            return Vec::new();
+        }
+        let Some(node) = self.nodes.get(name) else {
+            return Vec::new();
+        };
+        let mut told = Vec::new();
+        for (pool, workers) in node.workers.by_pool() {
+            let no_node = self.choose_node(pool).err();
+            let Some(entry) = self.pools.get(pool) else {
+                continue;
+            };
+            let kept = workers.filter_map(|id| {
+                let place = entry.places.get(&id.slot)?;
+                let why = self.staleness(entry, id.slot, place, no_node.as_ref());
+                let kept = !matches!(why, Stale::No | Stale::Yes);
+                kept.then(|| reason(pool, id.slot, why, no_node.as_ref()))
+            });
+            told.extend(kept.take(REASONS));
+            if let Some(missing) = self.missing_dependency(pool) {
+                told.push(format!(
+                    "pool `{pool}` waits for pool `{missing}`, which has no ready worker"
+                ));
+            }
+        }
+        told.truncate(REASONS);
+        told
+    }
+}
+
+fn reason(pool: &PoolName, slot: Slot, why: Stale, no_node: Option<&NoNode>) -> String {
+    match why {
+        Stale::HasJob => format!("worker {pool}/{slot} does a job, and stays until that is over"),
+        Stale::RunsOnce => {
+            format!(
+                "worker {pool}/{slot} runs once (`restart.mode = never`), and stays until its end"
+            )
+        }
+        Stale::NoNode | Stale::Yes | Stale::No => {
+            let why = no_node.map(ToString::to_string).unwrap_or_default();
+            format!("worker {pool}/{slot} has nowhere else to go: {why}")
+        }
+    }
+}
+
+/// Whether there is a process that can be told to end, and was not.
+fn can_be_told(place: &Place) -> bool {
+    matches!(
+        place.machine.phase(),
+        Phase::Ready { .. } | Phase::Starting { .. }
+    )
+}
+
+/// How things stand at a place, as the planner is told.
+fn standing(pool: &Pool, slot: Slot, place: &Place) -> Standing {
+    let told_to_stop = || {
+        place
+            .live
+            .as_ref()
+            .is_some_and(|live| live.stop().is_some())
+    };
+    match place.machine.phase() {
+        _ if pool.retires(slot) || place.leaving => Standing::Going,
+        Phase::Draining { .. } | Phase::Stopping { .. } => Standing::Going,
+        Phase::Ready { .. } if place.is_ready() => match told_to_stop() {
+            true => Standing::Going,
+            false => Standing::Ready,
+        },
+        // It is as it is going to stay.
+        Phase::Stopped if place.live.is_none() => Standing::Ready,
+        Phase::Ready { .. }
+        | Phase::Stopped
+        | Phase::Backoff { .. }
+        | Phase::Spawning
+        | Phase::Starting { .. }
+        | Phase::CrashLoop { .. } => Standing::Coming,
+    }
+}
