@@ -378,7 +378,7 @@ struct Dead {
     nodes: usize,
 }
 
-fn of_lease() -> common::Death {
+pub(super) fn of_lease() -> common::Death {
     lost(
         DeathCause::LeaseExpired,
         "its node was not heard within the lease, nor in the time after it",
