@@ -8,7 +8,7 @@
 use tether_clock::Tick;
 use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
-use super::Ledger;
+use super::{Ledger, losses::of_lease};
 use crate::{effects::keys, record::HoldRecord};
 
 /// What a node may believe of a worker.
@@ -97,12 +97,19 @@ impl Ledger {
         });
     }
 
-    /// The time for which a place was held is over.
+    /// The time for which a place was held is over: nobody else will tell that its worker is dead, which may
+    /// have been one of many on its node of whom that was written long ago.
     pub(super) fn drop_holds_at(&mut self, name: &NodeName, pool: &PoolName, slot: Slot) {
-        if let Some(node) = self.nodes.get_mut(name) {
-            node.jobs
-                .retain(|id, _| id.pool != *pool || id.slot != slot);
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        let at = |id: &WorkerId| id.pool == *pool && id.slot == slot;
+        let over = node.jobs.extract_if(.., |id, _| at(id));
+        let over: Vec<_> = over.map(|(id, _)| id).collect();
+        for id in over {
             self.effects.delete(keys::hold(pool, slot));
+            let death = self.in_epoch(pool, of_lease());
+            self.record_death(name, &id, &death);
         }
     }
 

@@ -80,8 +80,12 @@ impl Jobs {
         effects: &mut Effects,
         change: impl Fn(&mut Job),
     ) {
+        // Most pools have none, and a million workers may be asked about at once.
+        let Some(jobs) = self.0.get_mut(&id.pool) else {
+            return;
+        };
         let worker = Some(WorkerRef::from(id));
-        for (key, job) in self.0.get_mut(&id.pool).into_iter().flatten() {
+        for (key, job) in jobs {
             if job.worker == worker && which(job) {
                 change(job);
                 effects.put(keys::job(&id.pool, key), job.clone());

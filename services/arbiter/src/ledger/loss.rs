@@ -12,14 +12,21 @@
 //! Deadlines are kept in memory alone, so that another arbiter begins each wait anew; which places may be held
 //! by a job for so long is in the store (`arbiter/holds/`).
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tether_clock::Tick;
 use tether_lease::Tenure;
 use tether_proto::{Failure, worker::EventKind};
 use tether_types::{DeathCause, NodeName, PoolName, Reason, Slot, WorkerId};
 
-use super::{Ledger, Node, Pool, nodes::lost, slots::Live};
+use super::{
+    Ledger, Node, Pool,
+    nodes::lost,
+    slots::{Live, Shown},
+};
 use crate::effects::keys;
 
 /// What may still live on a lost node, and until when.
@@ -33,29 +40,34 @@ pub(super) enum Claim {
     Place(PoolName, Slot),
 }
 
+/// Few times, and at each of them hundreds of workers.
+type Claims = BTreeMap<Tick, Vec<Claim>>;
+
 /// A node whose lease is over.
 #[derive(Debug)]
 pub(super) struct Loss {
     /// When its lease was free.
     pub(super) since: Tick,
-    /// What places wait for; where there is nothing the node is forgotten with the next check.
-    pub(super) claims: BTreeSet<(Tick, Claim)>,
+    /// What places wait for, by when that is over; where there is nothing the node is forgotten with the next
+    /// check.
+    pub(super) claims: Claims,
 }
 
 impl Loss {
     /// When the first claim is over.
     pub(super) fn next_deadline(&self) -> Tick {
-        self.claims.first().map_or(self.since, |(at, _)| *at)
+        let first = self.claims.first_key_value();
+        first.map_or(self.since, |(&at, _)| at)
     }
 
     /// How long until the last one is.
     pub(super) fn remaining(&self, now: Tick) -> Duration {
-        let last = self.claims.last().map(|(at, _)| *at);
-        last.map_or(Duration::ZERO, |last| last.since(now))
+        let last = self.claims.last_key_value();
+        last.map_or(Duration::ZERO, |(last, _)| last.since(now))
     }
 
     fn holds(&self, pool: &PoolName, slot: Slot) -> bool {
-        self.claims.iter().any(|(_, claim)| match claim {
+        self.claims.values().flatten().any(|claim| match claim {
             Claim::Pool(held) => held == pool,
             Claim::Place(held, place) => held == pool && *place == slot,
             // Its place is not empty.
@@ -64,7 +76,7 @@ impl Loss {
     }
 
     fn holds_any(&self, pool: &PoolName) -> bool {
-        self.claims.iter().any(|(_, claim)| match claim {
+        self.claims.values().flatten().any(|claim| match claim {
             Claim::Pool(held) | Claim::Place(held, _) => held == pool,
             Claim::Worker(_) => false,
         })
@@ -126,8 +138,8 @@ impl Ledger {
             return;
         };
         self.unheard -= usize::from(!node.heard);
-        let certain = |(_, claim): &(Tick, Claim)| matches!(claim, Claim::Worker(_));
-        if !claims.iter().all(certain) {
+        let certain = |claim: &Claim| matches!(claim, Claim::Worker(_));
+        if !claims.values().flatten().all(certain) {
             self.uncertain.insert(name.clone());
         }
         node.loss = Some(Loss {
@@ -139,9 +151,7 @@ impl Ledger {
         for id in served {
             self.end_served(name, &id);
         }
-        for id in &workers {
-            self.disable(name, id);
-        }
+        self.disable(name, &workers);
         self.write_loss(name);
         // In the commit that withdraws them, spares serve in their places.
         let pools: BTreeSet<_> = workers.into_iter().map(|id| id.pool).collect();
@@ -154,9 +164,10 @@ impl Ledger {
     }
 
     /// What has to be over before places are filled that are, or may be, on this node.
-    fn claims_on(&self, name: &NodeName, until: Tick) -> BTreeSet<(Tick, Claim)> {
+    fn claims_on(&self, name: &NodeName, until: Tick) -> Claims {
+        let mut claims = Claims::new();
         let Some(node) = self.nodes.get(name) else {
-            return BTreeSet::new();
+            return claims;
         };
         let at = |span: Duration| until + self.terms.node.grantor_beyond(span);
         let of_worker = |id: &WorkerId| match self.pools.get(&id.pool) {
@@ -166,30 +177,30 @@ impl Ledger {
             Some(pool) => pool.longest.grace,
             None => Duration::ZERO,
         };
-        let known = node.workers.iter();
-        let mut claims: BTreeSet<_> = known
-            .map(|id| (at(of_worker(&id)), Claim::Worker(id)))
-            .collect();
+        let mut claim = |span, claim| claims.entry(at(span)).or_default().push(claim);
+        for id in node.workers.iter() {
+            claim(of_worker(&id), Claim::Worker(id));
+        }
         if !node.heard {
-            let pools = self.pools.values();
-            claims.extend(
-                pools.map(|pool| (at(pool.longest.grace), Claim::Pool(pool.name().clone()))),
-            );
-            let jobs = node.jobs.keys();
-            claims
-                .extend(jobs.map(|id| (at(of_worker(id)), Claim::Place(id.pool.clone(), id.slot))));
+            for pool in self.pools.values() {
+                claim(pool.longest.grace, Claim::Pool(pool.name().clone()));
+            }
+            for id in node.jobs.keys() {
+                claim(of_worker(id), Claim::Place(id.pool.clone(), id.slot));
+            }
         }
         claims
     }
 
-    fn tell_loss(&mut self, name: &NodeName, claims: &BTreeSet<(Tick, Claim)>, now: Tick) {
+    fn tell_loss(&mut self, name: &NodeName, claims: &Claims, now: Tick) {
         let mut text = format!("no beat of node `{name}` within its lease");
-        let held: Vec<_> = claims.iter().filter(|(at, _)| *at > now).collect();
-        let workers = claims
-            .iter()
-            .filter(|(_, claim)| matches!(claim, Claim::Worker(_)));
+        let mut held = claims.keys().filter(|&&at| at > now);
+        let (first, last) = (held.next(), held.next_back());
+        let last = last.or(first);
+        let workers = claims.values().flatten();
+        let workers = workers.filter(|claim| matches!(claim, Claim::Worker(_)));
         let workers = workers.count();
-        if let (Some((first, _)), Some((last, _))) = (held.first(), held.last()) {
+        if let (Some(first), Some(last)) = (first, last) {
             let who = match workers {
                 0 => "its workers, which are not known,".to_owned(),
                 1 => "its worker".to_owned(),
@@ -209,19 +220,25 @@ impl Ledger {
         self.effects.node_event(EventKind::NodeLost, name, text);
     }
 
-    /// A worker gets no calls, and its place stays its own.
-    fn disable(&mut self, name: &NodeName, id: &WorkerId) {
-        let Some(place) = self.place(&id.pool, id.slot) else {
-            return;
-        };
-        let live = place.live.as_mut();
-        let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
-            return;
-        };
-        live.disabled = true;
-        place.serves = false;
-        self.jobs.orphan(id, &mut self.effects);
-        self.leave_to_loss(name, id);
+    /// Workers of a node get no calls, and their places stay their own.
+    fn disable(&mut self, name: &NodeName, workers: &[WorkerId]) {
+        let mut served = Vec::with_capacity(workers.len());
+        for id in workers {
+            let Some(place) = self.place(&id.pool, id.slot) else {
+                continue;
+            };
+            let live = place.live.as_mut();
+            let Some(live) = live.filter(|live| live.incarnation == id.incarnation) else {
+                continue;
+            };
+            live.disabled = true;
+            place.serves = false;
+            if place.shown == Shown::Served {
+                served.push(id);
+            }
+            self.jobs.orphan(id, &mut self.effects);
+        }
+        self.leave_to_loss(name, served);
     }
 
     /// The node is back in time: what it still has goes on as it was.
@@ -259,17 +276,19 @@ impl Ledger {
             while let Some(node) = self.nodes.get_mut(name)
                 && let Some(loss) = node.loss.as_mut().filter(|loss| is_due(loss, now))
             {
-                match loss.claims.pop_first() {
-                    // Its shim has ended it by now: that is what leases are for (A1).
-                    Some((_, Claim::Worker(id))) => workers.push(id),
-                    Some((_, Claim::Place(pool, slot))) => {
-                        self.drop_holds_at(name, &pool, slot);
-                        released = true;
-                    }
-                    Some((_, Claim::Pool(_))) => released = true,
-                    None => {
-                        forgotten.push(name.clone());
-                        break;
+                let Some((_, over)) = loss.claims.pop_first() else {
+                    forgotten.push(name.clone());
+                    break;
+                };
+                for claim in over {
+                    match claim {
+                        // Its shim has ended it by now: that is what leases are for (A1).
+                        Claim::Worker(id) => workers.push(id),
+                        Claim::Place(pool, slot) => {
+                            self.drop_holds_at(name, &pool, slot);
+                            released = true;
+                        }
+                        Claim::Pool(_) => released = true,
                     }
                 }
             }
@@ -333,7 +352,7 @@ impl Ledger {
             node.lease.release();
             node.loss = Some(Loss {
                 since: now,
-                claims: BTreeSet::new(),
+                claims: Claims::new(),
             });
         }
     }

@@ -11,7 +11,10 @@
 //! ordered, or when the place goes; and as a whole when the node is back. With the last of them the record goes.
 //! Workers with a job, which may live for longer than the others of their pool, are never left to a record.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tether_clock::Tick;
 use tether_proto::{
@@ -79,10 +82,14 @@ impl Losses {
         }
     }
 
-    fn hold(&mut self, name: &NodeName, pool: &PoolName, slot: Slot) {
+    fn hold(&mut self, name: &NodeName, mut places: Vec<(PoolName, Slot)>) {
+        if places.is_empty() {
+            return;
+        }
         let record = self.records.entry(name.clone()).or_default();
-        record.places.push((pool.clone(), slot));
-        record.left += 1;
+        record.left += places.len();
+        record.places.append(&mut places);
+        record.places.shrink_to_fit();
     }
 
     /// One place less. True where the record stands for no other.
@@ -115,29 +122,39 @@ impl Ledger {
         self.buried.contains(id.incarnation) || self.nodes.get(node).is_some_and(with_node)
     }
 
-    /// The endpoint of a worker on a lost node is over, by the record of the node where that can say all there
-    /// is to say of it.
-    pub(super) fn leave_to_loss(&mut self, name: &NodeName, id: &WorkerId) {
-        let node = self.nodes.get(name);
-        let has_job = node.is_none_or(|node| node.jobs.contains_key(id));
+    /// The endpoints that are told of these workers of a lost node are over, by the record of the node where that
+    /// can say all there is to say of them.
+    pub(super) fn leave_to_loss<'a>(
+        &mut self,
+        name: &NodeName,
+        workers: impl IntoIterator<Item = &'a WorkerId>,
+    ) {
+        let jobs = self.nodes.get(name).map(|node| node.jobs.keys());
+        let jobs: Option<BTreeSet<_>> = jobs.map(|jobs| jobs.cloned().collect());
         let record = self.losses.records.get(name);
-        let is_dead = record.is_some_and(|record| record.dead.contains_key(&id.pool));
-        let Some(place) = self.place(&id.pool, id.slot) else {
-            return;
-        };
-        // What an earlier arbiter told of it may not say which node it is on.
-        let told = place.live.as_ref().is_none_or(|live| live.told.is_some());
-        if place.shown != Shown::Served {
-            return;
-        }
-        if has_job || is_dead || !told {
-            if let Some(live) = &mut place.live {
-                live.told = None;
+        let dead = record.map_or_else(BTreeMap::new, |record| record.dead.clone());
+        let mut left = Vec::new();
+        for id in workers {
+            let has_job = jobs.as_ref().is_none_or(|jobs| jobs.contains(id));
+            let Some(place) = self.place(&id.pool, id.slot) else {
+                continue;
+            };
+            if place.shown != Shown::Served {
+                continue;
             }
-            return self.withdraw(&id.pool, id.slot);
+            // What an earlier arbiter told of it may not say which node it is on.
+            let told = place.live.as_ref().is_none_or(|live| live.told.is_some());
+            if has_job || !told || dead.contains_key(&id.pool) {
+                if let Some(live) = &mut place.live {
+                    live.told = None;
+                }
+                self.withdraw(&id.pool, id.slot);
+            } else {
+                place.shown = Shown::Lost;
+                left.push((id.pool.clone(), id.slot));
+            }
         }
-        place.shown = Shown::Lost;
-        self.losses.hold(name, &id.pool, id.slot);
+        self.losses.hold(name, left);
     }
 
     /// An endpoint that an earlier arbiter told, on a node that is lost before this one heard it.
@@ -158,7 +175,7 @@ impl Ledger {
                     death: None,
                     node: Some(name.clone()),
                 }));
-                self.leave_to_loss(name, id);
+                self.leave_to_loss(name, [id]);
             }
         }
     }
@@ -227,6 +244,9 @@ impl Ledger {
         each: bool,
         now: Tick,
     ) {
+        let jobs = self.nodes.get(name).map(|node| node.jobs.keys());
+        let jobs: BTreeSet<_> = jobs.into_iter().flatten().cloned().collect();
+        let mut over = Vec::new();
         for workers in workers.chunk_by(|a, b| a.pool == b.pool) {
             let pool = &workers[0].pool;
             let dead = pools.entry(pool.clone()).or_insert_with(|| Dead {
@@ -236,29 +256,35 @@ impl Ledger {
             });
             dead.nodes += 1;
             dead.workers += workers.len();
-            let death = Arc::clone(&dead.death);
-            let others = |node: &Node| workers.iter().any(|id| !node.jobs.contains_key(id));
             // Those with a job are not what the others of their pool are, which all end at once.
-            if self.nodes.get(name).is_some_and(others) {
-                self.bury_pool(name, pool, death.epoch);
+            if workers.iter().any(|id| !jobs.contains(id)) {
+                over.push((pool.clone(), dead.death.epoch));
             }
-            for id in workers {
-                self.bury_one(name, id, &death, each, now);
+        }
+        self.bury_pools(name, over);
+        self.unseat_lost(name, workers);
+        for id in workers {
+            if let Some(dead) = pools.get(&id.pool) {
+                self.bury_one(name, id, &dead.death, each, jobs.contains(id), now);
             }
         }
     }
 
-    /// Of this pool, all that has no job is dead on a node.
-    fn bury_pool(&mut self, name: &NodeName, pool: &PoolName, epoch: u64) {
+    /// Of these pools, with the epochs of their owners, all that has no job is dead on a node.
+    fn bury_pools(&mut self, name: &NodeName, pools: Vec<(PoolName, u64)>) {
+        if pools.is_empty() {
+            return;
+        }
         // Every number that could be there; one that waits for a node gets another before it goes there.
         let mut up_to = Incarnation(self.highest);
         if let Some(record) = self.losses.records.get_mut(name) {
             up_to = record.up_to;
-            record.dead.insert(pool.clone(), epoch);
+            record.dead.extend(pools.iter().cloned());
             self.effects.put(serve::loss(name), record.message());
         }
         if let Some(node) = self.nodes.get_mut(name) {
-            node.over.insert(pool.clone(), up_to);
+            let pools = pools.into_iter();
+            node.over.extend(pools.map(|(pool, _)| (pool, up_to)));
         }
     }
 
@@ -269,16 +295,16 @@ impl Ledger {
         id: &WorkerId,
         death: &Arc<common::Death>,
         each: bool,
+        had_job: bool,
         now: Tick,
     ) {
         let Some(place) = self.place(&id.pool, id.slot) else {
             return;
         };
         let left = place.lost_with() == Some(name);
-        self.unseat(name, id);
-        let node = self.nodes.get(name);
-        let had_job = node.is_some_and(|node| node.jobs.contains_key(id));
-        self.drop_hold(name, id);
+        if had_job {
+            self.drop_hold(name, id);
+        }
         if !left {
             self.withdraw(&id.pool, id.slot);
             self.write_death(id, common::Death::clone(death));
@@ -334,7 +360,7 @@ impl Ledger {
             }));
         }
         for (node, pool, slot) in lost {
-            self.losses.hold(&node, &pool, slot);
+            self.losses.hold(&node, vec![(pool, slot)]);
         }
         for (name, loss) in losses {
             let up_to = Incarnation(loss.up_to_incarnation);
@@ -378,7 +404,7 @@ struct Dead {
     nodes: usize,
 }
 
-fn of_lease() -> common::Death {
+pub(super) fn of_lease() -> common::Death {
     lost(
         DeathCause::LeaseExpired,
         "its node was not heard within the lease, nor in the time after it",

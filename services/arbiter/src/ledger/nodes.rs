@@ -241,6 +241,17 @@ impl Ledger {
         }
     }
 
+    /// Workers are on a lost node no more. What its stream told of them is over with the stream.
+    pub(super) fn unseat_lost(&mut self, name: &NodeName, ids: &[WorkerId]) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            let before = node.workers.len();
+            node.workers.remove_all(ids);
+            let load = node.workers.len();
+            self.loads.remove(&(before, name.clone()));
+            self.loads.insert((load, name.clone()));
+        }
+    }
+
     /// The nodes, by name, those included that are away and not to take workers when they are back.
     pub(crate) fn list_nodes(&self, now: Tick) -> Vec<wire::Node> {
         let names: BTreeSet<_> = self.nodes.keys().chain(self.closed.keys()).collect();

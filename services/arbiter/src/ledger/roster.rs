@@ -45,6 +45,14 @@ impl Roster {
         found.is_ok()
     }
 
+    /// Takes out all of these that are there.
+    pub(super) fn remove_all(&mut self, ids: &[WorkerId]) {
+        let mut gone: Vec<_> = ids.iter().map(entry).collect();
+        gone.sort_unstable();
+        self.0.retain(|entry| gone.binary_search(entry).is_err());
+        self.0.shrink_to_fit();
+    }
+
     pub(super) fn contains(&self, id: &WorkerId) -> bool {
         self.0.binary_search(&entry(id)).is_ok()
     }
@@ -83,7 +91,10 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn it_is_a_set_that_knows_its_pools(steps in vec((any::<bool>(), 0..3_usize, 0..4_u32, 0..3_u64), 0..60)) {
+        fn it_is_a_set_that_knows_its_pools(
+            steps in vec((any::<bool>(), 0..3_usize, 0..4_u32, 0..3_u64), 0..60),
+            several in any::<u64>(),
+        ) {
             let (mut roster, mut model) = (Roster::default(), BTreeSet::new());
             for (comes, pool, slot, incarnation) in steps {
                 let id = WorkerId {
@@ -98,6 +109,14 @@ mod tests {
                 prop_assert!(roster.pools().eq(pools));
                 prop_assert_eq!(roster.len(), model.len());
             }
+            let chosen = |number: usize| several >> (number % 64) & 1 == 1;
+            let gone = model.iter().enumerate().filter(|(number, _)| chosen(*number));
+            // In another order, and with one that is not there.
+            let mut gone: Vec<_> = gone.map(|(_, id)| id.clone()).rev().collect();
+            gone.extend(gone.first().map(|id| WorkerId { slot: 99, ..id.clone() }));
+            roster.remove_all(&gone);
+            model.retain(|id| !gone.contains(id));
+            prop_assert!(roster.iter().eq(model.iter().cloned()));
         }
     }
 }

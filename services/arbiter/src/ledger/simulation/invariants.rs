@@ -154,6 +154,19 @@ impl World {
         all.min().unwrap_or(Tick::NEVER)
     }
 
+    /// Whether the pool of a worker got another mode of which its node need not have heard.
+    fn may_not_know(&self, id: &WorkerId) -> bool {
+        let Some(&switched) = self.switched.get(id.pool.as_str()) else {
+            return false;
+        };
+        let node = self.nodes.iter();
+        let mut node = node.filter(|node| node.workers.contains_key(id));
+        node.any(|node| {
+            let connected = node.connected;
+            connected == Tick::NEVER || self.now < connected.max(switched) + LAG
+        })
+    }
+
     /// P1: no worker outlives what its policy grants after the last word of its owner.
     fn check_permission(&self, id: &WorkerId, worker: &Worker) {
         let (mode, owner, timeout) = self.pool_of(id);
@@ -171,6 +184,11 @@ impl World {
                 .filter(|left| *left > applied)
                 .map(|left| left.max(self.restarted) + timeout + LEASE),
             _ => Some(word + timeout + STEP + STEP),
+        };
+        // Of another policy it hears from its node; until then it keeps what it was told.
+        let end = match self.may_not_know(id) && worker.owner_deadline == Tick::NEVER {
+            true => end.map(|end| end.max(worker.node_deadline + STEP)),
+            false => end,
         };
         assert!(
             end.is_none_or(|end| self.now <= end),

@@ -31,8 +31,8 @@ pub(super) struct Worker {
     pub(super) alive: bool,
     pub(super) ready_at: Tick,
     ends_at: Option<(Tick, DeathCause)>,
-    node_deadline: Tick,
-    owner_deadline: Tick,
+    pub(super) node_deadline: Tick,
+    pub(super) owner_deadline: Tick,
     /// The process it watches, and whether its end, or that of the agent, is its own.
     pub(super) owner_pid: Option<u32>,
     pub(super) kill_on_owner_exit: bool,

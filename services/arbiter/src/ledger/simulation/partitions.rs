@@ -249,6 +249,30 @@ fn another_arbiter_holds_the_place_of_a_job_for_as_long() {
 }
 
 #[test]
+fn the_death_of_a_worker_with_a_job_is_recorded_although_the_others_of_its_node_died_before_another_arbiter_came()
+ {
+    let (mut world, node, id) = world(Duration::ZERO);
+    assert!(world.apply(SPREAD, 4));
+    world.run(Duration::from_secs(1));
+    assert!(world.nodes[node].workers.len() > 1, "it is not alone");
+    world.start();
+    world.run(Duration::from_secs(1));
+    world.cut(node);
+    world.run(lease_free() + STEP);
+    let dead = world.died.len();
+    assert!(dead > 0 && !world.died.contains_key(&id), "it lives on");
+
+    world.restart_arbiter();
+    world.await_that("it ends", |world| !world.lives(&id));
+    world.await_that("it is known", |world| world.died.contains_key(&id));
+    world.heal(node);
+    world.run(Duration::from_secs(2));
+
+    assert_eq!(world.died.get(&id), Some(&1), "and told once");
+    assert_eq!(world.causes[&id], DeathCause::LeaseExpired);
+}
+
+#[test]
 fn a_job_is_lost_once_it_is_known_that_nobody_does_it_however_late_the_next_worker_is_due() {
     let (mut world, node, _) = world(Duration::ZERO);
     // The death that is written makes another arbiter wait before it starts the next one.
