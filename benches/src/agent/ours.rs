@@ -200,6 +200,7 @@ impl<'a> Ours<'a> {
             kill_on_owner_exit: self.coupled,
             kill_on_agent_loss: self.coupled,
             lease_grace_ms: 0,
+            resources: Vec::new(),
         };
         Order {
             order: Some(order::Order::Start(start)),
