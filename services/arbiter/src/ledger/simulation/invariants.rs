@@ -181,8 +181,11 @@ impl World {
             // pool that was coupled a moment ago, or whose owner has said goodbye, has other orders.
             let watched = worker.owner_pid.filter(|_| worker.kill_on_owner_exit);
             let gone = watched.is_some_and(|pid| !owner.running || owner.pid != pid);
+            // Told to watch a process that had ended meanwhile, it ends the next moment.
+            let switched = self.switched.get(id.pool.as_str()).copied();
+            let told = switched.map_or(Tick::ZERO, |switched| switched + ON_ITS_WAY);
             assert!(
-                !gone || self.now <= owner.changed.max(worker.born) + STEP,
+                !gone || self.now <= owner.changed.max(worker.born).max(told) + STEP,
                 "P1: {id} outlives its owner's process"
             );
         }
@@ -307,14 +310,18 @@ impl World {
             // Fewer may be wanted than were when they began.
             let recycled = recycled.count();
             let (surge, unavailable) = self.budget();
-            let most = if pool.rolls { surge + unavailable } else { 0 };
+            let most = if pool.rollout.goes_on() {
+                surge + unavailable
+            } else {
+                0
+            };
             // One more where it was recycled, and workers began to be replaced after that.
             let most = most as usize + 1;
             assert!(
                 recycled <= most,
                 "{recycled} of {name} are replaced at once"
             );
-            let extra = pool.extra.len();
+            let extra = pool.rollout.places().count();
             assert!(
                 extra <= surge as usize,
                 "A11: {name} has {extra} places too many"
