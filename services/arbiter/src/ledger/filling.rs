@@ -68,7 +68,7 @@ impl Ledger {
         };
         let size = pool.size();
         let surplus = pool.places.range(size..).map(|(&slot, _)| slot);
-        let surplus: BTreeSet<_> = surplus.chain(pool.extra.keys().copied()).collect();
+        let surplus: BTreeSet<_> = surplus.chain(pool.rollout.places()).collect();
         let slots: Vec<_> = surplus.into_iter().chain(0..size).collect();
         self.lose_jobs_of_nobody(name);
         for slot in slots {

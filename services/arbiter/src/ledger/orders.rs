@@ -80,7 +80,7 @@ impl Ledger {
         };
         if entry.wants(slot) {
             self.fill_place(pool, slot, now);
-        } else if entry.retires(slot) {
+        } else if entry.rollout.retires(slot) {
             self.drain_place(pool, slot, now);
         } else if entry.holds(slot) {
             self.schedule(pool, slot);

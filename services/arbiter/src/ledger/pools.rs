@@ -14,7 +14,9 @@ use tether_types::{
     DeathCause, Epoch, Incarnation, NodeName, Orderer, OwnerName, PoolName, Reason, Slot,
 };
 
-use super::{Ledger, Session, millis, placing::Spread, slots::Place, unknown_pool};
+use super::{
+    Ledger, Session, millis, placing::Spread, rollout::Rollout, slots::Place, unknown_pool,
+};
 use crate::{
     effects::{Effects, keys},
     record::PoolRecord,
@@ -49,14 +51,8 @@ pub(crate) struct Pool {
     pub(super) no_node: Option<String>,
     /// Where they are.
     pub(super) spread: Spread,
-    /// Incarnations up to this one are of an earlier template.
-    pub(super) fresh_after: Incarnation,
-    /// Places beyond the size while workers are replaced, and whether each goes with its worker.
-    pub(super) extra: BTreeMap<Slot, bool>,
-    /// Whether any worker may have to be replaced, how many have to be, and what stands in the way.
-    pub(super) rolls: bool,
-    pub(super) stale: u32,
-    pub(super) roll_waits_for: String,
+    /// How far it is with replacing them.
+    pub(super) rollout: Rollout,
     /// The longest that any of its workers may have been told to outlive their node's lease.
     pub(super) longest: Outliving,
     /// When what nodes are told of it changed last, see [`Ledger::stamp`].
@@ -133,11 +129,7 @@ impl Pool {
             waits_for: None,
             no_node: None,
             spread: Spread::default(),
-            fresh_after: Incarnation(0),
-            extra: BTreeMap::new(),
-            rolls: false,
-            stale: 0,
-            roll_waits_for: String::new(),
+            rollout: Rollout::default(),
             stamp: super::FIRST_STAMP,
         }
     }
@@ -168,16 +160,7 @@ impl Pool {
 
     /// Whether there is to be a worker in a place.
     pub(super) fn wants(&self, slot: Slot) -> bool {
-        let stands_in = !self.is_ending() && self.extra.get(&slot) == Some(&false);
-        slot < self.size() || stands_in
-    }
-
-    /// Whether the worker in a place drains, to go and leave none.
-    pub(super) fn retires(&self, slot: Slot) -> bool {
-        let live = |place: &Box<Place>| place.live.is_some();
-        self.extra.get(&slot) == Some(&true)
-            && !self.is_ending()
-            && self.places.get(&slot).is_some_and(live)
+        slot < self.size() || self.rollout.stands_in(slot)
     }
 
     /// Whether the worker in a place is left alone for others that depend on it.
@@ -253,9 +236,8 @@ impl Pool {
     /// Makes it what its owner wants. Workers that run go on; what was given up is tried again.
     fn change(&mut self, resolved: Resolved, more_may_live: bool, highest: u64, now: Tick) {
         if self.resolved.is_outdated_by(&resolved) && resolved.replaces_on_change() {
-            self.fresh_after = Incarnation(highest);
+            self.rollout.fresh_after = Incarnation(highest);
         }
-        self.rolls = true;
         // Whoever was told a longer time keeps it until it hears otherwise, and may never (A1).
         let wanted = Outliving::of(&resolved.policy);
         let mut places = self.places.values();
@@ -268,8 +250,7 @@ impl Pool {
         }
         self.starts.change(resolved.spec.starts_per_second);
         self.resolved = resolved;
-        let size = self.size();
-        self.extra.retain(|&slot, _| slot >= size && size > 0);
+        self.rollout.on_size(self.size());
     }
 
     fn record(&self) -> PoolRecord {
@@ -283,8 +264,8 @@ impl Pool {
             next: self.next.as_ref().map(|next| Box::new(next.record())),
             longest_grace_ms: millis(self.longest.grace),
             longest_job_ttl_ms: millis(self.longest.job_ttl),
-            fresh_after: self.fresh_after.0,
-            extra: self.extra.keys().copied().collect(),
+            fresh_after: self.rollout.fresh_after.0,
+            extra: self.rollout.places().collect(),
         }
     }
 
@@ -315,8 +296,8 @@ impl Pool {
             draining: self.draining,
             ending: self.is_ending(),
             waits_for: self.why_waiting(),
-            stale: self.stale,
-            rollout_waits_for: self.roll_waits_for.clone(),
+            stale: self.rollout.stale,
+            rollout_waits_for: self.rollout.waits_for.clone(),
         }
     }
 
@@ -547,9 +528,7 @@ impl Ledger {
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };
-        pool.extra.clear();
-        (pool.rolls, pool.stale) = (false, 0);
-        pool.roll_waits_for.clear();
+        pool.rollout.end();
         if pool.ending.replace(cause).is_none() {
             let text = format!("pool `{name}` ends: {cause}");
             self.effects

@@ -20,6 +20,7 @@ use super::{
     pools::Next,
     readable::{self, Unreadable},
     reports::is_clean,
+    rollout::Rollout,
     slots::{Last, Place, Shown},
 };
 use crate::{
@@ -113,9 +114,7 @@ impl Ledger {
             pool.ending = ending.map(|death| Death::from(&death).cause);
             pool.next = next;
             pool.restore_longest(&kept);
-            pool.fresh_after = Incarnation(kept.fresh_after);
-            pool.extra = kept.extra.iter().map(|&slot| (slot, false)).collect();
-            pool.rolls = true;
+            pool.rollout = Rollout::restored(Incarnation(kept.fresh_after), &kept.extra);
             self.pools.insert(pool.name().clone(), pool);
         }
     }

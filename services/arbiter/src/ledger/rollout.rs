@@ -5,16 +5,78 @@
 //! incarnation workers are of an earlier template, and which places there are beyond the size. All else follows
 //! from what lives where, so that another arbiter goes on where this one stood.
 
+use std::collections::BTreeMap;
+
 use tether_clock::Tick;
 use tether_placement::{NoNode, Place as Seen, Standing, Step, next_step};
 use tether_proto::worker::EventKind;
 use tether_supervise::{Phase, RestartPolicy};
-use tether_types::{NodeName, PoolName, Slot, WorkerId};
+use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 use super::{Ledger, Pool, slots::Place};
 
 /// So many reasons why a node is not empty are told.
 const REASONS: usize = 8;
+
+/// How far a pool is with replacing its workers.
+#[derive(Debug, Default)]
+pub(super) struct Rollout {
+    /// Incarnations up to this one are of an earlier template.
+    pub(super) fresh_after: Incarnation,
+    /// Places beyond the size, and whether the worker in each drains, to go and leave none.
+    extra: BTreeMap<Slot, bool>,
+    /// Whether any worker may have to be replaced.
+    goes_on: bool,
+    /// How many have to be, and what stands in the way.
+    pub(super) stale: u32,
+    pub(super) waits_for: String,
+}
+
+impl Rollout {
+    /// As an earlier arbiter wrote it down.
+    pub(super) fn restored(fresh_after: Incarnation, extra: &[Slot]) -> Self {
+        Self {
+            fresh_after,
+            extra: extra.iter().map(|&slot| (slot, false)).collect(),
+            goes_on: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the worker in a place beyond the size stands in for others.
+    pub(super) fn stands_in(&self, slot: Slot) -> bool {
+        self.extra.get(&slot) == Some(&false)
+    }
+
+    /// Whether the worker in a place drains, to go and leave none.
+    pub(super) fn retires(&self, slot: Slot) -> bool {
+        self.extra.get(&slot) == Some(&true)
+    }
+
+    /// The places beyond the size.
+    pub(super) fn places(&self) -> impl Iterator<Item = Slot> {
+        self.extra.keys().copied()
+    }
+
+    /// The pool has so many places, or workers that are another kind: a place that stood in may be one of them.
+    pub(super) fn on_size(&mut self, size: Slot) {
+        self.extra.retain(|&slot, _| slot >= size && size > 0);
+        self.goes_on = true;
+    }
+
+    /// The pool ends.
+    pub(super) fn end(&mut self) {
+        *self = Self {
+            fresh_after: self.fresh_after,
+            ..Self::default()
+        };
+    }
+
+    #[cfg(test)]
+    pub(super) fn goes_on(&self) -> bool {
+        self.goes_on
+    }
+}
 
 /// Why a worker is to be replaced, and what keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +113,7 @@ impl Ledger {
 
     /// There is room that was not there before, for whatever waited for it.
     pub(super) fn roll_all(&mut self, now: Tick) {
-        let rolling = self.pools.iter().filter(|(_, pool)| pool.rolls);
+        let rolling = self.pools.iter().filter(|(_, pool)| pool.rollout.goes_on);
         let rolling: Vec<_> = rolling.map(|(name, _)| name.clone()).collect();
         for name in rolling {
             self.roll(&name, now);
@@ -61,7 +123,7 @@ impl Ledger {
     /// A worker of a pool may have to be replaced.
     pub(super) fn may_be_stale(&mut self, name: &PoolName) {
         if let Some(pool) = self.pools.get_mut(name) {
-            pool.rolls = true;
+            pool.rollout.goes_on = true;
         }
     }
 
@@ -69,13 +131,13 @@ impl Ledger {
     fn step_of(&mut self, name: &PoolName) -> Option<Step> {
         let pool = self.pools.get(name)?;
         // Before all was heard it is not known what there is.
-        if !pool.rolls || pool.is_ending() || self.awaits_any_of(name) {
+        if !pool.rollout.goes_on || pool.is_ending() || self.awaits_any_of(name) {
             return None;
         }
         let no_node = self.choose_node(name).err();
         let mut seen = Vec::new();
         let (mut stale, mut kept) = (0, Vec::new());
-        for slot in (0..pool.size()).chain(pool.extra.keys().copied()) {
+        for slot in (0..pool.size()).chain(pool.rollout.places()) {
             let Some(place) = pool.places.get(&slot) else {
                 seen.push(Seen {
                     slot,
@@ -110,9 +172,9 @@ impl Ledger {
             _ => String::new(),
         };
         let pool = self.pools.get_mut(name)?;
-        pool.rolls = stale > 0 || !pool.extra.is_empty();
-        pool.stale = stale;
-        pool.roll_waits_for = waits_for;
+        let rollout = &mut pool.rollout;
+        rollout.goes_on = stale > 0 || !rollout.extra.is_empty();
+        (rollout.stale, rollout.waits_for) = (stale, waits_for);
         step
     }
 
@@ -126,7 +188,7 @@ impl Ledger {
             return Stale::No;
         };
         let drained = self.is_drained(node);
-        if live.disabled || !(drained || live.incarnation <= pool.fresh_after) {
+        if live.disabled || !(drained || live.incarnation <= pool.rollout.fresh_after) {
             return Stale::No;
         }
         let id = WorkerId {
@@ -161,12 +223,13 @@ impl Ledger {
                 let Some(pool) = self.pools.get_mut(name) else {
                     return;
                 };
-                let free =
-                    |slot: &Slot| !pool.places.contains_key(slot) && !pool.extra.contains_key(slot);
+                let free = |slot: &Slot| {
+                    !pool.places.contains_key(slot) && !pool.rollout.extra.contains_key(slot)
+                };
                 let Some(slot) = (pool.size()..).find(free) else {
                     return;
                 };
-                pool.extra.insert(slot, false);
+                pool.rollout.extra.insert(slot, false);
                 pool.write(&mut self.effects);
                 self.settle_place(name, slot, now);
             }
@@ -178,10 +241,10 @@ impl Ledger {
                 let serves = pool.places.get(&slot).is_some_and(|place| place.is_ready());
                 if serves {
                     // It goes when its worker has drained.
-                    pool.extra.insert(slot, true);
+                    pool.rollout.extra.insert(slot, true);
                     self.replace(name, slot, now);
                 } else {
-                    pool.extra.remove(&slot);
+                    pool.rollout.extra.remove(&slot);
                     pool.write(&mut self.effects);
                     self.settle_place(name, slot, now);
                 }
@@ -195,8 +258,8 @@ impl Ledger {
             return;
         };
         let owner = pool.owner().clone();
-        let retires = pool.retires(slot);
-        let fresh_after = pool.fresh_after;
+        let retires = pool.rollout.retires(slot);
+        let fresh_after = pool.rollout.fresh_after;
         let Some(place) = pool.places.get_mut(&slot) else {
             return;
         };
@@ -245,8 +308,8 @@ impl Ledger {
             .places
             .get(&slot)
             .is_none_or(|place| place.live.is_none());
-        if vacant && pool.extra.get(&slot) == Some(&true) {
-            pool.extra.remove(&slot);
+        if vacant && pool.rollout.retires(slot) {
+            pool.rollout.extra.remove(&slot);
             pool.write(&mut self.effects);
         }
     }
@@ -315,7 +378,7 @@ fn standing(pool: &Pool, slot: Slot, place: &Place) -> Standing {
             .is_some_and(|live| live.stop().is_some())
     };
     match place.machine.phase() {
-        _ if pool.retires(slot) || place.leaving => Standing::Going,
+        _ if pool.rollout.retires(slot) || place.leaving => Standing::Going,
         Phase::Draining { .. } | Phase::Stopping { .. } => Standing::Going,
         Phase::Ready { .. } if place.is_ready() => match told_to_stop() {
             true => Standing::Going,

@@ -14,6 +14,7 @@ mod node;
 mod owner;
 mod partitions;
 mod pools;
+mod rollouts;
 mod world;
 
 use std::time::Duration;

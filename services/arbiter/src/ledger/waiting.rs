@@ -90,7 +90,7 @@ impl Ledger {
             .get(&node)
             .and_then(|node| node.over.get(pool).copied())
             .unwrap_or_default();
-        let stale = self.pools.get(pool).map(|pool| pool.fresh_after);
+        let stale = self.pools.get(pool).map(|pool| pool.rollout.fresh_after);
         let over = over.max(stale.unwrap_or_default());
         let number = self.place(pool, slot).and_then(|place| place.live.as_ref());
         if number.is_some_and(|live| live.incarnation <= over) {

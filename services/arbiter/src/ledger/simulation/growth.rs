@@ -6,7 +6,7 @@ use tether_clock::Tick;
 use tether_proto::{
     common::{self, WorkerPhase, WorkerRef},
     node::{HeartbeatRequest, Hello, WorkerReport, order::Order},
-    pool::{PoolSpec, Restart, Template},
+    pool::{Placement, PoolSpec, Restart, Template},
 };
 use tether_store::Listing;
 use tether_types::{Epoch, NodeName, OwnerName};
@@ -52,6 +52,7 @@ impl Mill {
         };
         let hello = Hello {
             launchers: vec!["exec".to_owned()],
+            resources: [("gpu".to_owned(), 64)].into(),
             ..Hello::default()
         };
         mill.ledger.on_hello(&mill.node, &hello, mill.now);
@@ -86,6 +87,10 @@ impl Mill {
             size,
             spares: 1,
             starts_per_second: 1_000,
+            placement: Some(Placement {
+                resources: [("gpu".to_owned(), 1)].into(),
+                ..Placement::default()
+            }),
             ..PoolSpec::default()
         };
         let (owner, epoch) = (self.owner.clone(), Epoch(self.epoch));

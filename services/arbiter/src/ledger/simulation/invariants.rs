@@ -326,14 +326,18 @@ impl World {
             // Fewer may be wanted than were when they began.
             let recycled = recycled.count();
             let (surge, unavailable) = self.budget();
-            let most = if pool.rolls { surge + unavailable } else { 0 };
+            let most = if pool.rollout.goes_on() {
+                surge + unavailable
+            } else {
+                0
+            };
             // One more where it was recycled, and workers began to be replaced after that.
             let most = most as usize + 1;
             assert!(
                 recycled <= most,
                 "{recycled} of {name} are replaced at once"
             );
-            let extra = pool.extra.len();
+            let extra = pool.rollout.places().count();
             assert!(
                 extra <= surge as usize,
                 "A11: {name} has {extra} places too many"

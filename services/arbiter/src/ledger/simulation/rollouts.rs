@@ -1,0 +1,198 @@
+//! Workers that are replaced and nodes that are emptied, step by step.
+
+use std::time::Duration;
+
+use tether_proto::{pool, worker::NodeState};
+
+use super::{
+    Action,
+    owner::{POOLS, Wishes},
+    world::{STEP, World},
+};
+
+/// The pool whose workers each take a GPU, where there are any; and one that goes anywhere.
+const GPUS: usize = 3;
+const SPREAD: usize = 4;
+
+const OPEN: NodeState = NodeState::Open;
+const DRAINED: NodeState = NodeState::Drained;
+
+/// With a pool of so many workers, which are ready.
+fn world(pool: usize, size: u32, wishes: Wishes) -> World {
+    let mut world = World::with(7, wishes);
+    world.open(1, false);
+    assert!(world.apply(pool, size));
+    world.run(Duration::from_secs(2));
+    world
+}
+
+fn usual() -> Wishes {
+    Wishes {
+        budget: (1, 0),
+        ..Wishes::default()
+    }
+}
+
+impl World {
+    fn view(&self, pool: usize) -> pool::Pool {
+        self.ledger.get_pool(POOLS[pool].0).unwrap()
+    }
+
+    /// Where the workers of a pool are.
+    fn nodes_of(&self, pool: usize) -> Vec<usize> {
+        let nodes = self.nodes.iter().enumerate();
+        let of_pool = nodes.flat_map(|(index, node)| {
+            let workers = node.workers.iter().filter(|(_, worker)| worker.alive);
+            let of_pool = workers.filter(|(id, _)| id.pool.as_str() == POOLS[pool].0);
+            of_pool.map(move |_| index)
+        });
+        of_pool.collect()
+    }
+
+    fn held_up_by(&self, node: usize) -> Vec<String> {
+        let nodes = self.ledger.list_nodes(self.now);
+        let name = self.nodes[node].name.as_str();
+        let found = nodes.into_iter().find(|node| node.name == name);
+        found.unwrap().held_up_by
+    }
+
+    fn say(&mut self, node: usize, state: NodeState) {
+        self.act(&Action::SetNode(node, state));
+    }
+
+    /// Until no worker of a pool is to be replaced and none beyond its size is there for a while; the fewest that
+    /// were ready meanwhile.
+    fn roll_out(&mut self, pool: usize) -> u32 {
+        let deadline = self.now + Duration::from_secs(60);
+        let size = self.view(pool).spec.unwrap().size;
+        let (mut fewest, mut done) = (u32::MAX, 0);
+        while done < 50 {
+            let view = self.view(pool);
+            fewest = fewest.min(view.ready);
+            let is_done = (view.stale, view.live, view.ready) == (0, size, size);
+            done = if is_done { done + 1 } else { 0 };
+            assert!(self.now < deadline, "never done: {view:?}");
+            self.run(STEP);
+        }
+        fewest
+    }
+}
+
+#[test]
+fn a_changed_template_replaces_all_and_costs_the_pool_no_worker_also_over_a_restart() {
+    for restart_after in [0, 100, 300, 700, 1_200, 2_000] {
+        let mut world = world(SPREAD, 3, usual());
+        world.act(&Action::ChangeTemplate(SPREAD));
+        assert_eq!(world.view(SPREAD).stale, 3);
+        if restart_after > 0 {
+            world.run(Duration::from_millis(restart_after));
+            world.restart_arbiter();
+            // What serves is known again once all nodes are heard.
+            world.run(Duration::from_millis(600));
+        }
+        assert_eq!(world.roll_out(SPREAD), 3, "after {restart_after} ms");
+        let alive = world.workers().filter(|(_, worker)| worker.alive);
+        let old: Vec<_> = alive.filter(|(_, worker)| worker.version != "1").collect();
+        assert!(old.is_empty(), "after {restart_after} ms: {old:?}");
+        assert_eq!(world.starts, 7, "three, one that stood in, and three");
+    }
+}
+
+#[test]
+fn a_job_keeps_its_worker_on_a_node_that_is_drained_until_it_is_over() {
+    let mut world = world(SPREAD, 1, usual());
+    let node = world.nodes_of(SPREAD)[0];
+    world.act(&Action::StartJob(SPREAD, 0));
+
+    world.say(node, DRAINED);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.nodes_of(SPREAD), [node]);
+    let told = world.held_up_by(node);
+    assert!(told[0].contains("does a job"), "{told:?}");
+
+    world.act(&Action::ReportJob(SPREAD, 0, true));
+    world.roll_out(SPREAD);
+    assert!(world.nodes_of(SPREAD).iter().all(|&at| at != node));
+    assert!(world.held_up_by(node).is_empty());
+}
+
+#[test]
+fn a_full_cluster_replaces_nothing_unless_one_less_is_allowed() {
+    // All of n0 and n1.
+    let wishes = Wishes {
+        gpus: true,
+        ..usual()
+    };
+    let mut world = world(GPUS, 5, wishes);
+    assert_eq!(world.view(GPUS).ready, 5);
+
+    world.act(&Action::ChangeTemplate(GPUS));
+    world.run(Duration::from_secs(5));
+    let view = world.view(GPUS);
+    assert_eq!((view.stale, view.ready, view.live), (5, 5, 5));
+    let why = view.rollout_waits_for;
+    assert!(
+        why.contains("1 of `gpu` are asked and at most 0 are free"),
+        "{why}"
+    );
+    assert!(why.contains("`rollout.max_unavailable`"), "{why}");
+
+    world.wishes.budget = (1, 1);
+    world.apply(GPUS, 5);
+    assert_eq!(world.roll_out(GPUS), 4);
+}
+
+#[test]
+fn what_has_no_node_says_why_and_starts_when_there_is_one() {
+    let wishes = Wishes {
+        gpus: true,
+        ..usual()
+    };
+    let mut world = world(GPUS, 6, wishes);
+    let view = world.view(GPUS);
+    assert_eq!(view.ready, 5);
+    let why = "of 3 nodes 3 have no room: 1 of `gpu` are asked and at most 0 are free";
+    assert_eq!(view.waits_for, why);
+    let workers = world.ledger.list_workers(POOLS[GPUS].0, world.now);
+    assert_eq!(workers[5].status, why);
+
+    world.nodes[2].gpus = 1;
+    world.lose_stream(2, true);
+    world.run(Duration::from_secs(2));
+    let view = world.view(GPUS);
+    assert_eq!((view.ready, view.waits_for.as_str()), (6, ""));
+}
+
+#[test]
+fn nobody_is_sent_away_who_has_nowhere_to_go_and_what_was_said_of_a_node_outlasts_it() {
+    let mut world = world(SPREAD, 3, usual());
+    for node in 0..3 {
+        world.say(node, DRAINED);
+    }
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.view(SPREAD).ready, 3);
+    let node = *world.nodes_of(SPREAD).first().unwrap();
+    let told = world.held_up_by(node);
+    assert!(told[0].contains("3 are cordoned or drained"), "{told:?}");
+
+    world.act(&Action::Reboot(2));
+    world.lose_stream(2, true);
+    world.restart_arbiter();
+    world.run(Duration::from_secs(10));
+    let states = world.ledger.list_nodes(world.now);
+    assert_eq!(states.len(), 3);
+    assert!(states.iter().all(|node| node.state() == DRAINED));
+
+    world.nodes[2].start_agent();
+    world.say(2, OPEN);
+    world.roll_out(SPREAD);
+    assert_eq!(world.nodes_of(SPREAD), [2, 2, 2]);
+    let told = world
+        .ledger
+        .set_node_state(&"n9".parse().unwrap(), DRAINED, world.now);
+    assert!(
+        told.unwrap_err()
+            .to_string()
+            .contains("no node is called `n9`")
+    );
+}
