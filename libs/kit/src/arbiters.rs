@@ -66,6 +66,11 @@ impl Arbiters {
         self.go_on();
     }
 
+    /// From here on one that was found gone is asked again where others name it.
+    pub fn leave_none_alone(&mut self) {
+        self.gone = None;
+    }
+
     /// Chooses the next one that is not left alone.
     fn go_on(&mut self) {
         self.followed = false;
@@ -132,9 +137,9 @@ impl Spread {
         }
     }
 
-    /// The next pause; `random` is from 0 to 1.
-    pub fn next(&mut self, random: f64) -> Duration {
-        let pause = self.window.mul_f64(random.clamp(0.0, 1.0));
+    /// The next pause, within `longest`; `random` is from 0 to 1.
+    pub fn next(&mut self, random: f64, longest: Duration) -> Duration {
+        let pause = self.window.min(longest).mul_f64(random.clamp(0.0, 1.0));
         self.window = (self.window * 2).clamp(Duration::from_millis(10), WINDOW_MAX);
         pause
     }
@@ -222,6 +227,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_gone_is_asked_again_once_there_is_no_time_to_leave_it_alone() {
+        let mut arbiters = Arbiters::new(["a:1", "b:1"].map(address).to_vec());
+        arbiters.on_gone();
+        let named = Some(address("a:1"));
+        assert_eq!(arbiters.on_not_leader(named.clone()), Next::Pause);
+
+        arbiters.leave_none_alone();
+
+        assert_eq!(arbiters.on_not_leader(named), Next::AskLeader);
+        assert_eq!(arbiters.current(), &address("a:1"));
+    }
+
+    #[test]
     fn where_none_is_named_the_next_is_asked_at_once_and_then_there_is_a_pause() {
         let mut arbiters = Arbiters::new(["a:1", "b:1"].map(address).to_vec());
 
@@ -236,12 +254,15 @@ mod tests {
     #[test]
     fn pauses_are_spread_over_a_window_that_grows_to_a_bound() {
         let mut spread = Spread::new(Duration::from_secs(5));
-        let longest: Vec<_> = (0..3).map(|_| spread.next(1.0).as_millis()).collect();
+        let any = Duration::MAX;
+        let longest: Vec<_> = (0..3).map(|_| spread.next(1.0, any).as_millis()).collect();
 
         assert_eq!(longest, [1_250, 2_000, 2_000]);
-        assert_eq!(spread.next(0.0), Duration::ZERO);
+        assert_eq!(spread.next(0.0, any), Duration::ZERO);
+        let little = Duration::from_millis(500);
+        assert_eq!(spread.next(0.5, little), little / 2);
         let mut eager = Spread::new(Duration::ZERO);
-        eager.next(1.0);
-        assert_eq!(eager.next(1.0), Duration::from_millis(10));
+        eager.next(1.0, any);
+        assert_eq!(eager.next(1.0, any), Duration::from_millis(10));
     }
 }

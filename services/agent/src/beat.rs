@@ -19,6 +19,13 @@ const PATIENCE: u32 = 2;
 /// the lease ends.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// On the way to another arbiter one attempt or pause takes no more than this part of what is left of the lease:
+/// however little that is, there are others in it.
+const PARTS: u32 = 4;
+
+/// An attempt is given as long as that in any case, or none could succeed.
+const ATTEMPT_MIN: Duration = Duration::from_millis(500);
+
 /// Beats sent and answered on one stream, and the lease they keep alive over all streams.
 #[derive(Debug)]
 pub(crate) struct Beats {
@@ -28,6 +35,8 @@ pub(crate) struct Beats {
     last_sent: Tick,
     interval: Duration,
     holder: Option<Holder>,
+    /// What was granted last.
+    ttl: Duration,
     /// How many there are to choose from.
     arbiters: usize,
 }
@@ -42,6 +51,7 @@ impl Beats {
             last_sent: Tick::ZERO,
             interval: FIRST_INTERVAL,
             holder: None,
+            ttl: Duration::ZERO,
         }
     }
 
@@ -79,6 +89,7 @@ impl Beats {
         if ttl.is_zero() {
             return Some(sent);
         }
+        self.ttl = ttl;
         let expired = self
             .holder
             .as_mut()
@@ -103,6 +114,20 @@ impl Beats {
         self.holder.as_ref().map_or(Tick::ZERO, Holder::deadline)
     }
 
+    /// The longest that an attempt or a pause may take at `now`; any length where there is no lease to lose.
+    pub(crate) fn step_max(&self, now: Tick) -> Duration {
+        match self.lease_end().since(now) {
+            Duration::ZERO => Duration::MAX,
+            left => (left / PARTS).max(ATTEMPT_MIN),
+        }
+    }
+
+    /// Whether more than half of a lease is over that nobody has renewed.
+    pub(crate) fn is_pressed(&self, now: Tick) -> bool {
+        let left = self.lease_end().since(now);
+        !left.is_zero() && left < self.ttl / 2
+    }
+
     /// Whether the last beat is not answered yet.
     pub(crate) fn in_flight(&self) -> bool {
         self.seq > self.ack_seen
@@ -118,7 +143,8 @@ impl Beats {
     fn patience(&self) -> Duration {
         match self.arbiters {
             0 | 1 => (self.interval * PATIENCE).max(ANSWER),
-            _ => ANSWER,
+            _ if self.ttl.is_zero() => ANSWER,
+            _ => ANSWER.min((self.ttl / PARTS).max(ATTEMPT_MIN)),
         }
     }
 
@@ -241,5 +267,33 @@ mod tests {
         beats.on_send(at(15));
 
         assert_eq!(beats.overdue(), at(17));
+    }
+
+    #[test]
+    fn the_shorter_the_lease_the_sooner_a_silent_arbiter_is_given_up() {
+        let mut beats = Beats::new(2);
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, Duration::from_secs(4), BEAT, at(10));
+
+        beats.on_send(at(11));
+
+        assert_eq!(beats.overdue(), at(12));
+    }
+
+    #[test]
+    fn steps_on_the_way_to_another_arbiter_become_shorter_with_the_lease() {
+        let mut beats = Beats::new(2);
+        assert_eq!(beats.step_max(at(10)), Duration::MAX);
+        assert!(!beats.is_pressed(at(10)));
+        let (first, _) = beats.on_send(at(10));
+        beats.on_answer(first, TTL, BEAT, at(10));
+
+        let left = beats.lease_end().since(at(18));
+        assert_eq!(beats.step_max(at(18)), left / 4);
+        assert!(!beats.is_pressed(at(19)) && beats.is_pressed(at(21)));
+        assert_eq!(beats.step_max(at(29)), ATTEMPT_MIN);
+
+        assert_eq!(beats.step_max(at(30)), Duration::MAX, "it is over");
+        assert!(!beats.is_pressed(at(30)));
     }
 }

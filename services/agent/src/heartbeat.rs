@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_clock::{BootClock, Clock as _, HolderClock, Tick};
-use tether_kit::arbiters::{Arbiters, Next, Spread};
+use tether_kit::arbiters::Arbiters;
 use tether_proto::{
-    NotLeader,
     common::WorkerPhase,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
@@ -31,7 +30,9 @@ use crate::{
     metrics::Metrics,
     news::News,
     permission::{self, Permissions, Steps, Told},
-    report, worker,
+    report,
+    search::{End, Search},
+    worker,
 };
 
 /// Messages on their way to the arbiter; more are held back in one list of what changed.
@@ -43,22 +44,6 @@ const STEPS: u32 = 8;
 
 /// What an orderly stop may take beyond the longest grace of the workers it ends.
 const STOP_SLACK: Duration = Duration::from_secs(2);
-
-/// How long opening a stream may take: an arbiter that was stopped takes connections, and says nothing.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The same, where there is another arbiter to be asked.
-const OPEN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
-
-/// How a stream ended, or an attempt at one.
-#[derive(Debug)]
-enum End {
-    /// This agent was told to stop.
-    Stopped,
-    /// There was no answer.
-    Silent,
-    Broken(Status),
-}
 
 /// An agent's node, not yet running.
 #[derive(Debug)]
@@ -124,7 +109,7 @@ impl Node {
             hands,
             metrics,
             address,
-            mut arbiters,
+            arbiters,
         } = self;
         let (reports, mut reported) = mpsc::unbounded_channel();
         let (exits, mut exited) = mpsc::unbounded_channel();
@@ -146,61 +131,33 @@ impl Node {
         running.adopt(exits)?;
         tokio::spawn(permission::tell(running.permissions.subscribe()));
 
-        let patience = match arbiters.known().len() {
-            1 => OPEN_TIMEOUT,
-            _ => OPEN_TIMEOUT_OF_SEVERAL,
-        };
-        let mut spread = Spread::new(running.beats.interval());
+        let mut search = Search::new(arbiters, running.beats.interval());
         while !stop.is_cancelled() {
-            let opened = timeout(patience, running.open(&address, arbiters.current()));
+            let patience = search.patience(&running.beats, running.clock.now());
+            let opened = timeout(patience, running.open(&address, search.current()));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
                 Some(Ok(Err(status))) => End::Broken(status),
                 Some(Ok(Ok((outbox, inbox)))) => {
-                    tracing::info!(arbiter = %arbiters.current(), "Node joined");
-                    arbiters.on_leader();
+                    tracing::info!(arbiter = %search.current(), "Node joined");
+                    search.on_leader();
                     running.beats.on_stream();
                     let end = running
                         .speak(outbox, inbox, &mut reported, &mut exited, &stop)
                         .await;
-                    spread = Spread::new(running.beats.interval());
+                    search.on_stream_over(running.beats.interval());
                     end
                 }
             };
-            if after(end, &mut arbiters) == Next::Pause {
-                let pause = Instant::now() + spread.next(fastrand::f64());
+            let pause = search.after(end, &running.beats, running.clock.now(), fastrand::f64());
+            if !pause.is_zero() {
+                let pause = Instant::now() + pause;
                 running.wait(pause, &mut reported, &mut exited, &stop).await;
             }
         }
         running.stop(&mut reported).await;
         Ok(())
-    }
-}
-
-/// Chooses whom to ask next.
-fn after(end: End, arbiters: &mut Arbiters) -> Next {
-    let arbiter = arbiters.current().to_string();
-    match end {
-        End::Stopped => Next::Pause,
-        End::Silent => {
-            tracing::warn!(arbiter, "Arbiter does not answer");
-            arbiters.on_gone();
-            // Everybody else finds that out at another time: there is no herd to keep apart.
-            Next::AskLeader
-        }
-        End::Broken(status) => match NotLeader::of(&status) {
-            Some(NotLeader { leader }) => {
-                tracing::info!(arbiter, ?leader, "Arbiter does not lead");
-                arbiters.on_not_leader(leader)
-            }
-            None => {
-                let error = status.message();
-                tracing::warn!(arbiter, error, "Arbiter is out of reach");
-                arbiters.on_gone();
-                Next::Pause
-            }
-        },
     }
 }
 

@@ -43,6 +43,7 @@ mod polled;
 mod readiness;
 mod remains;
 mod report;
+mod search;
 mod sockets;
 mod sweep;
 mod users;

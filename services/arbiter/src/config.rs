@@ -49,6 +49,9 @@ pub enum Ha {
     Elected,
 }
 
+/// However often agents beat, those who look for the new leader are given this long to find it.
+const FOUND_WITHIN: Duration = Duration::from_secs(2);
+
 /// Schemes of stores that several arbiters can share.
 const SHARED_STORES: [&str; 1] = ["etcd"];
 
@@ -95,7 +98,7 @@ pub enum Error {
     Leader(#[from] InvalidLeaderTerms),
     /// A change of leader would end workers that nobody lost.
     #[error(
-        "lease.{field} ({ttl:?}) must be more than {least:.1?}, or a change of leader ends what lives on such leases: lease.leader_ttl ({leader_ttl:?}) with its margin, and two heartbeats"
+        "lease.{field} ({ttl:?}) must be more than {least:.1?}, or a change of leader ends what lives on such leases: lease.leader_ttl ({leader_ttl:?}) with its margin, and two heartbeats (2s where those are more frequent)"
     )]
     Change {
         /// The setting.
@@ -181,7 +184,7 @@ impl Config {
     /// Whether leases outlast a change of leader.
     fn check_change(&self) -> Result<(), Error> {
         let takeover = self.leader_terms()?.takeover_span();
-        let beats = self.node_beat.saturating_mul(2);
+        let beats = self.node_beat.saturating_mul(2).max(FOUND_WITHIN);
         let session_beats = self.session_ttl / 3;
         for (field, ttl, least) in [
             ("node_ttl", self.node_ttl, takeover.saturating_add(beats)),
@@ -279,6 +282,15 @@ mod tests {
         let text = refused(short());
         assert!(
             text.starts_with("lease.node_ttl (6s) must be more than 7.6s"),
+            "{text}"
+        );
+        let text = refused(Config {
+            node_ttl: Duration::from_secs(7),
+            node_beat: Duration::from_millis(100),
+            ..Config::default()
+        });
+        assert!(
+            text.starts_with("lease.node_ttl (7s) must be more than 7.6s"),
             "{text}"
         );
         let text = refused(Config {

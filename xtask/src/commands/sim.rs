@@ -1,5 +1,5 @@
 //! `cargo xtask sim`: the lease protocol in a model and by the million, into target/sim/sim.json; with `--services`
-//! the services themselves by the hundred, into target/sim-services/sim-services.json.
+//! the services themselves by the thousand, into target/sim-services/sim-services.json.
 
 use super::{Task, matrix};
 use crate::{report::Report, workspace::Workspace};
@@ -42,7 +42,8 @@ pub(super) fn services(
     flags: &[String],
 ) -> Result<(), String> {
     let target = workspace.target().join("sim-services");
-    let mut build = workspace.cargo("build --locked -p tether-sim-services");
+    let mut build = workspace
+        .cargo("build --locked --config libs/sim-services/optimised.toml -p tether-sim-services");
     build
         .env("CARGO_TARGET_DIR", &target)
         .env("RUSTFLAGS", "--cfg tokio_unstable");

@@ -1,10 +1,15 @@
 //! The command line: which schedules are played, and what is said of them.
 
 use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     ops::Range,
     path::PathBuf,
     process::ExitCode,
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +24,7 @@ use rows::{Rows, say};
 
 use super::{
     mutant::Mutant,
+    schedule::END,
     world::{self, Outcome},
 };
 
@@ -31,18 +37,18 @@ const TWICE: u64 = 100;
 /// Signs of life are not given more often than this.
 const SAY_EVERY: Duration = Duration::from_secs(20);
 
-/// Plays schedules of a minute on the services themselves, and shows that mistakes would be seen.
+/// Plays schedules on the services themselves, and shows that mistakes would be seen.
 #[derive(Debug, Parser)]
 struct Args {
     /// How many schedules are played.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 2_000)]
     schedules: u64,
     /// The seed of the first one; each has the next number.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// On so many threads; all processors unless told otherwise.
     #[arg(long)]
-    jobs: Option<u64>,
+    jobs: Option<usize>,
     /// With this mistake, by name.
     #[arg(long, value_parser = mutant)]
     mutant: Option<Mutant>,
@@ -52,9 +58,19 @@ struct Args {
     /// Schedules only: no mutants.
     #[arg(long)]
     only_schedules: bool,
+    /// Mutants only: no schedules without one.
+    #[arg(long, conflicts_with = "only_schedules")]
+    only_mutants: bool,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    fn threads(&self) -> usize {
+        let all = || thread::available_parallelism().map_or(1, usize::from);
+        self.jobs.unwrap_or_else(all).max(1)
+    }
 }
 
 fn mutant(name: &str) -> Result<Mutant, String> {
@@ -72,10 +88,33 @@ struct Summary {
     births: u64,
     deaths: u64,
     twice: u64,
-    broken: u64,
-    /// The lowest seed of those, and how.
-    first: Option<(u64, String)>,
+    /// A sum over what happened in each, whatever order they were played in.
+    digest: u64,
+    /// How many each promise was broken in, by its name; and the lowest seed of those, and how.
+    broken: BTreeMap<&'static str, (u64, u64, String)>,
 }
+
+/// What is promised of each schedule: what a violation's text begins with, and the words for it.
+const PROMISES: [(&str, &str); 6] = [
+    ("P1", "no worker outlives its permission"),
+    (
+        "P2",
+        "one incarnation of a slot, one arbiter that writes, no burial of who lives",
+    ),
+    ("P3", "nobody ends for what does not last"),
+    ("P4", "each death is recorded once, with its cause"),
+    (
+        "P5",
+        "after all is healed those are alive whom the ledger lists, and none is missing",
+    ),
+    (
+        ALIKE,
+        "played twice it is the same, and no service ends by itself",
+    ),
+];
+
+/// What is not a promise of the product.
+const ALIKE: &str = "same seed";
 
 pub(crate) fn main() -> ExitCode {
     let args = Args::parse();
@@ -84,9 +123,11 @@ pub(crate) fn main() -> ExitCode {
     }
     let mut rows = Rows::default();
     if !args.only_schedules && args.mutant.is_none() {
-        catch_mutants(&mut rows);
+        catch_mutants(&mut rows, args.threads());
     }
-    play(&args, &mut rows);
+    if !args.only_mutants {
+        play(&args, &mut rows);
+    }
     match rows.finish(args.json.as_deref()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -119,19 +160,28 @@ fn replay(seed: u64, mutant: Option<Mutant>) -> String {
     format!("replay with: cargo xtask sim --services --trace --seed {seed}{with}")
 }
 
-fn catch_mutants(rows: &mut Rows) {
-    for &mutant in Mutant::ALL {
-        let start = Instant::now();
-        let seeds = 0..MUTANT_WITHIN;
-        let caught = seeds.clone().find_map(|seed| {
-            let broken = world::play(seed, Some(mutant)).broken?;
-            Some((seed, broken))
-        });
-        let took = start.elapsed().as_secs_f64();
-        let seen = match caught {
-            Some((seed, broken)) => Ok(format!("in {} schedules, {took:.1} s: {broken}", seed + 1)),
-            None => Err(format!("not in {MUTANT_WITHIN} schedules")),
-        };
+/// Each mutant, as many at a time as there are threads.
+fn catch_mutants(rows: &mut Rows, threads: usize) {
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&mutant) = Mutant::ALL.get(at) else {
+                        break;
+                    };
+                    let seen = catch(mutant);
+                    if let Ok(mut all) = all.lock() {
+                        all.insert(at, (mutant, seen));
+                    }
+                }
+                add_own_cpu();
+            });
+        }
+    });
+    for (mutant, seen) in all.into_inner().unwrap_or_default().into_values() {
         let (Ok(text) | Err(text)) = &seen;
         say(&format!("mutant {:<28} {text}", mutant.name()));
         let expected = format!("caught within {MUTANT_WITHIN} schedules");
@@ -143,32 +193,49 @@ fn catch_mutants(rows: &mut Rows) {
     }
 }
 
+/// Plays schedules with this mistake until one shows it.
+fn catch(mutant: Mutant) -> Result<String, String> {
+    let start = Instant::now();
+    let caught = (0..MUTANT_WITHIN).find_map(|seed| {
+        let broken = world::play(seed, Some(mutant)).broken?;
+        Some((seed, broken))
+    });
+    let took = start.elapsed().as_secs_f64();
+    match caught {
+        Some((seed, broken)) => Ok(format!("in {} schedules, {took:.1} s: {broken}", seed + 1)),
+        None => Err(format!("not in {MUTANT_WITHIN} schedules, {took:.1} s")),
+    }
+}
+
 fn play(args: &Args, rows: &mut Rows) {
-    let threads = args
-        .jobs
-        .unwrap_or_else(|| thread::available_parallelism().map_or(1, |count| count.get() as u64));
+    let threads = args.threads();
     let seeds = args.seed..args.seed.saturating_add(args.schedules);
     say(&format!(
-        "schedules of a minute, seeds {} to {}, on {threads} threads",
-        seeds.start, seeds.end
+        "schedules of {} s, seeds {} to {}, on {threads} threads",
+        END.as_secs(),
+        seeds.start,
+        seeds.end
     ));
-    let start = Instant::now();
-    let total = all(seeds, args.mutant, threads.max(1));
-    let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds());
+    let (start, before) = (Instant::now(), cpu_seconds());
+    let total = all(seeds, args.mutant, threads as u64);
+    let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - before);
     let rate = total.schedules as f64 / cpu.max(0.001);
-    let seen = format!(
-        "{} schedules in {took:.1} s, {rate:.1} per CPU second, {} workers started, {} ended, {} schedules played twice, {} broken",
-        total.schedules, total.births, total.deaths, total.twice, total.broken
+    let broken: u64 = total.broken.values().map(|(count, ..)| count).sum();
+    let played = format!(
+        "{} schedules in {took:.1} s, {rate:.1} per CPU second, {} workers started, {} ended, {} schedules played twice, traces {:016x}",
+        total.schedules, total.births, total.deaths, total.twice, total.digest
     );
-    say(&seen);
-    let seen = match total.first {
-        None => Ok(seen),
-        Some((seed, broken)) => Err(format!(
-            "{seen}; first: {broken}; {}",
-            replay(seed, args.mutant)
-        )),
-    };
-    rows.add("services, schedules", "every promise kept in each", seen);
+    say(&format!("{played}, {broken} broken"));
+    for (name, words) in PROMISES {
+        let seen = match total.broken.get(name) {
+            None => Ok(format!("0 violations; {played}")),
+            Some((count, seed, broken)) => Err(format!(
+                "{count} violations; first: {broken}; {}",
+                replay(*seed, args.mutant)
+            )),
+        };
+        rows.add(&format!("services, {name}"), words, seen);
+    }
 }
 
 /// CPU time of this process so far, which is what schedules per second are counted by.
@@ -213,8 +280,9 @@ fn all(seeds: Range<u64>, mutant: Option<Mutant>, threads: u64) -> Summary {
                         if said.elapsed() > SAY_EVERY {
                             *said = Instant::now();
                             say(&format!(
-                                "  {} schedules, {} broken",
-                                summary.schedules, summary.broken
+                                "  {} schedules, {} promises broken",
+                                summary.schedules,
+                                summary.broken.len()
                             ));
                         }
                     }
@@ -234,6 +302,7 @@ impl Summary {
         self.schedules += 1;
         self.births += outcome.births;
         self.deaths += outcome.deaths;
+        self.digest = self.digest.wrapping_add(digest(&outcome.trace));
         let mut broken = outcome.broken;
         if let Some(again) = again {
             self.twice += 1;
@@ -244,14 +313,24 @@ impl Summary {
             }
         }
         if let Some(broken) = broken {
-            self.broken += 1;
             say(&format!(
                 "  seed {seed}: {broken}; {}",
                 replay(seed, mutant)
             ));
-            if self.first.as_ref().is_none_or(|(first, _)| seed < *first) {
-                self.first = Some((seed, broken));
+            let mut names = PROMISES.iter().map(|(name, _)| *name);
+            let name = names.find(|name| broken.starts_with(name)).unwrap_or(ALIKE);
+            let (count, first, how) = self.broken.entry(name).or_insert((0, seed, String::new()));
+            *count += 1;
+            if seed <= *first {
+                (*first, *how) = (seed, broken);
             }
         }
     }
+}
+
+/// The same for the same trace, in every process.
+fn digest(trace: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    trace.hash(&mut hasher);
+    hasher.finish()
 }

@@ -1,6 +1,6 @@
 //! The clocks of simulated machines, each off in a way of its own.
 
-use std::{cell::RefCell, collections::BTreeMap, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
 use tether_clock::{Reading, Tick, source};
 use tokio::runtime::{Handle, Id};
@@ -48,8 +48,8 @@ impl Dials {
 #[derive(Debug, Default)]
 struct Clocks {
     machines: Vec<Dials>,
-    /// Whose runtime is which: a host that was restarted has another.
-    runtimes: BTreeMap<String, Host>,
+    /// Whose runtime is which: a host that was restarted has another. Few, and looked at with each reading.
+    runtimes: Vec<(Id, Host)>,
     /// True time as of the last step.
     truth: Duration,
 }
@@ -71,9 +71,10 @@ pub(crate) fn install(machines: Vec<Dials>) {
 
 impl Clocks {
     fn shown(&self) -> Reading {
-        let host = Handle::try_current().ok().map(|it| key(it.id()));
-        let host = host.and_then(|id| self.runtimes.get(&id)).copied();
-        let dials = host.and_then(|host| self.machines.get(host)).copied();
+        let id = Handle::try_current().ok().map(|handle| handle.id());
+        let runs = |(runtime, _): &&(Id, Host)| Some(*runtime) == id;
+        let host = self.runtimes.iter().rev().find(runs);
+        let dials = host.and_then(|&(_, host)| self.machines.get(host)).copied();
         let dials = dials.unwrap_or_default();
         dials.at(dials.stopped.unwrap_or_else(|| self.now()))
     }
@@ -83,15 +84,10 @@ impl Clocks {
     }
 }
 
-/// An id has no order of its own.
-fn key(id: Id) -> String {
-    id.to_string()
-}
-
 /// The runtime that runs this is that of `host`.
 pub(crate) fn arrive(host: Host) {
     if let Ok(handle) = Handle::try_current() {
-        CLOCKS.with_borrow_mut(|clocks| clocks.runtimes.insert(key(handle.id()), host));
+        CLOCKS.with_borrow_mut(|clocks| clocks.runtimes.push((handle.id(), host)));
     }
 }
 

@@ -11,10 +11,7 @@ use tether_proto::{
     node::{StartWorker, WorkerReport},
 };
 use tether_types::{Death, DeathCause, NodeName, Orderer, WorkerId};
-use tokio::{
-    sync::mpsc::{self, UnboundedSender},
-    time::sleep,
-};
+use tokio::{sync::mpsc, time::sleep};
 
 use super::processes::{Process, Processes};
 

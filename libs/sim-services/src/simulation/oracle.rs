@@ -12,6 +12,7 @@ use super::{
     census::Said,
     clocks::Host,
     software::{NODE_TTL, OWNER_TIMEOUT, POOLS},
+    tap::Burial,
 };
 
 /// Between two looks, and on its way.
@@ -33,7 +34,10 @@ pub(crate) struct Oracle {
     /// When owner and leader were last there for workers' ends to be counted from.
     owner: Duration,
     alive: BTreeSet<(Host, String)>,
-    seen_dead: BTreeSet<(Host, String)>,
+    /// With why, in truth.
+    seen_dead: BTreeMap<(Host, String), DeathCause>,
+    /// Deaths as recorded: by which record, and why.
+    buried: BTreeMap<String, (String, DeathCause)>,
     /// Whether nothing that goes wrong lasts long enough to end a worker.
     pub(crate) gentle: bool,
     pub(crate) births: u64,
@@ -76,7 +80,7 @@ impl Oracle {
                 }
                 Some(cause) => {
                     self.alive.remove(&key);
-                    if self.seen_dead.insert(key) {
+                    if self.seen_dead.insert(key, *cause).is_none() {
                         self.deaths += 1;
                         self.tell(now, &format!("{id} on {} died: {cause:?}", node.host));
                         if self.gentle {
@@ -86,6 +90,41 @@ impl Oracle {
                         }
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A death was recorded. P2: of a worker that is dead, as its place is filled again from here on. P4: once.
+    pub(crate) fn on_burial(&mut self, now: Duration, burial: Burial) -> Result<(), String> {
+        let Burial {
+            record,
+            worker,
+            cause,
+        } = burial;
+        let id = worker.to_string();
+        self.tell(now, &format!("{id} is recorded as dead: {cause:?}"));
+        if let Some((host, _)) = self.alive.iter().find(|(_, alive)| *alive == id) {
+            return Err(format!(
+                "P2: {id} is recorded as dead ({cause:?}), and lives on {host}"
+            ));
+        }
+        match self.buried.insert(id.clone(), (record.clone(), cause)) {
+            Some((earlier, _)) if earlier != record => Err(format!(
+                "P4: the death of {id} is recorded in {earlier} and in {record}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// P4: each death is recorded by now, with its cause.
+    fn told(&self) -> Result<(), String> {
+        for ((host, id), truth) in &self.seen_dead {
+            let recorded = self.buried.get(id).map(|(_, cause)| *cause);
+            if !recorded.is_some_and(|cause| tells(cause, *truth)) {
+                return Err(format!(
+                    "P4: {id} died on {host} by {truth:?}, and recorded is {recorded:?}"
+                ));
             }
         }
         Ok(())
@@ -130,6 +169,7 @@ impl Oracle {
 
     /// P5: after all is healed, who is there is who the ledger says is there, and nobody is missing.
     pub(crate) fn settled(&self, said: Option<&Said>) -> Result<(), String> {
+        self.told()?;
         let said = said.ok_or("P5: the ledger does not say who is there")?;
         let alive: BTreeSet<_> = self.alive.iter().map(|(_, id)| id.clone()).collect();
         let wanted: u32 = POOLS.iter().map(|(_, size, _)| size).sum();
@@ -140,4 +180,9 @@ impl Oracle {
         }
         Ok(())
     }
+}
+
+/// Whether a record tells the truth: of a node that was lost the ledger knows only that its lease is over.
+fn tells(recorded: DeathCause, truth: DeathCause) -> bool {
+    recorded == truth || recorded == DeathCause::LeaseExpired
 }

@@ -7,13 +7,13 @@ use fastrand::Rng;
 use super::clocks::Host;
 
 /// Everything is up and its pools are filled by then.
-pub(crate) const QUIET: Duration = Duration::from_secs(8);
+pub(crate) const QUIET: Duration = Duration::from_secs(2);
 /// The last fault is over by then.
-pub(crate) const HEALED: Duration = Duration::from_secs(42);
+pub(crate) const HEALED: Duration = Duration::from_secs(26);
 /// The ledger is asked from then on, and by then all must be as it says.
-pub(crate) const AUDIT: Duration = Duration::from_secs(64);
+pub(crate) const AUDIT: Duration = Duration::from_secs(43);
 /// The end.
-pub(crate) const END: Duration = Duration::from_secs(66);
+pub(crate) const END: Duration = Duration::from_secs(44);
 
 /// Who is who.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ pub(crate) fn draw(rng: &mut Rng, cast: &Cast, gentle: bool) -> Vec<Event> {
         let lasts = match gentle {
             true => millis(rng.u64(100..2_000)),
             false if rng.u8(0..4) == 0 => millis(rng.u64(200..2_000)),
-            false => millis(rng.u64(2_000..22_000)),
+            false => millis(rng.u64(2_000..15_000)),
         };
         let to = (at + lasts).min(HEALED);
         if let (Fault::Slow(links, _), false) = (&fault, gentle) {
@@ -82,8 +82,8 @@ pub(crate) fn draw(rng: &mut Rng, cast: &Cast, gentle: bool) -> Vec<Event> {
         });
         at = match gentle {
             // One at a time, and all is well in between.
-            true => to + millis(rng.u64(8_000..11_000)),
-            false => at + millis(rng.u64(200..9_000)),
+            true => to + millis(rng.u64(5_000..7_000)),
+            false => at + millis(rng.u64(200..7_000)),
         };
     }
     events.retain(|event| event.from < event.to);
@@ -95,7 +95,7 @@ fn fade(rng: &mut Rng, at: Duration, links: &[(Host, Host)]) -> Event {
     let from = at + millis(rng.u64(1_500..2_500));
     Event {
         from: from.min(HEALED),
-        to: (from + millis(rng.u64(9_000..14_000))).min(HEALED),
+        to: (from + millis(rng.u64(5_000..9_000))).min(HEALED),
         fault: Fault::Oneway(links.to_vec()),
     }
 }

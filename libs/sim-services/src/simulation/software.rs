@@ -31,13 +31,14 @@ use super::{
 /// Where every service listens on its machine.
 const PORT: u16 = 7000;
 
-/// What a node's lease gives: more than an agent may take to ask an arbiter again that it found gone, which is two
-/// seconds without an answer and five pauses of up to two.
-pub(crate) const NODE_TTL: Duration = Duration::from_secs(14);
+/// What a node's lease gives: hardly more than a change of leader takes, and two beats.
+pub(crate) const NODE_TTL: Duration = Duration::from_secs(6);
 /// How long workers of the pool that has it live on disabled.
-pub(crate) const GRACE: Duration = Duration::from_secs(4);
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
+/// How long an owner's session lasts.
+const SESSION_TTL: Duration = Duration::from_secs(7);
 /// How long workers wait for their owner.
-pub(crate) const OWNER_TIMEOUT: Duration = Duration::from_secs(12);
+pub(crate) const OWNER_TIMEOUT: Duration = Duration::from_secs(9);
 /// How long what is cut off from the store may have led before.
 pub(crate) const LEADER_TTL: Duration = Duration::from_secs(3);
 
@@ -66,7 +67,7 @@ pub(crate) async fn arbiter(name: &'static str, tap: Tap) -> Ended {
     let config = tether_arbiter::Config {
         node_ttl: NODE_TTL,
         node_beat: Duration::from_secs(1),
-        session_ttl: Duration::from_secs(10),
+        session_ttl: SESSION_TTL,
         ha: Ha::Elected,
         leader_ttl: LEADER_TTL,
         leader_renew: Duration::from_millis(500),

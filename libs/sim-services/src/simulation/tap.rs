@@ -6,7 +6,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tether_store::{Changes, Entry, Error, Listing, MemoryStore, Revision, Store, Txn};
+use prost::Message as _;
+use tether_proto::{
+    common::WorkerRef,
+    worker::{Event, EventKind},
+};
+use tether_store::{Changes, Entry, Error, Listing, MemoryStore, Revision, Store, Txn, Write};
+use tether_types::{Death, DeathCause, WorkerId};
 use tokio::time::sleep;
 
 use super::{
@@ -17,6 +23,9 @@ use super::{
 /// Where an arbiter writes that it leads.
 const REIGN: &str = "arbiter/leader/reign";
 const LEADER: &str = "arbiter/leader/";
+
+/// Where arbiters write what happened.
+const EVENTS: &str = "arbiter/events/";
 
 /// How often a stalled way is tried.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -32,6 +41,38 @@ pub(crate) struct Seen {
     pub(crate) stalled: Vec<Host>,
     /// What there is to tell, in order.
     pub(crate) news: Vec<String>,
+    /// Deaths that were recorded.
+    pub(crate) buried: Vec<Burial>,
+}
+
+/// The record of a death.
+#[derive(Debug, Clone)]
+pub(crate) struct Burial {
+    /// Its key in the store.
+    pub(crate) record: String,
+    pub(crate) worker: WorkerId,
+    /// Why it died, as far as the ledger knows.
+    pub(crate) cause: DeathCause,
+}
+
+impl Burial {
+    fn of(write: &Write) -> Option<Self> {
+        let Write::Put { key, value } = write else {
+            return None;
+        };
+        if !key.starts_with(EVENTS) {
+            return None;
+        }
+        let event = Event::decode(&**value).ok()?;
+        if event.kind() != EventKind::WorkerDied {
+            return None;
+        }
+        Some(Self {
+            record: key.clone(),
+            worker: WorkerRef::required(event.worker.as_ref()).ok()?,
+            cause: Death::from(event.death.as_ref()?).cause,
+        })
+    }
 }
 
 /// Shared by all ways.
@@ -99,19 +140,21 @@ impl Store for Tap {
         if self.mutant == Some(Mutant::NoGuard) && !about_leading {
             txn.guards.clear();
         }
-        let is_reign = |write: &&tether_store::Write| write.key() == REIGN;
+        let is_reign = |write: &&Write| write.key() == REIGN;
         let (wins, resigns) = match txn.writes.iter().find(is_reign) {
-            Some(tether_store::Write::Put { .. }) => (true, false),
-            Some(tether_store::Write::Delete { .. }) => (false, true),
+            Some(Write::Put { .. }) => (true, false),
+            Some(Write::Delete { .. }) => (false, true),
             None => (false, false),
         };
         let effects = match about_leading {
             true => 0,
             false => txn.writes.len(),
         };
+        let buried: Vec<_> = txn.writes.iter().filter_map(Burial::of).collect();
         let committed = self.store.commit(txn).await;
         if committed.is_ok() {
             self.judge(wins, resigns, effects);
+            with(&self.seen, |seen| seen.buried.extend(buried));
         }
         // The answer takes the same way.
         self.pass().await;

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Between two looks at everything.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(20);
 
 const NAMES: [&str; 8] = [
     "arbiter-0",
@@ -45,7 +45,7 @@ const DRIFT: i64 = 4_500;
 /// For how long the clocks of an arbiter run ahead that leads anew and is impatient, and by how much in each tick:
 /// not so fast that it would take its own reign for over.
 const HASTE_LASTS: Duration = Duration::from_secs(5);
-const HASTE: Duration = Duration::from_millis(20);
+const HASTE: Duration = Duration::from_millis(40);
 
 /// What came of a schedule.
 #[derive(Debug, Clone)]
@@ -126,6 +126,7 @@ impl World<'_> {
             .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
             .simulation_duration(END * 2)
             .tick_duration(TICK)
+            .enable_random_order()
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(Duration::from_millis(20))
             .tcp_capacity(100_000)
@@ -329,9 +330,10 @@ impl World<'_> {
 
     fn look(&mut self) -> Result<(), String> {
         let now = self.sim.elapsed();
-        let (news, wrong, leader) = tap::with(&self.seen, |seen| {
+        let (news, buried, wrong, leader) = tap::with(&self.seen, |seen| {
             (
                 std::mem::take(&mut seen.news),
+                std::mem::take(&mut seen.buried),
                 seen.wrong.take(),
                 seen.leader,
             )
@@ -359,6 +361,9 @@ impl World<'_> {
                 });
             let node = oracle::Node { host, heard };
             self.oracle.on_node(now, node, &own.look())?;
+        }
+        for burial in buried {
+            self.oracle.on_burial(now, burial)?;
         }
         self.oracle.single()
     }
