@@ -22,10 +22,13 @@
 //! - **A8** Nothing on a node whose lease is over is told to gateways; it serves again once the node is back.
 //! - **A9** Of a job's attempts only the last one is heard: its fence is greater than that of any before, also
 //!   over a restart, and progress, checkpoints and results with another are refused.
+//! - **A10** Of a node's agents only the last one speaks for it: each has an epoch, later than that of any before, also
+//!   over a restart, and one with an earlier epoch is refused.
 
 mod attempts;
 mod calls;
 mod dependencies;
+mod epochs;
 mod filling;
 mod hearing;
 mod holds;

@@ -15,6 +15,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use tether_clock::Tick;
+use tether_history::Freed;
 use tether_lease::Tenure;
 use tether_proto::{Failure, worker::EventKind};
 use tether_types::{DeathCause, NodeName, PoolName, Reason, Slot, WorkerId};
@@ -125,6 +126,7 @@ impl Ledger {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
+        node.tenancy.note_freed(name, Freed::Expired);
         self.unheard -= usize::from(!node.heard);
         let certain = |(_, claim): &(Tick, Claim)| matches!(claim, Claim::Worker(_));
         if !claims.iter().all(certain) {
@@ -313,6 +315,7 @@ impl Ledger {
             return;
         };
         node.lease.release();
+        node.tenancy.note_freed(name, Freed::Returned);
         node.loss = Some(Loss {
             since: now,
             claims: BTreeSet::new(),
@@ -355,6 +358,9 @@ impl Ledger {
                 "node `{name}` was heard {silent:.1?} ago, so it lives: stop its agent and its workers first, or wait until it was silent for {patience:.1?}"
             );
             return Err(Failure::new(Reason::ConfigInvalid, text).retry_after(patience));
+        }
+        if node.loss.is_none() {
+            node.tenancy.note_freed(name, Freed::Proof);
         }
         let workers: Vec<_> = node.workers.iter().collect();
         let text = format!("node `{name}` was declared dead by {witness}");

@@ -6,6 +6,7 @@ use std::{
 };
 
 use tether_clock::Tick;
+use tether_history::Freed;
 use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
 use tether_proto::{
@@ -21,8 +22,8 @@ use tether_types::{
 };
 
 use super::{
-    Ledger, Pool, Timed, holds::Hold, loss::Loss, losses::Over, millis, pools::Outliving,
-    roster::Roster,
+    Ledger, Pool, Timed, epochs::Tenancy, holds::Hold, loss::Loss, losses::Over, millis,
+    pools::Outliving, roster::Roster,
 };
 use crate::{
     effects::{Ack, keys},
@@ -46,6 +47,8 @@ const NEVER_STARTED: &str =
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(super) lease: Grantor,
+    /// Who holds that.
+    pub(super) tenancy: Tenancy,
     /// Whether it was heard since this arbiter started.
     pub(super) heard: bool,
     /// What may still live there, once its lease is over.
@@ -90,6 +93,7 @@ impl Node {
     fn unheard(lease: Grantor, instance: String, now: Tick) -> Self {
         Self {
             lease,
+            tenancy: Tenancy::default(),
             heard: false,
             loss: None,
             instance,
@@ -158,9 +162,18 @@ impl Node {
 }
 
 impl Ledger {
-    pub(super) fn restore_node(&mut self, name: NodeName, instance: String, now: Tick) {
+    pub(super) fn restore_node(
+        &mut self,
+        name: NodeName,
+        instance: String,
+        revision: u64,
+        now: Tick,
+    ) {
         let lease = Grantor::after_restart(self.terms.node, now);
-        self.enter_node(name, Node::unheard(lease, instance, now));
+        let mut node = Node::unheard(lease, instance, now);
+        node.tenancy = Tenancy::restored(revision);
+        node.tenancy.note_granted(&name, &node.lease, now);
+        self.enter_node(name, node);
     }
 
     fn enter_node(&mut self, name: NodeName, node: Node) {
@@ -258,7 +271,7 @@ impl Ledger {
     /// the same name has to wait until that one's lease is over (A1).
     ///
     /// # Errors
-    /// Says how long, and what to do if both are meant to run.
+    /// Says how long, and what to do if both are meant to run; or that it was followed by another one (A10).
     pub(crate) fn admit_node(
         &mut self,
         name: &NodeName,
@@ -266,6 +279,7 @@ impl Ledger {
         now: Tick,
     ) -> Result<(), Failure> {
         self.check_nodes(vec![name.clone()], now);
+        self.admit_epoch(name, hello)?;
         let known = self.nodes.get(name);
         let Some(known) = known.filter(|known| known.instance != hello.instance) else {
             return Ok(());
@@ -291,19 +305,31 @@ impl Ledger {
         let was_uncertain = self.uncertain.contains(name);
         let known = self.take_node(name);
         let was_lost = known.as_ref().is_some_and(|known| known.loss.is_some());
+        let is_new = known.is_none();
         let is_news = |known: &Node| !known.is_up() || known.guarantee != hello.guarantee;
         let joined = known.as_ref().is_none_or(is_news);
         let known = known.unwrap_or_else(|| {
-            let instance = hello.instance.clone();
-            self.effects.put(keys::node(name), NodeRecord { instance });
             let lease = Grantor::grant(self.terms.node, now);
             Node {
                 over: self.losses.on_return(name),
                 ..Node::unheard(lease, String::new(), now)
             }
         });
+        let mut tenancy = known.tenancy;
+        let is_same = known.instance == hello.instance && tenancy.is_of(hello.epoch);
+        if is_new || was_lost || !is_same {
+            if !was_lost {
+                tenancy.note_freed(name, Freed::TakenOver);
+            }
+            tenancy.follow();
+            let instance = hello.instance.clone();
+            self.effects.put(keys::node(name), NodeRecord { instance });
+        } else {
+            tenancy.on_stream(hello.epoch);
+        }
         let node = Node {
             lease: Grantor::grant(self.terms.node, now),
+            tenancy,
             heard: true,
             loss: None,
             instance: hello.instance.clone(),
@@ -356,6 +382,10 @@ impl Ledger {
             Beat::Ended => return false,
         };
         let takes_before = node.takes();
+        node.tenancy.on_heard(beat.epoch);
+        if ttl_ms > 0 {
+            node.tenancy.note_granted(name, &node.lease, now);
+        }
         // A beat that was overtaken is no anchor: what is told counts from the later one.
         if beat.seq > node.last.0 {
             node.last = (beat.seq, now);
@@ -460,6 +490,7 @@ impl Ledger {
             owners,
             orders,
             resync: ack.resync,
+            epoch: node.tenancy.to_tell(),
         })
     }
 
