@@ -294,7 +294,8 @@ impl Ledger {
         Err(Failure::new(Reason::NodeTaken, text).retry_after(left))
     }
 
-    /// A node opens its stream: granted a lease anew, and compared with what is known of it.
+    /// A node opens its stream, and is compared with what is known of it. Where it has no lease it is granted one
+    /// anew; one that it has is extended by its first beat, which shows that it hears.
     pub(crate) fn on_hello(&mut self, name: &NodeName, hello: &Hello, now: Tick) {
         let launchers = hello
             .launchers
@@ -327,8 +328,12 @@ impl Ledger {
         } else {
             tenancy.on_stream(hello.epoch);
         }
+        let lease = match is_new || was_lost {
+            true => Grantor::grant(self.terms.node, now),
+            false => known.lease.clone().on_stream(),
+        };
         let node = Node {
-            lease: Grantor::grant(self.terms.node, now),
+            lease,
             tenancy,
             heard: true,
             loss: None,
@@ -597,6 +602,32 @@ mod tests {
             !ledger.nodes[&node].takes(),
             "another stream has to be heard too"
         );
+    }
+
+    #[test]
+    fn an_agent_that_only_says_hello_keeps_no_lease_by_it_however_often_it_does() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let start = Tick::from_nanos(1_000_000_000);
+        let beat = |seq| HeartbeatRequest {
+            seq,
+            ack_seen: seq - 1,
+            ..HeartbeatRequest::default()
+        };
+        ledger.on_hello(&node, &Hello::default(), start);
+        assert!(ledger.on_beat(&node, &beat(1), start));
+        let until = ledger.nodes[&node].lease.next_deadline().unwrap();
+
+        let last = until.saturating_sub(Duration::from_secs(1));
+        for ago in (0..15).rev() {
+            let now = last.saturating_sub(Duration::from_secs(ago));
+            ledger.on_hello(&node, &Hello::default(), now);
+        }
+        assert_eq!(ledger.nodes[&node].lease.next_deadline(), Some(until));
+        // Its first beat on a stream is as good as ever, and it may count from one again.
+        assert!(ledger.on_beat(&node, &beat(1), last));
+        assert!(ledger.nodes[&node].lease.next_deadline() > Some(until));
     }
 
     #[test]
