@@ -130,6 +130,7 @@ impl Puppet {
             orders,
             ttl_ms: 0,
             resync: false,
+            epoch: 0,
         };
         if let Some(outbox) = &strings.outbox {
             let _ = outbox.send(message);
@@ -208,6 +209,7 @@ impl Strings {
             owners: self.grant.owners.clone(),
             orders: Vec::new(),
             resync: false,
+            epoch: 0,
         }
     }
 }

@@ -89,6 +89,7 @@ impl Swarm {
                 pending: Vec::new(),
                 digest: Digest::default(),
                 resync: false,
+                epoch: 0,
                 sent: BTreeMap::new(),
                 seq: 0,
                 ack_seen: 0,
@@ -145,6 +146,8 @@ struct Agent {
     pending: Vec<WorkerReport>,
     digest: Digest,
     resync: bool,
+    /// Of the node's lease, to be said back.
+    epoch: u64,
     sent: BTreeMap<u64, Tick>,
     seq: u64,
     ack_seen: u64,
@@ -237,6 +240,7 @@ impl Agent {
             digest: Some(self.digest.sum()),
             count: self.digest.count(),
             table,
+            epoch: std::mem::take(&mut self.epoch),
             ..HeartbeatRequest::default()
         }
     }
@@ -253,6 +257,7 @@ impl Agent {
                 *last.unwrap_or_else(PoisonError::into_inner) = (sent, BootClock.now());
             }
         }
+        self.epoch = self.epoch.max(message.epoch);
         if message.resync {
             self.counts.resyncs.fetch_add(1, Ordering::Relaxed);
             self.resync = true;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use backon::BackoffBuilder as _;
 use tether_clock::{Clock as _, HolderClock, Tick};
+use tether_history::{What, lease_of_owner, left, note};
 use tether_lease::{Holder, Standing};
 use tether_proto::session::{KeepAliveRequest, KeepAliveResponse};
 use tether_types::{Epoch, OwnerName, Reason};
@@ -37,6 +38,25 @@ pub(crate) struct KeepAlive {
 impl KeepAlive {
     /// Beats until told to stop (none), or until the session is lost.
     pub(crate) async fn run(mut self) -> Option<Lost> {
+        self.note_held();
+        let lost = self.keep().await;
+        note(|| What::Stopped {
+            lease: lease_of_owner(&self.owner),
+            epoch: self.epoch.0,
+        });
+        lost
+    }
+
+    /// For a history: until when this side acts in the session's name.
+    fn note_held(&self) {
+        note(|| What::Held {
+            lease: lease_of_owner(&self.owner),
+            epoch: self.epoch.0,
+            left: left(self.holder.deadline(), self.clock.now()),
+        });
+    }
+
+    async fn keep(&mut self) -> Option<Lost> {
         let schedule = backon::ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(1))
@@ -131,6 +151,7 @@ impl KeepAlive {
         let ttl = Duration::from_millis(answer.ttl_ms);
         let standing = self.holder.on_ack(sent, ttl, self.clock.now());
         self.told.send_replace(self.holder.clone());
+        self.note_held();
         match standing {
             Standing::Expired => Heard::TooLate,
             _ if ttl.is_zero() => Heard::NotExtended,

@@ -31,5 +31,5 @@ mod recorder;
 
 pub use check::{Checker, Report, Rule, Violation};
 pub use read::{Error, Lines, files_in};
-pub use record::{Freed, Record, Scope, What, Worker};
+pub use record::{Freed, Record, Scope, What, Worker, lease_of_node, lease_of_owner};
 pub use recorder::{Recorder, install, is_on, left, note};

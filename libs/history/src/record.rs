@@ -3,7 +3,7 @@
 use std::str::FromStr as _;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tether_types::WorkerId;
+use tether_types::{NodeName, OwnerName, WorkerId};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub enum What {
     },
     /// A grantor granted or extended a lease: it will not give it to anyone else while that much is left.
     Granted {
-        /// Such as `node/n1`, `session/checkout@host-1`, `job/train/42`, `leader`.
+        /// Which: `node/n1`, `session/checkout@host-1`. See [`lease_of_node`] and [`lease_of_owner`].
         lease: String,
         /// The holder's fencing token.
         epoch: u64,
@@ -122,6 +122,16 @@ pub enum What {
         /// The token.
         fence: u64,
     },
+}
+
+/// How a node's lease is called in histories.
+pub fn lease_of_node(node: &NodeName) -> String {
+    format!("node/{node}")
+}
+
+/// How the lease of an owner's session is.
+pub fn lease_of_owner(owner: &OwnerName) -> String {
+    format!("session/{owner}")
 }
 
 /// On what ground a lease is free.

@@ -233,6 +233,44 @@ fn a_lease_is_granted_again_only_after_it_was_freed() {
 }
 
 #[test]
+fn an_epoch_that_was_followed_by_another_is_extended_no_more() {
+    let arbiter = |late| {
+        vec![
+            opened("arbiter"),
+            (0, granted(7, 21)),
+            (15, freed(7, Freed::TakenOver)),
+            (15, granted(8, 21)),
+            (late, granted(7, 21)),
+        ]
+    };
+
+    assert_eq!(broken(&[&arbiter(14)]), []);
+    assert_eq!(broken(&[&arbiter(16)]), [Rule::H2]);
+    // So it is where another arbiter does: one that was deposed and does not know.
+    let (first, second) = (arbiter(16), [opened("arbiter"), (17, granted(7, 21))]);
+    assert_eq!(broken(&[&first[..4], &second]), [Rule::H2]);
+}
+
+#[test]
+fn who_gave_a_lease_back_or_is_said_to_be_dead_goes_on_with_it_no_more() {
+    let arbiter = |why| [opened("arbiter"), (0, granted(7, 21)), (10, freed(7, why))];
+    let holder = |last| [opened("agent"), (0, held(7, 20)), (last, held(7, 20))];
+
+    for why in [Freed::Returned, Freed::Proof] {
+        assert_eq!(broken(&[&arbiter(why), &holder(10)]), []);
+        assert_eq!(broken(&[&arbiter(why), &holder(11)]), [Rule::H2], "{why:?}");
+    }
+    // A witness of elsewhere cannot be compared.
+    let elsewhere = [
+        opened_on("agent", "two"),
+        (0, held(7, 20)),
+        (11, held(7, 20)),
+    ];
+    let report = judge(&[&arbiter(Freed::Proof), &elsewhere]);
+    assert_eq!(report.unjudged.get(&Rule::H2), Some(&1));
+}
+
+#[test]
 fn two_incarnations_of_one_place_do_not_overlap() {
     let agent = |second_at| {
         vec![

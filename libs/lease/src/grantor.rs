@@ -62,6 +62,16 @@ impl Grantor {
         Self::grant(terms, now)
     }
 
+    /// The holder begins to count its beats anew, as on another connection. It is granted nothing by that: who asks
+    /// need not hear, and its first beat there shows that it does (L6).
+    #[must_use]
+    pub fn on_stream(self) -> Self {
+        Self {
+            last_seq: None,
+            ..self
+        }
+    }
+
     /// Changes the terms for beats to come. What was promised before stays promised.
     pub fn retune(&mut self, terms: Terms) {
         self.terms = terms;

@@ -25,6 +25,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     beat::Beats,
+    epoch::NodeEpoch,
     hands::{Adopted, Grants, Hands, Order, Place, Tie, Wires},
     history, launch,
     metrics::Metrics,
@@ -73,6 +74,7 @@ struct Running {
     /// Beats and leases count by it; shims, whose timers are the kernel's, by `BootClock`.
     clock: HolderClock,
     beats: Beats,
+    epoch: NodeEpoch,
     /// What was granted. Told when there is more to it than a later end, which the lease page tells.
     permissions: watch::Sender<Permissions>,
     /// The same for those that read no page, in steps, and told with each.
@@ -119,6 +121,7 @@ impl Node {
             metrics,
             clock: HolderClock::start(),
             beats: Beats::new(arbiters.known().len()),
+            epoch: NodeEpoch::default(),
             permissions: watch::Sender::new(Permissions::default()),
             steps: watch::Sender::new(Permissions::default()),
             workers: BTreeMap::new(),
@@ -138,11 +141,12 @@ impl Node {
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
-                Some(Ok(Err(status))) => End::Broken(status),
+                Some(Ok(Err(status))) => End::from(status),
                 Some(Ok(Ok((outbox, inbox)))) => {
                     tracing::info!(arbiter = %search.current(), "Node joined");
                     search.on_leader();
                     running.beats.on_stream();
+                    running.epoch.on_stream();
                     let end = running
                         .speak(outbox, inbox, &mut reported, &mut exited, &stop)
                         .await;
@@ -150,6 +154,9 @@ impl Node {
                     end
                 }
             };
+            if let End::Fenced(status) = &end {
+                running.on_fenced(status);
+            }
             let pause = search.after(end, &running.beats, running.clock.now(), fastrand::f64());
             if !pause.is_zero() {
                 let pause = Instant::now() + pause;
@@ -182,6 +189,7 @@ impl Running {
             not_covered: self.place.guarantee.not_covered().to_owned(),
             labels: self.place.labels.clone().into_iter().collect(),
             resources: self.place.resources.clone().into_iter().collect(),
+            epoch: self.epoch.on_hello(),
             workers: self
                 .workers
                 .values()
@@ -289,7 +297,7 @@ impl Running {
                 message = inbox.message() => match message {
                     Ok(Some(message)) => self.on_answer(message),
                     Ok(None) => return End::Broken(Status::unavailable("it closed the stream")),
-                    Err(status) => return End::Broken(status),
+                    Err(status) => return End::from(status),
                 },
                 Some(report) = reported.recv() => self.on_report(report),
                 Some(exit) = exited.recv() => self.on_exit(exit),
@@ -327,6 +335,7 @@ impl Running {
             digest: Some(digest.sum()),
             count: digest.count(),
             table,
+            epoch: self.epoch.on_beat(),
             ..HeartbeatRequest::default()
         }
     }
@@ -366,7 +375,19 @@ impl Running {
         }
     }
 
+    /// The arbiter that leads says that this agent was followed by another one. What it still has ends with the
+    /// lease that it was told; it comes again as one that holds nothing.
+    fn on_fenced(&mut self, status: &Status) {
+        tracing::error!(error = status.message(), "Node was taken over");
+        if let Some(epoch) = self.epoch.take() {
+            history::on_stopped(&self.place.node, epoch);
+        }
+    }
+
     fn on_answer(&mut self, message: HeartbeatResponse) {
+        if let Some(before) = self.epoch.on_told(message.epoch) {
+            history::on_stopped(&self.place.node, before);
+        }
         let ttl = Duration::from_millis(message.ttl_ms);
         let interval = Duration::from_millis(message.beat_ms);
         if message.seq > 0 {
@@ -385,6 +406,9 @@ impl Running {
             };
             self.permit(&told, interval / STEPS, BootClock.now());
             history::on_answer(&self.place.node, &self.permissions.borrow());
+            if let Some(epoch) = self.epoch.held() {
+                history::on_held(&self.place.node, epoch, self.beats.lease_end(), now);
+            }
             if message.resync {
                 tracing::warn!("Arbiter was told something else than what is; telling it all");
                 self.resync = true;
@@ -536,9 +560,13 @@ impl Running {
                 let last = self.news.is_empty();
                 let dead = |worker: &Worker| worker.last.phase() == WorkerPhase::Dead;
                 beat.goodbye = last && self.workers.values().all(dead);
+                let leaves = beat.goodbye;
                 outbox.send(beat).await.ok()?;
                 while inbox.message().await.ok()??.seq < seq {}
                 if last {
+                    if let Some(epoch) = self.epoch.held().filter(|_| leaves) {
+                        history::on_stopped(&self.place.node, epoch);
+                    }
                     return Some(());
                 }
             }

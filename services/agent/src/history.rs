@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use tether_clock::{BootClock, Clock as _, Tick};
-use tether_history::{Scope, What, Worker, left, note};
+use tether_history::{Scope, What, Worker, lease_of_node, left, note};
 use tether_proto::{common::WorkerPhase, node::WorkerReport};
 use tether_types::{Death, NodeName, WorkerId};
 
@@ -36,6 +36,23 @@ pub(crate) fn on_answer(node: &NodeName, granted: &Permissions) {
             });
         }
     }
+}
+
+/// The node's lease is held under this epoch, for so long.
+pub(crate) fn on_held(node: &NodeName, epoch: u64, until: Tick, now: Tick) {
+    note(|| What::Held {
+        lease: lease_of_node(node),
+        epoch,
+        left: left(until, now),
+    });
+}
+
+/// What was done under this epoch of it is done no more.
+pub(crate) fn on_stopped(node: &NodeName, epoch: u64) {
+    note(|| What::Stopped {
+        lease: lease_of_node(node),
+        epoch,
+    });
 }
 
 /// A worker is somewhere else in its life.

@@ -19,6 +19,7 @@ mod beat;
 mod config;
 mod descriptors;
 mod diagnosis;
+mod epoch;
 mod forkserver;
 mod guarantee;
 pub mod hands;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tether_clock::Tick;
 use tether_kit::arbiters::{Arbiters, Next, Spread};
 use tether_proto::NotLeader;
-use tether_types::Address;
+use tether_types::{Address, Reason};
 use tonic::Status;
 
 use crate::beat::Beats;
@@ -24,6 +24,17 @@ pub(crate) enum End {
     /// There was no answer.
     Silent,
     Broken(Status),
+    /// Another agent has this node's lease.
+    Fenced(Status),
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        match tether_proto::reason_of(&status) {
+            Some(Reason::LeaseFenced) => Self::Fenced(status),
+            _ => Self::Broken(status),
+        }
+    }
 }
 
 /// Looks for the arbiter that leads.
@@ -78,7 +89,8 @@ impl Search {
         let arbiters = &mut self.arbiters;
         let arbiter = arbiters.current().to_string();
         match end {
-            End::Stopped => Next::Pause,
+            // Where it is fenced, it was the leader that said so.
+            End::Stopped | End::Fenced(_) => Next::Pause,
             End::Silent => {
                 tracing::warn!(arbiter, "Arbiter does not answer");
                 arbiters.on_gone();

@@ -31,6 +31,8 @@ pub(crate) struct Effects {
     pub(crate) acks: BTreeMap<NodeName, Ack>,
     /// Sessions that are over, and what to tell those who still beat for them.
     pub(crate) ended: Vec<(OwnerName, Epoch, Failure)>,
+    /// Nodes whose record was written, and in which revision: the epoch of their lease.
+    pub(crate) epochs: Vec<(NodeName, Epoch)>,
 }
 
 impl Effects {
@@ -108,6 +110,7 @@ impl Effects {
         }
         self.acks.extend(later.acks);
         self.ended.extend(later.ended);
+        self.epochs.extend(later.epochs);
     }
 }
 

@@ -26,11 +26,14 @@
 //!   that live have the same unit of a node's resource.
 //! - **A11** Replacing workers that run, because of a change or to empty a node, takes no pool below its size less
 //!   what its `rollout` allows, has no more places than that allows, and ends no worker that does a job.
+//! - **A12** Of a node's agents only the last one speaks for it: each has an epoch, later than that of any before, also
+//!   over a restart, and one with an earlier epoch is refused.
 
 mod attempts;
 mod calls;
 mod cordons;
 mod dependencies;
+mod epochs;
 mod filling;
 mod hearing;
 mod holds;

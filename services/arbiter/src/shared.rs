@@ -119,7 +119,11 @@ impl Core {
     }
 
     /// Sends what is written on its way.
-    fn deliver(&mut self, done: Effects) {
+    fn deliver(&mut self, done: Effects, now: Tick) {
+        for (node, epoch) in done.epochs {
+            // Told with the next answer.
+            self.ledger.on_epoch(&node, epoch, now);
+        }
         for (owner, epoch, why) in done.ended {
             if let Entry::Occupied(entry) = self.sessions.entry(owner)
                 && entry.get().0 == epoch
@@ -292,7 +296,7 @@ impl Shared {
         let ended = done.ended.iter();
         self.owners
             .ended(ended.map(|(owner, epoch, _)| (owner, *epoch)));
-        core.deliver(done);
+        core.deliver(done, self.clock.now());
         Ok(())
     }
 
@@ -317,9 +321,12 @@ impl Shared {
                     None => txn.delete(key),
                 };
             }
-            self.commit(txn).await?;
+            let revision = Epoch(self.commit(txn).await?);
             for key in &keys {
-                effects.writes.remove(key);
+                let written = effects.writes.remove(key).flatten();
+                let node = key.strip_prefix(keys::NODES).filter(|_| written.is_some());
+                let node = node.and_then(|name| name.parse().ok());
+                effects.epochs.extend(node.map(|node| (node, revision)));
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 use tether_client::{Client, Problem, Session, SessionOptions};
+use tether_kit::telemetry::{self, Settings as Telemetry};
 use tether_proto::{
     common::WorkerRef,
     job::StartJobRequest,
@@ -51,6 +52,18 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    let settings = Telemetry {
+        filter: "warn".to_owned(),
+        ..Telemetry::from_env()
+    };
+    // For its history, where one is wanted.
+    let telemetry = telemetry::start("owner", &settings)?;
+    let done = run(args).await;
+    telemetry.finish().await;
+    done
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
     let client = Client::connect(&args.gateway.parse()?);
     let options = SessionOptions {

@@ -1,4 +1,5 @@
-//! Whether grantors free leases after their holders have stopped, and not before they have run out (H2, H4).
+//! Whether a lease has one holder at a time: grantors free it after its holder has stopped, and not before it has
+//! run out (H2, H4); an epoch that was followed by another is extended no more, and who is gone holds nothing (H2).
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -65,8 +66,12 @@ impl Leases {
         for (lease, epochs) in &self.0 {
             for (epoch, life) in epochs {
                 let name = format!("`{lease}` of epoch {epoch}");
-                if let Some((freed, Freed::Expired)) = life.freed {
-                    judge_expiry(&name, life, freed, report);
+                match life.freed {
+                    Some((freed, Freed::Expired)) => judge_expiry(&name, life, freed, report),
+                    Some((freed, Freed::Proof | Freed::Returned)) if !life.held.is_empty() => {
+                        report.add(Rule::H2, held_from_the_grave(&name, life, freed));
+                    }
+                    Some(_) | None => {}
                 }
             }
             let lives: Vec<_> = epochs.iter().collect();
@@ -80,6 +85,16 @@ impl Leases {
                         ))
                     });
                     report.add(Rule::H2, look);
+                    let late = before.granted.iter().filter_map(|at| at.after(granted));
+                    if let Some(late) = late.max() {
+                        let held = late <= READING;
+                        let look = Look::holds(held, || {
+                            format!(
+                                "`{lease}` was extended for epoch {first} {late:?} after it was granted to epoch {second}"
+                            )
+                        });
+                        report.add(Rule::H2, look);
+                    }
                 }
             }
         }
@@ -111,6 +126,17 @@ fn still_held(name: &str, life: &Life, freed: At) -> Look {
         None => Look::Unjudged,
         Some(beyond) => Look::holds(beyond.is_zero(), || {
             format!("{name} was freed while its holder went on for {beyond:?}")
+        }),
+    }
+}
+
+/// Whether a holder that is dead, or gave its lease back, was heard to go on with it: who is gone writes nothing.
+fn held_from_the_grave(name: &str, life: &Life, freed: At) -> Look {
+    let late = life.held.iter().filter_map(|(at, _)| at.after(freed));
+    match late.max() {
+        None => Look::Unjudged,
+        Some(late) => Look::holds(late <= READING, || {
+            format!("{name} was held {late:?} after its holder was gone")
         }),
     }
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use tether_clock::Tick;
+use tether_history::Freed;
 use tether_lease::Tenure;
 use tether_proto::{Failure, worker::EventKind};
 use tether_types::{DeathCause, NodeName, PoolName, Reason, Slot, WorkerId};
@@ -137,6 +138,7 @@ impl Ledger {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
+        node.tenancy.note_freed(name, Freed::Expired);
         self.unheard -= usize::from(!node.heard);
         let certain = |claim: &Claim| matches!(claim, Claim::Worker(_));
         if !claims.values().flatten().all(certain) {
@@ -334,6 +336,7 @@ impl Ledger {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
+        node.tenancy.note_freed(name, Freed::Returned);
         // Ordered after it had looked; none of these was ever started.
         let never: Vec<_> = node.workers.iter().collect();
         self.effects
@@ -384,6 +387,9 @@ impl Ledger {
                 "node `{name}` was heard {silent:.1?} ago, so it lives: stop its agent and its workers first, or wait until it was silent for {patience:.1?}"
             );
             return Err(Failure::new(Reason::ConfigInvalid, text).retry_after(patience));
+        }
+        if node.loss.is_none() {
+            node.tenancy.note_freed(name, Freed::Proof);
         }
         let workers: Vec<_> = node.workers.iter().collect();
         self.end_lease(name, now);

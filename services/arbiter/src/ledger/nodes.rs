@@ -6,6 +6,7 @@ use std::{
 };
 
 use tether_clock::Tick;
+use tether_history::Freed;
 use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss};
 use tether_placement::{Counts, Labels, check_label, check_resource};
@@ -22,8 +23,8 @@ use tether_types::{
 };
 
 use super::{
-    Ledger, Pool, Timed, holds::Hold, loss::Loss, losses::Over, millis, pools::Outliving,
-    roster::Roster, units::Units,
+    Ledger, Pool, Timed, epochs::Tenancy, holds::Hold, loss::Loss, losses::Over, millis,
+    pools::Outliving, roster::Roster, units::Units,
 };
 use crate::{
     effects::{Ack, keys},
@@ -47,6 +48,8 @@ const NEVER_STARTED: &str =
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(super) lease: Grantor,
+    /// Who holds that.
+    pub(super) tenancy: Tenancy,
     /// Whether it was heard since this arbiter started.
     pub(super) heard: bool,
     /// What may still live there, once its lease is over.
@@ -95,6 +98,7 @@ impl Node {
     fn unheard(lease: Grantor, instance: String, now: Tick) -> Self {
         Self {
             lease,
+            tenancy: Tenancy::default(),
             heard: false,
             loss: None,
             instance,
@@ -166,9 +170,18 @@ impl Node {
 }
 
 impl Ledger {
-    pub(super) fn restore_node(&mut self, name: NodeName, instance: String, now: Tick) {
+    pub(super) fn restore_node(
+        &mut self,
+        name: NodeName,
+        instance: String,
+        revision: u64,
+        now: Tick,
+    ) {
         let lease = Grantor::after_restart(self.terms.node, now);
-        self.enter_node(name, Node::unheard(lease, instance, now));
+        let mut node = Node::unheard(lease, instance, now);
+        node.tenancy = Tenancy::restored(revision);
+        node.tenancy.note_granted(&name, &node.lease, now);
+        self.enter_node(name, node);
     }
 
     fn enter_node(&mut self, name: NodeName, node: Node) {
@@ -303,7 +316,7 @@ impl Ledger {
     /// the same name has to wait until that one's lease is over (A1).
     ///
     /// # Errors
-    /// Says how long, and what to do if both are meant to run.
+    /// Says how long, and what to do if both are meant to run; or that it was followed by another one (A10).
     pub(crate) fn admit_node(
         &mut self,
         name: &NodeName,
@@ -311,6 +324,7 @@ impl Ledger {
         now: Tick,
     ) -> Result<(), Failure> {
         self.check_nodes(vec![name.clone()], now);
+        self.admit_epoch(name, hello)?;
         let known = self.nodes.get(name);
         let Some(known) = known.filter(|known| known.instance != hello.instance) else {
             return Ok(());
@@ -325,7 +339,8 @@ impl Ledger {
         Err(Failure::new(Reason::NodeTaken, text).retry_after(left))
     }
 
-    /// A node opens its stream: granted a lease anew, and compared with what is known of it.
+    /// A node opens its stream, and is compared with what is known of it. Where it has no lease it is granted one
+    /// anew; one that it has is extended by its first beat, which shows that it hears.
     pub(crate) fn on_hello(&mut self, name: &NodeName, hello: &Hello, now: Tick) {
         let launchers = hello
             .launchers
@@ -336,19 +351,35 @@ impl Ledger {
         let was_uncertain = self.uncertain.contains(name);
         let known = self.take_node(name);
         let was_lost = known.as_ref().is_some_and(|known| known.loss.is_some());
+        let is_new = known.is_none();
         let is_news = |known: &Node| !known.is_up() || known.guarantee != hello.guarantee;
         let joined = known.as_ref().is_none_or(is_news);
         let known = known.unwrap_or_else(|| {
-            let instance = hello.instance.clone();
-            self.effects.put(keys::node(name), NodeRecord { instance });
             let lease = Grantor::grant(self.terms.node, now);
             Node {
                 over: self.losses.on_return(name),
                 ..Node::unheard(lease, String::new(), now)
             }
         });
+        let mut tenancy = known.tenancy;
+        let is_same = known.instance == hello.instance && tenancy.is_of(hello.epoch);
+        if is_new || was_lost || !is_same {
+            if !was_lost {
+                tenancy.note_freed(name, Freed::TakenOver);
+            }
+            tenancy.follow();
+            let instance = hello.instance.clone();
+            self.effects.put(keys::node(name), NodeRecord { instance });
+        } else {
+            tenancy.on_stream(hello.epoch);
+        }
+        let lease = match is_new || was_lost {
+            true => Grantor::grant(self.terms.node, now),
+            false => known.lease.clone().on_stream(),
+        };
         let node = Node {
-            lease: Grantor::grant(self.terms.node, now),
+            lease,
+            tenancy,
             heard: true,
             loss: None,
             instance: hello.instance.clone(),
@@ -405,6 +436,10 @@ impl Ledger {
             Beat::Ended => return false,
         };
         let takes_before = node.takes();
+        node.tenancy.on_heard(beat.epoch);
+        if ttl_ms > 0 {
+            node.tenancy.note_granted(name, &node.lease, now);
+        }
         // A beat that was overtaken is no anchor: what is told counts from the later one.
         if beat.seq > node.last.0 {
             node.last = (beat.seq, now);
@@ -490,6 +525,7 @@ impl Ledger {
             owners,
             orders,
             resync: ack.resync,
+            epoch: node.tenancy.to_tell(),
         })
     }
 
@@ -612,6 +648,32 @@ mod tests {
             !ledger.nodes[&node].takes(),
             "another stream has to be heard too"
         );
+    }
+
+    #[test]
+    fn an_agent_that_only_says_hello_keeps_no_lease_by_it_however_often_it_does() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let start = Tick::from_nanos(1_000_000_000);
+        let beat = |seq| HeartbeatRequest {
+            seq,
+            ack_seen: seq - 1,
+            ..HeartbeatRequest::default()
+        };
+        ledger.on_hello(&node, &Hello::default(), start);
+        assert!(ledger.on_beat(&node, &beat(1), start));
+        let until = ledger.nodes[&node].lease.next_deadline().unwrap();
+
+        let last = until.saturating_sub(Duration::from_secs(1));
+        for ago in (0..15).rev() {
+            let now = last.saturating_sub(Duration::from_secs(ago));
+            ledger.on_hello(&node, &Hello::default(), now);
+        }
+        assert_eq!(ledger.nodes[&node].lease.next_deadline(), Some(until));
+        // Its first beat on a stream is as good as ever, and it may count from one again.
+        assert!(ledger.on_beat(&node, &beat(1), last));
+        assert!(ledger.nodes[&node].lease.next_deadline() > Some(until));
     }
 
     #[test]

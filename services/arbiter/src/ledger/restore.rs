@@ -53,7 +53,7 @@ impl Ledger {
                 && let Ok(node) = name.parse()
             {
                 let record = NodeRecord::decode(&*entry.value).unwrap_or_default();
-                self.restore_node(node, record.instance, now);
+                self.restore_node(node, record.instance, entry.mod_revision, now);
             } else if let Some(name) = key.strip_prefix(keys::CORDONS)
                 && let Ok(node) = name.parse()
             {

@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use tether_clock::Tick;
+use tether_history::Freed;
 use tether_lease::{Beat, Fence, Grantor, Tenure, Terms};
 use tether_lifecycle::{LifecyclePolicy, Loss, OnOwnerLoss};
 use tether_proto::{Failure, session as wire, worker::EventKind};
 use tether_types::{DeathCause, Epoch, Orderer, OwnerName, PoolName, ProcessIdentity, Reason};
 
-use super::{Ledger, Timed, millis};
+use super::{
+    Ledger, Timed,
+    epochs::{note_session, note_session_over},
+    millis,
+};
 use crate::{effects::keys, record::OwnerRecord};
 
 /// Owners beat this many times within their lease, unless a pool wants more.
@@ -104,6 +109,7 @@ impl Ledger {
         now: Tick,
     ) -> Granted {
         if let Some(earlier) = self.sessions.remove(owner) {
+            note_session_over(owner, earlier.epoch, Freed::TakenOver);
             let text = format!(
                 "epoch {} of owner `{owner}` is fenced: a later session (epoch {epoch}) took over; two processes must not use one owner name at the same time",
                 earlier.epoch
@@ -165,6 +171,7 @@ impl Ledger {
     fn enter_session(&mut self, owner: OwnerName, mut session: Session) {
         self.stamp += 1;
         (session.opened, session.word) = (self.stamp, self.stamp);
+        note_session(&owner, session.epoch, &session.lease, session.contact);
         self.sessions.insert(owner.clone(), session);
         self.watch_session(owner);
     }
@@ -201,6 +208,7 @@ impl Ledger {
                 session.contact = now;
                 session.word = stamp;
                 session.warned = false;
+                note_session(owner, epoch, &session.lease, now);
                 millis(session.lease.terms().ttl())
             }
             Beat::Unproven | Beat::Stale => 0,
@@ -338,6 +346,12 @@ impl Ledger {
             return;
         };
         self.effects.delete(keys::owner(owner));
+        let why = match loss {
+            Loss::OwnerLeft => Freed::Returned,
+            Loss::OwnerExited => Freed::Proof,
+            _ => Freed::Expired,
+        };
+        note_session_over(owner, session.epoch, why);
         let (kind, text, reason) = match loss {
             Loss::OwnerLeft => (
                 EventKind::SessionClosed,

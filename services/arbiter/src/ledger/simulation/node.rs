@@ -110,6 +110,9 @@ pub(super) struct Agent {
     /// What it told on its stream, by which it is summed up; and whether it was asked for all of it.
     told: BTreeMap<WorkerId, i32>,
     resync: bool,
+    /// Of the node's lease, as it was told; and whether it has yet to say that it was.
+    pub(super) epoch: u64,
+    unsaid: bool,
     adopted: std::collections::BTreeSet<WorkerId>,
     told_exits: std::collections::BTreeSet<(String, u64)>,
     watched: BTreeMap<(String, u64), u32>,
@@ -202,7 +205,7 @@ impl Node {
         (agent.seq, agent.ack_seen) = (0, 0);
         agent.sent.clear();
         agent.pending.clear();
-        agent.resync = false;
+        (agent.resync, agent.unsaid) = (false, false);
         agent.tell_all();
         agent.last_sent = Tick::ZERO;
         agent.interval = Duration::from_millis(100);
@@ -218,8 +221,15 @@ impl Node {
             guarantee: "G1".to_owned(),
             labels: [("zone".to_owned(), self.zone.to_owned())].into(),
             resources: [("gpu".to_owned(), self.gpus)].into(),
+            epoch: agent.epoch,
             ..Hello::default()
         }
+    }
+
+    /// It was refused as one that was followed: it comes again as one that holds nothing.
+    pub(super) fn on_fenced(&mut self, now: Tick) {
+        self.agent.as_mut().unwrap().epoch = 0;
+        self.lose_stream(now);
     }
 
     /// Whether its agent is about to open a stream.
@@ -359,6 +369,10 @@ impl Node {
             digest: Some(digest.sum()),
             count: digest.count(),
             table,
+            epoch: match std::mem::take(&mut agent.unsaid) {
+                true => agent.epoch,
+                false => 0,
+            },
         })
     }
 
@@ -368,6 +382,10 @@ impl Node {
             return Vec::new();
         };
         agent.resync |= message.resync;
+        if message.epoch != 0 {
+            assert!(message.epoch >= agent.epoch, "A10: an earlier one is told");
+            (agent.epoch, agent.unsaid) = (message.epoch, true);
+        }
         if message.seq > 0 {
             let Some(&sent) = agent.sent.get(&message.seq) else {
                 return Vec::new();

@@ -13,7 +13,7 @@ use tether_proto::{
     node::{HeartbeatRequest, HeartbeatResponse, WorkerReport},
     worker::EventKind,
 };
-use tether_types::{Death, DeathCause, NodeName, WorkerId};
+use tether_types::{Death, DeathCause, Epoch, NodeName, Reason, WorkerId};
 
 use super::{
     gateway::Gateway,
@@ -163,6 +163,13 @@ impl World {
                 let stream = self.streams;
                 let hello = self.nodes[index].hello(stream, now);
                 let name = self.nodes[index].name.clone();
+                // Each agent is honest, so what is refused is an epoch that it was never told to be over (A10).
+                if let Err(failure) = self.ledger.admit_node(&name, &hello, now) {
+                    assert_eq!(failure.reason(), Reason::LeaseFenced, "{failure}");
+                    self.nodes[index].on_fenced(now);
+                    self.settle();
+                    continue;
+                }
                 self.note_deaths(&hello.workers);
                 self.links.insert(name.clone(), stream);
                 self.ledger.on_hello(&name, &hello, now);
@@ -328,7 +335,11 @@ impl World {
             self.store
                 .insert(keys::event(self.last_event), (value, self.revision));
         }
+        let mut epochs = Vec::new();
         for (key, value) in effects.writes {
+            if let Some(name) = key.strip_prefix(keys::NODES).filter(|_| value.is_some()) {
+                epochs.push(name.parse().unwrap());
+            }
             if value.is_none()
                 && let Some(gone) = key.strip_prefix(keys::POOLS)
             {
@@ -347,6 +358,9 @@ impl World {
                 .find(|known| known.name == owner)
                 .unwrap();
             owner.session.take_if(|session| session.0 == epoch);
+        }
+        for node in epochs {
+            self.ledger.on_epoch(&node, Epoch(self.revision), self.now);
         }
         for (node, orders) in effects.orders {
             self.check_orders(&node, &orders);
