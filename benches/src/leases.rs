@@ -6,6 +6,7 @@
 
 mod arbiter;
 mod etcd;
+mod growth;
 mod losses;
 mod steady;
 mod swarm;
@@ -19,6 +20,7 @@ use crate::{
     ground::Ground,
 };
 use arbiter::Arbiter;
+pub use growth::Growth;
 use steady::Cost;
 use swarm::Swarm;
 
@@ -46,7 +48,7 @@ pub struct Plan {
     pub store: String,
 }
 
-/// Runs all of it; each row is told as soon as it is there.
+/// Runs all of it; each row is told as soon as it is there. With the rows comes how costs grow.
 ///
 /// # Errors
 /// When something that must work does not.
@@ -54,8 +56,8 @@ pub async fn run(
     ground: &Ground,
     plan: &Plan,
     tell: impl Fn(&Figure),
-) -> anyhow::Result<Vec<Figure>> {
-    let mut figures = Vec::new();
+) -> anyhow::Result<(Vec<Figure>, Growth)> {
+    let (mut figures, mut growth) = (Vec::new(), Growth::default());
     for (round, &agents) in plan.agents.iter().enumerate() {
         let last = round + 1 == plan.agents.len();
         let peer = match &plan.etcd {
@@ -70,6 +72,8 @@ pub async fn run(
         let connected = arbiter.resident()?;
         arbiter.fill(agents * WORKERS).await?;
         let cost = steady::measure(&arbiter, &swarm, plan.measured).await?;
+        let theirs = peer.as_ref().ok().map(|measured| measured.cost);
+        growth.push(count(agents), cost, theirs);
         let mut add = |figure: Figure| {
             tell(&figure);
             figures.push(figure);
@@ -91,7 +95,7 @@ pub async fn run(
             }
         }
     }
-    Ok(figures)
+    Ok((figures, growth))
 }
 
 fn of(agents: usize, what: &str, unit: &'static str) -> Figure {

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Measures the arbiter beside etcd.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Writes the figures to this file.
+    /// Writes the figures to this file, and beside it, as SVG, how they grow with the agents.
     #[arg(long)]
     json: Option<PathBuf>,
     /// A hundred agents and a short look.
@@ -74,13 +74,19 @@ async fn main() -> anyhow::Result<()> {
     let log = std::fs::read_to_string(ground.dir().join("arbiter.log")).unwrap_or_default();
     // Here rather than when the last one lets go of it: the work may still be under way.
     ground.remove();
-    let figures = ended.map_err(|error| {
+    let (figures, growth) = ended.map_err(|error| {
         let last = log.lines().rev().take(5).collect::<Vec<_>>();
         error.context(format!("the arbiter's last words, latest first: {last:#?}"))
     })?;
     if let Some(path) = args.json {
         Results::new(figures).write(&path)?;
         writeln!(std::io::stdout(), "written to {}", path.display())?;
+        if let Some(svg) = growth.svg() {
+            let path = path.with_extension("svg");
+            std::fs::write(&path, svg)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            writeln!(std::io::stdout(), "drawn in {}", path.display())?;
+        }
     }
     Ok(())
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_lease::{Grantor, Terms};
 use tether_proto::worker::EventKind;
@@ -20,6 +19,15 @@ use crate::figure::{Figure, Target};
 
 /// Agents that are cut off to see when that is found out.
 const CUT: usize = 20;
+
+/// Before the first loss is due the processor time begins to count.
+const BEFORE: Duration = Duration::from_millis(200);
+
+/// Between two looks at the processor time.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Nothing more follows after that.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// How long a grantor waits after a beat.
 fn span() -> anyhow::Result<Duration> {
@@ -76,7 +84,8 @@ pub(super) async fn detection(
     ])
 }
 
-/// All nodes are lost in one moment: the arbiter is stopped while their leases run out.
+/// All nodes are lost in one moment: they beat together once more, and then nothing is heard of any. The arbiter
+/// runs all the while, so that it counts every moment of that silence.
 pub(super) async fn all_at_once(
     arbiter: &Arbiter,
     swarm: &Swarm,
@@ -96,42 +105,40 @@ pub(super) async fn all_at_once(
         sleep(Duration::from_millis(200)).await;
     }
     let (mut events, _) = arbiter.events().await?;
-    let pid = i32::try_from(arbiter.pid()).ok().and_then(Pid::from_raw);
-    let stopped = pidfd_open(pid.context("no pid")?, PidfdFlags::empty())?;
-    pidfd_send_signal(&stopped, Signal::STOP)?;
-    let newest = (cut..agents).map(|number| swarm.last(number).1).max();
-    let newest = newest.unwrap_or_default() + span;
+    swarm.beat_at_once(cut, agents).await?;
     swarm.cut(agents);
-    sleep(newest.since(BootClock.now()) + Duration::from_millis(500)).await;
+    // The lease counts from the receipt, which no beat has before it is sent.
+    let sent = || (cut..agents).map(|number| swarm.last(number).0);
+    let first = sent().min().unwrap_or_default() + span;
+    let due = sent().max().unwrap_or_default() + span;
+    sleep(first.since(BootClock.now()).saturating_sub(BEFORE)).await;
     let before = arbiter.cpu()?;
-    let begun = Instant::now();
-    pidfd_send_signal(&stopped, Signal::CONT)?;
-    // The last events of the burst: by then all of it is decided and written.
-    let mut lost = 0;
-    let mut last = begun;
-    let pools = async {
-        loop {
-            let event = events.message().await?.context("no more events")?;
-            let event = event.event.unwrap_or_default();
-            if event.kind() == EventKind::NodeLost {
-                lost += 1;
-                last = Instant::now();
-            } else if event.kind() == EventKind::PoolChanged && event.text.contains("ended with") {
-                last = Instant::now();
-                return anyhow::Ok(());
+    // The last event of the burst: by then all of it is decided and written.
+    let mut told = None;
+    let mut cpu = Duration::ZERO;
+    let deadline = due + Duration::from_secs(120);
+    loop {
+        match timeout(QUIET, events.message()).await {
+            Ok(event) => {
+                let event = event?.context("no more events")?.event.unwrap_or_default();
+                let ended = event.text.contains("ended with the leases");
+                if event.kind() == EventKind::NodeLost || ended {
+                    let now = BootClock.now();
+                    // Not for each of ten thousand: looking takes time too.
+                    if told.is_none_or(|told| now.since(told) > LOOK) || ended {
+                        cpu = arbiter.cpu()?.saturating_sub(before);
+                    }
+                    told = Some(now);
+                }
             }
+            Err(_) if told.is_some() && arbiter.ready().await? == 0 => break,
+            Err(_) => anyhow::ensure!(BootClock.now() < deadline, "the loss is never told"),
         }
-    };
-    timeout(Duration::from_secs(120), pools)
-        .await
-        .context("the loss is never told")??;
-    let cpu = arbiter.cpu()?.saturating_sub(before);
-    anyhow::ensure!(lost > 0, "no node is lost");
-    let ready = arbiter.ready().await?;
-    anyhow::ensure!(ready == 0, "{ready} workers are taken to be ready");
+    }
+    let told = told.context("no node is lost")?;
     let theirs = peer.as_ref().map(|measured| measured.expiry_seconds);
     let figure = of(agents, "all nodes lost at once, until it is told", "s")
-        .ours((last - begun).as_secs_f64())
+        .ours(millis(told, due) / 1e3)
         .peer("etcd", theirs.map_err(Clone::clone))
         .cpu("ours", cpu.as_secs_f64());
     Ok(vec![if agents >= 10_000 {

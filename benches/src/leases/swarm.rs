@@ -67,6 +67,8 @@ pub(super) struct Swarm {
     lasts: Arc<Vec<Mutex<Last>>>,
     /// Agents below this number are cut off.
     cut: watch::Sender<usize>,
+    /// Changes when all are to beat at once.
+    called: watch::Sender<u64>,
     agents: JoinSet<()>,
 }
 
@@ -78,6 +80,7 @@ impl Swarm {
             counts: Arc::default(),
             lasts: Arc::new(lasts.collect()),
             cut: watch::Sender::new(0),
+            called: watch::Sender::new(0),
             agents: JoinSet::new(),
         };
         for number in 0..agents {
@@ -95,8 +98,8 @@ impl Swarm {
                 ack_seen: 0,
                 next: Instant::now(),
             };
-            let (address, cut) = (address.clone(), swarm.cut.subscribe());
-            swarm.agents.spawn(agent.run(address, cut));
+            let (cut, called) = (swarm.cut.subscribe(), swarm.called.subscribe());
+            swarm.agents.spawn(agent.run(address.clone(), cut, called));
             if number % 20 == 19 {
                 sleep(Duration::from_secs(20) / u32::try_from(PER_SECOND)?).await;
             }
@@ -126,9 +129,22 @@ impl Swarm {
         *last.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Cuts off the first so many.
+    /// Cuts off the first so many: their connections stay open, and nothing passes on them any more.
     pub(super) fn cut(&self, agents: usize) {
         self.cut.send_replace(agents);
+    }
+
+    /// Has all from this number on beat in one moment, so that their leases end in one. Comes back when each
+    /// has its answer.
+    pub(super) async fn beat_at_once(&self, from: usize, agents: usize) -> anyhow::Result<()> {
+        let called = BootClock.now();
+        self.called.send_modify(|count| *count += 1);
+        let deadline = Instant::now() + BEAT;
+        while (from..agents).any(|number| self.last(number).0 < called) {
+            anyhow::ensure!(Instant::now() < deadline, "not all agents are answered");
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 }
 
@@ -155,8 +171,13 @@ struct Agent {
 }
 
 impl Agent {
-    async fn run(mut self, address: Address, mut cut: watch::Receiver<usize>) {
-        let ended = self.speak(&address, &mut cut).await;
+    async fn run(
+        mut self,
+        address: Address,
+        mut cut: watch::Receiver<usize>,
+        called: watch::Receiver<u64>,
+    ) {
+        let ended = self.speak(&address, &mut cut, called).await;
         if *cut.borrow() <= self.number {
             self.counts.broken.fetch_add(1, Ordering::Relaxed);
             tracing::error!(agent = self.number, ?ended, "A stream broke");
@@ -167,6 +188,7 @@ impl Agent {
         &mut self,
         address: &Address,
         cut: &mut watch::Receiver<usize>,
+        mut called: watch::Receiver<u64>,
     ) -> anyhow::Result<()> {
         let (outbox, mut inbox) = self.open(address).await?;
         self.next = Instant::now() + spread(self.number);
@@ -185,9 +207,12 @@ impl Agent {
                     self.on_message(message?.context("the stream was closed")?);
                 }
                 () = sleep_until(self.next) => {}
-                _ = cut.wait_for(|cut| *cut > self.number) => return Ok(()),
+                Ok(()) = called.changed() => self.next = Instant::now(),
+                () = cut_off(cut, self.number) => break,
             }
         }
+        // Whoever is cut off closes nothing.
+        std::future::pending().await
     }
 
     fn count(&self, counter: &AtomicU64, bytes: usize) {
@@ -286,6 +311,10 @@ impl Agent {
             self.workers.insert(id, phase);
         }
     }
+}
+
+async fn cut_off(cut: &mut watch::Receiver<usize>, number: usize) {
+    let _ = cut.wait_for(|cut| *cut > number).await;
 }
 
 fn report(id: &WorkerId, phase: WorkerPhase) -> WorkerReport {

@@ -5,7 +5,6 @@
 //! restart every watcher lists again.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::ErrorKind,
     os::unix::fs::OpenOptionsExt as _,
@@ -128,11 +127,11 @@ fn make_tables(database: &Database) -> Result<(), redb::Error> {
 }
 
 /// Reads the whole file.
-fn load(database: &Database) -> Result<(BTreeMap<String, Entry>, Revision), redb::Error> {
+fn load(database: &Database) -> Result<(Vec<Entry>, Revision), redb::Error> {
     let read = database.begin_read()?;
     let revision = read.open_table(META)?.get(REVISION)?;
     let revision = revision.map_or(0, |value| value.value());
-    let mut entries = BTreeMap::new();
+    let mut entries = Vec::new();
     for row in read.open_table(ENTRIES)?.iter()? {
         let (key, value) = row?;
         let (mod_revision, value) = value.value();
@@ -141,7 +140,7 @@ fn load(database: &Database) -> Result<(BTreeMap<String, Entry>, Revision), redb
             value: Bytes::copy_from_slice(value),
             mod_revision,
         };
-        entries.insert(entry.key.clone(), entry);
+        entries.push(entry);
     }
     Ok((entries, revision))
 }

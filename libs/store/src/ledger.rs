@@ -1,6 +1,15 @@
 //! The state of a store in memory: entries, revision and a bounded history. Pure.
+//!
+//! A store may have a million keys, and its history most of them again: each key and each value is in memory
+//! once, shared by both, and made into what callers get when they ask for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
+    sync::Arc,
+};
+
+use bytes::Bytes;
 
 use crate::{Batch, Change, Entry, Error, Listing, Revision, Txn, Write};
 
@@ -14,11 +23,38 @@ pub(crate) enum Next {
     Forgotten(Revision),
 }
 
+/// What is at a key.
+#[derive(Debug)]
+struct Kept {
+    value: Arc<[u8]>,
+    mod_revision: Revision,
+}
+
+impl Kept {
+    fn entry(&self, key: &str) -> Entry {
+        Entry {
+            key: key.to_owned(),
+            value: Bytes::copy_from_slice(&self.value),
+            mod_revision: self.mod_revision,
+        }
+    }
+}
+
+/// A commit of before: its keys, and what was put there.
+#[derive(Debug)]
+struct Past {
+    revision: Revision,
+    changes: Box<[Changed]>,
+}
+
+/// A key, and its value then; none where it was deleted.
+type Changed = (Arc<str>, Option<Arc<[u8]>>);
+
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<Arc<str>, Kept>,
     revision: Revision,
-    history: VecDeque<Batch>,
+    history: VecDeque<Past>,
     /// How many batches are remembered.
     limit: usize,
     /// The oldest revision one can watch after: everything later is in `history`.
@@ -26,9 +62,20 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(entries: BTreeMap<String, Entry>, revision: Revision, limit: usize) -> Self {
+    pub(crate) fn new(
+        entries: impl IntoIterator<Item = Entry>,
+        revision: Revision,
+        limit: usize,
+    ) -> Self {
+        let kept = |entry: Entry| {
+            let kept = Kept {
+                value: Arc::from(&*entry.value),
+                mod_revision: entry.mod_revision,
+            };
+            (Arc::from(entry.key), kept)
+        };
         Self {
-            entries,
+            entries: entries.into_iter().map(kept).collect(),
             revision,
             history: VecDeque::new(),
             limit,
@@ -41,15 +88,16 @@ impl Ledger {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Entry> {
-        self.entries.get(key).cloned()
+        self.entries.get(key).map(|kept| kept.entry(key))
     }
 
     pub(crate) fn list(&self, prefix: &str) -> Listing {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
         let entries = self
             .entries
-            .range(prefix.to_owned()..)
+            .range::<str, _>(from)
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(_, entry)| entry.clone())
+            .map(|(key, kept)| kept.entry(key))
             .collect();
         Listing {
             entries,
@@ -61,7 +109,7 @@ impl Ledger {
     pub(crate) fn plan(&self, txn: Txn) -> Result<Option<Batch>, Error> {
         txn.check()?;
         for guard in &txn.guards {
-            let current = self.entries.get(&guard.key);
+            let current = self.entries.get(&*guard.key);
             if !guard.expect.holds(current.map(|entry| entry.mod_revision)) {
                 return Err(Error::Conflict {
                     key: guard.key.clone(),
@@ -78,7 +126,7 @@ impl Ledger {
                 }),
                 Write::Delete { key } => self
                     .entries
-                    .contains_key(&key)
+                    .contains_key(&*key)
                     .then_some(Change { key, value: None }),
             })
             .collect();
@@ -92,20 +140,31 @@ impl Ledger {
     /// Makes a planned batch true.
     pub(crate) fn apply(&mut self, batch: Batch) {
         self.revision = batch.revision;
-        for change in &batch.changes {
-            match &change.value {
-                None => drop(self.entries.remove(&change.key)),
-                Some(value) => {
-                    let entry = Entry {
-                        key: change.key.clone(),
-                        value: value.clone(),
-                        mod_revision: batch.revision,
-                    };
-                    self.entries.insert(change.key.clone(), entry);
-                }
+        let revision = batch.revision;
+        let changes = batch.changes.into_iter();
+        let changes = changes.map(|change| match change.value {
+            None => match self.entries.remove_entry(&*change.key) {
+                Some((key, _)) => (key, None),
+                None => (Arc::from(change.key), None),
+            },
+            Some(value) => {
+                let value: Arc<[u8]> = Arc::from(&*value);
+                let kept = Kept {
+                    value: Arc::clone(&value),
+                    mod_revision: revision,
+                };
+                let known = self.entries.get_key_value(&*change.key);
+                let key = known.map(|(key, _)| Arc::clone(key));
+                let key = key.unwrap_or_else(|| Arc::from(change.key));
+                self.entries.insert(Arc::clone(&key), kept);
+                (key, Some(value))
             }
-        }
-        self.history.push_back(batch);
+        });
+        let past = Past {
+            revision,
+            changes: changes.collect(),
+        };
+        self.history.push_back(past);
         while self.history.len() > self.limit {
             if let Some(forgotten) = self.history.pop_front() {
                 self.oldest = forgotten.revision;
@@ -128,12 +187,14 @@ impl Ledger {
 }
 
 /// The part of `batch` that concerns keys starting with `prefix`.
-fn under(batch: &Batch, prefix: &str) -> Option<Batch> {
-    let changes: Vec<Change> = batch
-        .changes
-        .iter()
-        .filter(|change| change.key.starts_with(prefix))
-        .cloned()
+fn under(batch: &Past, prefix: &str) -> Option<Batch> {
+    let changes = batch.changes.iter();
+    let changes: Vec<Change> = changes
+        .filter(|(key, _)| key.starts_with(prefix))
+        .map(|(key, value)| Change {
+            key: key.to_string(),
+            value: value.as_deref().map(Bytes::copy_from_slice),
+        })
         .collect();
     (!changes.is_empty()).then_some(Batch {
         revision: batch.revision,

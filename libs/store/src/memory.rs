@@ -1,6 +1,6 @@
 //! `memory:`, a store that ends with its process.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -22,7 +22,7 @@ impl MemoryStore {
 
     /// An empty store that remembers this many commits for watchers.
     pub fn with_history(limit: usize) -> Self {
-        Self(Live::new(Ledger::new(BTreeMap::new(), 0, limit)))
+        Self(Live::new(Ledger::new([], 0, limit)))
     }
 }
 
