@@ -29,7 +29,7 @@ use super::{
 };
 
 /// A mutant that so many schedules do not catch is not caught.
-const MUTANT_WITHIN: u64 = 200;
+const MUTANT_WITHIN: u64 = 600;
 
 /// Of so many schedules one is played twice.
 const TWICE: u64 = 100;
