@@ -20,6 +20,8 @@ pub mod rule;
 mod sandwich;
 #[cfg(any(feature = "std", test))]
 pub mod source;
+#[cfg(any(feature = "std", test))]
+pub mod wall;
 
 use alloc::sync::Arc;
 use core::{

@@ -7,8 +7,12 @@ use crate::rule::Reading;
 /// Shows what clocks say in this moment; none for whoever has none but the machine's.
 pub type Source = Box<dyn Fn() -> Option<Reading>>;
 
+/// Shows the time of day in this moment, in nanoseconds since 1970.
+pub type WallSource = Box<dyn Fn() -> Option<u64>>;
+
 std::thread_local! {
     static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
+    static WALL: RefCell<Option<WallSource>> = const { RefCell::new(None) };
 }
 
 /// From here on every clock that this thread looks at shows what `source` says; the machine's own where it
@@ -16,6 +20,18 @@ std::thread_local! {
 /// of them is running.
 pub fn install(source: Option<Source>) {
     SOURCE.with_borrow_mut(|installed| *installed = source);
+}
+
+/// The same for the time of day, which nothing is decided by.
+pub fn install_wall(source: Option<WallSource>) {
+    WALL.with_borrow_mut(|installed| *installed = source);
+}
+
+/// The time of day as it is shown to this thread, or none where its other clocks are shown and it is not; none of
+/// both where the machine's own counts.
+pub(crate) fn shown_wall() -> Option<Option<u64>> {
+    let wall = WALL.try_with(|source| source.borrow().as_ref().map(|show| show()));
+    wall.ok().flatten().or_else(|| shown().map(|_| None))
 }
 
 pub(crate) fn shown() -> Option<Reading> {

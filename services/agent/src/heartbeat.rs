@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tether_clock::{BootClock, Clock as _, HolderClock, Tick};
+use tether_clock::{
+    BootClock, Clock as _, HolderClock, Tick,
+    wall::{Step, WallWatch},
+};
 use tether_kit::arbiters::Arbiters;
 use tether_proto::{
     common::WorkerPhase,
@@ -75,6 +78,8 @@ struct Running {
     clock: HolderClock,
     beats: Beats,
     epoch: NodeEpoch,
+    /// Looked at with each beat.
+    wall: WallWatch,
     /// What was granted. Told when there is more to it than a later end, which the lease page tells.
     permissions: watch::Sender<Permissions>,
     /// The same for those that read no page, in steps, and told with each.
@@ -122,6 +127,7 @@ impl Node {
             clock: HolderClock::start(),
             beats: Beats::new(arbiters.known().len()),
             epoch: NodeEpoch::default(),
+            wall: WallWatch::default(),
             permissions: watch::Sender::new(Permissions::default()),
             steps: watch::Sender::new(Permissions::default()),
             workers: BTreeMap::new(),
@@ -336,6 +342,7 @@ impl Running {
             count: digest.count(),
             table,
             epoch: self.epoch.on_beat(),
+            clock_step_ms: self.clock_step().map_or(0, Step::millis),
             ..HeartbeatRequest::default()
         }
     }
@@ -350,6 +357,16 @@ impl Running {
             worker.last.clone()
         });
         told.collect()
+    }
+
+    /// Whether somebody has set the time of day since the last beat.
+    fn clock_step(&mut self) -> Option<Step> {
+        let step = self.wall.look()?;
+        tracing::warn!(
+            "The time of day was {step}: leases count by other clocks and are not affected"
+        );
+        self.metrics.clock_steps.inc();
+        Some(step)
     }
 
     fn worker_of(&mut self, report: &WorkerReport) -> Option<&mut Worker> {

@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     pub(crate) start_seconds: Histogram,
     pub(crate) orphans: By<How, Counter>,
     pub(crate) spawn_failures: By<FailedAt, Counter>,
+    pub(crate) clock_steps: Counter,
     beat_seconds: Histogram,
     /// When the arbiter answered last.
     heard: Arc<AtomicU64>,
@@ -68,6 +69,10 @@ impl Metrics {
         );
         let spawn_failures =
             into.counters("spawn_failures", "Starts that failed, by how far they got");
+        let clock_steps = into.counter(
+            "clock_steps",
+            "How often the time of day was set by more than a second; leases count by other clocks",
+        );
         let beat_seconds = into.seconds(
             "heartbeat_rtt_seconds",
             "From sending a heartbeat until the arbiter's answer",
@@ -90,6 +95,7 @@ impl Metrics {
             start_seconds,
             orphans,
             spawn_failures,
+            clock_steps,
             beat_seconds,
             heard,
         }

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tether_clock::{Clock, Tick};
+use tether_clock::{Clock, Tick, wall::WallWatch};
 use tether_proto::{
     Failure, common,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, Order},
@@ -98,6 +98,8 @@ struct Writer {
     last_event: u64,
     /// Whether the last commit failed.
     failing: bool,
+    /// Looked at each second, with the deadlines.
+    wall: WallWatch,
 }
 
 impl Core {
@@ -179,6 +181,7 @@ impl Shared {
             batch: Effects::default(),
             last_event: 0,
             failing: false,
+            wall: WallWatch::default(),
         };
         Self {
             store,
@@ -436,6 +439,12 @@ impl Shared {
     /// One round: how long until the next, if nothing happens before.
     async fn keep_time_once(&self) -> Duration {
         let mut writer = self.writer.lock().await;
+        let stepped = writer.wall.look();
+        if let Some(step) = stepped {
+            tracing::warn!(
+                "The time of day was {step}: leases count by other clocks and are not affected"
+            );
+        }
         {
             let mut core = self.core.lock().await;
             let now = self.clock.now();
@@ -444,6 +453,9 @@ impl Shared {
                 return STORE_RETRY;
             }
             core.ledger.check(now);
+            if let Some(step) = stepped {
+                core.ledger.clock_stepped(None, step);
+            }
             core.collect();
         }
         let written = self.flush(&mut writer).await;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tether_clock::Tick;
+use tether_clock::{Tick, wall::Step};
 use tether_history::Freed;
 use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss};
@@ -15,7 +15,7 @@ use tether_proto::{
     node::{
         HeartbeatRequest, HeartbeatResponse, Hello, Order, OwnerPermission, PoolPermission, order,
     },
-    worker::{self as wire, EventKind},
+    worker::{self as wire, Event, EventKind},
 };
 use tether_types::{
     Death, DeathCause, Digest, Epoch, NodeName, OwnerName, PoolName, ProcessIdentity, Reason,
@@ -449,6 +449,9 @@ impl Ledger {
             }
         }
         let known = node.knows_before(beat.ack_seen);
+        if beat.clock_step_ms != 0 {
+            self.clock_stepped(Some(name), Step::of_millis(beat.clock_step_ms));
+        }
         for exit in &beat.owner_exits {
             if let Ok(owner) = OwnerName::new(&exit.owner) {
                 self.owner_exited(&owner, Epoch(exit.epoch), now);
@@ -478,6 +481,21 @@ impl Ledger {
             self.place_waiting(now);
         }
         true
+    }
+
+    /// Somebody has set the time of day of a node's machine, or of this one: told, as people compare the times of
+    /// events and logs, and nothing else follows.
+    pub(crate) fn clock_stepped(&mut self, node: Option<&NodeName>, step: Step) {
+        let whose = node.map_or_else(|| "the arbiter".to_owned(), |node| format!("node `{node}`"));
+        let text = format!(
+            "the time of day at {whose} was {step}: leases count by other clocks and are not affected, times of events and logs jump"
+        );
+        self.effects.events.push(Event {
+            kind: EventKind::ClockStepped.into(),
+            node: node.map(ToString::to_string).unwrap_or_default(),
+            text,
+            ..Event::default()
+        });
     }
 
     /// Tells every node with workers of this owner at once what changed of their permission.
@@ -648,6 +666,36 @@ mod tests {
             !ledger.nodes[&node].takes(),
             "another stream has to be heard too"
         );
+    }
+
+    #[test]
+    fn a_node_whose_time_of_day_was_set_tells_it_and_keeps_its_lease() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let now = Tick::from_nanos(1_000_000_000);
+        ledger.on_hello(&node, &Hello::default(), now);
+        ledger.take_effects();
+        let beat = HeartbeatRequest {
+            seq: 1,
+            clock_step_ms: -3_600_000,
+            ..HeartbeatRequest::default()
+        };
+
+        assert!(ledger.on_beat(&node, &beat, now));
+
+        let events = ledger.take_effects().events;
+        let told: Vec<_> = events
+            .iter()
+            .map(|event| (event.kind(), event.node.as_str()))
+            .collect();
+        assert_eq!(told, [(EventKind::ClockStepped, "n1")]);
+        assert!(
+            events[0].text.contains("set back by 3600.0s"),
+            "{}",
+            events[0].text
+        );
+        assert!(ledger.nodes[&node].is_up());
     }
 
     #[test]

@@ -369,6 +369,7 @@ impl Node {
             digest: Some(digest.sum()),
             count: digest.count(),
             table,
+            clock_step_ms: 0,
             epoch: match std::mem::take(&mut agent.unsaid) {
                 true => agent.epoch,
                 false => 0,
