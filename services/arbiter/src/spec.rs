@@ -236,7 +236,7 @@ fn wishes(pool: &PoolName, placement: Option<&pool::Placement>) -> Result<Wishes
 
 fn budget(pool: &PoolName, spec: &PoolSpec) -> Result<Budget, Failure> {
     let rollout = spec.rollout.unwrap_or_default();
-    let surge = rollout.surge.unwrap_or(Budget::default().surge());
+    let surge = rollout.surge.unwrap_or_else(|| Budget::default().surge());
     let unavailable = rollout.max_unavailable.unwrap_or(0);
     if let Some((key, count)) = [("surge", surge), ("max_unavailable", unavailable)]
         .into_iter()

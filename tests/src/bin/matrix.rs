@@ -137,7 +137,7 @@ async fn matrix(args: &Args) -> anyhow::Result<bool> {
                 let lived = one_world(
                     turn, level, &switches, seed, &args, &only, &results, tools, &enough,
                 );
-                if let Err(error) = lived.await {
+                if let Err(error) = Box::pin(lived).await {
                     lock(&results).fault(format!("{error:#} (--only level={level} --seed {seed})"));
                 }
                 let _ = writeln!(

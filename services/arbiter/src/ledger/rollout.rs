@@ -71,11 +71,6 @@ impl Rollout {
             ..Self::default()
         };
     }
-
-    #[cfg(test)]
-    pub(super) fn goes_on(&self) -> bool {
-        self.goes_on
-    }
 }
 
 /// Why a worker is to be replaced, and what keeps it.

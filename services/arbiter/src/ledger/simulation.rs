@@ -193,6 +193,7 @@ impl World {
 
     /// What an operator says of a node, known or not.
     fn set_node(&mut self, node: usize, state: NodeState) {
+        self.rolls |= state == NodeState::Drained;
         let name = self.nodes[node].name.clone();
         drop(self.ledger.set_node_state(&name, state, self.now));
         self.settle();

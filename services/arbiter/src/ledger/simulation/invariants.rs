@@ -326,12 +326,9 @@ impl World {
             // Fewer may be wanted than were when they began.
             let recycled = recycled.count();
             let (surge, unavailable) = self.budget();
-            let most = if pool.rollout.goes_on() {
-                surge + unavailable
-            } else {
-                0
-            };
-            // One more where it was recycled, and workers began to be replaced after that.
+            let most = if self.rolls { surge + unavailable } else { 0 };
+            // One more where it was recycled, and workers began to be replaced after that. Those that are on their
+            // way out go on with it, whatever is said of their node or their pool meanwhile.
             let most = most as usize + 1;
             assert!(
                 recycled <= most,

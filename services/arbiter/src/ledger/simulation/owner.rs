@@ -218,6 +218,7 @@ impl World {
         let Ok(running) = self.ledger.get_pool(name) else {
             return;
         };
+        self.rolls = true;
         *self.wishes.versions.entry(name.to_owned()).or_default() += 1;
         if !self.apply(pool, running.spec.unwrap().size) {
             *self.wishes.versions.get_mut(name).unwrap() -= 1;

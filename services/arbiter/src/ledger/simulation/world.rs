@@ -74,6 +74,8 @@ pub(super) struct World {
     /// How often a node was asked for all it has.
     pub(super) resyncs: u64,
     pub(super) wishes: Wishes,
+    /// Whether anything was done for which workers that run well are replaced.
+    pub(super) rolls: bool,
     /// When a pool last got another mode.
     pub(super) switched: BTreeMap<String, Tick>,
     /// When workers of a pool were ordered to start, the last second only (A5).
@@ -119,6 +121,7 @@ impl World {
             starts: 0,
             resyncs: 0,
             wishes,
+            rolls: false,
             switched: BTreeMap::new(),
             ordered: BTreeMap::new(),
             causes: BTreeMap::new(),
