@@ -100,15 +100,15 @@ impl Growth {
             }
             text(across.from, row, "start", colour, name);
             for &(agents, y) in points {
-                let told = if y < 10.0 {
-                    format!("{y:.3}")
-                } else {
-                    format!("{y:.0}")
+                let told = match y {
+                    ..0.1 => format!("{y:.4}"),
+                    ..10.0 => format!("{y:.2}"),
+                    _ => format!("{y:.0}"),
                 };
                 text(across.at(agents), up.at(y) - 6.0, "middle", colour, &told);
             }
         }
-        for (_, colour, points) in &lines {
+        for (_, colour, points) in lines.iter().filter(|(.., points)| !points.is_empty()) {
             let points = points
                 .iter()
                 .map(|&(agents, y)| (across.at(agents), up.at(y)));
