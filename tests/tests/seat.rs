@@ -148,8 +148,8 @@ async fn check(site: &mut Site, meanwhile: impl AsyncFnOnce(&mut Site)) {
         cut_off.is_sorted_by_key(|said| !said.is_valid),
         "it was enabled in between"
     );
-    // To the same end all the while: that of its job, less what a slow clock makes of it.
-    let until = (seconds(Site::TTL + JOB_TTL)) * 0.995;
+    // To the same end all the while: that of its job after its node was heard last, less what a slow clock makes of it.
+    let until = seconds(JOB_TTL) * 0.995;
     for said in cut_off {
         let end = said.at + said.lifetime - cut;
         let from = until - seconds(Site::BEAT + LAG);
