@@ -309,7 +309,7 @@ impl Summary {
             if again.trace != outcome.trace {
                 let differs = again.trace.lines().zip(outcome.trace.lines());
                 let first = differs.into_iter().find(|(one, other)| one != other);
-                broken.get_or_insert(format!("played twice it is not the same: {first:?}"));
+                broken.get_or_insert_with(|| format!("played twice it is not the same: {first:?}"));
             }
         }
         if let Some(broken) = broken {
