@@ -256,12 +256,19 @@ impl Ledger {
 
     /// Workers are on a lost node no more. What its stream told of them is over with the stream.
     pub(super) fn unseat_lost(&mut self, name: &NodeName, ids: &[WorkerId]) {
-        if let Some(node) = self.nodes.get_mut(name) {
-            let before = node.workers.len();
-            node.workers.remove_all(ids);
-            let load = node.workers.len();
-            self.loads.remove(&(before, name.clone()));
-            self.loads.insert((load, name.clone()));
+        let Some(node) = self.nodes.get_mut(name) else {
+            return;
+        };
+        let before = node.workers.len();
+        let removed = node.workers.remove_all(ids);
+        let load = node.workers.len();
+        self.loads.remove(&(before, name.clone()));
+        self.loads.insert((load, name.clone()));
+        for id in removed {
+            self.free_units(name, &id);
+            if let Some(pool) = self.pools.get_mut(&id.pool) {
+                pool.spread.remove(name);
+            }
         }
     }
 
@@ -316,7 +323,7 @@ impl Ledger {
     /// the same name has to wait until that one's lease is over (A1).
     ///
     /// # Errors
-    /// Says how long, and what to do if both are meant to run; or that it was followed by another one (A10).
+    /// Says how long, and what to do if both are meant to run; or that it was followed by another one (A12).
     pub(crate) fn admit_node(
         &mut self,
         name: &NodeName,

@@ -20,7 +20,7 @@ const NO_LAUNCHER: &str = "do not offer the pool's launcher";
 const BLIND: &str = "cannot watch the process of the pool's owner";
 
 /// On which nodes the workers of a pool are.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Spread {
     on: BTreeMap<NodeName, u32>,
     /// How many nodes have so many of them.

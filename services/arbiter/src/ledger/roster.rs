@@ -45,12 +45,18 @@ impl Roster {
         found.is_ok()
     }
 
-    /// Takes out all of these that are there.
-    pub(super) fn remove_all(&mut self, ids: &[WorkerId]) {
+    /// Takes out all of these that are there, and tells which were.
+    pub(super) fn remove_all(&mut self, ids: &[WorkerId]) -> Vec<WorkerId> {
         let mut gone: Vec<_> = ids.iter().map(entry).collect();
         gone.sort_unstable();
-        self.0.retain(|entry| gone.binary_search(entry).is_err());
+        let gone = |entry: &mut Entry| gone.binary_search(entry).is_ok();
+        let removed = self
+            .0
+            .extract_if(.., gone)
+            .map(|entry| id(&entry))
+            .collect();
         self.0.shrink_to_fit();
+        removed
     }
 
     pub(super) fn contains(&self, id: &WorkerId) -> bool {
@@ -114,8 +120,8 @@ mod tests {
             // In another order, and with one that is not there.
             let mut gone: Vec<_> = gone.map(|(_, id)| id.clone()).rev().collect();
             gone.extend(gone.first().map(|id| WorkerId { slot: 99, ..id.clone() }));
-            roster.remove_all(&gone);
-            model.retain(|id| !gone.contains(id));
+            let removed = roster.remove_all(&gone);
+            prop_assert!(removed.iter().eq(model.extract_if(.., |id| gone.contains(id)).collect::<Vec<_>>().iter()));
             prop_assert!(roster.iter().eq(model.iter().cloned()));
         }
     }

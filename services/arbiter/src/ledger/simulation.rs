@@ -1,7 +1,7 @@
 //! The ledger against a small model of the world: agents and shims that keep deadlines as the real
 //! ones do, owners, a network that delays, loses and cuts, and restarts of everybody.
 //!
-//! Checked at every step: **A1** to **A3**, **A5** to **A11**, **P1** and **P3**; once quiet, that every pool has its
+//! Checked at every step: **A1** to **A3**, **A5** to **A12**, **P1** and **P3**; once quiet, that every pool has its
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
 mod gateway;
@@ -333,7 +333,7 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A1 to A11, P1, P3 and liveness.
+    /// A1 to A12, P1, P3 and liveness.
     #[test]
     fn whatever_fails_and_comes_back_the_ledger_keeps_its_promises(
         seed in any::<u64>(),

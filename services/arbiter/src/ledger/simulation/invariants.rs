@@ -19,7 +19,7 @@ use super::{
     owner::POOLS,
     world::{STEP, World},
 };
-use crate::effects::Effects;
+use crate::{effects::Effects, ledger::placing::Spread};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -64,6 +64,7 @@ impl World {
             );
         }
         self.check_places();
+        self.check_spread();
         self.check_innocence();
         self.check_calls();
         self.check_jobs();
@@ -75,6 +76,20 @@ impl World {
             );
             let id = WorkerRef::required(endpoint.worker.as_ref()).unwrap();
             assert!(!self.died.contains_key(&id), "A3: {id} is dead and served");
+        }
+    }
+
+    /// What a pool knows of where its workers are is what nodes have.
+    fn check_spread(&self) {
+        let mut spread: BTreeMap<_, Spread> = BTreeMap::new();
+        for (name, node) in &self.ledger.nodes {
+            for id in node.workers.iter() {
+                spread.entry(id.pool).or_default().add(name);
+            }
+        }
+        for (name, pool) in &self.ledger.pools {
+            let spread = spread.remove(name).unwrap_or_default();
+            assert_eq!(pool.spread, spread, "where {name} is");
         }
     }
 

@@ -384,7 +384,7 @@ impl Node {
         };
         agent.resync |= message.resync;
         if message.epoch != 0 {
-            assert!(message.epoch >= agent.epoch, "A10: an earlier one is told");
+            assert!(message.epoch >= agent.epoch, "A12: an earlier one is told");
             (agent.epoch, agent.unsaid) = (message.epoch, true);
         }
         if message.seq > 0 {

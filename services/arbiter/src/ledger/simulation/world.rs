@@ -166,7 +166,7 @@ impl World {
                 let stream = self.streams;
                 let hello = self.nodes[index].hello(stream, now);
                 let name = self.nodes[index].name.clone();
-                // Each agent is honest, so what is refused is an epoch that it was never told to be over (A10).
+                // Each agent is honest, so what is refused is an epoch that it was never told to be over (A12).
                 if let Err(failure) = self.ledger.admit_node(&name, &hello, now) {
                     assert_eq!(failure.reason(), Reason::LeaseFenced, "{failure}");
                     self.nodes[index].on_fenced(now);
