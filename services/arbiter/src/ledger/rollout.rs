@@ -138,18 +138,23 @@ impl Ledger {
                     slot,
                     standing: Standing::Coming,
                     stale: false,
+                    kept: false,
                 });
                 continue;
             };
             let why = self.staleness(pool, slot, place, no_node.as_ref());
             stale += u32::from(why != Stale::No);
+            let has_job = why == Stale::HasJob || self.has_job(pool, slot, place);
             if !matches!(why, Stale::No | Stale::Yes) {
                 kept.push((slot, why));
+            } else if has_job && slot >= pool.size() {
+                kept.push((slot, Stale::HasJob));
             }
             seen.push(Seen {
                 slot,
                 standing: standing(pool, slot, place),
                 stale: why == Stale::Yes && can_be_told(place),
+                kept: has_job,
             });
         }
         let step = match self.missing_dependency(name) {
@@ -186,20 +191,26 @@ impl Ledger {
         if live.disabled || !(drained || live.incarnation <= pool.rollout.fresh_after) {
             return Stale::No;
         }
-        let id = WorkerId {
-            pool: pool.name().clone(),
-            slot,
-            incarnation: live.incarnation,
-        };
         if pool.resolved.plan.restart == RestartPolicy::Never {
             Stale::RunsOnce
-        } else if self.jobs.has_open(&id) {
+        } else if self.has_job(pool, slot, place) {
             Stale::HasJob
         } else if drained && no_node.is_some() {
             Stale::NoNode
         } else {
             Stale::Yes
         }
+    }
+
+    /// Whether the worker in a place does a job, as far as is known: its node may be lost.
+    fn has_job(&self, pool: &Pool, slot: Slot, place: &Place) -> bool {
+        place.live.as_ref().is_some_and(|live| {
+            self.jobs.has_open(&WorkerId {
+                pool: pool.name().clone(),
+                slot,
+                incarnation: live.incarnation,
+            })
+        })
     }
 
     /// Whether a worker should get nothing that lasts, because it is to be replaced.

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use tether_proto::{pool, worker::NodeState};
+use tether_proto::{
+    job::{Job, JobState},
+    pool,
+    worker::NodeState,
+};
+use tether_types::{Slot, WorkerId};
 
 use super::{
     Action,
@@ -195,4 +200,66 @@ fn nobody_is_sent_away_who_has_nowhere_to_go_and_what_was_said_of_a_node_outlast
             .to_string()
             .contains("no node is called `n9`")
     );
+}
+
+fn job(world: &World) -> Job {
+    world.ledger.get_job(POOLS[SPREAD].0, "job-0").unwrap()
+}
+
+/// With a changed template, and a job that the worker beyond the size of the pool does.
+fn with_a_job_on_a_stand_in() -> (World, Slot) {
+    let mut world = world(SPREAD, 2, usual());
+    world.act(&Action::ChangeTemplate(SPREAD));
+    let stand_in = |world: &World| {
+        let pool = &world.ledger.pools[&POOLS[SPREAD].0.parse().unwrap()];
+        pool.rollout
+            .places()
+            .find(|slot| pool.places.get(slot).is_some_and(|it| it.serves))
+    };
+    world.until("one that stands in serves", |world| {
+        stand_in(world).is_some()
+    });
+    let slot = stand_in(&world).unwrap();
+    world.act(&Action::StartJob(SPREAD, 0));
+    assert_eq!(job(&world).worker.unwrap().slot, slot);
+    (world, slot)
+}
+
+#[test]
+fn a_worker_that_stands_in_is_kept_by_its_job_and_goes_when_that_is_over() {
+    let (mut world, slot) = with_a_job_on_a_stand_in();
+    world.run(Duration::from_secs(8));
+    let view = world.view(SPREAD);
+    assert_eq!(job(&world).state(), JobState::Running, "{view:?}");
+    assert_eq!((view.stale, view.ready, view.live), (0, 3, 3));
+    let why = format!("worker spread-1/{slot} does a job, and stays until that is over");
+    assert_eq!(view.rollout_waits_for, why);
+
+    world.act(&Action::ReportJob(SPREAD, 0, true));
+    assert_eq!(world.roll_out(SPREAD), 2);
+    assert_eq!(job(&world).state(), JobState::Done);
+}
+
+#[test]
+fn a_worker_that_stands_in_on_a_lost_node_is_not_told_to_stop_while_it_may_do_its_job() {
+    let (mut world, slot) = with_a_job_on_a_stand_in();
+    // Long enough for the loss of a node, and for those within the size.
+    world.wishes.job_ttl_ms = 30_000;
+    world.apply(SPREAD, 2);
+    world.run(Duration::from_secs(1));
+    let of_job = job(&world).worker.unwrap();
+    let node = world.nodes.iter().position(|node| {
+        let at = |id: &WorkerId| (id.slot, id.incarnation.0) == (slot, of_job.incarnation);
+        node.workers.keys().any(at)
+    });
+    world.act(&Action::Cut(node.unwrap()));
+    world.run(Duration::from_secs(10));
+    assert_eq!(job(&world).state(), JobState::Orphaned);
+
+    world.act(&Action::Heal(node.unwrap()));
+    world.run(Duration::from_secs(5));
+    assert_eq!(job(&world).state(), JobState::Running);
+    world.act(&Action::ReportJob(SPREAD, 0, true));
+    world.roll_out(SPREAD);
+    assert_eq!(job(&world).state(), JobState::Done);
 }
