@@ -13,7 +13,10 @@ use tether_proto::worker::EventKind;
 use tether_supervise::{Phase, RestartPolicy};
 use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
-use super::{Ledger, Pool, slots::Place};
+use super::{
+    Ledger, Pool,
+    slots::{Place, Shown},
+};
 
 /// So many reasons why a node is not empty are told.
 const REASONS: usize = 8;
@@ -367,12 +370,16 @@ fn reason(pool: &PoolName, slot: Slot, why: Stale, no_node: Option<&NoNode>) -> 
     }
 }
 
-/// Whether there is a process that can be told to end, and was not.
+/// Whether there is a process that can be told to end, and was not, and how it stands is known.
+///
+/// A worker that an agent or an arbiter of before left serving is found as one that starts, and is heard to be
+/// ready a moment later: until then it is no idle one that costs nothing.
 fn can_be_told(place: &Place) -> bool {
-    matches!(
-        place.machine.phase(),
-        Phase::Ready { .. } | Phase::Starting { .. }
-    )
+    match place.machine.phase() {
+        Phase::Ready { .. } => place.is_ready(),
+        Phase::Starting { .. } => place.shown != Shown::Served,
+        _ => false,
+    }
 }
 
 /// How things stand at a place, as the planner is told.

@@ -263,3 +263,58 @@ fn a_worker_that_stands_in_on_a_lost_node_is_not_told_to_stop_while_it_may_do_it
     world.roll_out(SPREAD);
     assert_eq!(job(&world).state(), JobState::Done);
 }
+
+/// An agent that is started anew finds all of its workers, and so does an arbiter that is started with it: they
+/// serve meanwhile, and how few of them may be replaced at once is as before (A11, looked at at every step).
+#[test]
+fn workers_that_are_found_serving_are_replaced_no_faster_than_others() {
+    for (drained, with_arbiter, after) in [
+        (false, false, 100),
+        (false, true, 100),
+        (true, false, 100),
+        (true, true, 100),
+        (false, false, 700),
+        (false, true, 700),
+    ] {
+        let mut world = World::with(7, usual());
+        world.open(1, false);
+        for node in [1, 2] {
+            world.say(node, NodeState::Cordoned);
+        }
+        assert!(world.apply(SPREAD, 5));
+        world.run(Duration::from_secs(2));
+        assert_eq!(world.nodes_of(SPREAD), [0; 5]);
+        for node in [1, 2] {
+            world.say(node, OPEN);
+        }
+        match drained {
+            true => world.say(0, DRAINED),
+            false => world.act(&Action::ChangeTemplate(SPREAD)),
+        }
+        world.run(Duration::from_millis(after));
+
+        world.act(&Action::KillAgent(0));
+        if with_arbiter {
+            world.restart_arbiter();
+            // The last one to be heard is the one with the workers.
+            world.run(Duration::from_millis(500));
+        } else {
+            world.lose_stream(0, true);
+        }
+        world.act(&Action::StartAgent(0));
+        let starts = world.starts;
+        world.until("all are heard", |world| world.view(SPREAD).ready >= 5);
+        world.run(Duration::from_millis(100));
+        // One that stood in, and one that it stood in for.
+        let begun = world.starts - starts;
+        assert!(
+            begun <= 2,
+            "{begun} at once: {drained} {with_arbiter} {after}"
+        );
+        assert_eq!(
+            world.roll_out(SPREAD),
+            5,
+            "{drained} {with_arbiter} {after}"
+        );
+    }
+}
