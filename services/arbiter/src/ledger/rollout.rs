@@ -133,6 +133,7 @@ impl Ledger {
             return None;
         }
         let no_node = self.choose_node(name).err();
+        let nowhere = self.nowhere(pool, no_node.as_ref());
         let mut seen = Vec::new();
         let (mut stale, mut kept) = (0, Vec::new());
         for slot in (0..pool.size()).chain(pool.rollout.places()) {
@@ -145,7 +146,7 @@ impl Ledger {
                 });
                 continue;
             };
-            let why = self.staleness(pool, slot, place, no_node.as_ref());
+            let why = self.staleness(pool, slot, place, nowhere);
             stale += u32::from(why != Stale::No);
             let has_job = why == Stale::HasJob || self.has_job(pool, slot, place);
             if !matches!(why, Stale::No | Stale::Yes) {
@@ -179,6 +180,28 @@ impl Ledger {
         rollout.goes_on = stale > 0 || !rollout.extra.is_empty();
         (rollout.stale, rollout.waits_for) = (stale, waits_for);
         step
+    }
+
+    /// Why a worker that leaves its node would leave nobody: no node takes another one of its pool, and none
+    /// stands in for it. One that stands in does so for one worker; where it has the last room there is, it would
+    /// otherwise go as one that nobody needs, and come again for as long as there is a node to be emptied.
+    fn nowhere<'a>(&self, pool: &Pool, no_node: Option<&'a NoNode>) -> Option<&'a NoNode> {
+        let no_node = no_node?;
+        let stays = |slot: &Slot| {
+            let place = pool.places.get(slot);
+            place.is_some_and(|place| {
+                let seated = place.live.as_ref().is_some_and(|live| live.node.is_some());
+                let stale = self.staleness(pool, *slot, place, None);
+                pool.rollout.stands_in(*slot) && seated && stale == Stale::No
+            })
+        };
+        let missing = |slot: &Slot| {
+            let place = pool.places.get(slot);
+            place.is_none_or(|place| standing(pool, *slot, place) != Standing::Ready)
+        };
+        let stand_in = pool.rollout.places().filter(stays).count();
+        let needed = (0..pool.size()).filter(missing).take(stand_in).count();
+        (stand_in <= needed).then_some(no_node)
     }
 
     /// Whether the worker in a place is to be replaced.
@@ -333,13 +356,14 @@ impl Ledger {
         };
         let mut told = Vec::new();
         for (pool, workers) in node.workers.by_pool() {
-            let no_node = self.choose_node(pool).err();
             let Some(entry) = self.pools.get(pool) else {
                 continue;
             };
+            let no_node = self.choose_node(pool).err();
+            let nowhere = self.nowhere(entry, no_node.as_ref());
             let kept = workers.filter_map(|id| {
                 let place = entry.places.get(&id.slot)?;
-                let why = self.staleness(entry, id.slot, place, no_node.as_ref());
+                let why = self.staleness(entry, id.slot, place, nowhere);
                 let kept = !matches!(why, Stale::No | Stale::Yes);
                 kept.then(|| reason(pool, id.slot, why, no_node.as_ref()))
             });

@@ -318,3 +318,66 @@ fn workers_that_are_found_serving_are_replaced_no_faster_than_others() {
         );
     }
 }
+
+/// A pool whose workers take all the GPUs of one node, and another node with so many.
+fn with_gpus(size: u32, free: u32, wishes: Wishes) -> World {
+    let mut world = World::with(
+        7,
+        Wishes {
+            gpus: true,
+            ..wishes
+        },
+    );
+    world.nodes[0].gpus = size;
+    world.nodes[1].gpus = 0;
+    for node in [0, 1] {
+        world.lose_stream(node, true);
+    }
+    world.run(Duration::from_secs(1));
+    world.open(1, false);
+    assert!(world.apply(GPUS, size));
+    world.run(Duration::from_secs(2));
+    world.nodes[1].gpus = free;
+    world.lose_stream(1, true);
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes_of(GPUS), vec![0; size as usize]);
+    world
+}
+
+#[test]
+fn a_drain_ends_where_what_stands_in_has_the_last_room() {
+    let mut world = with_gpus(1, 1, usual());
+    world.say(0, DRAINED);
+    world.run(Duration::from_secs(20));
+
+    assert_eq!((world.nodes_of(GPUS), world.starts), (vec![1], 2));
+    assert_eq!(world.view(GPUS).ready, 1);
+    assert!(world.held_up_by(0).is_empty());
+    // It steps back once there is room within the size.
+    world.say(0, OPEN);
+    assert_eq!(world.roll_out(GPUS), 1);
+    assert_eq!((world.nodes_of(GPUS), world.starts), (vec![0], 3));
+}
+
+#[test]
+fn as_many_leave_a_drained_node_as_others_have_room_for() {
+    let wishes = || Wishes {
+        budget: (2, 1),
+        ..Wishes::default()
+    };
+    for (free, budget) in [(1, usual()), (1, wishes()), (2, wishes())] {
+        let mut world = with_gpus(3, free, budget);
+        world.say(0, DRAINED);
+        world.run(Duration::from_secs(20));
+
+        let there = free as usize;
+        let mut nodes = vec![0; 3 - there];
+        nodes.resize(3, 1);
+        assert_eq!(world.nodes_of(GPUS), nodes);
+        let view = world.view(GPUS);
+        assert_eq!(view.ready, 3, "nobody goes who has nowhere to go: {view:?}");
+        assert!(world.starts <= 3 + 2 * u64::from(free), "{}", world.starts);
+        let told = world.held_up_by(0);
+        assert!(told[0].contains("nowhere else to go"), "{told:?}");
+    }
+}
