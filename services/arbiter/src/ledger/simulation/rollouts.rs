@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use prost::Message as _;
 use tether_proto::{
     job::{Job, JobState},
     pool,
-    worker::NodeState,
+    worker::{Event, NodeState},
 };
 use tether_types::{Slot, WorkerId};
 
@@ -14,6 +15,7 @@ use super::{
     owner::{POOLS, Wishes},
     world::{STEP, World},
 };
+use crate::effects::keys;
 
 /// The pool whose workers each take a GPU, where there are any; and one that goes anywhere.
 const GPUS: usize = 3;
@@ -59,6 +61,14 @@ impl World {
         let name = self.nodes[node].name.as_str();
         let found = nodes.into_iter().find(|node| node.name == name);
         found.unwrap().held_up_by
+    }
+
+    /// How many events say so.
+    fn told_of(&self, what: &str) -> usize {
+        let events = self.store.iter();
+        let events = events.filter(|(key, _)| key.starts_with(keys::EVENTS));
+        let events = events.map(|(_, (value, _))| Event::decode(&**value).unwrap());
+        events.filter(|event| event.text.contains(what)).count()
     }
 
     fn say(&mut self, node: usize, state: NodeState) {
@@ -160,12 +170,22 @@ fn what_has_no_node_says_why_and_starts_when_there_is_one() {
     assert_eq!(view.waits_for, why);
     let workers = world.ledger.list_workers(POOLS[GPUS].0, world.now);
     assert_eq!(workers[5].status, why);
+    assert_eq!(world.told_of("waits for a node"), 1);
+
+    // Another reason is told to whoever asks, and is no news.
+    world.say(2, NodeState::Cordoned);
+    let why = world.view(GPUS).waits_for;
+    assert!(why.starts_with("of 3 nodes 1 are cordoned"), "{why}");
+    world.say(2, OPEN);
+    assert_eq!(world.told_of("waits for a node"), 1);
 
     world.nodes[2].gpus = 1;
     world.lose_stream(2, true);
     world.run(Duration::from_secs(2));
     let view = world.view(GPUS);
     assert_eq!((view.ready, view.waits_for.as_str()), (6, ""));
+    assert!(world.apply(GPUS, 7));
+    assert_eq!(world.told_of("waits for a node"), 2);
 }
 
 #[test]
