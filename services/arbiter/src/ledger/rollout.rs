@@ -15,6 +15,7 @@ use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 use super::{
     Ledger, Pool,
+    jobs::Busy,
     slots::{Place, Shown},
 };
 
@@ -134,6 +135,7 @@ impl Ledger {
         }
         let no_node = self.choose_node(name).err();
         let nowhere = self.nowhere(pool, no_node.as_ref());
+        let busy = self.jobs.busy(name);
         let mut seen = Vec::new();
         let (mut stale, mut kept) = (0, Vec::new());
         for slot in (0..pool.size()).chain(pool.rollout.places()) {
@@ -146,9 +148,9 @@ impl Ledger {
                 });
                 continue;
             };
-            let why = self.staleness(pool, slot, place, nowhere);
+            let has_job = has_job(&busy, slot, place);
+            let why = self.staleness(pool, place, has_job, nowhere);
             stale += u32::from(why != Stale::No);
-            let has_job = why == Stale::HasJob || self.has_job(pool, slot, place);
             if !matches!(why, Stale::No | Stale::Yes) {
                 kept.push((slot, why));
             } else if has_job && slot >= pool.size() {
@@ -191,8 +193,7 @@ impl Ledger {
             let place = pool.places.get(slot);
             place.is_some_and(|place| {
                 let seated = place.live.as_ref().is_some_and(|live| live.node.is_some());
-                let stale = self.staleness(pool, *slot, place, None);
-                pool.rollout.stands_in(*slot) && seated && stale == Stale::No
+                pool.rollout.stands_in(*slot) && seated && !self.is_stale(pool, place)
             })
         };
         let missing = |slot: &Slot| {
@@ -204,48 +205,38 @@ impl Ledger {
         (stand_in <= needed).then_some(no_node)
     }
 
-    /// Whether the worker in a place is to be replaced.
-    fn staleness(&self, pool: &Pool, slot: Slot, place: &Place, no_node: Option<&NoNode>) -> Stale {
-        let Some(live) = &place.live else {
-            return Stale::No;
-        };
-        // One that waits for a node gets what is asked for now.
-        let Some(node) = &live.node else {
-            return Stale::No;
-        };
-        let drained = self.is_drained(node);
-        if live.disabled || !(drained || live.incarnation <= pool.rollout.fresh_after) {
+    /// Whether the worker in a place is to be replaced, and what keeps it.
+    fn staleness(
+        &self,
+        pool: &Pool,
+        place: &Place,
+        has_job: bool,
+        nowhere: Option<&NoNode>,
+    ) -> Stale {
+        if !self.is_stale(pool, place) {
             return Stale::No;
         }
+        let node = place.live.as_ref().and_then(|live| live.node.as_ref());
+        let drained = node.is_some_and(|node| self.is_drained(node));
         if pool.resolved.plan.restart == RestartPolicy::Never {
             Stale::RunsOnce
-        } else if self.has_job(pool, slot, place) {
+        } else if has_job {
             Stale::HasJob
-        } else if drained && no_node.is_some() {
+        } else if drained && nowhere.is_some() {
             Stale::NoNode
         } else {
             Stale::Yes
         }
     }
 
-    /// Whether the worker in a place does a job, as far as is known: its node may be lost.
-    fn has_job(&self, pool: &Pool, slot: Slot, place: &Place) -> bool {
-        place.live.as_ref().is_some_and(|live| {
-            self.jobs.has_open(&WorkerId {
-                pool: pool.name().clone(),
-                slot,
-                incarnation: live.incarnation,
-            })
-        })
-    }
-
-    /// Whether a worker should get nothing that lasts, because it is to be replaced.
-    pub(super) fn is_stale(&self, id: &WorkerId) -> bool {
-        let place = self.pools.get(&id.pool);
-        let place = place.and_then(|pool| Some((pool, pool.places.get(&id.slot)?)));
-        place.is_some_and(|(pool, place)| {
-            let stale = self.staleness(pool, id.slot, place, None);
-            stale != Stale::No
+    /// Whether the worker in a place runs an earlier template, or is where none should be. One that waits for a
+    /// node gets what is asked for now.
+    pub(super) fn is_stale(&self, pool: &Pool, place: &Place) -> bool {
+        let live = place.live.as_ref().filter(|live| !live.disabled);
+        live.is_some_and(|live| {
+            let node = live.node.as_ref();
+            let outdated = live.incarnation <= pool.rollout.fresh_after;
+            node.is_some_and(|node| outdated || self.is_drained(node))
         })
     }
 
@@ -361,9 +352,11 @@ impl Ledger {
             };
             let no_node = self.choose_node(pool).err();
             let nowhere = self.nowhere(entry, no_node.as_ref());
+            let busy = self.jobs.busy(pool);
             let kept = workers.filter_map(|id| {
                 let place = entry.places.get(&id.slot)?;
-                let why = self.staleness(entry, id.slot, place, nowhere);
+                let has_job = has_job(&busy, id.slot, place);
+                let why = self.staleness(entry, place, has_job, nowhere);
                 let kept = !matches!(why, Stale::No | Stale::Yes);
                 kept.then(|| reason(pool, id.slot, why, no_node.as_ref()))
             });
@@ -377,6 +370,12 @@ impl Ledger {
         told.truncate(REASONS);
         told
     }
+}
+
+/// Whether the worker in a place does a job, as far as is known: its node may be lost.
+fn has_job(busy: &Busy, slot: Slot, place: &Place) -> bool {
+    let live = place.live.as_ref();
+    live.is_some_and(|live| busy.contains_key(&(slot, live.incarnation)))
 }
 
 fn reason(pool: &PoolName, slot: Slot, why: Stale, no_node: Option<&NoNode>) -> String {

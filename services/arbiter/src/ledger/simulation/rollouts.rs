@@ -1,14 +1,15 @@
 //! Workers that are replaced and nodes that are emptied, step by step.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use tether_proto::{
+    common::WorkerRef,
     job::{Job, JobState},
     pool,
     worker::{Event, NodeState},
 };
-use tether_types::{Slot, WorkerId};
+use tether_types::{PoolName, Slot, WorkerId};
 
 use super::{
     Action,
@@ -400,4 +401,57 @@ fn as_many_leave_a_drained_node_as_others_have_room_for() {
         let told = world.held_up_by(0);
         assert!(told[0].contains("nowhere else to go"), "{told:?}");
     }
+}
+
+/// All jobs of a pool are looked at a few times for a step, not once for each worker that is to be replaced.
+#[test]
+fn a_step_takes_no_longer_for_each_worker_with_a_job() {
+    let mut world = world(SPREAD, 200, usual());
+    let name: PoolName = POOLS[SPREAD].0.parse().unwrap();
+    world.act(&Action::ChangeTemplate(SPREAD));
+    let pool = &world.ledger.pools[&name];
+    let workers = pool.places.iter().filter_map(|(&slot, place)| {
+        let id = WorkerId {
+            pool: name.clone(),
+            slot,
+            incarnation: place.live.as_ref()?.incarnation,
+        };
+        Some(WorkerRef::from(&id))
+    });
+    let workers: Vec<_> = workers.collect();
+    let jobs = (0..5_000_usize).map(|nth| {
+        let mut job = Job {
+            worker: workers.get(nth / 25).cloned(),
+            ..Job::default()
+        };
+        job.set_state(JobState::Running);
+        (format!("{nth:04}"), job)
+    });
+    let jobs = jobs.collect();
+    world.ledger.jobs.0.insert(name.clone(), jobs);
+
+    let best = |what: &mut dyn FnMut()| {
+        let once = |_| {
+            let begun = Instant::now();
+            what();
+            begun.elapsed()
+        };
+        (0..5).map(once).min().unwrap()
+    };
+    let look = best(&mut || assert_eq!(world.ledger.jobs.busy(&name).len(), 200));
+    let now = world.now;
+    let step = best(&mut || {
+        world.ledger.may_be_stale(&name);
+        world.ledger.roll(&name, now);
+    });
+    let mut another = 5_000..;
+    let start = best(&mut || {
+        let key = another.next().unwrap().to_string();
+        assert!(world.ledger.start_job(name.as_str(), &key).is_ok());
+    });
+    assert!(step < look * 8, "{step:?} for a step, {look:?} for a look");
+    assert!(
+        start < look * 8,
+        "{start:?} to start a job, {look:?} for a look"
+    );
 }
