@@ -12,6 +12,7 @@
 //! - **P2** No replacement takes a pool below its size less what may be unavailable.
 //! - **P3** A pool never has more places than its size and its surge.
 //! - **P4** While something is left to replace and every other worker is ready, there is a next step.
+//! - **P5** No step ends a worker that is kept.
 
 mod choose;
 mod names;

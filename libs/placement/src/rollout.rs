@@ -66,6 +66,8 @@ pub struct Place {
     pub standing: Standing,
     /// Whether its worker is to be replaced: it runs an earlier template, or its node is to be emptied.
     pub stale: bool,
+    /// Whether its worker does what must not be cut short: it stays, stale or not, until that is over.
+    pub kept: bool,
 }
 
 /// What to do next.
@@ -80,12 +82,12 @@ pub enum Step {
 }
 
 /// The next step towards a pool of `size` fresh workers; none while one has to be waited for, or when it is
-/// done.
+/// done. No step ends a worker that is kept.
 ///
 /// Places from `size` on are those of the surge. Stale workers that serve nobody go first, as they cost
 /// nothing; of those that are ready the lowest slot goes first.
 pub fn next_step(size: u32, budget: Budget, places: &[Place]) -> Option<Step> {
-    let stale = || places.iter().filter(|place| place.stale);
+    let stale = || places.iter().filter(|place| place.stale && !place.kept);
     let idle = stale().find(|place| place.standing == Standing::Coming);
     if let Some(idle) = idle {
         return Some(end(idle.slot, size));
@@ -105,12 +107,14 @@ pub fn next_step(size: u32, budget: Budget, places: &[Place]) -> Option<Step> {
     (places.len() < most).then_some(Step::Add)
 }
 
-/// Nothing is stale: the places beyond the size go, as soon as those within it can do without.
+/// Nothing is stale: the places beyond the size go, as soon as those within it can do without, save those whose
+/// workers are kept.
 fn give_back(size: u32, places: &[Place]) -> Option<Step> {
     let within = places.iter().filter(|place| place.slot < size);
     let ready = within.filter(|place| place.standing == Standing::Ready);
     let all = ready.count() >= usize::try_from(size).unwrap_or(usize::MAX);
-    let stays = |place: &&Place| place.slot >= size && place.standing != Standing::Going;
+    let stays =
+        |place: &&Place| place.slot >= size && place.standing != Standing::Going && !place.kept;
     let beyond = places.iter().filter(stays).max_by_key(|place| place.slot);
     beyond.filter(|_| all).map(|place| Step::Remove(place.slot))
 }

@@ -78,6 +78,8 @@ struct Pool {
     surge: u32,
     unavailable: u32,
     places: BTreeMap<u32, (Standing, bool)>,
+    /// Places whose workers are kept for now.
+    kept: BTreeSet<u32>,
 }
 
 impl Pool {
@@ -90,6 +92,7 @@ impl Pool {
             slot,
             standing,
             stale,
+            kept: self.kept.contains(&slot),
         };
         self.places.iter().map(place).collect()
     }
@@ -145,6 +148,7 @@ fn pool() -> impl Strategy<Value = Pool> {
             surge,
             unavailable,
             places: (0..).zip(places).collect(),
+            kept: BTreeSet::new(),
         }
     })
 }
@@ -218,14 +222,26 @@ proptest! {
         prop_assert!(loads.last().unwrap() - loads.first().unwrap() <= 1);
     }
 
-    /// P2 and P3 at every step, and P4 until all is fresh, whenever what is on its way arrives.
+    /// P2, P3 and P5 at every step, and P4 until all is fresh, whenever what is on its way arrives. Whoever is
+    /// ready may begin what must not be cut short, also one that stands in, until all of that is over.
     #[test]
-    fn a_pool_becomes_fresh_within_its_budget(mut pool in pool(), arrive in vec(any::<bool>(), 64)) {
+    fn a_pool_becomes_fresh_within_its_budget(
+        mut pool in pool(),
+        arrive in vec((any::<bool>(), prop::option::weighted(0.3, 0..10_u32)), 64),
+    ) {
         let least = pool.size.saturating_sub(pool.unavailable);
-        for arrives in arrive.into_iter().chain([true; 64]) {
+        for (arrives, begins) in arrive.into_iter().chain([(true, None); 64]) {
+            match begins.filter(|slot| pool.places.get(slot).is_some_and(|place| place.0 == Standing::Ready)) {
+                Some(slot) => drop(pool.kept.insert(slot)),
+                None => pool.kept.clear(),
+            }
             let before = pool.ready();
             if let Some(step) = next_step(pool.size, pool.budget(), &pool.seen()) {
                 prop_assert_eq!(Some(step), next_step(pool.size, pool.budget(), &pool.seen()));
+                if let Step::Replace(slot) | Step::Remove(slot) = step {
+                    // P5
+                    prop_assert!(!pool.kept.contains(&slot), "{step:?} {pool:?}");
+                }
                 pool.carry_out(step);
                 // P2: what was below already is not made worse.
                 prop_assert!(pool.ready() >= least.min(before), "{step:?} {pool:?}");
@@ -233,7 +249,7 @@ proptest! {
                 let waits = pool.places.values().any(|(standing, _)| *standing != Standing::Ready);
                 let done = pool.places.values().all(|(_, stale)| !stale);
                 // P4
-                prop_assert!(waits || (done && pool.places.len() == pool.size as usize), "{pool:?}");
+                prop_assert!(waits || !pool.kept.is_empty() || (done && pool.places.len() == pool.size as usize), "{pool:?}");
             }
             // P3
             prop_assert!(pool.places.len() <= (pool.size + pool.surge) as usize, "{pool:?}");
@@ -327,6 +343,7 @@ fn a_budget_without_room_is_refused_and_a_usual_one_adds_before_it_takes_away() 
         slot,
         standing: Standing::Ready,
         stale,
+        kept: false,
     };
 
     let mut places = vec![ready(0, true), ready(1, true)];

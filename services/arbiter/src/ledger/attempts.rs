@@ -10,12 +10,7 @@ use tether_proto::{
 };
 use tether_types::{PoolName, Reason, WorkerId};
 
-use super::{
-    Ledger,
-    jobs::{is_open, worker_of},
-    slots::Told,
-    unknown_pool,
-};
+use super::{Ledger, jobs::worker_of, unknown_pool};
 use crate::effects::keys;
 
 /// Jobs of one pool that are kept at once, done ones included (P5).
@@ -86,23 +81,21 @@ impl Ledger {
     }
 
     fn least_busy(&self, name: &PoolName) -> Option<WorkerId> {
-        let jobs = self.jobs.0.get(name);
-        let load = |worker: &WorkerRef| {
-            let jobs = jobs.into_iter().flat_map(BTreeMap::values);
-            jobs.filter(|job| is_open(job) && job.worker.as_ref() == Some(worker))
-                .count()
-        };
-        let places = self.pools.get(name)?.places.iter();
-        let ready = places
-            .filter(|(_, place)| place.serves)
-            .filter_map(|(&slot, place)| place.endpoint(name, slot, Told::default())?.worker);
-        // One that is about to be replaced is kept by a job, and takes one only where there is no other.
-        let stale = |worker: &WorkerRef| {
-            let id = WorkerRef::required(Some(worker));
-            id.is_ok_and(|id| self.is_stale(&id))
-        };
-        let worker = ready.min_by_key(|worker| (stale(worker), load(worker)))?;
-        WorkerRef::required(Some(&worker)).ok()
+        let busy = self.jobs.busy(name);
+        let pool = self.pools.get(name)?;
+        let ready = pool.places.iter().filter_map(|(&slot, place)| {
+            let live = place.live.as_ref()?;
+            let worker = (slot, live.incarnation);
+            // One that is about to be replaced is kept by a job, and takes one only where there is no other.
+            let order = (self.is_stale(pool, place), busy.get(&worker));
+            (place.serves && place.is_ready()).then_some((order, worker))
+        });
+        let (_, (slot, incarnation)) = ready.min_by_key(|&(order, _)| order)?;
+        Some(WorkerId {
+            pool: pool.name().clone(),
+            slot,
+            incarnation,
+        })
     }
 
     /// Takes over a job whose worker is on a lost node, once nothing but the job keeps that worker alive: it

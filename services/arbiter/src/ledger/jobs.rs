@@ -3,7 +3,7 @@
 //! Each attempt has a fence, from the count that numbers incarnations: never given out twice, and greater than
 //! that of every attempt before. Whoever reports with another is told who does the job (A9).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use tether_clock::Tick;
@@ -13,7 +13,7 @@ use tether_proto::{
     job::{Checkpoint, Job, JobState, PutCheckpointRequest, ReportJobRequest},
     worker::EventKind,
 };
-use tether_types::{OwnerName, PoolName, Reason, Slot, WorkerId};
+use tether_types::{Incarnation, OwnerName, PoolName, Reason, Slot, WorkerId};
 
 use super::{Ledger, unknown_pool};
 use crate::effects::{Effects, keys};
@@ -29,6 +29,9 @@ const URI_MAX: usize = 2 << 10;
 
 /// A SHA-256, in bytes.
 const SHA256: usize = 32;
+
+/// How many jobs each worker of one pool does that does any.
+pub(super) type Busy = BTreeMap<(Slot, Incarnation), usize>;
 
 /// Every job, by pool and key.
 #[derive(Debug, Default)]
@@ -100,11 +103,19 @@ impl Jobs {
         jobs.any(|job| job.worker == worker && is_open(job))
     }
 
-    /// Places of a pool where somebody does a job, or may.
-    fn busy(&self, pool: &PoolName) -> BTreeSet<Slot> {
+    /// Workers of a pool that do jobs, or may, and how many each: one look at all of its jobs.
+    pub(super) fn busy(&self, pool: &PoolName) -> Busy {
         let jobs = self.0.get(pool).into_iter().flat_map(BTreeMap::values);
-        let workers = jobs.filter(|job| is_open(job)).filter_map(worker_of);
-        workers.map(|id| id.slot).collect()
+        let mut busy = Busy::new();
+        for worker in jobs
+            .filter(|job| is_open(job))
+            .filter_map(|job| job.worker.as_ref())
+        {
+            *busy
+                .entry((worker.slot, Incarnation(worker.incarnation)))
+                .or_default() += 1;
+        }
+        busy
     }
 
     /// Nobody is in this place, so that whatever was done there is lost.
@@ -314,7 +325,7 @@ impl Ledger {
 
     /// It may be known only now that nobody is in a place, and its next worker need not be due yet.
     pub(super) fn lose_jobs_of_nobody(&mut self, pool: &PoolName) {
-        for slot in self.jobs.busy(pool) {
+        for (slot, _) in self.jobs.busy(pool).into_keys() {
             let place = self.place(pool, slot);
             let empty = place.is_none_or(|place| place.live.is_none());
             if empty && !self.is_blocked(pool, slot) {

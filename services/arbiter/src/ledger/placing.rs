@@ -127,7 +127,8 @@ impl Ledger {
         }
     }
 
-    /// Notes why the workers of a pool that are due find no node, and tells of it once.
+    /// Notes why the workers of a pool that are due find no node, and tells of it once: while they wait the counts
+    /// in it may change with each worker of others.
     pub(super) fn note_no_node(&mut self, pool: &PoolName, why: Option<&NoNode>) {
         let Some(entry) = self.pools.get_mut(pool) else {
             return;
@@ -136,7 +137,7 @@ impl Ledger {
         if entry.no_node == why {
             return;
         }
-        if let Some(why) = &why {
+        if let (Some(why), None) = (&why, &entry.no_node) {
             let text = format!("pool `{pool}` waits for a node: {why}");
             self.effects
                 .owner_event(EventKind::PoolChanged, entry.owner(), text);

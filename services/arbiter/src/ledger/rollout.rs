@@ -13,7 +13,11 @@ use tether_proto::worker::EventKind;
 use tether_supervise::{Phase, RestartPolicy};
 use tether_types::{Incarnation, NodeName, PoolName, Slot, WorkerId};
 
-use super::{Ledger, Pool, slots::Place};
+use super::{
+    Ledger, Pool,
+    jobs::Busy,
+    slots::{Place, Shown},
+};
 
 /// So many reasons why a node is not empty are told.
 const REASONS: usize = 8;
@@ -130,6 +134,8 @@ impl Ledger {
             return None;
         }
         let no_node = self.choose_node(name).err();
+        let nowhere = self.nowhere(pool, no_node.as_ref());
+        let busy = self.jobs.busy(name);
         let mut seen = Vec::new();
         let (mut stale, mut kept) = (0, Vec::new());
         for slot in (0..pool.size()).chain(pool.rollout.places()) {
@@ -138,18 +144,23 @@ impl Ledger {
                     slot,
                     standing: Standing::Coming,
                     stale: false,
+                    kept: false,
                 });
                 continue;
             };
-            let why = self.staleness(pool, slot, place, no_node.as_ref());
+            let has_job = has_job(&busy, slot, place);
+            let why = self.staleness(pool, place, has_job, nowhere);
             stale += u32::from(why != Stale::No);
             if !matches!(why, Stale::No | Stale::Yes) {
                 kept.push((slot, why));
+            } else if has_job && slot >= pool.size() {
+                kept.push((slot, Stale::HasJob));
             }
             seen.push(Seen {
                 slot,
                 standing: standing(pool, slot, place),
                 stale: why == Stale::Yes && can_be_told(place),
+                kept: has_job,
             });
         }
         let step = match self.missing_dependency(name) {
@@ -173,42 +184,59 @@ impl Ledger {
         step
     }
 
-    /// Whether the worker in a place is to be replaced.
-    fn staleness(&self, pool: &Pool, slot: Slot, place: &Place, no_node: Option<&NoNode>) -> Stale {
-        let Some(live) = &place.live else {
-            return Stale::No;
+    /// Why a worker that leaves its node would leave nobody: no node takes another one of its pool, and none
+    /// stands in for it. One that stands in does so for one worker; where it has the last room there is, it would
+    /// otherwise go as one that nobody needs, and come again for as long as there is a node to be emptied.
+    fn nowhere<'a>(&self, pool: &Pool, no_node: Option<&'a NoNode>) -> Option<&'a NoNode> {
+        let no_node = no_node?;
+        let stays = |slot: &Slot| {
+            let place = pool.places.get(slot);
+            place.is_some_and(|place| {
+                let seated = place.live.as_ref().is_some_and(|live| live.node.is_some());
+                pool.rollout.stands_in(*slot) && seated && !self.is_stale(pool, place)
+            })
         };
-        // One that waits for a node gets what is asked for now.
-        let Some(node) = &live.node else {
-            return Stale::No;
+        let missing = |slot: &Slot| {
+            let place = pool.places.get(slot);
+            place.is_none_or(|place| standing(pool, *slot, place) != Standing::Ready)
         };
-        let drained = self.is_drained(node);
-        if live.disabled || !(drained || live.incarnation <= pool.rollout.fresh_after) {
+        let stand_in = pool.rollout.places().filter(stays).count();
+        let needed = (0..pool.size()).filter(missing).take(stand_in).count();
+        (stand_in <= needed).then_some(no_node)
+    }
+
+    /// Whether the worker in a place is to be replaced, and what keeps it.
+    fn staleness(
+        &self,
+        pool: &Pool,
+        place: &Place,
+        has_job: bool,
+        nowhere: Option<&NoNode>,
+    ) -> Stale {
+        if !self.is_stale(pool, place) {
             return Stale::No;
         }
-        let id = WorkerId {
-            pool: pool.name().clone(),
-            slot,
-            incarnation: live.incarnation,
-        };
+        let node = place.live.as_ref().and_then(|live| live.node.as_ref());
+        let drained = node.is_some_and(|node| self.is_drained(node));
         if pool.resolved.plan.restart == RestartPolicy::Never {
             Stale::RunsOnce
-        } else if self.jobs.has_open(&id) {
+        } else if has_job {
             Stale::HasJob
-        } else if drained && no_node.is_some() {
+        } else if drained && nowhere.is_some() {
             Stale::NoNode
         } else {
             Stale::Yes
         }
     }
 
-    /// Whether a worker should get nothing that lasts, because it is to be replaced.
-    pub(super) fn is_stale(&self, id: &WorkerId) -> bool {
-        let place = self.pools.get(&id.pool);
-        let place = place.and_then(|pool| Some((pool, pool.places.get(&id.slot)?)));
-        place.is_some_and(|(pool, place)| {
-            let stale = self.staleness(pool, id.slot, place, None);
-            stale != Stale::No
+    /// Whether the worker in a place runs an earlier template, or is where none should be. One that waits for a
+    /// node gets what is asked for now.
+    pub(super) fn is_stale(&self, pool: &Pool, place: &Place) -> bool {
+        let live = place.live.as_ref().filter(|live| !live.disabled);
+        live.is_some_and(|live| {
+            let node = live.node.as_ref();
+            let outdated = live.incarnation <= pool.rollout.fresh_after;
+            node.is_some_and(|node| outdated || self.is_drained(node))
         })
     }
 
@@ -319,13 +347,16 @@ impl Ledger {
         };
         let mut told = Vec::new();
         for (pool, workers) in node.workers.by_pool() {
-            let no_node = self.choose_node(pool).err();
             let Some(entry) = self.pools.get(pool) else {
                 continue;
             };
+            let no_node = self.choose_node(pool).err();
+            let nowhere = self.nowhere(entry, no_node.as_ref());
+            let busy = self.jobs.busy(pool);
             let kept = workers.filter_map(|id| {
                 let place = entry.places.get(&id.slot)?;
-                let why = self.staleness(entry, id.slot, place, no_node.as_ref());
+                let has_job = has_job(&busy, id.slot, place);
+                let why = self.staleness(entry, place, has_job, nowhere);
                 let kept = !matches!(why, Stale::No | Stale::Yes);
                 kept.then(|| reason(pool, id.slot, why, no_node.as_ref()))
             });
@@ -339,6 +370,12 @@ impl Ledger {
         told.truncate(REASONS);
         told
     }
+}
+
+/// Whether the worker in a place does a job, as far as is known: its node may be lost.
+fn has_job(busy: &Busy, slot: Slot, place: &Place) -> bool {
+    let live = place.live.as_ref();
+    live.is_some_and(|live| busy.contains_key(&(slot, live.incarnation)))
 }
 
 fn reason(pool: &PoolName, slot: Slot, why: Stale, no_node: Option<&NoNode>) -> String {
@@ -356,12 +393,16 @@ fn reason(pool: &PoolName, slot: Slot, why: Stale, no_node: Option<&NoNode>) -> 
     }
 }
 
-/// Whether there is a process that can be told to end, and was not.
+/// Whether there is a process that can be told to end, and was not, and how it stands is known.
+///
+/// A worker that an agent or an arbiter of before left serving is found as one that starts, and is heard to be
+/// ready a moment later: until then it is no idle one that costs nothing.
 fn can_be_told(place: &Place) -> bool {
-    matches!(
-        place.machine.phase(),
-        Phase::Ready { .. } | Phase::Starting { .. }
-    )
+    match place.machine.phase() {
+        Phase::Ready { .. } => place.is_ready(),
+        Phase::Starting { .. } => place.shown != Shown::Served,
+        _ => false,
+    }
 }
 
 /// How things stand at a place, as the planner is told.

@@ -392,7 +392,7 @@ impl World {
                 .filter(move |event| event.kind() == kind)
         };
         let replaced = of_kind(EventKind::WorkerEnding);
-        let replaced = replaced.filter(|event| event.text.starts_with("takes no new calls, as"));
+        let replaced = replaced.filter(|event| event.text.starts_with("takes no new calls"));
         let by_rollout = replaced.filter(|event| !event.text.contains("reached its"));
         for event in by_rollout {
             let id = WorkerRef::required(event.worker.as_ref()).unwrap();

@@ -314,6 +314,16 @@ impl Node {
             if let Some(told) = agent.known.get_mut(id)
                 && *told != seen
             {
+                // As the agent does with one that it finds: that it runs, and at once that it is ready.
+                if told.pid == 0 && seen.adopted && seen.phase() == WorkerPhase::Ready {
+                    // It says hello first, before it has reached any.
+                    if agent.stream.is_none() {
+                        continue;
+                    }
+                    let mut found = seen.clone();
+                    found.set_phase(WorkerPhase::Starting);
+                    agent.pending.push(found);
+                }
                 *told = seen.clone();
                 agent.pending.push(seen);
             }

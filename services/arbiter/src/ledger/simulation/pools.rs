@@ -107,7 +107,7 @@ impl World {
     }
 
     /// Runs until something is so, with a deadline.
-    fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
+    pub(super) fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
         let deadline = self.now + secs(30);
         while !so(self) {
             assert!(self.now < deadline, "never: {what}");
