@@ -131,6 +131,7 @@ impl Puppet {
             ttl_ms: 0,
             resync: false,
             epoch: 0,
+            shard: 0,
         };
         if let Some(outbox) = &strings.outbox {
             let _ = outbox.send(message);
@@ -210,6 +211,7 @@ impl Strings {
             orders: Vec::new(),
             resync: false,
             epoch: 0,
+            shard: 0,
         }
     }
 }

@@ -37,8 +37,8 @@ async fn a_time_to_live_that_cannot_work_is_refused_with_its_consequence() {
     for ttl_ms in [1, u64::MAX] {
         let request = OpenSessionRequest {
             owner: "beam".to_owned(),
-            process: None,
             ttl_ms,
+            ..OpenSessionRequest::default()
         };
         let refused = cluster.client().sessions().open_session(request).await;
         let refused = Problem::from(refused.unwrap_err());

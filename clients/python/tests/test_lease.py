@@ -58,6 +58,23 @@ class Page:
         return read
 
 
+class Turning:
+    """The page as it is read by one who is overtaken: right after its next look at this word the agent acts."""
+
+    def __init__(self, words, after, act):
+        self.words, self.after, self.act = words, after, act
+
+    def __len__(self):
+        return len(self.words)
+
+    def __getitem__(self, at):
+        word = self.words[at]
+        if at == self.after and self.act:
+            act, self.act = self.act, None
+            act()
+        return word
+
+
 class Permission(unittest.TestCase):
     def setUp(self):
         self.page = Page()
@@ -109,6 +126,29 @@ class Permission(unittest.TestCase):
         self.page.own(lease.NEVER, generation=0, slot=300)
         self.page.moves(2)
         self.assertFalse(read.is_valid())
+
+    def test_one_that_is_moved_while_it_looks_has_lost_nothing(self):
+        own = 8 + 4 * SLOT
+        for after in (5, 2, own, own + 2):
+            for ask, told in ((lease.Lease.check, None), (lease.Lease.epoch, 4), (lease.Lease.lifetime, math.inf)):
+                with self.subTest(after=after, ask=ask.__name__):
+                    self.page.moves(0)
+                    self.page.own(lease.NEVER, generation=0, slot=300)
+                    self.page.own(lease.NEVER, epoch=4)
+                    read = self.page.lease()
+                    read._words = Turning(read._words, after, self.move)
+                    self.assertEqual(ask(read), told)
+
+    def test_one_that_lost_its_seat_while_it_looks_and_was_not_moved_has_lost_it(self):
+        read = self.page.lease()
+        read._words = Turning(read._words, 5, lambda: self.page.own(0, generation=0))
+        self.assertRaises(lease.Over, read.check)
+
+    def move(self):
+        """As an agent does it that moves the last of a pool: opened, counted, and the pool's slot closed."""
+        self.page.own(lease.NEVER, epoch=4, generation=lease.OWN | 42, slot=300)
+        self.page.moves(1)
+        self.page.own(0, epoch=0, generation=0, alive=0)
 
     def test_outside_of_tether_there_is_no_end_and_something_else_is_no_page(self):
         read = lease.Lease({})

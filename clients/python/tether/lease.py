@@ -74,14 +74,24 @@ class Lease:
             self._moves = moves
         return self._place
 
+    def _look(self, of_node, of_slot):
+        """These words of its node and of its slot; none where it has lost its seat."""
+        # Twice: one that begins a job has its own slot opened, the move counted and then the pool's slot closed. Who
+        # finds that closed may have read the count before, and sees by now where it sits.
+        for _ in range(2):
+            slot, generation = self._seat()
+            told = [self._words[word] for word in of_node] + [self._words[slot + word] for word in of_slot]
+            # Whose it is comes last: the time of a slot's next owner is never taken for one's own.
+            if self._words[slot + GENERATION] == generation:
+                return told
+        return None
+
     def _earliest(self, of_node, of_slot):
         """The earliest of these ends; `NEVER` where there is none, 0 where it has lost its seat."""
         if self._words is None:
             return NEVER
-        slot, generation = self._seat()
-        ends = [self._words[word] for word in of_node] + [self._words[slot + word] for word in of_slot]
-        # Whose it is comes last: the time of a slot's next owner is never taken for one's own.
-        return min(ends) if self._words[slot + GENERATION] == generation else 0
+        ends = self._look(of_node, of_slot)
+        return 0 if ends is None else min(ends)
 
     def until(self):
         """Until when it may act, in nanoseconds of CLOCK_BOOTTIME; `NEVER` where there is no end, 0 without a seat."""
@@ -114,14 +124,9 @@ class Lease:
 
     def epoch(self):
         """Which session of its owner it works for: the highest it was told of, by its node or by a call."""
-        told = 0
-        if self._words is not None:
-            slot, generation = self._seat()
-            told = self._words[slot + EPOCH]
-            if self._words[slot + GENERATION] != generation:
-                told = 0
+        told = None if self._words is None else self._look([], [EPOCH])
         with self._lock:
-            self._seen = max(self._seen, told)
+            self._seen = max([self._seen, *(told or [])])
             return self._seen
 
     def refusal(self, metadata):

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tether_clock::{Clock as _, HolderClock};
 use tether_lease::{Holder, Standing, Terms};
-use tether_proto::session::{CloseSessionRequest, OpenSessionRequest};
+use tether_proto::{
+    SHARD, expect_shard,
+    session::{CloseSessionRequest, OpenSessionRequest},
+};
 use tether_types::{Epoch, OwnerName, Reason};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -80,8 +83,10 @@ impl Session {
             owner: owner.to_string(),
             process: process.as_ref().map(Into::into),
             ttl_ms: options.ttl.map_or(0, millis),
+            shard: SHARD,
         };
         let granted = client.sessions().open_session(request).await?.into_inner();
+        expect_shard(granted.shard).map_err(tonic::Status::from)?;
         let terms =
             Terms::usual(Duration::from_millis(granted.ttl_ms)).map_err(|error| Problem {
                 reason: Some(Reason::ConfigInvalid),

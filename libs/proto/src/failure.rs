@@ -7,6 +7,8 @@ use tether_types::{Address, Reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::SHARD;
+
 /// Domain of our reasons in `ErrorInfo`.
 const DOMAIN: &str = "tether";
 
@@ -135,11 +137,15 @@ impl From<NotLeader> for Failure {
         match leader {
             Some(leader) => {
                 let text = format!("this arbiter does not lead: ask the one at `{leader}`");
-                Self::new(Reason::NotLeader, text).fact(LEADER, leader)
+                Self::new(Reason::NotLeader, text)
+                    .fact(LEADER, leader)
+                    .fact("shard", SHARD)
             }
             None => {
                 let text = "this arbiter does not lead, and knows of none that does: one is elected within seconds while the store answers, so ask again";
-                Self::new(Reason::NotLeader, text).retry_after(ELECTION)
+                Self::new(Reason::NotLeader, text)
+                    .retry_after(ELECTION)
+                    .fact("shard", SHARD)
             }
         }
     }
@@ -159,6 +165,8 @@ mod tests {
         for said in [named, nobody] {
             let status = Status::from(Failure::from(said.clone()));
             assert_eq!(status.code(), Code::Unavailable);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(info.metadata["shard"], "0");
             assert_eq!(NotLeader::of(&status), Some(said));
         }
         let other = Failure::new(Reason::StoreFailed, "text").fact(LEADER, "10.0.0.1:7438");

@@ -50,6 +50,7 @@ mod generated {
 mod codec;
 mod convert;
 mod failure;
+mod shard;
 
 pub use convert::Malformed;
 pub use failure::{Failure, NotLeader, reason_of};
@@ -57,6 +58,7 @@ pub use generated::{
     common::v1 as common, discovery::v1 as discovery, gateway::v1 as gateway, job::v1 as job,
     node::v1 as node, pool::v1 as pool, session::v1 as session, worker::v1 as worker,
 };
+pub use shard::{SHARD, admit_shard, expect_shard};
 
 /// Every schema of ours, encoded as a `FileDescriptorSet`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

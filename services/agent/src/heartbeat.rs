@@ -8,7 +8,9 @@ use tether_clock::{
 };
 use tether_kit::arbiters::Arbiters;
 use tether_proto::{
+    SHARD,
     common::WorkerPhase,
+    expect_shard,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
         WorkerTable, node_service_client::NodeServiceClient,
@@ -196,6 +198,7 @@ impl Running {
             labels: self.place.labels.clone().into_iter().collect(),
             resources: self.place.resources.clone().into_iter().collect(),
             epoch: self.epoch.on_hello(),
+            shard: SHARD,
             workers: self
                 .workers
                 .values()
@@ -301,7 +304,10 @@ impl Running {
             let due = Instant::now() + self.beats.due().min(self.beats.overdue()).since(now);
             tokio::select! {
                 message = inbox.message() => match message {
-                    Ok(Some(message)) => self.on_answer(message),
+                    Ok(Some(message)) => match expect_shard(message.shard) {
+                        Ok(()) => self.on_answer(message),
+                        Err(foreign) => return End::Broken(foreign.into()),
+                    },
                     Ok(None) => return End::Broken(Status::unavailable("it closed the stream")),
                     Err(status) => return End::from(status),
                 },

@@ -11,7 +11,7 @@ use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss};
 use tether_placement::{Counts, Labels, check_label, check_resource};
 use tether_proto::{
-    Failure, common,
+    Failure, SHARD, common,
     node::{
         HeartbeatRequest, HeartbeatResponse, Hello, Order, OwnerPermission, PoolPermission, order,
     },
@@ -551,6 +551,7 @@ impl Ledger {
             orders,
             resync: ack.resync,
             epoch: node.tenancy.to_tell(),
+            shard: SHARD,
         })
     }
 

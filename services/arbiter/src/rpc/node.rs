@@ -4,7 +4,7 @@ use std::{future::ready, sync::Arc};
 
 use futures::stream;
 use tether_proto::{
-    Failure,
+    Failure, admit_shard,
     node::{HeartbeatRequest, HeartbeatResponse, node_service_server::NodeService},
 };
 use tether_types::{NodeName, Reason};
@@ -41,6 +41,7 @@ impl NodeService for Nodes {
             )
             .into());
         };
+        admit_shard(hello.shard)?;
         let node = NodeName::new(&hello.node)
             .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tether_proto::{
-    Failure,
+    Failure, SHARD, admit_shard,
     session::{
         CloseSessionRequest, CloseSessionResponse, KeepAliveRequest, KeepAliveResponse,
         ListSessionsRequest, ListSessionsResponse, OpenSessionRequest, OpenSessionResponse,
@@ -33,6 +33,7 @@ impl SessionService for Sessions {
     ) -> Result<Response<OpenSessionResponse>, Status> {
         let request = request.into_inner();
         let owner = owner(&request.owner)?;
+        admit_shard(request.shard)?;
         let ttl = Duration::from_millis(request.ttl_ms);
         let shared = self.0.shared()?;
         // A task of its own: a client that goes away must not leave a committed epoch unused.
@@ -46,6 +47,7 @@ impl SessionService for Sessions {
             ttl_ms: granted.ttl_ms,
             beat_ms: granted.beat_ms,
             pools: granted.pools,
+            shard: SHARD,
         }))
     }
 
