@@ -30,6 +30,7 @@ struct NodeRow {
     resources_used: BTreeMap<String, u32>,
     state: &'static str,
     held_up_by: Vec<String>,
+    awaited: bool,
 }
 
 impl From<Node> for NodeRow {
@@ -46,6 +47,7 @@ impl From<Node> for NodeRow {
             resources_used: node.resources_used.into_iter().collect(),
             state,
             held_up_by: node.held_up_by,
+            awaited: node.awaited,
             node: node.name,
             up: node.up,
             lost: node.lost,
@@ -95,14 +97,12 @@ impl Row for NodeRow {
         vec![
             self.node.clone(),
             {
-                let there = match (self.up, self.lost) {
-                    (true, _) => "up".to_owned(),
+                let there = match (self.up, self.lost, self.awaited) {
+                    (true, ..) => "up".to_owned(),
+                    (_, true, _) => format!("lost, {}s", self.held_ms.div_ceil(1_000)),
+                    (.., true) => "awaited".to_owned(),
                     // All that is known of it is what somebody said.
-                    (false, false) if self.guarantee.is_empty() && self.state != OPEN => {
-                        "away".to_owned()
-                    }
-                    (false, false) => "awaited".to_owned(),
-                    (false, true) => format!("lost, {}s", self.held_ms.div_ceil(1_000)),
+                    _ => "away".to_owned(),
                 };
                 match self.state {
                     OPEN => there,
@@ -191,5 +191,26 @@ async fn dead(
             "node {node} is forgotten, and the places of its {} workers are filled again",
             answer.workers
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_node_is_shown_as_awaited_while_it_has_a_lease_and_as_away_when_it_is_gone() {
+        let shown = |awaited, state: NodeState| {
+            let node = Node {
+                awaited,
+                state: state.into(),
+                ..Node::default()
+            };
+            NodeRow::from(node).cells()[1].clone()
+        };
+
+        assert_eq!(shown(true, NodeState::Cordoned), "awaited, cordoned");
+        assert_eq!(shown(true, NodeState::Open), "awaited");
+        assert_eq!(shown(false, NodeState::Drained), "away, drained");
     }
 }

@@ -1,7 +1,7 @@
 //! Nodes: their leases, what they offer, and what they are told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -9,7 +9,7 @@ use tether_clock::{Tick, wall::Step};
 use tether_history::Freed;
 use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss};
-use tether_placement::{Counts, Labels, check_label, check_resource};
+use tether_placement::{Counts, Labels, Unusable, check_label, check_resource};
 use tether_proto::{
     Failure, SHARD, common,
     node::{
@@ -311,6 +311,7 @@ impl Ledger {
             resources: node.resources.clone().into_iter().collect(),
             resources_used: node.units.used().clone().into_iter().collect(),
             held_up_by: self.held_up_by(name),
+            awaited: !node.heard && node.loss.is_none(),
         }
     }
 
@@ -609,20 +610,36 @@ impl Ledger {
     }
 }
 
-/// The labels of a node that can be.
+/// The labels of a node that can be, whatever else it says: its agent looks at them itself, so that one with other rules
+/// is of another version, and its workers are not to end for that.
 fn labels_of(hello: &Hello) -> Labels {
-    let labels = hello.labels.clone().into_iter();
-    labels
-        .filter(|(name, value)| check_label(name, value).is_ok())
-        .collect()
+    usable(hello, &hello.labels, |name, value| check_label(name, value))
 }
 
-/// What a node has of resources that can be.
+/// What a node has of resources that can be, likewise.
 fn resources_of(hello: &Hello) -> Counts {
-    let resources = hello.resources.clone().into_iter();
-    resources
-        .filter(|(name, count)| check_resource(name, *count).is_ok())
-        .collect()
+    usable(hello, &hello.resources, |name, &count| {
+        check_resource(name, count)
+    })
+}
+
+fn usable<Said: Clone>(
+    hello: &Hello,
+    said: &HashMap<String, Said>,
+    check: impl Fn(&str, &Said) -> Result<(), Unusable>,
+) -> BTreeMap<String, Said> {
+    let mut usable = BTreeMap::new();
+    for (name, of_it) in said {
+        match check(name, of_it) {
+            Ok(()) => {
+                usable.insert(name.clone(), of_it.clone());
+            }
+            Err(error) => {
+                tracing::warn!(node = hello.node, %error, "Passed over what a node says it has");
+            }
+        }
+    }
+    usable
 }
 
 /// The pool of which this order starts a worker.
@@ -647,10 +664,13 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tether_lifecycle::Environment;
+    use tether_proto::worker::NodeState;
 
     use super::*;
-    use crate::Config;
+    use crate::{Config, record::CordonRecord};
 
     #[test]
     fn a_node_that_only_said_hello_has_accepted_nothing_and_takes_no_workers() {
@@ -674,6 +694,79 @@ mod tests {
             !ledger.nodes[&node].takes(),
             "another stream has to be heard too"
         );
+    }
+
+    #[test]
+    fn a_node_that_is_closed_and_not_heard_yet_is_awaited_if_it_has_a_lease() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let now = Tick::from_nanos(1_000_000_000);
+        let [known, gone] = ["known", "gone"].map(|name| NodeName::new(name).unwrap());
+        ledger.restore_node(known.clone(), "one".to_owned(), 7, now);
+        for name in [&known, &gone] {
+            ledger.restore_cordon(name.clone(), CordonRecord { drained: false });
+        }
+        let awaited = |ledger: &Ledger, name| {
+            let seen = ledger.view_node(name, now);
+            assert_eq!(seen.state(), NodeState::Cordoned);
+            (seen.awaited, seen.up)
+        };
+
+        assert_eq!(awaited(&ledger, &known), (true, false));
+        assert_eq!(awaited(&ledger, &gone), (false, false));
+
+        let hello = Hello {
+            instance: "one".to_owned(),
+            ..Hello::default()
+        };
+        ledger.on_hello(&known, &hello, now);
+        assert_eq!(awaited(&ledger, &known), (false, true));
+    }
+
+    /// What was logged.
+    #[derive(Debug, Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_node_says_it_has_and_cannot_be_is_passed_over_with_a_word_and_the_rest_counts() {
+        let hello = Hello {
+            node: "n1".to_owned(),
+            labels: HashMap::from([
+                ("zone".to_owned(), "a".to_owned()),
+                ("bad label".to_owned(), "b".to_owned()),
+            ]),
+            resources: HashMap::from([("gpu".to_owned(), 2), ("fpga".to_owned(), 5_000)]),
+            ..Hello::default()
+        };
+        let log = Log::default();
+        let writer = log.clone();
+        let logging = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+
+        let (labels, resources) = tracing::subscriber::with_default(logging.finish(), || {
+            (labels_of(&hello), resources_of(&hello))
+        });
+
+        assert_eq!(labels, Labels::from([("zone".to_owned(), "a".to_owned())]));
+        assert_eq!(resources, Counts::from([("gpu".to_owned(), 2)]));
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        for (line, key) in lines.iter().zip(["bad label", "fpga = 5000"]) {
+            assert!(line.contains("WARN") && line.contains("n1"), "{line}");
+            assert!(line.contains(key), "{line}");
+        }
     }
 
     #[test]
