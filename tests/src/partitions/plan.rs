@@ -46,7 +46,8 @@ pub(crate) struct Times {
 
 /// What the matrix runs with.
 pub(crate) const TIMES: Times = Times {
-    node_ttl: Duration::from_secs(3),
+    // An arbiter that others may follow takes none that a change of leader could end.
+    node_ttl: Duration::from_millis(3_600),
     node_beat: Duration::from_millis(500),
     partition_grace: Duration::from_secs(2),
     session_ttl: Duration::from_secs(4),
