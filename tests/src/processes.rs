@@ -105,3 +105,11 @@ pub fn signal_all(pids: &[u32], signal: Signal) {
         pidfd_send_signal(pidfd, signal).expect("the process can be signalled");
     }
 }
+
+/// Whether what is called so was made by a process that is gone: our names begin with `prefix`, and go on with the
+/// id of their maker.
+pub fn is_of_gone_maker(name: &str, prefix: &str) -> bool {
+    let maker = name.strip_prefix(prefix);
+    let maker = maker.and_then(|rest| rest.split('-').next());
+    maker.is_some_and(|maker| !fs::exists(format!("/proc/{maker}")).unwrap_or(true))
+}

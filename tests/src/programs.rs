@@ -4,9 +4,15 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
-use tokio::process::Command;
+use anyhow::Context as _;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+    time::timeout,
+};
 
 /// One of our binaries, built beside the one that asks.
 ///
@@ -124,4 +130,29 @@ impl Tether {
             .map(|line| serde_json::from_str(line).expect("each line is JSON"))
             .collect()
     }
+}
+
+/// Starts an owner, and waits until it says that its workers are ready. Returns it with what it says from then on.
+///
+/// # Errors
+/// When it cannot be started, ends, or takes longer.
+pub async fn until_ready(
+    owner: &mut Command,
+    patience: Duration,
+) -> anyhow::Result<(Child, Lines<BufReader<ChildStdout>>)> {
+    owner.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = owner.spawn().context("the owner cannot be started")?;
+    let out = child.stdout.take().context("the owner says nothing")?;
+    let mut lines = BufReader::new(out).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await? {
+            if line.contains("\"ready\"") {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the owner ended before its workers were ready")
+    };
+    let ready = timeout(patience, ready).await;
+    ready.context("the workers are not ready")??;
+    Ok((child, lines))
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tether_tests::{mentioning, tidy};
+use tether_tests::{is_of_gone_maker, mentioning, tidy};
 
 use crate::{disks, frost};
 
@@ -34,12 +34,7 @@ pub(crate) fn clear_stale() {
         .flatten()
     {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let maker = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next());
-        if let Some(maker) = maker
-            && !fs::exists(format!("/proc/{maker}")).unwrap_or(true)
-        {
+        if is_of_gone_maker(&name, PREFIX) {
             clear(&entry.path());
         }
     }

@@ -3,23 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use anyhow::Context as _;
 use tether_proto::{
     common::{WorkerPhase, WorkerRef},
     worker::ListWorkersRequest,
 };
-use tether_tests::program;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::Child,
-};
+use tether_tests::{program, until_ready};
+use tokio::process::Child;
 
 use crate::world::{PATIENCE, World};
 
@@ -46,23 +41,8 @@ impl Owner {
             .args(["--gateway", &world.gateway()])
             .args(["--owner", &format!("owner-of-{mode}")])
             .arg("--file")
-            .arg(file)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command.spawn().context("the owner cannot be started")?;
-        let out = child.stdout.take().context("the owner says nothing")?;
-        let mut lines = BufReader::new(out).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line.contains("\"ready\"") {
-                    return Ok(());
-                }
-            }
-            anyhow::bail!("the owner ended before its workers were ready")
-        };
-        tokio::time::timeout(PATIENCE, ready)
-            .await
-            .context("the workers are not ready")??;
+            .arg(file);
+        let (child, mut lines) = until_ready(&mut command, PATIENCE).await?;
         let lost = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&lost);
         tokio::spawn(async move {

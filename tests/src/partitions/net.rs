@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context as _, ensure};
+use tether_tests::is_of_gone_maker;
 use tokio::process::Command;
 
 /// Names of our namespaces begin so, and go on with the id of the process that made them.
@@ -139,12 +140,7 @@ async fn run(command: &mut Command, name: &str) -> anyhow::Result<()> {
 fn remove_stale() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let maker = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next());
-        if let Some(maker) = maker
-            && !fs::exists(format!("/proc/{maker}")).unwrap_or(true)
-        {
+        if is_of_gone_maker(&name, PREFIX) {
             remove(&name);
         }
     }

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fs,
     path::PathBuf,
-    process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,12 +11,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 use tether_clock::{BootClock, Clock as _, Tick};
-use tether_tests::{eventually_within, kill, program};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::Child,
-    time::sleep,
-};
+use tether_tests::{eventually_within, kill, program, until_ready};
+use tokio::{process::Child, time::sleep};
 
 use crate::{
     grid::{Grid, PATIENCE},
@@ -185,23 +180,8 @@ impl Owner {
             .args(["--ttl-ms", &TIMES.session_ttl.as_millis().to_string()])
             .arg("--file")
             .arg(file)
-            .env("TETHER_HISTORY", grid.histories())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut child = command.spawn().context("the owner cannot be started")?;
-        let out = child.stdout.take().context("the owner says nothing")?;
-        let mut lines = BufReader::new(out).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line.contains("\"ready\"") {
-                    return Ok(());
-                }
-            }
-            anyhow::bail!("the owner ended before its worker was ready")
-        };
-        tokio::time::timeout(PATIENCE, ready)
-            .await
-            .context("the worker is not ready")??;
+            .env("TETHER_HISTORY", grid.histories());
+        let (child, mut lines) = until_ready(&mut command, PATIENCE).await?;
         let lost = Arc::new(Mutex::new(None));
         let told = Arc::clone(&lost);
         tokio::spawn(async move {
