@@ -41,6 +41,7 @@ mod jobs;
 mod loss;
 mod losses;
 mod nodes;
+mod offers;
 mod orders;
 mod placing;
 mod pools;
@@ -49,6 +50,7 @@ mod reports;
 mod restore;
 mod rollout;
 mod roster;
+mod seats;
 mod serving;
 mod sessions;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Nodes: their leases, what they offer, and what they are told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -9,7 +9,7 @@ use tether_clock::{Tick, wall::Step};
 use tether_history::Freed;
 use tether_lease::{Beat, Grantor};
 use tether_lifecycle::{Launcher, OnAgentLoss};
-use tether_placement::{Counts, Labels, Unusable, check_label, check_resource};
+use tether_placement::{Counts, Labels};
 use tether_proto::{
     Failure, SHARD, common,
     node::{
@@ -23,8 +23,16 @@ use tether_types::{
 };
 
 use super::{
-    Ledger, Pool, Timed, epochs::Tenancy, holds::Hold, loss::Loss, losses::Over, millis,
-    pools::Outliving, roster::Roster, units::Units,
+    Ledger, Pool, Timed,
+    epochs::Tenancy,
+    holds::Hold,
+    loss::Loss,
+    losses::Over,
+    millis,
+    offers::{labels_of, resources_of},
+    pools::Outliving,
+    roster::Roster,
+    units::Units,
 };
 use crate::{
     effects::{Ack, keys},
@@ -222,54 +230,6 @@ impl Ledger {
     /// Whether every node that may have workers of before has said which.
     pub(super) fn all_heard(&self) -> bool {
         self.unheard == 0
-    }
-
-    /// A worker is on a node.
-    pub(super) fn seat(&mut self, name: &NodeName, id: &WorkerId) {
-        if let Some(node) = self.nodes.get_mut(name)
-            && node.workers.insert(id)
-        {
-            let load = node.workers.len();
-            self.loads.remove(&(load - 1, name.clone()));
-            self.loads.insert((load, name.clone()));
-            if let Some(pool) = self.pools.get_mut(&id.pool) {
-                pool.spread.add(name);
-            }
-        }
-    }
-
-    /// A worker is on a node no more.
-    pub(super) fn unseat(&mut self, name: &NodeName, id: &WorkerId) {
-        self.unhear(name, id);
-        self.free_units(name, id);
-        if let Some(node) = self.nodes.get_mut(name)
-            && node.workers.remove(id)
-        {
-            let load = node.workers.len();
-            self.loads.remove(&(load + 1, name.clone()));
-            self.loads.insert((load, name.clone()));
-            if let Some(pool) = self.pools.get_mut(&id.pool) {
-                pool.spread.remove(name);
-            }
-        }
-    }
-
-    /// Workers are on a lost node no more. What its stream told of them is over with the stream.
-    pub(super) fn unseat_lost(&mut self, name: &NodeName, ids: &[WorkerId]) {
-        let Some(node) = self.nodes.get_mut(name) else {
-            return;
-        };
-        let before = node.workers.len();
-        let removed = node.workers.remove_all(ids);
-        let load = node.workers.len();
-        self.loads.remove(&(before, name.clone()));
-        self.loads.insert((load, name.clone()));
-        for id in removed {
-            self.free_units(name, &id);
-            if let Some(pool) = self.pools.get_mut(&id.pool) {
-                pool.spread.remove(name);
-            }
-        }
     }
 
     /// The nodes, by name, those included that are away and not to take workers when they are back.
@@ -610,38 +570,6 @@ impl Ledger {
     }
 }
 
-/// The labels of a node that can be, whatever else it says: its agent looks at them itself, so that one with other rules
-/// is of another version, and its workers are not to end for that.
-fn labels_of(hello: &Hello) -> Labels {
-    usable(hello, &hello.labels, |name, value| check_label(name, value))
-}
-
-/// What a node has of resources that can be, likewise.
-fn resources_of(hello: &Hello) -> Counts {
-    usable(hello, &hello.resources, |name, &count| {
-        check_resource(name, count)
-    })
-}
-
-fn usable<Said: Clone>(
-    hello: &Hello,
-    said: &HashMap<String, Said>,
-    check: impl Fn(&str, &Said) -> Result<(), Unusable>,
-) -> BTreeMap<String, Said> {
-    let mut usable = BTreeMap::new();
-    for (name, of_it) in said {
-        match check(name, of_it) {
-            Ok(()) => {
-                usable.insert(name.clone(), of_it.clone());
-            }
-            Err(error) => {
-                tracing::warn!(node = hello.node, %error, "Passed over what a node says it has");
-            }
-        }
-    }
-    usable
-}
-
 /// The pool of which this order starts a worker.
 fn started(order: &Order) -> Option<PoolName> {
     let Some(order::Order::Start(start)) = &order.order else {
@@ -664,8 +592,6 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use tether_lifecycle::Environment;
     use tether_proto::worker::NodeState;
 
@@ -721,52 +647,6 @@ mod tests {
         };
         ledger.on_hello(&known, &hello, now);
         assert_eq!(awaited(&ledger, &known), (false, true));
-    }
-
-    /// What was logged.
-    #[derive(Debug, Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Log {
-        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(text)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn what_a_node_says_it_has_and_cannot_be_is_passed_over_with_a_word_and_the_rest_counts() {
-        let hello = Hello {
-            node: "n1".to_owned(),
-            labels: HashMap::from([
-                ("zone".to_owned(), "a".to_owned()),
-                ("bad label".to_owned(), "b".to_owned()),
-            ]),
-            resources: HashMap::from([("gpu".to_owned(), 2), ("fpga".to_owned(), 5_000)]),
-            ..Hello::default()
-        };
-        let log = Log::default();
-        let writer = log.clone();
-        let logging = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone());
-
-        let (labels, resources) = tracing::subscriber::with_default(logging.finish(), || {
-            (labels_of(&hello), resources_of(&hello))
-        });
-
-        assert_eq!(labels, Labels::from([("zone".to_owned(), "a".to_owned())]));
-        assert_eq!(resources, Counts::from([("gpu".to_owned(), 2)]));
-        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<_> = said.lines().collect();
-        assert_eq!(lines.len(), 2, "{said}");
-        for (line, key) in lines.iter().zip(["bad label", "fpga = 5000"]) {
-            assert!(line.contains("WARN") && line.contains("n1"), "{line}");
-            assert!(line.contains(key), "{line}");
-        }
     }
 
     #[test]
