@@ -268,7 +268,11 @@ impl Times {
         let heard = !cut.loses("owner", "gateway") && !cut.loses("gateway", "arbiter");
         let ends_with_owner = (owner || deposed) && mode == Mode::Independent;
         let of_owner = ends_with_owner.then(|| self.timeout_ends(heard).later(reigns(owner)));
-        let ends = of_node.into_iter().chain(of_owner).reduce(Bounds::either);
+        // Its owner's word reaches a worker by its node alone.
+        let untold = node && mode == Mode::Independent;
+        let of_silence = untold.then(|| self.timeout_ends(false));
+        let ends = of_node.into_iter().chain(of_owner).chain(of_silence);
+        let ends = ends.reduce(Bounds::either);
         let owner_ends = (owner || deposed).then(|| {
             let held = Self::held(self.session_ttl);
             Self::ends(held, self.session_beat, Duration::ZERO).later(reigns(owner))
