@@ -395,6 +395,11 @@ impl Ledger {
     /// A beat of a node, with what changed there. False when the node has no lease: it has to say
     /// hello again.
     pub(crate) fn on_beat(&mut self, name: &NodeName, beat: &HeartbeatRequest, now: Tick) -> bool {
+        let is_over = |node: &Node| node.loss.is_none() && node.lease.remaining(now).is_zero();
+        if self.nodes.get(name).is_some_and(is_over) {
+            // Nobody had looked since: a lease that this beat found ended would be no deadline of anything.
+            self.check_nodes(vec![name.clone()], now);
+        }
         let Some(node) = self.nodes.get_mut(name) else {
             return false;
         };
@@ -703,6 +708,36 @@ mod tests {
         // Its first beat on a stream is as good as ever, and it may count from one again.
         assert!(ledger.on_beat(&node, &beat(1), last));
         assert!(ledger.nodes[&node].lease.next_deadline() > Some(until));
+    }
+
+    #[test]
+    fn a_beat_in_the_moment_in_which_the_lease_ends_loses_the_node_as_a_look_would() {
+        let terms = Config::default().terms().unwrap();
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let node = NodeName::new("n1").unwrap();
+        let now = Tick::from_nanos(1_000_000_000);
+        let beat = |seq| HeartbeatRequest {
+            seq,
+            ack_seen: seq - 1,
+            ..HeartbeatRequest::default()
+        };
+        ledger.on_hello(&node, &Hello::default(), now);
+        assert!(ledger.on_beat(&node, &beat(1), now));
+        let end = ledger.nodes[&node].lease.next_deadline().unwrap();
+        ledger.take_effects();
+
+        assert!(!ledger.on_beat(&node, &beat(2), end));
+
+        let kinds: Vec<_> = ledger
+            .take_effects()
+            .events
+            .iter()
+            .map(Event::kind)
+            .collect();
+        assert_eq!(kinds, [EventKind::NodeLost]);
+        ledger.on_hello(&node, &Hello::default(), end);
+        assert!(ledger.on_beat(&node, &beat(1), end));
+        assert!(ledger.nodes[&node].takes(), "and it is back");
     }
 
     #[test]

@@ -68,6 +68,13 @@ impl World {
         self.check_innocence();
         self.check_calls();
         self.check_jobs();
+        for (name, node) in &self.ledger.nodes {
+            let is_held = !node.lease.remaining(self.now).is_zero();
+            assert!(
+                is_held || node.loss.is_some(),
+                "A8: the lease of {name} is over, and it is not lost"
+            );
+        }
         for endpoint in self.endpoints() {
             let node = self.ledger.nodes.get(&endpoint.node.parse().unwrap());
             assert!(
