@@ -287,6 +287,7 @@ fn run(seed: u64, wishes: Wishes, actions: &[(Action, u64)]) -> u64 {
     for pool in [4, 1, 3, 0, 2] {
         assert!(world.apply(pool, sizes[pool]), "{}", POOLS[pool].0);
     }
+    world.end_jobs_of_stand_ins();
     world.run(Duration::from_secs(8));
     world.check_ready(&sizes);
 

@@ -101,6 +101,22 @@ impl World {
         self.settle();
     }
 
+    /// Every job is done that a worker beyond its pool's size does, for which that worker stays.
+    pub(super) fn end_jobs_of_stand_ins(&mut self) {
+        for (pool, (name, ..)) in POOLS.iter().enumerate() {
+            for nth in 0..KEYS {
+                let (_, key) = Self::key(nth);
+                let job = self.ledger.get_job(name, &key).ok();
+                let slot = job.and_then(|job| Some(job.worker?.slot));
+                let rolling = self.ledger.pools.get(&name.parse().unwrap());
+                let is_beyond = |slot| rolling?.rollout.places().find(|place| *place == slot);
+                if slot.and_then(is_beyond).is_some() {
+                    self.report_job(pool, nth, true);
+                }
+            }
+        }
+    }
+
     /// An owner lets a result go.
     pub(super) fn acknowledge_job(&mut self, pool: usize, nth: usize) {
         let (_, key) = Self::key(nth);
