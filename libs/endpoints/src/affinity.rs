@@ -3,19 +3,14 @@
 //! A bid depends on the key and the slot alone, so a slot that comes or goes moves only the keys
 //! it wins or loses, and every gateway agrees without talking to the others.
 
-use tether_types::Slot;
+use tether_types::{Slot, stable};
 
 /// What `slot` bids for `key`. Must never change: gateways of two versions serve side by side.
 pub(crate) fn bid(key: &[u8], slot: Slot) -> u64 {
-    // FNV-1a over the key, then the finaliser of SplitMix64, because FNV alone leaves the bids of
-    // neighbouring slots in order for every key.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut mixed = hash ^ (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+    let hash = stable::fnv1a(key.iter().copied());
+    let own = (u64::from(slot) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Without the end the bids of neighbouring slots would be in order for every key.
+    stable::finish(hash ^ own)
 }
 
 #[cfg(test)]

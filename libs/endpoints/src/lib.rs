@@ -14,7 +14,8 @@
 //!
 //! - **E1** A draining, removed or refused (breaker) endpoint is never picked.
 //! - **E2** Without affinity, a pick has the fewest calls under way of all that could be picked.
-//! - **E3** An incarnation that died or was replaced never comes back within its pool's life.
+//! - **E3** An incarnation that died or was replaced never comes back within its pool's life, where it is an agent that
+//!   runs it; of all others what was told last counts.
 //! - **E4** Calls under way are counted exactly: every release returns what its pick took, and a
 //!   release for an incarnation that is gone touches nobody else's count.
 //! - **E5** The pick for an affinity key does not change when other slots come, go or restart.
@@ -49,6 +50,8 @@ pub struct Endpoint {
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.
     pub counted: bool,
+    /// Whether no agent runs it: its incarnation tells one from another, and not which of two is the later one.
+    pub unordered: bool,
 }
 
 /// A worker that is gone.

@@ -34,6 +34,7 @@ pub(crate) struct Live {
     pub(crate) address: Address,
     pub(crate) draining: bool,
     counted: bool,
+    unordered: bool,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
 }
@@ -51,9 +52,10 @@ impl Pool {
             address,
             draining,
             counted,
+            unordered,
         } = endpoint;
         let place = self.slots.entry(worker.slot).or_default();
-        if worker.incarnation < place.floor {
+        if worker.incarnation < place.floor && !unordered {
             return None; // E3
         }
         place.raise(worker.incarnation);
@@ -63,6 +65,7 @@ impl Pool {
             live.address = address;
             live.draining = draining;
             live.counted = counted;
+            live.unordered = unordered;
             return None;
         }
         let replaced = place.live.replace(Live {
@@ -71,6 +74,7 @@ impl Pool {
             address,
             draining,
             counted,
+            unordered,
             in_flight: 0,
             breaker: Breaker::new(terms),
         })?;
@@ -99,8 +103,10 @@ impl Pool {
                 self.latest_death = Some(worker.slot);
             }
         }
-        let incarnation = place.live.as_ref()?.incarnation;
-        if incarnation > worker.incarnation {
+        let live = place.live.as_ref()?;
+        let incarnation = live.incarnation;
+        let is_another = incarnation != worker.incarnation;
+        if incarnation > worker.incarnation || (live.unordered && is_another) {
             return None;
         }
         place.live = None;
@@ -186,6 +192,7 @@ impl Pool {
                     address: live.address.clone(),
                     draining: live.draining,
                     counted: live.counted,
+                    unordered: live.unordered,
                 },
                 in_flight: live.in_flight,
                 breaker: live.breaker.snapshot(),

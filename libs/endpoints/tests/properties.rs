@@ -74,6 +74,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             address,
             draining,
             counted: !draining,
+            unordered: false,
         }],
         pools: vec![pool()],
         ..Update::default()
@@ -456,4 +457,32 @@ fn a_death_is_remembered_until_its_pool_is_gone() {
     });
     assert!(set.death_of(&worker(0, 1)).is_none());
     assert!(set.latest_death(&pool()).is_none());
+}
+
+/// E3 is for workers with agents: of others, replicas of discovery may tell what was replaced again.
+#[test]
+fn of_endpoints_that_nobody_runs_what_was_told_last_counts() {
+    let mut set = endpoints();
+    let tell = |set: &mut Endpoints, incarnation, unordered| {
+        let mut update = up(0, incarnation, false);
+        update.upserts[0].unordered = unordered;
+        set.apply_change(update);
+        let alive = set.snapshot().into_iter().next();
+        alive.map(|view| view.endpoint.worker.incarnation.0)
+    };
+    assert_eq!(tell(&mut set, 9, true), Some(9));
+    assert_eq!(
+        tell(&mut set, 5, true),
+        Some(5),
+        "an earlier number is no earlier worker"
+    );
+    assert!(
+        set.apply_change(leave(0, 9, false)).is_empty(),
+        "it is gone already"
+    );
+    assert_eq!(set.apply_change(leave(0, 5, false)).len(), 1);
+
+    let mut set = endpoints();
+    assert_eq!(tell(&mut set, 9, false), Some(9));
+    assert_eq!(tell(&mut set, 5, false), Some(9));
 }

@@ -61,6 +61,8 @@ pub struct Template {
     /// Has it forked from a Python process that has imported what it needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forked_from: Option<ForkedFrom>,
+    /// How many calls a worker serves at once, as a Python worker has so many threads; 0 where that is not known.
+    pub capacity: u32,
 }
 
 /// How a worker listens.
@@ -244,6 +246,7 @@ impl Template {
                 .map(|(label, socket)| socket.to_wire(label))
                 .collect(),
             forked_from: self.forked_from.as_ref().map(ForkedFrom::to_wire),
+            capacity: self.capacity,
             ..wire::Template::default()
         };
         self.process.fill(&mut template);

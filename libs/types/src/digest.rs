@@ -1,6 +1,6 @@
 //! What a node says of all its workers in one number, so that both sides see when they know different things.
 
-use crate::WorkerId;
+use crate::{WorkerId, stable};
 
 /// A set of workers and the phase of each. It does not depend on the order in which they came, and one
 /// that changed costs the same however many there are.
@@ -38,17 +38,11 @@ impl Digest {
 
 /// One worker's part. Must never change: agents and arbiters of two versions compare them.
 fn mix(id: &WorkerId, phase: i32) -> u64 {
-    // FNV-1a, then the finaliser of SplitMix64: sums of FNV alone cancel out for neighbouring slots.
+    // Finished each, as sums of FNV alone cancel out for neighbouring slots.
     let bytes = id.pool.as_str().bytes().chain([0]);
     let bytes = bytes.chain(id.slot.to_le_bytes());
     let bytes = bytes.chain(id.incarnation.0.to_le_bytes());
-    let bytes = bytes.chain(phase.to_le_bytes());
-    let mut mixed = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
+    stable::finish(stable::fnv1a(bytes.chain(phase.to_le_bytes())))
 }
 
 #[cfg(test)]

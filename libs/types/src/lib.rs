@@ -9,6 +9,7 @@ mod digest;
 mod ids;
 mod name;
 mod reason;
+pub mod stable;
 
 pub use address::{Address, InvalidAddress};
 pub use death::{Death, DeathCause, Measures, Orderer};

@@ -1,13 +1,16 @@
 //! The table where everybody can see it, and the watchers who read it at their own pace.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tether_clock::{BootClock, Clock as _, Tick};
-use tether_proto::{Failure, discovery::WatchEndpointsResponse};
+use tether_proto::{
+    Failure,
+    discovery::{PoolAge, WatchEndpointsResponse},
+};
 use tether_types::{PoolName, Reason};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +23,17 @@ use crate::{Config, table::Table};
 pub(crate) struct Board {
     instance: String,
     table: Mutex<Table>,
+    failing: Mutex<BTreeMap<PoolName, Failing>>,
     news: watch::Sender<News>,
     sign_of_life: Duration,
     ended: CancellationToken,
+}
+
+/// Since when a pool's sources do not all answer, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Failing {
+    since: Tick,
+    why: String,
 }
 
 /// What wakes watchers.
@@ -33,6 +44,8 @@ struct News {
     revision: u64,
     /// Since when the store is away.
     away: Option<Tick>,
+    /// How often a pool began or ceased to be one whose sources fail.
+    failures: u64,
 }
 
 impl Board {
@@ -40,6 +53,7 @@ impl Board {
         Self {
             instance,
             table: Mutex::new(Table::new(configured, config.history)),
+            failing: Mutex::default(),
             news: watch::Sender::new(News::default()),
             sign_of_life: config.sign_of_life,
             ended: CancellationToken::new(),
@@ -78,6 +92,39 @@ impl Board {
         })
     }
 
+    /// Since when a pool's sources do not all answer, and why; none when they do.
+    pub(crate) fn failing(&self, pool: &PoolName, failing: Option<(Tick, &str)>) {
+        let mut known = self.failing_pools();
+        let is_news = known.contains_key(pool) != failing.is_some();
+        match failing {
+            Some((since, why)) => {
+                let why = why.to_owned();
+                known.insert(pool.clone(), Failing { since, why });
+            }
+            None => drop(known.remove(pool)),
+        }
+        drop(known);
+        if is_news {
+            self.tell(|news| news.failures += 1);
+        }
+    }
+
+    fn failing_pools(&self) -> MutexGuard<'_, BTreeMap<PoolName, Failing>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pool_ages(&self, wanted: Option<&PoolName>) -> Vec<PoolAge> {
+        let failing = self.failing_pools();
+        let wanted = |pool: &PoolName| wanted.is_none_or(|wanted| wanted == pool);
+        let failing = failing.iter().filter(|(pool, _)| wanted(pool));
+        let ages = failing.map(|(pool, failing)| PoolAge {
+            pool: pool.to_string(),
+            age_ms: age_ms(failing.since),
+            why: failing.why.clone(),
+        });
+        ages.collect()
+    }
+
     fn tell(&self, change: impl FnOnce(&mut News)) -> bool {
         self.news.send_if_modified(|news| {
             let before = *news;
@@ -95,8 +142,8 @@ pub(crate) struct Watcher {
     pool: Option<PoolName>,
     /// The last revision it was told; nothing before its first message.
     after: Option<u64>,
-    /// Whether it was told that the store is away; nothing before its first message.
-    told_away: Option<bool>,
+    /// What it was told of who is away; nothing before its first message.
+    told_away: Option<(bool, u64)>,
 }
 
 impl Watcher {
@@ -126,7 +173,7 @@ impl Watcher {
                     return Some(Ok(self.stamp(message, news)));
                 }
                 // A watcher that resumes with nothing missed hears at once that it is heard.
-                if self.told_away != Some(news.away.is_some()) {
+                if self.told_away != Some(news.who_is_away()) {
                     return Some(Ok(self.stamp(self.sign_of_life(), news)));
                 }
             }
@@ -152,17 +199,26 @@ impl Watcher {
     }
 
     fn stamp(&mut self, message: WatchEndpointsResponse, news: News) -> WatchEndpointsResponse {
-        self.told_away = Some(news.away.is_some());
-        // Never 0 while the store is away, since 0 says that it is there.
-        let age = |since| BootClock.now().since(since).as_millis().max(1);
+        self.told_away = Some(news.who_is_away());
         WatchEndpointsResponse {
             instance: self.board.instance.clone(),
-            source_age_ms: news
-                .away
-                .map_or(0, |since| u64::try_from(age(since)).unwrap_or(u64::MAX)),
+            source_age_ms: news.away.map_or(0, age_ms),
+            pool_ages: self.board.pool_ages(self.pool.as_ref()),
             ..message
         }
     }
+}
+
+impl News {
+    fn who_is_away(&self) -> (bool, u64) {
+        (self.away.is_some(), self.failures)
+    }
+}
+
+/// Never 0, since that says that nobody is away.
+fn age_ms(since: Tick) -> u64 {
+    let age = BootClock.now().since(since).as_millis().max(1);
+    u64::try_from(age).unwrap_or(u64::MAX)
 }
 
 fn never_loaded() -> Status {

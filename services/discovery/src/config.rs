@@ -3,6 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tether_discovery_backends as backends;
+use tether_kit::config::dotted;
+use tether_types::PoolName;
 
 /// `[discovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,14 +20,6 @@ pub struct Config {
     pub pools: BTreeMap<String, PoolSource>,
 }
 
-/// `[discovery.pools.NAME]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PoolSource {
-    /// Where its addresses come from: `static://host:port,host:port` or `dns://name:port`.
-    pub source: String,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -32,5 +27,124 @@ impl Default for Config {
             sign_of_life: Duration::from_secs(5),
             pools: BTreeMap::new(),
         }
+    }
+}
+
+/// What of `[discovery]` cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{key}` cannot be used: {why}")]
+pub struct Unusable {
+    /// The key, as it is written in the file.
+    pub key: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Config {
+    /// Whether it can be used, without any IO.
+    ///
+    /// # Errors
+    /// Names the first key that cannot.
+    pub fn check(&self) -> Result<(), Unusable> {
+        for (name, pool) in &self.pools {
+            let path = |key: &[&str]| dotted(&[&["discovery", "pools", name], key].concat());
+            if let Err(error) = PoolName::new(name) {
+                let (key, why) = (path(&[]), error.to_string());
+                return Err(Unusable { key, why });
+            }
+            if let Some((key, why)) = pool.wrong() {
+                let key = path(&[key]);
+                return Err(Unusable { key, why });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `[discovery.pools.NAME]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSource {
+    /// Where its addresses come from, such as `static://host:port,host:port` or `dns://name:port`.
+    pub source: String,
+    /// More than one of them, in order of preference; instead of `source`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
+    /// What is made of several sources.
+    pub combine: Combine,
+    /// Share of its endpoints, 0 to 1, that may be lost at once and is believed; of a larger loss, all are held for
+    /// `hold`. 1 believes any.
+    pub believed_loss: f64,
+    /// How long endpoints are held that a source names no more, of too many at once.
+    #[serde(with = "tether_kit::config::duration")]
+    pub hold: Duration,
+    /// What an answer that names nobody means.
+    pub empty: Empty,
+}
+
+/// What is made of several sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Combine {
+    /// The answer of the first one, in their order, that answers.
+    #[default]
+    First,
+    /// The answers of all together; of one that fails, its last one.
+    Union,
+}
+
+/// What an answer that names nobody means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Empty {
+    /// That nobody serves: somebody has scaled it down to nothing.
+    #[default]
+    Believe,
+    /// The same as any other loss of too many at once.
+    Hold,
+}
+
+impl Default for PoolSource {
+    fn default() -> Self {
+        Self {
+            source: String::new(),
+            sources: Vec::new(),
+            combine: Combine::default(),
+            believed_loss: 0.5,
+            hold: Duration::from_secs(60),
+            empty: Empty::default(),
+        }
+    }
+}
+
+impl PoolSource {
+    /// What of it cannot be used, by the key that says it.
+    fn wrong(&self) -> Option<(&'static str, String)> {
+        if self.all().next().is_none() {
+            let why = "there is none; an example is `static://10.0.0.4:50051`";
+            return Some(("source", why.to_owned()));
+        }
+        if !self.source.is_empty() && !self.sources.is_empty() {
+            let why = "there is `source` too: write all of them here";
+            return Some(("sources", why.to_owned()));
+        }
+        if !(0.0..=1.0).contains(&self.believed_loss) {
+            let why = "it is a share of the endpoints, from 0 to 1".to_owned();
+            return Some(("believed_loss", why));
+        }
+        let key = if self.source.is_empty() {
+            "sources"
+        } else {
+            "source"
+        };
+        let refused = self.all().find_map(|source| backends::open(source).err());
+        refused.map(|error| (key, error.to_string()))
+    }
+
+    /// Its sources, in order of preference.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        let one = Some(self.source.as_str()).filter(|one| !one.is_empty());
+        one.into_iter()
+            .chain(self.sources.iter().map(String::as_str))
     }
 }

@@ -7,7 +7,7 @@
 //! ```text
 //! store "serve/" --watch--> follow --+
 //!                                    +--> table + ring of changes <--pull-- watchers (gRPC)
-//! static://, dns:// ------> slots ---+
+//! static://, dns://, ... -> sourced -+
 //! ```
 //!
 //! # Invariants
@@ -18,14 +18,17 @@
 //!   fresh snapshot when the ring has moved on without it.
 //! - **D4** While the store is away the last knowledge is kept and its age is told; afterwards every
 //!   commit that was missed is told by itself, as long as the store still knows it.
-//! - **D5** A slot of a configured pool never has two addresses under one incarnation.
+//! - **D5** A slot of a configured pool never has two addresses under one incarnation, and all replicas of discovery
+//!   give an address the same one.
+//! - **D6** An answer of a source is taken as it is, save one that loses too many endpoints at once: those are held
+//!   for a while. An error changes nothing, and its age is told.
 
-pub mod backends;
 mod board;
 mod config;
 mod follow;
+mod numbering;
 mod rpc;
-mod slots;
+mod sourced;
 mod sources;
 mod table;
 
@@ -34,31 +37,29 @@ use std::{
     sync::Arc,
 };
 
-use backends::Watch;
 use board::Board;
+use tether_discovery_backends as backends;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, PoolSource};
+pub use config::{Combine, Config, Empty, PoolSource, Unusable};
 pub use rpc::Rpc;
 
 /// Why discovery cannot start, or ended unasked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Something of its configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] Unusable),
     /// A configured pool has a name that is none.
     #[error("`discovery.pools` names a pool that cannot be")]
     Pool(#[from] InvalidName),
     /// A configured pool has a source that is none.
-    #[error("`discovery.pools.{pool}.source` cannot be used")]
-    Source {
-        /// The pool.
-        pool: PoolName,
-        /// What is wrong with it.
-        source: backends::Error,
-    },
+    #[error("`discovery.pools` has a source that cannot be used")]
+    Source(#[from] backends::Error),
     /// A part of it failed.
     #[error("a part of discovery ended, and the rest cannot go on without it")]
     Ended(#[from] JoinError),
@@ -68,7 +69,7 @@ pub enum Error {
 pub struct Discovery {
     board: Arc<Board>,
     store: Arc<dyn Store>,
-    sources: Vec<(PoolName, Watch)>,
+    sources: Vec<(PoolName, PoolSource, Vec<backends::Watch>)>,
 }
 
 impl Discovery {
@@ -77,15 +78,13 @@ impl Discovery {
     /// # Errors
     /// Names the configured pool that cannot be.
     pub fn build(config: &Config, store: Arc<dyn Store>) -> Result<Self, Error> {
+        config.check()?;
         let mut sources = Vec::new();
         for (name, pool) in &config.pools {
-            let name = PoolName::new(name)?;
-            match backends::open(&pool.source) {
-                Ok(watch) => sources.push((name, watch)),
-                Err(source) => return Err(Error::Source { pool: name, source }),
-            }
+            let watches: Result<_, _> = pool.all().map(backends::open).collect();
+            sources.push((PoolName::new(name)?, pool.clone(), watches?));
         }
-        let configured = sources.iter().map(|(pool, _)| pool.clone()).collect();
+        let configured = sources.iter().map(|(pool, ..)| pool.clone()).collect();
         // The hasher's keys are random and fresh, which is all an instance needs to be.
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
         Ok(Self {
@@ -109,8 +108,9 @@ impl Discovery {
         // However this ends, watchers end with it rather than wait for news that never come.
         let _ended = self.board.ended().clone().drop_guard();
         let mut parts = JoinSet::new();
-        for (pool, watch) in self.sources {
-            parts.spawn(sources::feed(Arc::clone(&self.board), pool, watch));
+        for (pool, terms, watches) in self.sources {
+            let board = Arc::clone(&self.board);
+            parts.spawn(sources::feed(board, pool, terms, watches));
         }
         parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
         tokio::select! {

@@ -4,13 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tether_discovery::{Config, Discovery, backends};
-use tether_kit::{config::dotted, serve::Server};
+use tether_discovery::{Config, Discovery};
+use tether_kit::serve::Server;
 use tether_settings::{
     At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
-use tether_types::PoolName;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,13 +40,9 @@ impl Check for Settings {
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
         tether_store::check(url).at("store")?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
-        for (name, pool) in &self.discovery.pools {
-            let key = dotted(&["discovery", "pools", name]);
-            PoolName::new(name).at(&key)?;
-            backends::open(&pool.source)
-                .map(drop)
-                .at(format!("{key}.source"))?;
-        }
+        self.discovery
+            .check()
+            .map_err(|error| Wrong::new(error.key, error.why))?;
         Ok(())
     }
 }

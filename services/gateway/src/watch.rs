@@ -130,6 +130,7 @@ fn update(word: &WatchEndpointsResponse) -> Update {
             address: endpoint.address.parse()?,
             draining: endpoint.draining,
             counted: endpoint.count_calls,
+            unordered: endpoint.node.is_empty(),
         })
     });
     let removals = word.removals.iter().map(|removal| {

@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tether_discovery::backends;
 use tether_kit::config::{self as layers, Loaded};
 use tether_settings::{
     At as _, Check, Connect, Listen, Place, Templates, Wrong, check::some_time, check_templates,
     check_whereabouts, warn,
 };
-use tether_types::PoolName;
 
 use crate::{Refused, cli};
 
@@ -56,13 +54,9 @@ impl Check for Settings {
         self.agent.check_resources().at("agent.resources")?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
-        for (name, pool) in &self.discovery.pools {
-            let key = layers::dotted(&["discovery", "pools", name]);
-            PoolName::new(name).at(&key)?;
-            backends::open(&pool.source)
-                .map(drop)
-                .at(format!("{key}.source"))?;
-        }
+        self.discovery
+            .check()
+            .map_err(|error| Wrong::new(error.key, error.why))?;
         check_templates(&self.template)
     }
 }

@@ -9,7 +9,7 @@
 //! others move no more than any change of the set of slots moves them.
 
 use tether_clock::Tick;
-use tether_proto::worker::EventKind;
+use tether_proto::{common::Endpoint, worker::EventKind};
 use tether_store::keys;
 use tether_supervise::{Phase, Recycle};
 use tether_types::{PoolName, Slot, WorkerId};
@@ -18,6 +18,9 @@ use super::{
     Ledger,
     slots::{Shown, Told},
 };
+
+/// The label by which a node says where it is.
+const ZONE: &str = "zone";
 
 /// Of a pool, one in so many workers is recycled at a time, and always at least one.
 const RECYCLED_PART: u32 = 10;
@@ -46,9 +49,12 @@ impl Ledger {
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };
+        let session = self.sessions.get(pool.owner());
+        let epoch = session.map_or(0, |session| session.epoch.0);
         let spec = &pool.resolved.spec;
         let drained = pool.draining;
         let count_calls = pool.resolved.plan.recycle.max_calls.is_some();
+        let capacity = pool.resolved.template.capacity;
         let mut free = if spec.spares > 0 {
             spec.size
         } else {
@@ -68,6 +74,14 @@ impl Ledger {
                 && live.told.replace(told) != Some(told)
             {
                 place.shown = Shown::Served;
+                let node = live.node.as_ref().and_then(|node| self.nodes.get(node));
+                let zone = node.and_then(|node| node.labels.get(ZONE));
+                let endpoint = Endpoint {
+                    zone: zone.cloned().unwrap_or_default(),
+                    capacity,
+                    epoch,
+                    ..endpoint
+                };
                 self.effects.put(keys::endpoint(name, slot), endpoint);
             }
         }

@@ -223,6 +223,7 @@ impl Place {
                 .unwrap_or_default(),
             draining: told.draining,
             count_calls: told.count_calls,
+            ..Endpoint::default()
         })
     }
 

@@ -1,17 +1,32 @@
-//! Sources of addresses for pools that no agent runs: one file each, one line each in [`ALL`].
+//! Where the addresses of a pool come from that no agent runs: one file for each kind of source, one line each in [`ALL`].
+//!
+//! A source is a URL such as `dns://workers.internal:50051?ceiling=10s`. Its [`Watch`] gives an [`Answer`] whenever
+//! who serves may have changed.
+//!
+//! # Invariants, for every kind of source
+//!
+//! - **B1** What cannot be a source is refused before any IO, and the error says what would be one.
+//! - **B2** Nobody serving is an answer, and no error; a source that cannot be asked is an error, and no answer.
+//! - **B3** A watch never ends. After an error it goes on to ask, with pauses that grow and differ between watches.
+//! - **B4** A change is told in the order in which it happened, and a state that is over may be left out.
+//! - **B5** An answer is bounded, whatever the source says; entries that cannot be called are left out, each with a word.
 
+mod answer;
 mod dns;
 mod fixed;
+mod options;
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 use futures::stream::BoxStream;
 use tether_types::Address;
 
-/// A set of addresses whenever it may have changed, or why there is none right now. Goes on after an
-/// error, which says nothing about the addresses: whoever reads keeps the last set. An empty set says
-/// that nothing serves.
-pub type Watch = BoxStream<'static, Result<BTreeSet<Address>, String>>;
+pub use answer::{Answer, TARGETS_MAX, Targets, Traits, WEIGHT_MAX};
+pub use options::Options;
+
+/// An answer whenever it may have changed, or why there is none right now: that says nothing about who serves, and
+/// whoever reads keeps the last answer.
+pub type Watch = BoxStream<'static, Result<Answer, String>>;
 
 /// A kind of source that a URL can name.
 pub trait Backend: fmt::Debug + Sync {
@@ -21,11 +36,12 @@ pub trait Backend: fmt::Debug + Sync {
     /// The URL as an example.
     fn usage(&self) -> &'static str;
 
-    /// Checks `rest`, the part after `://`, without any IO, and makes a watch of it.
+    /// Checks `target`, the part between `://` and `?`, and the options it knows, without any IO, and makes a watch
+    /// of it.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    fn watch(&self, rest: &str) -> Result<Watch, String>;
+    fn watch(&self, target: &str, options: &mut Options) -> Result<Watch, String>;
 }
 
 /// Every kind of source, in the order the documentation lists them.
@@ -67,7 +83,14 @@ pub fn open(source: &str) -> Result<Watch, Error> {
     let (backend, rest) = known.ok_or_else(|| Error::UnknownScheme {
         given: source.to_owned(),
     })?;
-    backend.watch(rest).map_err(|why| Error::Target {
+    let (target, options) = rest.split_once('?').unwrap_or((rest, ""));
+    let watch = || {
+        let mut options = Options::parse(options)?;
+        let watch = backend.watch(target, &mut options)?;
+        options.finish()?;
+        Ok(watch)
+    };
+    watch().map_err(|why| Error::Target {
         given: source.to_owned(),
         why,
         usage: backend.usage(),

@@ -8,7 +8,6 @@
 //! most likely still does.
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -22,7 +21,7 @@ use hickory_resolver::{
 };
 use tether_types::Address;
 
-use super::{Backend, Watch, target};
+use super::{Answer, Backend, Options, Watch, target};
 
 /// Servers that say 0 mean "do not cache", which would be a query without pause.
 const FLOOR: Duration = Duration::from_secs(1);
@@ -44,7 +43,7 @@ impl Backend for Dns {
         "dns://workers.internal:50051"
     }
 
-    fn watch(&self, rest: &str) -> Result<Watch, String> {
+    fn watch(&self, rest: &str, _options: &mut Options) -> Result<Watch, String> {
         let (server, name) = match rest.split_once('/') {
             Some((server, name)) => (Some(parse_server(server)?), name),
             None => (None, rest),
@@ -90,16 +89,18 @@ struct Watching {
 }
 
 impl Watching {
-    async fn next(&mut self) -> Result<BTreeSet<Address>, String> {
+    async fn next(&mut self) -> Result<Answer, String> {
         tokio::time::sleep(self.wait).await;
         let answer = self.ask().await;
         self.wait = answer.as_ref().map_or(ASK_AGAIN, |(_, wait)| *wait);
-        answer
-            .map(|(addresses, _)| addresses)
-            .map_err(|error| format!("`{}`: {error}", self.name))
+        let answer = match answer {
+            Ok((addresses, _)) => Answer::of(addresses),
+            Err(error) => Err(error.to_string()),
+        };
+        answer.map_err(|error| format!("`{}`: {error}", self.name))
     }
 
-    async fn ask(&mut self) -> Result<(BTreeSet<Address>, Duration), NetError> {
+    async fn ask(&mut self) -> Result<(Vec<Address>, Duration), NetError> {
         let resolver = match &self.resolver {
             Some(resolver) => resolver,
             None => &*self.resolver.insert(resolver(self.server)?),

@@ -1,0 +1,234 @@
+//! What a source says: targets with their traits, and what of it could not be taken.
+
+use std::collections::BTreeMap;
+
+use tether_types::Address;
+
+/// Most targets of one answer, and longest text of any kind in one, in bytes: what is beyond is a mistake
+/// or an attack, and no reason to fill the memory of every gateway.
+pub const TARGETS_MAX: usize = 10_000;
+const TEXT_MAX: usize = 256;
+
+/// So many reasons are kept of what an answer names and cannot be taken.
+const REASONS_MAX: usize = 8;
+
+/// Largest weight.
+pub const WEIGHT_MAX: u32 = 65_535;
+
+/// Addresses and what is known of each.
+pub type Targets = BTreeMap<Address, Traits>;
+
+/// What a source knows of one address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traits {
+    /// Where it is, as in `eu-west-1a`; empty where that is not known.
+    pub zone: String,
+    /// Its share of calls beside the others', 1 to [`WEIGHT_MAX`]. One of weight 0 takes none: it is draining.
+    pub weight: u32,
+    /// How many calls it serves at once; 0 where that is not known.
+    pub capacity: u32,
+    /// Whether it takes no new calls.
+    pub draining: bool,
+    /// How it is spoken to: `grpc` for HTTP/2 without TLS, `grpcs` with.
+    pub protocol: String,
+    /// Who serves there, as in a pod's uid: where another one serves at the same address, it is another worker.
+    /// Empty where the source does not know.
+    pub identity: String,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self {
+            zone: String::new(),
+            weight: 1,
+            capacity: 0,
+            draining: false,
+            protocol: "grpc".to_owned(),
+            identity: String::new(),
+        }
+    }
+}
+
+/// All that a source says at one time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answer {
+    /// Who serves; none of them is an answer too.
+    pub targets: Targets,
+    /// Why entries of it are left out, the first few; and how many are.
+    pub reasons: Vec<String>,
+    /// How many entries are left out.
+    pub left_out: usize,
+}
+
+impl Answer {
+    /// One with these addresses, of which nothing is known.
+    pub fn of(addresses: impl IntoIterator<Item = Address>) -> Result<Self, String> {
+        let mut answer = Self::default();
+        for address in addresses {
+            answer.take(address, Traits::default())?;
+        }
+        Ok(answer)
+    }
+
+    /// Takes in an entry, where it can be one; a second one of the same address follows the first. One that cannot
+    /// be is left out with a word.
+    ///
+    /// # Errors
+    /// Where there are more than [`TARGETS_MAX`]: nothing of such an answer is to be believed.
+    pub fn take(&mut self, address: Address, mut traits: Traits) -> Result<(), String> {
+        if let Err(why) = check(&address, &traits) {
+            self.leave_out(why);
+            return Ok(());
+        }
+        if traits.weight == 0 {
+            (traits.weight, traits.draining) = (1, true);
+        }
+        self.targets.insert(address, traits);
+        if self.targets.len() > TARGETS_MAX {
+            return Err(format!(
+                "it names more than {TARGETS_MAX} addresses, which is taken for a mistake"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Leaves an entry out.
+    pub fn leave_out(&mut self, why: String) {
+        self.left_out += 1;
+        if self.reasons.len() < REASONS_MAX {
+            self.reasons.push(why);
+        }
+    }
+}
+
+/// Whether calls can go there.
+fn check(address: &Address, traits: &Traits) -> Result<(), String> {
+    match address {
+        Address::Tcp { port: 0, .. } => {
+            return Err(format!("nobody serves at port 0 of `{address}`"));
+        }
+        Address::Tcp { host, .. } if !is_host(host) => {
+            return Err(format!(
+                "`{}` is neither a name nor an IP address",
+                host.escape_default()
+            ));
+        }
+        Address::Tcp { host, .. } if is_nowhere(host) => {
+            return Err(format!(
+                "nobody can be reached at `{address}`: it stands for no machine, or for many"
+            ));
+        }
+        Address::Tcp { .. } | Address::Unix(_) => {}
+    }
+    let texts = [&traits.zone, &traits.identity, &traits.protocol];
+    if let Some(odd) = texts.into_iter().find(|text| !is_plain(text)) {
+        let shown: String = odd.chars().take(40).collect();
+        return Err(format!(
+            "`{}…` at `{address}` is no text of at most {TEXT_MAX} bytes without control characters",
+            shown.escape_default()
+        ));
+    }
+    if traits.weight > WEIGHT_MAX {
+        return Err(format!("the weight of `{address}` is over {WEIGHT_MAX}"));
+    }
+    Ok(())
+}
+
+fn is_host(host: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let is_ip = || host.parse::<std::net::IpAddr>().is_ok();
+    host.len() <= 253 && ((!host.is_empty() && host.chars().all(is_name)) || is_ip())
+}
+
+/// An address that is none of one machine: a call to it would go to the gateway itself, or to everybody.
+fn is_nowhere(host: &str) -> bool {
+    host.parse::<std::net::IpAddr>().is_ok_and(|ip| {
+        let broadcast = matches!(ip, std::net::IpAddr::V4(v4) if v4.is_broadcast());
+        ip.is_unspecified() || ip.is_multicast() || broadcast
+    })
+}
+
+fn is_plain(text: &str) -> bool {
+    text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_called_is_left_out_with_a_word_and_the_rest_is_taken() {
+        let mut answer = Answer::default();
+        let odd = Traits {
+            zone: "a\nb".to_owned(),
+            ..Traits::default()
+        };
+        let heavy = Traits {
+            weight: WEIGHT_MAX + 1,
+            ..Traits::default()
+        };
+        for (text, traits) in [
+            ("10.0.0.1:1", Traits::default()),
+            ("10.0.0.2:0", Traits::default()),
+            ("0.0.0.0:1", Traits::default()),
+            ("[ff02::1]:1", Traits::default()),
+            ("255.255.255.255:1", Traits::default()),
+            ("10.0.0.3:1", odd),
+            ("10.0.0.4:1", heavy),
+        ] {
+            answer.take(address(text), traits).unwrap();
+        }
+        let host = "a\u{7}b".to_owned();
+        answer
+            .take(Address::Tcp { host, port: 1 }, Traits::default())
+            .unwrap();
+
+        let taken: Vec<_> = answer.targets.keys().map(ToString::to_string).collect();
+        assert_eq!(taken, ["10.0.0.1:1"]);
+        assert_eq!((answer.left_out, answer.reasons.len()), (7, 7));
+        for (reason, part) in answer.reasons.iter().zip([
+            "port 0",
+            "no machine",
+            "no machine",
+            "no machine",
+            "a\\nb",
+            "weight",
+            "a\\u{7}b",
+        ]) {
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
+
+    #[test]
+    fn one_of_no_weight_drains_and_thousands_of_records_are_no_answer() {
+        let mut answer = Answer::default();
+        let none = Traits {
+            weight: 0,
+            ..Traits::default()
+        };
+        answer.take(address("10.0.0.1:1"), none).unwrap();
+        let taken = &answer.targets[&address("10.0.0.1:1")];
+        assert!(taken.draining && taken.weight == 1);
+
+        let many = (0..=TARGETS_MAX).map(|number| {
+            let port = u16::try_from(number % 60_000 + 1).unwrap();
+            Address::Tcp {
+                host: "10.0.0.9".to_owned(),
+                port,
+            }
+        });
+        let error = Answer::of(many).unwrap_err();
+        assert!(error.contains("more than 10000"), "{error}");
+        let mut bad = Answer::default();
+        (0..1_000).for_each(|number| bad.leave_out(number.to_string()));
+        assert_eq!(
+            (bad.left_out, bad.reasons.len()),
+            (1_000, 8),
+            "and memory is bounded"
+        );
+    }
+}

@@ -1,0 +1,308 @@
+//! Who serves a pool that no agent runs, from what its sources say. Pure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tether_clock::Tick;
+use tether_discovery_backends::{Answer, Targets};
+use tether_proto::common::EndpointHealth;
+use tether_types::Address;
+
+use crate::{
+    config::{Combine, Empty, PoolSource},
+    numbering::Member,
+};
+
+/// What its sources say, and what of that is believed.
+///
+/// - An answer is taken as it is, and one that names nobody too; an error says nothing about who serves.
+/// - Where a source loses more of its endpoints at once than is believed, those are held for a while.
+#[derive(Debug)]
+pub(crate) struct Sourced {
+    combine: Combine,
+    believed_loss: f64,
+    hold: Duration,
+    empty: Empty,
+    sources: Vec<Source>,
+    /// Whose answer counts, of several of which the first counts.
+    chosen: Option<usize>,
+    /// Endpoints that no source names any more, until when, with what was known of them.
+    held: BTreeMap<Address, (Member, Tick)>,
+    serving: Targets,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    answer: Option<Targets>,
+    /// Since when it fails, and why.
+    failing: Option<(Tick, String)>,
+}
+
+/// What comes of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing that anybody has to be told.
+    None,
+    /// Who serves.
+    Members,
+    /// So many are held that are not named any more.
+    Held(usize),
+}
+
+impl Sourced {
+    pub(crate) fn new(terms: &PoolSource) -> Self {
+        Self {
+            combine: terms.combine,
+            believed_loss: terms.believed_loss,
+            hold: terms.hold,
+            empty: terms.empty,
+            sources: terms.all().map(|_| Source::default()).collect(),
+            chosen: None,
+            held: BTreeMap::new(),
+            serving: Targets::new(),
+        }
+    }
+
+    /// A source said something.
+    pub(crate) fn on_word(
+        &mut self,
+        source: usize,
+        word: Result<Answer, String>,
+        now: Tick,
+    ) -> Change {
+        let Some(known) = self.sources.get_mut(source) else {
+            return Change::None;
+        };
+        match word {
+            Ok(answer) => {
+                known.answer = Some(answer.targets);
+                known.failing = None;
+            }
+            Err(why) => match &mut known.failing {
+                Some((_, before)) => *before = why,
+                None => known.failing = Some((now, why)),
+            },
+        }
+        let named = match self.combine {
+            Combine::First => self.first(),
+            Combine::Union => self.union(),
+        };
+        named.map_or(Change::None, |named| self.believe(named, now))
+    }
+
+    /// The answer of the first source that does not fail; while all of them do, nothing changes.
+    fn first(&mut self) -> Option<Targets> {
+        let answers = |source: &Source| source.failing.is_none() && source.answer.is_some();
+        self.chosen = self.sources.iter().position(answers).or(self.chosen);
+        self.sources[self.chosen?].answer.clone()
+    }
+
+    /// What all of them say together, once each has answered or failed: half of them would look like a loss.
+    fn union(&self) -> Option<Targets> {
+        let heard = |source: &Source| source.failing.is_some() || source.answer.is_some();
+        if !self.sources.iter().all(heard) {
+            return None;
+        }
+        let mut answers = self
+            .sources
+            .iter()
+            .filter_map(|source| source.answer.as_ref());
+        let mut named = answers.next()?.clone();
+        for answer in answers {
+            for (address, traits) in answer {
+                // What the first one says of an address counts.
+                named
+                    .entry(address.clone())
+                    .or_insert_with(|| traits.clone());
+            }
+        }
+        Some(named)
+    }
+
+    fn believe(&mut self, named: Targets, now: Tick) -> Change {
+        self.held.retain(|address, _| !named.contains_key(address));
+        let gone = self
+            .serving
+            .iter()
+            .filter(|(address, _)| !named.contains_key(*address));
+        let gone: Vec<_> = gone
+            .map(|(address, traits)| (address.clone(), traits.clone()))
+            .collect();
+        let believed = match (named.is_empty(), self.empty) {
+            (true, Empty::Believe) => true,
+            _ => share(gone.len(), self.serving.len()) <= self.believed_loss,
+        };
+        let before = std::mem::replace(&mut self.serving, named);
+        if self.serving.is_empty() && self.empty == Empty::Believe {
+            self.held.clear();
+        }
+        if believed {
+            return match before == self.serving {
+                true => Change::None,
+                false => Change::Members,
+            };
+        }
+        let until = now + self.hold;
+        let count = gone.len();
+        for (address, traits) in gone {
+            let health = EndpointHealth::Held;
+            self.held
+                .insert(address, (Member { traits, health }, until));
+        }
+        Change::Held(count)
+    }
+
+    /// Lets go of what was held for long enough. True where that changed who serves.
+    pub(crate) fn check(&mut self, now: Tick) -> bool {
+        let before = self.held.len();
+        self.held.retain(|_, (_, until)| *until > now);
+        before != self.held.len()
+    }
+
+    /// When to call [`Sourced::check`].
+    pub(crate) fn next_deadline(&self) -> Option<Tick> {
+        self.held.values().map(|(_, until)| *until).min()
+    }
+
+    /// Who serves.
+    pub(crate) fn members(&self) -> BTreeMap<Address, Member> {
+        let serving = self.serving.iter().map(|(address, traits)| {
+            let member = Member {
+                traits: traits.clone(),
+                health: EndpointHealth::Unspecified,
+            };
+            (address.clone(), member)
+        });
+        let held = self.held.iter();
+        let held = held.map(|(address, (member, _))| (address.clone(), member.clone()));
+        serving.chain(held).collect()
+    }
+
+    /// Since when what is told may be out of date, and why: a source fails whose answer counts.
+    pub(crate) fn failing(&self) -> Option<(Tick, &str)> {
+        let counts = |index: &usize| match self.combine {
+            Combine::First => self.chosen.is_none_or(|chosen| chosen == *index),
+            Combine::Union => true,
+        };
+        let sources = self.sources.iter().enumerate();
+        let failing = sources.filter(|(index, _)| counts(index));
+        let failing = failing.filter_map(|(_, source)| source.failing.as_ref());
+        failing
+            .min_by_key(|(since, _)| *since)
+            .map(|(since, why)| (*since, why.as_str()))
+    }
+}
+
+/// What part of all that is.
+fn share(some: usize, all: usize) -> f64 {
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    match all {
+        0 => 0.0,
+        all => number(some) / number(all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sourced(sources: usize, change: impl FnOnce(&mut PoolSource)) -> Sourced {
+        let mut terms = PoolSource {
+            sources: vec!["static://10.0.0.1:1".to_owned(); sources],
+            ..PoolSource::default()
+        };
+        change(&mut terms);
+        Sourced::new(&terms)
+    }
+
+    fn at(seconds: u64) -> Tick {
+        Tick::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn says(hosts: std::ops::Range<u8>) -> Result<Answer, String> {
+        let addresses = hosts.map(|host| format!("10.0.0.{host}:1").parse().unwrap());
+        Answer::of(addresses)
+    }
+
+    fn count(sourced: &Sourced) -> (usize, usize) {
+        let members = sourced.members();
+        let held = members
+            .values()
+            .filter(|member| member.health == EndpointHealth::Held);
+        (members.len(), held.count())
+    }
+
+    #[test]
+    fn an_error_keeps_what_was_said_and_tells_since_when_and_nobody_is_an_answer() {
+        let mut sourced = sourced(1, |_| {});
+        assert_eq!(sourced.on_word(0, says(1..9), at(1)), Change::Members);
+        assert_eq!(
+            sourced.on_word(0, Err("away".to_owned()), at(2)),
+            Change::None
+        );
+        sourced.on_word(0, Err("still away".to_owned()), at(7));
+        assert_eq!(sourced.failing(), Some((at(2), "still away")));
+        assert_eq!(count(&sourced), (8, 0));
+
+        assert_eq!(sourced.on_word(0, says(1..1), at(8)), Change::Members);
+        assert_eq!((count(&sourced), sourced.failing()), ((0, 0), None));
+    }
+
+    #[test]
+    fn of_a_loss_of_most_all_are_held_for_a_while_and_come_back_as_they_were() {
+        let mut sourced = sourced(1, |_| {});
+        sourced.on_word(0, says(1..11), at(1));
+        assert_eq!(
+            sourced.on_word(0, says(1..6), at(2)),
+            Change::Members,
+            "half of them"
+        );
+        assert_eq!(sourced.on_word(0, says(1..2), at(3)), Change::Held(4));
+        assert_eq!(count(&sourced), (5, 4));
+        // One of the lost is back, and another answer says the same as before.
+        sourced.on_word(0, says(1..3), at(10));
+        assert_eq!(count(&sourced), (5, 3));
+        assert_eq!(sourced.on_word(0, says(1..3), at(11)), Change::None);
+
+        assert_eq!(sourced.next_deadline(), Some(at(63)));
+        assert!(!sourced.check(at(62)) && sourced.check(at(63)));
+        assert_eq!((count(&sourced), sourced.next_deadline()), ((2, 0), None));
+    }
+
+    #[test]
+    fn an_answer_of_nobody_is_held_too_where_that_is_asked_for() {
+        let mut sourced = sourced(1, |terms| terms.empty = Empty::Hold);
+        sourced.on_word(0, says(1..5), at(1));
+        assert_eq!(sourced.on_word(0, says(1..1), at(2)), Change::Held(4));
+        assert_eq!(count(&sourced), (4, 4));
+    }
+
+    #[test]
+    fn the_first_source_that_answers_counts() {
+        let mut sourced = sourced(3, |terms| terms.believed_loss = 1.0);
+        sourced.on_word(0, Err("away".to_owned()), at(1));
+        assert_eq!(sourced.failing(), Some((at(1), "away")));
+        assert_eq!(sourced.on_word(2, says(20..22), at(2)), Change::Members);
+        assert_eq!(sourced.failing(), None, "what counts is in order");
+        assert_eq!(sourced.on_word(1, says(10..14), at(3)), Change::Members);
+        assert_eq!(sourced.on_word(2, says(20..29), at(4)), Change::None);
+        assert_eq!(count(&sourced), (4, 0));
+
+        // Where all fail, the last one chosen goes on to count.
+        sourced.on_word(2, Err("away".to_owned()), at(5));
+        sourced.on_word(1, Err("gone".to_owned()), at(6));
+        assert_eq!(sourced.failing(), Some((at(6), "gone")));
+        assert_eq!(count(&sourced), (4, 0));
+    }
+
+    #[test]
+    fn a_union_waits_for_all_and_of_one_that_fails_the_last_answer_counts() {
+        let mut sourced = sourced(2, |terms| terms.combine = Combine::Union);
+        assert_eq!(sourced.on_word(0, says(1..4), at(1)), Change::None);
+        assert_eq!(sourced.on_word(1, says(3..6), at(2)), Change::Members);
+        assert_eq!(count(&sourced), (5, 0));
+        sourced.on_word(0, Err("away".to_owned()), at(3));
+        sourced.on_word(1, says(4..8), at(4));
+        assert_eq!(count(&sourced), (7, 0));
+        assert_eq!(sourced.failing(), Some((at(3), "away")));
+    }
+}
