@@ -38,6 +38,10 @@ pub(super) const TOLD_MAX: usize = crate::events::KEPT / 2;
 /// Nodes that are gone and of which it is known what died with them (A3, A4).
 const GONE_MAX: usize = 20_000;
 
+/// Why a worker is taken to be dead that an earlier arbiter served, and its node does not know.
+const DIED_UNSEEN: &str =
+    "its agent does not know it: the machine was restarted while no arbiter was there to see it";
+
 /// Up to which incarnation all of a pool died with a node.
 pub(super) type Over = BTreeMap<PoolName, Incarnation>;
 
@@ -176,6 +180,30 @@ impl Ledger {
                     node: Some(name.clone()),
                 }));
                 self.leave_to_loss(name, [id]);
+            }
+        }
+    }
+
+    /// A node has told of all that it has: what an earlier arbiter served there and nobody has taken up died unseen.
+    pub(super) fn end_unheard(&mut self, name: &NodeName, served: Vec<WorkerId>, now: Tick) {
+        for id in served {
+            let is_buried = self.is_buried(name, &id);
+            let Some(place) = self.place(&id.pool, id.slot) else {
+                continue;
+            };
+            if place.shown != Shown::Served {
+                continue;
+            }
+            match &place.live {
+                None if !is_buried => {
+                    let death = lost(DeathCause::Unknown, DIED_UNSEEN);
+                    self.bury(name, &id, death, false, now);
+                }
+                // Another worker is on its way there, of which nobody was told yet.
+                Some(live) if live.told.is_none() && live.incarnation != id.incarnation => {
+                    self.withdraw(&id.pool, id.slot);
+                }
+                None | Some(_) => {}
             }
         }
     }

@@ -368,6 +368,7 @@ impl Ledger {
             ..Node::unheard(known.lease, String::new(), now)
         };
         let missed: Vec<_> = node.workers.iter().collect();
+        let served = known.served;
         self.enter_node(name.clone(), node);
         if joined {
             let guarantee = match hello.guarantee.as_str() {
@@ -382,6 +383,7 @@ impl Ledger {
         self.fold_back(name);
         self.forget_told(name);
         self.compare(name, &hello.workers, missed, NEVER_STARTED, now);
+        self.end_unheard(name, served, now);
         self.free_units_but(name, &hello.workers);
         if was_lost {
             self.enable(name, now);

@@ -425,6 +425,37 @@ fn a_pool_that_was_deleted_stays_deleted_when_the_arbiter_is_another() {
     assert_eq!((world.workers().count(), world.starts), (0, 1));
 }
 
+#[test]
+fn who_dies_with_a_machine_while_no_arbiter_is_there_serves_no_more_once_the_machine_is_heard() {
+    let mut world = World::new(1);
+    world.open(1, false);
+    world.apply(4, 1);
+    world.run(Duration::from_secs(1));
+    let has_it = |node: &node::Node| !node.workers.is_empty();
+    let node = world.nodes.iter().position(has_it).unwrap();
+    let id = world.nodes[node].workers.keys().next().cloned().unwrap();
+    // Another one is away, which might have it as far as anybody knows: nobody takes its place yet.
+    let other = (node + 1) % world.nodes.len();
+    world.nodes[other].cut = true;
+    world.lose_stream(other, true);
+
+    world.nodes[node].reboot();
+    world.restart_arbiter();
+    world.nodes[node].start_agent();
+    world.run(Duration::from_millis(300));
+
+    assert_eq!(world.died.get(&id), Some(&1));
+    assert_eq!(world.starts, 1);
+    assert_eq!(
+        world
+            .store
+            .keys()
+            .filter(|key| key.starts_with("serve/endpoints/"))
+            .count(),
+        0
+    );
+}
+
 /// More than a few where somebody has the time: `TETHER_SIM_CASES=100000`.
 fn cases() -> u32 {
     let wished = std::env::var("TETHER_SIM_CASES").ok();
