@@ -316,6 +316,7 @@ impl World {
     }
 
     fn on_granted(&mut self, index: usize, epoch: Epoch, tick: Tick) {
+        let truth = self.now;
         let node = &mut self.nodes[index];
         let Some((accepted, said)) = node.accepted else {
             return;
@@ -333,6 +334,8 @@ impl World {
         if holder.check(tick) == Standing::Expired {
             return;
         }
+        // Beats count for this worker from here on, however long all has been well; a grant may have come late.
+        (node.good, node.calm_since) = (0, node.calm_since.max(truth));
         node.epoch = epoch;
         node.holder = Some(holder);
         node.ack_seen = node.seq;

@@ -31,6 +31,14 @@ fn every_promise_is_kept_in_some_thousand_schedules_in_which_something_happens()
     );
 }
 
+/// Of ninety million schedules this one was said to break P3: the grant came late in rough weather, and the calm
+/// before it was counted as time in which beats might have got through.
+#[test]
+fn a_worker_whose_grant_came_late_is_owed_no_beat_of_before() {
+    let outcome = World::new(90_094_404, None).play();
+    assert!(outcome.violation.is_none(), "{:?}", outcome.violation);
+}
+
 #[test]
 fn every_mistake_shows_in_a_few_thousand_schedules() {
     for &mutant in Mutant::ALL {
