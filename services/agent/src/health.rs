@@ -300,7 +300,7 @@ impl Health {
             ReadinessKind::Http => &self.what,
             _ => "/",
         };
-        readiness::is_asked(kind).then(|| Question::new(kind, path, &self.address))
+        readiness::is_asked(kind).then(|| readiness::question(kind, path, &self.address))
     }
 
     fn on_due(&mut self) -> Option<HealthEvent> {

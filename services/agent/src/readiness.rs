@@ -1,9 +1,7 @@
 //! Waits until a worker is ready: asked over and over, or seen in what it makes, writes or says.
 
-mod http;
 mod log_line;
 mod pause;
-mod question;
 
 use std::{
     future::Future,
@@ -15,11 +13,11 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use tether_probe::{Answer, Question, span};
 use tether_proto::pool::{ReadinessKind, Template};
 use tether_types::Address;
 
 use pause::Pauses;
-pub(crate) use question::{Answer, Question};
 
 /// A worker that takes longer to answer is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,7 +86,7 @@ impl Waiting {
             | ReadinessKind::Grpc
             | ReadinessKind::Connect
             | ReadinessKind::Http => {
-                let question = Question::new(kind, what, address);
+                let question = question(kind, what, address);
                 (
                     question.wanted(),
                     Box::pin(answered(question, last.clone())),
@@ -144,11 +142,16 @@ pub(crate) fn is_asked(kind: ReadinessKind) -> bool {
     }
 }
 
-/// A time as people say it.
-pub(crate) fn span(time: Duration) -> String {
-    match time.subsec_nanos() {
-        0 => format!("{} s", time.as_secs()),
-        _ => format!("{} ms", time.as_millis()),
+/// The question of this kind, or a connection where the kind cannot be asked; `path` is for HTTP.
+pub(crate) fn question(kind: ReadinessKind, path: &str, address: &Address) -> Question {
+    match kind {
+        ReadinessKind::Grpc | ReadinessKind::Unspecified => Question::grpc(address, ""),
+        ReadinessKind::Http => Question::http(address, path),
+        ReadinessKind::Connect
+        | ReadinessKind::Notify
+        | ReadinessKind::File
+        | ReadinessKind::LogLine
+        | ReadinessKind::Started => Question::connect(address),
     }
 }
 

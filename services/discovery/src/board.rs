@@ -44,17 +44,23 @@ struct News {
     revision: u64,
     /// Since when the store is away.
     away: Option<Tick>,
+    /// Pools whose sources have not said anything yet: they would look as if nobody served them.
+    unspoken: usize,
     /// How often a pool began or ceased to be one whose sources fail.
     failures: u64,
 }
 
 impl Board {
     pub(crate) fn new(instance: String, configured: BTreeSet<PoolName>, config: &Config) -> Self {
+        let news = News {
+            unspoken: configured.len(),
+            ..News::default()
+        };
         Self {
             instance,
             table: Mutex::new(Table::new(configured, config.history)),
             failing: Mutex::default(),
-            news: watch::Sender::new(News::default()),
+            news: watch::Sender::new(news),
             sign_of_life: config.sign_of_life,
             ended: CancellationToken::new(),
         }
@@ -83,6 +89,11 @@ impl Board {
             news.loaded = true;
             news.away = None;
         });
+    }
+
+    /// Another pool with sources of its own has said who serves it, or that nobody can say.
+    pub(crate) fn spoke(&self) {
+        self.tell(|news| news.unspoken = news.unspoken.saturating_sub(1));
     }
 
     /// The store does not answer; says whether that is new.
@@ -166,7 +177,7 @@ impl Watcher {
                 return None;
             }
             let news = *self.news.borrow_and_update();
-            if news.loaded {
+            if news.loaded && news.unspoken == 0 {
                 let (message, upto) = self.board.table().next(self.pool.as_ref(), self.after);
                 self.after = Some(upto);
                 if let Some(message) = message {
@@ -182,7 +193,7 @@ impl Watcher {
                 () = self.board.ended.cancelled() => return None,
                 () = tokio::time::sleep(self.board.sign_of_life) => {
                     let news = *self.news.borrow();
-                    return Some(match news.loaded {
+                    return Some(match news.loaded && news.unspoken == 0 {
                         true => Ok(self.stamp(self.sign_of_life(), news)),
                         false => Err(never_loaded()),
                     });

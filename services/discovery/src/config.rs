@@ -56,6 +56,10 @@ impl Config {
                 let key = path(&[key]);
                 return Err(Unusable { key, why });
             }
+            if let Some((key, why)) = pool.health.as_ref().and_then(Health::wrong) {
+                let key = path(&["health", key]);
+                return Err(Unusable { key, why });
+            }
         }
         Ok(())
     }
@@ -80,6 +84,94 @@ pub struct PoolSource {
     pub hold: Duration,
     /// What an answer that names nobody means.
     pub empty: Empty,
+    /// How each endpoint is asked whether it serves; not at all when not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// `[discovery.pools.NAME.health]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// What is asked.
+    pub check: Check,
+    /// The service that grpc.health.v1 is asked for; the server when empty.
+    pub service: String,
+    /// What GET asks for.
+    pub path: String,
+    /// How often; each time a tenth more or less.
+    #[serde(with = "tether_kit::config::duration")]
+    pub interval: Duration,
+    /// How long an answer may take.
+    #[serde(with = "tether_kit::config::duration")]
+    pub timeout: Duration,
+    /// So many bad answers in a row take an endpoint out of service.
+    pub failures: u32,
+    /// So many good ones bring it back.
+    pub passes: u32,
+    /// A header of the answer, for `grpc` and `http`, that says who answers: where that changes, another worker
+    /// serves at the same address.
+    pub identity_header: String,
+}
+
+/// What an endpoint is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// grpc.health.v1 Check.
+    #[default]
+    Grpc,
+    /// grpc.health.v1 Watch: it tells of each change by itself.
+    Watch,
+    /// Whether it takes a connection.
+    Tcp,
+    /// Whether GET is answered with 200 to 399.
+    Http,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            check: Check::default(),
+            service: String::new(),
+            path: "/".to_owned(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            failures: 3,
+            passes: 1,
+            identity_header: String::new(),
+        }
+    }
+}
+
+impl Health {
+    fn wrong(&self) -> Option<(&'static str, String)> {
+        let is_header = |name: &str| http::HeaderName::try_from(name).is_ok();
+        if self.interval.is_zero() {
+            Some(("interval", "it would ask without a pause".to_owned()))
+        } else if self.timeout.is_zero() {
+            Some(("timeout", "no answer comes at once".to_owned()))
+        } else if self.failures == 0 {
+            Some((
+                "failures",
+                "it would be out of service without a bad answer".to_owned(),
+            ))
+        } else if self.passes == 0 {
+            Some((
+                "passes",
+                "it would be in service without a good answer".to_owned(),
+            ))
+        } else if !self.identity_header.is_empty() && !is_header(&self.identity_header) {
+            Some(("identity_header", "it is no name of a header".to_owned()))
+        } else if !self.identity_header.is_empty()
+            && !matches!(self.check, Check::Grpc | Check::Http)
+        {
+            let why = "only an answer to `grpc` or `http` has headers".to_owned();
+            Some(("identity_header", why))
+        } else {
+            None
+        }
+    }
 }
 
 /// What is made of several sources.
@@ -113,6 +205,7 @@ impl Default for PoolSource {
             believed_loss: 0.5,
             hold: Duration::from_secs(60),
             empty: Empty::default(),
+            health: None,
         }
     }
 }

@@ -24,8 +24,10 @@
 //!   for a while. An error changes nothing, and its age is told.
 
 mod board;
+mod checker;
 mod config;
 mod follow;
+mod health;
 mod numbering;
 mod rpc;
 mod sourced;
@@ -45,7 +47,7 @@ use tether_types::{InvalidName, PoolName};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Combine, Config, Empty, PoolSource, Unusable};
+pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable};
 pub use rpc::Rpc;
 
 /// Why discovery cannot start, or ended unasked.

@@ -151,6 +151,14 @@ impl Sourced {
         Change::Held(count)
     }
 
+    /// Whether anybody has said who serves.
+    pub(crate) fn is_heard(&self) -> bool {
+        match self.combine {
+            Combine::First => self.chosen.is_some(),
+            Combine::Union => self.union().is_some(),
+        }
+    }
+
     /// Lets go of what was held for long enough. True where that changed who serves.
     pub(crate) fn check(&mut self, now: Tick) -> bool {
         let before = self.held.len();
@@ -193,7 +201,7 @@ impl Sourced {
 }
 
 /// What part of all that is.
-fn share(some: usize, all: usize) -> f64 {
+pub(crate) fn share(some: usize, all: usize) -> f64 {
     let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
     match all {
         0 => 0.0,

@@ -1,18 +1,23 @@
 //! Feeds the answers of a pool's sources into the table.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use tether_clock::{BootClock, Clock as _};
-use tether_discovery_backends::{Answer, Watch};
-use tether_types::PoolName;
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_discovery_backends::{Answer as Backend, Watch};
+use tether_types::{Address, PoolName};
 
 use crate::{
     board::Board,
+    checker::{Answer, Checker},
     config::PoolSource,
+    health::{Verdicts, Word},
     numbering::number,
     sourced::{Change, Sourced},
 };
+
+/// Watchers wait no longer than this for the first word of a pool's sources: it would keep them from all other pools.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 
 /// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
 pub(crate) async fn feed(
@@ -21,47 +26,158 @@ pub(crate) async fn feed(
     terms: PoolSource,
     watches: Vec<Watch>,
 ) {
-    let mut sourced = Sourced::new(&terms);
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
     let mut known = vec![Known::default(); names.len()];
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
+    let mut feeding = Feeding::new(board, pool, terms);
+    let patience = tokio::time::sleep(FIRST_WORD);
+    tokio::pin!(patience);
     loop {
-        let due = async {
-            match sourced.next_deadline() {
-                Some(at) => tokio::time::sleep(at.since(BootClock.now())).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             word = words.next() => {
                 let Some((index, word)) = word else {
                     // A watch never ends (B3), and without any there is nothing to feed.
                     return std::future::pending().await;
                 };
-                known[index].note(&pool, &names[index], &word);
-                let change = sourced.on_word(index, word, BootClock.now());
-                if let Change::Held(count) = change {
-                    tracing::warn!(%pool, source = names[index], count, hold = ?terms.hold, "A source lost most of its endpoints at once, they are held");
-                }
-                board.failing(&pool, sourced.failing());
-                if change != Change::None {
-                    publish(&board, &pool, &sourced);
+                known[index].note(&feeding.pool, &names[index], &word);
+                feeding.on_word(index, word);
+            }
+            (address, word) = next_answer(&mut feeding.checks) => feeding.on_answer(&address, &word),
+            () = due(feeding.sourced.next_deadline()) => {
+                if feeding.sourced.check(BootClock.now()) {
+                    feeding.publish();
                 }
             }
-            () = due => {
-                if sourced.check(BootClock.now()) {
-                    publish(&board, &pool, &sourced);
-                }
-            }
+            () = &mut patience, if !feeding.spoke => feeding.speak(),
         }
     }
 }
 
-fn publish(board: &Board, pool: &PoolName, sourced: &Sourced) {
-    let endpoints = number(pool, &sourced.members());
-    board.change(|table| table.source(pool, endpoints));
+async fn due(at: Option<Tick>) {
+    match at {
+        Some(at) => tokio::time::sleep(at.since(BootClock.now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_answer(checks: &mut Option<Checks>) -> Answer {
+    match checks {
+        Some(checks) => checks.checker.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who asks a pool's endpoints, and what came of it.
+struct Checks {
+    checker: Checker,
+    verdicts: Verdicts,
+}
+
+/// One pool on its way into the table.
+struct Feeding {
+    board: Arc<Board>,
+    pool: PoolName,
+    terms: PoolSource,
+    sourced: Sourced,
+    checks: Option<Checks>,
+    /// Whether watchers wait for it no more.
+    spoke: bool,
+}
+
+impl Feeding {
+    fn new(board: Arc<Board>, pool: PoolName, terms: PoolSource) -> Self {
+        let checks = terms.health.as_ref().map(|health| Checks {
+            checker: Checker::new(health.clone()),
+            verdicts: Verdicts::new(health),
+        });
+        Self {
+            sourced: Sourced::new(&terms),
+            board,
+            pool,
+            terms,
+            checks,
+            spoke: false,
+        }
+    }
+
+    fn on_word(&mut self, source: usize, word: Result<Backend, String>) {
+        let failed = word.is_err();
+        let change = self.sourced.on_word(source, word, BootClock.now());
+        if let Change::Held(count) = change {
+            let hold = self.terms.hold;
+            tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held");
+        }
+        self.board.failing(&self.pool, self.sourced.failing());
+        if change != Change::None {
+            let members = self.sourced.members();
+            if let Some(checks) = &mut self.checks {
+                checks.checker.ask(members.keys());
+                checks
+                    .verdicts
+                    .retain(|address| members.contains_key(address));
+            }
+            self.publish();
+        } else if failed || self.sourced.is_heard() {
+            // Nobody, or nothing to be known for now: that is what there is to say.
+            self.speak();
+        }
+    }
+
+    fn on_answer(&mut self, address: &Address, word: &Word) {
+        let Some(checks) = &mut self.checks else {
+            return;
+        };
+        // Of one that is asked no more it comes too late.
+        if !checks.checker.asks(address) {
+            return;
+        }
+        let changed = checks.verdicts.on_word(address, word);
+        if changed {
+            match word {
+                Word::Serves(_) => {
+                    tracing::info!(pool = %self.pool, %address, "An endpoint serves")
+                }
+                Word::Refuses(why) | Word::Nothing(why) => {
+                    tracing::warn!(pool = %self.pool, %address, why, "An endpoint does not serve");
+                }
+            }
+        }
+        if changed || !self.spoke {
+            self.publish();
+        }
+    }
+
+    /// Tells who serves. The first time only once each endpoint has answered, or had its time to.
+    fn publish(&mut self) {
+        let members = self.sourced.members();
+        let members = match &self.checks {
+            None => members,
+            Some(checks) => {
+                if !self.spoke && !checks.verdicts.all_known(members.keys()) {
+                    return;
+                }
+                checks.verdicts.judge(members, self.terms.believed_loss)
+            }
+        };
+        let endpoints = number(&self.pool, &members);
+        self.board
+            .change(|table| table.source(&self.pool, endpoints));
+        if !self.spoke {
+            self.spoke = true;
+            self.board.spoke();
+        }
+    }
+
+    /// Watchers wait for it no more, whatever is known of it.
+    fn speak(&mut self) {
+        if !self.spoke {
+            self.spoke = true;
+            self.publish();
+            self.board.spoke();
+        }
+    }
 }
 
 /// What was logged of a source, which is not said again.
@@ -72,7 +188,7 @@ struct Known {
 }
 
 impl Known {
-    fn note(&mut self, pool: &PoolName, source: &str, word: &Result<Answer, String>) {
+    fn note(&mut self, pool: &PoolName, source: &str, word: &Result<Backend, String>) {
         match word {
             Ok(answer) => {
                 if std::mem::take(&mut self.fails) {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
+mod support;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -9,89 +11,15 @@ use std::{
 };
 
 use prost::Message as _;
-use tempfile::TempDir;
+use support::{Copy, PATIENCE, memory, start};
 use tether_discovery::{Config, Discovery, PoolSource};
 use tether_etcd_cluster::Setup;
-use tether_kit::{channel, listen, serve};
 use tether_proto::{
     common::{Death, DeathCause, Endpoint, WorkerRef},
-    discovery::{
-        EndpointRemoval, WatchEndpointsRequest, WatchEndpointsResponse,
-        discovery_service_client::DiscoveryServiceClient,
-    },
+    discovery::{EndpointRemoval, WatchEndpointsResponse},
 };
-use tether_store::{MemoryStore, Store, Txn, keys, open};
-use tether_types::{Address, PoolName, Reason};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
-
-const PATIENCE: Duration = Duration::from_secs(15);
-
-/// A service on a socket in a directory of its own.
-struct Running {
-    client: DiscoveryServiceClient<Channel>,
-    stop: CancellationToken,
-    served: JoinHandle<Result<(), serve::Error>>,
-    ran: JoinHandle<Result<(), tether_discovery::Error>>,
-    _directory: TempDir,
-}
-
-async fn start(config: Config, store: Arc<dyn Store>) -> Running {
-    let directory = tempfile::tempdir().unwrap();
-    let address = Address::Unix(directory.path().join("discovery.sock"));
-    let listener = listen::bind(&address, false).await.unwrap();
-    let discovery = Discovery::build(&config, store).unwrap();
-    let stop = CancellationToken::new();
-    let server = serve::Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
-    Running {
-        client: DiscoveryServiceClient::new(channel::connect(&address)),
-        served: tokio::spawn(server.serve(listener, stop.clone(), Duration::from_secs(5))),
-        ran: tokio::spawn(discovery.run(stop.clone())),
-        stop,
-        _directory: directory,
-    }
-}
-
-impl Running {
-    async fn watch(&self, pool: &str, resume: Option<&WatchEndpointsResponse>) -> Messages {
-        let request = WatchEndpointsRequest {
-            pool: pool.to_owned(),
-            resume_instance: resume.map_or_else(String::new, |seen| seen.instance.clone()),
-            resume_revision: resume.map_or(0, |seen| seen.revision),
-        };
-        let stream = self.client.clone().watch_endpoints(request).await.unwrap();
-        Messages(stream.into_inner())
-    }
-}
-
-struct Messages(Streaming<WatchEndpointsResponse>);
-
-impl Messages {
-    async fn any(&mut self) -> WatchEndpointsResponse {
-        let message = tokio::time::timeout(PATIENCE, self.0.message()).await;
-        message
-            .expect("a message comes")
-            .unwrap()
-            .expect("the watch goes on")
-    }
-
-    /// The next message that says something; signs of life are passed over.
-    async fn next(&mut self) -> WatchEndpointsResponse {
-        loop {
-            let message = self.any().await;
-            let quiet = WatchEndpointsResponse {
-                instance: message.instance.clone(),
-                revision: message.revision,
-                source_age_ms: message.source_age_ms,
-                ..WatchEndpointsResponse::default()
-            };
-            if message != quiet {
-                return message;
-            }
-        }
-    }
-}
+use tether_store::{Store, Txn, keys, open};
+use tether_types::{PoolName, Reason};
 
 fn pool() -> PoolName {
     PoolName::new("train").unwrap()
@@ -138,34 +66,6 @@ fn dies(txn: Txn, slot: u32, incarnation: u64, code: i32) -> Txn {
 
 async fn commit(store: &Arc<dyn Store>, txn: Txn) {
     store.commit(txn).await.unwrap();
-}
-
-/// A table as a gateway keeps it, from messages alone.
-#[derive(Default)]
-struct Copy(BTreeMap<u32, Endpoint>);
-
-impl Copy {
-    fn take(&mut self, message: &WatchEndpointsResponse) {
-        if message.snapshot {
-            self.0.clear();
-        }
-        for gone in &message.removals {
-            let gone = gone.worker.as_ref().unwrap();
-            let removed = self
-                .0
-                .remove(&gone.slot)
-                .expect("only what was told is removed");
-            assert_eq!(removed.worker.as_ref(), Some(gone));
-        }
-        for upsert in &message.upserts {
-            self.0
-                .insert(upsert.worker.as_ref().unwrap().slot, upsert.clone());
-        }
-    }
-}
-
-fn memory() -> Arc<dyn Store> {
-    Arc::new(MemoryStore::new())
 }
 
 #[tokio::test]

@@ -1,18 +1,18 @@
-//! One GET on one connection, of which only the status is of interest.
+//! One GET on one connection, of which the status and a header are of interest.
 
 use http_body_util::Empty;
-use hyper::{Request, body::Bytes, client::conn::http1, header};
+use hyper::{HeaderMap, Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// The status of the answer, or what went wrong.
-pub(super) async fn get<S>(stream: S, host: &str, path: &str) -> Result<u16, String>
+/// The status and the headers of the answer, or what went wrong.
+pub(super) async fn get<S>(stream: S, host: &str, path: &str) -> Result<(u16, HeaderMap), String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let request = Request::get(path)
         .header(header::HOST, host)
-        .header(header::USER_AGENT, "tether-agent")
+        .header(header::USER_AGENT, "tether-probe")
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("`{path}` is no path to ask for: {error}"))?;
@@ -26,7 +26,7 @@ where
     };
     tokio::select! {
         answer = sender.send_request(request) => answer
-            .map(|answer| answer.status().as_u16())
+            .map(|answer| (answer.status().as_u16(), answer.headers().clone()))
             .map_err(|error| error.to_string()),
         () = driven => Err("the connection ended".to_owned()),
     }
