@@ -67,6 +67,57 @@ async fn pools_and_workers_are_listed_for_people_and_for_programs() {
 }
 
 #[tokio::test]
+async fn who_serves_is_listed_and_followed_with_the_cause_of_each_death() {
+    let (_cluster, tether, _owner) = with_pool(2).await;
+    let endpoints = tether.json(&["endpoints", "digits"]).await;
+    let states: Vec<_> = endpoints
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| &it["state"])
+        .collect();
+    assert_eq!(states, ["serving", "serving"]);
+    let table = tether.run(&["discover", "digits"]).await.out;
+    assert!(
+        table.starts_with("WORKER") && table.lines().count() == 3,
+        "{table}"
+    );
+
+    let workers = tether.json(&["ps"]).await;
+    let pid = u32::try_from(workers[0]["pid"].as_u64().unwrap()).unwrap();
+    let mut child = tether
+        .command(&["discover", "digits", "--watch"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let line = timeout(DEADLINE, lines.next_line()).await;
+        line.expect("a line comes").unwrap().expect("it goes on")
+    };
+    let first = [next().await, next().await];
+    assert!(
+        first.iter().all(|line| line.starts_with("serves")),
+        "{first:?}"
+    );
+    kill(pid, Signal::KILL);
+    let gone = next().await;
+    assert!(gone.starts_with("gone"), "{gone}");
+    assert!(
+        gone.contains("digits/0") && gone.contains("SIGNALED"),
+        "{gone}"
+    );
+
+    let missing = tether.run(&["discover", "nobody"]).await;
+    assert!(
+        missing.err.contains("[discovery.pools.nobody]"),
+        "{}",
+        missing.err
+    );
+}
+
+#[tokio::test]
 async fn any_method_can_be_called_with_json() {
     let (_cluster, tether, _owner) = with_pool(1).await;
     let digit = held_out(1).remove(0);

@@ -19,6 +19,7 @@ mod session;
 mod standing;
 
 use tether_proto::{
+    discovery::discovery_service_client::DiscoveryServiceClient,
     job::job_service_client::JobServiceClient, pool::pool_service_client::PoolServiceClient,
     session::session_service_client::SessionServiceClient,
     worker::worker_service_client::WorkerServiceClient,
@@ -76,6 +77,11 @@ impl Client {
     /// Workers, logs and events.
     pub fn workers(&self) -> WorkerServiceClient<Channel> {
         WorkerServiceClient::new(self.channel())
+    }
+
+    /// Who serves which pool, as gateways hear it.
+    pub fn discovery(&self) -> DiscoveryServiceClient<Channel> {
+        DiscoveryServiceClient::new(self.channel())
     }
 
     /// Jobs.

@@ -50,6 +50,10 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Prints what happened: starts, deaths and their causes, sessions, nodes.
     Events(Events),
+    /// Lists who serves, as gateways hear it, with zone, weight, capacity and health.
+    Endpoints(Endpoints),
+    /// Says who serves a pool, and follows it.
+    Discover(Discover),
     /// Ends a worker; its pool's restart policy says whether another follows.
     Stop(Stop),
     /// Sends a signal to a worker's main process.
@@ -74,6 +78,21 @@ pub(crate) struct Settings {
     /// Sets one key, as in `lease.node_ttl=30s`; can be given more than once.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Endpoints {
+    /// Only this pool.
+    pub(crate) pool: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Discover {
+    /// The pool.
+    pub(crate) pool: String,
+    /// Goes on, and prints each change.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]

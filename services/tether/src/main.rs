@@ -4,6 +4,7 @@ mod call;
 mod cli;
 mod config;
 mod doctor;
+mod endpoints;
 mod events;
 mod lease_check;
 mod logs;
@@ -105,6 +106,8 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::doctor(&args, &out).await,
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,
+        Command::Endpoints(args) => endpoints::endpoints(&client()?, &args, &out).await,
+        Command::Discover(args) => endpoints::discover(&client()?, &args, &out).await,
         Command::Stop(args) => orders::stop(&client()?, &args).await,
         Command::Signal(args) => orders::signal(&client()?, &args).await,
         Command::Call(args) => call::call(&client()?, args, &out).await,

@@ -143,10 +143,15 @@ impl MeasuresView {
     }
 }
 
+/// The one word for why a worker died.
+pub(crate) fn cause(death: &Death) -> &'static str {
+    KnownDeath::from(death).cause.word()
+}
+
 impl DeathView {
     fn new(death: &Death) -> Self {
         Self {
-            cause: KnownDeath::from(death).cause.word(),
+            cause: cause(death),
             exit_code: death.exit_code,
             signal: death.signal,
             detail: death.detail.clone(),
