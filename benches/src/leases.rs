@@ -40,11 +40,13 @@ pub struct Plan {
     pub arbiter: PathBuf,
     /// etcd's, or why there is none.
     pub etcd: Result<PathBuf, String>,
+    /// Whether none is measured beside the arbiter.
+    pub alone: bool,
     /// How many agents, one round each.
     pub agents: Vec<usize>,
     /// How long is measured.
     pub measured: Duration,
-    /// What the arbiter keeps its state in: `memory:` or `redb:`.
+    /// What the arbiter keeps its state in: `memory:`, `redb:` or `etcd:`.
     pub store: String,
 }
 
@@ -61,12 +63,14 @@ pub async fn run(
     for (round, &agents) in plan.agents.iter().enumerate() {
         let last = round + 1 == plan.agents.len();
         let peer = match &plan.etcd {
+            Ok(_) if plan.alone => Err("`--alone` was given".to_owned()),
             Ok(program) => etcd::measure(ground, program, agents, plan.measured)
                 .await
                 .map_err(|error| format!("{error:#}")),
             Err(why) => Err(why.clone()),
         };
-        let arbiter = Arbiter::start(ground, &plan.arbiter, &plan.store).await?;
+        let etcd = plan.etcd.as_deref();
+        let arbiter = Arbiter::start(ground, &plan.arbiter, &plan.store, etcd).await?;
         let bare = arbiter.resident()?;
         let swarm = Swarm::connect(arbiter.address(), agents).await?;
         let connected = arbiter.resident()?;
@@ -83,6 +87,9 @@ pub async fn run(
         }
         add(of(agents, "memory per connection", "KiB")
             .ours(kib(connected.saturating_sub(bare)) / count(agents)));
+        if let Some(resident) = arbiter.store_resident() {
+            add(of(agents, "memory of the store beside", "MB").ours(kib(resident?) / 1024.0));
+        }
         let workers = count(agents * WORKERS);
         add(of(agents, "memory per worker", "bytes")
             .ours(kib(cost.resident.saturating_sub(connected)) * 1024.0 / workers));

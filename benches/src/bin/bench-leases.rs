@@ -33,9 +33,12 @@ struct Args {
     /// How many agents; can be given several times.
     #[arg(long)]
     agents: Vec<usize>,
-    /// What the arbiter keeps its state in: `memory:` or `redb:`.
-    #[arg(long, default_value = "memory:")]
+    /// What the arbiter keeps its state in: `memory:`, `redb:`, or `etcd:`, which is then an etcd of its own.
+    #[arg(long, default_value = "memory:", value_parser = ["memory:", "redb:", "etcd:"])]
     store: String,
+    /// Measures no etcd beside the arbiter.
+    #[arg(long)]
+    alone: bool,
 }
 
 #[tokio::main]
@@ -49,6 +52,7 @@ async fn main() -> anyhow::Result<()> {
     let plan = Plan {
         arbiter: std::path::absolute(args.arbiter)?,
         etcd: args.etcd.ok_or(args.no_etcd),
+        alone: args.alone,
         agents,
         measured: Duration::from_secs(if args.quick { 20 } else { 60 }),
         store: args.store,

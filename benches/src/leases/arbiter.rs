@@ -18,7 +18,7 @@ use tether_types::Address;
 use tokio::time::sleep;
 use tonic::{Streaming, transport::Channel};
 
-use super::{BEAT, TTL, free_port, local};
+use super::{BEAT, TTL, etcd::Etcd, free_port, local};
 use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
 
 /// Most workers of one pool.
@@ -31,27 +31,38 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub(super) struct Arbiter {
     child: Child,
+    /// Where its state is, where that is a process of its own.
+    store: Option<Etcd>,
     address: Address,
     channel: Channel,
 }
 
 impl Arbiter {
-    /// Starts one with nothing in its store.
+    /// Starts one with nothing in its store, which for `etcd:` is an etcd of its own.
     pub(super) async fn start(
         ground: &Ground,
         program: &Path,
         store: &str,
+        etcd: Result<&Path, &String>,
     ) -> anyhow::Result<Self> {
         let dir = ground.fresh("arbiter")?;
-        let store = match store {
-            "memory:" => store.to_owned(),
-            scheme => format!("{scheme}{}", dir.join("store.redb").display()),
+        let (url, store) = match store {
+            "memory:" => (store.to_owned(), None),
+            "etcd:" => {
+                let program = etcd.map_err(|why| anyhow::anyhow!("{why}"))?;
+                let etcd = Etcd::start(ground, program).await?;
+                (etcd.store(), Some(etcd))
+            }
+            scheme => (
+                format!("{scheme}{}", dir.join("store.redb").display()),
+                None,
+            ),
         };
         let address = local(free_port()?);
         let log = std::fs::File::create(ground.dir().join("arbiter.log"))?;
         let mut command = Command::new(program);
         let sets = [
-            format!("store=\"{store}\""),
+            format!("store=\"{url}\""),
             format!("listen.arbiter=[\"{address}\"]"),
             format!("listen.runtime_dir=\"{}\"", dir.display()),
             format!("lease.node_beat=\"{}s\"", BEAT.as_secs()),
@@ -65,6 +76,7 @@ impl Arbiter {
         let channel = tether_kit::channel::connect(&address);
         let arbiter = Self {
             child,
+            store,
             address,
             channel,
         };
@@ -86,6 +98,11 @@ impl Arbiter {
 
     pub(super) fn resident(&self) -> anyhow::Result<u64> {
         Ok(resident_bytes(self.pid())?)
+    }
+
+    /// What its store takes, where that is a process of its own.
+    pub(super) fn store_resident(&self) -> Option<anyhow::Result<u64>> {
+        self.store.as_ref().map(Etcd::resident)
     }
 
     pub(super) fn cpu(&self) -> anyhow::Result<Duration> {

@@ -31,7 +31,9 @@ pub(super) struct Measured {
     pub(super) expiry_seconds: f64,
 }
 
-struct Etcd {
+/// A running etcd.
+#[derive(Debug)]
+pub(super) struct Etcd {
     child: Child,
     url: String,
 }
@@ -50,7 +52,7 @@ pub(super) async fn measure(
     agents: usize,
     span: Duration,
 ) -> anyhow::Result<Measured> {
-    let etcd = start(ground, program).await?;
+    let etcd = Etcd::start(ground, program).await?;
     let beats = Arc::new(AtomicU64::new(0));
     let (hush, hushed) = watch::channel(false);
     let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
@@ -118,41 +120,53 @@ pub(super) async fn measure(
     })
 }
 
-async fn start(ground: &Ground, program: &Path) -> anyhow::Result<Etcd> {
-    let dir = ground.fresh("etcd")?;
-    let (client, peer) = (free_port()?, free_port()?);
-    let (url, peers) = (
-        format!("http://127.0.0.1:{client}"),
-        format!("http://127.0.0.1:{peer}"),
-    );
-    let mut command = Command::new(program);
-    command
-        .args(["--name", "bench", "--log-level", "error"])
-        .arg("--data-dir")
-        .arg(&dir)
-        .args([
-            "--listen-client-urls",
-            &url,
-            "--advertise-client-urls",
-            &url,
-        ])
-        .args(["--listen-peer-urls", &peers])
-        .args(["--initial-advertise-peer-urls", &peers])
-        .args(["--initial-cluster", &format!("bench={peers}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let etcd = Etcd {
-        child: ground.start(&mut command).context("cannot start etcd")?,
-        url,
-    };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let answer = async { Client::connect([&etcd.url], None).await?.status().await };
-        match answer.await {
-            Ok(_) => return Ok(etcd),
-            Err(error) => anyhow::ensure!(Instant::now() < deadline, "no answer: {error}"),
+impl Etcd {
+    /// Starts one with nothing in it.
+    pub(super) async fn start(ground: &Ground, program: &Path) -> anyhow::Result<Self> {
+        let dir = ground.fresh("etcd")?;
+        let (client, peer) = (free_port()?, free_port()?);
+        let (url, peers) = (
+            format!("http://127.0.0.1:{client}"),
+            format!("http://127.0.0.1:{peer}"),
+        );
+        let mut command = Command::new(program);
+        command
+            .args(["--name", "bench", "--log-level", "error"])
+            .arg("--data-dir")
+            .arg(&dir)
+            .args([
+                "--listen-client-urls",
+                &url,
+                "--advertise-client-urls",
+                &url,
+            ])
+            .args(["--listen-peer-urls", &peers])
+            .args(["--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &format!("bench={peers}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let etcd = Self {
+            child: ground.start(&mut command).context("cannot start etcd")?,
+            url,
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = async { Client::connect([&etcd.url], None).await?.status().await };
+            match answer.await {
+                Ok(_) => return Ok(etcd),
+                Err(error) => anyhow::ensure!(Instant::now() < deadline, "no answer: {error}"),
+            }
+            sleep(Duration::from_millis(100)).await;
         }
-        sleep(Duration::from_millis(100)).await;
+    }
+
+    /// As the URL of a store.
+    pub(super) fn store(&self) -> String {
+        self.url.replace("http://", "etcd://")
+    }
+
+    pub(super) fn resident(&self) -> anyhow::Result<u64> {
+        Ok(resident_bytes(self.child.id())?)
     }
 }

@@ -1,17 +1,14 @@
 //! The state of a store in memory: entries, revision and a bounded history. Pure.
 //!
-//! A store may have a million keys, and its history most of them again: each key and each value is in memory
-//! once, shared by both, and made into what callers get when they ask for it.
+//! A store may have a million keys, and its history most of them again: each is in memory once, in one piece with its
+//! value, shared by both, and made into what callers get when they ask for it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     ops::Bound,
-    sync::Arc,
 };
 
-use bytes::Bytes;
-
-use crate::{Batch, Change, Entry, Error, Listing, Revision, Txn, Write};
+use crate::{Batch, Change, Entry, Error, Listing, Revision, Txn, Write, row::Row};
 
 /// What a watcher is told next.
 pub(crate) enum Next {
@@ -23,36 +20,17 @@ pub(crate) enum Next {
     Forgotten(Revision),
 }
 
-/// What is at a key.
-#[derive(Debug)]
-struct Kept {
-    value: Arc<[u8]>,
-    mod_revision: Revision,
-}
-
-impl Kept {
-    fn entry(&self, key: &str) -> Entry {
-        Entry {
-            key: key.to_owned(),
-            value: Bytes::copy_from_slice(&self.value),
-            mod_revision: self.mod_revision,
-        }
-    }
-}
-
-/// A commit of before: its keys, and what was put there.
+/// A commit of before.
 #[derive(Debug)]
 struct Past {
     revision: Revision,
-    changes: Box<[Changed]>,
+    rows: Box<[Row]>,
 }
-
-/// A key, and its value then; none where it was deleted.
-type Changed = (Arc<str>, Option<Arc<[u8]>>);
 
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    entries: BTreeMap<Arc<str>, Kept>,
+    /// None of them a deletion.
+    entries: BTreeSet<Row>,
     revision: Revision,
     history: VecDeque<Past>,
     /// How many batches are remembered.
@@ -67,15 +45,9 @@ impl Ledger {
         revision: Revision,
         limit: usize,
     ) -> Self {
-        let kept = |entry: Entry| {
-            let kept = Kept {
-                value: Arc::from(&*entry.value),
-                mod_revision: entry.mod_revision,
-            };
-            (Arc::from(entry.key), kept)
-        };
+        let row = |entry: Entry| Row::new(entry.mod_revision, &entry.key, Some(&entry.value));
         Self {
-            entries: entries.into_iter().map(kept).collect(),
+            entries: entries.into_iter().map(row).collect(),
             revision,
             history: VecDeque::new(),
             limit,
@@ -88,16 +60,16 @@ impl Ledger {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Entry> {
-        self.entries.get(key).map(|kept| kept.entry(key))
+        self.entries.get(key.as_bytes()).and_then(Row::entry)
     }
 
     pub(crate) fn list(&self, prefix: &str) -> Listing {
-        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let from = (Bound::Included(prefix.as_bytes()), Bound::Unbounded);
         let entries = self
             .entries
-            .range::<str, _>(from)
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, kept)| kept.entry(key))
+            .range::<[u8], _>(from)
+            .take_while(|row| row.is_under(prefix))
+            .filter_map(Row::entry)
             .collect();
         Listing {
             entries,
@@ -109,8 +81,8 @@ impl Ledger {
     pub(crate) fn plan(&self, txn: Txn) -> Result<Option<Batch>, Error> {
         txn.check()?;
         for guard in &txn.guards {
-            let current = self.entries.get(&*guard.key);
-            if !guard.expect.holds(current.map(|entry| entry.mod_revision)) {
+            let current = self.entries.get(guard.key.as_bytes());
+            if !guard.expect.holds(current.map(Row::revision)) {
                 return Err(Error::Conflict {
                     key: guard.key.clone(),
                 });
@@ -126,7 +98,7 @@ impl Ledger {
                 }),
                 Write::Delete { key } => self
                     .entries
-                    .contains_key(&*key)
+                    .contains(key.as_bytes())
                     .then_some(Change { key, value: None }),
             })
             .collect();
@@ -140,29 +112,19 @@ impl Ledger {
     /// Makes a planned batch true.
     pub(crate) fn apply(&mut self, batch: Batch) {
         self.revision = batch.revision;
-        let revision = batch.revision;
-        let changes = batch.changes.into_iter();
-        let changes = changes.map(|change| match change.value {
-            None => match self.entries.remove_entry(&*change.key) {
-                Some((key, _)) => (key, None),
-                None => (Arc::from(change.key), None),
-            },
-            Some(value) => {
-                let value: Arc<[u8]> = Arc::from(&*value);
-                let kept = Kept {
-                    value: Arc::clone(&value),
-                    mod_revision: revision,
-                };
-                let known = self.entries.get_key_value(&*change.key);
-                let key = known.map(|(key, _)| Arc::clone(key));
-                let key = key.unwrap_or_else(|| Arc::from(change.key));
-                self.entries.insert(Arc::clone(&key), kept);
-                (key, Some(value))
+        let mut rows = Vec::with_capacity(batch.changes.len());
+        for change in batch.changes {
+            let row = Row::new(batch.revision, &change.key, change.value.as_deref());
+            if change.value.is_some() {
+                self.entries.replace(row.clone());
+            } else {
+                self.entries.remove(&row);
             }
-        });
+            rows.push(row);
+        }
         let past = Past {
-            revision,
-            changes: changes.collect(),
+            revision: batch.revision,
+            rows: rows.into(),
         };
         self.history.push_back(past);
         while self.history.len() > self.limit {
@@ -188,14 +150,8 @@ impl Ledger {
 
 /// The part of `batch` that concerns keys starting with `prefix`.
 fn under(batch: &Past, prefix: &str) -> Option<Batch> {
-    let changes = batch.changes.iter();
-    let changes: Vec<Change> = changes
-        .filter(|(key, _)| key.starts_with(prefix))
-        .map(|(key, value)| Change {
-            key: key.to_string(),
-            value: value.as_deref().map(Bytes::copy_from_slice),
-        })
-        .collect();
+    let rows = batch.rows.iter().filter(|row| row.is_under(prefix));
+    let changes: Vec<_> = rows.map(Row::change).collect();
     (!changes.is_empty()).then_some(Batch {
         revision: batch.revision,
         changes,

@@ -28,6 +28,7 @@ pub mod keys;
 mod ledger;
 mod live;
 mod memory;
+mod row;
 mod scheme;
 mod txn;
 

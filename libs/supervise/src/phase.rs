@@ -94,8 +94,6 @@ pub struct Snapshot {
     pub phase: Phase,
     /// The live incarnation.
     pub incarnation: Option<Incarnation>,
-    /// Its process, once spawned.
-    pub pid: Option<u32>,
     /// How often a worker was started again.
     pub restarts: u64,
 }

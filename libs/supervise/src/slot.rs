@@ -16,11 +16,6 @@ pub struct Slot {
     next: Incarnation,
     /// Whether the incarnation before the next one lives.
     live: bool,
-    pid: Option<u32>,
-    /// Set by a stop order, which outlasts whatever the process does.
-    stopping_for: Option<DeathCause>,
-    /// Restarts since a worker last ran well, which make the next wait longer.
-    in_a_row: u32,
     /// Starts in a row of which none became ready.
     never_ready: u32,
     /// Whether the next spawn is a restart.
@@ -35,9 +30,13 @@ pub struct Slot {
     rare: Option<Box<Rare>>,
 }
 
-/// What a slot has of which nothing was ever measured and that was never started again.
+/// What a slot has not of which nothing was ever measured, and that was never stopped nor started again.
 #[derive(Debug, Clone, Default)]
 struct Rare {
+    /// Set by a stop order, which outlasts whatever the process does.
+    stopping_for: Option<DeathCause>,
+    /// Restarts since a worker last ran well, which make the next wait longer.
+    in_a_row: u32,
     /// When restarts were ordered, the recent ones only.
     recent: VecDeque<Tick>,
     restarts: u64,
@@ -57,9 +56,6 @@ impl Slot {
             phase: Phase::Backoff { until: now },
             next,
             live: false,
-            pid: None,
-            stopping_for: None,
-            in_a_row: 0,
             never_ready: 0,
             started: false,
             replaces: false,
@@ -74,7 +70,6 @@ impl Slot {
     pub fn adopted(
         plan: impl Into<Arc<Plan>>,
         live: Incarnation,
-        pid: u32,
         born: Tick,
         seed: u64,
         now: Tick,
@@ -82,7 +77,7 @@ impl Slot {
         let mut slot = Self::new(plan, Incarnation(live.0.saturating_add(1)), seed, now);
         slot.started = true;
         slot.live = true;
-        slot.run(pid, now);
+        slot.run(now);
         slot.born = born;
         slot
     }
@@ -93,14 +88,14 @@ impl Slot {
         self.worn = None;
     }
 
-    /// The ordered process runs as `pid`.
-    pub fn on_spawned(&mut self, pid: u32, now: Tick) -> Option<Action> {
+    /// The ordered process runs.
+    pub fn on_spawned(&mut self, now: Tick) -> Option<Action> {
         if self.phase != Phase::Spawning {
             return None;
         }
-        self.run(pid, now);
+        self.run(now);
         // Whoever ordered the stop meanwhile could not name a process yet.
-        self.stopping_for.map(|why| self.order_stop(why))
+        self.stopping_for().map(|why| self.order_stop(why))
     }
 
     /// The ordered process could not be started; `permanent` where another try would end the same.
@@ -109,7 +104,7 @@ impl Slot {
             return None;
         }
         self.live = false;
-        if self.stopping_for.is_some() {
+        if self.stopping_for().is_some() {
             self.phase = Phase::Stopped;
             None
         } else if permanent || self.plan.restart == RestartPolicy::Never {
@@ -177,9 +172,8 @@ impl Slot {
             }
         };
         self.live = false;
-        self.pid = None;
         let recycled = DeathCause::Recycled;
-        if self.phase == (Phase::Stopping { why: recycled }) && self.stopping_for.is_none() {
+        if self.phase == (Phase::Stopping { why: recycled }) && self.stopping_for().is_none() {
             self.replaces = true;
             self.phase = Phase::Backoff { until: now };
             return None;
@@ -189,7 +183,7 @@ impl Slot {
             RestartPolicy::Transient => !clean,
             RestartPolicy::Never => false,
         };
-        if self.stopping_for.is_none() && again {
+        if self.stopping_for().is_none() && again {
             return self.restart(now);
         }
         self.phase = Phase::Stopped;
@@ -198,7 +192,7 @@ impl Slot {
 
     /// Ends the slot: its process is stopped because of `why`, and none follows (S3).
     pub fn stop(&mut self, why: DeathCause) -> Option<Action> {
-        let why = *self.stopping_for.get_or_insert(why);
+        let why = *self.rare().stopping_for.get_or_insert(why);
         match self.phase {
             Phase::Starting { .. } | Phase::Ready { .. } | Phase::Draining { .. } => {
                 Some(self.order_stop(why))
@@ -247,6 +241,11 @@ impl Slot {
         }
     }
 
+    /// Since when its process runs, or ran last; since it was made where none ever did.
+    pub const fn born(&self) -> Tick {
+        self.born
+    }
+
     /// Where the slot is in its life.
     pub const fn phase(&self) -> Phase {
         self.phase
@@ -262,7 +261,6 @@ impl Slot {
         Snapshot {
             phase: self.phase,
             incarnation: self.live.then(|| self.incarnation()),
-            pid: self.pid,
             restarts: self.rare.as_ref().map_or(0, |rare| rare.restarts),
         }
     }
@@ -270,6 +268,10 @@ impl Slot {
     /// The incarnation that lives, or lived last.
     const fn incarnation(&self) -> Incarnation {
         Incarnation(self.next.0.saturating_sub(1))
+    }
+
+    fn stopping_for(&self) -> Option<DeathCause> {
+        self.rare.as_ref()?.stopping_for
     }
 
     fn rare(&mut self) -> &mut Rare {
@@ -301,13 +303,14 @@ impl Slot {
 
     /// A worker that ran well for a while makes up for the failures before it.
     fn forgive(&mut self, since: Tick, now: Tick) {
-        if now.since(since) >= self.plan.delay.reset_after {
-            self.in_a_row = 0;
+        if let Some(rare) = &mut self.rare
+            && now.since(since) >= self.plan.delay.reset_after
+        {
+            rare.in_a_row = 0;
         }
     }
 
-    fn run(&mut self, pid: u32, now: Tick) {
-        self.pid = Some(pid);
+    fn run(&mut self, now: Tick) {
         self.born = now;
         self.phase = Phase::Starting {
             ready_by: now + self.plan.start.timeout,
@@ -347,7 +350,8 @@ impl Slot {
     /// Plans the next start, or gives up.
     fn restart(&mut self, now: Tick) -> Option<Action> {
         let max = self.plan.intensity.max_restarts;
-        let until = now + self.plan.delay.after(self.in_a_row, self.seed);
+        let in_a_row = self.rare.as_ref().map_or(0, |rare| rare.in_a_row);
+        let until = now + self.plan.delay.after(in_a_row, self.seed);
         // Counted as of the restart to come, so that no wait squeezes two windows into one (S2).
         let window = self.plan.intensity.window;
         let recent = self.rare.as_mut().map_or(0, |rare| {
@@ -361,7 +365,7 @@ impl Slot {
         if recent >= usize::try_from(max).unwrap_or(usize::MAX) {
             return Some(self.give_up(GaveUp::TooOften));
         }
-        self.in_a_row = self.in_a_row.saturating_add(1);
+        self.rare().in_a_row = in_a_row.saturating_add(1);
         self.phase = Phase::Backoff { until };
         None
     }

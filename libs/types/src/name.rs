@@ -78,13 +78,45 @@ fn check(kind: &'static str, text: &str, extra: &'static str) -> Result<(), Inva
     }
 }
 
+/// The text of a name, with its length beside it rather than beside each pointer to it. What is left is zero, which
+/// is in no name, so that these compare as their texts do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Text {
+    bytes: [u8; MAX_LEN],
+    length: u8,
+}
+
+impl Text {
+    /// Of a text that was checked.
+    fn of(text: &str) -> Self {
+        let mut bytes = [0; MAX_LEN];
+        let length = text.len().min(MAX_LEN);
+        bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        Self {
+            bytes,
+            length: u8::try_from(length).unwrap_or_default(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        // It was a text before.
+        str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $kind:literal, $extra:literal) => {
         $(#[$doc])*
         ///
-        /// A copy shares the text: a million workers name one pool.
+        /// A copy shares the text, and is as small as a pointer: a million workers name one pool.
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(Arc<str>);
+        pub struct $type(Arc<Text>);
 
         impl $type {
             /// Checks `text` and makes it a name.
@@ -94,18 +126,18 @@ macro_rules! name {
             pub fn new(text: impl Into<String>) -> Result<Self, InvalidName> {
                 let text = text.into();
                 check($kind, &text, $extra)?;
-                Ok(Self(text.into()))
+                Ok(Self(Arc::new(Text::of(&text))))
             }
 
             /// The name as text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
@@ -145,6 +177,19 @@ mod tests {
         for bad in ["", "..", "a/b", "-rf", "a b", "a\n", "ä", &"x".repeat(64)] {
             assert!(PoolName::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_their_texts_and_read_back() {
+        let longest = "x".repeat(MAX_LEN);
+        let texts = ["0", "a", "a-b", "a.b", "aa", "b", &longest];
+        let names = texts.map(|text| PoolName::new(text).unwrap());
+
+        assert!(names.is_sorted());
+        assert!(names.iter().map(PoolName::as_str).eq(texts));
+        assert_eq!(names[1], PoolName::new("a").unwrap());
+        assert_ne!(names[1], names[4]);
+        assert_eq!(size_of::<PoolName>(), size_of::<usize>());
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Ledger {
     fn least_busy(&self, name: &PoolName) -> Option<WorkerId> {
         let busy = self.jobs.busy(name);
         let pool = self.pools.get(name)?;
-        let ready = pool.places.iter().filter_map(|(&slot, place)| {
+        let ready = pool.places.iter().filter_map(|(slot, place)| {
             let live = place.live.as_ref()?;
             let worker = (slot, live.incarnation);
             // One that is about to be replaced is kept by a job, and takes one only where there is no other.

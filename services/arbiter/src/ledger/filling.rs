@@ -67,7 +67,7 @@ impl Ledger {
             return;
         };
         let size = pool.size();
-        let surplus = pool.places.range(size..).map(|(&slot, _)| slot);
+        let surplus = pool.places.slots().filter(|&slot| slot >= size);
         let surplus: BTreeSet<_> = surplus.chain(pool.rollout.places()).collect();
         let slots: Vec<_> = surplus.into_iter().chain(0..size).collect();
         self.lose_jobs_of_nobody(name);

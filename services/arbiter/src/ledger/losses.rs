@@ -383,7 +383,7 @@ impl Ledger {
         let mut lost = Vec::new();
         for (pool, entry) in &self.pools {
             let places = entry.places.iter();
-            lost.extend(places.filter_map(|(&slot, place)| {
+            lost.extend(places.filter_map(|(slot, place)| {
                 Some((place.lost_with()?.clone(), pool.clone(), slot))
             }));
         }

@@ -19,7 +19,7 @@ use super::{
 
 impl Ledger {
     pub(super) fn place(&mut self, pool: &PoolName, slot: Slot) -> Option<&mut Place> {
-        let place = self.pools.get_mut(pool)?.places.get_mut(&slot)?;
+        let place = self.pools.get_mut(pool)?.places.get_mut(slot)?;
         Some(place)
     }
 
@@ -99,9 +99,9 @@ impl Ledger {
         {
             let plan = &entry.resolved.plan;
             let seed = now.as_nanos() ^ u64::from(slot);
-            let place = entry.places.entry(slot).or_insert_with(|| {
+            let place = entry.places.get_or_insert_with(slot, || {
                 let machine = Machine::new(Arc::clone(plan), Incarnation(0), seed, now);
-                Box::new(Place::new(machine))
+                Place::new(machine)
             });
             if let Some(action) = place.machine.check(now) {
                 self.act(pool, slot, action, None, now);
@@ -121,7 +121,7 @@ impl Ledger {
 
     /// Whether a place is empty only as far as is known here.
     pub(super) fn is_blocked(&self, pool: &PoolName, slot: Slot) -> bool {
-        let place = self.pools.get(pool).and_then(|pool| pool.places.get(&slot));
+        let place = self.pools.get(pool).and_then(|pool| pool.places.get(slot));
         place.is_none_or(|place| place.live.is_none()) && self.awaits(pool, slot)
     }
 
@@ -134,7 +134,7 @@ impl Ledger {
         // What is held back has no other deadline than its pool's, and one that may be somebody's that of
         // a node.
         let held = entry.holds(slot) || blocked;
-        let Some(place) = entry.places.get_mut(&slot) else {
+        let Some(place) = entry.places.get_mut(slot) else {
             return;
         };
         let next = place.machine.next_deadline().filter(|_| !held);
@@ -173,12 +173,12 @@ impl Ledger {
             return;
         };
         let vacant = |place: &Place| place.leaving && place.live.is_none();
-        if entry.places.get(&slot).is_some_and(|place| vacant(place)) {
+        if entry.places.get(slot).is_some_and(vacant) {
             self.unfold(pool, slot);
             self.vacate(pool, slot);
             self.effects.delete(keys::death(pool, slot));
             if let Some(entry) = self.pools.get_mut(pool) {
-                entry.places.remove(&slot);
+                entry.places.remove(slot);
             }
         }
     }
@@ -214,7 +214,7 @@ impl Ledger {
                 self.vacate(pool, slot);
                 if let Some(place) = self.place(pool, slot) {
                     place.gave_up = false;
-                    place.live = Some(Live::new(incarnation, None, now));
+                    place.live = Some(Live::new(incarnation, None));
                 }
                 self.waiting.insert((pool.clone(), incarnation, slot));
                 self.place_waiting_of(pool, now);
@@ -230,7 +230,7 @@ impl Ledger {
             return;
         };
         let owner = entry.owner().clone();
-        let Some(place) = entry.places.get_mut(&slot) else {
+        let Some(place) = entry.places.get_mut(slot) else {
             return;
         };
         place.gave_up = true;
@@ -265,7 +265,7 @@ impl Ledger {
         let usual = millis(entry.resolved.plan.stop.grace);
         let live = entry
             .places
-            .get_mut(&slot)
+            .get_mut(slot)
             .and_then(|place| place.live.as_mut());
         let Some(live) = live else { return };
         let Some(node) = live.node.clone() else {

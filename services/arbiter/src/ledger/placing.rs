@@ -19,52 +19,32 @@ const CLOSED: &str = "are cordoned or drained (`tether nodes`)";
 const NO_LAUNCHER: &str = "do not offer the pool's launcher";
 const BLIND: &str = "cannot watch the process of the pool's owner";
 
-/// On which nodes the workers of a pool are.
+/// How evenly the workers of a pool are spread: how many nodes have so many of them. Which those are, the nodes know.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Spread {
-    on: BTreeMap<NodeName, u32>,
-    /// How many nodes have so many of them.
-    levels: BTreeMap<u32, usize>,
-}
+pub(super) struct Spread(BTreeMap<usize, usize>);
 
 impl Spread {
-    pub(super) fn add(&mut self, node: &NodeName) {
-        let before = self.on.get(node).copied().unwrap_or(0);
-        self.set(node, before, before + 1);
-    }
-
-    pub(super) fn remove(&mut self, node: &NodeName) {
-        if let Some(&before) = self.on.get(node) {
-            self.set(node, before, before - 1);
-        }
-    }
-
-    fn set(&mut self, node: &NodeName, before: u32, after: u32) {
-        if let Some(nodes) = self.levels.get_mut(&before) {
+    /// A node has so many of them now.
+    pub(super) fn change(&mut self, before: usize, after: usize) {
+        if let Some(nodes) = self.0.get_mut(&before) {
             *nodes -= 1;
             if *nodes == 0 {
-                self.levels.remove(&before);
+                self.0.remove(&before);
             }
         }
-        if after == 0 {
-            self.on.remove(node);
-            return;
+        if after > 0 {
+            *self.0.entry(after).or_default() += 1;
         }
-        *self.levels.entry(after).or_default() += 1;
-        match self.on.get_mut(node) {
-            Some(count) => *count = after,
-            None => drop(self.on.insert(node.clone(), after)),
-        }
-    }
-
-    fn of(&self, node: &NodeName) -> u32 {
-        self.on.get(node).copied().unwrap_or(0)
     }
 
     /// The least that any of so many nodes has.
-    fn least(&self, nodes: usize) -> u32 {
-        let least = self.levels.keys().next().copied().unwrap_or(0);
-        if self.on.len() < nodes { 0 } else { least }
+    fn least(&self, nodes: usize) -> usize {
+        let least = self.0.keys().next().copied().unwrap_or(0);
+        if self.0.values().sum::<usize>() < nodes {
+            0
+        } else {
+            least
+        }
     }
 }
 
@@ -87,7 +67,7 @@ impl Ledger {
             Preference::Pack => Box::new(by_load.rev()),
         };
         let known = Known {
-            least_of_pool: count(pool.spread.least(self.nodes.len())),
+            least_of_pool: pool.spread.least(self.nodes.len()),
             enough: ENOUGH,
         };
         let candidates = names.filter_map(|name| {
@@ -98,7 +78,7 @@ impl Ledger {
                 capacity: &node.resources,
                 used: node.units.used(),
                 workers: node.workers.len(),
-                of_pool: count(pool.spread.of(name)),
+                of_pool: node.workers.of(pool.name()),
                 barred: self.barred(name, node, pool, owner),
             })
         });
@@ -146,10 +126,6 @@ impl Ledger {
     }
 }
 
-fn count(workers: u32) -> usize {
-    usize::try_from(workers).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,19 +133,14 @@ mod tests {
     #[test]
     fn the_least_is_known_without_looking_at_all() {
         let mut spread = Spread::default();
-        let node = |number: u32| NodeName::new(format!("n{number}").as_str()).unwrap();
         assert_eq!(spread.least(2), 0);
-        for number in [0, 1, 0, 1, 0] {
-            spread.add(&node(number));
+        for (before, after) in [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3)] {
+            spread.change(before, after);
         }
-        assert_eq!(
-            (spread.least(2), spread.least(3), spread.of(&node(0))),
-            (2, 0, 3)
-        );
-        spread.remove(&node(1));
+        assert_eq!((spread.least(2), spread.least(3)), (2, 0));
+        spread.change(2, 1);
         assert_eq!(spread.least(2), 1);
-        spread.remove(&node(1));
-        spread.remove(&node(1));
+        spread.change(1, 0);
         assert_eq!((spread.least(2), spread.least(1)), (0, 3));
     }
 }

@@ -1,6 +1,6 @@
 //! Pools: desired state, and how long it may last without its owner.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tether_clock::Tick;
 use tether_lifecycle::{Facts, Launcher, LifecyclePolicy, Loss, OnOwnerLoss, OwnerSight};
@@ -15,7 +15,8 @@ use tether_types::{
 };
 
 use super::{
-    Ledger, Session, millis, placing::Spread, rollout::Rollout, slots::Place, unknown_pool,
+    Ledger, Session, millis, places::Places, placing::Spread, rollout::Rollout, slots::Place,
+    unknown_pool,
 };
 use crate::{
     effects::{Effects, keys},
@@ -28,8 +29,7 @@ use crate::{
 pub(crate) struct Pool {
     pub(super) resolved: Resolved,
     owner: OwnerName,
-    /// In boxes: the nodes of a tree that grew in order are half empty.
-    pub(super) places: BTreeMap<Slot, Box<Place>>,
+    pub(super) places: Places<Place>,
     pub(super) draining: bool,
     /// The owner's last sign of life, where it has no session.
     contact: Tick,
@@ -49,7 +49,7 @@ pub(crate) struct Pool {
     /// The pool its workers wait for, as was told, and why there is no node for them.
     pub(super) waits_for: Option<PoolName>,
     pub(super) no_node: Option<String>,
-    /// Where they are.
+    /// How evenly they are spread over nodes.
     pub(super) spread: Spread,
     /// How far it is with replacing them.
     pub(super) rollout: Rollout,
@@ -116,7 +116,7 @@ impl Pool {
             longest: Outliving::of(&resolved.policy),
             resolved,
             owner,
-            places: BTreeMap::new(),
+            places: Places::default(),
             draining: false,
             contact: now,
             loss: None,
@@ -165,7 +165,7 @@ impl Pool {
 
     /// Whether the worker in a place is left alone for others that depend on it.
     pub(super) fn holds(&self, slot: Slot) -> bool {
-        self.held && self.places.get(&slot).is_some_and(|place| place.is_ready())
+        self.held && self.places.get(slot).is_some_and(|place| place.is_ready())
     }
 
     /// Whether its workers die with their owner's process. Not after a goodbye: what becomes of them
@@ -240,8 +240,8 @@ impl Pool {
         }
         // Whoever was told a longer time keeps it until it hears otherwise, and may never (A1).
         let wanted = Outliving::of(&resolved.policy);
-        let mut places = self.places.values();
-        self.longest = match more_may_live || places.any(|place| place.live.is_some()) {
+        let any_lives = self.places.values().any(|place| place.live.is_some());
+        self.longest = match more_may_live || any_lives {
             true => self.longest.or(wanted),
             false => wanted,
         };
@@ -549,7 +549,7 @@ impl Ledger {
         let Some(pool) = self.pools.get(name) else {
             return;
         };
-        let slots: Vec<_> = pool.places.keys().copied().collect();
+        let slots: Vec<_> = pool.places.slots().collect();
         for slot in slots {
             if self.pools.get(name).is_some_and(|pool| pool.holds(slot)) {
                 self.schedule(name, slot);

@@ -13,6 +13,7 @@ use tether_types::{Death, DeathCause, Incarnation, NodeName, Orderer, PoolName, 
 
 use super::{
     Ledger, Timed,
+    reached::Reached,
     slots::{Last, Live, Place},
 };
 
@@ -78,7 +79,7 @@ impl Ledger {
         };
         let free = pool
             .places
-            .get(&id.slot)
+            .get(id.slot)
             .is_none_or(|place| place.live.as_ref().is_none_or(|live| live.node.is_none()));
         if !free || buried || id.incarnation.0 > reserved {
             return None;
@@ -89,21 +90,20 @@ impl Ledger {
         let machine = Machine::adopted(
             Arc::clone(&pool.resolved.plan),
             id.incarnation,
-            report.pid,
             born,
             now.as_nanos(),
             now,
         );
-        let before = pool.places.remove(&id.slot);
+        let before = pool.places.remove(id.slot);
         if let Some(live) = before.as_ref().and_then(|place| place.live.as_ref()) {
             let waiting = (id.pool.clone(), live.incarnation, id.slot);
             self.waiting.remove(&waiting);
         }
-        let mut live = Live::new(id.incarnation, Some(node.clone()), born);
+        let mut live = Live::new(id.incarnation, Some(node.clone()));
         live.pid = report.pid;
-        live.address = report.address.as_str().into();
+        live.address = Reached::at(&report.address);
         live.says(&report.status);
-        let mut place = Box::new(Place::new(machine));
+        let mut place = Place::new(machine);
         place.live = Some(live);
         if let Some(before) = before {
             (place.armed, place.shown) = (before.armed, before.shown);
@@ -153,7 +153,7 @@ impl Ledger {
             return;
         };
         let owner = pool.owner().clone();
-        let Some(place) = pool.places.get_mut(&id.slot) else {
+        let Some(place) = pool.places.get_mut(id.slot) else {
             return;
         };
         let Some(live) = &mut place.live else { return };
@@ -168,12 +168,10 @@ impl Ledger {
         }
         live.phase = phase;
         live.pid = report.pid;
-        if *live.address != *report.address {
-            live.address = report.address.as_str().into();
-        }
+        live.address = Reached::at(&report.address);
         let action = match report.pid {
             0 => None,
-            pid => place.machine.on_spawned(pid, now),
+            _ => place.machine.on_spawned(now),
         };
         if phase == WorkerPhase::Ready {
             live.told = None;
@@ -275,7 +273,7 @@ impl Ledger {
             return;
         };
         let stays = entry.wants(id.slot);
-        let Some(place) = entry.places.get_mut(&id.slot) else {
+        let Some(place) = entry.places.get_mut(id.slot) else {
             return;
         };
         place.live = None;
@@ -342,7 +340,7 @@ fn fall(place: &mut Place, cause: DeathCause, permanent: bool, now: Tick) -> Opt
         }
         Phase::Spawning => {
             // It ended in the very moment of its start.
-            place.machine.on_spawned(0, now);
+            place.machine.on_spawned(now);
             place.machine.on_exit(is_clean(cause), now)
         }
         _ => place.machine.on_exit(is_clean(cause), now),

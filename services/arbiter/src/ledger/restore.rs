@@ -180,10 +180,10 @@ impl Ledger {
         {
             node.served.push(id.clone());
         }
-        let place = pool.places.entry(slot).or_insert_with(|| {
+        let place = pool.places.get_or_insert_with(slot, || {
             let seed = now.as_nanos() ^ u64::from(slot);
             let machine = Machine::new(Arc::clone(plan), Incarnation(0), seed, now);
-            Box::new(Place::new(machine))
+            Place::new(machine)
         });
         let last = match key {
             ServeKey::Death(..) => read_death(entry),
@@ -200,7 +200,7 @@ impl Ledger {
             if let Some(death) = &last.death {
                 let incarnation = last.incarnation;
                 let plan = Arc::clone(plan);
-                let mut machine = Machine::adopted(plan, incarnation, 0, now, incarnation.0, now);
+                let mut machine = Machine::adopted(plan, incarnation, now, incarnation.0, now);
                 machine.on_exit(is_clean(Death::from(&**death).cause), now);
                 place.machine = machine;
                 self.buried.push(incarnation);

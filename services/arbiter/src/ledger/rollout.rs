@@ -139,7 +139,7 @@ impl Ledger {
         let mut seen = Vec::new();
         let (mut stale, mut kept) = (0, Vec::new());
         for slot in (0..pool.size()).chain(pool.rollout.places()) {
-            let Some(place) = pool.places.get(&slot) else {
+            let Some(place) = pool.places.get(slot) else {
                 seen.push(Seen {
                     slot,
                     standing: Standing::Coming,
@@ -190,14 +190,14 @@ impl Ledger {
     fn nowhere<'a>(&self, pool: &Pool, no_node: Option<&'a NoNode>) -> Option<&'a NoNode> {
         let no_node = no_node?;
         let stays = |slot: &Slot| {
-            let place = pool.places.get(slot);
+            let place = pool.places.get(*slot);
             place.is_some_and(|place| {
                 let seated = place.live.as_ref().is_some_and(|live| live.node.is_some());
                 pool.rollout.stands_in(*slot) && seated && !self.is_stale(pool, place)
             })
         };
         let missing = |slot: &Slot| {
-            let place = pool.places.get(slot);
+            let place = pool.places.get(*slot);
             place.is_none_or(|place| standing(pool, *slot, place) != Standing::Ready)
         };
         let stand_in = pool.rollout.places().filter(stays).count();
@@ -247,7 +247,7 @@ impl Ledger {
                     return;
                 };
                 let free = |slot: &Slot| {
-                    !pool.places.contains_key(slot) && !pool.rollout.extra.contains_key(slot)
+                    !pool.places.contains(*slot) && !pool.rollout.extra.contains_key(slot)
                 };
                 let Some(slot) = (pool.size()..).find(free) else {
                     return;
@@ -261,7 +261,7 @@ impl Ledger {
                 let Some(pool) = self.pools.get_mut(name) else {
                     return;
                 };
-                let serves = pool.places.get(&slot).is_some_and(|place| place.is_ready());
+                let serves = pool.places.get(slot).is_some_and(|place| place.is_ready());
                 if serves {
                     // It goes when its worker has drained.
                     pool.rollout.extra.insert(slot, true);
@@ -283,7 +283,7 @@ impl Ledger {
         let owner = pool.owner().clone();
         let retires = pool.rollout.retires(slot);
         let fresh_after = pool.rollout.fresh_after;
-        let Some(place) = pool.places.get_mut(&slot) else {
+        let Some(place) = pool.places.get_mut(slot) else {
             return;
         };
         let Some(live) = &place.live else { return };
@@ -329,7 +329,7 @@ impl Ledger {
         };
         let vacant = pool
             .places
-            .get(&slot)
+            .get(slot)
             .is_none_or(|place| place.live.is_none());
         if vacant && pool.rollout.retires(slot) {
             pool.rollout.extra.remove(&slot);
@@ -354,7 +354,7 @@ impl Ledger {
             let nowhere = self.nowhere(entry, no_node.as_ref());
             let busy = self.jobs.busy(pool);
             let kept = workers.filter_map(|id| {
-                let place = entry.places.get(&id.slot)?;
+                let place = entry.places.get(id.slot)?;
                 let has_job = has_job(&busy, id.slot, place);
                 let why = self.staleness(entry, place, has_job, nowhere);
                 let kept = !matches!(why, Stale::No | Stale::Yes);

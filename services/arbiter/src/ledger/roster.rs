@@ -67,6 +67,12 @@ impl Roster {
         self.0.len()
     }
 
+    /// How many are of a pool.
+    pub(super) fn of(&self, pool: &PoolName) -> usize {
+        let start = self.0.partition_point(|entry| entry.0 < *pool);
+        self.0[start..].partition_point(|entry| entry.0 == *pool)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = WorkerId> {
         self.0.iter().map(id)
     }
@@ -114,6 +120,8 @@ mod tests {
                 let pools: BTreeSet<_> = model.iter().map(|id| &id.pool).collect();
                 prop_assert!(roster.pools().eq(pools));
                 prop_assert_eq!(roster.len(), model.len());
+                let of_b = PoolName::new("b").unwrap();
+                prop_assert_eq!(roster.of(&of_b), model.iter().filter(|id| id.pool == of_b).count());
             }
             let chosen = |number: usize| several >> (number % 64) & 1 == 1;
             let gone = model.iter().enumerate().filter(|(number, _)| chosen(*number));

@@ -1,17 +1,16 @@
-//! Which workers are on which node, and the counts by which the planner chooses: how many a node has, and where
-//! the workers of a pool are.
+//! Which workers are on which node, and the counts by which the planner chooses: how many a node has, and how
+//! evenly the workers of a pool are spread.
 
-use tether_types::{NodeName, WorkerId};
+use tether_types::{NodeName, PoolName, WorkerId};
 
 use super::{Ledger, roster::Roster};
 
 impl Ledger {
     /// A worker is on a node.
     pub(super) fn seat(&mut self, name: &NodeName, id: &WorkerId) {
-        if self.on_roster(name, |roster| roster.insert(id)) == Some(true)
-            && let Some(pool) = self.pools.get_mut(&id.pool)
-        {
-            pool.spread.add(name);
+        if self.on_roster(name, |roster| roster.insert(id)) == Some(true) {
+            let after = self.of_pool(name, &id.pool);
+            self.spread(&id.pool, after.saturating_sub(1), after);
         }
     }
 
@@ -19,7 +18,8 @@ impl Ledger {
     pub(super) fn unseat(&mut self, name: &NodeName, id: &WorkerId) {
         self.unhear(name, id);
         if self.on_roster(name, |roster| roster.remove(id)) == Some(true) {
-            self.leave(name, id);
+            let after = self.of_pool(name, &id.pool);
+            self.spread(&id.pool, after + 1, after);
         }
         self.free_units(name, id);
     }
@@ -27,8 +27,13 @@ impl Ledger {
     /// Workers are on a lost node no more. What its stream told of them is over with the stream.
     pub(super) fn unseat_lost(&mut self, name: &NodeName, ids: &[WorkerId]) {
         let removed = self.on_roster(name, |roster| roster.remove_all(ids));
-        for id in removed.unwrap_or_default() {
-            self.leave(name, &id);
+        let removed = removed.unwrap_or_default();
+        for of_pool in removed.chunk_by(|a, b| a.pool == b.pool) {
+            let pool = &of_pool[0].pool;
+            let after = self.of_pool(name, pool);
+            self.spread(pool, after + of_pool.len(), after);
+        }
+        for id in removed {
             self.free_units(name, &id);
         }
     }
@@ -50,9 +55,15 @@ impl Ledger {
         Some(changed)
     }
 
-    fn leave(&mut self, name: &NodeName, id: &WorkerId) {
-        if let Some(pool) = self.pools.get_mut(&id.pool) {
-            pool.spread.remove(name);
+    /// How many workers of a pool are on a node.
+    fn of_pool(&self, name: &NodeName, pool: &PoolName) -> usize {
+        let node = self.nodes.get(name);
+        node.map_or(0, |node| node.workers.of(pool))
+    }
+
+    fn spread(&mut self, pool: &PoolName, before: usize, after: usize) {
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.spread.change(before, after);
         }
     }
 }

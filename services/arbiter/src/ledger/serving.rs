@@ -60,7 +60,7 @@ impl Ledger {
         } else {
             Slot::MAX
         };
-        for (&slot, place) in pool.places.range_mut(slots) {
+        for (slot, place) in pool.places.range_mut(slots) {
             // Ready as its agent says, and here: not drained, and not told to stop.
             let goes_on = matches!(place.machine.phase(), Phase::Ready { .. });
             place.serves = place.is_ready() && goes_on && free > 0;
@@ -93,7 +93,7 @@ impl Ledger {
     pub(super) fn recycle_next(&mut self, name: &PoolName, now: Tick) {
         while let Some(slot) = self.next_to_recycle(name)
             && let Some(pool) = self.pools.get_mut(name)
-            && let Some(place) = pool.places.get_mut(&slot)
+            && let Some(place) = pool.places.get_mut(slot)
             && let (Some(live), Some(why)) = (&place.live, place.machine.worn())
         {
             let id = WorkerId {
@@ -144,6 +144,6 @@ impl Ledger {
         }
         let worn = staying.filter(|(_, place)| place.is_ready() && place.is_settled());
         let mut worn = worn.filter(|(_, place)| place.machine.worn().is_some());
-        worn.next().map(|(&slot, _)| slot)
+        worn.next().map(|(slot, _)| slot)
     }
 }

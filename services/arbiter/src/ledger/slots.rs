@@ -11,7 +11,7 @@ use tether_proto::{
 use tether_supervise::{Phase, Plan, Slot as Machine};
 use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Slot, WorkerId};
 
-use super::{Ledger, Pool, calls::Calls, millis};
+use super::{Ledger, Pool, calls::Calls, millis, reached::Reached};
 
 /// One place in a pool.
 #[derive(Debug)]
@@ -62,8 +62,7 @@ pub(super) struct Live {
     pub(super) node: Option<NodeName>,
     pub(super) phase: WorkerPhase,
     pub(super) pid: u32,
-    pub(super) address: Box<str>,
-    pub(super) started: Tick,
+    pub(super) address: Reached,
     /// Whether its node is lost.
     pub(super) disabled: bool,
     /// The phase its node told last on its stream, as the wire numbers it; 0 for none yet.
@@ -87,14 +86,13 @@ pub(super) struct Rare {
 
 impl Live {
     /// One that was just numbered, or found.
-    pub(super) fn new(incarnation: Incarnation, node: Option<NodeName>, started: Tick) -> Self {
+    pub(super) fn new(incarnation: Incarnation, node: Option<NodeName>) -> Self {
         Self {
             incarnation,
             node,
             phase: WorkerPhase::Waiting,
             pid: 0,
-            address: Box::default(),
-            started,
+            address: Reached::default(),
             disabled: false,
             heard: 0,
             told: None,
@@ -252,7 +250,7 @@ impl Place {
                 .unwrap_or_default(),
             uptime_ms: live
                 .filter(|live| live.pid != 0)
-                .map_or(0, |live| millis(now.since(live.started))),
+                .map_or(0, |_| millis(now.since(self.machine.born()))),
             restarts: u32::try_from(self.machine.snapshot().restarts).unwrap_or(u32::MAX),
             last_death: self.last_death().cloned(),
             status: live
@@ -286,7 +284,7 @@ impl Ledger {
         pools
             .flat_map(|(name, pool)| {
                 let places = pool.places.iter();
-                places.map(move |(&slot, place)| self.view(name, pool, slot, place, now))
+                places.map(move |(slot, place)| self.view(name, pool, slot, place, now))
             })
             .collect()
     }
@@ -321,7 +319,7 @@ impl Ledger {
     /// the node it is on.
     pub(crate) fn find_worker(&self, id: &WorkerId) -> Option<(WorkerId, NodeName)> {
         let pool = self.pools.get(&id.pool)?;
-        let live = pool.places.get(&id.slot)?.live.as_ref()?;
+        let live = pool.places.get(id.slot)?.live.as_ref()?;
         let wanted = id.incarnation == Incarnation(0) || id.incarnation == live.incarnation;
         let (pool, slot) = (pool.name().clone(), id.slot);
         let found = WorkerId {
@@ -335,7 +333,7 @@ impl Ledger {
     /// The incarnation whose logs are meant (0 for the newest), and the address of the agent that
     /// keeps them.
     pub(crate) fn find_logs(&self, id: &WorkerId) -> Option<(WorkerId, String)> {
-        let (newest, node) = self.pools.get(&id.pool)?.places.get(&id.slot)?.last_at()?;
+        let (newest, node) = self.pools.get(&id.pool)?.places.get(id.slot)?.last_at()?;
         let incarnation = if id.incarnation == Incarnation(0) {
             newest
         } else {
@@ -359,6 +357,6 @@ mod tests {
     fn a_place_is_small() {
         // A million of them: a field that few need goes to what is rare.
         let sizes = (size_of::<Machine>(), size_of::<Live>(), size_of::<Place>());
-        assert!(sizes.2 <= 184, "{sizes:?}");
+        assert!(sizes.2 <= 144, "{sizes:?}");
     }
 }

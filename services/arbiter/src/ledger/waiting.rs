@@ -44,7 +44,7 @@ impl Ledger {
                 return;
             };
             self.waiting.remove(&next);
-            self.put(pool, next.2, node, now);
+            self.put(pool, next.2, node);
         }
     }
 
@@ -81,7 +81,7 @@ impl Ledger {
     }
 
     /// Orders the start of a place's worker on a node.
-    fn put(&mut self, pool: &PoolName, slot: Slot, node: NodeName, now: Tick) {
+    fn put(&mut self, pool: &PoolName, slot: Slot, node: NodeName) {
         self.unfold(pool, slot);
         // Numbered before the node's last loss, it would be taken for one of those that died with it; numbered
         // before the template changed, for one of the earlier template.
@@ -108,12 +108,11 @@ impl Ledger {
         let lease_grace = grace.min(Margins::usual(shortest).kill_budget);
         let kill_on_owner_exit = entry.dies_with_owner();
         let (owner, template) = (entry.owner().to_string(), entry.resolved.template.clone());
-        let Some(place) = entry.places.get_mut(&slot) else {
+        let Some(place) = entry.places.get_mut(slot) else {
             return;
         };
         let Some(live) = &mut place.live else { return };
         live.node = Some(node.clone());
-        live.started = now;
         let id = WorkerId {
             pool: pool.clone(),
             slot,

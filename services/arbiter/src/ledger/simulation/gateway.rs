@@ -71,7 +71,7 @@ impl World {
     /// A7; and what gateways told and still have is known, whoever was restarted meanwhile.
     pub(super) fn check_calls(&self) {
         for (name, pool) in &self.ledger.pools {
-            for (&slot, place) in &pool.places {
+            for (slot, place) in pool.places.iter() {
                 let Some(live) = &place.live else { continue };
                 let id = WorkerId {
                     pool: name.clone(),

@@ -89,9 +89,13 @@ impl World {
     /// What a pool knows of where its workers are is what nodes have.
     fn check_spread(&self) {
         let mut spread: BTreeMap<_, Spread> = BTreeMap::new();
-        for (name, node) in &self.ledger.nodes {
+        for node in self.ledger.nodes.values() {
+            let mut workers = BTreeMap::<_, usize>::new();
             for id in node.workers.iter() {
-                spread.entry(id.pool).or_default().add(name);
+                *workers.entry(id.pool).or_default() += 1;
+            }
+            for (pool, count) in workers {
+                spread.entry(pool).or_default().change(0, count);
             }
         }
         for (name, pool) in &self.ledger.pools {
@@ -161,7 +165,7 @@ impl World {
             let places = pool
                 .places
                 .iter()
-                .filter(|(slot, _)| !pool.holds(**slot) && !ledger.is_blocked(pool.name(), **slot));
+                .filter(|(slot, _)| !pool.holds(*slot) && !ledger.is_blocked(pool.name(), *slot));
             places.filter_map(|(_, place)| place.machine.next_deadline())
         });
         let pools = ledger.pools.values();
@@ -409,7 +413,7 @@ impl World {
             };
             let was_ready = pool
                 .places
-                .get(&id.slot)
+                .get(id.slot)
                 .is_some_and(|place| place.is_ready());
             if !was_ready || of_kind(EventKind::NodeLost).next().is_some() {
                 continue;

@@ -235,7 +235,7 @@ fn with_a_job_on_a_stand_in() -> (World, Slot) {
         let pool = &world.ledger.pools[&POOLS[SPREAD].0.parse().unwrap()];
         pool.rollout
             .places()
-            .find(|slot| pool.places.get(slot).is_some_and(|it| it.serves))
+            .find(|slot| pool.places.get(*slot).is_some_and(|it| it.serves))
     };
     world.until("one that stands in serves", |world| {
         stand_in(world).is_some()
@@ -410,7 +410,7 @@ fn a_step_takes_no_longer_for_each_worker_with_a_job() {
     let name: PoolName = POOLS[SPREAD].0.parse().unwrap();
     world.act(&Action::ChangeTemplate(SPREAD));
     let pool = &world.ledger.pools[&name];
-    let workers = pool.places.iter().filter_map(|(&slot, place)| {
+    let workers = pool.places.iter().filter_map(|(slot, place)| {
         let id = WorkerId {
             pool: name.clone(),
             slot,
