@@ -99,15 +99,17 @@ impl KeepAlive {
         self.beats.sent.clear();
         // Queued before the call is awaited: the other side answers only once it has heard something.
         let _ = outbox.try_send(self.next_beat());
-        let mut inbox: Streaming<KeepAliveResponse> = self
-            .client
-            .sessions()
-            .keep_alive(ReceiverStream::new(requests))
-            .await?
-            .into_inner();
+        let mut sessions = self.client.sessions();
+        let opening = sessions.keep_alive(ReceiverStream::new(requests));
+        let mut inbox: Streaming<KeepAliveResponse> = tokio::select! {
+            opened = opening => opened?.into_inner(),
+            // A gateway that looks for an arbiter lets a stream wait.
+            () = sleep_until(self.end()) => return Err(late()),
+            () = self.stop.cancelled() => return Ok(()),
+        };
         let mut due = Instant::now() + self.interval;
         loop {
-            let end = Instant::now() + self.holder.deadline().since(self.clock.now());
+            let end = self.end();
             tokio::select! {
                 answer = inbox.message() => {
                     let answer = answer?.ok_or_else(|| Status::unavailable("the gateway closed the stream"))?;
@@ -124,10 +126,15 @@ impl KeepAlive {
                     }
                     due = Instant::now() + self.interval;
                 }
-                () = sleep_until(end) => return Err(Status::deadline_exceeded("no answer came in time")),
+                () = sleep_until(end) => return Err(late()),
                 () = self.stop.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// When the lease ends, unless an answer comes.
+    fn end(&self) -> Instant {
+        Instant::now() + self.holder.deadline().since(self.clock.now())
     }
 
     fn next_beat(&mut self) -> KeepAliveRequest {
@@ -158,6 +165,10 @@ impl KeepAlive {
             _ => Heard::Fine,
         }
     }
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded("no answer came in time")
 }
 
 /// What an answer means.
