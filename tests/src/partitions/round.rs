@@ -54,6 +54,12 @@ pub(crate) async fn play(
     let beacon = beacon(grid, &pool);
     let first = eventually_within(PATIENCE, async || lives(&beacon).into_keys().next());
     let (first, _) = first.await.context("the worker gives no sign of life")?;
+    // What is decided is seen before it is written, and what was never written nobody can take up.
+    let served = eventually_within(PATIENCE, async || {
+        let endpoints = grid.tether().json(&["endpoints", &pool]).await?;
+        (!endpoints.as_array()?.is_empty()).then_some(())
+    });
+    served.await.context("the worker is no endpoint")?;
 
     let at = BootClock.now();
     for (from, to) in cut.ways() {
@@ -85,11 +91,17 @@ pub(crate) async fn play(
 /// Waits until what is listed of the pool is what lives of it.
 async fn settle(grid: &Grid, pool: &str, seen: &mut Seen) -> anyhow::Result<()> {
     let settled = eventually_within(PATIENCE, async || {
-        let workers = grid.tether().json(&["ps"]).await?;
+        let tether = grid.tether();
+        let workers = tether.json(&["ps"]).await?;
         let workers = workers.as_array()?.clone();
-        let settled = workers
-            .iter()
-            .all(|worker| worker["phase"] == "ready" || worker["phase"] == "dead");
+        let pools = tether.json(&["pool", "ls"]).await?;
+        let size = |pool: &serde_json::Value| pool["size"].as_u64().unwrap_or_default();
+        let wanted: u64 = pools.as_array()?.iter().map(size).sum();
+        // An arbiter that has just begun knows of pools, and not yet of their workers.
+        let settled = u64::try_from(workers.len()).ok()? >= wanted
+            && workers
+                .iter()
+                .all(|worker| worker["phase"] == "ready" || worker["phase"] == "dead");
         let ready = workers.iter().filter(|worker| worker["phase"] == "ready");
         let ready = ready.count();
         let living = grid.living();
