@@ -13,8 +13,6 @@ mod swarm;
 
 use std::{path::PathBuf, time::Duration};
 
-use tether_types::Address;
-
 use crate::{
     figure::{Figure, Target},
     ground::Ground,
@@ -155,17 +153,4 @@ fn count(number: usize) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "memory is below 2^53 bytes")]
 fn kib(bytes: u64) -> f64 {
     bytes as f64 / 1024.0
-}
-
-/// A free port on loopback.
-fn free_port() -> std::io::Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-    Ok(listener.local_addr()?.port())
-}
-
-fn local(port: u16) -> Address {
-    Address::Tcp {
-        host: "127.0.0.1".to_owned(),
-        port,
-    }
 }

@@ -1,9 +1,12 @@
 //! What benchmarks share: one form for results, and what a process cost.
 
 pub mod agent;
+pub mod discovery;
+pub mod etcd;
 pub mod figure;
 pub mod ground;
 pub mod leases;
+pub mod net;
 pub mod peer;
 pub mod processes;
 pub mod puppet;

@@ -18,8 +18,14 @@ use tether_types::Address;
 use tokio::time::sleep;
 use tonic::{Streaming, transport::Channel};
 
-use super::{BEAT, TTL, etcd::Etcd, free_port, local};
-use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
+use super::{BEAT, TTL};
+use crate::{
+    cpu_time_of_threads,
+    etcd::Etcd,
+    ground::Ground,
+    net::{free_port, local},
+    resident_bytes,
+};
 
 /// Most workers of one pool.
 const POOL_MAX: usize = 10_000;

@@ -2,7 +2,6 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,8 +13,8 @@ use anyhow::Context as _;
 use etcd_client::Client;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
-use super::{BEAT, TTL, free_port, steady::Cost};
-use crate::{cpu_time_of_threads, ground::Ground, resident_bytes};
+use super::{BEAT, TTL, steady::Cost};
+use crate::{cpu_time_of_threads, etcd::Etcd, ground::Ground, resident_bytes};
 
 /// Leases granted at a time: each is a write with an fsync.
 const AT_ONCE: usize = 64;
@@ -29,20 +28,6 @@ pub(super) struct Measured {
     pub(super) cost: Cost,
     /// How long after the last one was due the last lease was gone.
     pub(super) expiry_seconds: f64,
-}
-
-/// A running etcd.
-#[derive(Debug)]
-pub(super) struct Etcd {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Measures etcd with so many leases, each on a connection of its own.
@@ -59,7 +44,11 @@ pub(super) async fn measure(
     let mut holders = JoinSet::new();
     let granted = Arc::new(AtomicU64::new(0));
     for _ in 0..agents {
-        let (url, beats, granted) = (etcd.url.clone(), Arc::clone(&beats), Arc::clone(&granted));
+        let (url, beats, granted) = (
+            etcd.url().to_owned(),
+            Arc::clone(&beats),
+            Arc::clone(&granted),
+        );
         let (mut hushed, permits) = (hushed.clone(), Arc::clone(&permits));
         holders.spawn(async move {
             let permit = permits.acquire_owned().await?;
@@ -89,7 +78,7 @@ pub(super) async fn measure(
         sleep(Duration::from_millis(100)).await;
     }
     sleep(SETTLE).await;
-    let pid = etcd.child.id();
+    let pid = etcd.pid();
     let before = (
         cpu_time_of_threads(pid)?,
         beats.load(Ordering::Relaxed),
@@ -109,7 +98,7 @@ pub(super) async fn measure(
     }
     hush.send_replace(true);
     let due = Instant::now() + TTL;
-    let mut client = Client::connect([&etcd.url], None).await?;
+    let mut client = Client::connect([etcd.url()], None).await?;
     while !client.leases().await?.leases().is_empty() {
         sleep(Duration::from_millis(200)).await;
     }
@@ -118,55 +107,4 @@ pub(super) async fn measure(
         cost,
         expiry_seconds,
     })
-}
-
-impl Etcd {
-    /// Starts one with nothing in it.
-    pub(super) async fn start(ground: &Ground, program: &Path) -> anyhow::Result<Self> {
-        let dir = ground.fresh("etcd")?;
-        let (client, peer) = (free_port()?, free_port()?);
-        let (url, peers) = (
-            format!("http://127.0.0.1:{client}"),
-            format!("http://127.0.0.1:{peer}"),
-        );
-        let mut command = Command::new(program);
-        command
-            .args(["--name", "bench", "--log-level", "error"])
-            .arg("--data-dir")
-            .arg(&dir)
-            .args([
-                "--listen-client-urls",
-                &url,
-                "--advertise-client-urls",
-                &url,
-            ])
-            .args(["--listen-peer-urls", &peers])
-            .args(["--initial-advertise-peer-urls", &peers])
-            .args(["--initial-cluster", &format!("bench={peers}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let etcd = Self {
-            child: ground.start(&mut command).context("cannot start etcd")?,
-            url,
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let answer = async { Client::connect([&etcd.url], None).await?.status().await };
-            match answer.await {
-                Ok(_) => return Ok(etcd),
-                Err(error) => anyhow::ensure!(Instant::now() < deadline, "no answer: {error}"),
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    /// As the URL of a store.
-    pub(super) fn store(&self) -> String {
-        self.url.replace("http://", "etcd://")
-    }
-
-    pub(super) fn resident(&self) -> anyhow::Result<u64> {
-        Ok(resident_bytes(self.child.id())?)
-    }
 }

@@ -42,6 +42,7 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
     match name.as_str() {
         "agent" => drop(command.args(peers::arguments(workspace)?)),
         "leases" => drop(command.args(leases(workspace)?)),
+        "discovery" => drop(command.args(discovery(workspace)?)),
         _ => {}
     }
     Ok(ExitCode::from(u8::from(!run(command).ok)))
@@ -65,6 +66,21 @@ fn leases(workspace: &Workspace) -> Result<Vec<String>, String> {
         }
     }
     Ok(arguments)
+}
+
+/// The arguments of `bench-discovery`.
+fn discovery(workspace: &Workspace) -> Result<Vec<String>, String> {
+    let build = "build --release --locked --package tether-discovery";
+    if !run(workspace.cargo(build)).ok {
+        return Err("discovery does not build, so there is nothing to measure".to_owned());
+    }
+    let etcd = debian::ALL.iter().find(|program| program.name == "etcd");
+    let etcd = etcd.ok_or_else(|| "nobody knows where etcd is".to_owned())?;
+    debian::provide(workspace, etcd)?;
+    let program = workspace.target().join("release/tether-discovery");
+    let program = program.display().to_string();
+    let arguments = ["--discovery", &program, "--etcd", "etcd"];
+    Ok(arguments.map(str::to_owned).to_vec())
 }
 
 fn names(workspace: &Workspace) -> Vec<String> {
