@@ -88,6 +88,9 @@ impl DnsPorts {
 
 /// Answers until a port fails.
 pub(crate) async fn serve(board: Arc<Board>, ports: DnsPorts) {
+    if let Ok(at) = ports.address() {
+        tracing::info!(%at, "DNS is answered");
+    }
     let mut server = Server::new(Answering {
         board,
         zone: ports.zone,
