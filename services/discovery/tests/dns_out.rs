@@ -172,12 +172,8 @@ async fn a_resolver_finds_a_pools_workers_and_their_ports_and_follows_a_change()
             ],
         )
         .await;
-    finds(
-        &resolver,
-        "train.default.tether.",
-        &["10.0.0.1", "10.0.0.2"],
-    )
-    .await;
+    let all = ["10.0.0.1", "10.0.0.2", "fd00::1"];
+    finds(&resolver, "train.default.tether.", &all).await;
     let six = resolver.ipv6_lookup("train.default.tether.").await.unwrap();
     assert_eq!(six.answers().len(), 1);
     assert_eq!(six.answers()[0].ttl, 1);

@@ -3,16 +3,24 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     process::{Child, ChildStderr, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
+use hickory_resolver::proto::{
+    op::{Message, Query},
+    rr::{Name, RecordType},
+};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
-use super::place::place;
+use super::{PATIENCE, place::place};
 
 /// Answers for the zone `test`; `broken.` is a zone whose file it cannot read, and any other is refused.
 pub(crate) struct Named {
@@ -80,11 +88,27 @@ impl Named {
         pidfd_send_signal(&pidfd, Signal::HUP).unwrap();
     }
 
-    /// How many queries it has had for this name and kind, as in `web.test IN A`.
+    /// How many queries it has had for this name and kind until now, as in `web.test IN A`.
     pub(crate) fn asked(&self, query: &str) -> usize {
-        let query = format!("query: {query} ");
-        let asked = self.asked.lock().unwrap();
-        asked.iter().filter(|line| line.contains(&query)).count()
+        static SETTLED: AtomicUsize = AtomicUsize::new(0);
+        // It tells of queries in their order, and a little later: one of our own comes after all that count.
+        let last = format!("settled-{}.test", SETTLED.fetch_add(1, Ordering::Relaxed));
+        let mut message = Message::query();
+        let name = Name::from_ascii(format!("{last}.")).unwrap();
+        message.queries.push(Query::query(name, RecordType::TXT));
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.send_to(&message.to_vec().unwrap(), self.at).unwrap();
+        let count = |query: &str| {
+            let query = format!("query: {query} ");
+            let asked = self.asked.lock().unwrap();
+            asked.iter().filter(|line| line.contains(&query)).count()
+        };
+        let begun = Instant::now();
+        while count(&format!("{last} IN TXT")) == 0 {
+            assert!(begun.elapsed() < PATIENCE, "named tells of no queries");
+            thread::sleep(Duration::from_millis(2));
+        }
+        count(query)
     }
 
     /// Ends the server; nobody answers.
