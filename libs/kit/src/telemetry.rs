@@ -12,6 +12,9 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
+/// What is told where nothing is asked for: the library that answers DNS tells of every question.
+const FILTER: &str = "info,hickory_server=warn";
+
 /// What is told, how and to whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -31,7 +34,7 @@ impl Settings {
         let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
         Self {
             json: set("TETHER_LOG_FORMAT").is_some_and(|format| format == "json"),
-            filter: set("TETHER_LOG").unwrap_or_else(|| "info".to_owned()),
+            filter: set("TETHER_LOG").unwrap_or_else(|| FILTER.to_owned()),
             collector: set("OTEL_EXPORTER_OTLP_ENDPOINT"),
             history: set("TETHER_HISTORY").map(PathBuf::from),
         }

@@ -83,6 +83,12 @@ impl Board {
         self.tell(|news| news.revision = revision);
     }
 
+    /// Reads the table; nothing before the store was read once.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Table) -> T) -> Option<T> {
+        let loaded = self.news.borrow().loaded;
+        loaded.then(|| look(&self.table()))
+    }
+
     /// The store was read or answers again.
     pub(crate) fn here(&self) {
         self.tell(|news| {

@@ -7,6 +7,8 @@ use tether_discovery_backends as backends;
 use tether_kit::config::dotted;
 use tether_types::PoolName;
 
+use crate::dns_out::DnsOut;
+
 /// `[discovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,6 +18,8 @@ pub struct Config {
     /// How often a quiet stream gives a sign of life.
     #[serde(with = "tether_kit::config::duration")]
     pub sign_of_life: Duration,
+    /// How it answers DNS itself.
+    pub dns: DnsOut,
     /// Pools that no agent runs, by name.
     pub pools: BTreeMap<String, PoolSource>,
 }
@@ -25,6 +29,7 @@ impl Default for Config {
         Self {
             history: 8192,
             sign_of_life: Duration::from_secs(5),
+            dns: DnsOut::default(),
             pools: BTreeMap::new(),
         }
     }
@@ -46,6 +51,10 @@ impl Config {
     /// # Errors
     /// Names the first key that cannot.
     pub fn check(&self) -> Result<(), Unusable> {
+        if let Some((key, why)) = self.dns.wrong() {
+            let key = dotted(&["discovery", "dns", key]);
+            return Err(Unusable { key, why });
+        }
         for (name, pool) in &self.pools {
             let path = |key: &[&str]| dotted(&[&["discovery", "pools", name], key].concat());
             if let Err(error) = PoolName::new(name) {

@@ -7,7 +7,8 @@
 //! ```text
 //! store "serve/" --watch--> follow --+
 //!                                    +--> table + ring of changes <--pull-- watchers (gRPC)
-//! static://, dns://, ... -> sourced -+
+//! static://, dns://, ... -> sourced -+                         ^
+//!                                                              +-- DNS, for whoever asks
 //! ```
 //!
 //! # Invariants
@@ -26,6 +27,7 @@
 mod board;
 mod checker;
 mod config;
+mod dns_out;
 mod follow;
 mod health;
 mod numbering;
@@ -48,6 +50,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable};
+pub use dns_out::{DnsOut, DnsPorts};
 pub use rpc::Rpc;
 
 /// Why discovery cannot start, or ended unasked.
@@ -72,6 +75,7 @@ pub struct Discovery {
     board: Arc<Board>,
     store: Arc<dyn Store>,
     sources: Vec<(PoolName, PoolSource, Vec<backends::Watch>)>,
+    dns: Option<DnsPorts>,
 }
 
 impl Discovery {
@@ -93,7 +97,13 @@ impl Discovery {
             board: Arc::new(Board::new(instance, configured, config)),
             store,
             sources,
+            dns: None,
         })
+    }
+
+    /// Answers DNS there too, while it runs.
+    pub fn answer_dns(&mut self, ports: Option<DnsPorts>) {
+        self.dns = ports;
     }
 
     /// The gRPC service; watchers wait until [`Discovery::run`] has read the store once.
@@ -113,6 +123,9 @@ impl Discovery {
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
             parts.spawn(sources::feed(board, pool, terms, watches));
+        }
+        if let Some(ports) = self.dns {
+            parts.spawn(dns_out::serve(Arc::clone(&self.board), ports));
         }
         parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
         tokio::select! {

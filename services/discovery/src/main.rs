@@ -59,7 +59,9 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
     let url = settings.store.context(NO_STORE)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Discovery).await?;
-    let discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;
+    let dns = settings.discovery.dns.bind().await?;
+    let mut discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;
+    discovery.answer_dns(dns);
     let mut serving = JoinSet::new();
     for listener in listeners {
         let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());

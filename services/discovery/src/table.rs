@@ -237,6 +237,19 @@ impl Table {
         }
     }
 
+    /// The pools that have this name, for whoever does not tell letters of either case apart.
+    pub(crate) fn pools_like(&self, name: &str) -> Vec<&PoolName> {
+        let pools = self.pools.iter();
+        let like = |pool: &&PoolName| pool.as_str().eq_ignore_ascii_case(name);
+        pools.filter(like).collect()
+    }
+
+    /// What serves a pool.
+    pub(crate) fn endpoints_of(&self, pool: &PoolName) -> impl Iterator<Item = &Endpoint> {
+        let places = (pool.clone(), Slot::MIN)..=(pool.clone(), Slot::MAX);
+        self.endpoints.range(places).map(|(_, endpoint)| endpoint)
+    }
+
     /// What a watcher that knows everything up to `after` is told next, and what it knows then. Where
     /// `after` is nothing, or nothing the ring still leads on from, that is a snapshot.
     pub(crate) fn next(

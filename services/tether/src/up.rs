@@ -34,6 +34,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     // Everything that can be refused is refused before anything is served.
     let arbiter_at = at.bind(Place::Arbiter).await?;
     let discovery_at = at.bind(Place::Discovery).await?;
+    let dns_at = settings.discovery.dns.bind().await?;
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
     let metrics_at = settings.metrics.bind().await?;
@@ -49,7 +50,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         let on = (url.as_str(), store.clone());
         Arbiter::build(&settings.lease, templates, on, address).await?
     };
-    let discovery = Discovery::build(&settings.discovery, store)?;
+    let mut discovery = Discovery::build(&settings.discovery, store)?;
+    discovery.answer_dns(dns_at);
     let agent = Agent::build(
         &settings.agent,
         at.runtime(),

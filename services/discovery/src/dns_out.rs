@@ -1,0 +1,250 @@
+//! Discovery answers DNS itself, so that clients without our protocol find workers: `POOL.NAMESPACE.ZONE.`.
+//!
+//! What is said is decided in [`zone`]; here it is read from the board and put on the wire, by `hickory-server`.
+
+mod config;
+mod fitting;
+mod refusals;
+mod zone;
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use hickory_server::{
+    Server,
+    net::{runtime::Time, xfer::Protocol},
+    proto::{
+        op::{Edns, Header, HeaderCounts, Message, Metadata, OpCode, ResponseCode},
+        rr::{DNSClass, Record},
+    },
+    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
+    zone_handler::MessageResponseBuilder,
+};
+use tether_clock::{BootClock, Clock as _};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::board::Board;
+use fitting::{Records, Room, fit};
+use refusals::Refusals;
+use zone::{Refusal, Said, Zone};
+
+pub use config::DnsOut;
+
+/// What does not fit is asked for over TCP: larger datagrams are cut to pieces on the way, and some are lost.
+const PAYLOAD_MAX: u16 = 1232;
+/// A connection over which nothing is asked for so long is closed.
+const IDLE: Duration = Duration::from_secs(5);
+/// So many answers wait for a connection that does not take them.
+const ANSWERS_WAITING: usize = 16;
+
+/// The ports that questions come to, before anybody answers.
+#[derive(Debug)]
+pub struct DnsPorts {
+    socket: UdpSocket,
+    listener: TcpListener,
+    zone: Zone,
+}
+
+impl DnsOut {
+    /// Listens where it is to be answered; nowhere where that is not set.
+    ///
+    /// # Errors
+    /// Names the address, the cause and what to do.
+    pub async fn bind(&self) -> anyhow::Result<Option<DnsPorts>> {
+        let refused = |why: String| anyhow::anyhow!("`discovery.dns` cannot be used: {why}");
+        let Some((host, port)) = self.host_and_port().map_err(refused)? else {
+            return Ok(None);
+        };
+        let zone = self.zone().map_err(|(_, why)| refused(why))?;
+        let bind = async {
+            let listener = TcpListener::bind((host.as_str(), port)).await?;
+            let socket = UdpSocket::bind(listener.local_addr()?).await?;
+            io::Result::Ok((listener, socket))
+        };
+        let (listener, socket) = bind.await.with_context(|| {
+            format!("cannot listen for DNS at port {port} of `{host}`; it has to be free over UDP and TCP, and below 1024 is for root")
+        })?;
+        Ok(Some(DnsPorts {
+            socket,
+            listener,
+            zone,
+        }))
+    }
+}
+
+impl DnsPorts {
+    /// Where questions come to.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// Answers until a port fails.
+pub(crate) async fn serve(board: Arc<Board>, ports: DnsPorts) {
+    if let Ok(at) = ports.address() {
+        tracing::info!(%at, "DNS is answered");
+    }
+    let mut server = Server::new(Answering {
+        board,
+        zone: ports.zone,
+        refusals: Mutex::default(),
+    });
+    server.register_socket(ports.socket);
+    server.register_listener(ports.listener, IDLE, ANSWERS_WAITING);
+    if let Err(error) = server.block_until_done().await {
+        tracing::error!(%error, "DNS is not answered any more");
+    }
+}
+
+struct Answering {
+    board: Arc<Board>,
+    zone: Zone,
+    refusals: Mutex<Refusals>,
+}
+
+/// An answer before it is written.
+struct Reply {
+    code: ResponseCode,
+    records: Records,
+    soa: Option<Record>,
+}
+
+impl Reply {
+    fn bare(code: ResponseCode) -> Self {
+        Self {
+            code,
+            records: Records::default(),
+            soa: None,
+        }
+    }
+}
+
+impl Answering {
+    fn reply(&self, request: &Request) -> Reply {
+        if request.metadata.op_code != OpCode::Query {
+            return Reply::bare(ResponseCode::NotImp);
+        }
+        let [query] = request.queries.queries() else {
+            return Reply::bare(ResponseCode::FormErr);
+        };
+        if request.version() > 0 {
+            return Reply::bare(ResponseCode::BADVERS);
+        }
+        let (name, kind) = (query.original().name(), query.query_type());
+        if query.query_class() != DNSClass::IN {
+            return Reply::bare(ResponseCode::Refused);
+        }
+        let mut rng = fastrand::Rng::new();
+        let said = self.board.look(|table| {
+            let said = self.zone.say(name, kind, table, &mut rng);
+            (said, table.revision())
+        });
+        // Before the store was read, that a pool is unknown would be a lie.
+        let Some((said, revision)) = said else {
+            return Reply::bare(ResponseCode::ServFail);
+        };
+        let nothing = |code| Reply {
+            soa: Some(self.zone.soa(revision)),
+            ..Reply::bare(code)
+        };
+        match said {
+            Said::Records {
+                answers,
+                additionals,
+            } => Reply {
+                records: Records {
+                    answers,
+                    additionals,
+                    truncated: false,
+                },
+                ..Reply::bare(ResponseCode::NoError)
+            },
+            Said::Nothing => nothing(ResponseCode::NoError),
+            Said::NoName => nothing(ResponseCode::NXDomain),
+            Said::Refused(refusal) => {
+                self.tell_of(refusal, request);
+                Reply::bare(ResponseCode::Refused)
+            }
+        }
+    }
+
+    fn tell_of(&self, refusal: Refusal, request: &Request) {
+        let refusals = self.refusals.lock();
+        let mut refusals = refusals.unwrap_or_else(PoisonError::into_inner);
+        let Some(count) = refusals.on_refusal(BootClock.now()) else {
+            return;
+        };
+        let queries = request.queries.queries().iter();
+        let names: Vec<_> = queries.map(|query| query.name().to_string()).collect();
+        let (from, name) = (request.src(), names.join(", "));
+        match refusal {
+            Refusal::OtherZone => {
+                tracing::warn!(%from, name, count, "DNS is asked for names of other zones");
+            }
+            Refusal::TwoPools => {
+                tracing::warn!(%from, name, count, "DNS cannot tell pools apart whose names differ in the case of letters alone");
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Answering {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut out: R,
+    ) -> ResponseInfo {
+        let reply = self.reply(request);
+        // As large as whoever asks can take, and the way there.
+        let payload = request.max_payload().min(PAYLOAD_MAX);
+        let room = match request.protocol() {
+            Protocol::Udp => Room::Datagram(payload.into()),
+            _ => Room::Stream,
+        };
+        let records = fit(reply.records, room, |records| size(request, records));
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.response_code = reply.code;
+        metadata.authoritative =
+            matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain);
+        metadata.truncation = records.truncated;
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload);
+        edns.set_rcode_high(reply.code.high());
+        let edns = request.edns.is_some().then_some(&edns);
+        let builder = MessageResponseBuilder::new(&request.queries, edns);
+        let response = builder.build(
+            metadata,
+            &records.answers,
+            [],
+            reply.soa.as_ref(),
+            &records.additionals,
+        );
+        out.send_response(response).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "A DNS answer cannot be sent");
+            ResponseInfo::from(Header {
+                metadata,
+                counts: HeaderCounts::default(),
+            })
+        })
+    }
+}
+
+/// How many bytes an answer with these records has.
+fn size(request: &Request, records: &Records) -> usize {
+    let mut message = Message::response(request.metadata.id, request.metadata.op_code);
+    let queries = request.queries.queries().iter();
+    message.queries = queries.map(|query| query.original().clone()).collect();
+    message.answers.clone_from(&records.answers);
+    message.additionals.clone_from(&records.additionals);
+    message.edns = request.edns.as_ref().map(|_| Edns::new());
+    // What cannot be written is too long.
+    message.to_vec().map_or(usize::MAX, |bytes| bytes.len())
+}
