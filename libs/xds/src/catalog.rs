@@ -2,17 +2,19 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
+use serde::{Deserialize, Serialize};
 use tether_proto::{common::Endpoint, discovery::WatchEndpointsResponse};
 
 use crate::{Kind, assignment::assignment, describe, resource::Resource};
 
 /// How a client picks among the endpoints of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// One after the other.
     #[default]
     RoundRobin,
-    /// Of two, the one with fewer calls under way.
+    /// Of two, the one with fewer calls under way. Envoy can, and gRPC in C++, Python and Ruby refuses it.
     LeastRequest,
 }
 

@@ -1,11 +1,15 @@
 //! The part of the configuration that discovery owns: `[discovery]`.
 
+mod xds;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_discovery_backends as backends;
 use tether_kit::config::dotted;
 use tether_types::PoolName;
+
+pub use xds::Xds;
 
 /// `[discovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,6 +22,8 @@ pub struct Config {
     pub sign_of_life: Duration,
     /// Pools that no agent runs, by name.
     pub pools: BTreeMap<String, PoolSource>,
+    /// The same endpoints for Envoy and for gRPC clients without a proxy.
+    pub xds: Xds,
 }
 
 impl Default for Config {
@@ -26,6 +32,7 @@ impl Default for Config {
             history: 8192,
             sign_of_life: Duration::from_secs(5),
             pools: BTreeMap::new(),
+            xds: Xds::default(),
         }
     }
 }
@@ -57,7 +64,7 @@ impl Config {
                 return Err(Unusable { key, why });
             }
         }
-        Ok(())
+        self.xds.check()
     }
 }
 

@@ -7,7 +7,8 @@
 //! ```text
 //! store "serve/" --watch--> follow --+
 //!                                    +--> table + ring of changes <--pull-- watchers (gRPC)
-//! static://, dns://, ... -> sourced -+
+//! static://, dns://, ... -> sourced -+              |
+//!                                                   +--> catalog <--pull-- Envoy, gRPC clients (xDS)
 //! ```
 //!
 //! # Invariants
@@ -31,6 +32,7 @@ mod rpc;
 mod sourced;
 mod sources;
 mod table;
+mod xds;
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -39,13 +41,14 @@ use std::{
 
 use board::Board;
 use tether_discovery_backends as backends;
+use tether_kit::serve::Server;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Combine, Config, Empty, PoolSource, Unusable};
+pub use config::{Combine, Config, Empty, PoolSource, Unusable, Xds};
 pub use rpc::Rpc;
 
 /// Why discovery cannot start, or ended unasked.
@@ -70,6 +73,7 @@ pub struct Discovery {
     board: Arc<Board>,
     store: Arc<dyn Store>,
     sources: Vec<(PoolName, PoolSource, Vec<backends::Watch>)>,
+    xds: Option<xds::Feed>,
 }
 
 impl Discovery {
@@ -87,10 +91,14 @@ impl Discovery {
         let configured = sources.iter().map(|(pool, ..)| pool.clone()).collect();
         // The hasher's keys are random and fresh, which is all an instance needs to be.
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let board = Arc::new(Board::new(instance, configured, config));
+        let xds = config.xds.listen.as_ref();
+        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, board.ended().clone()));
         Ok(Self {
-            board: Arc::new(Board::new(instance, configured, config)),
+            board,
             store,
             sources,
+            xds,
         })
     }
 
@@ -98,6 +106,11 @@ impl Discovery {
     pub fn service(&self) -> DiscoveryServiceServer<Rpc> {
         DiscoveryServiceServer::new(Rpc::new(Arc::clone(&self.board)))
             .max_decoding_message_size(tether_kit::serve::MESSAGE_LIMIT)
+    }
+
+    /// The server of xDS, where it is to be served.
+    pub fn xds(&self) -> Option<Server> {
+        self.xds.as_ref().map(xds::server)
     }
 
     /// Follows store and sources until `stop` is cancelled, then ends every watch.
@@ -111,6 +124,9 @@ impl Discovery {
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
             parts.spawn(sources::feed(board, pool, terms, watches));
+        }
+        if let Some(feed) = self.xds {
+            parts.spawn(feed.follow(Arc::clone(&self.board)));
         }
         parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
         tokio::select! {

@@ -36,6 +36,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let discovery_at = at.bind(Place::Discovery).await?;
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
+    let xds_at = settings.discovery.xds.bind().await?;
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
 
@@ -74,6 +75,12 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
         serving.spawn(essential(
             "discovery",
+            server.serve(listener, last.clone(), drain),
+        ));
+    }
+    if let Some((listener, server)) = xds_at.zip(discovery.xds()) {
+        serving.spawn(essential(
+            "xDS server",
             server.serve(listener, last.clone(), drain),
         ));
     }
