@@ -234,6 +234,10 @@ async fn one_that_comes_back_to_a_discovery_that_was_restarted_is_told_only_what
         talk.say(subscribes(kind, names));
         let told = talk.hear().await;
         knows.push((kind, names, told.resources[0].version.clone()));
+        talk.say(DeltaDiscoveryRequest {
+            response_nonce: told.nonce,
+            ..subscribes(kind, &[])
+        });
     }
     running.stop.cancel();
     assert!(
