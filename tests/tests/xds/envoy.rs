@@ -106,11 +106,8 @@ impl Envoy {
 
     /// How often it has refused what it was told, wherever that was not 0.
     pub(crate) async fn refused(&self) -> Vec<u64> {
-        let stats = get(
-            &self.dir.join("admin.sock"),
-            "/stats?filter=update_rejected",
-        );
-        let stats = stats.await.unwrap();
+        let admin = self.dir.join("admin.sock");
+        let stats = get(&admin, "/stats?filter=update_rejected").await.unwrap();
         let numbers = stats.lines().filter_map(|line| line.rsplit_once(": "));
         let mut numbers: Vec<u64> = numbers.filter_map(|(_, n)| n.parse().ok()).collect();
         assert!(!numbers.is_empty(), "it counts them: {stats}");
