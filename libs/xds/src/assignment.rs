@@ -128,8 +128,11 @@ mod tests {
         ClusterLoadAssignment::decode(resource.any.value).unwrap()
     }
 
-    /// Port, health and weight of each, by zone.
-    fn picture(endpoints: &[Endpoint]) -> Vec<(String, u32, Vec<(u32, i32, u32)>)> {
+    /// Port, health and weight.
+    type One = (u32, i32, u32);
+
+    /// The zones, each with its weight and who is there.
+    fn picture(endpoints: &[Endpoint]) -> Vec<(String, u32, Vec<One>)> {
         let zones = told(endpoints).endpoints.into_iter();
         let zones = zones.map(|zone| {
             let endpoints = zone.lb_endpoints.into_iter().map(|told| {

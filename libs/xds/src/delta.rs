@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Catalog, Heard, Kind, Stream, TooManyNames,
+    Catalog, Kind, Stream, TooManyNames,
     flow::{Answer, Flow},
     resource::Version,
-    stream::{Nonces, kind_of},
     wanted::{WILDCARD, Wanted},
     wire::envoy::service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
@@ -15,16 +14,11 @@ use crate::{
 };
 
 /// An incremental stream.
-#[derive(Debug, Default)]
-pub struct Delta {
-    only: Option<Kind>,
-    parts: [Part; Kind::ALL.len()],
-    nonces: Nonces,
-}
+pub type Delta = Stream<Part>;
 
 /// What concerns one kind.
 #[derive(Debug, Default)]
-struct Part {
+pub struct Part {
     asked: bool,
     wanted: Wanted,
     /// What the client knows of each name: its version, or that there is none of it.
@@ -36,52 +30,88 @@ struct Part {
     flow: Flow,
 }
 
-impl Delta {
-    /// A stream of one kind, or of all.
-    pub fn new(only: Option<Kind>) -> Self {
-        Self {
-            only,
-            ..Self::default()
-        }
-    }
-}
-
-impl Stream for Delta {
+impl crate::stream::Part for Part {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
 
-    fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Heard, TooManyNames> {
-        let Some(kind) = kind_of(self.only, &request.type_url) else {
-            let type_url = request.type_url;
-            return Ok(Heard::Unknown { type_url });
-        };
-        let part = &mut self.parts[kind.index()];
-        // What is wanted counts whichever response this answers: it is said once.
-        part.want(kind, &request)?;
-        let nonce = &request.response_nonce;
-        Ok(
-            match part.flow.on_answer(nonce, request.error_detail.as_ref()) {
-                Answer::Refused(why) => Heard::Refused { kind, why },
-                Answer::None | Answer::Taken | Answer::Late => Heard::Fine,
-            },
-        )
+    fn type_url(request: &DeltaDiscoveryRequest) -> &str {
+        &request.type_url
     }
 
-    fn next(&mut self, catalog: &Catalog) -> Option<DeltaDiscoveryResponse> {
-        Kind::ALL.into_iter().find_map(|kind| {
-            if kind == Kind::Endpoints && !self.parts[Kind::Cluster.index()].flow.is_free() {
-                // Its clusters may be about to change (X4).
-                return None;
+    fn on_request(
+        &mut self,
+        kind: Kind,
+        request: &DeltaDiscoveryRequest,
+    ) -> Result<Answer, TooManyNames> {
+        // What is wanted counts whichever response this answers: it is said once.
+        self.want(kind, request)?;
+        let nonce = &request.response_nonce;
+        Ok(self.flow.on_answer(nonce, request.error_detail.as_ref()))
+    }
+
+    fn is_free(&self) -> bool {
+        self.flow.is_free()
+    }
+
+    fn next(
+        &mut self,
+        kind: Kind,
+        catalog: &Catalog,
+        nonce: u64,
+    ) -> Option<(DeltaDiscoveryResponse, Vec<String>)> {
+        let now = Some(catalog.revision());
+        if !self.asked || !self.flow.is_free() || self.seen == now {
+            return None;
+        }
+        self.seen = now;
+        let is_told = |name: &str, what| self.told.get(name) == Some(&what);
+        let there = self.wanted.of(kind, catalog);
+        let news: Vec<_> = there
+            .filter(|(name, it)| !is_told(name, Some(it.version)))
+            .collect();
+        let is_gone = |name: &&str| catalog.get(kind, name).is_none() && !is_told(name, None);
+        let known = self.told.keys().map(String::as_str).filter(is_gone);
+        let never = |name: &&str| !self.told.contains_key(*name);
+        let never = self.wanted.names().filter(is_gone).filter(never);
+        let gone: Vec<String> = known.chain(never).map(str::to_owned).collect();
+        let due = std::mem::take(&mut self.due);
+        if news.is_empty() && gone.is_empty() && !due {
+            return None;
+        }
+        let is_new = |name: &str| !matches!(self.told.get(name), Some(Some(_)));
+        let new = news.iter().filter(|(name, _)| is_new(name));
+        let new = new.map(|(name, _)| (*name).to_owned()).collect();
+        let resources = news.iter().map(|(name, it)| Resource {
+            version: it.version.text(),
+            resource: Some(it.any.clone()),
+            name: (*name).to_owned(),
+        });
+        let response = DeltaDiscoveryResponse {
+            system_version_info: catalog.revision().to_string(),
+            resources: resources.collect(),
+            type_url: kind.type_url().to_owned(),
+            nonce: self.flow.send(nonce),
+            removed_resources: gone.clone(),
+        };
+        let told = news.into_iter().map(|(name, it)| (name, Some(it.version)));
+        let told: Vec<_> = told.map(|(name, it)| (name.to_owned(), it)).collect();
+        self.told.extend(told);
+        for name in gone {
+            // Of what was only wanted with all the others nothing is kept.
+            match self.wanted.is_named(&name) {
+                true => drop(self.told.insert(name, None)),
+                false => drop(self.told.remove(&name)),
             }
-            let part = &mut self.parts[kind.index()];
-            let (response, new) = part.next(kind, catalog)?;
-            let nonce = self.nonces.next();
-            part.flow.send(nonce.clone());
-            if kind == Kind::Cluster {
-                self.parts[Kind::Endpoints.index()].forget(&new);
+        }
+        Some((response, new))
+    }
+
+    fn forget(&mut self, names: &[String]) {
+        for name in names {
+            if self.told.remove(name).is_some() {
+                self.seen = None;
             }
-            Some(DeltaDiscoveryResponse { nonce, ..response })
-        })
+        }
     }
 }
 
@@ -115,67 +145,5 @@ impl Part {
             self.seen = None;
         }
         Ok(())
-    }
-
-    /// The response, and the names in it that the client did not know.
-    fn next(
-        &mut self,
-        kind: Kind,
-        catalog: &Catalog,
-    ) -> Option<(DeltaDiscoveryResponse, Vec<String>)> {
-        let now = Some(catalog.revision());
-        if !self.asked || !self.flow.is_free() || self.seen == now {
-            return None;
-        }
-        self.seen = now;
-        let is_told = |name: &str, what| self.told.get(name) == Some(&what);
-        let there = self.wanted.of(kind, catalog);
-        let news: Vec<_> = there
-            .filter(|(name, it)| !is_told(name, Some(it.version)))
-            .collect();
-        let is_gone = |name: &&str| catalog.get(kind, name).is_none() && !is_told(name, None);
-        let known = self.told.keys().map(String::as_str).filter(is_gone);
-        let never = |name: &&str| !self.told.contains_key(*name);
-        let never = self.wanted.names().filter(is_gone).filter(never);
-        let gone: Vec<String> = known.chain(never).map(str::to_owned).collect();
-        let due = std::mem::take(&mut self.due);
-        if news.is_empty() && gone.is_empty() && !due {
-            return None;
-        }
-        let is_new = |name: &str| !matches!(self.told.get(name), Some(Some(_)));
-        let new = news.iter().filter(|(name, _)| is_new(name));
-        let new = new.map(|(name, _)| (*name).to_owned()).collect();
-        let resources = news.iter().map(|(name, it)| Resource {
-            version: it.version.text(),
-            resource: Some(it.any.clone()),
-            name: (*name).to_owned(),
-        });
-        let response = DeltaDiscoveryResponse {
-            system_version_info: catalog.revision().to_string(),
-            resources: resources.collect(),
-            type_url: kind.type_url().to_owned(),
-            nonce: String::new(),
-            removed_resources: gone.clone(),
-        };
-        let told = news.into_iter().map(|(name, it)| (name, Some(it.version)));
-        let told: Vec<_> = told.map(|(name, it)| (name.to_owned(), it)).collect();
-        self.told.extend(told);
-        for name in gone {
-            // Of what was only wanted with all the others nothing is kept.
-            match self.wanted.is_named(&name) {
-                true => drop(self.told.insert(name, None)),
-                false => drop(self.told.remove(&name)),
-            }
-        }
-        Some((response, new))
-    }
-
-    /// These are to be told anew, where they are wanted.
-    fn forget(&mut self, names: &[String]) {
-        for name in names {
-            if self.told.remove(name).is_some() {
-                self.seen = None;
-            }
-        }
     }
 }

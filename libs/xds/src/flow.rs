@@ -4,7 +4,7 @@ use crate::wire::google::rpc::Status;
 
 /// What a request says of the response it answers.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// It answers none.
     None,
     /// It was taken.
@@ -27,10 +27,12 @@ impl Flow {
         !self.under_way
     }
 
-    /// A response goes out.
-    pub(crate) fn send(&mut self, nonce: String) {
-        self.last = Some(nonce);
+    /// A response goes out; the name it has.
+    pub(crate) fn send(&mut self, nonce: u64) -> String {
+        let nonce = nonce.to_string();
+        self.last = Some(nonce.clone());
         self.under_way = true;
+        nonce
     }
 
     pub(crate) fn on_answer(&mut self, nonce: &str, error: Option<&Status>) -> Answer {

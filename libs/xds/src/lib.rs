@@ -45,7 +45,7 @@ pub use catalog::{Balance, Catalog};
 pub use delta::Delta;
 pub use kind::Kind;
 pub use sotw::Sotw;
-pub use stream::{Heard, Stream};
+pub use stream::{Heard, Part, Stream};
 pub use wanted::{NAMES_MAX, TooManyNames};
 
 /// The schemas of [`wire`], encoded as a `FileDescriptorSet`, for server reflection.

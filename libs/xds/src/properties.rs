@@ -10,8 +10,9 @@ use tether_proto::{
 };
 
 use crate::{
-    Balance, Catalog, Delta, Heard, Kind, NAMES_MAX, Sotw, Stream, TooManyNames,
+    Balance, Catalog, Delta, Heard, Kind, NAMES_MAX, Part, Sotw, Stream, TooManyNames, delta,
     resource::Version,
+    sotw,
     wire::{
         envoy::service::discovery::v3::{
             DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -123,8 +124,8 @@ fn removal(endpoint: Endpoint) -> EndpointRemoval {
 type Known = BTreeMap<String, Bytes>;
 
 /// What a client has, and what is on its way to it.
-struct Client<S: Stream> {
-    stream: S,
+struct Client<S: Form> {
+    stream: Stream<S>,
     wanted: [BTreeSet<String>; 4],
     known: [Known; 4],
     versions: [BTreeMap<String, String>; 4],
@@ -140,7 +141,7 @@ struct Client<S: Stream> {
 }
 
 /// One of the two forms.
-trait Form: Stream + Default {
+trait Form: Part {
     fn ask(client: &mut Client<Self>, kind: Kind, add: &[&str], drop: &[&str], nonce: &str);
     fn receive(client: &mut Client<Self>, kind: Kind, response: Self::Response);
     fn kind(response: &Self::Response) -> Kind;
@@ -149,7 +150,7 @@ trait Form: Stream + Default {
 impl<S: Form> Client<S> {
     fn new() -> Self {
         let mut client = Self {
-            stream: S::default(),
+            stream: Stream::new(None),
             wanted: Default::default(),
             known: Default::default(),
             versions: Default::default(),
@@ -188,7 +189,7 @@ impl<S: Form> Client<S> {
             Act::Pull => self.pull(catalog),
             Act::Deliver(kind) => self.deliver(kind),
             Act::Reconnect => {
-                self.stream = S::default();
+                self.stream = Stream::new(None);
                 self.on_its_way.clear();
                 self.asked = Default::default();
                 self.may_repeat = [true; 4];
@@ -302,7 +303,7 @@ fn name_of(kind: Kind, catalog_value: &Bytes) -> String {
     }
 }
 
-impl Form for Sotw {
+impl Form for sotw::Part {
     fn ask(client: &mut Client<Self>, kind: Kind, _: &[&str], _: &[&str], nonce: &str) {
         let request = DiscoveryRequest {
             version_info: client.last[kind.index()].0.clone(),
@@ -311,7 +312,7 @@ impl Form for Sotw {
             response_nonce: nonce.to_owned(),
             ..DiscoveryRequest::default()
         };
-        assert_eq!(client.stream.on_request(request), Ok(Heard::Fine));
+        assert_eq!(client.stream.on_request(&request), Ok(Heard::Fine));
     }
 
     fn receive(client: &mut Client<Self>, kind: Kind, response: DiscoveryResponse) {
@@ -348,7 +349,7 @@ impl Form for Sotw {
     }
 }
 
-impl Form for Delta {
+impl Form for delta::Part {
     fn ask(client: &mut Client<Self>, kind: Kind, add: &[&str], drop: &[&str], nonce: &str) {
         let first = !std::mem::replace(&mut client.asked[kind.index()], true);
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -366,7 +367,7 @@ impl Form for Delta {
             response_nonce: nonce.to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
-        assert_eq!(client.stream.on_request(request), Ok(Heard::Fine));
+        assert_eq!(client.stream.on_request(&request), Ok(Heard::Fine));
     }
 
     fn receive(client: &mut Client<Self>, kind: Kind, response: DeltaDiscoveryResponse) {
@@ -410,7 +411,7 @@ proptest! {
     fn both_forms_tell_what_there_is_and_nothing_twice(acts in acts()) {
         let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
         known(&mut catalog, &mut world, Act::Snapshot);
-        let (mut sotw, mut delta) = (Client::<Sotw>::new(), Client::<Delta>::new());
+        let (mut sotw, mut delta) = (Client::<sotw::Part>::new(), Client::<delta::Part>::new());
         for act in acts {
             known(&mut catalog, &mut world, act);
             sotw.note_gone(&catalog);
@@ -465,9 +466,9 @@ fn sotw(kind: Kind, names: &[&str], nonce: &str) -> DiscoveryRequest {
 #[test]
 fn what_a_client_refuses_is_not_told_again_before_it_changes() {
     let (mut world, mut catalog) = world(&[Act::Put(0, 0, 1)]);
-    let mut stream = Sotw::default();
+    let mut stream = Sotw::new(None);
     stream
-        .on_request(sotw(Kind::Endpoints, &["a"], ""))
+        .on_request(&sotw(Kind::Endpoints, &["a"], ""))
         .unwrap();
     let told = stream.next(&catalog).unwrap();
     let refusal = DiscoveryRequest {
@@ -478,7 +479,7 @@ fn what_a_client_refuses_is_not_told_again_before_it_changes() {
         ..sotw(Kind::Endpoints, &["a"], &told.nonce)
     };
 
-    let heard = stream.on_request(refusal).unwrap();
+    let heard = stream.on_request(&refusal).unwrap();
 
     let why = "no such thing".to_owned();
     let kind = Kind::Endpoints;
@@ -491,22 +492,22 @@ fn what_a_client_refuses_is_not_told_again_before_it_changes() {
 #[test]
 fn an_answer_to_an_earlier_response_changes_nothing() {
     let (_, catalog) = world(&[Act::Put(0, 0, 1), Act::Put(1, 0, 1)]);
-    let mut stream = Sotw::default();
+    let mut stream = Sotw::new(None);
     stream
-        .on_request(sotw(Kind::Endpoints, &["a"], ""))
+        .on_request(&sotw(Kind::Endpoints, &["a"], ""))
         .unwrap();
     let first = stream.next(&catalog).unwrap();
     let answer = sotw(Kind::Endpoints, &["a", "b"], &first.nonce);
-    stream.on_request(answer).unwrap();
+    stream.on_request(&answer).unwrap();
     assert!(stream.next(&catalog).is_some());
 
     stream
-        .on_request(sotw(Kind::Endpoints, &[], &first.nonce))
+        .on_request(&sotw(Kind::Endpoints, &[], &first.nonce))
         .unwrap();
 
     // Were it heard, both would be wanted no more, and then anew.
     stream
-        .on_request(sotw(Kind::Endpoints, &["a", "b"], "2"))
+        .on_request(&sotw(Kind::Endpoints, &["a", "b"], "2"))
         .unwrap();
     assert_eq!(stream.next(&catalog), None);
 }
@@ -515,18 +516,18 @@ fn an_answer_to_an_earlier_response_changes_nothing() {
 fn a_proxy_that_comes_back_to_another_discovery_is_not_told_the_clusters_it_has() {
     let acts = [Act::AddPool(0), Act::Put(1, 0, 1)];
     let (_, catalog) = world(&acts);
-    let mut stream = Sotw::default();
-    stream.on_request(sotw(Kind::Cluster, &[], "")).unwrap();
+    let mut stream = Sotw::new(None);
+    stream.on_request(&sotw(Kind::Cluster, &[], "")).unwrap();
     let told = stream.next(&catalog).unwrap();
     assert_eq!(told.resources.len(), 2);
 
     let (mut world, mut other) = world(&acts);
-    let mut again = Sotw::default();
+    let mut again = Sotw::new(None);
     let has = DiscoveryRequest {
         version_info: told.version_info,
         ..sotw(Kind::Cluster, &[], "")
     };
-    again.on_request(has).unwrap();
+    again.on_request(&has).unwrap();
 
     assert_eq!(again.next(&other), None);
     known(&mut other, &mut world, Act::AddPool(2));
@@ -537,16 +538,16 @@ fn a_proxy_that_comes_back_to_another_discovery_is_not_told_the_clusters_it_has(
 fn one_that_wants_all_is_answered_though_there_is_nothing() {
     let (_, catalog) = world(&[]);
     for kind in [Kind::Cluster, Kind::Listener] {
-        let mut whole = Sotw::default();
-        whole.on_request(sotw(kind, &[], "")).unwrap();
+        let mut whole = Sotw::new(None);
+        whole.on_request(&sotw(kind, &[], "")).unwrap();
         assert_eq!(whole.next(&catalog).unwrap().resources, []);
 
-        let mut delta = Delta::default();
+        let mut delta = Delta::new(None);
         let request = DeltaDiscoveryRequest {
             type_url: kind.type_url().to_owned(),
             ..DeltaDiscoveryRequest::default()
         };
-        delta.on_request(request).unwrap();
+        delta.on_request(&request).unwrap();
         assert_eq!(delta.next(&catalog).unwrap().resources, []);
         assert_eq!(delta.next(&catalog), None);
     }
@@ -555,14 +556,14 @@ fn one_that_wants_all_is_answered_though_there_is_nothing() {
 #[test]
 fn a_proxy_that_wants_all_listeners_is_told_of_none() {
     let (_, catalog) = world(&[Act::AddPool(0)]);
-    let mut stream = Sotw::default();
+    let mut stream = Sotw::new(None);
 
-    stream.on_request(sotw(Kind::Listener, &[], "")).unwrap();
+    stream.on_request(&sotw(Kind::Listener, &[], "")).unwrap();
     let told = stream.next(&catalog).unwrap();
     assert_eq!(told.resources, []);
 
     stream
-        .on_request(sotw(Kind::Listener, &["a"], &told.nonce))
+        .on_request(&sotw(Kind::Listener, &["a"], &told.nonce))
         .unwrap();
     assert_eq!(stream.next(&catalog).unwrap().resources.len(), 1);
 }
@@ -570,13 +571,13 @@ fn a_proxy_that_wants_all_listeners_is_told_of_none() {
 #[test]
 fn the_increments_say_that_a_name_stands_for_nothing() {
     let (mut world, mut catalog) = world(&[]);
-    let mut stream = Delta::default();
+    let mut stream = Delta::new(None);
     let request = DeltaDiscoveryRequest {
         type_url: Kind::Listener.type_url().to_owned(),
         resource_names_subscribe: vec!["a".to_owned()],
         ..DeltaDiscoveryRequest::default()
     };
-    stream.on_request(request).unwrap();
+    stream.on_request(&request).unwrap();
 
     let told = stream.next(&catalog).unwrap();
     assert_eq!(told.removed_resources, ["a"]);
@@ -585,7 +586,7 @@ fn the_increments_say_that_a_name_stands_for_nothing() {
         response_nonce: told.nonce,
         ..DeltaDiscoveryRequest::default()
     };
-    stream.on_request(answer).unwrap();
+    stream.on_request(&answer).unwrap();
     assert_eq!(stream.next(&catalog), None);
 
     known(&mut catalog, &mut world, Act::AddPool(0));
@@ -600,14 +601,14 @@ fn a_stream_keeps_no_more_names_than_it_may() {
         type_url: Kind::Endpoints.type_url().to_owned(),
         ..DiscoveryRequest::default()
     };
-    assert_eq!(Sotw::default().on_request(request), Err(TooManyNames));
+    assert_eq!(Sotw::new(None).on_request(&request), Err(TooManyNames));
 
     let request = DeltaDiscoveryRequest {
         resource_names_subscribe: names,
         type_url: Kind::Endpoints.type_url().to_owned(),
         ..DeltaDiscoveryRequest::default()
     };
-    assert_eq!(Delta::default().on_request(request), Err(TooManyNames));
+    assert_eq!(Delta::new(None).on_request(&request), Err(TooManyNames));
 }
 
 #[test]
@@ -618,12 +619,12 @@ fn a_kind_that_there_is_none_of_is_not_answered() {
         type_url: type_url.clone(),
         ..DiscoveryRequest::default()
     };
-    let mut stream = Sotw::default();
-    assert_eq!(stream.on_request(request), Ok(Heard::Unknown { type_url }));
+    let mut stream = Sotw::new(None);
+    assert_eq!(stream.on_request(&request), Ok(Heard::Unknown { type_url }));
     assert_eq!(stream.next(&catalog), None);
 
     let mut clusters = Sotw::new(Some(Kind::Cluster));
     let request = DiscoveryRequest::default();
-    assert_eq!(clusters.on_request(request), Ok(Heard::Fine));
+    assert_eq!(clusters.on_request(&request), Ok(Heard::Fine));
     assert_eq!(clusters.next(&catalog).unwrap().resources.len(), 1);
 }

@@ -4,25 +4,19 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Catalog, Heard, Kind, Stream, TooManyNames,
+    Catalog, Kind, Stream, TooManyNames,
     flow::{Answer, Flow},
-    resource::Version,
-    stream::{Nonces, kind_of},
+    resource::{Resource, Version},
     wanted::{WILDCARD, Wanted},
     wire::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse},
 };
 
 /// A stream of the state of the world.
-#[derive(Debug, Default)]
-pub struct Sotw {
-    only: Option<Kind>,
-    parts: [Part; Kind::ALL.len()],
-    nonces: Nonces,
-}
+pub type Sotw = Stream<Part>;
 
 /// What concerns one kind.
 #[derive(Debug, Default)]
-struct Part {
+pub struct Part {
     wanted: Wanted,
     /// Whether anything was wanted yet; none before the first request.
     asked: Option<Asked>,
@@ -45,53 +39,75 @@ enum Asked {
     ByName,
 }
 
-impl Sotw {
-    /// A stream of one kind, or of all.
-    pub fn new(only: Option<Kind>) -> Self {
-        Self {
-            only,
-            ..Self::default()
-        }
-    }
-}
-
-impl Stream for Sotw {
+impl crate::stream::Part for Part {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
 
-    fn on_request(&mut self, request: DiscoveryRequest) -> Result<Heard, TooManyNames> {
-        let Some(kind) = kind_of(self.only, &request.type_url) else {
-            let type_url = request.type_url;
-            return Ok(Heard::Unknown { type_url });
-        };
-        let part = &mut self.parts[kind.index()];
-        let nonce = &request.response_nonce;
-        let answer = part.flow.on_answer(nonce, request.error_detail.as_ref());
-        if answer == Answer::Late {
-            return Ok(Heard::Fine);
-        }
-        part.want(kind, &request)?;
-        Ok(match answer {
-            Answer::Refused(why) => Heard::Refused { kind, why },
-            Answer::None | Answer::Taken | Answer::Late => Heard::Fine,
-        })
+    fn type_url(request: &DiscoveryRequest) -> &str {
+        &request.type_url
     }
 
-    fn next(&mut self, catalog: &Catalog) -> Option<DiscoveryResponse> {
-        Kind::ALL.into_iter().find_map(|kind| {
-            if kind == Kind::Endpoints && !self.parts[Kind::Cluster.index()].flow.is_free() {
-                // Its clusters may be about to change (X4).
-                return None;
+    fn on_request(
+        &mut self,
+        kind: Kind,
+        request: &DiscoveryRequest,
+    ) -> Result<Answer, TooManyNames> {
+        let nonce = &request.response_nonce;
+        let answer = self.flow.on_answer(nonce, request.error_detail.as_ref());
+        if answer != Answer::Late {
+            self.want(kind, request)?;
+        }
+        Ok(answer)
+    }
+
+    fn is_free(&self) -> bool {
+        self.flow.is_free()
+    }
+
+    fn next(
+        &mut self,
+        kind: Kind,
+        catalog: &Catalog,
+        nonce: u64,
+    ) -> Option<(DiscoveryResponse, Vec<String>)> {
+        let now = Some(catalog.revision());
+        if self.asked.is_none() || !self.flow.is_free() || self.seen == now {
+            return None;
+        }
+        self.seen = now;
+        let there: BTreeMap<&str, &Resource> = self.wanted.of(kind, catalog).collect();
+        let version = Version::of_all(there.iter().map(|(name, it)| (*name, it.version)));
+        let told = there
+            .iter()
+            .map(|(name, it)| ((*name).to_owned(), it.version));
+        let before = std::mem::replace(&mut self.told, told.collect());
+        let due = std::mem::take(&mut self.due);
+        if self.has.take() == Some(version) {
+            return None;
+        }
+        let is_news = |(name, it): &(&&str, &&Resource)| before.get(**name) != Some(&it.version);
+        let is_whole = kind.is_whole();
+        let gone = before.keys().any(|name| !there.contains_key(name.as_str()));
+        if !due && !there.iter().any(|it| is_news(&it)) && !(is_whole && gone) {
+            return None;
+        }
+        let resources = there.iter().filter(|it| is_whole || is_news(it));
+        let new = there.keys().filter(|name| !before.contains_key(**name));
+        let response = DiscoveryResponse {
+            version_info: version.text(),
+            resources: resources.map(|(_, it)| it.any.clone()).collect(),
+            type_url: kind.type_url().to_owned(),
+            nonce: self.flow.send(nonce),
+        };
+        Some((response, new.map(|name| (*name).to_owned()).collect()))
+    }
+
+    fn forget(&mut self, names: &[String]) {
+        for name in names {
+            if self.told.remove(name).is_some() {
+                self.seen = None;
             }
-            let part = &mut self.parts[kind.index()];
-            let (response, new) = part.next(kind, catalog)?;
-            let nonce = self.nonces.next();
-            part.flow.send(nonce.clone());
-            if kind == Kind::Cluster {
-                self.parts[Kind::Endpoints.index()].forget(&new);
-            }
-            Some(DiscoveryResponse { nonce, ..response })
-        })
+        }
     }
 }
 
@@ -122,56 +138,5 @@ impl Part {
         self.wanted = wanted;
         self.seen = None;
         Ok(())
-    }
-
-    /// The response, and the names in it that the client did not know.
-    fn next(&mut self, kind: Kind, catalog: &Catalog) -> Option<(DiscoveryResponse, Vec<String>)> {
-        let now = Some(catalog.revision());
-        if self.asked.is_none() || !self.flow.is_free() || self.seen == now {
-            return None;
-        }
-        self.seen = now;
-        let there: Vec<_> = self.wanted.of(kind, catalog).collect();
-        let version = Version::of_all(there.iter().map(|(name, it)| (*name, it.version)));
-        let told = |name: &str| self.told.get(name).copied();
-        let news: Vec<_> = there
-            .iter()
-            .filter(|(name, it)| told(name) != Some(it.version))
-            .collect();
-        let gone = self.told.len() + news.iter().filter(|(name, _)| told(name).is_none()).count()
-            > there.len();
-        let nothing = news.is_empty() && !(gone && kind.is_whole());
-        let known = self.has.take() == Some(version);
-        let new = news.iter().filter(|(name, _)| told(name).is_none());
-        let new: Vec<String> = new.map(|(name, _)| (*name).to_owned()).collect();
-        let told = match kind.is_whole() {
-            true => there.iter().map(|(_, it)| it.any.clone()).collect(),
-            false => news.iter().map(|(_, it)| it.any.clone()).collect(),
-        };
-        let all = there
-            .iter()
-            .map(|(name, it)| ((*name).to_owned(), it.version));
-        self.told = all.collect();
-        if known || nothing && !self.due {
-            self.due = false;
-            return None;
-        }
-        self.due = false;
-        let response = DiscoveryResponse {
-            version_info: version.text(),
-            resources: told,
-            type_url: kind.type_url().to_owned(),
-            nonce: String::new(),
-        };
-        Some((response, new))
-    }
-
-    /// These are to be told anew, where they are wanted.
-    fn forget(&mut self, names: &[String]) {
-        for name in names {
-            if self.told.remove(name).is_some() {
-                self.seen = None;
-            }
-        }
     }
 }

@@ -32,7 +32,7 @@ use tether_xds::{
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Streaming, transport::Channel};
+use tonic::{Code, Response, Streaming, transport::Channel};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -73,34 +73,35 @@ struct Talk<S, T> {
 }
 
 impl Running {
+    fn client(&self) -> AggregatedDiscoveryServiceClient<Channel> {
+        AggregatedDiscoveryServiceClient::new(self.channel.clone())
+    }
+
     async fn sotw(&self) -> Talk<DiscoveryRequest, DiscoveryResponse> {
-        let (requests, stream) = mpsc::unbounded_channel();
-        let responses = AggregatedDiscoveryServiceClient::new(self.channel.clone())
-            .stream_aggregated_resources(UnboundedReceiverStream::new(stream))
-            .await
-            .unwrap()
-            .into_inner();
-        Talk {
-            requests,
-            responses,
-        }
+        let mut client = self.client();
+        Talk::begin(async |requests| client.stream_aggregated_resources(requests).await).await
     }
 
     async fn delta(&self) -> Talk<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
-        let (requests, stream) = mpsc::unbounded_channel();
-        let responses = AggregatedDiscoveryServiceClient::new(self.channel.clone())
-            .delta_aggregated_resources(UnboundedReceiverStream::new(stream))
-            .await
-            .unwrap()
-            .into_inner();
-        Talk {
-            requests,
-            responses,
-        }
+        let mut client = self.client();
+        Talk::begin(async |requests| client.delta_aggregated_resources(requests).await).await
     }
 }
 
 impl<S, T> Talk<S, T> {
+    async fn begin(
+        call: impl AsyncFnOnce(
+            UnboundedReceiverStream<S>,
+        ) -> Result<Response<Streaming<T>>, tonic::Status>,
+    ) -> Self {
+        let (requests, stream) = mpsc::unbounded_channel();
+        let responses = call(UnboundedReceiverStream::new(stream)).await;
+        Self {
+            requests,
+            responses: responses.unwrap().into_inner(),
+        }
+    }
+
     fn say(&self, request: S) {
         assert!(self.requests.send(request).is_ok(), "the stream is open");
     }
@@ -327,29 +328,17 @@ async fn clusters_and_endpoints_have_services_of_their_own() {
     let store = memory();
     serves(&store, 0, 7000, "").await;
     let running = start(store).await;
-    let channel = || running.channel.clone();
-    let once = |request: DiscoveryRequest| {
-        let (requests, stream) = mpsc::unbounded_channel();
-        requests.send(request).unwrap();
-        (requests, UnboundedReceiverStream::new(stream))
-    };
-
-    let (_open, stream) = once(DiscoveryRequest::default());
-    let mut clusters = ClusterDiscoveryServiceClient::new(channel())
-        .stream_clusters(stream)
-        .await
-        .unwrap()
-        .into_inner();
-    let told = clusters.message().await.unwrap().unwrap();
+    let mut clusters = ClusterDiscoveryServiceClient::new(running.channel.clone());
+    let mut clusters = Talk::begin(async |requests| clusters.stream_clusters(requests).await).await;
+    clusters.say(DiscoveryRequest::default());
+    let told = clusters.hear().await;
     assert_eq!(told.type_url, Kind::Cluster.type_url());
 
-    let (_open, stream) = once(wants(Kind::Endpoints, &["train"]));
-    let mut endpoints = EndpointDiscoveryServiceClient::new(channel())
-        .stream_endpoints(stream)
-        .await
-        .unwrap()
-        .into_inner();
-    let told = endpoints.message().await.unwrap().unwrap();
+    let mut endpoints = EndpointDiscoveryServiceClient::new(running.channel.clone());
+    let mut endpoints =
+        Talk::begin(async |requests| endpoints.stream_endpoints(requests).await).await;
+    endpoints.say(wants(Kind::Endpoints, &["train"]));
+    let told = endpoints.hear().await;
     assert_eq!(ports(&told.resources[0].value), [7000]);
 }
 

@@ -42,13 +42,8 @@ impl Xds {
     /// # Errors
     /// Names the setting, the cause and what to do.
     pub async fn bind(&self) -> anyhow::Result<Option<Listener>> {
-        let Some(text) = &self.listen else {
-            return Ok(None);
-        };
-        let serve = async { Ok(listen::bind(&text.parse()?, self.insecure).await?) };
-        let bound: anyhow::Result<Listener> = serve.await;
-        bound
+        tether_settings::bind_set(self.listen.as_deref(), self.insecure)
+            .await
             .context("xDS cannot be served where `discovery.xds.listen` says")
-            .map(Some)
     }
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, pin::Pin};
 
 use futures::{Stream, StreamExt as _, stream};
 use tether_xds::{
-    Delta, Heard, Kind, Sotw,
+    Delta, Heard, Kind, Part, Sotw,
     wire::envoy::{
         config::core::v3::Node,
         service::{
@@ -29,11 +29,11 @@ pub(crate) struct Xds(Feed);
 type Told<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// One client's stream.
-struct Conversation<S: tether_xds::Stream> {
+struct Conversation<P: Part> {
     feed: Feed,
     news: watch::Receiver<u64>,
-    requests: Streaming<S::Request>,
-    stream: S,
+    requests: Streaming<P::Request>,
+    stream: tether_xds::Stream<P>,
     client: Client,
 }
 
@@ -68,15 +68,15 @@ impl Xds {
         Self(feed)
     }
 
-    fn tell<S>(
+    fn tell<P>(
         &self,
-        stream: S,
-        requests: Request<Streaming<S::Request>>,
-    ) -> Response<Told<S::Response>>
+        stream: tether_xds::Stream<P>,
+        requests: Request<Streaming<P::Request>>,
+    ) -> Response<Told<P::Response>>
     where
-        S: tether_xds::Stream + Send + 'static,
-        S::Request: FromNode + Send + 'static,
-        S::Response: Send + 'static,
+        P: Part + Send + 'static,
+        P::Request: FromNode + Send + 'static,
+        P::Response: Send + 'static,
     {
         let peer = requests.remote_addr();
         let conversation = Conversation {
@@ -100,12 +100,12 @@ impl Xds {
     }
 }
 
-impl<S: tether_xds::Stream> Conversation<S>
+impl<P: Part> Conversation<P>
 where
-    S::Request: FromNode,
+    P::Request: FromNode,
 {
     /// The next response; `None` when either side ends.
-    async fn next(&mut self) -> Option<Result<S::Response, Status>> {
+    async fn next(&mut self) -> Option<Result<P::Response, Status>> {
         loop {
             // Before the table was read, silence has clients go on with what they had.
             if *self.news.borrow_and_update() > 0 {
@@ -119,7 +119,7 @@ where
                     Ok(request) => {
                         let request = request?;
                         self.client.note(request.node());
-                        match self.stream.on_request(request) {
+                        match self.stream.on_request(&request) {
                             Ok(heard) => self.client.log(heard),
                             Err(error) => {
                                 let status = Status::new(Code::ResourceExhausted, error.to_string());
