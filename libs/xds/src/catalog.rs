@@ -1,6 +1,9 @@
 //! What there is: the pools, each as its four resources.
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 use tether_proto::{common::Endpoint, discovery::WatchEndpointsResponse};
@@ -23,6 +26,8 @@ pub enum Balance {
 pub struct Catalog {
     balance: Balance,
     pools: BTreeMap<String, Pool>,
+    /// Pools of which nobody has said yet who serves them.
+    unheard: BTreeSet<String>,
     revision: u64,
 }
 
@@ -36,11 +41,14 @@ struct Pool {
 }
 
 impl Catalog {
-    /// A catalog without pools, which is not to be told before the first [`take`](Self::take).
-    pub fn new(balance: Balance) -> Self {
+    /// A catalog without pools, which is not to be told before the first [`take`](Self::take). The endpoints of
+    /// `unheard` pools are not told before there is one, or [`believe_empty`](Self::believe_empty): a client that knows
+    /// some would give them up for the time it takes to ask a source.
+    pub fn new(balance: Balance, unheard: impl Iterator<Item = String>) -> Self {
         Self {
             balance,
             pools: BTreeMap::new(),
+            unheard: unheard.collect(),
             revision: 0,
         }
     }
@@ -78,6 +86,7 @@ impl Catalog {
             let Some(worker) = &endpoint.worker else {
                 continue;
             };
+            self.unheard.remove(&worker.pool);
             let pool = self.pools.entry(worker.pool.clone()).or_default();
             news |= pool.insert(worker.slot, endpoint);
         }
@@ -99,8 +108,24 @@ impl Catalog {
         news
     }
 
-    /// The resource of this name, if there is one.
+    /// Nobody serves this pool, as those say who know; says whether that is news.
+    pub fn believe_empty(&mut self, pool: &str) -> bool {
+        // Before the first message there is nothing to be told.
+        let news = self.unheard.remove(pool) && self.revision > 0;
+        self.revision += u64::from(news);
+        news
+    }
+
+    /// Whether nothing is to be said of this, not even that there is none.
+    pub(crate) fn withholds(&self, kind: Kind, name: &str) -> bool {
+        kind == Kind::Endpoints && self.unheard.contains(name)
+    }
+
+    /// The resource of this name, if there is one to be told.
     pub(crate) fn get(&self, kind: Kind, name: &str) -> Option<&Resource> {
+        if self.withholds(kind, name) {
+            return None;
+        }
         let pool = self.pools.get(name)?;
         Some(pool.resources[kind.index()].get_or_init(|| match kind {
             Kind::Cluster => describe::cluster(name, self.balance),

@@ -69,7 +69,10 @@ impl crate::stream::Part for Part {
         let news: Vec<_> = there
             .filter(|(name, it)| !is_told(name, Some(it.version)))
             .collect();
-        let is_gone = |name: &&str| catalog.get(kind, name).is_none() && !is_told(name, None);
+        let is_gone = |name: &&str| {
+            let is_there = catalog.get(kind, name).is_some() || catalog.withholds(kind, name);
+            !is_there && !is_told(name, None)
+        };
         let known = self.told.keys().map(String::as_str).filter(is_gone);
         let never = |name: &&str| !self.told.contains_key(*name);
         let never = self.wanted.names().filter(is_gone).filter(never);

@@ -409,7 +409,7 @@ proptest! {
 
     #[test]
     fn both_forms_tell_what_there_is_and_nothing_twice(acts in acts()) {
-        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
+        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default(), std::iter::empty()));
         known(&mut catalog, &mut world, Act::Snapshot);
         let (mut sotw, mut delta) = (Client::<sotw::Part>::new(), Client::<delta::Part>::new());
         for act in acts {
@@ -429,12 +429,12 @@ proptest! {
 
     #[test]
     fn a_catalog_made_of_changes_is_that_of_a_snapshot(acts in acts()) {
-        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
+        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default(), std::iter::empty()));
         known(&mut catalog, &mut world, Act::Snapshot);
         for act in acts {
             known(&mut catalog, &mut world, act);
         }
-        let mut fresh = Catalog::new(Balance::default());
+        let mut fresh = Catalog::new(Balance::default(), std::iter::empty());
         known(&mut fresh, &mut world, Act::Snapshot);
 
         let all = |catalog: &Catalog| -> Vec<(String, Version)> {
@@ -447,7 +447,10 @@ proptest! {
 }
 
 fn world(acts: &[Act]) -> (World, Catalog) {
-    let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
+    let (mut world, mut catalog) = (
+        World::default(),
+        Catalog::new(Balance::default(), std::iter::empty()),
+    );
     for act in [&[Act::Snapshot], acts].concat() {
         known(&mut catalog, &mut world, act);
     }
@@ -627,4 +630,32 @@ fn a_kind_that_there_is_none_of_is_not_answered() {
     let request = DiscoveryRequest::default();
     assert_eq!(clusters.on_request(&request), Ok(Heard::Fine));
     assert_eq!(clusters.next(&catalog).unwrap().resources.len(), 1);
+}
+
+#[test]
+fn a_pool_whose_sources_have_said_nothing_yet_is_not_told_to_be_empty() {
+    let mut catalog = Catalog::new(Balance::default(), ["a".to_owned()].into_iter());
+    let mut world = World::default();
+    world.act(Act::AddPool(0));
+    known(&mut catalog, &mut world, Act::Snapshot);
+    let mut whole = Sotw::new(None);
+    whole
+        .on_request(&sotw(Kind::Endpoints, &["a"], ""))
+        .unwrap();
+    let mut delta = Delta::new(None);
+    let request = DeltaDiscoveryRequest {
+        type_url: Kind::Endpoints.type_url().to_owned(),
+        resource_names_subscribe: vec!["a".to_owned()],
+        initial_resource_versions: [("a".to_owned(), "1".to_owned())].into(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    delta.on_request(&request).unwrap();
+    assert_eq!(whole.next(&catalog), None);
+    assert_eq!(delta.next(&catalog), None);
+
+    assert!(catalog.believe_empty("a"));
+
+    assert_eq!(whole.next(&catalog).unwrap().resources.len(), 1);
+    assert_eq!(delta.next(&catalog).unwrap().resources.len(), 1);
+    assert!(!catalog.believe_empty("a"));
 }

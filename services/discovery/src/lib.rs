@@ -45,7 +45,10 @@ use tether_kit::serve::Server;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Combine, Config, Empty, PoolSource, Unusable, Xds};
@@ -93,7 +96,8 @@ impl Discovery {
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
         let board = Arc::new(Board::new(instance, configured, config));
         let xds = config.xds.listen.as_ref();
-        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, board.ended().clone()));
+        let pools = sources.iter().map(|(pool, ..)| pool.to_string());
+        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, pools, board.ended().clone()));
         Ok(Self {
             board,
             store,
@@ -121,12 +125,13 @@ impl Discovery {
         // However this ends, watchers end with it rather than wait for news that never come.
         let _ended = self.board.ended().clone().drop_guard();
         let mut parts = JoinSet::new();
+        let (empty, believed_empty) = mpsc::unbounded_channel();
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
-            parts.spawn(sources::feed(board, pool, terms, watches));
+            parts.spawn(sources::feed(board, pool, terms, watches, empty.clone()));
         }
         if let Some(feed) = self.xds {
-            parts.spawn(feed.follow(Arc::clone(&self.board)));
+            parts.spawn(feed.follow(Arc::clone(&self.board), believed_empty));
         }
         parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
         tokio::select! {

@@ -6,6 +6,7 @@ use futures::{StreamExt as _, stream};
 use tether_clock::{BootClock, Clock as _};
 use tether_discovery_backends::{Answer, Watch};
 use tether_types::PoolName;
+use tokio::sync::mpsc;
 
 use crate::{
     board::Board,
@@ -14,12 +15,15 @@ use crate::{
     sourced::{Change, Sourced},
 };
 
-/// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
+/// Never ends: a source that fails is asked again by its backend, and what it said last stays true. Whether a pool is
+/// empty because nobody was heard yet or by the word of its sources cannot be seen in the table: `empty` hears of the
+/// second.
 pub(crate) async fn feed(
     board: Arc<Board>,
     pool: PoolName,
     terms: PoolSource,
     watches: Vec<Watch>,
+    empty: mpsc::UnboundedSender<PoolName>,
 ) {
     let mut sourced = Sourced::new(&terms);
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
@@ -27,6 +31,7 @@ pub(crate) async fn feed(
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
+    let mut empty = Some(empty);
     loop {
         let due = async {
             match sourced.next_deadline() {
@@ -41,6 +46,7 @@ pub(crate) async fn feed(
                     return std::future::pending().await;
                 };
                 known[index].note(&pool, &names[index], &word);
+                let answers = word.is_ok();
                 let change = sourced.on_word(index, word, BootClock.now());
                 if let Change::Held(count) = change {
                     tracing::warn!(%pool, source = names[index], count, hold = ?terms.hold, "A source lost most of its endpoints at once, they are held");
@@ -48,6 +54,10 @@ pub(crate) async fn feed(
                 board.failing(&pool, sourced.failing());
                 if change != Change::None {
                     publish(&board, &pool, &sourced);
+                }
+                if answers && let Some(empty) = empty.take_if(|_| sourced.members().is_empty()) {
+                    // Nobody has to listen.
+                    let _ = empty.send(pool.clone());
                 }
             }
             () = due => {

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::UdpSocket, sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tempfile::TempDir;
-use tether_discovery::{Config, Discovery, Xds};
+use tether_discovery::{Config, Discovery, PoolSource, Xds};
 use tether_kit::channel;
 use tether_proto::common::{Endpoint, WorkerRef};
 use tether_store::{MemoryStore, Store, Txn, keys};
@@ -44,6 +44,10 @@ struct Running {
 }
 
 async fn start(store: Arc<dyn Store>) -> Running {
+    start_with(store, BTreeMap::new()).await
+}
+
+async fn start_with(store: Arc<dyn Store>, pools: BTreeMap<String, PoolSource>) -> Running {
     let directory = tempfile::tempdir().unwrap();
     let address = Address::Unix(directory.path().join("xds.sock"));
     let config = Config {
@@ -51,6 +55,7 @@ async fn start(store: Arc<dyn Store>) -> Running {
             listen: Some(address.to_string()),
             ..Xds::default()
         },
+        pools,
         ..Config::default()
     };
     let listener = config.xds.bind().await.unwrap().unwrap();
@@ -265,6 +270,33 @@ async fn one_that_comes_back_to_a_discovery_that_was_restarted_is_told_only_what
     let told = talk.hear().await;
     let resource = told.resources[0].resource.as_ref().unwrap();
     assert_eq!(ports(&resource.value), [7001]);
+}
+
+#[tokio::test]
+async fn a_pool_is_not_told_to_be_empty_before_its_source_has_answered() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let source = |source: String| PoolSource {
+        source,
+        ..PoolSource::default()
+    };
+    let silent_one = source(format!(
+        "dns://{}/workers.example:7000",
+        silent.local_addr().unwrap()
+    ));
+    let fixed = source("static://127.0.0.1:7001".to_owned());
+    let pools = [
+        ("silent".to_owned(), silent_one),
+        ("fixed".to_owned(), fixed),
+    ];
+    let running = start_with(memory(), pools.into()).await;
+    let mut talk = running.sotw().await;
+
+    talk.say(wants(Kind::Endpoints, &["silent", "fixed"]));
+    let told = talk.hear().await;
+    let told: Vec<_> = told.resources.iter().map(|it| ports(&it.value)).collect();
+    assert_eq!(told, [[7001]]);
+    talk.say(wants(Kind::Cluster, &[]));
+    assert_eq!(talk.hear().await.resources.len(), 2, "both are there");
 }
 
 #[tokio::test]

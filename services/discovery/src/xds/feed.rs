@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tether_types::PoolName;
 use tether_xds::{Balance, Catalog};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Watcher};
@@ -18,9 +19,14 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(balance: Balance, ended: CancellationToken) -> Self {
+    /// Of `unheard` pools nobody knows yet who serves them.
+    pub(crate) fn new(
+        balance: Balance,
+        unheard: impl Iterator<Item = String>,
+        ended: CancellationToken,
+    ) -> Self {
         Self {
-            catalog: Arc::new(Mutex::new(Catalog::new(balance))),
+            catalog: Arc::new(Mutex::new(Catalog::new(balance, unheard))),
             news: watch::Sender::new(0),
             ended,
         }
@@ -38,19 +44,37 @@ impl Feed {
         &self.ended
     }
 
-    /// Follows the table until the service ends.
-    pub(crate) async fn follow(self, board: Arc<Board>) {
+    /// Follows the table until the service ends; `believed_empty` tells of pools that nobody serves, as their sources
+    /// say.
+    pub(crate) async fn follow(
+        self,
+        board: Arc<Board>,
+        mut believed_empty: mpsc::UnboundedReceiver<PoolName>,
+    ) {
         let mut watcher = Watcher::new(board, None, ("", 0));
-        while let Some(message) = watcher.next().await {
-            // That the store was never read yet is an answer for those who wait for one. Clients of xDS wait.
-            let Ok(message) = message else { continue };
-            let mut catalog = self.catalog();
-            let news = catalog.take(message);
-            let revision = catalog.revision();
-            drop(catalog);
-            if news {
-                self.news.send_replace(revision);
+        loop {
+            tokio::select! {
+                message = watcher.next() => match message {
+                    Some(Ok(message)) => self.change(|catalog| catalog.take(message)),
+                    // The store was never read yet, which is an answer for those who wait for one. Clients of xDS wait.
+                    Some(Err(_)) => {}
+                    None => return,
+                },
+                Some(pool) = believed_empty.recv() => {
+                    self.change(|catalog| catalog.believe_empty(pool.as_str()));
+                }
             }
+        }
+    }
+
+    /// Changes the catalog, and wakes the streams if that is news.
+    fn change(&self, change: impl FnOnce(&mut Catalog) -> bool) {
+        let mut catalog = self.catalog();
+        let news = change(&mut catalog);
+        let revision = catalog.revision();
+        drop(catalog);
+        if news {
+            self.news.send_replace(revision);
         }
     }
 }
