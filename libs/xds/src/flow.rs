@@ -2,6 +2,11 @@
 
 use crate::wire::google::rpc::Status;
 
+/// What is kept of a text that a client may make as long as it likes (X6).
+pub(crate) fn short(text: &str) -> String {
+    text.chars().take(512).collect()
+}
+
 /// What a request says of the response it answers.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -44,7 +49,7 @@ impl Flow {
         }
         self.under_way = false;
         match error {
-            Some(error) => Answer::Refused(error.message.clone()),
+            Some(error) => Answer::Refused(short(&error.message)),
             None => Answer::Taken,
         }
     }

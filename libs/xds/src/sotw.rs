@@ -88,7 +88,8 @@ impl crate::stream::Part for Part {
         let is_news = |(name, it): &(&&str, &&Resource)| before.get(**name) != Some(&it.version);
         let is_whole = kind.is_whole();
         let gone = before.keys().any(|name| !there.contains_key(name.as_str()));
-        if !due && !there.iter().any(|it| is_news(&it)) && !(is_whole && gone) {
+        let changed = is_whole && gone || there.iter().any(|it| is_news(&it));
+        if !(due || changed) {
             return None;
         }
         let resources = there.iter().filter(|it| is_whole || is_news(it));

@@ -1,6 +1,10 @@
 //! A stream of either form: a part for each kind of resource, and the order in which they speak.
 
-use crate::{Catalog, Kind, flow::Answer, wanted::TooManyNames};
+use crate::{
+    Catalog, Kind,
+    flow::{Answer, short},
+    wanted::TooManyNames,
+};
 
 /// What was heard in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +82,7 @@ impl<P: Part> Stream<P> {
     pub fn on_request(&mut self, request: &P::Request) -> Result<Heard, TooManyNames> {
         let type_url = P::type_url(request);
         let Some(kind) = self.kind_of(type_url) else {
-            let type_url = type_url.to_owned();
+            let type_url = short(type_url);
             return Ok(Heard::Unknown { type_url });
         };
         Ok(match self.part(kind).on_request(kind, request)? {
