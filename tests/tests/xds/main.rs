@@ -37,15 +37,42 @@ async fn run(cluster: &Cluster, args: &[&str]) {
     assert_eq!(ran.code, Some(0), "{}", ran.err);
 }
 
+/// A gRPC client that asks discovery itself.
+fn without_a_proxy(xds: SocketAddr) -> Caller {
+    let bootstrap = format!(
+        r#"{{"xds_servers": [{{"server_uri": "{xds}", "channel_creds": [{{"type": "insecure"}}], "server_features": ["xds_v3"]}}], "node": {{"id": "caller"}}}}"#
+    );
+    Caller::start("xds:///who", &[("GRPC_XDS_BOOTSTRAP_CONFIG", &bootstrap)])
+}
+
+#[tokio::test]
+async fn what_a_grpc_client_refuses_is_logged_once_and_not_told_again() {
+    let (cluster, xds) = start("least_request").await;
+    pool(&cluster, 1, 0).await;
+    let mut caller = without_a_proxy(xds);
+
+    caller.hears(&["UNAVAILABLE"]).await;
+    // Its endpoints change, and the cluster that it cannot use does not.
+    run(&cluster, &["pool", "drain", "who"]).await;
+    caller.hears(&["UNAVAILABLE"]).await;
+
+    let log = cluster.log();
+    let refusals: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("refuses"))
+        .collect();
+    assert_eq!(refusals.len(), 1, "{refusals:?}");
+    for said in ["LB policy is not supported", "caller", "127.0.0.1"] {
+        assert!(refusals[0].contains(said), "{refusals:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_grpc_client_without_a_proxy_finds_a_pool_and_follows_it() {
     let (cluster, xds) = start("round_robin").await;
     // The third is ready, and told as draining.
     pool(&cluster, 2, 1).await;
-    let bootstrap = format!(
-        r#"{{"xds_servers": [{{"server_uri": "{xds}", "channel_creds": [{{"type": "insecure"}}], "server_features": ["xds_v3"]}}], "node": {{"id": "caller"}}}}"#
-    );
-    let mut caller = Caller::start("xds:///who", &[("GRPC_XDS_BOOTSTRAP_CONFIG", &bootstrap)]);
+    let mut caller = without_a_proxy(xds);
 
     caller.hears(&["0", "1"]).await;
     let refusals = caller.refusals();

@@ -1,8 +1,9 @@
 //! Streams as the transport pulls them: requests in, and what there is to be told out.
 
-use std::{net::SocketAddr, pin::Pin};
+use std::pin::Pin;
 
 use futures::{Stream, StreamExt as _, stream};
+use tether_kit::listen::Peer;
 use tether_xds::{
     Delta, Heard, Kind, Part, Sotw,
     wire::envoy::{
@@ -40,7 +41,7 @@ struct Conversation<P: Part> {
 /// Who it is, for the log.
 #[derive(Debug, Default)]
 struct Client {
-    peer: Option<SocketAddr>,
+    peer: Option<Peer>,
     node: String,
     /// What it last said that it does not take, which is not logged again.
     refused: Option<Heard>,
@@ -78,7 +79,7 @@ impl Xds {
         P::Request: FromNode + Send + 'static,
         P::Response: Send + 'static,
     {
-        let peer = requests.remote_addr();
+        let peer = requests.extensions().get().cloned();
         let conversation = Conversation {
             feed: self.0.clone(),
             news: self.0.news(),
