@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use caller::Caller;
 use envoy::{Envoy, Form};
-use tether_tests::{Cluster, Setup};
+use tether_tests::{Cluster, Setup, eventually};
 
 /// A cluster, and where it serves xDS: at a port that was free a moment ago.
 async fn start(balance: &str) -> (Cluster, SocketAddr) {
@@ -52,6 +52,10 @@ async fn what_a_grpc_client_refuses_is_logged_once_and_not_told_again() {
     let mut caller = without_a_proxy(xds);
 
     caller.hears(&["UNAVAILABLE"]).await;
+    eventually("the refusal is logged", async || {
+        cluster.log().contains("refuses").then_some(())
+    })
+    .await;
     // Its endpoints change, and the cluster that it cannot use does not.
     run(&cluster, &["pool", "drain", "who"]).await;
     caller.hears(&["UNAVAILABLE"]).await;
