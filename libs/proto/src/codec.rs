@@ -14,9 +14,9 @@ const BUFFER: usize = 1 << 8;
 /// Bytes that an encoder collects before it lets others run, as tonic has it.
 const YIELD: usize = 32 << 10;
 
-/// The codec of our services.
+/// The codec of our services: first buffers of 1 KiB.
 #[derive(Debug, Clone)]
-pub(crate) struct SmallCodec<T, U>(PhantomData<(T, U)>);
+pub struct SmallCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for SmallCodec<T, U> {
     fn default() -> Self {

@@ -52,6 +52,7 @@ mod convert;
 mod failure;
 mod shard;
 
+pub use codec::SmallCodec;
 pub use convert::Malformed;
 pub use failure::{Failure, NotLeader, reason_of};
 pub use generated::{

@@ -15,7 +15,7 @@ mod template;
 pub use check::{At, Check, Wrong};
 pub use forked::{FORKSERVER_POOL, ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
-pub use net::{Connect, Listen, Place, Whereabouts, check_whereabouts};
+pub use net::{Connect, Listen, Place, Whereabouts, bind_set, check_whereabouts};
 pub use placement::{OnChange, Placement, Preference, Rollout};
 pub use pool::{Policy, Pool, PoolFile};
 pub use process::{

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tether_kit::listen::{self, Listener};
 use tether_types::Address;
 
-use crate::{At as _, Wrong};
+use crate::{At as _, Wrong, bind_set};
 
 /// What can be set under `[metrics]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -37,13 +37,8 @@ impl Metrics {
     /// # Errors
     /// Names the setting, the cause and what to do.
     pub async fn bind(&self) -> anyhow::Result<Option<Listener>> {
-        let Some(text) = &self.listen else {
-            return Ok(None);
-        };
-        let serve = async { Ok(listen::bind(&text.parse()?, self.insecure).await?) };
-        let bound: anyhow::Result<Listener> = serve.await;
-        bound
+        bind_set(self.listen.as_deref(), self.insecure)
+            .await
             .context("metrics cannot be served where `metrics.listen` says")
-            .map(Some)
     }
 }

@@ -144,6 +144,17 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
     Ok(())
 }
 
+/// Listens at the address of a setting, where there is one.
+///
+/// # Errors
+/// Names the address, the cause and what to do.
+pub async fn bind_set(address: Option<&str>, insecure: bool) -> anyhow::Result<Option<Listener>> {
+    match address {
+        Some(text) => Ok(Some(listen::bind(&text.parse()?, insecure).await?)),
+        None => Ok(None),
+    }
+}
+
 /// Where everything is, resolved.
 #[derive(Debug, Clone)]
 pub struct Whereabouts {

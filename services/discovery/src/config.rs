@@ -1,5 +1,7 @@
 //! The part of the configuration that discovery owns: `[discovery]`.
 
+mod xds;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,8 @@ use tether_kit::config::dotted;
 use tether_types::PoolName;
 
 use crate::dns_out::DnsOut;
+
+pub use xds::Xds;
 
 /// `[discovery]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,6 +26,8 @@ pub struct Config {
     pub dns: DnsOut,
     /// Pools that no agent runs, by name.
     pub pools: BTreeMap<String, PoolSource>,
+    /// The same endpoints for Envoy and for gRPC clients without a proxy.
+    pub xds: Xds,
 }
 
 impl Default for Config {
@@ -31,6 +37,7 @@ impl Default for Config {
             sign_of_life: Duration::from_secs(5),
             dns: DnsOut::default(),
             pools: BTreeMap::new(),
+            xds: Xds::default(),
         }
     }
 }
@@ -70,7 +77,7 @@ impl Config {
                 return Err(Unusable { key, why });
             }
         }
-        Ok(())
+        self.xds.check()
     }
 }
 

@@ -9,6 +9,7 @@
 //!                                    +--> table + ring of changes <--pull-- watchers (gRPC)
 //! static://, dns://, ... -> sourced -+                         ^
 //!                                                              +-- DNS, for whoever asks
+//!                                                              +-- catalog <--pull-- Envoy, gRPC clients (xDS)
 //! ```
 //!
 //! # Invariants
@@ -35,6 +36,7 @@ mod rpc;
 mod sourced;
 mod sources;
 mod table;
+mod xds;
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -43,13 +45,17 @@ use std::{
 
 use board::Board;
 use tether_discovery_backends as backends;
+use tether_kit::serve::Server;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable};
+pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable, Xds};
 pub use dns_out::{DnsOut, DnsPorts};
 pub use rpc::Rpc;
 
@@ -76,6 +82,7 @@ pub struct Discovery {
     store: Arc<dyn Store>,
     sources: Vec<(PoolName, PoolSource, Vec<backends::Watch>)>,
     dns: Option<DnsPorts>,
+    xds: Option<xds::Feed>,
 }
 
 impl Discovery {
@@ -93,11 +100,16 @@ impl Discovery {
         let configured = sources.iter().map(|(pool, ..)| pool.clone()).collect();
         // The hasher's keys are random and fresh, which is all an instance needs to be.
         let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let board = Arc::new(Board::new(instance, configured, config));
+        let xds = config.xds.listen.as_ref();
+        let pools = sources.iter().map(|(pool, ..)| pool.to_string());
+        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, pools, board.ended().clone()));
         Ok(Self {
-            board: Arc::new(Board::new(instance, configured, config)),
+            board,
             store,
             sources,
             dns: None,
+            xds,
         })
     }
 
@@ -112,6 +124,11 @@ impl Discovery {
             .max_decoding_message_size(tether_kit::serve::MESSAGE_LIMIT)
     }
 
+    /// The server of xDS, where it is to be served.
+    pub fn xds(&self) -> Option<Server> {
+        self.xds.as_ref().map(xds::server)
+    }
+
     /// Follows store and sources until `stop` is cancelled, then ends every watch.
     ///
     /// # Errors
@@ -120,9 +137,13 @@ impl Discovery {
         // However this ends, watchers end with it rather than wait for news that never come.
         let _ended = self.board.ended().clone().drop_guard();
         let mut parts = JoinSet::new();
+        let (empty, believed_empty) = mpsc::unbounded_channel();
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
-            parts.spawn(sources::feed(board, pool, terms, watches));
+            parts.spawn(sources::feed(board, pool, terms, watches, empty.clone()));
+        }
+        if let Some(feed) = self.xds {
+            parts.spawn(feed.follow(Arc::clone(&self.board), believed_empty));
         }
         if let Some(ports) = self.dns {
             parts.spawn(dns_out::serve(Arc::clone(&self.board), ports));

@@ -60,11 +60,15 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Discovery).await?;
     let dns = settings.discovery.dns.bind().await?;
+    let xds_at = settings.discovery.xds.bind().await?;
     let mut discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;
     discovery.answer_dns(dns);
     let mut serving = JoinSet::new();
     for listener in listeners {
         let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+        serving.spawn(server.serve(listener, stop.clone(), DRAIN));
+    }
+    if let Some((listener, server)) = xds_at.zip(discovery.xds()) {
         serving.spawn(server.serve(listener, stop.clone(), DRAIN));
     }
     tracing::info!(store = url, "Discovery serves");

@@ -6,6 +6,7 @@ use futures::{StreamExt as _, stream};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_discovery_backends::{Answer as Backend, Watch};
 use tether_types::{Address, PoolName};
+use tokio::sync::mpsc;
 
 use crate::{
     board::Board,
@@ -19,19 +20,22 @@ use crate::{
 /// Watchers wait no longer than this for the first word of a pool's sources: it would keep them from all other pools.
 const FIRST_WORD: Duration = Duration::from_secs(3);
 
-/// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
+/// Never ends: a source that fails is asked again by its backend, and what it said last stays true. Whether a pool is
+/// empty because nobody was heard yet or by the word of its sources cannot be seen in the table: `empty` hears of the
+/// second.
 pub(crate) async fn feed(
     board: Arc<Board>,
     pool: PoolName,
     terms: PoolSource,
     watches: Vec<Watch>,
+    empty: mpsc::UnboundedSender<PoolName>,
 ) {
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
     let mut known = vec![Known::default(); names.len()];
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
-    let mut feeding = Feeding::new(board, pool, terms);
+    let mut feeding = Feeding::new(board, pool, terms, empty);
     let patience = tokio::time::sleep(FIRST_WORD);
     tokio::pin!(patience);
     loop {
@@ -84,10 +88,17 @@ struct Feeding {
     checks: Option<Checks>,
     /// Whether watchers wait for it no more.
     spoke: bool,
+    /// Hears once that nobody serves by the word of its sources.
+    empty: Option<mpsc::UnboundedSender<PoolName>>,
 }
 
 impl Feeding {
-    fn new(board: Arc<Board>, pool: PoolName, terms: PoolSource) -> Self {
+    fn new(
+        board: Arc<Board>,
+        pool: PoolName,
+        terms: PoolSource,
+        empty: mpsc::UnboundedSender<PoolName>,
+    ) -> Self {
         let checks = terms.health.as_ref().map(|health| Checks {
             checker: Checker::new(health.clone()),
             verdicts: Verdicts::new(health),
@@ -99,6 +110,7 @@ impl Feeding {
             terms,
             checks,
             spoke: false,
+            empty: Some(empty),
         }
     }
 
@@ -122,6 +134,11 @@ impl Feeding {
         } else if failed || self.sourced.is_heard() {
             // Nobody, or nothing to be known for now: that is what there is to say.
             self.speak();
+        }
+        let is_empty = !failed && self.sourced.members().is_empty();
+        if let Some(empty) = self.empty.take_if(|_| is_empty) {
+            // Nobody has to listen.
+            let _ = empty.send(self.pool.clone());
         }
     }
 

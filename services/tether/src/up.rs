@@ -37,6 +37,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let dns_at = settings.discovery.dns.bind().await?;
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
+    let xds_at = settings.discovery.xds.bind().await?;
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
 
@@ -76,6 +77,12 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
         serving.spawn(essential(
             "discovery",
+            server.serve(listener, last.clone(), drain),
+        ));
+    }
+    if let Some((listener, server)) = xds_at.zip(discovery.xds()) {
+        serving.spawn(essential(
+            "xDS server",
             server.serve(listener, last.clone(), drain),
         ));
     }

@@ -67,6 +67,14 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         "Python environment",
         workspace.program("tools/python-env.sh"),
     );
+    let mut envoy = workspace.program("tools/python-env.sh");
+    envoy.arg("envoy");
+    if !workspace.runs(envoy) {
+        report.skip(
+            "xDS with Envoy",
+            "`tools/python-env.sh envoy` cannot install it, and says why",
+        );
+    }
     provide_programs(workspace, report);
 }
 
