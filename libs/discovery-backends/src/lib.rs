@@ -13,6 +13,8 @@
 
 mod answer;
 mod dns;
+mod entry;
+mod file;
 mod fixed;
 mod options;
 
@@ -45,7 +47,7 @@ pub trait Backend: fmt::Debug + Sync {
 }
 
 /// Every kind of source, in the order the documentation lists them.
-pub static ALL: &[&dyn Backend] = &[&fixed::Fixed, &dns::Dns];
+pub static ALL: &[&dyn Backend] = &[&fixed::Fixed, &file::FromFile, &dns::Dns];
 
 /// Why a text is not a source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
