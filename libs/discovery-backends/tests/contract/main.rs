@@ -10,11 +10,19 @@ use tether_types::Address;
 
 #[macro_use]
 mod ground;
+mod consul_index;
+mod consul_server;
 mod dns_server;
+mod etcd_keys;
 mod files;
 mod grounds;
+#[cfg(feature = "kubernetes")]
+mod kubernetes_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes_watch;
 mod rules;
 mod sockets;
+mod stand;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

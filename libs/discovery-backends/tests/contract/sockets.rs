@@ -1,27 +1,57 @@
 //! Sockets of this machine, as the kernel lists them.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, net::SocketAddr};
 
-/// How many sockets are connected to this port, and not closed by their owner.
-pub(crate) fn connected_to(port: u16) -> usize {
-    // Being set up, or set up; what comes later is the kernel's own.
-    let open = |state: &str| ["01", "02", "07"].contains(&state);
-    count(|_, remote, state| remote.ends_with(&format!(":{port:04X}")) && open(state))
+/// One line of the kernel's list.
+struct Socket {
+    local: String,
+    remote: String,
+    state: String,
+    inode: String,
 }
 
-/// Whether somebody waits for datagrams at this port.
-pub(crate) fn receives(port: u16) -> bool {
-    count(|local, _, state| local.ends_with(&format!(":{port:04X}")) && state == "07") > 0
+/// How many sockets of this process are connected to that address, and not closed by it.
+pub(crate) fn connected_to(address: SocketAddr) -> usize {
+    let fds = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+    let own: BTreeSet<String> = links.map(|link| link.display().to_string()).collect();
+    let remote = written(address);
+    let such = all().into_iter().filter(|socket| socket.remote == remote);
+    such.filter(|socket| own.contains(&format!("socket:[{}]", socket.inode)))
+        .count()
 }
 
-/// How many sockets have such a local address, remote address and state.
-fn count(such: impl Fn(&str, &str, &str) -> bool) -> usize {
-    let kinds = ["tcp", "tcp6", "udp", "udp6"].map(|kind| format!("/proc/net/{kind}"));
-    let lists = kinds.map(|list| fs::read_to_string(list).unwrap_or_default());
+/// Whether somebody waits for datagrams there.
+pub(crate) fn receives(address: SocketAddr) -> bool {
+    let local = written(address);
+    all()
+        .iter()
+        .any(|socket| socket.local == local && socket.state == "07")
+}
+
+/// As the kernel writes it.
+fn written(address: SocketAddr) -> String {
+    let SocketAddr::V4(v4) = address else {
+        panic!("tests use IPv4");
+    };
+    format!(
+        "{:08X}:{:04X}",
+        u32::from_le_bytes(v4.ip().octets()),
+        v4.port()
+    )
+}
+
+fn all() -> Vec<Socket> {
+    let lists = ["/proc/net/tcp", "/proc/net/udp"].map(|list| fs::read_to_string(list).unwrap());
     let lines = lists.iter().flat_map(|list| list.lines().skip(1));
-    let such = lines.filter(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        matches!(words[..], [_, local, remote, state, ..] if such(local, remote, state))
+    let sockets = lines.filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1).map(str::to_owned);
+        Some(Socket {
+            local: words.next()?,
+            remote: words.next()?,
+            state: words.next()?,
+            inode: words.nth(5)?,
+        })
     });
-    such.count()
+    sockets.collect()
 }

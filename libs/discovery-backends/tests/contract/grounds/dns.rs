@@ -1,6 +1,6 @@
 //! A name on a real DNS server.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 
@@ -13,9 +13,13 @@ use crate::{
 pub(crate) struct Name(Dns);
 
 impl Name {
+    fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.0.port).into()
+    }
+
     /// Waits until it can be told of a change: before, that would end it.
     async fn starts(&self) {
-        while !sockets::receives(self.0.port) {
+        while !sockets::receives(self.address()) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -70,6 +74,6 @@ impl Ground for Name {
     }
 
     fn held(&self) -> usize {
-        sockets::connected_to(self.0.port)
+        sockets::connected_to(self.address())
     }
 }
