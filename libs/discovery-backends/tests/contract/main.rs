@@ -13,9 +13,11 @@ mod ground;
 mod consul_index;
 mod consul_server;
 mod dns_server;
+mod etcd_cluster;
 mod etcd_keys;
 mod files;
 mod grounds;
+mod hosts;
 #[cfg(feature = "kubernetes")]
 mod kubernetes_server;
 #[cfg(feature = "kubernetes")]
