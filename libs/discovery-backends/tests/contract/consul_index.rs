@@ -122,7 +122,7 @@ async fn what_a_token_may_not_see_and_what_is_not_consul_is_an_error_that_says_s
     consul.ask_for_token("geheim");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
-    let url = format!("consul://{}/web", consul.address());
+    let url = format!("consul://{}/web", consul.0.address());
     let with = format!("{url}?token_file={}", file.display());
 
     let error = fails(&mut open(&url).unwrap(), &set(&[])).await;

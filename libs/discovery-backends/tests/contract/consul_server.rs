@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ pub(crate) struct Instance {
 }
 
 #[derive(Debug, Default)]
-struct Catalog {
+pub(crate) struct Catalog {
     index: u64,
     /// By service: its instances by ID, and the index of the last change.
     services: BTreeMap<String, (BTreeMap<String, Instance>, u64)>,
@@ -45,112 +46,67 @@ struct Catalog {
     asked: Vec<String>,
 }
 
-pub(crate) struct Consul {
-    stand: Stand,
-    catalog: Arc<Mutex<Catalog>>,
-    changed: watch::Sender<()>,
-}
+pub(crate) struct Consul(pub(crate) Stand<Catalog>);
 
 impl Consul {
     pub(crate) async fn start() -> Self {
-        let catalog = Arc::new(Mutex::new(Catalog {
+        let catalog = Catalog {
             index: 10,
             ..Catalog::default()
-        }));
-        let changed = watch::Sender::new(());
-        let stand = Stand::start(service(Arc::clone(&catalog), changed.clone())).await;
-        Self {
-            stand,
-            catalog,
-            changed,
-        }
-    }
-
-    pub(crate) fn address(&self) -> std::net::SocketAddr {
-        self.stand.address
+        };
+        let answers = |request, catalog, changed| answer(request, catalog, changed).boxed();
+        Self(Stand::start(catalog, answers).await)
     }
 
     /// Changes the instances of a service, in one commit. Each gets the index at which it came to be.
     pub(crate) fn register(&self, service: &str, instances: Vec<(String, Instance)>) {
-        let mut catalog = self.catalog.lock().unwrap();
-        catalog.index += 1;
-        let index = catalog.index;
-        let (known, last) = catalog.services.entry(service.to_owned()).or_default();
-        *last = index;
-        let before = std::mem::take(known);
-        for (id, mut instance) in instances {
-            let since = match before.get(&id) {
-                Some(before) => before.entry["Service"]["CreateIndex"].clone(),
-                None => json!(index),
-            };
-            if let Some(service) = instance
-                .entry
-                .get_mut("Service")
-                .and_then(Value::as_object_mut)
-            {
-                service.insert("CreateIndex".to_owned(), since);
+        self.0.change(|catalog| {
+            catalog.index += 1;
+            let index = catalog.index;
+            let (known, last) = catalog.services.entry(service.to_owned()).or_default();
+            *last = index;
+            let before = std::mem::take(known);
+            for (id, mut instance) in instances {
+                let since = match before.get(&id) {
+                    Some(before) => before.entry["Service"]["CreateIndex"].clone(),
+                    None => json!(index),
+                };
+                instance.entry["Service"]["CreateIndex"] = since;
+                known.insert(id, instance);
             }
-            known.insert(id, instance);
-        }
-        drop(catalog);
-        self.changed.send_replace(());
-    }
-
-    pub(crate) async fn away(&mut self) {
-        self.stand.away().await;
-    }
-
-    pub(crate) async fn back(&mut self) {
-        let service = service(Arc::clone(&self.catalog), self.changed.clone());
-        self.stand.back(service).await;
+        });
     }
 
     /// As one does that was restored from nothing: all is registered again, and the index is low.
     pub(crate) fn begin_anew(&self) {
-        let mut catalog = self.catalog.lock().unwrap();
-        catalog.index = 3;
-        for (_, last) in catalog.services.values_mut() {
-            *last = 3;
-        }
-        drop(catalog);
-        self.changed.send_replace(());
+        self.0.change(|catalog| {
+            catalog.index = 3;
+            for (_, last) in catalog.services.values_mut() {
+                *last = 3;
+            }
+        });
     }
 
     pub(crate) fn ask_for_token(&self, token: &str) {
-        self.catalog.lock().unwrap().token = Some(token.to_owned());
+        self.0
+            .change(|catalog| catalog.token = Some(token.to_owned()));
     }
 
     /// Answers so, whatever is asked; `None` ends that.
     pub(crate) fn break_with(&self, answer: Option<(u16, &str)>) {
         let answer =
             answer.map(|(status, body)| (StatusCode::from_u16(status).unwrap(), body.to_owned()));
-        self.catalog.lock().unwrap().broken = answer;
-        self.changed.send_replace(());
+        self.0.change(|catalog| catalog.broken = answer);
     }
 
     /// Claims that its index is this one.
     pub(crate) fn claim(&self, index: u64) {
-        self.catalog.lock().unwrap().claims = Some(index);
-        self.changed.send_replace(());
+        self.0.change(|catalog| catalog.claims = Some(index));
     }
 
     /// What was asked since the last call.
     pub(crate) fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.catalog.lock().unwrap().asked)
-    }
-}
-
-fn service(
-    catalog: Arc<Mutex<Catalog>>,
-    changed: watch::Sender<()>,
-) -> impl Fn(Request<Incoming>) -> futures::future::BoxFuture<'static, Response<Body>>
-+ Clone
-+ Send
-+ Sync
-+ 'static {
-    move |request| {
-        let (catalog, changed) = (Arc::clone(&catalog), changed.subscribe());
-        Box::pin(answer(request, catalog, changed))
+        self.0.change(|catalog| std::mem::take(&mut catalog.asked))
     }
 }
 

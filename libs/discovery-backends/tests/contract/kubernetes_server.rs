@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use http::{Request, Response, StatusCode};
 use hyper::body::{Bytes, Frame, Incoming};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ use crate::stand::{Body, Stand, whole};
 const PATH: &str = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices";
 
 #[derive(Debug, Default)]
-struct Objects {
+pub(crate) struct Objects {
     version: u64,
     now: BTreeMap<String, Value>,
     /// Every change that is not forgotten, with its version.
@@ -39,99 +39,58 @@ struct Objects {
     late: bool,
 }
 
-pub(crate) struct ApiServer {
-    stand: Stand,
-    objects: Arc<Mutex<Objects>>,
-    changed: watch::Sender<()>,
-}
+pub(crate) struct ApiServer(pub(crate) Stand<Objects>);
 
 impl ApiServer {
     pub(crate) async fn start() -> Self {
-        let objects = Arc::new(Mutex::new(Objects {
+        let objects = Objects {
             version: 100,
             ..Objects::default()
-        }));
-        let changed = watch::Sender::new(());
-        let stand = Stand::start(service(Arc::clone(&objects), changed.clone())).await;
-        Self {
-            stand,
-            objects,
-            changed,
-        }
-    }
-
-    pub(crate) fn address(&self) -> std::net::SocketAddr {
-        self.stand.address
-    }
-
-    pub(crate) async fn away(&mut self) {
-        self.stand.away().await;
-    }
-
-    pub(crate) async fn back(&mut self) {
-        let service = service(Arc::clone(&self.objects), self.changed.clone());
-        self.stand.back(service).await;
+        };
+        let answers =
+            |request, objects, changed| async move { answer(&request, objects, changed) }.boxed();
+        Self(Stand::start(objects, answers).await)
     }
 
     /// Makes or changes a slice of a service.
     pub(crate) fn apply(&self, name: &str, service: &str, mut slice: Value) {
-        let mut objects = self.objects.lock().unwrap();
-        objects.version += 1;
-        let version = objects.version;
-        slice["metadata"] = json!({
-            "name": name, "namespace": "shop", "resourceVersion": version.to_string(),
-            "labels": {"kubernetes.io/service-name": service},
+        self.0.change(|objects| {
+            objects.version += 1;
+            slice["metadata"] = json!({
+                "name": name, "namespace": "shop",
+                "resourceVersion": objects.version.to_string(),
+                "labels": {"kubernetes.io/service-name": service},
+            });
+            let kind = match objects.now.insert(name.to_owned(), slice.clone()) {
+                Some(_) => "MODIFIED",
+                None => "ADDED",
+            };
+            objects.history.push((objects.version, kind, slice));
         });
-        let kind = match objects.now.insert(name.to_owned(), slice.clone()) {
-            Some(_) => "MODIFIED",
-            None => "ADDED",
-        };
-        objects.history.push((version, kind, slice));
-        drop(objects);
-        self.changed.send_replace(());
     }
 
     pub(crate) fn delete(&self, name: &str) {
-        let mut objects = self.objects.lock().unwrap();
-        let Some(mut slice) = objects.now.remove(name) else {
-            return;
-        };
-        objects.version += 1;
-        let version = objects.version;
-        slice["metadata"]["resourceVersion"] = json!(version.to_string());
-        objects.history.push((version, "DELETED", slice));
-        drop(objects);
-        self.changed.send_replace(());
+        self.0.change(|objects| {
+            let mut slice = objects.now.remove(name).unwrap();
+            objects.version += 1;
+            slice["metadata"]["resourceVersion"] = json!(objects.version.to_string());
+            objects.history.push((objects.version, "DELETED", slice));
+        });
     }
 
     /// Forgets all that has happened: every watch that is open ends, and one from what was is refused; where `late`, only
     /// once it is open.
     pub(crate) fn forget(&self, late: bool) {
-        let mut objects = self.objects.lock().unwrap();
-        objects.version += 1;
-        objects.forgotten = objects.version;
-        objects.history.clear();
-        objects.late = late;
-        drop(objects);
-        self.changed.send_replace(());
+        self.0.change(|objects| {
+            objects.version += 1;
+            objects.forgotten = objects.version;
+            objects.history.clear();
+            objects.late = late;
+        });
     }
 
     pub(crate) fn listings(&self) -> usize {
-        self.objects.lock().unwrap().listings
-    }
-}
-
-fn service(
-    objects: Arc<Mutex<Objects>>,
-    changed: watch::Sender<()>,
-) -> impl Fn(Request<Incoming>) -> futures::future::BoxFuture<'static, Response<Body>>
-+ Clone
-+ Send
-+ Sync
-+ 'static {
-    move |request| {
-        let (objects, changed) = (Arc::clone(&objects), changed.subscribe());
-        Box::pin(async move { answer(&request, objects, changed) })
+        self.0.change(|objects| objects.listings)
     }
 }
 

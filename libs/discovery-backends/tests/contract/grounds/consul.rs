@@ -54,7 +54,7 @@ impl Ground for Service {
     }
 
     fn url(&self) -> String {
-        format!("consul://{}/web", self.0.address())
+        format!("consul://{}/web", self.0.0.address())
     }
 
     fn name(&self) -> String {
@@ -68,11 +68,11 @@ impl Ground for Service {
     }
 
     async fn away(&mut self) {
-        self.0.away().await;
+        self.0.0.away().await;
     }
 
     async fn back(&mut self) {
-        self.0.back().await;
+        self.0.0.back().await;
     }
 
     async fn spoil(&mut self) -> usize {
@@ -105,6 +105,6 @@ impl Ground for Service {
     }
 
     fn held(&self) -> usize {
-        sockets::connected_to(self.0.address())
+        sockets::connected_to(self.0.0.address())
     }
 }

@@ -54,7 +54,7 @@ impl Ground for Service {
         };
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", ground.server.address())}}],
+            "clusters": [{"name": "test", "cluster": {"server": format!("http://{}", ground.server.0.address())}}],
             "users": [{"name": "test", "user": {}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "shop"}}],
         });
@@ -80,11 +80,11 @@ impl Ground for Service {
     }
 
     async fn away(&mut self) {
-        self.server.away().await;
+        self.server.0.away().await;
     }
 
     async fn back(&mut self) {
-        self.server.back().await;
+        self.server.0.back().await;
     }
 
     async fn spoil(&mut self) -> usize {
@@ -107,6 +107,6 @@ impl Ground for Service {
     }
 
     fn held(&self) -> usize {
-        sockets::connected_to(self.server.address())
+        sockets::connected_to(self.server.0.address())
     }
 }
