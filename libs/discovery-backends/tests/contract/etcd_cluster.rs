@@ -23,8 +23,9 @@ const WATCHER: &str = "watcher";
 async fn start() -> Option<(Hosts, Cluster)> {
     let hosts = match Hosts::make(&[&MEMBERS[..], &[OPERATOR, WATCHER]].concat()) {
         Ok(hosts) => hosts,
+        #[expect(clippy::print_stderr, reason = "who runs it should know")]
         Err(why) => {
-            println!("not played, as this machine has no namespaces for us: {why}");
+            eprintln!("not played, as this machine has no namespaces for us: {why}");
             return None;
         }
     };
