@@ -19,6 +19,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher::{self, Event, watcher},
 };
+use tokio::time::sleep;
 
 use self::slices::{Family, Port, Slices};
 use super::{
@@ -32,6 +33,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 const WATCH_SECONDS: u32 = 30;
 /// A connection on which nothing comes for so long is cut off.
 const SILENCE: Duration = Duration::from_secs(40);
+/// Before another listing: a server that forgets everything at once is not asked without pause.
+const GAP: Duration = Duration::from_millis(200);
 /// Slices in one answer of a listing; each has up to 1000 endpoints.
 const PAGE: u32 = 20;
 
@@ -137,7 +140,11 @@ impl Service {
                 Ok(Some(event)) => event,
                 Ok(None) => return Err("the watch ended without a reason".to_owned()),
                 // Nothing is wrong: it goes on with another listing.
-                Err(watcher::Error::WatchError(status)) if status.code == 410 => continue,
+                Err(error) if is_forgotten(&error) => {
+                    self.events = None;
+                    sleep(GAP).await;
+                    continue;
+                }
                 Err(error) => return Err(words(&error)),
             };
             if self.slices.on_event(event)? {
@@ -179,6 +186,15 @@ impl Service {
             .timeout(WATCH_SECONDS)
             .page_size(PAGE);
         Ok(watcher(api, wanted).boxed())
+    }
+}
+
+/// Whether the API server does not know any more what came after the revision that it was asked for.
+fn is_forgotten(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
     }
 }
 

@@ -40,6 +40,22 @@ async fn a_config_map_is_swapped_by_a_link_beside_the_file() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_moved_over_it_or_away_is_seen_by_that_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("list");
+    let stage = folder.path().join("stage");
+    fs::create_dir(&stage).unwrap();
+    fs::write(&list, "10.0.0.1:50051\n").unwrap();
+    fs::write(stage.join("next"), "10.0.0.2:50051\n").unwrap();
+    let mut watch = open(&url(&list)).unwrap();
+    says(&mut watch, &["10.0.0.1"]).await;
+    fs::rename(stage.join("next"), &list).unwrap();
+    says(&mut watch, &["10.0.0.2"]).await;
+    fs::rename(&list, stage.join("away")).unwrap();
+    fails(&mut watch, &set(&["10.0.0.2"])).await;
+}
+
+#[tokio::test]
 async fn a_file_half_written_is_an_error_and_no_answer() {
     let folder = tempfile::tempdir().unwrap();
     for (name, half, whole) in [
