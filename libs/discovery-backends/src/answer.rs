@@ -92,6 +92,39 @@ impl Answer {
         Ok(())
     }
 
+    /// Takes in an entry that could be read, and leaves out one that could not.
+    ///
+    /// # Errors
+    /// As [`Answer::take`].
+    pub fn take_or_leave(
+        &mut self,
+        entry: Result<(Address, Traits), String>,
+    ) -> Result<(), String> {
+        match entry {
+            Ok((address, traits)) => self.take(address, traits),
+            Err(why) => {
+                self.leave_out(why);
+                Ok(())
+            }
+        }
+    }
+
+    /// The answer, where it is one: of entries none of which can be taken, something else is wrong.
+    ///
+    /// # Errors
+    /// Says how many there are and what is wrong with the first.
+    pub fn settled(self) -> Result<Self, String> {
+        match self.reasons.first() {
+            Some(why) if self.targets.is_empty() => {
+                let count = self.left_out;
+                Err(format!(
+                    "none of its {count} entries can be called, which is taken for a mistake; the first one: {why}"
+                ))
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Leaves an entry out.
     pub fn leave_out(&mut self, why: String) {
         self.left_out += 1;

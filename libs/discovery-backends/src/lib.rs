@@ -11,9 +11,17 @@
 //! - **B4** A change is told in the order in which it happened, and a state that is over may be left out.
 //! - **B5** An answer is bounded, whatever the source says; entries that cannot be called are left out, each with a word.
 
+mod again;
 mod answer;
+mod consul;
 mod dns;
+mod entry;
+mod etcd;
+mod file;
 mod fixed;
+mod http;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod options;
 
 use std::fmt;
@@ -45,7 +53,15 @@ pub trait Backend: fmt::Debug + Sync {
 }
 
 /// Every kind of source, in the order the documentation lists them.
-pub static ALL: &[&dyn Backend] = &[&fixed::Fixed, &dns::Dns];
+pub static ALL: &[&dyn Backend] = &[
+    &fixed::Fixed,
+    &file::FromFile,
+    &dns::Dns,
+    &etcd::Etcd,
+    &consul::Consul,
+    #[cfg(feature = "kubernetes")]
+    &kubernetes::Kubernetes,
+];
 
 /// Why a text is not a source.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

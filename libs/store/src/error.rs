@@ -77,6 +77,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// The error with its causes, in one line.
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     pub(crate) fn unavailable(
         what: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,

@@ -7,6 +7,7 @@
 //! members and is done once at most ([`receipt`]); a watch goes on from the last revision it has told.
 
 mod audit;
+mod dated;
 mod judge;
 mod members;
 mod receipt;
@@ -21,19 +22,20 @@ use bytes::Bytes;
 use etcd_client::{
     Client, Compare, CompareOp, GetOptions, KeyValue, KvClient, TxnOp, TxnOpResponse,
 };
-use futures::future::BoxFuture;
+use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout_at},
 };
 
+pub use self::dated::{DatedBatch, DatedListing};
 use self::{
     members::{CALL, Members},
     receipt::{Outcome, Receipt},
     target::Target,
 };
 use crate::{
-    Changes, Entry, Error, Expect, Guard, Listing, Revision, Scheme, Store, Txn, Write,
+    Batch, Changes, Entry, Error, Expect, Guard, Listing, Revision, Scheme, Store, Txn, Write,
     scheme::masked,
 };
 
@@ -216,7 +218,13 @@ impl Store for EtcdStore {
     }
 
     fn watch(&self, prefix: &str, after: Revision) -> Changes {
+        let plain = |DatedBatch { revision, changes }| Batch {
+            revision,
+            changes: changes.into_iter().map(|(change, _)| change).collect(),
+        };
         watch::follow(self.clone(), prefix, after)
+            .map_ok(plain)
+            .boxed()
     }
 }
 

@@ -40,7 +40,7 @@ use futures::stream::BoxStream;
 
 pub use error::Error;
 #[cfg(feature = "etcd")]
-pub use etcd::EtcdStore;
+pub use etcd::{DatedBatch, DatedListing, EtcdStore};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use scheme::{ALL, Scheme, check, open};

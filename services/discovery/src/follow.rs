@@ -24,7 +24,7 @@ pub(crate) async fn follow(board: Arc<Board>, store: Arc<dyn Store>) {
             Error::Compacted { .. } => seen = None,
             error => {
                 if board.away() {
-                    tracing::warn!(error = %chain(&error), "The store is away");
+                    tracing::warn!(error = error.in_full(), "The store is away");
                 }
             }
         }
@@ -65,17 +65,6 @@ async fn session(board: &Board, store: &dyn Store, seen: &mut Option<Revision>) 
         what: "watch".to_owned(),
         source: "it ended without a reason".into(),
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

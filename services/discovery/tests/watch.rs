@@ -313,6 +313,48 @@ async fn a_configured_pool_is_served_from_its_source_and_the_store_has_no_say_in
 }
 
 #[tokio::test]
+async fn a_pool_follows_its_file_and_keeps_with_its_age_what_a_missing_file_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("list.json");
+    let write = |list: &str| {
+        std::fs::write(folder.path().join("next"), list).unwrap();
+        std::fs::rename(folder.path().join("next"), &file).unwrap();
+    };
+    write(r#"[{"address": "10.0.0.1:1", "identity": "a"}]"#);
+    let source = format!("file://{}", file.display());
+    let config = Config {
+        pools: BTreeMap::from([("train".to_owned(), sourced(&source))]),
+        sign_of_life: Duration::from_millis(50),
+        ..Config::default()
+    };
+    let running = start(config, memory()).await;
+    let mut watch = running.watch("train", None).await;
+    let mut copy = Copy::default();
+    while copy.0.is_empty() {
+        copy.take(&watch.next().await);
+    }
+    let before = copy.0.clone();
+
+    std::fs::remove_file(&file).unwrap();
+    let told = async { while watch.any().await.pool_ages.is_empty() {} };
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    told.expect("the age of what is told is told (D6)");
+
+    // Somebody else at the same address, and the age is over.
+    write(r#"[{"address": "10.0.0.1:1", "identity": "b"}]"#);
+    let message = watch.next().await;
+    assert!(message.pool_ages.is_empty());
+    copy.take(&message);
+    assert_eq!(copy.0.len(), 1);
+    assert_ne!(copy.0, before, "it is another incarnation");
+
+    write("[]");
+    while !copy.0.is_empty() {
+        copy.take(&watch.next().await);
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_understood_does_not_hide_the_rest() {
     let store = memory();
     let garbage = Txn::new()

@@ -1,14 +1,30 @@
-//! What every source of addresses must do, and DNS against a real server.
+//! What every source of addresses must do ([`rules`]), each on a ground of its own, and what is special about some.
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::StreamExt as _;
-use tether_discovery_backends::{ALL, Error, Watch, open};
+use tether_discovery_backends::{ALL, Watch, open};
 use tether_types::Address;
 
+#[macro_use]
+mod ground;
+mod consul_index;
+mod consul_server;
 mod dns_server;
+mod etcd_cluster;
+mod etcd_keys;
+mod files;
+mod grounds;
+mod hosts;
+#[cfg(feature = "kubernetes")]
+mod kubernetes_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes_watch;
+mod rules;
+mod sockets;
+mod stand;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,29 +61,10 @@ fn every_source_has_a_scheme_of_its_own_and_an_example_that_works() {
     }
 }
 
-// Not on a runtime, where IO would panic.
-#[test]
-fn nonsense_is_refused_before_any_io() {
-    for backend in ALL {
-        for rest in ["", "host", "host:0", "host:x", "a b:1", "::1:50051", ","] {
-            let source = format!("{}://{rest}", backend.scheme());
-            match open(&source).err() {
-                Some(Error::Target { given, usage, .. }) => {
-                    assert_eq!((given, usage), (source, backend.usage()));
-                }
-                other => panic!("{source}: {other:?}"),
-            }
-        }
-    }
-    for refused in ["dns://10.0.0.1:1", "dns://unix:/a", "dns://server/name:1"] {
-        assert!(open(refused).is_err(), "{refused}");
-    }
-}
-
 #[test]
 fn a_source_nobody_understands_is_refused_with_the_list_of_those_that_are() {
-    let error = open("consul://workers").err().unwrap().to_string();
-    assert!(error.contains("`consul://workers`"), "{error}");
+    let error = open("carrier-pigeon://workers").err().unwrap().to_string();
+    assert!(error.contains("`carrier-pigeon://workers`"), "{error}");
     for backend in ALL {
         assert!(error.contains(backend.usage()), "{error}");
     }

@@ -3,22 +3,29 @@
 use std::{collections::VecDeque, time::Duration};
 
 use etcd_client::{Error as EtcdError, EventType, WatchOptions, WatchResponse, WatchStream};
-use futures::{StreamExt as _, stream};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
-    EtcdStore, MESSAGE_MAX,
+    DatedBatch, EtcdStore, MESSAGE_MAX,
     audit::{Audit, Found},
     members::{CALL, pauses},
     revision, signed,
 };
-use crate::{Batch, Change, Changes, Error, Revision, Store as _};
+use crate::{Change, Error, Revision, Store as _};
 
 /// A stream that lasted this long was a good one: when it ends, the next one is opened without delay.
 const GOOD: Duration = Duration::from_secs(10);
 
 /// What a watcher of `prefix` is told after revision `after`.
-pub(super) fn follow(store: EtcdStore, prefix: &str, after: Revision) -> Changes {
+pub(super) fn follow(
+    store: EtcdStore,
+    prefix: &str,
+    after: Revision,
+) -> BoxStream<'static, Result<DatedBatch, Error>> {
     let watch = Watch {
         prefix: prefix.to_owned(),
         after,
@@ -43,13 +50,13 @@ struct Watch {
     /// The last revision that was told, or from which it started.
     after: Revision,
     /// Commits that came in one response and are not told yet.
-    ready: VecDeque<Batch>,
+    ready: VecDeque<DatedBatch>,
     stream: Option<WatchStream>,
     audit: Audit,
 }
 
 impl Watch {
-    async fn next(&mut self) -> Result<Batch, Error> {
+    async fn next(&mut self) -> Result<DatedBatch, Error> {
         let mut pauses = pauses();
         let mut opened = Instant::now();
         loop {
@@ -128,7 +135,7 @@ impl Watch {
     /// One response may hold several commits; one commit is never split over responses.
     fn take(&mut self, response: &WatchResponse) {
         for event in response.events() {
-            let Some(entry) = event.kv().and_then(|kv| self.store.entry(kv)) else {
+            let Some((entry, created)) = event.kv().and_then(|kv| self.store.dated(kv)) else {
                 continue;
             };
             let change = Change {
@@ -136,15 +143,17 @@ impl Watch {
                 value: (event.event_type() == EventType::Put).then_some(entry.value),
             };
             match self.ready.back_mut() {
-                Some(batch) if batch.revision == entry.mod_revision => batch.changes.push(change),
-                _ => self.ready.push_back(Batch {
+                Some(batch) if batch.revision == entry.mod_revision => {
+                    batch.changes.push((change, created))
+                }
+                _ => self.ready.push_back(DatedBatch {
                     revision: entry.mod_revision,
-                    changes: vec![change],
+                    changes: vec![(change, created)],
                 }),
             }
         }
         for batch in &mut self.ready {
-            batch.changes.sort_by(|a, b| a.key.cmp(&b.key));
+            batch.changes.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
         }
     }
 
