@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tether_proto::Failure;
 use tether_proto::pool::{
     ApplyPoolRequest, ApplyPoolResponse, DeletePoolRequest, DeletePoolResponse, DrainPoolRequest,
-    DrainPoolResponse, GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse,
+    DrainPoolResponse, GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, Pool,
     ScalePoolRequest, ScalePoolResponse, pool_service_server::PoolService,
 };
 use tether_types::{Epoch, Reason};
@@ -45,7 +45,13 @@ impl PoolService for Pools {
         let pool = self
             .0
             .shared()?
-            .read(|ledger, _| ledger.get_pool(&name))
+            .read(|ledger, _| {
+                let mut registered = ledger.registered_pools().into_iter();
+                let named = |pool: &Pool| pool.spec.as_ref().is_some_and(|spec| spec.name == name);
+                registered
+                    .find(named)
+                    .map_or_else(|| ledger.get_pool(&name), Ok)
+            })
             .await??;
         Ok(Response::new(GetPoolResponse { pool: Some(pool) }))
     }
@@ -57,7 +63,10 @@ impl PoolService for Pools {
         let pools = self
             .0
             .shared()?
-            .read(|ledger: &Ledger, _| ledger.list_pools())
+            .read(|ledger: &Ledger, _| {
+                // Those of agents first: each kind is in order of its names.
+                [ledger.list_pools(), ledger.registered_pools()].concat()
+            })
             .await?;
         Ok(Response::new(ListPoolsResponse { pools }))
     }

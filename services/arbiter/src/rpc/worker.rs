@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tether_clock::Tick;
 use tether_proto::{
     Failure,
     common::WorkerRef,
@@ -11,7 +12,7 @@ use tether_proto::{
         ListNodesRequest, ListNodesResponse, ListWorkersRequest, ListWorkersResponse, LogStream,
         ReadLogsRequest, ReadLogsResponse, SetNodeStateRequest, SetNodeStateResponse,
         SignalWorkerRequest, SignalWorkerResponse, StopWorkerRequest, StopWorkerResponse,
-        WatchEventsRequest, WatchEventsResponse, worker_service_server::WorkerService,
+        WatchEventsRequest, WatchEventsResponse, Worker, worker_service_server::WorkerService,
     },
 };
 use tether_types::{Address, Incarnation, NodeName, Reason, WorkerId};
@@ -53,7 +54,7 @@ impl WorkerService for Workers {
                 .await??;
         }
         let workers = shared
-            .read(|ledger, now| ledger.list_workers(&pool, now))
+            .read(|ledger, now| all_workers(ledger, &pool, now))
             .await?;
         Ok(Response::new(ListWorkersResponse { workers }))
     }
@@ -111,7 +112,7 @@ impl WorkerService for Workers {
         let workers = self
             .0
             .shared()?
-            .read(|ledger, now| ledger.list_workers(id.pool.as_str(), now))
+            .read(|ledger, now| all_workers(ledger, id.pool.as_str(), now))
             .await?;
         let same = |worker: &WorkerRef| {
             worker.slot == id.slot
@@ -238,6 +239,15 @@ impl WorkerService for Workers {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
+}
+
+/// Those of agents, and those that others have registered.
+fn all_workers(ledger: &Ledger, pool: &str, now: Tick) -> Vec<Worker> {
+    [
+        ledger.list_workers(pool, now),
+        ledger.registered_workers(pool, now),
+    ]
+    .concat()
 }
 
 /// The newest incarnation in a worker's place after `after`, living or dead, and the agent that has
