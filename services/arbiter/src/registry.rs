@@ -194,21 +194,9 @@ impl Registry {
     ) -> bool {
         let is_new = !self.knows(&ask.key.0);
         let crew = self.pools.entry(ask.key.0.clone()).or_default();
-        let member = Member {
-            life: ask.life.clone(),
-            slot: crew.take_slot(),
-            incarnation,
-            address: ask.address.clone(),
-            protocol: ask.protocol.clone(),
-            condition,
-            lease: Grantor::grant(terms, now),
-            is_written: false,
-            since: now,
-            armed: Tick::NEVER,
-        };
-        crew.members.insert(ask.key.1.clone(), member);
-        self.addresses
-            .insert(ask.address.canonical(), ask.key.clone());
+        let place = (crew.take_slot(), incarnation);
+        let lease = Grantor::grant(terms, now);
+        self.insert(ask, place, condition, (lease, false), now);
         is_new
     }
 
@@ -216,13 +204,25 @@ impl Registry {
     pub(crate) fn restore(
         &mut self,
         ask: &Registrant,
-        (slot, incarnation): (Slot, Incarnation),
+        place: (Slot, Incarnation),
         condition: wire::Condition,
         terms: Terms,
         now: Tick,
     ) {
         let crew = self.pools.entry(ask.key.0.clone()).or_default();
-        crew.claim_slot(slot);
+        crew.claim_slot(place.0);
+        let lease = Grantor::after_restart(terms, now);
+        self.insert(ask, place, condition, (lease, true), now);
+    }
+
+    fn insert(
+        &mut self,
+        ask: &Registrant,
+        (slot, incarnation): (Slot, Incarnation),
+        condition: wire::Condition,
+        (lease, is_written): (Grantor, bool),
+        now: Tick,
+    ) {
         let member = Member {
             life: ask.life.clone(),
             slot,
@@ -230,11 +230,12 @@ impl Registry {
             address: ask.address.clone(),
             protocol: ask.protocol.clone(),
             condition,
-            lease: Grantor::after_restart(terms, now),
-            is_written: true,
+            lease,
+            is_written,
             since: now,
             armed: Tick::NEVER,
         };
+        let crew = self.pools.entry(ask.key.0.clone()).or_default();
         crew.members.insert(ask.key.1.clone(), member);
         self.addresses
             .insert(ask.address.canonical(), ask.key.clone());

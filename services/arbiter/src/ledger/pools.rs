@@ -436,10 +436,7 @@ impl Ledger {
         let found = PoolName::new(name)
             .ok()
             .and_then(|name| self.pools.get(&name));
-        found.ok_or_else(|| {
-            let registered = self.of_registry(name);
-            registered.unwrap_or_else(|| unknown_pool(name, &self.pools))
-        })
+        found.ok_or_else(|| self.no_pool(name))
     }
 
     /// A pool that can be changed: one that is ending only ends, or is applied anew.

@@ -25,6 +25,7 @@ use super::{
     millis,
     nodes::lost,
     sessions::{usual_beat, wished_terms},
+    unknown_pool,
 };
 use crate::{
     effects::keys,
@@ -199,15 +200,25 @@ impl Ledger {
         Ok(())
     }
 
-    /// What to say of a pool that is none of ours, if it is one of registrations.
-    pub(super) fn of_registry(&self, pool: &str) -> Option<Failure> {
-        let pool = PoolName::new(pool).ok()?;
-        self.registry.knows(&pool).then(|| {
-            let text = format!(
-                "the workers of pool `{pool}` were registered by others, who start, drain and end them: `tether ps {pool}` lists them"
-            );
-            Failure::new(Reason::ModeForbids, text)
-        })
+    /// What to say of a pool that agents do not run.
+    pub(super) fn no_pool(&self, name: &str) -> Failure {
+        let ours = PoolName::new(name).map_or(Ok(()), |pool| self.check_ours(&pool));
+        ours.err()
+            .unwrap_or_else(|| unknown_pool(name, &self.pools))
+    }
+
+    /// Whether what is asked for may be of a pool that agents run.
+    ///
+    /// # Errors
+    /// When its workers were registered.
+    pub(crate) fn check_ours(&self, pool: &PoolName) -> Result<(), Failure> {
+        if !self.registry.knows(pool) {
+            return Ok(());
+        }
+        let text = format!(
+            "the workers of pool `{pool}` were registered by others, who alone start, drain and end them: sizes, signals, logs and jobs are for pools that agents run"
+        );
+        Err(Failure::new(Reason::ModeForbids, text))
     }
 
     fn end_if_over(&mut self, key: &Key, now: Tick) {
@@ -451,6 +462,17 @@ impl Ledger {
             }
         });
         pools.collect()
+    }
+
+    /// A pool of either kind.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub(crate) fn any_pool(&self, name: &str) -> Result<wire_pool::Pool, Failure> {
+        let named =
+            |pool: &wire_pool::Pool| pool.spec.as_ref().is_some_and(|spec| spec.name == name);
+        let registered = self.registered_pools().into_iter().find(named);
+        registered.map_or_else(|| self.get_pool(name), Ok)
     }
 
     fn registered(&self, pool: &str) -> impl Iterator<Item = (Key, &Member)> {

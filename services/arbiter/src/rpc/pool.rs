@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tether_proto::Failure;
 use tether_proto::pool::{
     ApplyPoolRequest, ApplyPoolResponse, DeletePoolRequest, DeletePoolResponse, DrainPoolRequest,
-    DrainPoolResponse, GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse, Pool,
+    DrainPoolResponse, GetPoolRequest, GetPoolResponse, ListPoolsRequest, ListPoolsResponse,
     ScalePoolRequest, ScalePoolResponse, pool_service_server::PoolService,
 };
 use tether_types::{Epoch, Reason};
@@ -45,13 +45,7 @@ impl PoolService for Pools {
         let pool = self
             .0
             .shared()?
-            .read(|ledger, _| {
-                let mut registered = ledger.registered_pools().into_iter();
-                let named = |pool: &Pool| pool.spec.as_ref().is_some_and(|spec| spec.name == name);
-                registered
-                    .find(named)
-                    .map_or_else(|| ledger.get_pool(&name), Ok)
-            })
+            .read(|ledger, _| ledger.any_pool(&name))
             .await??;
         Ok(Response::new(GetPoolResponse { pool: Some(pool) }))
     }

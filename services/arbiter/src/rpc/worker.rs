@@ -50,7 +50,7 @@ impl WorkerService for Workers {
         let pool = request.into_inner().pool;
         if !pool.is_empty() {
             shared
-                .read(|ledger, _| ledger.get_pool(&pool).map(drop))
+                .read(|ledger, _| ledger.any_pool(&pool).map(drop))
                 .await??;
         }
         let workers = shared
@@ -140,6 +140,7 @@ impl WorkerService for Workers {
             .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                ledger.check_ours(&id.pool)?;
                 Ok(ledger.stop_worker(&id, request.grace_ms))
             })
             .await?;
@@ -164,6 +165,7 @@ impl WorkerService for Workers {
             .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                ledger.check_ours(&id.pool)?;
                 Ok(ledger.signal_worker(&id, request.signal))
             })
             .await?;
@@ -257,7 +259,9 @@ async fn locate(
     id: &WorkerId,
     after: u64,
 ) -> Result<(WorkerId, Address), Failure> {
-    let found = shared.read(|ledger, _| ledger.find_logs(id)).await?;
+    let found = shared
+        .read(|ledger, _| ledger.check_ours(&id.pool).map(|()| ledger.find_logs(id)))
+        .await??;
     let (found, address) = found.ok_or_else(|| {
         Failure::new(
             Reason::UnknownWorker,
