@@ -13,7 +13,8 @@
 //!   incarnation that it had, also over a restart.
 //! - **R4** Of two in one pool none has the slot of the other.
 //! - **R5** Nothing is kept of what is no longer registered, but its death for a while ([`LINGER`]).
-//! - **R6** A beat with an earlier epoch than the name is held under changes nothing.
+//! - **R6** A beat with an earlier epoch than the name is held under changes nothing, nor does one that a later one
+//!   has overtaken.
 
 mod ask;
 mod crew;

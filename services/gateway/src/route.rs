@@ -271,6 +271,7 @@ mod tests {
             "session.v1.SessionService",
             "pool.v1.PoolService",
             "job.v1.JobService",
+            "registry.v1.RegistryService",
         ] {
             let route = route(&format!("/tether.{service}/Get"), &[(POOL, "digits")]);
             assert_eq!(route.unwrap(), Route::Arbiter);

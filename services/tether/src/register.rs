@@ -113,7 +113,7 @@ impl<'a> Registering<'a> {
                 }
                 Err(problem) => problem,
             };
-            let pause = pause_after(&problem, &mut pauses).ok_or(problem.clone())?;
+            let pause = pause_after(&problem, &mut pauses).ok_or_else(|| problem.clone())?;
             tell(match problem.reason {
                 // What is left of a lease is in it, and is another each time.
                 Some(Reason::RegistrationTaken) => format!(

@@ -17,7 +17,7 @@ use tether_proto::{common::Endpoint, registry as wire};
 use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_types::{Epoch, Incarnation, Reason, Slot};
 
-use super::{Key, Registrant, crew::LINGER};
+use super::{Key, Registrant, Registry, crew::LINGER};
 use crate::{Config, ledger::Ledger};
 
 const POOLS: [&str; 2] = ["digits", "train"];
@@ -34,6 +34,8 @@ enum Action {
     Beat(usize),
     /// The answer to the last beat gets lost.
     BeatUnheard(usize),
+    /// Beats, and then an earlier message of the same number arrives that says something else.
+    Repeat(usize),
     /// A beat that was sent under an epoch of long ago.
     Late(usize, u64),
     Drain(usize),
@@ -49,6 +51,7 @@ fn action() -> impl Strategy<Value = Action> {
         6 => who.clone().prop_map(Action::Come),
         6 => who.clone().prop_map(Action::Beat),
         2 => who.clone().prop_map(Action::BeatUnheard),
+        1 => who.clone().prop_map(Action::Repeat),
         1 => (who.clone(), 1..40_u64).prop_map(|(who, epoch)| Action::Late(who, epoch)),
         2 => who.clone().prop_map(Action::Drain),
         1 => who.prop_map(Action::Leave),
@@ -130,6 +133,7 @@ impl World {
             Action::Come(who) => self.come(who),
             Action::Beat(who) => self.beat(who, true),
             Action::BeatUnheard(who) => self.beat(who, false),
+            Action::Repeat(who) => self.repeat(who),
             Action::Late(who, epoch) => self.late(who, Epoch(epoch)),
             Action::Drain(who) => {
                 let condition = &mut self.who[who].condition;
@@ -257,6 +261,26 @@ impl World {
         assert_eq!(before, after, "R6");
     }
 
+    fn repeat(&mut self, who: usize) {
+        self.beat(who, true);
+        let now = self.now;
+        let Some((epoch, ..)) = self.who[who].held.clone().filter(|_| self.holds(who)) else {
+            return;
+        };
+        let before = format!("{:?}", self.ledger.list_registrations("", now));
+        let other = wire::Condition {
+            zone: "elsewhere".to_owned(),
+            ..wire::Condition::default()
+        };
+        let numbers = (self.who[who].seq, self.who[who].ack_seen);
+        let repeated = self
+            .ledger
+            .beat_registration(&key(who), epoch, numbers, Some(other), now);
+        assert_eq!(repeated.unwrap().ttl_ms, 0, "R6");
+        let after = format!("{:?}", self.ledger.list_registrations("", now));
+        assert_eq!(before, after, "R6");
+    }
+
     fn leave(&mut self, who: usize) {
         if self.holds(who) {
             let (epoch, ..) = self.who[who].held.take().unwrap();
@@ -359,6 +383,8 @@ impl World {
             .filter(|key| !key.starts_with("arbiter/incarnation"))
             .collect();
         assert!(left.is_empty(), "R5: {left:?}");
+        let nothing = format!("registry: {:?}", Registry::default());
+        assert!(format!("{:?}", self.ledger).contains(&nothing), "R5");
     }
 }
 
