@@ -158,7 +158,10 @@ impl<'a> Registering<'a> {
         registration.change(|condition| condition.draining = true);
         tokio::select! {
             () = sleep(self.args.drain) => {}
-            _ = registration.lost() => {}
+            lost = registration.lost() => {
+                self.out.note(&format!("withdrawn before it was deregistered: {lost}"));
+                return Ok(());
+            }
         }
         self.say("deregistered", &registration)?;
         registration
