@@ -1,13 +1,16 @@
-//! Beats for a session until it is closed or lost.
+//! Beats for what is held under a lease, a session or a registration, until it is given back or lost.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::{Future, pending},
+    time::Duration,
+};
 
 use backon::BackoffBuilder as _;
 use tether_clock::{Clock as _, HolderClock, Tick};
-use tether_history::{What, lease_of_owner, left, note};
+use tether_history::{What, left, note};
 use tether_lease::{Holder, Standing};
-use tether_proto::session::{KeepAliveRequest, KeepAliveResponse};
-use tether_types::{Epoch, OwnerName, Reason};
+use tether_types::{Epoch, Reason};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -16,15 +19,50 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::{Client, Lost};
+use crate::Lost;
 
 /// Beats on their way at once: a grantor takes an answer for proven that lies no further behind.
 const ON_THE_WAY_MAX: usize = tether_lease::BEHIND_MAX as usize;
 
-pub(crate) struct KeepAlive {
-    pub(crate) client: Client,
-    pub(crate) owner: OwnerName,
-    pub(crate) epoch: Epoch,
+/// What is held under a lease that beats keep, and how those go.
+pub(crate) trait Lease: Send + 'static {
+    type Beat: Send + 'static;
+    type Answer: Send + 'static;
+
+    /// How histories call it.
+    fn name(&self) -> String;
+
+    /// The epoch under which it is held.
+    fn epoch(&self) -> Epoch;
+
+    /// Opens a stream on which beats go.
+    fn open(
+        &self,
+        beats: ReceiverStream<Self::Beat>,
+    ) -> impl Future<Output = Result<Streaming<Self::Answer>, Status>> + Send;
+
+    /// The beat of this number, which says that answers up to `ack_seen` were seen.
+    fn beat(&mut self, seq: u64, ack_seen: u64, first_of_stream: bool) -> Self::Beat;
+
+    /// What an answer says.
+    fn ack(answer: &Self::Answer) -> Ack;
+
+    /// Comes back when a beat is to tell something at once.
+    fn news(&mut self) -> impl Future<Output = ()> + Send {
+        pending()
+    }
+}
+
+/// What every answer to a beat says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ack {
+    pub(crate) seq: u64,
+    pub(crate) ttl_ms: u64,
+    pub(crate) beat_ms: u64,
+}
+
+pub(crate) struct KeepAlive<L> {
+    pub(crate) lease: L,
     pub(crate) holder: Holder,
     /// The clock the holder counts by.
     pub(crate) clock: HolderClock,
@@ -35,23 +73,23 @@ pub(crate) struct KeepAlive {
     pub(crate) told: watch::Sender<Holder>,
 }
 
-impl KeepAlive {
-    /// Beats until told to stop (none), or until the session is lost.
+impl<L: Lease> KeepAlive<L> {
+    /// Beats until told to stop (none), or until the lease is lost.
     pub(crate) async fn run(mut self) -> Option<Lost> {
         self.note_held();
         let lost = self.keep().await;
         note(|| What::Stopped {
-            lease: lease_of_owner(&self.owner),
-            epoch: self.epoch.0,
+            lease: self.lease.name(),
+            epoch: self.lease.epoch().0,
         });
         lost
     }
 
-    /// For a history: until when this side acts in the session's name.
+    /// For a history: until when this side acts under the lease.
     fn note_held(&self) {
         note(|| What::Held {
-            lease: lease_of_owner(&self.owner),
-            epoch: self.epoch.0,
+            lease: self.lease.name(),
+            epoch: self.lease.epoch().0,
             left: left(self.holder.deadline(), self.clock.now()),
         });
     }
@@ -72,7 +110,12 @@ impl KeepAlive {
                 Some(Reason::LeaseFenced) => {
                     return Some(Lost::Fenced(broken.message().to_owned()));
                 }
-                Some(Reason::UnknownSession | Reason::LeaseExpired) => {
+                Some(
+                    Reason::UnknownSession
+                    | Reason::UnknownRegistration
+                    | Reason::LeaseExpired
+                    | Reason::ConfigInvalid,
+                ) => {
                     return Some(Lost::Ended(broken.message().to_owned()));
                 }
                 _ => {}
@@ -98,13 +141,13 @@ impl KeepAlive {
         // What was on its way over an earlier stream is answered by nobody.
         self.beats.sent.clear();
         // Queued before the call is awaited: the other side answers only once it has heard something.
-        let _ = outbox.try_send(self.next_beat());
-        let mut sessions = self.client.sessions();
-        let opening = sessions.keep_alive(ReceiverStream::new(requests));
-        let mut inbox: Streaming<KeepAliveResponse> = tokio::select! {
-            opened = opening => opened?.into_inner(),
+        let _ = outbox.try_send(self.next_beat(true));
+        let end = self.end();
+        let opening = self.lease.open(ReceiverStream::new(requests));
+        let mut inbox = tokio::select! {
+            opened = opening => opened?,
             // A gateway that looks for an arbiter lets a stream wait.
-            () = sleep_until(self.end()) => return Err(late()),
+            () = sleep_until(end) => return Err(late()),
             () = self.stop.cancelled() => return Ok(()),
         };
         let mut due = Instant::now() + self.interval;
@@ -113,7 +156,7 @@ impl KeepAlive {
             tokio::select! {
                 answer = inbox.message() => {
                     let answer = answer?.ok_or_else(|| Status::unavailable("the gateway closed the stream"))?;
-                    match self.on_answer(&answer) {
+                    match self.on_answer(L::ack(&answer)) {
                         Heard::Fine => due = due.min(Instant::now() + self.interval),
                         // The next beat shows that this answer arrived, and earns the lease.
                         Heard::NotExtended => due = Instant::now(),
@@ -121,11 +164,12 @@ impl KeepAlive {
                     }
                 }
                 () = sleep_until(due), if self.beats.may_send() => {
-                    if outbox.send(self.next_beat()).await.is_err() {
+                    if outbox.send(self.next_beat(false)).await.is_err() {
                         return Err(Status::unavailable("the stream to the gateway is closed"));
                     }
                     due = Instant::now() + self.interval;
                 }
+                () = self.lease.news() => due = Instant::now(),
                 () = sleep_until(end) => return Err(late()),
                 () = self.stop.cancelled() => return Ok(()),
             }
@@ -137,18 +181,13 @@ impl KeepAlive {
         Instant::now() + self.holder.deadline().since(self.clock.now())
     }
 
-    fn next_beat(&mut self) -> KeepAliveRequest {
+    fn next_beat(&mut self, first_of_stream: bool) -> L::Beat {
         let (seq, ack_seen) = self.beats.on_send(self.clock.now());
-        KeepAliveRequest {
-            owner: self.owner.to_string(),
-            epoch: self.epoch.0,
-            seq,
-            ack_seen,
-        }
+        self.lease.beat(seq, ack_seen, first_of_stream)
     }
 
     /// Takes an answer in. One that is no answer to a beat tells that beats are wanted more often.
-    fn on_answer(&mut self, answer: &KeepAliveResponse) -> Heard {
+    fn on_answer(&mut self, answer: Ack) -> Heard {
         if answer.beat_ms > 0 {
             self.interval = Duration::from_millis(answer.beat_ms);
         }
@@ -180,7 +219,7 @@ enum Heard {
     TooLate,
 }
 
-/// The beats of a session, counted on over its streams: the arbiter sees that its answers arrive by
+/// The beats of one lease, counted on over its streams: the arbiter sees that its answers arrive by
 /// the last one that was seen.
 #[derive(Debug, Default)]
 pub(crate) struct Beats {
@@ -191,7 +230,7 @@ pub(crate) struct Beats {
 
 impl Beats {
     /// Numbers the beat sent at `now`: its number, and the highest answer seen.
-    fn on_send(&mut self, now: Tick) -> (u64, u64) {
+    pub(crate) fn on_send(&mut self, now: Tick) -> (u64, u64) {
         self.seq += 1;
         self.sent.insert(self.seq, now);
         (self.seq, self.ack_seen)
@@ -205,7 +244,7 @@ impl Beats {
 
     /// When the answered beat was sent; counting from there and not from the answer makes a slow
     /// network shorten a lease instead of stretching it (L1). None for one that was answered before.
-    fn on_answer(&mut self, seq: u64) -> Option<Tick> {
+    pub(crate) fn on_answer(&mut self, seq: u64) -> Option<Tick> {
         let sent = self.sent.remove(&seq)?;
         self.sent.retain(|&other, _| other > seq);
         self.ack_seen = self.ack_seen.max(seq);

@@ -1,5 +1,5 @@
-//! The Rust client of the gateway: typed control calls, and an owner session that keeps its lease
-//! alive by itself.
+//! The Rust client of the gateway: typed control calls, and owner sessions and registrations that keep their leases
+//! alive by themselves.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,23 +14,29 @@
 //! ```
 
 mod keepalive;
+mod kept;
 mod problem;
+mod registration;
 mod session;
 mod standing;
 
 use tether_proto::{
     discovery::discovery_service_client::DiscoveryServiceClient,
     job::job_service_client::JobServiceClient, pool::pool_service_client::PoolServiceClient,
+    registry::registry_service_client::RegistryServiceClient,
     session::session_service_client::SessionServiceClient,
     worker::worker_service_client::WorkerServiceClient,
 };
 use tether_types::{Address, OwnerName};
 use tonic::transport::Channel;
 
+pub use kept::Lost;
 pub use problem::Problem;
-pub use session::{Lost, Session, SessionOptions};
+pub use registration::{Registrant, Registration};
+pub use session::{Session, SessionOptions};
 pub use standing::Acting;
 pub use tether_lease::Standing;
+pub use tether_proto::registry::Condition;
 
 /// A connection to one gateway; cheap to clone.
 #[derive(Debug, Clone)]
@@ -64,6 +70,18 @@ impl Client {
         Session::open(self.clone(), owner, options).await
     }
 
+    /// Registers a worker that no agent runs, and keeps it registered until that is closed, dropped or lost.
+    ///
+    /// # Errors
+    /// As the arbiter or the gateway says.
+    pub async fn register(
+        &self,
+        registrant: Registrant,
+        condition: Condition,
+    ) -> Result<Registration, Problem> {
+        Registration::open(self.clone(), registrant, condition).await
+    }
+
     /// Owner sessions.
     pub fn sessions(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(self.channel())
@@ -82,6 +100,11 @@ impl Client {
     /// Who serves which pool, as gateways hear it.
     pub fn discovery(&self) -> DiscoveryServiceClient<Channel> {
         DiscoveryServiceClient::new(self.channel())
+    }
+
+    /// Registrations.
+    pub fn registrations(&self) -> RegistryServiceClient<Channel> {
+        RegistryServiceClient::new(self.channel())
     }
 
     /// Jobs.

@@ -3,20 +3,21 @@
 use std::time::Duration;
 
 use tether_clock::{Clock as _, HolderClock};
-use tether_lease::{Holder, Standing, Terms};
+use tether_history::lease_of_owner;
+use tether_lease::{Holder, Standing};
 use tether_proto::{
     SHARD, expect_shard,
-    session::{CloseSessionRequest, OpenSessionRequest},
+    session::{CloseSessionRequest, KeepAliveRequest, KeepAliveResponse, OpenSessionRequest},
 };
-use tether_types::{Epoch, OwnerName, Reason};
+use tether_types::{Epoch, OwnerName};
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
-    Acting, Client, Problem,
-    keepalive::{Beats, KeepAlive},
-    standing,
+    Acting, Client, Lost, Problem,
+    keepalive::{Ack, Beats, Lease},
+    kept::{self, Kept},
 };
 
 /// How a session is to be.
@@ -37,20 +38,6 @@ impl Default for SessionOptions {
     }
 }
 
-/// Why a session is no more.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Lost {
-    /// Another session of the same owner took over.
-    #[error("another process opened a session for the same owner and took over: {0}")]
-    Fenced(String),
-    /// The lease ran out before the arbiter could be reached.
-    #[error("the lease ran out: the arbiter could not be reached in time ({0})")]
-    Expired(String),
-    /// The arbiter does not know it any more.
-    #[error("the arbiter ended the session: {0}")]
-    Ended(String),
-}
-
 /// One life of an owner's connection. Dropping it stops the beats, and what follows is for each
 /// pool's policy to say; [`Session::close`] says goodbye.
 #[derive(Debug)]
@@ -59,12 +46,53 @@ pub struct Session {
     owner: OwnerName,
     epoch: Epoch,
     pools: Vec<String>,
-    lost: watch::Receiver<Option<Lost>>,
     acting: Acting,
-    standing: watch::Receiver<Standing>,
-    stop: CancellationToken,
-    _beats: AbortOnDropHandle<()>,
-    _standing: AbortOnDropHandle<()>,
+    kept: Kept,
+}
+
+/// A session, as its beats keep it.
+struct Owned {
+    client: Client,
+    owner: OwnerName,
+    epoch: Epoch,
+}
+
+impl Lease for Owned {
+    type Beat = KeepAliveRequest;
+    type Answer = KeepAliveResponse;
+
+    fn name(&self) -> String {
+        lease_of_owner(&self.owner)
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    async fn open(
+        &self,
+        beats: ReceiverStream<KeepAliveRequest>,
+    ) -> Result<Streaming<KeepAliveResponse>, Status> {
+        let opened = self.client.sessions().keep_alive(beats).await?;
+        Ok(opened.into_inner())
+    }
+
+    fn beat(&mut self, seq: u64, ack_seen: u64, _: bool) -> KeepAliveRequest {
+        KeepAliveRequest {
+            owner: self.owner.to_string(),
+            epoch: self.epoch.0,
+            seq,
+            ack_seen,
+        }
+    }
+
+    fn ack(answer: &KeepAliveResponse) -> Ack {
+        Ack {
+            seq: answer.seq,
+            ttl_ms: answer.ttl_ms,
+            beat_ms: answer.beat_ms,
+        }
+    }
 }
 
 impl Session {
@@ -82,57 +110,29 @@ impl Session {
         let request = OpenSessionRequest {
             owner: owner.to_string(),
             process: process.as_ref().map(Into::into),
-            ttl_ms: options.ttl.map_or(0, millis),
+            ttl_ms: options.ttl.map_or(0, kept::millis),
             shard: SHARD,
         };
         let granted = client.sessions().open_session(request).await?.into_inner();
         expect_shard(granted.shard).map_err(tonic::Status::from)?;
-        let terms =
-            Terms::usual(Duration::from_millis(granted.ttl_ms)).map_err(|error| Problem {
-                reason: Some(Reason::ConfigInvalid),
-                code: tonic::Code::Internal,
-                text: format!("the arbiter granted a lease nobody could hold: {error}"),
-                retry_after: None,
-                facts: Vec::new(),
-            })?;
-
-        let (told, lost) = watch::channel(None);
-        let stop = CancellationToken::new();
-        let holder = Holder::granted(terms, sent);
-        let (told_holder, known) = watch::channel(holder.clone());
-        let (told_standing, standing) = watch::channel(Standing::Valid);
         let epoch = Epoch(granted.epoch);
-        let whose = (owner.clone(), epoch);
-        let acting = Acting::new(whose, clock.clone(), known.clone(), lost.clone());
-        let telling = standing::tell(clock.clone(), known, told_standing);
-        let beats = KeepAlive {
+        let owned = Owned {
             client: client.clone(),
             owner: owner.clone(),
             epoch,
-            holder,
-            clock,
-            interval: Duration::from_millis(granted.beat_ms.max(10)),
-            stop: stop.clone(),
-            beats: Beats::default(),
-            told: told_holder,
         };
-        let beats = AbortOnDropHandle::new(tokio::spawn(async move {
-            if let Some(why) = beats.run().await {
-                tracing::warn!(%why, "Session lost");
-                told.send_replace(Some(why));
-            }
-        }));
+        let holder = Holder::granted(kept::terms(granted.ttl_ms)?, sent);
+        let kept = Kept::keep(owned, holder, clock, granted.beat_ms, Beats::default());
+        let whose = (owner.clone(), epoch);
+        let (holder, lost) = (kept.holder(), kept.told_lost());
+        let acting = Acting::new(whose, kept.clock(), holder, lost);
         Ok(Self {
             client,
             owner,
             epoch,
             pools: granted.pools,
-            lost,
             acting,
-            standing,
-            stop,
-            _beats: beats,
-            _standing: AbortOnDropHandle::new(tokio::spawn(telling)),
+            kept,
         })
     }
 
@@ -166,20 +166,13 @@ impl Session {
     /// How the session stands, and each change of it: jeopardy once no beat was answered for two thirds of the
     /// lease.
     pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
+        self.kept.standing()
     }
 
     /// Comes back when the session is lost, with the reason. From then on nothing may be done in
     /// its name.
     pub async fn lost(&self) -> Lost {
-        let mut lost = self.lost.clone();
-        match lost.wait_for(Option::is_some).await {
-            Ok(why) => why
-                .clone()
-                .unwrap_or_else(|| Lost::Ended("closed".to_owned())),
-            // The keep-alive task ended without a word: the session was closed.
-            Err(_) => Lost::Ended("closed".to_owned()),
-        }
+        self.kept.lost().await
     }
 
     /// Says goodbye; each pool's policy says what becomes of its workers.
@@ -187,7 +180,7 @@ impl Session {
     /// # Errors
     /// When the arbiter cannot be told.
     pub async fn close(self) -> Result<(), Problem> {
-        self.stop.cancel();
+        self.kept.stop();
         let request = CloseSessionRequest {
             owner: self.owner.to_string(),
             epoch: self.epoch.0,
@@ -195,8 +188,4 @@ impl Session {
         self.client.sessions().close_session(request).await?;
         Ok(())
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

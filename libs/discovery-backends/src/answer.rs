@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use tether_types::Address;
+use tether_types::{Address, TEXT_MAX, is_plain};
 
-/// Most targets of one answer, and longest text of any kind in one, in bytes: what is beyond is a mistake
-/// or an attack, and no reason to fill the memory of every gateway.
+pub use tether_types::WEIGHT_MAX;
+
+/// Most targets of one answer: what is beyond is a mistake or an attack, and no reason to fill the memory of every
+/// gateway.
 pub const TARGETS_MAX: usize = 10_000;
-const TEXT_MAX: usize = 256;
 
 /// So many reasons are kept of what an answer names and cannot be taken.
 const REASONS_MAX: usize = 8;
-
-/// Largest weight.
-pub const WEIGHT_MAX: u32 = 65_535;
 
 /// Addresses and what is known of each.
 pub type Targets = BTreeMap<Address, Traits>;
@@ -136,23 +134,7 @@ impl Answer {
 
 /// Whether calls can go there.
 fn check(address: &Address, traits: &Traits) -> Result<(), String> {
-    match address {
-        Address::Tcp { port: 0, .. } => {
-            return Err(format!("nobody serves at port 0 of `{address}`"));
-        }
-        Address::Tcp { host, .. } if !is_host(host) => {
-            return Err(format!(
-                "`{}` is neither a name nor an IP address",
-                host.escape_default()
-            ));
-        }
-        Address::Tcp { host, .. } if is_nowhere(host) => {
-            return Err(format!(
-                "nobody can be reached at `{address}`: it stands for no machine, or for many"
-            ));
-        }
-        Address::Tcp { .. } | Address::Unix(_) => {}
-    }
+    address.check_callable().map_err(|why| why.to_string())?;
     let texts = [&traits.zone, &traits.identity, &traits.protocol];
     if let Some(odd) = texts.into_iter().find(|text| !is_plain(text)) {
         let shown: String = odd.chars().take(40).collect();
@@ -165,24 +147,6 @@ fn check(address: &Address, traits: &Traits) -> Result<(), String> {
         return Err(format!("the weight of `{address}` is over {WEIGHT_MAX}"));
     }
     Ok(())
-}
-
-fn is_host(host: &str) -> bool {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let is_ip = || host.parse::<std::net::IpAddr>().is_ok();
-    host.len() <= 253 && ((!host.is_empty() && host.chars().all(is_name)) || is_ip())
-}
-
-/// An address that is none of one machine: a call to it would go to the gateway itself, or to everybody.
-fn is_nowhere(host: &str) -> bool {
-    host.parse::<std::net::IpAddr>().is_ok_and(|ip| {
-        let broadcast = matches!(ip, std::net::IpAddr::V4(v4) if v4.is_broadcast());
-        ip.is_unspecified() || ip.is_multicast() || broadcast
-    })
-}
-
-fn is_plain(text: &str) -> bool {
-    text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
 }
 
 #[cfg(test)]

@@ -31,5 +31,7 @@ mod recorder;
 
 pub use check::{Checker, Report, Rule, Violation};
 pub use read::{Error, Lines, files_in};
-pub use record::{Freed, Record, Scope, What, Worker, lease_of_node, lease_of_owner};
+pub use record::{
+    Freed, Record, Scope, What, Worker, lease_of_node, lease_of_owner, lease_of_registration,
+};
 pub use recorder::{Recorder, install, is_on, left, note};

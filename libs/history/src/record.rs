@@ -3,7 +3,7 @@
 use std::str::FromStr as _;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tether_types::{NodeName, OwnerName, WorkerId};
+use tether_types::{InstanceName, NodeName, OwnerName, PoolName, WorkerId};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,6 +122,11 @@ pub enum What {
         /// The token.
         fence: u64,
     },
+}
+
+/// How the lease of a registration is called in histories.
+pub fn lease_of_registration(pool: &PoolName, name: &InstanceName) -> String {
+    format!("registration/{pool}/{name}")
 }
 
 /// How a node's lease is called in histories.

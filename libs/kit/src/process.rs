@@ -1,6 +1,11 @@
 //! Which process this is, in a way that no reused pid can be taken for it.
 
-use std::{fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io,
+    os::unix::fs::MetadataExt as _,
+};
 
 use tether_types::ProcessIdentity;
 
@@ -17,6 +22,12 @@ pub fn own_identity() -> io::Result<ProcessIdentity> {
         boot_id: boot_id()?,
         pid_namespace: pid_namespace()?,
     })
+}
+
+/// A word that no other process and no later call says: which life of something speaks.
+pub fn fresh_word() -> String {
+    // The hasher's keys are random, and others each time.
+    format!("{:016x}", RandomState::new().build_hasher().finish())
 }
 
 /// The machine's boot id.

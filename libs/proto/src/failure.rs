@@ -70,6 +70,7 @@ impl Failure {
             | Reason::DiscoveryUnreachable
             | Reason::AgentUnreachable => Code::Unavailable,
             Reason::NodeTaken
+            | Reason::RegistrationTaken
             | Reason::LeaseExpired
             | Reason::LeaseFenced
             | Reason::ModeForbids
@@ -79,6 +80,7 @@ impl Failure {
             | Reason::UnknownTemplate
             | Reason::UnknownWorker
             | Reason::UnknownSession
+            | Reason::UnknownRegistration
             | Reason::UnknownJob => Code::NotFound,
             Reason::NotOwner => Code::PermissionDenied,
             Reason::StoreFailed => Code::Internal,

@@ -45,6 +45,11 @@ mod generated {
             tonic::include_proto!("tether.gateway.v1");
         }
     }
+    pub mod registry {
+        pub mod v1 {
+            tonic::include_proto!("tether.registry.v1");
+        }
+    }
 }
 
 mod codec;
@@ -57,7 +62,8 @@ pub use convert::Malformed;
 pub use failure::{Failure, NotLeader, reason_of};
 pub use generated::{
     common::v1 as common, discovery::v1 as discovery, gateway::v1 as gateway, job::v1 as job,
-    node::v1 as node, pool::v1 as pool, session::v1 as session, worker::v1 as worker,
+    node::v1 as node, pool::v1 as pool, registry::v1 as registry, session::v1 as session,
+    worker::v1 as worker,
 };
 pub use shard::{SHARD, admit_shard, expect_shard};
 

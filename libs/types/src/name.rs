@@ -167,6 +167,10 @@ name!(
     /// Names an owner: a BEAM application instance, such as `checkout@host-1`.
     OwnerName, "owner", "@"
 );
+name!(
+    /// Names one of those that register themselves in a pool, such as `host-1-4711`.
+    InstanceName, "registration", ""
+);
 
 #[cfg(test)]
 mod tests {

@@ -35,6 +35,10 @@ pub enum Reason {
     NotOwner,
     /// Another agent holds the lease of a node of this name.
     NodeTaken,
+    /// Another registration holds the lease of this name or of this address.
+    RegistrationTaken,
+    /// No registration of that name and epoch.
+    UnknownRegistration,
     /// The arbiter that was asked does not lead, and decides nothing.
     NotLeader,
     /// The arbiter cannot be reached.
@@ -72,6 +76,8 @@ impl Reason {
         Self::UnknownJob,
         Self::NotOwner,
         Self::NodeTaken,
+        Self::RegistrationTaken,
+        Self::UnknownRegistration,
         Self::NotLeader,
         Self::ArbiterUnreachable,
         Self::DiscoveryUnreachable,
@@ -101,6 +107,8 @@ impl Reason {
             Self::UnknownJob => "UNKNOWN_JOB",
             Self::NotOwner => "NOT_OWNER",
             Self::NodeTaken => "NODE_TAKEN",
+            Self::RegistrationTaken => "REGISTRATION_TAKEN",
+            Self::UnknownRegistration => "UNKNOWN_REGISTRATION",
             Self::NotLeader => "NOT_LEADER",
             Self::ArbiterUnreachable => "ARBITER_UNREACHABLE",
             Self::DiscoveryUnreachable => "DISCOVERY_UNREACHABLE",

@@ -119,6 +119,7 @@ pub(crate) mod keys {
     use tether_types::Slot;
 
     use super::{NodeName, OwnerName, PoolName};
+    use crate::registry::Key;
 
     pub(crate) const POOLS: &str = "arbiter/pools/";
     pub(crate) const OWNERS: &str = "arbiter/owners/";
@@ -127,6 +128,7 @@ pub(crate) mod keys {
     pub(crate) const JOBS: &str = "arbiter/jobs/";
     pub(crate) const HOLDS: &str = "arbiter/holds/";
     pub(crate) const EVENTS: &str = "arbiter/events/";
+    pub(crate) const REGISTRATIONS: &str = "arbiter/registrations/";
     /// What an arbiter that is elected writes to win, and to show that it still leads.
     pub(crate) const LEADER: &str = "arbiter/leader/";
     /// Not changed before the next reign: its revision is the reign's number.
@@ -157,6 +159,10 @@ pub(crate) mod keys {
 
     pub(crate) fn hold(pool: &PoolName, slot: Slot) -> String {
         format!("{HOLDS}{pool}/{slot}")
+    }
+
+    pub(crate) fn registration((pool, name): &Key) -> String {
+        format!("{REGISTRATIONS}{pool}/{name}")
     }
 
     pub(crate) fn event(revision: u64) -> String {

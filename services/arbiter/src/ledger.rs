@@ -2,8 +2,8 @@
 //!
 //! The service around it tells it what arrived and what time it is, and carries out the [`Effects`]
 //! it leaves behind. One `impl` block per subject: sessions, pools and their filling, slots, orders
-//! to and reports of their workers, calls they served, nodes and their loss, jobs, and what an earlier
-//! arbiter left.
+//! to and reports of their workers, calls they served, nodes and their loss, jobs, registrations, and what an
+//! earlier arbiter left.
 //!
 //! # Invariants
 //!
@@ -48,6 +48,7 @@ mod placing;
 mod pools;
 mod reached;
 mod readable;
+mod registrations;
 mod reports;
 mod restore;
 mod rollout;
@@ -76,6 +77,7 @@ use crate::{
     config::LeaseTerms,
     effects::{Effects, keys},
     record::IncarnationRecord,
+    registry::{Key, Registry},
     spec::Templates,
 };
 
@@ -107,6 +109,8 @@ pub(crate) struct Ledger {
     pools: BTreeMap<PoolName, Pool>,
     nodes: BTreeMap<NodeName, Node>,
     jobs: Jobs,
+    /// Workers that no agent runs.
+    registry: Registry,
     /// Highest incarnation given out, and how far they are reserved in the store (A2).
     highest: u64,
     reserved: u64,
@@ -142,6 +146,9 @@ enum Timed {
     Node(NodeName),
     Session(OwnerName),
     Place(PoolName, Slot),
+    Registration(Key),
+    /// What a pool of registrations keeps of those that are gone.
+    Vacancy(PoolName),
 }
 
 /// Incarnations whose death is recorded, the last ones only.
@@ -171,6 +178,7 @@ impl Ledger {
             pools: BTreeMap::new(),
             nodes: BTreeMap::new(),
             jobs: Jobs::default(),
+            registry: Registry::default(),
             highest: 0,
             reserved: 0,
             lost_pools: false,
@@ -209,6 +217,8 @@ impl Ledger {
                 Timed::Node(name) => nodes.extend(self.check_node(name, at)),
                 Timed::Session(owner) => self.check_session(owner, at, now),
                 Timed::Place(pool, slot) => places.push((at, pool, slot)),
+                Timed::Registration(key) => self.check_registration(&key, at, now),
+                Timed::Vacancy(pool) => self.check_vacancy(&pool, at, now),
             }
         }
         self.check_nodes(nodes, now);

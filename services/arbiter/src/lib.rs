@@ -16,6 +16,7 @@ mod mandate;
 mod origins;
 mod owners;
 mod record;
+mod registry;
 mod rpc;
 mod seat;
 mod shared;
@@ -31,6 +32,7 @@ use tether_proto::{
     job::job_service_server::JobServiceServer,
     node::node_service_server::NodeServiceServer,
     pool::{Template, pool_service_server::PoolServiceServer},
+    registry::registry_service_server::RegistryServiceServer,
     session::session_service_server::SessionServiceServer,
     worker::worker_service_server::WorkerServiceServer,
 };
@@ -125,6 +127,7 @@ impl Arbiter {
                     .max_decoding_message_size(MESSAGE_LIMIT),
             )
             .service(JobServiceServer::new(rpc::Jobs(seat())))
+            .service(RegistryServiceServer::new(rpc::Registrations(seat())))
     }
 
     /// Keeps the deadlines while it leads, until `stop`.

@@ -3,6 +3,7 @@
 use tether_proto::{
     common::{Death, ProcessIdentity},
     pool::PoolSpec,
+    registry::Condition,
 };
 
 /// A pool, as it must be known after a restart.
@@ -84,6 +85,25 @@ pub(crate) struct HoldRecord {
     pub(crate) node: String,
     #[prost(uint64, tag = "2")]
     pub(crate) incarnation: u64,
+}
+
+/// A worker that is registered. Its ttl is the only one there was, so that whoever takes it up waits long enough.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RegistrationRecord {
+    #[prost(string, tag = "1")]
+    pub(crate) life: String,
+    #[prost(uint32, tag = "2")]
+    pub(crate) slot: u32,
+    #[prost(uint64, tag = "3")]
+    pub(crate) incarnation: u64,
+    #[prost(string, tag = "4")]
+    pub(crate) address: String,
+    #[prost(string, tag = "5")]
+    pub(crate) protocol: String,
+    #[prost(uint64, tag = "6")]
+    pub(crate) ttl_ms: u64,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) condition: Option<Condition>,
 }
 
 /// How far incarnations have been given out.

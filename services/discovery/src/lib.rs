@@ -38,10 +38,7 @@ mod sources;
 mod table;
 mod xds;
 
-use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use board::Board;
 use tether_discovery_backends as backends;
@@ -98,8 +95,7 @@ impl Discovery {
             sources.push((PoolName::new(name)?, pool.clone(), watches?));
         }
         let configured = sources.iter().map(|(pool, ..)| pool.clone()).collect();
-        // The hasher's keys are random and fresh, which is all an instance needs to be.
-        let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
+        let instance = tether_kit::process::fresh_word();
         let board = Arc::new(Board::new(instance, configured, config));
         let xds = config.xds.listen.as_ref();
         let pools = sources.iter().map(|(pool, ..)| pool.to_string());

@@ -4,12 +4,7 @@
 //! broke is followed by one that tells all again: told twice a count is the same count, and an arbiter that
 //! has started anew knows none. Where nothing is to be counted there is no stream.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
 use tether_proto::{
@@ -31,8 +26,7 @@ pub(crate) async fn report(
     connect_timeout: Duration,
     directory: Arc<Directory>,
 ) {
-    // The hasher's keys are random and fresh, which is all an instance needs to be.
-    let instance = format!("{:016x}", RandomState::new().build_hasher().finish());
+    let instance = tether_kit::process::fresh_word();
     let mut warned = None;
     loop {
         while directory.counts().is_empty() {

@@ -23,17 +23,19 @@ pub(crate) const EPOCH: &str = "tether-epoch";
 pub(crate) const TIMEOUT: &str = "grpc-timeout";
 
 /// Services that are forwarded to the arbiter.
-const ARBITER: [&str; 4] = [
+const ARBITER: [&str; 5] = [
     "/tether.session.v1.",
     "/tether.pool.v1.",
     "/tether.worker.v1.",
     "/tether.job.v1.",
+    "/tether.registry.v1.",
 ];
 /// The heartbeats of nodes, which are forwarded only by a gateway that relays them.
 const NODE: &str = "/tether.node.v1.NodeService/";
 /// The methods of those whose requests are streams: all others have sent all there is before they are answered.
-const STREAMED: [&str; 2] = [
+const STREAMED: [&str; 3] = [
     "/tether.session.v1.SessionService/KeepAlive",
+    "/tether.registry.v1.RegistryService/Register",
     "/tether.node.v1.NodeService/Heartbeat",
 ];
 /// Services that are forwarded to discovery.
@@ -269,6 +271,7 @@ mod tests {
             "session.v1.SessionService",
             "pool.v1.PoolService",
             "job.v1.JobService",
+            "registry.v1.RegistryService",
         ] {
             let route = route(&format!("/tether.{service}/Get"), &[(POOL, "digits")]);
             assert_eq!(route.unwrap(), Route::Arbiter);

@@ -54,6 +54,11 @@ pub(crate) enum Command {
     Endpoints(Endpoints),
     /// Says who serves a pool, and follows it.
     Discover(Discover),
+    /// Registers a worker that no agent runs, for as long as this command runs: started by systemd, by hand, by
+    /// another scheduler.
+    Register(Register),
+    /// Lists workers that were registered.
+    Registrations(Registrations),
     /// Ends a worker; its pool's restart policy says whether another follows.
     Stop(Stop),
     /// Sends a signal to a worker's main process.
@@ -264,6 +269,59 @@ pub(crate) struct Events {
     /// Only events after this revision.
     #[arg(long, default_value_t = 0)]
     pub(crate) after: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Register {
+    /// The pool; one that agents run takes no registrations.
+    pub(crate) pool: String,
+    /// Where calls go, as gateways reach it: `host:port` or `unix:/path`.
+    pub(crate) address: String,
+    /// What it is called, once at a time in its pool; this machine's name and the port when not given.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where it is, as in `eu-west-1a`.
+    #[arg(long, default_value = "")]
+    pub(crate) zone: String,
+    /// Its share of calls beside the others of its pool.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) weight: u32,
+    /// How many calls it serves at once; 0 where that is not known.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) capacity: u32,
+    /// How long it stays registered when this command is killed; the arbiter's default when not given.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// How it is found out whether the worker serves: it is registered once it does, and takes no new calls while
+    /// it does not.
+    #[arg(long, value_enum, default_value_t = Check::Grpc)]
+    pub(crate) check: Check,
+    /// Time between two checks, and the longest that one may take.
+    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    pub(crate) check_interval: Duration,
+    /// So many checks in a row fail before it takes no new calls.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) check_failures: u32,
+    /// How long it takes no new calls before it is withdrawn, when this command is asked to end.
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) drain: Duration,
+}
+
+/// How it is found out whether a worker serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Check {
+    /// It says SERVING by `grpc.health.v1`.
+    Grpc,
+    /// It takes a connection.
+    Tcp,
+    /// It is believed to.
+    None,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Registrations {
+    /// Only those of this pool.
+    pub(crate) pool: Option<String>,
 }
 
 #[derive(Debug, Args)]

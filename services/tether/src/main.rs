@@ -14,6 +14,8 @@ mod output;
 mod pool;
 mod ps;
 mod reflection;
+mod register;
+mod registrations;
 mod run;
 mod up;
 
@@ -108,6 +110,8 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Events(args) => events::events(&client()?, &args, &out).await,
         Command::Endpoints(args) => endpoints::endpoints(&client()?, &args, &out).await,
         Command::Discover(args) => endpoints::discover(&client()?, &args, &out).await,
+        Command::Register(args) => register::register(&client()?, args, &out).await,
+        Command::Registrations(args) => registrations::registrations(&client()?, &args, &out).await,
         Command::Stop(args) => orders::stop(&client()?, &args).await,
         Command::Signal(args) => orders::signal(&client()?, &args).await,
         Command::Call(args) => call::call(&client()?, args, &out).await,

@@ -162,7 +162,7 @@ impl DeathView {
     }
 }
 
-fn name(worker: Option<&WorkerRef>) -> String {
+pub(crate) fn worker_name(worker: Option<&WorkerRef>) -> String {
     match worker {
         Some(worker) if worker.incarnation == 0 => format!("{}/{}", worker.pool, worker.slot),
         Some(worker) => format!("{}/{}.{}", worker.pool, worker.slot, worker.incarnation),
@@ -188,7 +188,7 @@ pub(crate) struct WorkerRow {
 impl WorkerRow {
     pub(crate) fn new(worker: &Worker) -> Self {
         Self {
-            worker: name(worker.worker.as_ref()),
+            worker: worker_name(worker.worker.as_ref()),
             phase: match worker.phase() {
                 WorkerPhase::Unspecified => "unknown",
                 WorkerPhase::Waiting => "waiting",
@@ -343,7 +343,7 @@ impl EventRow {
                 .as_str_name()
                 .trim_start_matches("EVENT_KIND_")
                 .to_owned(),
-            worker: name(event.worker.as_ref()),
+            worker: worker_name(event.worker.as_ref()),
             owner: event.owner.clone(),
             node: event.node.clone(),
             text: event.text.clone(),

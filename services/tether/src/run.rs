@@ -178,7 +178,7 @@ async fn tell_standing(session: &Session, out: Output) {
 }
 
 /// How long to wait before each further try to reach the gateway.
-fn delays() -> ExponentialBuilder {
+pub(crate) fn delays() -> ExponentialBuilder {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
         .with_max_delay(Duration::from_secs(2))
@@ -189,10 +189,15 @@ fn delays() -> ExponentialBuilder {
 /// Whether a failure says that somebody on the way is away, who may come back: the workers live on their
 /// leases meanwhile, and to give them up would kill them for nothing.
 fn passes(status: &Status) -> bool {
-    match tether_proto::reason_of(status) {
+    may_pass(tether_proto::reason_of(status), status.code())
+}
+
+/// The same of a failure that was read.
+pub(crate) fn may_pass(reason: Option<Reason>, code: Code) -> bool {
+    match reason {
         Some(reason) => matches!(reason, Reason::ArbiterUnreachable | Reason::NotLeader),
         None => matches!(
-            status.code(),
+            code,
             Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted
         ),
     }

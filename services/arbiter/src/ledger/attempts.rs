@@ -35,7 +35,7 @@ impl Ledger {
         }
         let name = PoolName::new(pool).map_err(|_| unknown_pool(pool, &self.pools))?;
         if !self.pools.contains_key(&name) {
-            return Err(unknown_pool(pool, &self.pools));
+            return Err(self.no_pool(pool));
         }
         let before = self.jobs.get(&name, key).ok().cloned();
         if let Some(job) = before.clone()

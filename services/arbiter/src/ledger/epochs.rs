@@ -99,7 +99,13 @@ pub(super) fn note_session_over(owner: &OwnerName, epoch: Epoch, why: Freed) {
     note_freed(|| lease_of_owner(owner), epoch, why);
 }
 
-fn note_granted(name: impl FnOnce() -> String, epoch: Epoch, lease: &Grantor, now: Tick) {
+/// For a history: a lease was granted or extended.
+pub(super) fn note_granted(
+    name: impl FnOnce() -> String,
+    epoch: Epoch,
+    lease: &Grantor,
+    now: Tick,
+) {
     note(|| What::Granted {
         lease: name(),
         epoch: epoch.0,
@@ -107,7 +113,8 @@ fn note_granted(name: impl FnOnce() -> String, epoch: Epoch, lease: &Grantor, no
     });
 }
 
-fn note_freed(name: impl FnOnce() -> String, epoch: Epoch, why: Freed) {
+/// For a history: a lease is nobody's from here on.
+pub(super) fn note_freed(name: impl FnOnce() -> String, epoch: Epoch, why: Freed) {
     note(|| What::Freed {
         lease: name(),
         epoch: epoch.0,

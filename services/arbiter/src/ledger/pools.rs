@@ -340,6 +340,7 @@ impl Ledger {
         }
 
         let name = resolved.name.clone();
+        self.claim_from_registry(&name)?;
         let more_may_live = self.awaits_any_of(&name);
         match self.pools.get_mut(&name) {
             Some(pool) if pool.is_ending() => {
@@ -435,7 +436,7 @@ impl Ledger {
         let found = PoolName::new(name)
             .ok()
             .and_then(|name| self.pools.get(&name));
-        found.ok_or_else(|| unknown_pool(name, &self.pools))
+        found.ok_or_else(|| self.no_pool(name))
     }
 
     /// A pool that can be changed: one that is ending only ends, or is applied anew.

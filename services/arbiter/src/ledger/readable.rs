@@ -4,11 +4,14 @@
 use prost::{DecodeError, Message};
 use tether_proto::{discovery::NodeLoss, job::Job};
 use tether_store::{Entry, Listing, keys::ServeKey};
-use tether_types::{NodeName, OwnerName, PoolName};
+use tether_types::{InstanceName, NodeName, OwnerName, PoolName};
 
 use crate::{
     effects::keys,
-    record::{CordonRecord, HoldRecord, IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{
+        CordonRecord, HoldRecord, IncarnationRecord, NodeRecord, OwnerRecord, PoolRecord,
+        RegistrationRecord,
+    },
 };
 
 /// A record without which no decision is safe.
@@ -85,6 +88,13 @@ fn look_at(entry: &Entry) -> Result<bool, Unreadable> {
         let pool = rest.split_once('/').map(|(pool, _)| PoolName::new(pool));
         return Ok(matches!(pool, Some(Ok(_))) && must::<Job>(entry, risk).map(|_| true)?);
     }
+    if let Some(rest) = key.strip_prefix(keys::REGISTRATIONS) {
+        let risk = "a name and an address could be given to others while they are somebody's";
+        let ours = rest.split_once('/').is_some_and(|(pool, name)| {
+            PoolName::new(pool).is_ok() && InstanceName::new(name).is_ok()
+        });
+        return Ok(ours && must::<RegistrationRecord>(entry, risk).map(|_| true)?);
+    }
     if key.starts_with(keys::HOLDS) {
         let risk = "a job could be started a second time while its worker lives on elsewhere";
         return must::<HoldRecord>(entry, risk).map(|_| true);
@@ -134,6 +144,10 @@ mod tests {
             ("arbiter/cordons/node-1", "somebody has closed"),
             ("arbiter/pools/digits", "its jobs be forgotten"),
             ("arbiter/jobs/digits/train", "started a second time"),
+            (
+                "arbiter/registrations/digits/host-1",
+                "could be given to others",
+            ),
             ("serve/losses/node-1", "would be taken to serve"),
         ] {
             let error = check(&listing(key, CUT_OFF)).unwrap_err().to_string();
@@ -149,6 +163,7 @@ mod tests {
             "arbiter/nodes/",
             "arbiter/cordons/no name of ours",
             "arbiter/jobs/digits",
+            "arbiter/registrations/digits",
             "arbiter/events/latest",
             "arbiter/secrets",
             "serve/losses/no name of ours",

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     effects::keys,
-    record::{CordonRecord, HoldRecord, NodeRecord, OwnerRecord, PoolRecord},
+    record::{CordonRecord, HoldRecord, NodeRecord, OwnerRecord, PoolRecord, RegistrationRecord},
     spec,
 };
 
@@ -62,6 +62,9 @@ impl Ledger {
             } else if let Some(name) = key.strip_prefix(keys::POOLS) {
                 let record = PoolRecord::decode(&*entry.value).unwrap_or_default();
                 self.restore_pool(name, record, now);
+            } else if let Some(rest) = key.strip_prefix(keys::REGISTRATIONS) {
+                let record = RegistrationRecord::decode(&*entry.value).unwrap_or_default();
+                self.restore_registration(rest, record, now);
             } else if let Some(rest) = key.strip_prefix(keys::JOBS) {
                 self.jobs.restore(rest, &entry.value);
             } else if key.starts_with(keys::EVENTS) {
@@ -80,8 +83,11 @@ impl Ledger {
         // Afterwards, as it is compared with the pools there are.
         let losses = listing.entries.iter().filter_map(read_loss).collect();
         for entry in &listing.entries {
-            self.restore_served(entry, &losses, now);
+            if !self.restore_registered(entry, now) {
+                self.restore_served(entry, &losses, now);
+            }
         }
+        self.complete_registered(&listing.entries);
         self.restore_losses(&losses);
         // A pool that cannot be taken up, as its template is gone from the configuration, may come back with it.
         let recorded = |pool: &PoolName| {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{effects::keys, record::OwnerRecord};
 
-/// Owners beat this many times within their lease, unless a pool wants more.
+/// Whoever beats does so this many times within a lease, unless a pool wants more.
 const BEATS_PER_TTL: u32 = 6;
 
 /// No policy asks for more beats than this.
@@ -88,15 +88,7 @@ impl Ledger {
     /// # Errors
     /// When nobody could hold such a lease.
     pub(crate) fn session_terms(&self, ttl: Duration) -> Result<Terms, Failure> {
-        if ttl.is_zero() {
-            return Ok(self.terms.session);
-        }
-        Terms::usual(ttl).map_err(|error| {
-            Failure::new(
-                Reason::ConfigInvalid,
-                format!("a session cannot have this `ttl`: {error}"),
-            )
-        })
+        wished_terms("session", ttl, self.terms.session)
     }
 
     /// Opens a session whose record was committed as revision `epoch`, and fences the one before.
@@ -291,7 +283,7 @@ impl Ledger {
         let pools = self.pools.values().filter(|pool| pool.owner() == owner);
         pools
             .map(|pool| pool.policy().heartbeat_interval)
-            .chain([ttl / BEATS_PER_TTL])
+            .chain([usual_beat(ttl)])
             .min()
             .unwrap_or(ttl)
             .max(BEAT_MIN)
@@ -449,4 +441,20 @@ impl Ledger {
         };
         self.sessions.iter().map(session).collect()
     }
+}
+
+/// The terms of a lease of `ttl`, or the usual ones where none is wished for.
+pub(super) fn wished_terms(whose: &str, ttl: Duration, usual: Terms) -> Result<Terms, Failure> {
+    if ttl.is_zero() {
+        return Ok(usual);
+    }
+    Terms::usual(ttl).map_err(|error| {
+        let text = format!("a {whose} cannot have this `ttl`: {error}");
+        Failure::new(Reason::ConfigInvalid, text)
+    })
+}
+
+/// How often to beat within a lease, where nothing wants more.
+pub(super) fn usual_beat(ttl: Duration) -> Duration {
+    (ttl / BEATS_PER_TTL).max(BEAT_MIN)
 }

@@ -10,16 +10,13 @@ use tether_proto::{
         gateway_service_server::GatewayService,
     },
 };
-use tether_types::{Reason, WorkerId};
+use tether_types::WorkerId;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Answers;
+use super::{Answers, check_life};
 use crate::{owners, seat::Seat, shared::Shared};
-
-/// The longest word for a life of a gateway, in bytes: it is kept with each worker.
-const INSTANCE_MAX: usize = 64;
 
 /// Serves [`GatewayService`].
 #[derive(Debug)]
@@ -97,11 +94,7 @@ async fn tell_owners(
 }
 
 fn read(report: &ReportCallsRequest) -> Result<Vec<(WorkerId, u64)>, Failure> {
-    let bytes = report.instance.len();
-    if !(1..=INSTANCE_MAX).contains(&bytes) {
-        let text = format!("`instance` has {bytes} bytes, use 1 to {INSTANCE_MAX}");
-        return Err(Failure::new(Reason::ConfigInvalid, text));
-    }
+    check_life("instance", &report.instance)?;
     let counts = report.workers.iter().map(|counted| {
         let worker = WorkerRef::required(counted.worker.as_ref())?;
         Ok((worker, counted.calls))

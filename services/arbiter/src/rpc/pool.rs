@@ -45,7 +45,7 @@ impl PoolService for Pools {
         let pool = self
             .0
             .shared()?
-            .read(|ledger, _| ledger.get_pool(&name))
+            .read(|ledger, _| ledger.any_pool(&name))
             .await??;
         Ok(Response::new(GetPoolResponse { pool: Some(pool) }))
     }
@@ -57,7 +57,10 @@ impl PoolService for Pools {
         let pools = self
             .0
             .shared()?
-            .read(|ledger: &Ledger, _| ledger.list_pools())
+            .read(|ledger: &Ledger, _| {
+                // Those of agents first: each kind is in order of its names.
+                [ledger.list_pools(), ledger.registered_pools()].concat()
+            })
             .await?;
         Ok(Response::new(ListPoolsResponse { pools }))
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tether_clock::Tick;
 use tether_proto::{
     Failure,
     common::WorkerRef,
@@ -11,7 +12,7 @@ use tether_proto::{
         ListNodesRequest, ListNodesResponse, ListWorkersRequest, ListWorkersResponse, LogStream,
         ReadLogsRequest, ReadLogsResponse, SetNodeStateRequest, SetNodeStateResponse,
         SignalWorkerRequest, SignalWorkerResponse, StopWorkerRequest, StopWorkerResponse,
-        WatchEventsRequest, WatchEventsResponse, worker_service_server::WorkerService,
+        WatchEventsRequest, WatchEventsResponse, Worker, worker_service_server::WorkerService,
     },
 };
 use tether_types::{Address, Incarnation, NodeName, Reason, WorkerId};
@@ -49,11 +50,11 @@ impl WorkerService for Workers {
         let pool = request.into_inner().pool;
         if !pool.is_empty() {
             shared
-                .read(|ledger, _| ledger.get_pool(&pool).map(drop))
+                .read(|ledger, _| ledger.any_pool(&pool).map(drop))
                 .await??;
         }
         let workers = shared
-            .read(|ledger, now| ledger.list_workers(&pool, now))
+            .read(|ledger, now| all_workers(ledger, &pool, now))
             .await?;
         Ok(Response::new(ListWorkersResponse { workers }))
     }
@@ -111,7 +112,7 @@ impl WorkerService for Workers {
         let workers = self
             .0
             .shared()?
-            .read(|ledger, now| ledger.list_workers(id.pool.as_str(), now))
+            .read(|ledger, now| all_workers(ledger, id.pool.as_str(), now))
             .await?;
         let same = |worker: &WorkerRef| {
             worker.slot == id.slot
@@ -139,6 +140,7 @@ impl WorkerService for Workers {
             .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                ledger.check_ours(&id.pool)?;
                 Ok(ledger.stop_worker(&id, request.grace_ms))
             })
             .await?;
@@ -163,6 +165,7 @@ impl WorkerService for Workers {
             .shared()?
             .act(|ledger, _| {
                 ledger.may_act(&request.owner, request.epoch, id.pool.as_str())?;
+                ledger.check_ours(&id.pool)?;
                 Ok(ledger.signal_worker(&id, request.signal))
             })
             .await?;
@@ -240,6 +243,15 @@ impl WorkerService for Workers {
     }
 }
 
+/// Those of agents, and those that others have registered.
+fn all_workers(ledger: &Ledger, pool: &str, now: Tick) -> Vec<Worker> {
+    [
+        ledger.list_workers(pool, now),
+        ledger.registered_workers(pool, now),
+    ]
+    .concat()
+}
+
 /// The newest incarnation in a worker's place after `after`, living or dead, and the agent that has
 /// its logs.
 async fn locate(
@@ -247,7 +259,9 @@ async fn locate(
     id: &WorkerId,
     after: u64,
 ) -> Result<(WorkerId, Address), Failure> {
-    let found = shared.read(|ledger, _| ledger.find_logs(id)).await?;
+    let found = shared
+        .read(|ledger, _| ledger.check_ours(&id.pool).map(|()| ledger.find_logs(id)))
+        .await??;
     let (found, address) = found.ok_or_else(|| {
         Failure::new(
             Reason::UnknownWorker,

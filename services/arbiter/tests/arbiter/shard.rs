@@ -1,41 +1,15 @@
 //! An arbiter that is asked for nodes or owners of a shard which it does not have.
 
-#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
-
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-
-use tether_arbiter::{Arbiter, Config};
-use tether_kit::listen;
 use tether_proto::{
     SHARD,
     node::{HeartbeatRequest, HeartbeatResponse, Hello, node_service_client::NodeServiceClient},
     reason_of,
     session::{OpenSessionRequest, session_service_client::SessionServiceClient},
 };
-use tether_store::MemoryStore;
 use tether_types::{Address, Reason};
-use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-/// An arbiter on a socket, until the guard is dropped.
-async fn arbiter(dir: &std::path::Path) -> (Address, DropGuard) {
-    let address: Address = format!("unix:{}", dir.join("arbiter.sock").display())
-        .parse()
-        .unwrap();
-    let store = ("memory", Arc::new(MemoryStore::new()) as _);
-    let config = Config::default();
-    let arbiter = Arbiter::build(&config, BTreeMap::new(), store, None);
-    let arbiter = arbiter.await.unwrap();
-    let listener = listen::bind(&address, false).await.unwrap();
-    let stop = CancellationToken::new();
-    let serving = arbiter
-        .server()
-        .serve(listener, stop.clone(), Duration::from_secs(1));
-    tokio::spawn(serving);
-    let stopped = stop.clone();
-    tokio::spawn(async move { arbiter.run(stopped).await });
-    (address, stop.drop_guard())
-}
+use crate::house::arbiter;
 
 /// The first word to a node of this shard, after its first beat.
 async fn hello(address: &Address, shard: u32) -> Result<HeartbeatResponse, Status> {
