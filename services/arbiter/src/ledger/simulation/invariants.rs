@@ -348,6 +348,8 @@ impl World {
                             why: DeathCause::Recycled
                         }
                 ) && !place.leaving
+                    // Nobody is missed that nobody was told of.
+                    && place.live.as_ref().is_some_and(|live| live.told.is_some())
             });
             // Fewer may be wanted than were when they began.
             let recycled = recycled.count();
