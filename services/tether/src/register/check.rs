@@ -2,83 +2,52 @@
 
 use std::time::Duration;
 
+use tether_probe::Question;
 use tether_types::Address;
-use tokio::time::{sleep, timeout};
-use tonic::{Code, transport::Channel};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tokio::time::sleep;
 
 use crate::cli;
 
 /// Asks a worker.
 #[derive(Debug)]
 pub(super) struct Checked {
-    address: Address,
-    how: How,
+    /// Nothing where it is believed unasked.
+    question: Option<Question>,
     interval: Duration,
-}
-
-#[derive(Debug)]
-enum How {
-    Grpc(HealthClient<Channel>),
-    Tcp,
-    Believe,
 }
 
 impl Checked {
     pub(super) fn new(check: cli::Check, address: &Address, interval: Duration) -> Self {
-        let how = match check {
-            cli::Check::Grpc => How::Grpc(HealthClient::new(tether_kit::channel::connect(address))),
-            cli::Check::Tcp => How::Tcp,
-            cli::Check::None => How::Believe,
+        let question = match check {
+            cli::Check::Grpc => Some(Question::grpc(address, "")),
+            cli::Check::Tcp => Some(Question::connect(address)),
+            cli::Check::None => None,
         };
-        Self {
-            address: address.clone(),
-            how,
-            interval,
-        }
+        Self { question, interval }
     }
 
     /// Asks once.
     pub(super) async fn ask(&self) -> Result<(), String> {
-        let asked = timeout(self.interval, self.once()).await;
-        let late = |_| {
-            let within = humantime::format_duration(self.interval);
-            Err(format!("no answer of `{}` within {within}", self.address))
+        let Some(question) = &self.question else {
+            return Ok(());
         };
-        asked.unwrap_or_else(late)
+        let asked = question.ask(self.interval).await;
+        asked.map_err(|why| {
+            let hint = match why.contains("Unimplemented") {
+                true => ": it has no grpc.health.v1, use `--check tcp`",
+                false => "",
+            };
+            format!("`{}`: {why}{hint}", question.address())
+        })
     }
 
     /// The answer to the next question, an interval from here; never where nothing is asked.
     pub(super) async fn next(&self) -> Result<(), String> {
-        if matches!(self.how, How::Believe) {
+        if self.question.is_none() {
             return std::future::pending().await;
         }
         sleep(self.interval).await;
         self.ask().await
-    }
-
-    async fn once(&self) -> Result<(), String> {
-        let address = &self.address;
-        match &self.how {
-            How::Grpc(client) => {
-                let asked = client.clone().check(HealthCheckRequest::default()).await;
-                match asked.map(|answer| answer.into_inner().status()) {
-                    Ok(ServingStatus::Serving) => Ok(()),
-                    Ok(status) => Err(format!("`{address}` says {}", status.as_str_name())),
-                    Err(status) if status.code() == Code::Unimplemented => Err(format!(
-                        "`{address}` has no grpc.health.v1: use `--check tcp`"
-                    )),
-                    Err(status) => Err(format!("`{address}`: {}", status.message())),
-                }
-            }
-            How::Tcp => match tether_kit::channel::dial(address).await {
-                Ok(_) => Ok(()),
-                Err(error) => Err(format!("`{address}`: {error}")),
-            },
-            How::Believe => Ok(()),
-        }
     }
 }
 
