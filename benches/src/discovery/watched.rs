@@ -66,9 +66,7 @@ impl Watchers {
 /// Comes back when a watcher has seen all there was, or has waited long enough for it.
 pub(super) async fn enough(wanted: &mut tokio::sync::watch::Receiver<Option<usize>>, seen: usize) {
     let all = wanted.wait_for(|wanted| wanted.is_some_and(|wanted| seen >= wanted));
-    if all.await.is_err() {
-        return;
-    }
+    let _ = all.await;
 }
 
 /// Comes back when nobody will write any more and a while has passed.
