@@ -252,7 +252,14 @@ impl World {
                     || !self.services.values().all(Pinned::lives))
                 .then_some(())
             });
-            if joined.await.is_some() && self.services.values().all(Pinned::lives) {
+            let joined = joined.await.is_some();
+            // The node joins by the arbiter alone; the gateway may still be on its way to its socket.
+            let gateway = self.path("gateway.sock");
+            let serves = eventually_within(Duration::from_secs(5), async || {
+                let connected = tokio::net::UnixStream::connect(&gateway).await;
+                (connected.is_ok() || !self.services.values().all(Pinned::lives)).then_some(())
+            });
+            if joined && serves.await.is_some() && self.services.values().all(Pinned::lives) {
                 return Ok(());
             }
             if self.log().contains("no_namespaces") && !self.services["tether-agent"].lives() {
