@@ -19,7 +19,8 @@
 //! - **E4** Calls under way are counted exactly: every release returns what its pick took, and a
 //!   release for an incarnation that is gone touches nobody else's count.
 //! - **E5** The pick for an affinity key does not change when other slots come, go or restart.
-//! - **E6** Changes lead to the same set as a snapshot of their result.
+//! - **E6** Changes lead to the same set as a snapshot of their result. Of a pool that a snapshot does not know yet
+//!   what was known before stands, until a change says who serves it.
 //! - **E7** A call that was sent counts once for its incarnation, when it is over; the count of one that
 //!   lives never goes down within its pool's life, and ends with it.
 //!
@@ -29,7 +30,10 @@ mod affinity;
 mod pick;
 mod pool;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tether_breaker::{Codes, Outcome, Terms};
 use tether_clock::Tick;
@@ -74,6 +78,10 @@ pub struct Update {
     pub pools: Vec<PoolName>,
     /// Pools that exist no more.
     pub removed_pools: Vec<PoolName>,
+    /// Pools of which discovery does not know yet who serves them: in a snapshot, what is known of them stands.
+    pub unheard: Vec<PoolName>,
+    /// Pools of which it knows for the first time: their endpoints are those of this update, and no others.
+    pub heard: Vec<PoolName>,
 }
 
 /// An endpoint that an update took away.
@@ -129,11 +137,12 @@ impl Endpoints {
     /// Answers which endpoints are gone.
     pub fn apply_snapshot(&mut self, update: Update) -> Vec<Gone> {
         let mut gone = Vec::new();
-        let Self { pools, .. } = self;
         let listed = |name: &PoolName| {
-            update.pools.contains(name) || update.upserts.iter().any(|up| up.worker.pool == *name)
+            update.pools.contains(name)
+                || update.unheard.contains(name)
+                || update.upserts.iter().any(|up| up.worker.pool == *name)
         };
-        pools.retain(|name, pool| {
+        self.pools.retain(|name, pool| {
             let stays = listed(name);
             if !stays {
                 gone.extend(pool.living(name).map(|worker| Gone {
@@ -143,22 +152,10 @@ impl Endpoints {
             }
             stays
         });
-        for (name, pool) in pools.iter_mut() {
-            let unlisted: Vec<WorkerId> = pool
-                .living(name)
-                .filter(|worker| {
-                    let same_slot = |up: &&Endpoint| {
-                        up.worker.pool == worker.pool && up.worker.slot == worker.slot
-                    };
-                    let told = update.removals.iter().any(|gone| gone.worker == *worker);
-                    !told && !update.upserts.iter().any(|up| same_slot(&up))
-                })
-                .collect();
-            gone.extend(
-                unlisted
-                    .into_iter()
-                    .filter_map(|worker| pool.remove(worker, None)),
-            );
+        for (name, pool) in &mut self.pools {
+            if !update.unheard.contains(name) {
+                gone.extend(drop_unlisted(name, pool, &update));
+            }
         }
         gone.extend(self.apply_change(update));
         gone
@@ -167,16 +164,21 @@ impl Endpoints {
     /// Discovery told a difference. Answers which endpoints are gone.
     pub fn apply_change(&mut self, update: Update) -> Vec<Gone> {
         let mut gone = Vec::new();
-        for name in update.removed_pools {
-            if let Some(pool) = self.pools.remove(&name) {
-                gone.extend(pool.living(&name).map(|worker| Gone {
+        for name in &update.removed_pools {
+            if let Some(pool) = self.pools.remove(name) {
+                gone.extend(pool.living(name).map(|worker| Gone {
                     worker,
                     died: false,
                 }));
             }
         }
-        for name in update.pools {
-            self.pools.entry(name).or_default();
+        for name in &update.pools {
+            self.pools.entry(name.clone()).or_default();
+        }
+        for name in &update.heard {
+            if let Some(pool) = self.pools.get_mut(name) {
+                gone.extend(drop_unlisted(name, pool, &update));
+            }
         }
         for removal in update.removals {
             // The death of a worker whose pool is gone explains nothing any more.
@@ -309,4 +311,22 @@ impl Endpoints {
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {
         self.pools.get_mut(&ticket.worker.pool)?.live_mut(ticket)
     }
+}
+
+/// Takes away all of a pool that an update does not list, and does not tell the end of: it left alive.
+fn drop_unlisted(name: &PoolName, pool: &mut Pool, update: &Update) -> Vec<Gone> {
+    let upserts = update.upserts.iter().map(|up| &up.worker);
+    let upserts: BTreeSet<Slot> = upserts
+        .filter(|worker| worker.pool == *name)
+        .map(|worker| worker.slot)
+        .collect();
+    let told = update.removals.iter().map(|gone| &gone.worker);
+    let told: BTreeSet<&WorkerId> = told.filter(|worker| worker.pool == *name).collect();
+    let unlisted: Vec<WorkerId> = pool
+        .living(name)
+        .filter(|worker| !upserts.contains(&worker.slot) && !told.contains(worker))
+        .collect();
+    let gone = unlisted.into_iter();
+    gone.filter_map(|worker| pool.remove(worker, None))
+        .collect()
 }

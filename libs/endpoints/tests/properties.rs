@@ -486,3 +486,31 @@ fn of_endpoints_that_nobody_runs_what_was_told_last_counts() {
     assert_eq!(tell(&mut set, 9, false), Some(9));
     assert_eq!(tell(&mut set, 5, false), Some(9));
 }
+
+#[test]
+fn what_a_snapshot_does_not_know_yet_stands_until_it_is_said_who_serves() {
+    let mut set = endpoints();
+    set.apply_change(up(0, 1, false));
+    set.apply_change(up(1, 2, false));
+    let alive = |set: &Endpoints| -> Vec<u32> {
+        let views = set.snapshot().into_iter();
+        views.map(|view| view.endpoint.worker.slot).collect()
+    };
+
+    let restarted = Update {
+        pools: vec![pool()],
+        unheard: vec![pool()],
+        ..Update::default()
+    };
+    assert!(set.apply_snapshot(restarted).is_empty());
+    assert_eq!(alive(&set), [0, 1]);
+
+    let said = Update {
+        heard: vec![pool()],
+        ..up(1, 2, false)
+    };
+    let gone = set.apply_change(said);
+    assert_eq!(gone.len(), 1);
+    assert!(!gone[0].died);
+    assert_eq!(alive(&set), [1]);
+}

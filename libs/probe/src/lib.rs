@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 use hyper::HeaderMap;
 use tether_types::Address;
 use tokio::net::{TcpStream, UnixStream};
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -123,8 +123,11 @@ impl Question {
             How::Grpc { client, service } => {
                 let service = service.clone();
                 let asked = client.clone().check(HealthCheckRequest { service }).await;
-                let asked = asked.map_err(|status| {
-                    format!("the answer was {:?}, {}", status.code(), status.message())
+                let asked = asked.map_err(|status| match status.code() {
+                    Code::Unimplemented => {
+                        "the server has no such service: ask it for a connection instead".to_owned()
+                    }
+                    code => format!("the answer was {code:?}, {}", status.message()),
                 })?;
                 match asked.get_ref().status() {
                     ServingStatus::Serving => Ok(asked.into_parts().0.into_headers()),

@@ -26,7 +26,8 @@ pub enum Balance {
 pub struct Catalog {
     balance: Balance,
     pools: BTreeMap<String, Pool>,
-    /// Pools of which nobody has said yet who serves them.
+    /// Pools of which nobody has said yet who serves them. Their endpoints are not told, not even that there are none: a
+    /// client that knows some would give them up for the time it takes to ask a source.
     unheard: BTreeSet<String>,
     revision: u64,
 }
@@ -41,14 +42,12 @@ struct Pool {
 }
 
 impl Catalog {
-    /// A catalog without pools, which is not to be told before the first [`take`](Self::take). The endpoints of
-    /// `unheard` pools are not told before there is one, or [`believe_empty`](Self::believe_empty): a client that knows
-    /// some would give them up for the time it takes to ask a source.
-    pub fn new(balance: Balance, unheard: impl Iterator<Item = String>) -> Self {
+    /// A catalog without pools, which is not to be told before the first [`take`](Self::take).
+    pub fn new(balance: Balance) -> Self {
         Self {
             balance,
             pools: BTreeMap::new(),
-            unheard: unheard.collect(),
+            unheard: BTreeSet::new(),
             revision: 0,
         }
     }
@@ -70,6 +69,14 @@ impl Catalog {
             true => std::mem::take(&mut self.pools),
             false => BTreeMap::new(),
         };
+        if message.snapshot {
+            let unheard = message.unheard_pools.into_iter().collect();
+            news |= self.unheard != unheard;
+            self.unheard = unheard;
+        }
+        for pool in message.heard_pools {
+            news |= self.unheard.remove(&pool);
+        }
         for pool in message.pools {
             let pool = self.pools.entry(pool).or_default();
             news |= !std::mem::replace(&mut pool.named, true);
@@ -86,7 +93,6 @@ impl Catalog {
             let Some(worker) = &endpoint.worker else {
                 continue;
             };
-            self.unheard.remove(&worker.pool);
             let pool = self.pools.entry(worker.pool.clone()).or_default();
             news |= pool.insert(worker.slot, endpoint);
         }
@@ -104,14 +110,6 @@ impl Catalog {
                 Some(_) | None => {}
             }
         }
-        self.revision += u64::from(news);
-        news
-    }
-
-    /// Nobody serves this pool, as those say who know; says whether that is news.
-    pub fn believe_empty(&mut self, pool: &str) -> bool {
-        // Before the first message there is nothing to be told.
-        let news = self.unheard.remove(pool) && self.revision > 0;
         self.revision += u64::from(news);
         news
     }

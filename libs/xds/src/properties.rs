@@ -409,7 +409,7 @@ proptest! {
 
     #[test]
     fn both_forms_tell_what_there_is_and_nothing_twice(acts in acts()) {
-        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default(), std::iter::empty()));
+        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
         known(&mut catalog, &mut world, Act::Snapshot);
         let (mut sotw, mut delta) = (Client::<sotw::Part>::new(), Client::<delta::Part>::new());
         for act in acts {
@@ -429,12 +429,12 @@ proptest! {
 
     #[test]
     fn a_catalog_made_of_changes_is_that_of_a_snapshot(acts in acts()) {
-        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default(), std::iter::empty()));
+        let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
         known(&mut catalog, &mut world, Act::Snapshot);
         for act in acts {
             known(&mut catalog, &mut world, act);
         }
-        let mut fresh = Catalog::new(Balance::default(), std::iter::empty());
+        let mut fresh = Catalog::new(Balance::default());
         known(&mut fresh, &mut world, Act::Snapshot);
 
         let all = |catalog: &Catalog| -> Vec<(String, Version)> {
@@ -447,10 +447,7 @@ proptest! {
 }
 
 fn world(acts: &[Act]) -> (World, Catalog) {
-    let (mut world, mut catalog) = (
-        World::default(),
-        Catalog::new(Balance::default(), std::iter::empty()),
-    );
+    let (mut world, mut catalog) = (World::default(), Catalog::new(Balance::default()));
     for act in [&[Act::Snapshot], acts].concat() {
         known(&mut catalog, &mut world, act);
     }
@@ -634,10 +631,18 @@ fn a_kind_that_there_is_none_of_is_not_answered() {
 
 #[test]
 fn a_pool_whose_sources_have_said_nothing_yet_is_not_told_to_be_empty() {
-    let mut catalog = Catalog::new(Balance::default(), ["a".to_owned()].into_iter());
-    let mut world = World::default();
-    world.act(Act::AddPool(0));
-    known(&mut catalog, &mut world, Act::Snapshot);
+    let mut catalog = Catalog::new(Balance::default());
+    let snapshot = WatchEndpointsResponse {
+        snapshot: true,
+        pools: vec!["a".to_owned()],
+        unheard_pools: vec!["a".to_owned()],
+        ..WatchEndpointsResponse::default()
+    };
+    let heard = WatchEndpointsResponse {
+        heard_pools: vec!["a".to_owned()],
+        ..WatchEndpointsResponse::default()
+    };
+    assert!(catalog.take(snapshot));
     let mut whole = Sotw::new(None);
     whole
         .on_request(&sotw(Kind::Endpoints, &["a"], ""))
@@ -653,9 +658,9 @@ fn a_pool_whose_sources_have_said_nothing_yet_is_not_told_to_be_empty() {
     assert_eq!(whole.next(&catalog), None);
     assert_eq!(delta.next(&catalog), None);
 
-    assert!(catalog.believe_empty("a"));
+    assert!(catalog.take(heard.clone()));
 
     assert_eq!(whole.next(&catalog).unwrap().resources.len(), 1);
     assert_eq!(delta.next(&catalog).unwrap().resources.len(), 1);
-    assert!(!catalog.believe_empty("a"));
+    assert!(!catalog.take(heard));
 }

@@ -44,23 +44,17 @@ struct News {
     revision: u64,
     /// Since when the store is away.
     away: Option<Tick>,
-    /// Pools whose sources have not said anything yet: they would look as if nobody served them.
-    unspoken: usize,
     /// How often a pool began or ceased to be one whose sources fail.
     failures: u64,
 }
 
 impl Board {
     pub(crate) fn new(instance: String, configured: BTreeSet<PoolName>, config: &Config) -> Self {
-        let news = News {
-            unspoken: configured.len(),
-            ..News::default()
-        };
         Self {
             instance,
             table: Mutex::new(Table::new(configured, config.history)),
             failing: Mutex::default(),
-            news: watch::Sender::new(news),
+            news: watch::Sender::new(News::default()),
             sign_of_life: config.sign_of_life,
             ended: CancellationToken::new(),
         }
@@ -95,11 +89,6 @@ impl Board {
             news.loaded = true;
             news.away = None;
         });
-    }
-
-    /// Another pool with sources of its own has said who serves it, or that nobody can say.
-    pub(crate) fn spoke(&self) {
-        self.tell(|news| news.unspoken = news.unspoken.saturating_sub(1));
     }
 
     /// The store does not answer; says whether that is new.
@@ -183,7 +172,7 @@ impl Watcher {
                 return None;
             }
             let news = *self.news.borrow_and_update();
-            if news.loaded && news.unspoken == 0 {
+            if news.loaded {
                 let (message, upto) = self.board.table().next(self.pool.as_ref(), self.after);
                 self.after = Some(upto);
                 if let Some(message) = message {
@@ -199,7 +188,7 @@ impl Watcher {
                 () = self.board.ended.cancelled() => return None,
                 () = tokio::time::sleep(self.board.sign_of_life) => {
                     let news = *self.news.borrow();
-                    return Some(match news.loaded && news.unspoken == 0 {
+                    return Some(match news.loaded {
                         true => Ok(self.stamp(self.sign_of_life(), news)),
                         false => Err(never_loaded()),
                     });

@@ -168,6 +168,8 @@ impl Answering {
             },
             Said::Nothing => nothing(ResponseCode::NoError),
             Said::NoName => nothing(ResponseCode::NXDomain),
+            // That nobody serves it would be as much of a lie.
+            Said::Unheard => Reply::bare(ResponseCode::ServFail),
             Said::Refused(refusal) => {
                 self.tell_of(refusal, request);
                 Reply::bare(ResponseCode::Refused)

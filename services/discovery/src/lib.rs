@@ -24,6 +24,8 @@
 //!   give an address the same one.
 //! - **D6** An answer of a source is taken as it is, save one that loses too many endpoints at once: those are held
 //!   for a while. An error changes nothing, and its age is told.
+//! - **D7** Of a pool whose sources have said nothing yet nothing is told, not even that nobody serves it: a watcher keeps
+//!   what it knows from another life of the service.
 
 mod board;
 mod checker;
@@ -46,10 +48,7 @@ use tether_kit::serve::Server;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
-use tokio::{
-    sync::mpsc,
-    task::{JoinError, JoinSet},
-};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable, Xds};
@@ -98,8 +97,7 @@ impl Discovery {
         let instance = tether_kit::process::fresh_word();
         let board = Arc::new(Board::new(instance, configured, config));
         let xds = config.xds.listen.as_ref();
-        let pools = sources.iter().map(|(pool, ..)| pool.to_string());
-        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, pools, board.ended().clone()));
+        let xds = xds.map(|_| xds::Feed::new(config.xds.balance, board.ended().clone()));
         Ok(Self {
             board,
             store,
@@ -133,13 +131,12 @@ impl Discovery {
         // However this ends, watchers end with it rather than wait for news that never come.
         let _ended = self.board.ended().clone().drop_guard();
         let mut parts = JoinSet::new();
-        let (empty, believed_empty) = mpsc::unbounded_channel();
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
-            parts.spawn(sources::feed(board, pool, terms, watches, empty.clone()));
+            parts.spawn(sources::feed(board, pool, terms, watches));
         }
         if let Some(feed) = self.xds {
-            parts.spawn(feed.follow(Arc::clone(&self.board), believed_empty));
+            parts.spawn(feed.follow(Arc::clone(&self.board)));
         }
         if let Some(ports) = self.dns {
             parts.spawn(dns_out::serve(Arc::clone(&self.board), ports));

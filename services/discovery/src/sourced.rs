@@ -159,6 +159,15 @@ impl Sourced {
         }
     }
 
+    /// Whether that is what counts, and no source that is preferred may still say something else.
+    pub(crate) fn is_settled(&self) -> bool {
+        let decides = |source: &&Source| source.failing.is_none();
+        let first = self.sources.iter().find(decides);
+        let awaits =
+            self.combine == Combine::First && first.is_some_and(|source| source.answer.is_none());
+        self.is_heard() && !awaits
+    }
+
     /// Lets go of what was held for long enough. True where that changed who serves.
     pub(crate) fn check(&mut self, now: Tick) -> bool {
         let before = self.held.len();
@@ -300,6 +309,32 @@ mod tests {
         sourced.on_word(1, Err("gone".to_owned()), at(6));
         assert_eq!(sourced.failing(), Some((at(6), "gone")));
         assert_eq!(count(&sourced), (4, 0));
+    }
+
+    #[test]
+    fn what_is_said_first_is_settled_once_no_preferred_source_may_say_something_else() {
+        let mut first = sourced(3, |_| {});
+        first.on_word(1, says(10..14), at(1));
+        assert!(
+            first.is_heard() && !first.is_settled(),
+            "the first one is awaited"
+        );
+        first.on_word(0, Err("away".to_owned()), at(2));
+        assert!(first.is_settled());
+
+        let mut failing = sourced(2, |_| {});
+        failing.on_word(0, Err("away".to_owned()), at(1));
+        assert!(!failing.is_heard() && !failing.is_settled());
+        failing.on_word(1, Err("away".to_owned()), at(2));
+        assert!(!failing.is_settled(), "nobody has said anything");
+        failing.on_word(1, says(1..1), at(3));
+        assert!(failing.is_settled(), "that nobody serves is something");
+
+        let mut union = sourced(2, |terms| terms.combine = Combine::Union);
+        union.on_word(0, says(1..4), at(1));
+        assert!(!union.is_settled());
+        union.on_word(1, Err("away".to_owned()), at(2));
+        assert!(union.is_settled());
     }
 
     #[test]

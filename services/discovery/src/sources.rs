@@ -6,7 +6,6 @@ use futures::{StreamExt as _, stream};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_discovery_backends::{Answer as Backend, Watch};
 use tether_types::{Address, PoolName};
-use tokio::sync::mpsc;
 
 use crate::{
     board::Board,
@@ -17,25 +16,22 @@ use crate::{
     sourced::{Change, Sourced},
 };
 
-/// Watchers wait no longer than this for the first word of a pool's sources: it would keep them from all other pools.
+/// Whoever has not answered by then is told of unasked: a pool waits no longer for its first word.
 const FIRST_WORD: Duration = Duration::from_secs(3);
 
-/// Never ends: a source that fails is asked again by its backend, and what it said last stays true. Whether a pool is
-/// empty because nobody was heard yet or by the word of its sources cannot be seen in the table: `empty` hears of the
-/// second.
+/// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
 pub(crate) async fn feed(
     board: Arc<Board>,
     pool: PoolName,
     terms: PoolSource,
     watches: Vec<Watch>,
-    empty: mpsc::UnboundedSender<PoolName>,
 ) {
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
     let mut known = vec![Known::default(); names.len()];
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
-    let mut feeding = Feeding::new(board, pool, terms, empty);
+    let mut feeding = Feeding::new(board, pool, terms);
     let patience = tokio::time::sleep(FIRST_WORD);
     tokio::pin!(patience);
     loop {
@@ -51,10 +47,13 @@ pub(crate) async fn feed(
             (address, word) = next_answer(&mut feeding.checks) => feeding.on_answer(&address, &word),
             () = due(feeding.sourced.next_deadline()) => {
                 if feeding.sourced.check(BootClock.now()) {
-                    feeding.publish();
+                    feeding.on_members();
                 }
             }
-            () = &mut patience, if !feeding.spoke => feeding.speak(),
+            () = &mut patience, if !feeding.has_waited => {
+                feeding.has_waited = true;
+                feeding.tell(false);
+            }
         }
     }
 }
@@ -86,19 +85,13 @@ struct Feeding {
     terms: PoolSource,
     sourced: Sourced,
     checks: Option<Checks>,
-    /// Whether watchers wait for it no more.
-    spoke: bool,
-    /// Hears once that nobody serves by the word of its sources.
-    empty: Option<mpsc::UnboundedSender<PoolName>>,
+    /// Whether the table knows of it who serves, and whether its first word was waited for long enough.
+    is_told: bool,
+    has_waited: bool,
 }
 
 impl Feeding {
-    fn new(
-        board: Arc<Board>,
-        pool: PoolName,
-        terms: PoolSource,
-        empty: mpsc::UnboundedSender<PoolName>,
-    ) -> Self {
+    fn new(board: Arc<Board>, pool: PoolName, terms: PoolSource) -> Self {
         let checks = terms.health.as_ref().map(|health| Checks {
             checker: Checker::new(health.clone()),
             verdicts: Verdicts::new(health),
@@ -109,37 +102,34 @@ impl Feeding {
             pool,
             terms,
             checks,
-            spoke: false,
-            empty: Some(empty),
+            is_told: false,
+            has_waited: false,
         }
     }
 
     fn on_word(&mut self, source: usize, word: Result<Backend, String>) {
-        let failed = word.is_err();
         let change = self.sourced.on_word(source, word, BootClock.now());
         if let Change::Held(count) = change {
             let hold = self.terms.hold;
             tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held");
         }
         self.board.failing(&self.pool, self.sourced.failing());
-        if change != Change::None {
+        match change {
+            Change::None => self.tell(false),
+            Change::Members | Change::Held(_) => self.on_members(),
+        }
+    }
+
+    /// Others serve than before: those are asked, and no others.
+    fn on_members(&mut self) {
+        if let Some(checks) = &mut self.checks {
             let members = self.sourced.members();
-            if let Some(checks) = &mut self.checks {
-                checks.checker.ask(members.keys());
-                checks
-                    .verdicts
-                    .retain(|address| members.contains_key(address));
-            }
-            self.publish();
-        } else if failed || self.sourced.is_heard() {
-            // Nobody, or nothing to be known for now: that is what there is to say.
-            self.speak();
+            checks.checker.ask(members.keys());
+            checks
+                .verdicts
+                .retain(|address| members.contains_key(address));
         }
-        let is_empty = !failed && self.sourced.members().is_empty();
-        if let Some(empty) = self.empty.take_if(|_| is_empty) {
-            // Nobody has to listen.
-            let _ = empty.send(self.pool.clone());
-        }
+        self.tell(true);
     }
 
     fn on_answer(&mut self, address: &Address, word: &Word) {
@@ -161,39 +151,33 @@ impl Feeding {
                 }
             }
         }
-        if changed || !self.spoke {
-            self.publish();
-        }
+        self.tell(changed);
     }
 
-    /// Tells who serves. The first time only once each endpoint has answered, or had its time to.
-    fn publish(&mut self) {
+    /// Tells who serves, where that has changed. The first time only when it is known: a pool of which half is told
+    /// looks like one that has lost the other half.
+    fn tell(&mut self, changed: bool) {
+        if self.is_told && !changed {
+            return;
+        }
         let members = self.sourced.members();
-        let members = match &self.checks {
+        let verdicts = self.checks.as_ref().map(|checks| &checks.verdicts);
+        let all_asked = verdicts.is_none_or(|verdicts| verdicts.all_known(members.keys()));
+        let is_known = match self.has_waited {
+            true => self.sourced.is_heard(),
+            false => self.sourced.is_settled() && all_asked,
+        };
+        if !self.is_told && !is_known {
+            return;
+        }
+        self.is_told = true;
+        let members = match verdicts {
+            Some(verdicts) => verdicts.judge(members, self.terms.believed_loss),
             None => members,
-            Some(checks) => {
-                if !self.spoke && !checks.verdicts.all_known(members.keys()) {
-                    return;
-                }
-                checks.verdicts.judge(members, self.terms.believed_loss)
-            }
         };
         let endpoints = number(&self.pool, &members);
         self.board
             .change(|table| table.source(&self.pool, endpoints));
-        if !self.spoke {
-            self.spoke = true;
-            self.board.spoke();
-        }
-    }
-
-    /// Watchers wait for it no more, whatever is known of it.
-    fn speak(&mut self) {
-        if !self.spoke {
-            self.spoke = true;
-            self.publish();
-            self.board.spoke();
-        }
     }
 }
 

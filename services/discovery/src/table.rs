@@ -24,6 +24,8 @@ type Place = (PoolName, Slot);
 pub(crate) struct Table {
     /// Pools with a source of their own, which the store has no say in.
     configured: BTreeSet<PoolName>,
+    /// Of these, those whose sources have said nothing yet.
+    unheard: BTreeSet<PoolName>,
     pools: BTreeSet<PoolName>,
     endpoints: BTreeMap<Place, Endpoint>,
     losses: Losses,
@@ -42,6 +44,8 @@ struct Changed {
     removals: Vec<EndpointRemoval>,
     pools: Vec<PoolName>,
     removed_pools: Vec<PoolName>,
+    /// Pools whose sources have said for the first time who serves.
+    heard: Vec<PoolName>,
 }
 
 /// What a commit, a listing or a source says, before it is compared with what is known.
@@ -51,12 +55,14 @@ struct Facts {
     deaths: BTreeMap<Place, EndpointRemoval>,
     losses: BTreeMap<String, Option<NodeLoss>>,
     pools: BTreeMap<PoolName, bool>,
+    heard: Option<PoolName>,
 }
 
 impl Table {
     pub(crate) fn new(configured: BTreeSet<PoolName>, limit: usize) -> Self {
         Self {
             pools: configured.clone(),
+            unheard: configured.clone(),
             configured,
             endpoints: BTreeMap::new(),
             losses: Losses::default(),
@@ -103,7 +109,10 @@ impl Table {
 
     /// Takes in all endpoints of a configured pool.
     pub(crate) fn source(&mut self, pool: &PoolName, endpoints: Vec<Endpoint>) {
-        let mut facts = Facts::default();
+        let mut facts = Facts {
+            heard: self.unheard.take(pool),
+            ..Facts::default()
+        };
         for place in self.endpoints.keys().filter(|place| place.0 == *pool) {
             facts.endpoints.insert(place.clone(), None);
         }
@@ -225,6 +234,7 @@ impl Table {
                 changed.removed_pools.push(pool);
             }
         }
+        changed.heard.extend(facts.heard);
         if !changed.is_empty() {
             self.revision += 1;
             changed.revision = self.revision;
@@ -242,6 +252,11 @@ impl Table {
         let pools = self.pools.iter();
         let like = |pool: &&PoolName| pool.as_str().eq_ignore_ascii_case(name);
         pools.filter(like).collect()
+    }
+
+    /// Whether nobody has said yet who serves a pool.
+    pub(crate) fn is_unheard(&self, pool: &PoolName) -> bool {
+        self.unheard.contains(pool)
     }
 
     /// What serves a pool.
@@ -274,11 +289,13 @@ impl Table {
         let wanted = |name: &PoolName| pool.is_none_or(|pool| pool == name);
         let serving = self.endpoints.iter().filter(|(place, _)| wanted(&place.0));
         let pools = self.pools.iter().filter(|pool| wanted(pool));
+        let unheard = self.unheard.iter().filter(|pool| wanted(pool));
         WatchEndpointsResponse {
             revision: self.revision,
             snapshot: true,
             upserts: serving.map(|(_, endpoint)| endpoint.clone()).collect(),
             pools: pools.map(PoolName::to_string).collect(),
+            unheard_pools: unheard.map(PoolName::to_string).collect(),
             ..WatchEndpointsResponse::default()
         }
     }
@@ -290,6 +307,7 @@ impl Changed {
             && self.removals.is_empty()
             && self.pools.is_empty()
             && self.removed_pools.is_empty()
+            && self.heard.is_empty()
     }
 
     /// The part that concerns `pool`, if any.
@@ -308,12 +326,14 @@ impl Changed {
             removals: removals.cloned().collect(),
             pools: names(&self.pools),
             removed_pools: names(&self.removed_pools),
+            heard_pools: names(&self.heard),
             ..WatchEndpointsResponse::default()
         };
         let nothing = message.upserts.is_empty()
             && message.removals.is_empty()
             && message.pools.is_empty()
-            && message.removed_pools.is_empty();
+            && message.removed_pools.is_empty()
+            && message.heard_pools.is_empty();
         (!nothing).then_some(message)
     }
 }

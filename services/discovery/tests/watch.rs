@@ -355,6 +355,49 @@ async fn a_pool_follows_its_file_and_keeps_with_its_age_what_a_missing_file_said
 }
 
 #[tokio::test]
+async fn of_a_pool_whose_sources_have_said_nothing_yet_nothing_is_told_until_they_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("train.json");
+    let config = Config {
+        pools: BTreeMap::from([(
+            "train".to_owned(),
+            PoolSource {
+                sources: vec![
+                    "file:///nowhere/at/all.json".to_owned(),
+                    format!("file://{}", file.display()),
+                ],
+                ..PoolSource::default()
+            },
+        )]),
+        ..Config::default()
+    };
+    let running = start(config, memory()).await;
+    let mut watch = running.watch("", None).await;
+    let first = watch.next().await;
+    assert!(first.snapshot && first.upserts.is_empty());
+    assert_eq!(
+        (first.pools, first.unheard_pools),
+        (vec!["train".to_owned()], vec!["train".to_owned()])
+    );
+
+    // That nobody serves it is something said.
+    std::fs::write(&file, "[]\n").unwrap();
+    let said = loop {
+        let message = watch.next().await;
+        if !message.heard_pools.is_empty() {
+            break message;
+        }
+        assert_eq!(message.upserts, []);
+    };
+    assert_eq!(
+        (said.heard_pools, said.upserts),
+        (vec!["train".to_owned()], Vec::new())
+    );
+    let later = running.watch("train", None).await.next().await;
+    assert!(later.snapshot && later.unheard_pools.is_empty());
+}
+
+#[tokio::test]
 async fn what_is_not_understood_does_not_hide_the_rest() {
     let store = memory();
     let garbage = Txn::new()

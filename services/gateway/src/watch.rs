@@ -147,6 +147,8 @@ fn update(word: &WatchEndpointsResponse) -> Update {
         removals: readable(removals),
         pools: names(&word.pools),
         removed_pools: names(&word.removed_pools),
+        unheard: names(&word.unheard_pools),
+        heard: names(&word.heard_pools),
     }
 }
 

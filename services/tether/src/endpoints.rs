@@ -142,6 +142,12 @@ pub(crate) async fn discover(
             "discovery knows no pool `{pool}`: apply it, or name its source under `[discovery.pools.{pool}]`"
         ));
     }
+    if first.unheard_pools.contains(&args.pool) {
+        let pool = &args.pool;
+        out.note(&format!(
+            "no source of pool `{pool}` has said yet who serves it"
+        ));
+    }
     tell_ages(&first, out);
     if !args.watch {
         return list(&first, out);

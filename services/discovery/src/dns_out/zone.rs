@@ -47,6 +47,8 @@ pub(crate) enum Said {
     Nothing,
     /// There is no such name.
     NoName,
+    /// Nobody has said yet who serves the pool of this name.
+    Unheard,
     /// Nothing, because it is asked of the wrong one.
     Refused(Refusal),
 }
@@ -122,6 +124,9 @@ impl Zone {
             [pool] => *pool,
             _ => return Said::Refused(Refusal::TwoPools),
         };
+        if table.is_unheard(pool) {
+            return Said::Unheard;
+        }
         let mut serving = serving(table, pool);
         match place {
             Place::Host(ip, _) if !serving.iter().any(|(at, ..)| *at == ip) => Said::NoName,

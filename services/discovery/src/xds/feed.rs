@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tether_types::PoolName;
 use tether_xds::{Balance, Catalog};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::board::{Board, Watcher};
@@ -19,14 +18,9 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Of `unheard` pools nobody knows yet who serves them.
-    pub(crate) fn new(
-        balance: Balance,
-        unheard: impl Iterator<Item = String>,
-        ended: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(balance: Balance, ended: CancellationToken) -> Self {
         Self {
-            catalog: Arc::new(Mutex::new(Catalog::new(balance, unheard))),
+            catalog: Arc::new(Mutex::new(Catalog::new(balance))),
             news: watch::Sender::new(0),
             ended,
         }
@@ -44,25 +38,13 @@ impl Feed {
         &self.ended
     }
 
-    /// Follows the table until the service ends; `believed_empty` tells of pools that nobody serves, as their sources
-    /// say.
-    pub(crate) async fn follow(
-        self,
-        board: Arc<Board>,
-        mut believed_empty: mpsc::UnboundedReceiver<PoolName>,
-    ) {
+    /// Follows the table until the service ends.
+    pub(crate) async fn follow(self, board: Arc<Board>) {
         let mut watcher = Watcher::new(board, None, ("", 0));
-        loop {
-            tokio::select! {
-                message = watcher.next() => match message {
-                    Some(Ok(message)) => self.change(|catalog| catalog.take(message)),
-                    // The store was never read yet, which is an answer for those who wait for one. Clients of xDS wait.
-                    Some(Err(_)) => {}
-                    None => return,
-                },
-                Some(pool) = believed_empty.recv() => {
-                    self.change(|catalog| catalog.believe_empty(pool.as_str()));
-                }
+        while let Some(message) = watcher.next().await {
+            // An error says that the store was never read yet, to those who wait for an answer. Clients of xDS wait.
+            if let Ok(message) = message {
+                self.change(|catalog| catalog.take(message));
             }
         }
     }

@@ -32,13 +32,7 @@ impl Checked {
             return Ok(());
         };
         let asked = question.ask(self.interval).await;
-        asked.map_err(|why| {
-            let hint = match why.contains("Unimplemented") {
-                true => ": it has no grpc.health.v1, use `--check tcp`",
-                false => "",
-            };
-            format!("`{}`: {why}{hint}", question.address())
-        })
+        asked.map_err(|why| format!("`{}`: {why}", question.address()))
     }
 
     /// The answer to the next question, an interval from here; never where nothing is asked.
