@@ -10,6 +10,7 @@ pub mod net;
 pub mod peer;
 pub mod processes;
 pub mod puppet;
+pub mod scene;
 
 use std::{fs, io, path::Path, time::Duration};
 

@@ -1,15 +1,13 @@
 //! What our agent costs and how surely its workers end, beside other supervisors of processes.
 
-use std::{io::Write as _, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context as _;
 use clap::Parser;
 use tether_benches::{
-    Results,
     agent::{self, Part, Plan},
     ground::Ground,
+    scene,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures the agent beside its peers.
 #[derive(Debug, Parser)]
@@ -49,33 +47,7 @@ async fn main() -> anyhow::Result<()> {
             .ok_or_else(|| "no Python with grpc and numpy was given".to_owned()),
         quick: args.quick,
     };
-    let ground = Arc::new(Ground::new()?);
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let at = Arc::clone(&ground);
-    let work = tokio::spawn(async move {
-        let tell = |figure: &tether_benches::figure::Figure| {
-            let _ = writeln!(std::io::stdout(), "{}", figure.line());
-        };
-        agent::run(&at, &plan, tell).await
-    });
-    let ended = tokio::select! {
-        ended = work => ended.context("the bench broke off").flatten(),
-        _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
-        _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
-    };
-    let log = std::fs::read_to_string(ground.dir().join("agent.log")).unwrap_or_default();
-    // Here rather than when the last one lets go of it: the work may still be under way.
-    ground.remove();
-    let figures = ended.map_err(|error| {
-        let last = log.lines().rev().take(5).collect::<Vec<_>>();
-        error.context(format!("the agent's last words, latest first: {last:#?}"))
-    })?;
-    if let Some(path) = args.json {
-        Results::new(figures).write(&path)?;
-        writeln!(std::io::stdout(), "written to {}", path.display())?;
-    }
-    Ok(())
+    let work = async move |ground: Arc<Ground>| agent::run(&ground, &plan, scene::tell).await;
+    let figures = scene::play("agent.log", work).await?;
+    scene::keep(figures, args.json.as_deref())
 }

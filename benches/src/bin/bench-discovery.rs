@@ -1,15 +1,13 @@
 //! What it takes to tell a hundred gateways of ten thousand endpoints, beside etcd's own watch.
 
-use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use clap::Parser;
 use tether_benches::{
-    Results,
     discovery::{self, Plan},
     ground::Ground,
+    scene,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures discovery beside etcd.
 #[derive(Debug, Parser)]
@@ -42,29 +40,7 @@ async fn main() -> anyhow::Result<()> {
         endpoints,
         span: Duration::from_secs(seconds),
     };
-    let ground = Arc::new(Ground::new()?);
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let at = Arc::clone(&ground);
-    let work = tokio::spawn(async move {
-        let tell = |figure: &tether_benches::figure::Figure| {
-            let _ = writeln!(std::io::stdout(), "{}", figure.line());
-        };
-        discovery::run(&at, &plan, tell).await
-    });
-    let ended = tokio::select! {
-        ended = work => ended.context("the bench broke off").flatten(),
-        _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
-        _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
-    };
-    // Here rather than when the last one lets go of it: the work may still be under way.
-    ground.remove();
-    let figures = ended?;
-    if let Some(path) = args.json {
-        Results::new(figures).write(&path)?;
-        writeln!(std::io::stdout(), "written to {}", path.display())?;
-    }
-    Ok(())
+    let work = async move |ground: Arc<Ground>| discovery::run(&ground, &plan, scene::tell).await;
+    let figures = scene::play("discovery.log", work).await?;
+    scene::keep(figures, args.json.as_deref())
 }

@@ -6,11 +6,10 @@ use anyhow::Context as _;
 use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tether_benches::{
-    Results,
     ground::Ground,
     leases::{self, Plan},
+    scene,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures the arbiter beside etcd.
 #[derive(Debug, Parser)]
@@ -58,39 +57,14 @@ async fn main() -> anyhow::Result<()> {
         store: args.store,
     };
     raise_limit(&plan)?;
-    let ground = Arc::new(Ground::new()?);
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let at = Arc::clone(&ground);
-    let work = tokio::spawn(async move {
-        let tell = |figure: &tether_benches::figure::Figure| {
-            let _ = writeln!(std::io::stdout(), "{}", figure.line());
-        };
-        leases::run(&at, &plan, tell).await
-    });
-    let ended = tokio::select! {
-        ended = work => ended.context("the bench broke off").flatten(),
-        _ = terminate.recv() => Err(anyhow::anyhow!("ended by SIGTERM")),
-        _ = interrupt.recv() => Err(anyhow::anyhow!("ended by SIGINT")),
-    };
-    let log = std::fs::read_to_string(ground.dir().join("arbiter.log")).unwrap_or_default();
-    // Here rather than when the last one lets go of it: the work may still be under way.
-    ground.remove();
-    let (figures, growth) = ended.map_err(|error| {
-        let last = log.lines().rev().take(5).collect::<Vec<_>>();
-        error.context(format!("the arbiter's last words, latest first: {last:#?}"))
-    })?;
-    if let Some(path) = args.json {
-        Results::new(figures).write(&path)?;
-        writeln!(std::io::stdout(), "written to {}", path.display())?;
-        if let Some(svg) = growth.svg() {
-            let path = path.with_extension("svg");
-            std::fs::write(&path, svg)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            writeln!(std::io::stdout(), "drawn in {}", path.display())?;
-        }
+    let work = async move |ground: Arc<Ground>| leases::run(&ground, &plan, scene::tell).await;
+    let (figures, growth) = scene::play("arbiter.log", work).await?;
+    scene::keep(figures, args.json.as_deref())?;
+    if let Some(path) = args.json.map(|path| path.with_extension("svg"))
+        && let Some(svg) = growth.svg()
+    {
+        std::fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        writeln!(std::io::stdout(), "drawn in {}", path.display())?;
     }
     Ok(())
 }

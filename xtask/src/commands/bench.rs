@@ -56,9 +56,7 @@ fn leases(workspace: &Workspace) -> Result<Vec<String>, String> {
     }
     let arbiter = workspace.target().join("release/tether-arbiter");
     let mut arguments = vec!["--arbiter".to_owned(), arbiter.display().to_string()];
-    let etcd = debian::ALL.iter().find(|program| program.name == "etcd");
-    let found = etcd.ok_or_else(|| "nobody knows where it is".to_owned());
-    match found.and_then(|etcd| debian::provide(workspace, etcd)) {
+    match etcd(workspace) {
         Ok(()) => arguments.extend(["--etcd".to_owned(), "etcd".to_owned()]),
         Err(why) => {
             println!("etcd is skipped: {why}");
@@ -74,13 +72,18 @@ fn discovery(workspace: &Workspace) -> Result<Vec<String>, String> {
     if !run(workspace.cargo(build)).ok {
         return Err("discovery does not build, so there is nothing to measure".to_owned());
     }
-    let etcd = debian::ALL.iter().find(|program| program.name == "etcd");
-    let etcd = etcd.ok_or_else(|| "nobody knows where etcd is".to_owned())?;
-    debian::provide(workspace, etcd)?;
+    etcd(workspace)?;
     let program = workspace.target().join("release/tether-discovery");
     let program = program.display().to_string();
     let arguments = ["--discovery", &program, "--etcd", "etcd"];
     Ok(arguments.map(str::to_owned).to_vec())
+}
+
+/// Has etcd there, on `PATH`.
+fn etcd(workspace: &Workspace) -> Result<(), String> {
+    let etcd = debian::ALL.iter().find(|program| program.name == "etcd");
+    let etcd = etcd.ok_or_else(|| "nobody knows where etcd is".to_owned())?;
+    debian::provide(workspace, etcd)
 }
 
 fn names(workspace: &Workspace) -> Vec<String> {
