@@ -13,7 +13,8 @@
 //! # Invariants
 //!
 //! - **E1** A draining, removed or refused (breaker) endpoint is never picked.
-//! - **E2** Without affinity, a pick has the fewest calls under way of all that could be picked.
+//! - **E2** Without affinity, a pick has the fewest calls under way for its weight of all that could be picked and
+//!   have the best standing among these.
 //! - **E3** An incarnation that died or was replaced never comes back within its pool's life, where it is an agent that
 //!   runs it; of all others what was told last counts.
 //! - **E4** Calls under way are counted exactly: every release returns what its pick took, and a
@@ -23,15 +24,19 @@
 //!   what was known before stands, until a change says who serves it.
 //! - **E7** A call that was sent counts once for its incarnation, when it is over; the count of one that
 //!   lives never goes down within its pool's life, and ends with it.
+//! - **E8** Of a worker that serves so many calls at once, no more are under way.
+//! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod pick;
 mod pool;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
     time::Duration,
 };
 
@@ -39,7 +44,8 @@ use tether_breaker::{Codes, Outcome, Terms};
 use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
-pub use pick::{Pick, Refusal, Target, Ticket, Why};
+pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
+pub use waiting::{Ask, Overload, Party, Priority};
 
 use pool::Pool;
 
@@ -56,6 +62,24 @@ pub struct Endpoint {
     pub counted: bool,
     /// Whether no agent runs it: its incarnation tells one from another, and not which of two is the later one.
     pub unordered: bool,
+    /// How many calls it serves at once; `None` where that is not known, and it is given as many as come.
+    pub capacity: Option<NonZeroU32>,
+    /// Its share of calls beside the others of its pool; 0 counts as 1.
+    pub weight: u32,
+    /// Whether others are to be preferred to it.
+    pub standing: Standing,
+}
+
+/// How gladly a worker is given a call: the best of those that have a credit are chosen from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Standing {
+    /// It serves, as far as anyone knows, and is in the zone of the gateway, or nobody knows where.
+    #[default]
+    Near,
+    /// It serves, in another zone.
+    Far,
+    /// It may not serve: it was not asked yet, did not answer, or is named no more by its source.
+    Doubtful,
 }
 
 /// A worker that is gone.
@@ -111,6 +135,10 @@ pub struct Endpoints {
     codes: Codes,
     pools: BTreeMap<PoolName, Pool>,
     appearances: u64,
+    /// The number of the call that was the last to wait.
+    asked: u64,
+    /// How many calls of one pool may wait.
+    most_waiting: usize,
     heard: Option<Heard>,
 }
 
@@ -122,13 +150,16 @@ struct Heard {
 }
 
 impl Endpoints {
-    /// An empty set, that has heard nothing. Each incarnation gets a breaker with these terms.
-    pub fn new(terms: Terms, codes: Codes) -> Self {
+    /// An empty set, that has heard nothing. Each incarnation gets a breaker with these terms, and of each pool
+    /// `most_waiting` calls may wait.
+    pub fn new(terms: Terms, codes: Codes, most_waiting: usize) -> Self {
         Self {
             terms,
             codes,
             pools: BTreeMap::new(),
             appearances: 0,
+            asked: 0,
+            most_waiting,
             heard: None,
         }
     }
@@ -208,8 +239,8 @@ impl Endpoints {
             .map(|heard| now.since(heard.at) + heard.source_age)
     }
 
-    /// Chooses a worker for a call and counts the call as under way on it. `tried` lists workers
-    /// this call has already been refused by; `random` decides between equals.
+    /// Chooses a worker for a call and counts the call as under way on it, unless others wait for the same: those go
+    /// first. `tried` lists workers this call has already been refused by; `random` decides between equals.
     ///
     /// # Errors
     /// Says why nobody can take the call.
@@ -221,11 +252,56 @@ impl Endpoints {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Refusal> {
-        self.pools
-            .get_mut(pool)
-            .ok_or(Refusal::NoPool)?
+        let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
+        if known.others_wait(target) {
+            return Err(Refusal::NoWorker(Why::Busy));
+        }
+        known
             .pick(pool, target, tried, random, now)
             .map_err(Refusal::NoWorker)
+    }
+
+    /// Lets a call wait that `pick` refused because all are busy, and answers its number. It comes back
+    /// through `next`, or is taken back with `forget`.
+    ///
+    /// # Errors
+    /// Says why it may not wait.
+    pub fn wait(&mut self, pool: &PoolName, ask: Ask, now: Tick) -> Result<u64, Refusal> {
+        let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
+        if !ask.target.waits() {
+            return Err(Refusal::NoWorker(Why::Busy));
+        }
+        let slot = known.home(&ask.target);
+        self.asked += 1;
+        known
+            .waiting
+            .push(self.asked, ask, slot, self.most_waiting, now)
+            .map_err(Refusal::Overloaded)?;
+        Ok(self.asked)
+    }
+
+    /// A call waits no more: its caller is gone, or has waited for long enough.
+    pub fn forget(&mut self, pool: &PoolName, number: u64) {
+        if let Some(known) = self.pools.get_mut(pool) {
+            known.waiting.forget(number);
+        }
+    }
+
+    /// The next waiting call of which there is something to say: a worker for it, or why there will be none.
+    /// To be asked until it has none, after a call ended or discovery has spoken (E9).
+    pub fn next(
+        &mut self,
+        pool: &PoolName,
+        random: u64,
+        now: Tick,
+    ) -> Option<(u64, Result<Pick, Refusal>)> {
+        let known = self.pools.get_mut(pool)?;
+        known.next_waiting(pool, random, now)
+    }
+
+    /// How many calls of a pool wait.
+    pub fn waiting(&self, pool: &PoolName) -> usize {
+        self.pools.get(pool).map_or(0, |known| known.waiting.len())
     }
 
     /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
@@ -305,7 +381,7 @@ impl Endpoints {
 
     /// Plain data about every endpoint, in order of pool and slot.
     pub fn snapshot(&self) -> Vec<View> {
-        self.pools.iter().flat_map(Pool::views).collect()
+        self.pools.values().flat_map(Pool::views).collect()
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

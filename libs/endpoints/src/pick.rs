@@ -1,14 +1,14 @@
 //! Choosing a worker within one pool.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use tether_breaker::{Admit, Permit};
 use tether_clock::Tick;
-use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId};
+use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    affinity,
-    pool::{Live, Pool},
+    Overload, affinity,
+    pool::{Live, Place, Pool},
 };
 
 /// Which worker a caller would like.
@@ -16,8 +16,13 @@ use crate::{
 pub enum Target {
     /// The one with the fewest calls under way.
     Any,
-    /// The same one for the same key, as long as it can serve; else the next in the key's order.
-    Affinity(Vec<u8>),
+    /// The same one for the same key.
+    Affinity {
+        /// What calls that belong together have in common.
+        key: Vec<u8>,
+        /// What if that worker is not free.
+        affinity: Affinity,
+    },
     /// This one or none.
     Worker {
         /// Its place.
@@ -25,6 +30,39 @@ pub enum Target {
         /// Which start of it; 0 means whichever lives.
         incarnation: Incarnation,
     },
+}
+
+/// How closely a call is tied to the worker of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Affinity {
+    /// Another one may have it where that one cannot take it at once: the next in the key's order.
+    #[default]
+    Hint,
+    /// It waits until that one is free.
+    StrictQueue,
+    /// It is refused unless that one is free.
+    StrictFailFast,
+}
+
+impl Target {
+    /// Whoever lives in this place.
+    pub(crate) fn any_in(slot: Slot) -> Self {
+        Self::Worker {
+            slot,
+            incarnation: Incarnation(0),
+        }
+    }
+
+    /// Whether a call that nobody can take at once may wait.
+    pub(crate) fn waits(&self) -> bool {
+        !matches!(
+            self,
+            Self::Affinity {
+                affinity: Affinity::StrictFailFast,
+                ..
+            }
+        )
+    }
 }
 
 /// A worker chosen for a call.
@@ -72,6 +110,8 @@ pub enum Refusal {
     NoPool,
     /// The pool exists.
     NoWorker(Why),
+    /// It may not even wait.
+    Overloaded(Overload),
 }
 
 /// Why no worker of a pool can take a call.
@@ -86,6 +126,8 @@ pub enum Why {
         /// When the first of them is tried again.
         retry_after: Duration,
     },
+    /// Those that would take calls serve as many as they can.
+    Busy,
     /// The incarnation asked for is gone for good.
     Superseded {
         /// The lowest incarnation that may still live in its place.
@@ -102,53 +144,43 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
-        let mut why = Why::NoneReady;
-        let mut able: Vec<(Slot, u32)> = Vec::new();
-        for (&slot, place) in &self.slots {
-            if let Target::Worker {
-                slot: wanted,
-                incarnation,
-            } = *target
-            {
-                if wanted != slot {
-                    continue;
-                }
-                if incarnation != Incarnation(0) && incarnation < place.floor {
-                    return Err(Why::Superseded { by: place.floor });
-                }
-                let living = place.live.as_ref().map(|live| live.incarnation);
-                if incarnation != Incarnation(0) && living != Some(incarnation) {
-                    continue;
-                }
+        let slot = match target {
+            Target::Any => self.choose(tried, now, |slot, live| {
+                let chance = stable::finish(random ^ u64::from(slot));
+                (live.endpoint.standing, live.load(), chance)
+            }),
+            Target::Affinity {
+                key,
+                affinity: Affinity::Hint,
+            } => self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
+            Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady),
+            Target::Worker { slot, incarnation } => {
+                self.check(*slot, *incarnation)?;
+                Ok(*slot)
             }
-            let Some(live) = &place.live else { continue };
-            let is_it =
-                |worker: &WorkerId| worker.slot == slot && worker.incarnation == live.incarnation;
-            if tried.iter().any(is_it) {
-                continue;
-            }
-            match live.reluctance(now) {
-                None => able.push((slot, live.in_flight)),
-                Some(reason) => why = why.or_milder(reason),
-            }
-        }
-        let slot = choose(&able, target, random).ok_or(why)?;
+        }?;
         let live = self
             .slots
             .get_mut(&slot)
             .and_then(|place| place.live.as_mut());
-        let live = live.ok_or(why)?;
+        let live = live.ok_or(Why::NoneReady)?;
+        if live.is_among(tried) {
+            return Err(Why::NoneReady);
+        }
+        if let Some(why) = live.reluctance(now) {
+            return Err(why);
+        }
         match live.breaker.admit(now) {
             Admit::Refused { retry_after } => Err(Why::BreakersOpen { retry_after }),
             Admit::Yes(permit) => {
                 live.in_flight += 1;
                 Ok(Pick {
-                    address: live.address.clone(),
+                    address: live.endpoint.address.clone(),
                     ticket: Ticket {
                         worker: WorkerId {
                             pool: name.clone(),
                             slot,
-                            incarnation: live.incarnation,
+                            incarnation: live.incarnation(),
                         },
                         appearance: live.appearance,
                         permit: Some(permit),
@@ -158,37 +190,93 @@ impl Pool {
             }
         }
     }
-}
 
-/// Chooses among slots that can take the call, each with its calls under way.
-fn choose(able: &[(Slot, u32)], target: &Target, random: u64) -> Option<Slot> {
-    match target {
-        Target::Affinity(key) => {
-            let best = able
-                .iter()
-                .max_by_key(|(slot, _)| affinity::bid(key, *slot));
-            best.map(|(slot, _)| *slot)
+    /// The place of the worker with the least cost among those that would take a call, or why there is none.
+    fn choose<C: Ord>(
+        &self,
+        tried: &[WorkerId],
+        now: Tick,
+        cost: impl Fn(Slot, &Live) -> C,
+    ) -> Result<Slot, Why> {
+        let mut why = Why::NoneReady;
+        let mut best = None;
+        for (&slot, place) in &self.slots {
+            let Some(live) = place.live.as_ref().filter(|live| !live.is_among(tried)) else {
+                continue;
+            };
+            if let Some(reason) = live.reluctance(now) {
+                why = why.or_milder(reason);
+                continue;
+            }
+            let cost = cost(slot, live);
+            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                best = Some((cost, slot));
+            }
         }
-        Target::Any | Target::Worker { .. } => {
-            let fewest = able.iter().map(|(_, in_flight)| *in_flight).min()?;
-            let mut equals = able.iter().filter(|(_, in_flight)| *in_flight == fewest);
-            let count = equals.clone().count() as u64;
-            equals
-                .nth(usize::try_from(random % count).unwrap_or(0))
-                .map(|(slot, _)| *slot)
+        best.map(|(_, slot)| slot).ok_or(why)
+    }
+
+    /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is the highest
+    /// bidder that does not drain.
+    pub(crate) fn home(&self, target: &Target) -> Option<Slot> {
+        let key = match target {
+            Target::Any
+            | Target::Affinity {
+                affinity: Affinity::Hint,
+                ..
+            } => return None,
+            Target::Worker { slot, .. } => return Some(*slot),
+            Target::Affinity { key, .. } => key,
+        };
+        let stays = |place: &Place| {
+            let live = place.live.as_ref();
+            live.is_some_and(|live| !live.endpoint.draining)
+        };
+        let bidders = self.slots.iter().filter(|(_, place)| stays(place));
+        let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
+        best.map(|(slot, _)| *slot)
+    }
+
+    /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
+    fn check(&self, slot: Slot, incarnation: Incarnation) -> Result<(), Why> {
+        let place = self.slots.get(&slot).ok_or(Why::NoneReady)?;
+        if incarnation == Incarnation(0) {
+            return Ok(());
+        }
+        if incarnation < place.floor {
+            return Err(Why::Superseded { by: place.floor });
+        }
+        let living = place.live.as_ref().map(Live::incarnation);
+        match living == Some(incarnation) {
+            true => Ok(()),
+            false => Err(Why::NoneReady),
         }
     }
 }
 
 impl Live {
-    /// Why it would not take a call (E1).
+    /// Why it would not take a call (E1, E8).
     fn reluctance(&self, now: Tick) -> Option<Why> {
-        if self.draining {
+        if self.endpoint.draining {
             return Some(Why::Draining);
         }
-        self.breaker
-            .refusal(now)
-            .map(|retry_after| Why::BreakersOpen { retry_after })
+        if let Some(retry_after) = self.breaker.refusal(now) {
+            return Some(Why::BreakersOpen { retry_after });
+        }
+        let capacity = self.endpoint.capacity;
+        let is_full = capacity.is_some_and(|capacity| self.in_flight >= capacity.get());
+        is_full.then_some(Why::Busy)
+    }
+
+    /// Calls that it would have under way with one more, per unit of its weight.
+    fn load(&self) -> u64 {
+        // As a whole number, which orders and needs no rounding: weights have 32 bits.
+        let weight = u64::from(self.endpoint.weight.max(1));
+        ((u64::from(self.in_flight) + 1) << 31) / weight
+    }
+
+    fn is_among(&self, tried: &[WorkerId]) -> bool {
+        tried.contains(&self.endpoint.worker)
     }
 }
 
@@ -196,6 +284,7 @@ impl Why {
     /// Of two reasons, the one that is over sooner: that is what a caller can wait for.
     fn or_milder(self, other: Self) -> Self {
         match (self, other) {
+            (Self::Busy, _) | (_, Self::Busy) => Self::Busy,
             (Self::BreakersOpen { retry_after: a }, Self::BreakersOpen { retry_after: b }) => {
                 Self::BreakersOpen {
                     retry_after: a.min(b),

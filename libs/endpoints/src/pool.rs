@@ -3,15 +3,22 @@
 use std::collections::BTreeMap;
 
 use tether_breaker::{Breaker, Terms};
-use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+use tether_clock::Tick;
+use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
-use crate::{Endpoint, Gone, Ticket, View};
+use crate::{
+    Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    waiting::{Number, Waiting},
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     pub(crate) slots: BTreeMap<Slot, Place>,
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
+    pub(crate) waiting: Waiting,
+    /// Whether workers came, went or changed since waiting calls were last given their slots.
+    pub(crate) moved: bool,
 }
 
 #[derive(Debug, Default)]
@@ -27,16 +34,18 @@ pub(crate) struct Place {
 /// A living incarnation.
 #[derive(Debug)]
 pub(crate) struct Live {
-    pub(crate) incarnation: Incarnation,
+    pub(crate) endpoint: Endpoint,
     /// Differs each time an endpoint appears: one that left alive and came back has the same
     /// incarnation, but owes nothing to the calls from before.
     pub(crate) appearance: u64,
-    pub(crate) address: Address,
-    pub(crate) draining: bool,
-    counted: bool,
-    unordered: bool,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+}
+
+impl Live {
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.endpoint.worker.incarnation
+    }
 }
 
 impl Pool {
@@ -47,43 +56,28 @@ impl Pool {
         terms: Terms,
         appearance: u64,
     ) -> Option<Gone> {
-        let Endpoint {
-            worker,
-            address,
-            draining,
-            counted,
-            unordered,
-        } = endpoint;
+        let worker = endpoint.worker.clone();
         let place = self.slots.entry(worker.slot).or_default();
-        if worker.incarnation < place.floor && !unordered {
+        if worker.incarnation < place.floor && !endpoint.unordered {
             return None; // E3
         }
+        self.moved = true;
         place.raise(worker.incarnation);
         if let Some(live) = &mut place.live
-            && live.incarnation == worker.incarnation
+            && live.incarnation() == worker.incarnation
         {
-            live.address = address;
-            live.draining = draining;
-            live.counted = counted;
-            live.unordered = unordered;
+            live.endpoint = endpoint;
             return None;
         }
         let replaced = place.live.replace(Live {
-            incarnation: worker.incarnation,
+            endpoint,
             appearance,
-            address,
-            draining,
-            counted,
-            unordered,
             in_flight: 0,
             breaker: Breaker::new(terms),
         })?;
         Some(Gone {
             died: false,
-            worker: WorkerId {
-                incarnation: replaced.incarnation,
-                ..worker
-            },
+            worker: replaced.endpoint.worker,
         })
     }
 
@@ -104,12 +98,13 @@ impl Pool {
             }
         }
         let live = place.live.as_ref()?;
-        let incarnation = live.incarnation;
+        let incarnation = live.incarnation();
         let is_another = incarnation != worker.incarnation;
-        if incarnation > worker.incarnation || (live.unordered && is_another) {
+        if incarnation > worker.incarnation || (live.endpoint.unordered && is_another) {
             return None;
         }
         place.live = None;
+        self.moved = true;
         Some(Gone {
             died: died && incarnation == worker.incarnation,
             worker: WorkerId {
@@ -119,12 +114,47 @@ impl Pool {
         })
     }
 
+    /// Whether calls wait that one with this target may not overtake.
+    pub(crate) fn others_wait(&self, target: &Target) -> bool {
+        !self.waiting.is_empty() && self.waiting.any_at(self.home(target))
+    }
+
+    pub(crate) fn next_waiting(
+        &mut self,
+        name: &PoolName,
+        random: u64,
+        now: Tick,
+    ) -> Option<(Number, Result<Pick, Refusal>)> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        if let Some(shed) = self.waiting.shed() {
+            return Some((shed, Err(Refusal::Overloaded(Overload::Shed))));
+        }
+        if std::mem::take(&mut self.moved) {
+            let mut waiting = std::mem::take(&mut self.waiting);
+            waiting.rebind(|target| self.home(target));
+            self.waiting = waiting;
+        }
+        for (number, target) in self.waiting.heads() {
+            let said = match self.pick(name, &target, &[], random, now) {
+                Ok(pick) => Ok(pick),
+                Err(why) if is_over(why, &target) => Err(Refusal::NoWorker(why)),
+                // It may be ready again, or the next one.
+                Err(_) => continue,
+            };
+            self.waiting.take(number, now);
+            return Some((number, said));
+        }
+        None
+    }
+
     pub(crate) fn living(&self, name: &PoolName) -> impl Iterator<Item = WorkerId> {
         self.slots.iter().filter_map(move |(&slot, place)| {
             Some(WorkerId {
                 pool: name.clone(),
                 slot,
-                incarnation: place.live.as_ref()?.incarnation,
+                incarnation: place.live.as_ref()?.incarnation(),
             })
         })
     }
@@ -134,12 +164,13 @@ impl Pool {
     }
 
     pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
-        self.incarnate(worker).is_some_and(|live| live.draining)
+        self.incarnate(worker)
+            .is_some_and(|live| live.endpoint.draining)
     }
 
     fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
         let live = self.slots.get(&worker.slot)?.live.as_ref()?;
-        (live.incarnation == worker.incarnation).then_some(live)
+        (live.incarnation() == worker.incarnation).then_some(live)
     }
 
     pub(crate) fn live_mut(&mut self, ticket: &Ticket) -> Option<&mut Live> {
@@ -157,18 +188,21 @@ impl Pool {
             return false;
         };
         place.calls += 1;
-        place.live.as_ref().is_some_and(|live| live.counted)
+        place
+            .live
+            .as_ref()
+            .is_some_and(|live| live.endpoint.counted)
     }
 
     pub(crate) fn counted(
         (name, pool): (&PoolName, &Self),
     ) -> impl Iterator<Item = (WorkerId, u64)> {
         pool.slots.iter().filter_map(move |(&slot, place)| {
-            let live = place.live.as_ref().filter(|live| live.counted)?;
+            let live = place.live.as_ref().filter(|live| live.endpoint.counted)?;
             let worker = WorkerId {
                 pool: name.clone(),
                 slot,
-                incarnation: live.incarnation,
+                incarnation: live.incarnation(),
             };
             (place.calls > 0).then_some((worker, place.calls))
         })
@@ -179,26 +213,27 @@ impl Pool {
         Some((*incarnation, death))
     }
 
-    pub(crate) fn views((name, pool): (&PoolName, &Self)) -> Vec<View> {
-        let view = |(&slot, place): (&Slot, &Place)| {
+    pub(crate) fn views(pool: &Self) -> Vec<View> {
+        let view = |place: &Place| {
             let live = place.live.as_ref()?;
             Some(View {
-                endpoint: Endpoint {
-                    worker: WorkerId {
-                        pool: name.clone(),
-                        slot,
-                        incarnation: live.incarnation,
-                    },
-                    address: live.address.clone(),
-                    draining: live.draining,
-                    counted: live.counted,
-                    unordered: live.unordered,
-                },
+                endpoint: live.endpoint.clone(),
                 in_flight: live.in_flight,
                 breaker: live.breaker.snapshot(),
             })
         };
-        pool.slots.iter().filter_map(view).collect()
+        pool.slots.values().filter_map(view).collect()
+    }
+}
+
+/// Whether nobody will ever be there for a call to `target` that is refused like this.
+fn is_over(why: Why, target: &Target) -> bool {
+    match why {
+        Why::Superseded { .. } => true,
+        Why::NoneReady => {
+            matches!(target, Target::Worker { incarnation, .. } if *incarnation != Incarnation(0))
+        }
+        Why::Draining | Why::BreakersOpen { .. } | Why::Busy => false,
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use tether_breaker::{Codes, Outcome, State, Terms};
 use tether_clock::Tick;
-use tether_endpoints::{Endpoint, Endpoints, Refusal, Removal, Target, Ticket, Update, Why};
+use tether_endpoints::{
+    Affinity, Endpoint, Endpoints, Refusal, Removal, Standing, Target, Ticket, Update, Why,
+};
 use tether_types::{Address, Death, DeathCause, Incarnation, PoolName, WorkerId};
 
 const NOW: Tick = Tick::from_nanos(1);
@@ -28,10 +30,17 @@ enum Step {
     End(usize, Outcome),
 }
 
+fn hint(key: &[u8]) -> Target {
+    Target::Affinity {
+        key: key.to_vec(),
+        affinity: Affinity::Hint,
+    }
+}
+
 fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         3 => Just(Target::Any),
-        1 => any::<[u8; 2]>().prop_map(|key| Target::Affinity(key.to_vec())),
+        1 => any::<[u8; 2]>().prop_map(|key| hint(&key)),
         1 => (0..SLOTS, 0u64..4).prop_map(|(slot, incarnation)| Target::Worker {
             slot, incarnation: Incarnation(incarnation)
         }),
@@ -75,6 +84,9 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             draining,
             counted: !draining,
             unordered: false,
+            capacity: None,
+            weight: 0,
+            standing: Standing::Near,
         }],
         pools: vec![pool()],
         ..Update::default()
@@ -105,7 +117,7 @@ fn endpoints() -> Endpoints {
         failure_threshold: 2,
         ..Terms::default()
     };
-    let mut set = Endpoints::new(terms, Codes::default());
+    let mut set = Endpoints::new(terms, Codes::default(), 1_000);
     set.apply_change(Update {
         pools: vec![pool()],
         ..Update::default()
@@ -302,7 +314,7 @@ proptest! {
         for slot in 0..slots {
             set.apply_change(up(slot, 1, false));
         }
-        let target = Target::Affinity(key.to_vec());
+        let target = hint(&key);
         let home = set.pick(&pool(), &target, &[], 0, NOW).unwrap().ticket.worker().slot;
 
         for step in &history {
@@ -364,7 +376,7 @@ fn a_key_whose_worker_is_away_has_one_other_home() {
     for slot in 0..SLOTS {
         set.apply_change(up(slot, 1, false));
     }
-    let target = Target::Affinity(b"session-42".to_vec());
+    let target = hint(b"session-42");
     let home = set
         .pick(&pool(), &target, &[], 0, NOW)
         .unwrap()
