@@ -299,6 +299,11 @@ impl Endpoints {
         known.next_waiting(pool, random, now)
     }
 
+    /// Whether a pool is known.
+    pub fn knows(&self, pool: &PoolName) -> bool {
+        self.pools.contains_key(pool)
+    }
+
     /// How many calls of a pool wait.
     pub fn waiting(&self, pool: &PoolName) -> usize {
         self.pools.get(pool).map_or(0, |known| known.waiting.len())

@@ -84,7 +84,7 @@ impl Failure {
             | Reason::UnknownJob => Code::NotFound,
             Reason::NotOwner => Code::PermissionDenied,
             Reason::StoreFailed => Code::Internal,
-            Reason::MessageTooLarge => Code::ResourceExhausted,
+            Reason::MessageTooLarge | Reason::Overloaded => Code::ResourceExhausted,
             Reason::DeadlineExceeded => Code::DeadlineExceeded,
         }
     }

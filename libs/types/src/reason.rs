@@ -9,6 +9,9 @@ pub enum Reason {
     WorkerDied,
     /// The worker's circuit breaker is open.
     BreakerOpen,
+    /// The workers of the pool serve as many calls as they can, and so many wait that this one may not, or it has
+    /// waited for long enough.
+    Overloaded,
     /// The owner's lease has run out.
     LeaseExpired,
     /// A later epoch of the same owner exists.
@@ -63,6 +66,7 @@ impl Reason {
         Self::NoWorkerReady,
         Self::WorkerDied,
         Self::BreakerOpen,
+        Self::Overloaded,
         Self::LeaseExpired,
         Self::LeaseFenced,
         Self::Draining,
@@ -94,6 +98,7 @@ impl Reason {
             Self::NoWorkerReady => "NO_WORKER_READY",
             Self::WorkerDied => "WORKER_DIED",
             Self::BreakerOpen => "BREAKER_OPEN",
+            Self::Overloaded => "OVERLOADED",
             Self::LeaseExpired => "LEASE_EXPIRED",
             Self::LeaseFenced => "LEASE_FENCED",
             Self::Draining => "DRAINING",

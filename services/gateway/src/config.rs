@@ -31,8 +31,32 @@ pub struct Config {
     /// Whether agents that cannot reach an arbiter themselves may send their heartbeats through this gateway.
     /// Whoever reaches it can then speak for a node.
     pub relay_nodes: bool,
+    /// Where this gateway is: workers of the same zone are preferred; empty where that does not matter.
+    pub zone: String,
+    /// How calls wait for a worker that is free.
+    pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+}
+
+/// How calls wait while every worker of their pool serves as many as it can.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// How many calls of one pool may wait; 0 refuses all that no worker can take at once.
+    pub max_calls: usize,
+    /// How long one waits, unless its deadline is sooner.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            max_calls: 1_000,
+            max_wait: Duration::from_secs(30),
+        }
+    }
 }
 
 /// What becomes of calls in the name of a session of which nobody can say whether it holds.
@@ -56,6 +80,8 @@ impl Default for Config {
             fence_max_age: Duration::from_secs(2),
             when_fence_is_stale: WhenStale::Refuse,
             relay_nodes: false,
+            zone: String::new(),
+            queue: Queue::default(),
             breaker: Breaker::default(),
         }
     }

@@ -9,11 +9,16 @@ use std::{
 
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
-use tether_endpoints::{Endpoints, Gone, Target, Ticket, Update};
+use tether_endpoints::{Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
 use tether_types::{Death, PoolName, WorkerId};
 use tokio::sync::{Notify, watch};
 
-use crate::{config::Config, explain::Refused, upstream::Upstream};
+use crate::{
+    config::Config,
+    explain::Refused,
+    upstream::Upstream,
+    waiters::{Place, Waiters, Word},
+};
 
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -22,13 +27,33 @@ pub(crate) struct Directory {
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
-    connect_timeout: Duration,
 }
 
 #[derive(Debug)]
-struct Known {
-    endpoints: Endpoints,
+pub(crate) struct Known {
+    pub(crate) endpoints: Endpoints,
+    pub(crate) links: Links,
+    pub(crate) waiters: Waiters,
+}
+
+/// The connections to workers.
+#[derive(Debug)]
+pub(crate) struct Links {
     upstreams: HashMap<WorkerId, Arc<Upstream>>,
+    connect_timeout: Duration,
+}
+
+/// A worker for a call.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) ticket: Ticket,
+    pub(crate) upstream: Arc<Upstream>,
+}
+
+/// Whether a call may go on.
+enum Turn {
+    Now(Chosen),
+    Waits(Place),
 }
 
 /// How discovery's word is to be taken.
@@ -42,12 +67,19 @@ impl Directory {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             known: Mutex::new(Known {
-                endpoints: Endpoints::new(config.breaker.terms(), config.breaker.codes()),
-                upstreams: HashMap::new(),
+                endpoints: Endpoints::new(
+                    config.breaker.terms(),
+                    config.breaker.codes(),
+                    config.queue.max_calls,
+                ),
+                links: Links {
+                    upstreams: HashMap::new(),
+                    connect_timeout: config.connect_timeout,
+                },
+                waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
             counted: Notify::new(),
-            connect_timeout: config.connect_timeout,
         }
     }
 
@@ -63,12 +95,18 @@ impl Directory {
             };
             for Gone { worker, died } in gone {
                 // Calls under way on a worker that left alive may still end well.
-                if let Some(upstream) = known.upstreams.remove(&worker)
+                if let Some(upstream) = known.links.upstreams.remove(&worker)
                     && died
                 {
                     upstream.sever();
                 }
             }
+            let Known {
+                endpoints,
+                links,
+                waiters,
+            } = &mut *known;
+            waiters.settle_all(endpoints, links);
         }
         self.told.send_modify(|count| *count += 1);
         if counts {
@@ -88,66 +126,76 @@ impl Directory {
         tokio::time::timeout(within, first).await.is_ok()
     }
 
-    /// Chooses a worker and counts a call on it.
-    pub(crate) fn pick(
-        &self,
+    /// Chooses a worker and counts a call on it, once one is free; `wait` is the longest that may take.
+    pub(crate) async fn choose(
+        self: &Arc<Self>,
         pool: &PoolName,
-        target: &Target,
+        ask: &Ask,
         tried: &[WorkerId],
-    ) -> Result<(Ticket, Arc<Upstream>), Box<Refused>> {
+        wait: Duration,
+    ) -> Word {
+        let mut place = match self.choose_or_wait(pool, ask, tried)? {
+            Turn::Now(chosen) => return Ok(chosen),
+            Turn::Waits(place) => place,
+        };
+        match tokio::time::timeout(wait, &mut place.turn).await {
+            Ok(Ok(word)) => word,
+            // The sender is kept until it has told something.
+            Ok(Err(_)) | Err(_) => {
+                let known = self.lock();
+                let refusal = Refusal::NoWorker(Why::Busy);
+                Err(refused(&known.endpoints, pool, &ask.target, refusal))
+            }
+        }
+    }
+
+    fn choose_or_wait(
+        self: &Arc<Self>,
+        pool: &PoolName,
+        ask: &Ask,
+        tried: &[WorkerId],
+    ) -> Result<Turn, Box<Refused>> {
         let mut known = self.lock();
         let Known {
             endpoints,
-            upstreams,
+            links,
+            waiters,
         } = &mut *known;
-        let pick = endpoints
-            .pick(pool, target, tried, fastrand::u64(..), BootClock.now())
-            .map_err(|refusal| {
-                let death = match target {
-                    Target::Worker { slot, .. } => {
-                        endpoints
-                            .last_death(pool, *slot)
-                            .map(|(incarnation, death)| {
-                                let worker = WorkerId {
-                                    pool: pool.clone(),
-                                    slot: *slot,
-                                    incarnation,
-                                };
-                                (worker, death)
-                            })
-                    }
-                    Target::Any | Target::Affinity(_) => endpoints.latest_death(pool),
-                };
-                Box::new(Refused {
-                    refusal,
-                    pools: endpoints.pools().cloned().collect(),
-                    death: death.map(|(worker, death)| (worker, death.clone())),
-                })
-            })?;
-        let worker = pick.ticket.worker();
-        let known = upstreams
-            .get(worker)
-            .filter(|upstream| *upstream.address() == pick.address);
-        let upstream = known.cloned().unwrap_or_else(|| {
-            let upstream = Arc::new(Upstream::new(pick.address, self.connect_timeout));
-            upstreams.insert(worker.clone(), Arc::clone(&upstream));
-            upstream
-        });
-        Ok((pick.ticket, upstream))
+        let now = BootClock.now();
+        let random = fastrand::u64(..);
+        let refusal = match endpoints.pick(pool, &ask.target, tried, random, now) {
+            Ok(pick) => return Ok(Turn::Now(links.to(pick))),
+            Err(refusal) => refusal,
+        };
+        let asked = match refusal {
+            Refusal::NoWorker(Why::Busy) => endpoints.wait(pool, ask.clone(), now),
+            refusal => Err(refusal),
+        };
+        let number = asked.map_err(|refusal| refused(endpoints, pool, &ask.target, refusal))?;
+        let turn = waiters.add(pool, number, ask.target.clone());
+        // One that matters more may have taken another's place, and a breaker's time may be over.
+        waiters.settle(pool, endpoints, links);
+        Ok(Turn::Waits(Place {
+            directory: Arc::clone(self),
+            pool: pool.clone(),
+            number,
+            turn,
+        }))
     }
 
     /// Chooses a worker as soon as what discovery tells leaves one to choose.
     pub(crate) async fn another(
-        &self,
+        self: &Arc<Self>,
         pool: &PoolName,
-        target: &Target,
+        ask: &Ask,
         tried: &[WorkerId],
-    ) -> (Ticket, Arc<Upstream>) {
+        wait: Duration,
+    ) -> Chosen {
         let mut told = self.told.subscribe();
         loop {
             told.borrow_and_update();
-            if let Ok(pick) = self.pick(pool, target, tried) {
-                return pick;
+            if let Ok(chosen) = self.choose(pool, ask, tried, wait).await {
+                return chosen;
             }
             // Fails only without a directory, and that is borrowed here.
             let _ = told.changed().await;
@@ -156,19 +204,27 @@ impl Directory {
 
     /// A call was answered with this gRPC code.
     pub(crate) fn on_code(&self, ticket: &mut Ticket, code: u32) {
-        self.lock().endpoints.on_code(ticket, code, BootClock.now());
+        let mut known = self.lock();
+        known.endpoints.on_code(ticket, code, BootClock.now());
+        known.settle(&ticket.worker().pool);
     }
 
     /// It is known what a call says about its worker.
     pub(crate) fn on_outcome(&self, ticket: &mut Ticket, outcome: Outcome) {
-        self.lock()
-            .endpoints
-            .on_outcome(ticket, outcome, BootClock.now());
+        let mut known = self.lock();
+        known.endpoints.on_outcome(ticket, outcome, BootClock.now());
+        known.settle(&ticket.worker().pool);
     }
 
     /// A call is over.
     pub(crate) fn release(&self, ticket: Ticket) {
-        let counted = self.lock().endpoints.release(ticket, BootClock.now());
+        let counted = {
+            let mut known = self.lock();
+            let pool = ticket.worker().pool.clone();
+            let counted = known.endpoints.release(ticket, BootClock.now());
+            known.settle(&pool);
+            counted
+        };
         if counted {
             self.counted.notify_one();
         }
@@ -205,7 +261,64 @@ impl Directory {
         tokio::time::timeout(within, word).await.ok().flatten()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Known {
+    /// A call of this pool is over, or something is known of a worker.
+    fn settle(&mut self, pool: &PoolName) {
+        let Self {
+            endpoints,
+            links,
+            waiters,
+        } = self;
+        waiters.settle(pool, endpoints, links);
+    }
+}
+
+impl Links {
+    /// The connection to whom was picked.
+    pub(crate) fn to(&mut self, pick: Pick) -> Chosen {
+        let Pick { ticket, address } = pick;
+        let worker = ticket.worker();
+        let known = self.upstreams.get(worker);
+        let known = known.filter(|upstream| *upstream.address() == address);
+        let upstream = known.cloned().unwrap_or_else(|| {
+            let upstream = Arc::new(Upstream::new(address, self.connect_timeout));
+            self.upstreams.insert(worker.clone(), Arc::clone(&upstream));
+            upstream
+        });
+        Chosen { ticket, upstream }
+    }
+}
+
+/// What is known of a pool that cannot take a call.
+pub(crate) fn refused(
+    endpoints: &Endpoints,
+    pool: &PoolName,
+    target: &Target,
+    refusal: Refusal,
+) -> Box<Refused> {
+    let death = match target {
+        Target::Worker { slot, .. } => {
+            let last = endpoints.last_death(pool, *slot);
+            last.map(|(incarnation, death)| {
+                let worker = WorkerId {
+                    pool: pool.clone(),
+                    slot: *slot,
+                    incarnation,
+                };
+                (worker, death)
+            })
+        }
+        Target::Any | Target::Affinity { .. } => endpoints.latest_death(pool),
+    };
+    Box::new(Refused {
+        refusal,
+        pools: endpoints.pools().cloned().collect(),
+        waiting: endpoints.waiting(pool),
+        death: death.map(|(worker, death)| (worker, death.clone())),
+    })
 }

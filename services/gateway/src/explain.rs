@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, time::Duration};
 
-use tether_endpoints::{Refusal, Target, Why};
+use tether_endpoints::{Overload, Refusal, Target, Why};
 use tether_proto::Failure;
 use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
 
@@ -60,12 +60,14 @@ pub(crate) fn no_relay(path: &str) -> Failure {
 pub(crate) struct Refused {
     pub(crate) refusal: Refusal,
     pub(crate) pools: Vec<PoolName>,
+    pub(crate) waiting: usize,
     pub(crate) death: Option<(WorkerId, Death)>,
 }
 
 pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
     let why = match refused.refusal {
         Refusal::NoPool => return unknown_pool(pool, &refused.pools),
+        Refusal::Overloaded(overload) => return overloaded(pool, overload),
         Refusal::NoWorker(why) => why,
     };
     let whom = match target {
@@ -75,7 +77,7 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
         Target::Worker { slot, incarnation } => {
             format!("worker `{pool}/{slot}.{incarnation}` is not ready")
         }
-        Target::Any | Target::Affinity(_) => format!("no worker of pool `{pool}` is ready"),
+        Target::Any | Target::Affinity { .. } => format!("no worker of pool `{pool}` is ready"),
     };
     match why {
         Why::NoneReady => {
@@ -101,13 +103,27 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
         Why::BreakersOpen { retry_after } => {
             let slot = match target {
                 Target::Worker { slot, .. } => slot.to_string(),
-                Target::Any | Target::Affinity(_) => "SLOT".to_owned(),
+                Target::Any | Target::Affinity { .. } => "SLOT".to_owned(),
             };
             let text = format!(
                 "{whom}: it failed too many calls in a row and is left alone for another {:.1} s; `tether logs {pool}/{slot}` shows what it said",
                 retry_after.as_secs_f64()
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
+        }
+        Why::Busy => {
+            let who = match target {
+                Target::Worker { slot, .. } => format!("worker `{pool}/{slot}` serves"),
+                Target::Affinity { .. } => {
+                    format!("the worker of pool `{pool}` that this call's affinity asks for serves")
+                }
+                Target::Any => format!("all workers of pool `{pool}` serve"),
+            };
+            let text = format!(
+                "{who} as many calls as the template's `capacity` allows, and {} calls wait: more workers would help, or a longer `queue.max_wait` of the gateway",
+                refused.waiting
+            );
+            overload(text)
         }
         Why::Superseded { by } => {
             let text = format!(
@@ -116,6 +132,29 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
             Failure::new(Reason::UnknownWorker, text)
         }
     }
+}
+
+/// A call may not even wait.
+fn overloaded(pool: &PoolName, why: Overload) -> Failure {
+    match why {
+        Overload::Full { waiting } => overload(format!(
+            "all workers of pool `{pool}` are busy and {waiting} calls wait for them, as many as may: more workers would help, or a larger `queue.max_calls` of the gateway"
+        )),
+        Overload::Shed => overload(format!(
+            "all workers of pool `{pool}` are busy, and calls with a higher `tether-priority` have taken the place of this one"
+        )),
+        Overload::TooLate { expected } => overload(format!(
+            "all workers of pool `{pool}` are busy: this call would wait for about {:.1} s, which is longer than its deadline allows",
+            expected.as_secs_f64()
+        ))
+        .fact("expected_ms", expected.as_millis()),
+    }
+}
+
+fn overload(text: String) -> Failure {
+    Failure::new(Reason::Overloaded, text)
+        .retry_after(RETRY)
+        .fact("outcome", Progress::NeverSent.word())
 }
 
 fn unknown_pool(pool: &PoolName, pools: &[PoolName]) -> Failure {

@@ -1,6 +1,9 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -12,7 +15,8 @@ use http::{
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tether_endpoints::Target;
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::{Ask, Party};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -23,7 +27,7 @@ use crate::{
     body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody, UNKNOWN},
     call::{self, Call, Control},
     config::Config,
-    directory::Directory,
+    directory::{Chosen, Directory},
     explain,
     own::OwnServices,
     owners::{Acting, Owners},
@@ -60,6 +64,8 @@ pub(crate) struct Forwarder {
     pub(crate) discovery: Upstream,
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
+    /// How many connections clients have opened, which numbers them.
+    pub(crate) connections: AtomicU64,
 }
 
 /// When a call must have been answered.
@@ -74,6 +80,12 @@ impl Deadline {
 
     pub(crate) fn at(&self) -> Option<Instant> {
         self.0.map(|(at, _)| at)
+    }
+
+    /// The same on the clock of the endpoint set.
+    fn on_boot(&self) -> Option<Tick> {
+        let at = self.at()?;
+        Some(BootClock.now() + at.saturating_duration_since(Instant::now()))
     }
 
     /// What to say when it has passed.
@@ -99,8 +111,12 @@ impl Deadline {
 }
 
 impl Forwarder {
-    /// Answers a call, one way or the other.
-    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    /// Answers a call that came over a connection of this number, one way or the other.
+    pub(crate) async fn serve(
+        &self,
+        request: Request<Incoming>,
+        connection: u64,
+    ) -> Response<ResponseBody> {
         if request.version() != Version::HTTP_2 {
             return not_grpc();
         }
@@ -114,13 +130,19 @@ impl Forwarder {
             Route::Own => Ok(self.own.serve(Request::from_parts(head, body)).await),
             Route::Arbiter => self.to_arbiter(&head, body, deadline).await,
             Route::Discovery => self.to_discovery(&head, body, deadline).await,
-            Route::Worker(pool, target) => {
-                let to = (&pool, &target);
-                match self.may_act(plan.acting.as_ref(), deadline).await {
-                    Ok(()) => self.to_worker(to, &head, body, deadline).await,
-                    Err(refused) => Err(refused.into()),
+            Route::Worker(to) => match self.may_act(plan.acting.as_ref(), deadline).await {
+                Ok(()) => {
+                    let ask = Ask {
+                        target: to.target,
+                        party: to.owner.map_or(Party::Connection(connection), Party::Owner),
+                        priority: to.priority,
+                        deadline: deadline.on_boot(),
+                    };
+                    self.to_worker((&to.pool, &ask), &head, body, deadline)
+                        .await
                 }
-            }
+                Err(refused) => Err(refused.into()),
+            },
         };
         answer.unwrap_or_else(refuse)
     }
@@ -203,7 +225,7 @@ impl Forwarder {
 
     async fn to_worker(
         &self,
-        (pool, target): (&PoolName, &Target),
+        (pool, ask): (&PoolName, &Ask),
         head: &Parts,
         body: Incoming,
         deadline: Deadline,
@@ -218,15 +240,17 @@ impl Forwarder {
         let mut tried = Vec::new();
         let mut last_failure = None;
         for attempt in 1..=self.config.max_attempts.get() {
-            let (ticket, upstream) = match self.directory.pick(pool, target, &tried) {
-                Ok(pick) => pick,
+            let wait = self.config.queue.max_wait;
+            let chosen = self.directory.choose(pool, ask, &tried, wait);
+            let Chosen { ticket, upstream } = match deadline.bound(chosen).await? {
+                Ok(chosen) => chosen,
                 Err(refused) => {
                     let Some(explanation) = last_failure.take() else {
-                        return Err(explain::refused(pool, target, &refused).into());
+                        return Err(explain::refused(pool, &ask.target, &refused).into());
                     };
                     // A worker that is ending is taken away before its death is told, and another one
                     // may step in meanwhile: that one takes the call, which nobody has seen.
-                    let another = self.directory.another(pool, target, &tried);
+                    let another = self.directory.another(pool, ask, &tried, wait);
                     let told = async {
                         tokio::select! {
                             biased;

@@ -28,15 +28,19 @@ mod server;
 mod timeout;
 mod upload;
 mod upstream;
+mod waiters;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, WhenStale};
+pub use config::{Breaker, Config, Queue, WhenStale};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;
@@ -67,6 +71,7 @@ impl Gateway {
                 discovery,
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
+                connections: AtomicU64::new(0),
                 config,
             }),
         }
@@ -88,6 +93,7 @@ impl Gateway {
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
             forwarder.config.connect_timeout,
+            forwarder.config.zone.clone(),
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(

@@ -1,9 +1,9 @@
 //! Where a call goes: decided from its path and its metadata alone.
 
 use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
-use tether_endpoints::Target;
+use tether_endpoints::{Affinity, Priority, Target};
 use tether_proto::Failure;
-use tether_types::{Epoch, PoolName, WorkerId};
+use tether_types::{Epoch, OwnerName, PoolName, WorkerId};
 
 use std::time::Duration;
 
@@ -15,12 +15,28 @@ pub(crate) const POOL: &str = "tether-pool";
 pub(crate) const WORKER: &str = "tether-worker";
 /// Calls with the same value go to the same worker where possible.
 pub(crate) const AFFINITY: &str = "tether-affinity";
+/// What becomes of such a call while that worker is not free.
+pub(crate) const AFFINITY_MODE: &str = "tether-affinity-mode";
+/// Which calls go first, and which are shed last, where more come than the workers of a pool can serve.
+pub(crate) const PRIORITY: &str = "tether-priority";
 /// Names the owner in whose name a call is made.
 pub(crate) const OWNER: &str = "tether-owner";
 /// The epoch of that owner's session: a call with one that is over or was taken over is refused.
 pub(crate) const EPOCH: &str = "tether-epoch";
 /// How long the caller waits.
 pub(crate) const TIMEOUT: &str = "grpc-timeout";
+
+const AFFINITIES: [(&str, Affinity); 3] = [
+    ("hint", Affinity::Hint),
+    ("strict_queue", Affinity::StrictQueue),
+    ("strict_fail_fast", Affinity::StrictFailFast),
+];
+const PRIORITIES: [(&str, Priority); 3] = [
+    ("low", Priority::Low),
+    ("normal", Priority::Normal),
+    ("high", Priority::High),
+];
+const OWNER_EXAMPLE: &str = "checkout@host-1";
 
 /// Services that are forwarded to the arbiter.
 const ARBITER: [&str; 5] = [
@@ -49,7 +65,17 @@ pub(crate) enum Route {
     Arbiter,
     Discovery,
     Own,
-    Worker(PoolName, Target),
+    Worker(Destination),
+}
+
+/// Whom a call to a worker is for, and how much it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Destination {
+    pub(crate) pool: PoolName,
+    pub(crate) target: Target,
+    pub(crate) priority: Priority,
+    /// Whose call it is, where it says.
+    pub(crate) owner: Option<OwnerName>,
 }
 
 /// What a call's head says.
@@ -89,13 +115,13 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
         Route::Discovery
     } else {
         match (destination(&head.headers)?, path) {
-            (Some((pool, target)), _) => Route::Worker(pool, target),
+            (Some(destination), _) => Route::Worker(destination),
             (None, path) if OWN.iter().any(|service| path.starts_with(service)) => Route::Own,
             (None, path) => return Err(explain::no_destination(path)),
         }
     };
-    let acting = match route {
-        Route::Worker(..) => acting(&head.headers)?,
+    let acting = match &route {
+        Route::Worker(destination) => acting(&head.headers, destination.owner.as_ref())?,
         // The arbiter looks at the epoch in the message itself.
         Route::Arbiter | Route::Discovery | Route::Own => None,
     };
@@ -107,7 +133,7 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
 }
 
 /// The session in whose name a call is made. An owner without an epoch says nothing that could be over.
-fn acting(headers: &HeaderMap) -> Result<Option<Acting>, Failure> {
+fn acting(headers: &HeaderMap, owner: Option<&OwnerName>) -> Result<Option<Acting>, Failure> {
     let Some(text) = single(headers, EPOCH, "17")? else {
         return Ok(None);
     };
@@ -116,13 +142,10 @@ fn acting(headers: &HeaderMap) -> Result<Option<Acting>, Failure> {
         Ok(epoch) if epoch > 0 => Epoch(epoch),
         _ => return Err(refuse(EPOCH, text, "it is not a number from 1", "17")),
     };
-    let Some(name) = single(headers, OWNER, "checkout@host-1")? else {
+    let Some(owner) = owner.cloned() else {
         let why = "it says nothing without `tether-owner` beside it";
         return Err(refuse(EPOCH, text, why, "17"));
     };
-    let owner = name.parse().map_err(|error: tether_types::InvalidName| {
-        refuse(OWNER, name, &error.to_string(), "checkout@host-1")
-    })?;
     Ok(Some(Acting { owner, epoch }))
 }
 
@@ -154,7 +177,7 @@ fn check_grpc(head: &Parts) -> Result<(), Failure> {
 }
 
 /// The pool and the worker in it that the metadata asks for, where it names any.
-fn destination(headers: &HeaderMap) -> Result<Option<(PoolName, Target)>, Failure> {
+fn destination(headers: &HeaderMap) -> Result<Option<Destination>, Failure> {
     let pool = match single(headers, POOL, "digits")? {
         None => None,
         Some(text) => Some(
@@ -174,12 +197,51 @@ fn destination(headers: &HeaderMap) -> Result<Option<(PoolName, Target)>, Failur
             slot: worker.slot,
             incarnation: worker.incarnation,
         };
-        return Ok(Some((worker.pool, target)));
+        return Ok(Some(worth(headers, worker.pool, target)?));
     }
     let Some(pool) = pool else { return Ok(None) };
-    let affinity = single(headers, AFFINITY, "session-42")?;
-    let target = affinity.map_or(Target::Any, |key| Target::Affinity(key.into()));
-    Ok(Some((pool, target)))
+    let target = match single(headers, AFFINITY, "session-42")? {
+        None => Target::Any,
+        Some(key) => Target::Affinity {
+            key: key.into(),
+            affinity: word(headers, AFFINITY_MODE, &AFFINITIES)?.unwrap_or_default(),
+        },
+    };
+    Ok(Some(worth(headers, pool, target)?))
+}
+
+/// How much a call to `target` matters, and to whom.
+fn worth(headers: &HeaderMap, pool: PoolName, target: Target) -> Result<Destination, Failure> {
+    let owner = match single(headers, OWNER, OWNER_EXAMPLE)? {
+        None => None,
+        Some(name) => Some(name.parse().map_err(|error: tether_types::InvalidName| {
+            explain::metadata(OWNER, name, &error.to_string(), OWNER_EXAMPLE)
+        })?),
+    };
+    Ok(Destination {
+        pool,
+        target,
+        priority: word(headers, PRIORITY, &PRIORITIES)?.unwrap_or_default(),
+        owner,
+    })
+}
+
+/// What the one of these words stands for that a key may have as its value.
+fn word<T: Copy>(
+    headers: &HeaderMap,
+    key: &str,
+    words: &[(&'static str, T)],
+) -> Result<Option<T>, Failure> {
+    let Some(text) = single(headers, key, words[0].0)? else {
+        return Ok(None);
+    };
+    let known = words.iter().find(|(word, _)| *word == text);
+    let Some((_, meaning)) = known else {
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let why = format!("it is none of {}", words.join(", "));
+        return Err(explain::metadata(key, text, &why, words[0]));
+    };
+    Ok(Some(*meaning))
 }
 
 /// The value of a key that may be there once, as visible ASCII.
@@ -221,6 +283,15 @@ mod tests {
             request = request.header(*key, *value);
         }
         request.body(()).unwrap().into_parts().0
+    }
+
+    fn to(target: Target) -> Route {
+        Route::Worker(Destination {
+            pool: PoolName::new("digits").unwrap(),
+            target,
+            priority: Priority::Normal,
+            owner: None,
+        })
     }
 
     fn route(path: &str, metadata: &[(&str, &str)]) -> Result<Route, Failure> {
@@ -283,7 +354,7 @@ mod tests {
     #[test]
     fn health_is_the_gateways_own_unless_a_pool_is_named() {
         let check = "/grpc.health.v1.Health/Check";
-        let any = Route::Worker(PoolName::new("digits").unwrap(), Target::Any);
+        let any = to(Target::Any);
 
         assert_eq!(route(check, &[]).unwrap(), Route::Own);
         assert_eq!(route(check, &[(POOL, "digits")]).unwrap(), any);
@@ -291,22 +362,38 @@ mod tests {
 
     #[test]
     fn metadata_chooses_the_worker() {
-        let digits = || PoolName::new("digits").unwrap();
         let one = Target::Worker {
             slot: 2,
             incarnation: Incarnation(5),
         };
-        let affinity = Target::Affinity(b"session-42".to_vec());
+        let session = |affinity| Target::Affinity {
+            key: b"session-42".to_vec(),
+            affinity,
+        };
 
         let chosen = |metadata: &[(&str, &str)]| route("/a.B/C", metadata).unwrap();
-        assert_eq!(
-            chosen(&[(WORKER, "digits/2.5")]),
-            Route::Worker(digits(), one)
-        );
+        assert_eq!(chosen(&[(WORKER, "digits/2.5")]), to(one));
         assert_eq!(
             chosen(&[(POOL, "digits"), (AFFINITY, "session-42")]),
-            Route::Worker(digits(), affinity)
+            to(session(Affinity::Hint))
         );
+        let strict = (AFFINITY_MODE, "strict_queue");
+        assert_eq!(
+            chosen(&[(POOL, "digits"), (AFFINITY, "session-42"), strict]),
+            to(session(Affinity::StrictQueue))
+        );
+    }
+
+    #[test]
+    fn a_call_says_whose_it_is_and_how_much_it_matters() {
+        let metadata = [(POOL, "digits"), (OWNER, "beam@a"), (PRIORITY, "low")];
+
+        let Route::Worker(destination) = route("/a.B/C", &metadata).unwrap() else {
+            panic!("it is for a worker");
+        };
+
+        assert_eq!(destination.priority, Priority::Low);
+        assert_eq!(destination.owner.unwrap().as_str(), "beam@a");
     }
 
     #[test]
@@ -321,7 +408,7 @@ mod tests {
 
     #[test]
     fn malformed_metadata_is_refused_by_key() {
-        let cases: [(&[(&str, &str)], &str); 10] = [
+        let cases: [(&[(&str, &str)], &str); 12] = [
             (&[], "tether-pool"),
             (&[(POOL, "a b")], "tether-pool"),
             (&[(POOL, "a"), (POOL, "b")], "more than once"),
@@ -331,6 +418,11 @@ mod tests {
             (&[(POOL, "ä")], "visible ASCII"),
             (&[(POOL, "a"), (OWNER, "b"), (EPOCH, "0")], EPOCH),
             (&[(POOL, "a"), (EPOCH, "4")], OWNER),
+            (&[(POOL, "a"), (PRIORITY, "9")], "low, normal, high"),
+            (
+                &[(POOL, "a"), (AFFINITY, "b"), (AFFINITY_MODE, "strict")],
+                "strict_queue",
+            ),
             (&[(POOL, "a"), (OWNER, " "), (EPOCH, "4")], OWNER),
         ];
         for (metadata, hint) in cases {

@@ -1,6 +1,10 @@
 //! Accepting connections, and letting go of them in an orderly way.
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::StreamExt as _;
 use hyper::service::service_fn;
@@ -42,16 +46,18 @@ pub(crate) async fn accept(
         tokio::select! {
             () = ending.drain.cancelled() => return,
             Some(Ok(connection)) = incoming.next() => {
-                connections.spawn(serve(connection, Arc::clone(&forwarder), ending.clone()));
+                let number = forwarder.connections.fetch_add(1, Ordering::Relaxed);
+                let serving = serve(connection, number, Arc::clone(&forwarder), ending.clone());
+                connections.spawn(serving);
             }
         }
     }
 }
 
-async fn serve(connection: Connection, forwarder: Arc<Forwarder>, ending: Ending) {
+async fn serve(connection: Connection, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
     let service = service_fn(move |request| {
         let forwarder = Arc::clone(&forwarder);
-        async move { Ok::<_, Infallible>(forwarder.serve(request).await) }
+        async move { Ok::<_, Infallible>(forwarder.serve(request, number).await) }
     });
     let builder = settings();
     let mut connection = pin!(builder.serve_connection(TokioIo::new(connection), service));

@@ -1,12 +1,12 @@
 //! Follows discovery: a snapshot, then changes, resumed where they broke off.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use tether_endpoints::{Endpoint, Removal, Update};
+use tether_endpoints::{Endpoint, Removal, Standing, Update};
 use tether_proto::{
-    common::WorkerRef,
+    common::{Endpoint as Told, EndpointHealth, WorkerRef},
     discovery::{
         WatchEndpointsRequest, WatchEndpointsResponse,
         discovery_service_client::DiscoveryServiceClient,
@@ -31,6 +31,7 @@ struct Position {
 pub(crate) async fn follow(
     discovery: Address,
     connect_timeout: Duration,
+    zone: String,
     directory: Arc<Directory>,
 ) {
     let delays = ExponentialBuilder::default()
@@ -43,7 +44,14 @@ pub(crate) async fn follow(
     let mut told = false;
     loop {
         let before = position.revision;
-        let end = watch(&discovery, connect_timeout, &directory, &mut position).await;
+        let end = watch(
+            &discovery,
+            connect_timeout,
+            &zone,
+            &directory,
+            &mut position,
+        )
+        .await;
         if position.revision != before {
             delay = delays.build();
             told = false;
@@ -60,6 +68,7 @@ pub(crate) async fn follow(
 async fn watch(
     discovery: &Address,
     connect_timeout: Duration,
+    zone: &str,
     directory: &Directory,
     position: &mut Position,
 ) -> anyhow::Error {
@@ -73,7 +82,7 @@ async fn watch(
         let mut stream = client.watch_endpoints(request).await?.into_inner();
         tracing::info!(%discovery, "Following discovery");
         while let Some(word) = stream.message().await? {
-            take_in(directory, position, word)?;
+            take_in(directory, zone, position, word)?;
         }
         bail!("discovery ended the stream")
     };
@@ -100,6 +109,7 @@ pub(crate) async fn connect(address: &Address, timeout: Duration) -> anyhow::Res
 
 fn take_in(
     directory: &Directory,
+    zone: &str,
     position: &mut Position,
     word: WatchEndpointsResponse,
 ) -> anyhow::Result<()> {
@@ -113,7 +123,7 @@ fn take_in(
         bail!("another life of discovery told a change before a snapshot");
     }
     let source_age = Duration::from_millis(word.source_age_ms);
-    directory.apply(extent, update(&word), source_age);
+    directory.apply(extent, update(&word, zone), source_age);
     *position = Position {
         instance: word.instance,
         revision: word.revision,
@@ -123,7 +133,7 @@ fn take_in(
 
 /// Reads what was told. What cannot be read is left out and reported: one bad endpoint must not
 /// keep all others from being known.
-fn update(word: &WatchEndpointsResponse) -> Update {
+fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
     let upserts = word.upserts.iter().map(|endpoint| {
         Ok(Endpoint {
             worker: worker(endpoint.worker.as_ref())?,
@@ -131,6 +141,9 @@ fn update(word: &WatchEndpointsResponse) -> Update {
             draining: endpoint.draining,
             counted: endpoint.count_calls,
             unordered: endpoint.node.is_empty(),
+            capacity: NonZeroU32::new(endpoint.capacity),
+            weight: endpoint.weight,
+            standing: standing(endpoint, zone),
         })
     });
     let removals = word.removals.iter().map(|removal| {
@@ -149,6 +162,18 @@ fn update(word: &WatchEndpointsResponse) -> Update {
         removed_pools: names(&word.removed_pools),
         unheard: names(&word.unheard_pools),
         heard: names(&word.heard_pools),
+    }
+}
+
+/// How gladly an endpoint is given calls by a gateway in `zone`.
+fn standing(endpoint: &Told, zone: &str) -> Standing {
+    let is_elsewhere = !zone.is_empty() && !endpoint.zone.is_empty() && endpoint.zone != zone;
+    match endpoint.health() {
+        EndpointHealth::Unspecified | EndpointHealth::Passing if is_elsewhere => Standing::Far,
+        EndpointHealth::Unspecified | EndpointHealth::Passing => Standing::Near,
+        EndpointHealth::Unchecked | EndpointHealth::Held | EndpointHealth::Failing => {
+            Standing::Doubtful
+        }
     }
 }
 

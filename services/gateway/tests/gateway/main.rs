@@ -13,4 +13,5 @@ mod deaths;
 mod limits;
 mod owners;
 mod picking;
+mod queue;
 mod speed;
