@@ -11,7 +11,7 @@ use tether_types::Address;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-pub use connection::{Connection, Peer, Stream};
+pub use connection::{Connection, Detached, Peer, Stream};
 
 use crate::network::{self, Accept};
 
@@ -142,21 +142,24 @@ impl Listener {
     /// once `cut` is cancelled. Dropping the stream closes the listener and removes its socket.
     pub fn incoming(self, cut: CancellationToken) -> impl Items<Item = io::Result<Connection>> {
         stream::unfold((self, cut), |(listener, cut)| async {
-            loop {
-                match listener.accept().await {
-                    Ok(stream) => {
-                        let connection = Connection::new(stream, cut.clone());
-                        return Some((Ok(connection), (listener, cut)));
-                    }
-                    // One connection that failed, or too many open files: neither is a reason to stop,
-                    // and the pause keeps the second from taking a whole core.
-                    Err(error) => {
-                        tracing::warn!(%error, "A connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+            let connection = Connection::new(listener.next().await, cut.clone());
+            Some((Ok(connection), (listener, cut)))
+        })
+    }
+
+    /// The next connection, as it is.
+    pub async fn next(&self) -> Stream {
+        loop {
+            match self.accept().await {
+                Ok(stream) => return stream,
+                // One connection that failed, or too many open files: neither is a reason to stop,
+                // and the pause keeps the second from taking a whole core.
+                Err(error) => {
+                    tracing::warn!(%error, "A connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
-        })
+        }
     }
 
     async fn accept(&self) -> io::Result<Stream> {

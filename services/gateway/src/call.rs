@@ -3,24 +3,22 @@
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
-use h2::{Reason as H2Reason, SendStream};
-use http_body::Body;
+use h2::Reason as H2Reason;
 use tether_breaker::Outcome;
 use tether_endpoints::Ticket;
 use tether_proto::Failure;
 use tether_types::{Address, WorkerId};
-use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use crate::{
     directory::Directory,
     explain::{self, Progress},
-    upload::{self, GivenUp},
+    upload::Upload,
 };
 
 /// A service of ours that calls are forwarded to.
@@ -46,9 +44,7 @@ enum Server {
 #[derive(Debug)]
 pub(crate) struct Call {
     server: Server,
-    upload: Option<JoinHandle<()>>,
     limit: u32,
-    given_up: Arc<OnceLock<GivenUp>>,
 }
 
 impl Call {
@@ -74,25 +70,25 @@ impl Call {
     }
 
     fn new(server: Server, limit: u32) -> Self {
-        Self {
-            server,
-            upload: None,
-            limit,
-            given_up: Arc::default(),
-        }
+        Self { server, limit }
     }
 
-    /// Sends the request's messages on, as fast as the server takes them and until the call ends.
-    pub(crate) async fn upload<B>(&mut self, body: B, stream: SendStream<Bytes>)
-    where
-        B: Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Send,
-    {
-        let given_up = Arc::clone(&self.given_up);
-        let mut upload = Box::pin(upload::run(body, stream, self.limit, given_up));
-        // The one message of a unary call is mostly there already, and then needs no task.
-        if futures::poll!(&mut upload).is_pending() {
-            self.upload = Some(tokio::spawn(upload));
+    /// Passes on what there is of the request; `upload` is none once all of it is. Fails where it is given up, which
+    /// says nothing about a worker.
+    pub(crate) fn poll_upload(
+        &self,
+        cx: &mut Context<'_>,
+        upload: &mut Option<Upload>,
+    ) -> Result<(), Status> {
+        let Some(under_way) = upload else {
+            return Ok(());
+        };
+        match under_way.poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(done) => {
+                *upload = None;
+                done.map_err(|why| why.explain(self.limit))
+            }
         }
     }
 
@@ -169,20 +165,12 @@ impl Call {
         &mut self,
         error: h2::Error,
     ) -> impl Future<Output = Status> + Send + use<> {
-        let given_up = self.given_up.get().copied();
-        let limit = self.limit;
-        // What its client does says nothing about a worker.
-        if given_up.is_none() {
-            match reset_code(&error) {
-                Some(code) => self.on_code(code as u32),
-                None => self.on_outcome(Outcome::Failure),
-            }
+        match reset_code(&error) {
+            Some(code) => self.on_code(code as u32),
+            None => self.on_outcome(Outcome::Failure),
         }
         let source = self.source();
         async move {
-            if let Some(given_up) = given_up {
-                return given_up.explain(limit);
-            }
             let (directory, worker, death_wait) = match source {
                 Source::Control(control, address) => {
                     return match reset_code(&error) {
@@ -227,10 +215,6 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // Ends the request's stream too, which resets it at the server where it is still open.
-        if let Some(upload) = &self.upload {
-            upload.abort();
-        }
         if let Server::Worker {
             directory, ticket, ..
         } = &mut self.server

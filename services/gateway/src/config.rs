@@ -12,6 +12,11 @@ use tether_kit::config::duration;
 pub struct Config {
     /// The largest message a client may send to a worker, in bytes.
     pub max_message_bytes: u32,
+    /// How many bytes may wait, in all calls, for clients and workers that do not read them; beyond that calls of those
+    /// are ended.
+    pub max_unread_bytes: usize,
+    /// Threads that serve connections, each with connections of its own to every worker; 0 means one for each processor.
+    pub threads: usize,
     /// How long connecting to a worker, the arbiter or discovery may take.
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
@@ -73,6 +78,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_message_bytes: 100 * 1024 * 1024,
+            max_unread_bytes: 256 * 1024 * 1024,
+            threads: 0,
             connect_timeout: Duration::from_secs(2),
             max_attempts: NonZeroU32::MIN.saturating_add(2),
             death_wait: Duration::from_millis(500),

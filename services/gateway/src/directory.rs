@@ -2,7 +2,6 @@
 //! each endpoint.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,13 +9,13 @@ use std::{
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::{Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
-use tether_types::{Death, PoolName, WorkerId};
+use tether_types::{Address, Death, PoolName, WorkerId};
 use tokio::sync::{Notify, watch};
 
 use crate::{
     config::Config,
     explain::Refused,
-    upstream::Upstream,
+    links::Links,
     waiters::{Place, Waiters, Word},
 };
 
@@ -27,27 +26,20 @@ pub(crate) struct Directory {
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
+    links: Vec<Arc<Links>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Known {
     pub(crate) endpoints: Endpoints,
-    pub(crate) links: Links,
     pub(crate) waiters: Waiters,
-}
-
-/// The connections to workers.
-#[derive(Debug)]
-pub(crate) struct Links {
-    upstreams: HashMap<WorkerId, Arc<Upstream>>,
-    connect_timeout: Duration,
 }
 
 /// A worker for a call.
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub(crate) ticket: Ticket,
-    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) address: Address,
 }
 
 /// Whether a call may go on.
@@ -64,7 +56,8 @@ pub(crate) enum Extent {
 }
 
 impl Directory {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// A directory that knows nothing yet, of lanes with these connections.
+    pub(crate) fn new(config: &Config, links: Vec<Arc<Links>>) -> Self {
         Self {
             known: Mutex::new(Known {
                 endpoints: Endpoints::new(
@@ -72,14 +65,11 @@ impl Directory {
                     config.breaker.codes(),
                     config.queue.max_calls,
                 ),
-                links: Links {
-                    upstreams: HashMap::new(),
-                    connect_timeout: config.connect_timeout,
-                },
                 waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
             counted: Notify::new(),
+            links,
         }
     }
 
@@ -95,18 +85,12 @@ impl Directory {
             };
             for Gone { worker, died } in gone {
                 // Calls under way on a worker that left alive may still end well.
-                if let Some(upstream) = known.links.upstreams.remove(&worker)
-                    && died
-                {
-                    upstream.sever();
+                for links in &self.links {
+                    links.remove(&worker, died);
                 }
             }
-            let Known {
-                endpoints,
-                links,
-                waiters,
-            } = &mut *known;
-            waiters.settle_all(endpoints, links);
+            let Known { endpoints, waiters } = &mut *known;
+            waiters.settle_all(endpoints);
         }
         self.told.send_modify(|count| *count += 1);
         if counts {
@@ -156,15 +140,11 @@ impl Directory {
         tried: &[WorkerId],
     ) -> Result<Turn, Box<Refused>> {
         let mut known = self.lock();
-        let Known {
-            endpoints,
-            links,
-            waiters,
-        } = &mut *known;
+        let Known { endpoints, waiters } = &mut *known;
         let now = BootClock.now();
         let random = fastrand::u64(..);
         let refusal = match endpoints.pick(pool, &ask.target, tried, random, now) {
-            Ok(pick) => return Ok(Turn::Now(links.to(pick))),
+            Ok(pick) => return Ok(Turn::Now(pick.into())),
             Err(refusal) => refusal,
         };
         let asked = match refusal {
@@ -174,7 +154,7 @@ impl Directory {
         let number = asked.map_err(|refusal| refused(endpoints, pool, &ask.target, refusal))?;
         let turn = waiters.add(pool, number, ask.target.clone());
         // One that matters more may have taken another's place, and a breaker's time may be over.
-        waiters.settle(pool, endpoints, links);
+        waiters.settle(pool, endpoints);
         Ok(Turn::Waits(Place {
             directory: Arc::clone(self),
             pool: pool.clone(),
@@ -269,28 +249,17 @@ impl Directory {
 impl Known {
     /// A call of this pool is over, or something is known of a worker.
     fn settle(&mut self, pool: &PoolName) {
-        let Self {
-            endpoints,
-            links,
-            waiters,
-        } = self;
-        waiters.settle(pool, endpoints, links);
+        let Self { endpoints, waiters } = self;
+        waiters.settle(pool, endpoints);
     }
 }
 
-impl Links {
-    /// The connection to whom was picked.
-    pub(crate) fn to(&mut self, pick: Pick) -> Chosen {
-        let Pick { ticket, address } = pick;
-        let worker = ticket.worker();
-        let known = self.upstreams.get(worker);
-        let known = known.filter(|upstream| *upstream.address() == address);
-        let upstream = known.cloned().unwrap_or_else(|| {
-            let upstream = Arc::new(Upstream::new(address, self.connect_timeout));
-            self.upstreams.insert(worker.clone(), Arc::clone(&upstream));
-            upstream
-        });
-        Chosen { ticket, upstream }
+impl From<Pick> for Chosen {
+    fn from(pick: Pick) -> Self {
+        Self {
+            ticket: pick.ticket,
+            address: pick.address,
+        }
     }
 }
 

@@ -256,6 +256,14 @@ pub(crate) fn too_large(bytes: u32, limit: u32) -> Failure {
         .fact("limit_bytes", limit)
 }
 
+/// Whoever is to get messages does not read them.
+pub(crate) fn unread(who: &str) -> Failure {
+    let text = format!(
+        "{who} does not read, and too many bytes wait in the gateway for those who do not: read faster, or raise `max_unread_bytes` of the gateway"
+    );
+    Failure::new(Reason::Overloaded, text)
+}
+
 pub(crate) fn deadline(timeout: Duration) -> Failure {
     let text = format!(
         "the deadline passed: there was no answer within {timeout:?}, as the call's `grpc-timeout` asked"

@@ -1,21 +1,16 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use futures::FutureExt as _;
+use h2::{RecvStream, client::SendRequest, server::SendResponse};
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{self, CONTENT_TYPE},
+    Request, Uri,
+    header::{self, HeaderMap},
     request::Parts,
+    uri::{Authority, Scheme},
 };
-use http_body::Body;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use tether_clock::{BootClock, Clock as _, Tick};
 use tether_endpoints::{Ask, Party};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
@@ -23,16 +18,21 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest, UNKNOWN},
     arbiters::Arbiters,
-    body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody, UNKNOWN},
-    call::{self, Call, Control},
+    call::{Call, Control},
+    client::{Client, Messages},
     config::Config,
+    deadline::Deadline,
     directory::{Chosen, Directory},
     explain,
+    links::Links,
     own::OwnServices,
     owners::{Acting, Owners},
-    route::{self, Route},
-    timeout, upload,
+    pump::{Budget, Pump, Source},
+    route::{self, Destination, Route},
+    timeout,
+    upload::{self, Upload},
     upstream::Upstream,
 };
 
@@ -40,111 +40,60 @@ use crate::{
 /// time, and one whose discovery is away should say so soon.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// How much earlier than the gateway a server may see a deadline pass: timers tick in milliseconds.
-const CLOCK_SLACK: Duration = Duration::from_millis(10);
+/// Stands in a request that names no authority: what a gRPC server is called does not matter to it.
+const AUTHORITY: &str = "localhost";
 
-/// Headers that speak of one connection and mean nothing on the next.
-const HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::HOST,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-const NOT_GRPC: &str = "this is the Tether gateway, a gRPC endpoint over HTTP/2: \
-    use a gRPC client, or `curl --http2-prior-knowledge` to look around\n";
-
-/// Everything that calls need.
+/// Everything that calls need. Each lane has one, with connections of its own to workers.
+#[derive(Clone)]
 pub(crate) struct Forwarder {
     pub(crate) config: Config,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) links: Arc<Links>,
     pub(crate) arbiters: Arc<Arbiters>,
-    pub(crate) discovery: Upstream,
+    pub(crate) discovery: Arc<Upstream>,
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
-    /// How many connections clients have opened, which numbers them.
-    pub(crate) connections: AtomicU64,
-}
-
-/// When a call must have been answered.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Deadline(Option<(Instant, Duration)>);
-
-impl Deadline {
-    fn after(timeout: Option<Duration>) -> Self {
-        // A deadline the clock cannot express is none.
-        Self(timeout.and_then(|asked| Some((Instant::now().checked_add(asked)?, asked))))
-    }
-
-    pub(crate) fn at(&self) -> Option<Instant> {
-        self.0.map(|(at, _)| at)
-    }
-
-    /// The same on the clock of the endpoint set.
-    fn on_boot(&self) -> Option<Tick> {
-        let at = self.at()?;
-        Some(BootClock.now() + at.saturating_duration_since(Instant::now()))
-    }
-
-    /// What to say when it has passed.
-    pub(crate) fn passed(&self) -> Failure {
-        explain::deadline(self.0.map_or(Duration::ZERO, |(_, asked)| asked))
-    }
-
-    /// Whether a server that cancelled the call did so because of the deadline, which it knows as
-    /// well: it often says no more than "cancelled".
-    pub(crate) fn explains_cancel(&self) -> bool {
-        let near = |at: Instant| at.saturating_duration_since(Instant::now()) <= CLOCK_SLACK;
-        self.at().is_some_and(near)
-    }
-
-    async fn bound<F: Future>(&self, work: F) -> Result<F::Output, Failure> {
-        match self.0 {
-            None => Ok(work.await),
-            Some((at, _)) => tokio::time::timeout_at(at, work)
-                .await
-                .map_err(|_| self.passed()),
-        }
-    }
+    pub(crate) budget: Budget,
 }
 
 impl Forwarder {
     /// Answers a call that came over a connection of this number, one way or the other.
     pub(crate) async fn serve(
         &self,
-        request: Request<Incoming>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
         connection: u64,
-    ) -> Response<ResponseBody> {
-        if request.version() != Version::HTTP_2 {
-            return not_grpc();
-        }
+    ) {
+        let mut client = Client::new(respond);
         let (head, body) = request.into_parts();
         let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
-            Err(failure) => return refuse(failure.into()),
+            Err(failure) => return client.refuse(failure.into()),
         };
         let deadline = Deadline::after(plan.timeout);
-        let answer = match plan.route {
-            Route::Own => Ok(self.own.serve(Request::from_parts(head, body)).await),
-            Route::Arbiter => self.to_arbiter(&head, body, deadline).await,
-            Route::Discovery => self.to_discovery(&head, body, deadline).await,
-            Route::Worker(to) => match self.may_act(plan.acting.as_ref(), deadline).await {
-                Ok(()) => {
-                    let ask = Ask {
-                        target: to.target,
-                        party: to.owner.map_or(Party::Connection(connection), Party::Owner),
-                        priority: to.priority,
-                        deadline: deadline.on_boot(),
-                    };
-                    self.to_worker((&to.pool, &ask), &head, body, deadline)
-                        .await
+        if plan.route == Route::Own {
+            let request = Request::from_parts(head, Messages(body));
+            if let Some(answer) = client.unless_gone(self.own.serve(request)).await {
+                client.tell(answer).await;
+            }
+            return;
+        }
+        let source = Source::Live(body);
+        let answer = async {
+            match plan.route {
+                Route::Arbiter => self.to_arbiter(head, source, deadline).await,
+                Route::Discovery | Route::Own => self.to_discovery(head, source, deadline).await,
+                Route::Worker(to) => {
+                    self.may_act(plan.acting.as_ref(), deadline).await?;
+                    self.to_worker(to, connection, head, source, deadline).await
                 }
-                Err(refused) => Err(refused.into()),
-            },
+            }
         };
-        answer.unwrap_or_else(refuse)
+        match client.unless_gone(answer).await {
+            None => {}
+            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
+            Some(Err(status)) => client.refuse(status),
+        }
     }
 
     /// Whether whoever calls may do so in the name it gives, where it gives one.
@@ -157,15 +106,15 @@ impl Forwarder {
 
     async fn to_discovery(
         &self,
-        head: &Parts,
-        body: Incoming,
+        head: Parts,
+        source: Source,
         deadline: Deadline,
-    ) -> Result<Response<ResponseBody>, Status> {
+    ) -> Result<Answer, Status> {
         let address = self.discovery.address().clone();
         let limit = self.config.max_message_bytes;
         let mut call = Call::to_control(Control::Discovery, address, limit);
         match deadline.bound(self.discovery.ready()).await? {
-            Ok(sender) => send(sender, call, head, body, deadline).await,
+            Ok(sender) => self.send(sender, call, head, source, deadline).await,
             Err(error) => Err(call.unreachable(error, 1).await.into()),
         }
     }
@@ -174,26 +123,31 @@ impl Forwarder {
     /// made again; a stream cannot be, and is opened again by its client.
     async fn to_arbiter(
         &self,
-        head: &Parts,
-        body: Incoming,
+        head: Parts,
+        source: Source,
         deadline: Deadline,
-    ) -> Result<Response<ResponseBody>, Status> {
+    ) -> Result<Answer, Status> {
         let limit = self.config.max_message_bytes;
-        if !route::is_repeatable(head.uri.path()) {
-            let (sender, call, asked) = self.arbiter(deadline).await?;
-            let answer = send(sender, call, head, body, deadline).await;
-            if let Some(said) = not_leader(&answer) {
-                self.arbiters.on_not_leader(&asked, said);
+        let stream = match source {
+            Source::Live(stream) if route::is_repeatable(head.uri.path()) => stream,
+            source => {
+                let (sender, call, asked) = self.arbiter(deadline).await?;
+                let answer = self.send(sender, call, head, source, deadline).await;
+                if let Some(said) = not_leader(&answer) {
+                    self.arbiters.on_not_leader(&asked, said);
+                }
+                return answer;
             }
-            return answer;
-        }
-        let request = deadline.bound(upload::collect(body, limit)).await?;
+        };
+        let request = deadline.bound(upload::collect(stream, limit)).await?;
         let request = request.map_err(|why| why.explain(limit))?;
         let mut attempts = self.arbiters.attempts();
         loop {
             let (sender, call, asked) = self.arbiter(deadline).await?;
-            let body = Full::new(request.clone());
-            let answer = send(sender, call, head, body, deadline).await;
+            let source = Source::Whole(request.clone());
+            let answer = self
+                .send(sender, call, head.clone(), source, deadline)
+                .await;
             attempts -= 1;
             let refused = not_leader(&answer);
             let another = refused.is_some_and(|said| self.arbiters.on_not_leader(&asked, said));
@@ -225,11 +179,20 @@ impl Forwarder {
 
     async fn to_worker(
         &self,
-        (pool, ask): (&PoolName, &Ask),
-        head: &Parts,
-        body: Incoming,
+        to: Destination,
+        connection: u64,
+        head: Parts,
+        source: Source,
         deadline: Deadline,
-    ) -> Result<Response<ResponseBody>, Status> {
+    ) -> Result<Answer, Status> {
+        let pool = to.pool;
+        let ask = Ask {
+            target: to.target,
+            party: to.owner.map_or(Party::Connection(connection), Party::Owner),
+            priority: to.priority,
+            deadline: deadline.on_boot(),
+        };
+        let (pool, ask): (&PoolName, &Ask) = (&pool, &ask);
         if self.directory.age().is_none() {
             let informed = deadline.bound(self.directory.informed(FIRST_WORD)).await?;
             if !informed {
@@ -242,7 +205,7 @@ impl Forwarder {
         for attempt in 1..=self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
             let chosen = self.directory.choose(pool, ask, &tried, wait);
-            let Chosen { ticket, upstream } = match deadline.bound(chosen).await? {
+            let Chosen { ticket, address } = match deadline.bound(chosen).await? {
                 Ok(chosen) => chosen,
                 Err(refused) => {
                     let Some(explanation) = last_failure.take() else {
@@ -262,6 +225,7 @@ impl Forwarder {
                 }
             };
             let worker = ticket.worker().clone();
+            let upstream = self.links.to(&worker, address);
             let mut call = Call::to_worker(
                 Arc::clone(&self.directory),
                 ticket,
@@ -273,7 +237,7 @@ impl Forwarder {
                     call.on_code(DEADLINE_EXCEEDED);
                     return Err(late.into());
                 }
-                Ok(Ok(sender)) => return send(sender, call, head, body, deadline).await,
+                Ok(Ok(sender)) => return self.send(sender, call, head, source, deadline).await,
                 // Nothing has been sent, so that another worker may have the call.
                 Ok(Err(error)) => {
                     last_failure = Some(call.unreachable(error, attempt));
@@ -286,106 +250,85 @@ impl Forwarder {
             None => Status::internal("no worker was tried"),
         })
     }
+
+    /// Sends a call, and waits for the head of its answer.
+    async fn send(
+        &self,
+        mut sender: SendRequest<Bytes>,
+        mut call: Call,
+        head: Parts,
+        source: Source,
+        deadline: Deadline,
+    ) -> Result<Answer, Status> {
+        let bodiless = source.is_over();
+        let request = outgoing(head, deadline)?;
+        let (mut response, stream) = match sender.send_request(request, bodiless) {
+            Ok(sent) => sent,
+            Err(error) => return Err(call.broken(error).await),
+        };
+        call.on_sent();
+        let limit = self.config.max_message_bytes;
+        let mut upload = (!bodiless)
+            .then(|| Upload::new(Pump::request(source, stream, limit, self.budget.clone())));
+        let answered = poll_fn(|cx| {
+            call.poll_upload(cx, &mut upload)?;
+            response.poll_unpin(cx).map(Ok)
+        });
+        let response = match deadline.bound(answered).await {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Err(error))) => return Err(call.broke(error, deadline).await),
+            Ok(Err(given_up)) => return Err(given_up),
+            Err(late) => {
+                call.on_code(DEADLINE_EXCEEDED);
+                return Err(late.into());
+            }
+        };
+        let (mut head, stream) = response.into_parts();
+        // The answer may end earlier than the server planned.
+        head.headers.remove(header::CONTENT_LENGTH);
+        if stream.is_end_stream() {
+            // Headers alone, with the status in them.
+            let code = answer::code_of(&head.headers).unwrap_or(UNKNOWN);
+            if code == CANCELLED && deadline.explains_cancel() {
+                call.on_code(DEADLINE_EXCEEDED);
+                return Err(deadline.passed().into());
+            }
+            call.on_code(code);
+            return Ok(Answer { head, rest: None });
+        }
+        let rest = Some(Rest {
+            call,
+            stream,
+            upload,
+        });
+        Ok(Answer { head, rest })
+    }
 }
 
 /// Whether an arbiter refused a call because it does not lead.
-fn not_leader(answer: &Result<Response<ResponseBody>, Status>) -> Option<NotLeader> {
-    let status = Status::from_header_map(answer.as_ref().ok()?.headers())?;
-    NotLeader::of(&status)
+fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
+    let headers: &HeaderMap = &answer.as_ref().ok()?.head.headers;
+    NotLeader::of(&Status::from_header_map(headers)?)
 }
 
-async fn send<B>(
-    mut sender: SendRequest<Bytes>,
-    mut call: Call,
-    head: &Parts,
-    body: B,
-    deadline: Deadline,
-) -> Result<Response<ResponseBody>, Status>
-where
-    B: Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Send,
-{
-    let bodiless = body.is_end_stream();
-    let request = outgoing(head, deadline)?;
-    let (response, stream) = match sender.send_request(request, bodiless) {
-        Ok(sent) => sent,
-        Err(error) => return Err(call.broken(error).await),
-    };
-    call.on_sent();
-    if !bodiless {
-        call.upload(body, stream).await;
-    }
-    let response = match deadline.bound(response).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) if call::is_cancel(&error) && deadline.explains_cancel() => {
-            call.on_code(DEADLINE_EXCEEDED);
-            return Err(deadline.passed().into());
-        }
-        Ok(Err(error)) => return Err(call.broken(error).await),
-        Err(late) => {
-            call.on_code(DEADLINE_EXCEEDED);
-            return Err(late.into());
-        }
-    };
-    let (mut head, stream) = response.into_parts();
-    for name in HOP {
-        head.headers.remove(name);
-    }
-    // The answer may end earlier than the server planned.
-    head.headers.remove(header::CONTENT_LENGTH);
-    if stream.is_end_stream() {
-        // Headers alone, with the status in them.
-        let code = body::code_of(&head.headers).unwrap_or(UNKNOWN);
-        if code == CANCELLED && deadline.explains_cancel() {
-            call.on_code(DEADLINE_EXCEEDED);
-            return Err(deadline.passed().into());
-        }
-        call.on_code(code);
-        return Ok(Response::from_parts(head, ResponseBody::Empty));
-    }
-    let forwarded = Forwarded::new(stream, call, deadline);
-    let body = ResponseBody::Forwarded(Box::new(forwarded));
-    Ok(Response::from_parts(head, body))
-}
-
-/// The head of a call as the server gets it.
-fn outgoing(head: &Parts, deadline: Deadline) -> Result<Request<()>, Status> {
-    let path = head.uri.path_and_query().cloned();
-    let uri = Uri::builder()
-        .scheme("http")
-        .authority("localhost")
-        .path_and_query(path.ok_or_else(|| Status::invalid_argument("the call has no path"))?)
-        .build()
-        .map_err(|error| {
-            Status::invalid_argument(format!("the path cannot be sent on: {error}"))
-        })?;
-    let mut request = Request::new(());
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = uri;
-    *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = head.headers.clone();
-    let headers = request.headers_mut();
-    for name in HOP {
-        headers.remove(name);
-    }
+/// The head of a call as the server gets it. What speaks of one connection alone HTTP/2 has refused already.
+fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
+    let mut headers = head.headers;
+    headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
         let left = at.saturating_duration_since(Instant::now());
         headers.insert(route::TIMEOUT, timeout::format(left));
     }
+    let mut uri = head.uri.into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority
+        .get_or_insert(Authority::from_static(AUTHORITY));
+    let uri = Uri::from_parts(uri).map_err(|error| {
+        Status::invalid_argument(format!("the path cannot be sent on: {error}"))
+    })?;
+    let mut request = Request::new(());
+    *request.method_mut() = head.method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
     Ok(request)
-}
-
-fn refuse(status: Status) -> Response<ResponseBody> {
-    status.into_http::<()>().map(|()| ResponseBody::Empty)
-}
-
-fn not_grpc() -> Response<ResponseBody> {
-    let text = ResponseBody::Text(Bytes::from_static(NOT_GRPC.as_bytes()));
-    let mut response = Response::new(text);
-    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("h2c"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }

@@ -13,16 +13,23 @@
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
 //! told the arbiter.
 
+mod answer;
 mod arbiters;
-mod body;
 mod call;
+mod client;
 mod config;
 mod counts;
+mod deadline;
 mod directory;
 mod explain;
 mod forward;
+mod greeting;
+mod lanes;
+mod links;
+mod meter;
 mod own;
 mod owners;
+mod pump;
 mod route;
 mod server;
 mod timeout;
@@ -31,10 +38,7 @@ mod upstream;
 mod waiters;
 mod watch;
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tether_types::Address;
 use tokio::task::JoinSet;
@@ -46,8 +50,11 @@ pub use tether_kit::listen::Listener;
 use arbiters::Arbiters;
 use directory::Directory;
 use forward::Forwarder;
+use lanes::Lanes;
+use links::Links;
 use own::OwnServices;
 use owners::Owners;
+use pump::Budget;
 use upstream::Upstream;
 
 /// How often the gateway looks whether it can do its work.
@@ -55,25 +62,50 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A gateway, ready to serve.
 pub struct Gateway {
-    forwarder: Arc<Forwarder>,
+    forwarder: Forwarder,
+    /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
+    lanes: Vec<Arc<Links>>,
 }
 
 impl Gateway {
     /// A gateway that knows where the arbiters, at least one, and discovery are, and has not talked to
     /// them yet.
     pub fn build(config: Config, arbiters: Vec<Address>, discovery: Address) -> Self {
-        let arbiters = Arc::new(Arbiters::new(arbiters, config.connect_timeout));
-        let discovery = Upstream::new(discovery, config.connect_timeout);
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        let lanes = match config.threads {
+            0 => processors(),
+            threads => threads,
+        };
+        Self::with_lanes(lanes, config, arbiters, discovery)
+    }
+
+    /// One that serves on the runtime that `serve` is called on, for a simulation, which has but one thread.
+    pub fn build_here(config: Config, arbiters: Vec<Address>, discovery: Address) -> Self {
+        Self::with_lanes(0, config, arbiters, discovery)
+    }
+
+    fn with_lanes(
+        lanes: usize,
+        config: Config,
+        arbiters: Vec<Address>,
+        discovery: Address,
+    ) -> Self {
+        let links = || Arc::new(Links::new(config.connect_timeout));
+        let here = links();
+        let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
+        let all = lanes.iter().chain([&here]).cloned().collect();
         Self {
-            forwarder: Arc::new(Forwarder {
-                directory: Arc::new(Directory::new(&config)),
-                arbiters,
-                discovery,
+            forwarder: Forwarder {
+                directory: Arc::new(Directory::new(&config, all)),
+                links: here,
+                arbiters: Arc::new(Arbiters::new(arbiters, config.connect_timeout)),
+                discovery: Arc::new(Upstream::new(discovery, config.connect_timeout)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
-                connections: AtomicU64::new(0),
+                budget: Budget::new(config.max_unread_bytes),
                 config,
-            }),
+            },
+            lanes,
         }
     }
 
@@ -87,7 +119,13 @@ impl Gateway {
         listeners: Vec<Listener>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { forwarder } = self;
+        let Self { forwarder, lanes } = self;
+        let on_lane = |links| Forwarder {
+            links,
+            ..forwarder.clone()
+        };
+        let on_lanes = lanes.into_iter().map(on_lane).collect();
+        let forwarder = Arc::new(forwarder.clone());
         forwarder.own.set_serving(false).await;
         let mut background = JoinSet::new();
         background.spawn(watch::follow(
@@ -112,12 +150,13 @@ impl Gateway {
 
         let connections = TaskTracker::new();
         let ending = server::Ending::default();
+        let here = Arc::clone(&forwarder);
+        let lanes = Lanes::start(here, on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(
                 listener,
-                Arc::clone(&forwarder),
-                connections.clone(),
-                ending.clone(),
+                lanes.clone(),
+                ending.drain.clone(),
             ));
         }
 

@@ -1,16 +1,16 @@
 //! The services that the gateway answers itself: its health, and reflection of its schemas.
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use tonic::service::Routes;
+use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceExt as _;
 
-use crate::body::ResponseBody;
+use crate::client::Messages;
 
 /// Why reflection cannot fail to start.
 const READABLE: &str = "the schemas compiled into the gateway are readable";
 
+#[derive(Clone)]
 pub(crate) struct OwnServices {
     routes: Routes,
     health: HealthReporter,
@@ -40,9 +40,9 @@ impl OwnServices {
         self.health.set_service_status("", status).await;
     }
 
-    pub(crate) async fn serve(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+    pub(crate) async fn serve(&self, request: Request<Messages>) -> Response<Body> {
         match self.routes.clone().oneshot(request).await {
-            Ok(response) => response.map(ResponseBody::Own),
+            Ok(response) => response,
             Err(never) => match never {},
         }
     }

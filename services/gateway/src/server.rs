@@ -1,22 +1,16 @@
-//! Accepting connections, and letting go of them in an orderly way.
+//! Serving one connection of a client, and letting go of it in an orderly way.
 
-use std::{
-    convert::Infallible,
-    pin::pin,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::Arc;
 
-use futures::StreamExt as _;
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
-use tether_kit::listen::{Connection, Listener};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use bytes::Bytes;
+use h2::server::Connection;
+use tether_kit::listen::{Listener, Stream};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     forward::Forwarder,
+    greeting::{Rewound, greet},
+    lanes::Lanes,
     upstream::{CONNECTION_WINDOW, HEADER_LIST, STREAM_WINDOW},
 };
 
@@ -24,6 +18,8 @@ use crate::{
 const MAX_STREAMS: u32 = 100_000;
 /// Calls a client may cancel before the gateway has looked at them; more is an attack.
 const MAX_PENDING_RESETS: usize = 1_000;
+/// The most that waits in HTTP/2 for one client that does not take it, of one call, in bytes.
+const SEND_BUFFER: usize = 256 << 10;
 
 /// What tells connections to end.
 #[derive(Debug, Clone, Default)]
@@ -35,61 +31,65 @@ pub(crate) struct Ending {
 }
 
 /// Accepts connections until told to drain.
-pub(crate) async fn accept(
-    listener: Listener,
-    forwarder: Arc<Forwarder>,
-    connections: TaskTracker,
-    ending: Ending,
-) {
-    let mut incoming = pin!(listener.incoming(ending.close.clone()));
-    loop {
-        tokio::select! {
-            () = ending.drain.cancelled() => return,
-            Some(Ok(connection)) = incoming.next() => {
-                let number = forwarder.connections.fetch_add(1, Ordering::Relaxed);
-                let serving = serve(connection, number, Arc::clone(&forwarder), ending.clone());
-                connections.spawn(serving);
-            }
-        }
+pub(crate) async fn accept(listener: Listener, lanes: Arc<Lanes>, drain: CancellationToken) {
+    while let Some(stream) = drain.run_until_cancelled(listener.next()).await {
+        lanes.serve(stream);
     }
 }
 
-async fn serve(connection: Connection, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
-    let service = service_fn(move |request| {
-        let forwarder = Arc::clone(&forwarder);
-        async move { Ok::<_, Infallible>(forwarder.serve(request, number).await) }
-    });
-    let builder = settings();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(connection), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = ending.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = ending.close.cancelled() => return,
-            }
-        }
+/// Serves a connection until its client leaves, or for as long as `ending` lets it.
+pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
+    let serving = async {
+        let Some(stream) = greet(stream).await? else {
+            return Ok(());
+        };
+        let connection = settings().handshake(stream).await?;
+        take_calls(connection, number, forwarder, &ending.drain).await
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "A client's connection broke");
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::debug!(error = format!("{error:#}"), "A client's connection broke");
+        },
+        () = ending.close.cancelled() => {}
     }
 }
 
-fn settings() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // HTTP/1 is accepted only to tell the client what this is.
-    builder.http1().timer(TokioTimer::new()).keep_alive(false);
+async fn take_calls(
+    mut connection: Connection<Rewound<Stream>, Bytes>,
+    number: u64,
+    forwarder: Arc<Forwarder>,
+    drain: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut drains = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = connection.accept() => accepted,
+            () = drain.cancelled(), if !drains => {
+                drains = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        let Some(accepted) = accepted else {
+            return Ok(());
+        };
+        let (request, respond) = accepted?;
+        let forwarder = Arc::clone(&forwarder);
+        tokio::spawn(async move { forwarder.serve(request, respond, number).await });
+    }
+}
+
+fn settings() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
     builder
-        .http2()
-        .timer(TokioTimer::new())
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         // Counted over the life of a connection, and a BEAM keeps its connection for months.
-        .max_local_error_reset_streams(None)
-        .auto_date_header(false);
+        .max_local_error_reset_streams(None);
     builder
 }

@@ -8,7 +8,7 @@ use tether_types::PoolName;
 use tokio::sync::oneshot;
 
 use crate::{
-    directory::{Chosen, Directory, Links, refused},
+    directory::{Chosen, Directory, refused},
     explain::Refused,
 };
 
@@ -39,29 +39,29 @@ impl Waiters {
     }
 
     /// Tells every call of which there is something to say.
-    pub(crate) fn settle_all(&mut self, endpoints: &mut Endpoints, links: &mut Links) {
+    pub(crate) fn settle_all(&mut self, endpoints: &mut Endpoints) {
         let pools: Vec<PoolName> = self.0.keys().cloned().collect();
         for pool in pools {
-            self.settle(&pool, endpoints, links);
+            self.settle(&pool, endpoints);
         }
     }
 
     /// Tells every call of a pool of which there is something to say.
-    pub(crate) fn settle(&mut self, pool: &PoolName, endpoints: &mut Endpoints, links: &mut Links) {
+    pub(crate) fn settle(&mut self, pool: &PoolName, endpoints: &mut Endpoints) {
         let Some(waiting) = self.0.get_mut(pool) else {
             return;
         };
         let now = BootClock.now();
         while let Some((number, said)) = endpoints.next(pool, fastrand::u64(..), now) {
             match waiting.remove(&number) {
-                Some(waiter) => waiter.tell(pool, said, endpoints, links),
+                Some(waiter) => waiter.tell(pool, said, endpoints),
                 None => give_back(said, endpoints),
             }
         }
         // With its pool the calls that waited are forgotten.
         if !endpoints.knows(pool) {
             for (_, waiter) in waiting.drain() {
-                waiter.tell(pool, Err(Refusal::NoPool), endpoints, links);
+                waiter.tell(pool, Err(Refusal::NoPool), endpoints);
             }
         }
         if waiting.is_empty() {
@@ -77,15 +77,9 @@ impl Waiters {
 }
 
 impl Waiter {
-    fn tell(
-        self,
-        pool: &PoolName,
-        said: Result<Pick, Refusal>,
-        endpoints: &mut Endpoints,
-        links: &mut Links,
-    ) {
+    fn tell(self, pool: &PoolName, said: Result<Pick, Refusal>, endpoints: &mut Endpoints) {
         let word = match said {
-            Ok(pick) => Ok(links.to(pick)),
+            Ok(pick) => Ok(pick.into()),
             Err(refusal) => Err(refused(endpoints, pool, &self.target, refusal)),
         };
         // Its caller left in this moment.

@@ -59,6 +59,45 @@ impl Stream {
     }
 }
 
+/// A byte stream between two runtimes: the one that accepted it watches it no more.
+#[derive(Debug)]
+pub enum Detached {
+    /// Over TCP.
+    Tcp(std::net::TcpStream),
+    /// Over a unix socket.
+    Unix(std::os::unix::net::UnixStream),
+    /// Over a network that is not the machine's, and belongs to no runtime.
+    Other(Box<dyn Bytes>),
+}
+
+impl Stream {
+    /// Takes it away from its runtime.
+    ///
+    /// # Errors
+    /// When the system refuses that.
+    pub fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Self::Tcp(stream) => Detached::Tcp(stream.into_std()?),
+            Self::Unix(stream) => Detached::Unix(stream.into_std()?),
+            Self::Other(stream) => Detached::Other(stream),
+        })
+    }
+}
+
+impl Detached {
+    /// Gives it to the runtime that this is called in.
+    ///
+    /// # Errors
+    /// When the system refuses that.
+    pub fn attach(self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            Self::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            Self::Other(stream) => Stream::Other(stream),
+        })
+    }
+}
+
 macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {

@@ -99,7 +99,7 @@ pub(crate) async fn discovery(host: Host, store: Arc<dyn Store>) -> Ended {
 pub(crate) async fn gateway(host: Host, arbiters: Vec<Address>, discovery: Address) -> Ended {
     clocks::arrive(host);
     let config = tether_gateway::Config::default();
-    let gateway = Gateway::build(config, arbiters, discovery);
+    let gateway = Gateway::build_here(config, arbiters, discovery);
     gateway
         .serve(vec![listener().await?], CancellationToken::new())
         .await?;

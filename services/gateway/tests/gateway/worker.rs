@@ -15,9 +15,10 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::Runtime,
     sync::{mpsc, watch},
+    task::JoinSet,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
@@ -363,7 +364,15 @@ pub(crate) enum Upload {
 /// reads the bodies of `Upload` calls and never answers them, cancels `Impatient` calls with a
 /// reset and `Polite` ones with a status.
 pub(crate) async fn plain(listener: TcpListener, seen: mpsc::Sender<Upload>) {
-    let (stream, _) = listener.accept().await.expect("the gateway connects");
+    // Each lane of the gateway has a connection of its own.
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.expect("the gateway connects");
+        connections.spawn(plainly(stream, seen.clone()));
+    }
+}
+
+async fn plainly(stream: TcpStream, seen: mpsc::Sender<Upload>) {
     let mut connection = h2::server::handshake(stream)
         .await
         .expect("it speaks HTTP/2");

@@ -1,0 +1,154 @@
+//! The answer of a server on its way to the client: passed on byte for byte, and ended with real trailers whatever
+//! happens to the server.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
+use h2::RecvStream;
+use http::{HeaderMap, HeaderValue, Response, response::Parts};
+use tonic::Status;
+
+use crate::{
+    call::{Call, is_cancel},
+    client::Client,
+    deadline::Deadline,
+    explain,
+    pump::{Budget, End, Pump},
+    upload::Upload,
+};
+
+/// gRPC's own name for the code in headers and trailers.
+const GRPC_STATUS: &str = "grpc-status";
+
+/// The code of CANCELLED.
+pub(crate) const CANCELLED: u32 = 1;
+/// The code of DEADLINE_EXCEEDED.
+pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
+/// The code of UNKNOWN, which gRPC gives to an answer that ends without one.
+pub(crate) const UNKNOWN: u32 = 2;
+
+/// The head of an answer, and what is still to come.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: Parts,
+    /// `None` where the head is all, with the status in it.
+    pub(crate) rest: Option<Rest>,
+}
+
+/// What is still to come of a call whose answer has begun.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) call: Call,
+    pub(crate) stream: RecvStream,
+    /// `None` where all of the request is sent.
+    pub(crate) upload: Option<Upload>,
+}
+
+impl Answer {
+    /// Passes it on to its end.
+    pub(crate) async fn pass(self, client: Client, deadline: Deadline, budget: Budget) {
+        let head = Response::from_parts(self.head, ());
+        let Some(rest) = self.rest else {
+            client.head(head, true);
+            return;
+        };
+        let Some(to) = client.head(head, false) else {
+            return;
+        };
+        let Rest {
+            mut call,
+            stream,
+            mut upload,
+        } = rest;
+        let mut pump = Pump::answer(stream, to, budget);
+        let end = deadline.bound(poll_fn(|cx| {
+            exchange(cx, &mut upload, &mut pump, &mut call)
+        }));
+        let trailers = match end.await {
+            Err(late) => {
+                call.on_code(DEADLINE_EXCEEDED);
+                of(late.into())
+            }
+            Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, &mut call, deadline).await {
+                Ok(trailers) => trailers,
+                Err(status) => of(status),
+            },
+            Ok(Ok(End::Broken(error))) => of(call.broke(error, deadline).await),
+            Ok(Ok(End::Unread | End::TooLarge(_))) => of(explain::unread("the client").into()),
+            // The client is gone.
+            Ok(Ok(End::Refused)) => return,
+            Ok(Err(status)) => of(status),
+        };
+        let _ = pump.to.send_trailers(trailers);
+    }
+}
+
+/// Passes messages on both ways, until the answer's are over.
+fn exchange(
+    cx: &mut Context<'_>,
+    upload: &mut Option<Upload>,
+    pump: &mut Pump,
+    call: &mut Call,
+) -> Poll<Result<End, Status>> {
+    if let Err(status) = call.poll_upload(cx, upload) {
+        return Poll::Ready(Err(status));
+    }
+    pump.poll(cx, || call.on_message()).map(Ok)
+}
+
+/// The trailers that a server ended its answer with, or what is wrong with them.
+async fn ending(pump: &mut Pump, call: &mut Call, deadline: Deadline) -> Result<HeaderMap, Status> {
+    let received = match deadline
+        .bound(poll_fn(|cx| pump.from.poll_trailers(cx)))
+        .await
+    {
+        Err(late) => {
+            call.on_code(DEADLINE_EXCEEDED);
+            return Err(late.into());
+        }
+        Ok(Err(error)) => return Err(call.broke(error, deadline).await),
+        Ok(Ok(received)) => received,
+    };
+    let code = received.as_ref().and_then(code_of);
+    if code == Some(CANCELLED) && deadline.explains_cancel() {
+        call.on_code(DEADLINE_EXCEEDED);
+        return Err(deadline.passed().into());
+    }
+    call.on_code(code.unwrap_or(UNKNOWN));
+    received
+        .filter(|_| code.is_some())
+        .ok_or_else(|| Status::unknown("the server ended its answer without a `grpc-status`"))
+}
+
+impl Call {
+    /// The server's stream broke; says why, once that is known.
+    pub(crate) async fn broke(&mut self, error: h2::Error, deadline: Deadline) -> Status {
+        if is_cancel(&error) && deadline.explains_cancel() {
+            self.on_code(DEADLINE_EXCEEDED);
+            return deadline.passed().into();
+        }
+        self.broken(error).await
+    }
+}
+
+/// The code in headers or trailers; one that is not a number is none of gRPC's.
+pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
+    let value: &HeaderValue = headers.get(GRPC_STATUS)?;
+    Some(
+        value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(UNKNOWN),
+    )
+}
+
+fn of(status: Status) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if status.add_header(&mut headers).is_err() {
+        headers.insert(GRPC_STATUS, HeaderValue::from(UNKNOWN));
+    }
+    headers
+}

@@ -1,0 +1,111 @@
+//! The client's end of a call: whether it is still there, and what it is told.
+
+use std::{future::poll_fn, pin::pin};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::Response;
+use http_body::{Body, Frame};
+use tonic::Status;
+
+/// Whoever made a call.
+#[derive(Debug)]
+pub(crate) struct Client {
+    respond: SendResponse<Bytes>,
+}
+
+impl Client {
+    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
+        Self { respond }
+    }
+
+    /// What comes of some work, unless the client gives the call up first; the work is then dropped.
+    pub(crate) async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            _ = poll_fn(|cx| self.respond.poll_reset(cx)) => None,
+            done = work => Some(done),
+        }
+    }
+
+    /// Ends the call with an error.
+    pub(crate) fn refuse(self, status: Status) {
+        self.head(status.into_http::<()>(), true);
+    }
+
+    /// Tells the head of an answer, and that it is all where it is. `None` where the client is gone.
+    pub(crate) fn head(mut self, head: Response<()>, is_all: bool) -> Option<SendStream<Bytes>> {
+        self.respond.send_response(head, is_all).ok()
+    }
+
+    /// Tells an answer that the gateway makes itself.
+    pub(crate) async fn tell<B>(self, answer: Response<B>)
+    where
+        B: Body<Data = Bytes>,
+    {
+        let (head, body) = answer.into_parts();
+        let mut body = pin!(body);
+        let is_all = body.is_end_stream();
+        let Some(mut to) = self.head(Response::from_parts(head, ()), is_all) else {
+            return;
+        };
+        while !body.is_end_stream() {
+            let frame = tokio::select! {
+                biased;
+                _ = poll_fn(|cx| to.poll_reset(cx)) => return,
+                frame = poll_fn(|cx| body.as_mut().poll_frame(cx)) => frame,
+            };
+            let Some(Ok(frame)) = frame else { break };
+            let sent = match frame.into_data() {
+                Ok(data) => send(&mut to, data).await,
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => {
+                        let _ = to.send_trailers(trailers);
+                        return;
+                    }
+                    Err(_) => continue,
+                },
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+        let _ = to.send_data(Bytes::new(), true);
+    }
+}
+
+async fn send(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        let Some(capacity) = poll_fn(|cx| to.poll_capacity(cx)).await else {
+            return Err(h2::Reason::CANCEL.into());
+        };
+        let chunk = data.split_to(capacity?.min(data.len()));
+        to.send_data(chunk, false)?;
+    }
+    Ok(())
+}
+
+/// The messages of a request, for a service of the gateway itself.
+#[derive(Debug)]
+pub(crate) struct Messages(pub(crate) RecvStream);
+
+impl Body for Messages {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let stream = &mut self.get_mut().0;
+        stream.poll_data(cx).map_ok(|data| {
+            let _ = stream.flow_control().release_capacity(data.len());
+            Frame::data(data)
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}

@@ -1,0 +1,245 @@
+//! One direction of a call: messages from one HTTP/2 stream to another, byte for byte, never faster than the
+//! receiver takes them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use http::HeaderMap;
+
+use crate::meter::Meter;
+
+/// A receiver that does not read is told so only when this much waits for it, in bytes: whoever reads has less.
+const FEW: usize = 64 << 10;
+
+/// What waits in all calls for receivers that do not read, and how much may.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget {
+    held: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            held: Arc::default(),
+            most,
+        }
+    }
+}
+
+/// Where messages come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// From a peer that is still sending.
+    Live(RecvStream),
+    /// All there is, kept so that it can be sent again.
+    Whole(Bytes),
+}
+
+impl Source {
+    /// Whether there is nothing, and will be nothing.
+    pub(crate) fn is_over(&self) -> bool {
+        match self {
+            Self::Live(stream) => stream.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        match self {
+            Self::Live(stream) => stream.poll_data(cx),
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+        }
+    }
+
+    pub(crate) fn poll_trailers(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
+        match self {
+            Self::Live(stream) => stream.poll_trailers(cx),
+            Self::Whole(_) => Poll::Ready(Ok(None)),
+        }
+    }
+
+    /// So many bytes went on: the peer may send as many more.
+    fn credit(&mut self, bytes: usize) {
+        if let Self::Live(stream) = self {
+            // Fails only for more than was received.
+            let _ = stream.flow_control().release_capacity(bytes);
+        }
+    }
+}
+
+/// Why no more messages come.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// All were passed on; trailers may follow.
+    Over,
+    /// All were passed on, and the stream is ended with the last.
+    Ended,
+    /// Their sender broke off.
+    Broken(h2::Error),
+    /// The receiver takes no more.
+    Refused,
+    /// A message of this many bytes is over the limit.
+    TooLarge(u32),
+    /// The receiver does not read, and too much waits in all.
+    Unread,
+}
+
+/// Passes messages on.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    pub(crate) from: Source,
+    pub(crate) to: SendStream<Bytes>,
+    meter: Option<Meter>,
+    budget: Budget,
+    /// What came while the receiver took nothing, in one piece: HTTP/2 would keep each small frame by itself, at many
+    /// times its size.
+    held: BytesMut,
+    end: Option<End>,
+    /// Whether the stream ends with the last message, rather than with trailers.
+    ends: bool,
+}
+
+impl Pump {
+    /// Passes the messages of a request on, of which none may be longer than `limit`.
+    pub(crate) fn request(from: Source, to: SendStream<Bytes>, limit: u32, budget: Budget) -> Self {
+        let meter = Some(Meter::new(limit));
+        Self::new(from, to, meter, budget, true)
+    }
+
+    /// Passes the messages of an answer on, after which there are trailers.
+    pub(crate) fn answer(from: RecvStream, to: SendStream<Bytes>, budget: Budget) -> Self {
+        Self::new(Source::Live(from), to, None, budget, false)
+    }
+
+    fn new(
+        from: Source,
+        to: SendStream<Bytes>,
+        meter: Option<Meter>,
+        budget: Budget,
+        ends: bool,
+    ) -> Self {
+        Self {
+            from,
+            to,
+            meter,
+            budget,
+            held: BytesMut::new(),
+            end: None,
+            ends,
+        }
+    }
+
+    /// Passes on what there is; `on_message` hears of each piece that came.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut on_message: impl FnMut()) -> Poll<End> {
+        if self.to.poll_reset(cx).is_ready() {
+            return Poll::Ready(End::Refused);
+        }
+        loop {
+            if !self.held.is_empty() && self.send_held(cx).is_err() {
+                return Poll::Ready(End::Refused);
+            }
+            // What came before the end is passed on before it is told.
+            if self.end.is_some() {
+                return match self.held.is_empty() {
+                    true => Poll::Ready(self.end.take().unwrap_or(End::Over)),
+                    false => Poll::Pending,
+                };
+            }
+            match ready!(self.from.poll_data(cx)) {
+                None => self.end = Some(End::Over),
+                Some(Err(error)) => self.end = Some(End::Broken(error)),
+                Some(Ok(data)) => {
+                    on_message();
+                    if let Err(end) = self.take(data) {
+                        return Poll::Ready(end);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a piece on, or holds it.
+    fn take(&mut self, data: Bytes) -> Result<(), End> {
+        if let Some(meter) = &mut self.meter {
+            meter.feed(&data).map_err(End::TooLarge)?;
+        }
+        let last = self.is_last();
+        let length = data.len();
+        if self.held.is_empty() {
+            // Capacity is asked for only with the data in hand: held for data that is yet to come, it would be
+            // missing to other calls on the connection.
+            self.to.reserve_capacity(length);
+            if self.to.capacity() >= length {
+                self.to.send_data(data, last).map_err(|_| End::Refused)?;
+                self.from.credit(length);
+                if last {
+                    self.end = Some(End::Ended);
+                }
+                return Ok(());
+            }
+        }
+        self.held.extend_from_slice(&data);
+        let all = self.budget.held.fetch_add(length, Ordering::Relaxed) + length;
+        if all > self.budget.most && self.held.len() > FEW {
+            return Err(End::Unread);
+        }
+        Ok(())
+    }
+
+    /// Whether the piece that came last is the end of the stream.
+    fn is_last(&self) -> bool {
+        self.ends && self.from.is_over()
+    }
+
+    /// Sends what is held, as far as the receiver takes it now.
+    fn send_held(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
+        while !self.held.is_empty() {
+            self.to.reserve_capacity(self.held.len());
+            let mut capacity = self.to.capacity();
+            if capacity == 0 {
+                capacity = match self.to.poll_capacity(cx) {
+                    Poll::Pending => return Ok(()),
+                    Poll::Ready(Some(Ok(capacity))) => capacity,
+                    Poll::Ready(None | Some(Err(_))) => return Err(()),
+                };
+            }
+            let chunk = self.held.split_to(capacity.min(self.held.len())).freeze();
+            let length = chunk.len();
+            if length > 0 {
+                let last = self.held.is_empty() && self.is_last();
+                self.to.send_data(chunk, last).map_err(|_| ())?;
+                self.budget.held.fetch_sub(length, Ordering::Relaxed);
+                self.from.credit(length);
+                if last {
+                    self.end = Some(End::Ended);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the receiver that the call is given up.
+    pub(crate) fn cancel(&mut self) {
+        self.to.send_reset(Reason::CANCEL);
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.budget
+            .held
+            .fetch_sub(self.held.len(), Ordering::Relaxed);
+    }
+}
