@@ -4,7 +4,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use tether_types::{Address, Reason};
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    metadata::{MetadataKey, MetadataMap},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::SHARD;
@@ -14,6 +17,10 @@ const DOMAIN: &str = "tether";
 
 /// Fact of a [`Reason::NotLeader`]: where the leader is.
 const LEADER: &str = "leader";
+
+/// Facts that a call's trailers show by themselves too, as `tether-KEY`: whoever decides whether to call again needs
+/// no library to read them.
+const SHOWN: [&str; 3] = ["outcome", "worker", "attempts"];
 
 /// When to ask again while nobody leads.
 const ELECTION: Duration = Duration::from_secs(1);
@@ -92,6 +99,15 @@ impl Failure {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
+        let mut shown = MetadataMap::new();
+        for (key, value) in &failure.facts {
+            if SHOWN.contains(key)
+                && let Ok(name) = MetadataKey::from_bytes(format!("tether-{key}").as_bytes())
+                && let Ok(value) = value.parse()
+            {
+                shown.insert(name, value);
+            }
+        }
         let facts: HashMap<String, String> = failure
             .facts
             .into_iter()
@@ -101,7 +117,8 @@ impl From<Failure> for Status {
         if let Some(delay) = failure.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(Failure::code(failure.reason), failure.text, details)
+        let code = Failure::code(failure.reason);
+        Self::with_error_details_and_metadata(code, failure.text, details, shown)
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Answer {
 pub(crate) struct Rest {
     pub(crate) call: Call,
     pub(crate) stream: RecvStream,
-    /// `None` where all of the request is sent.
+    /// `None` where the request has no messages.
     pub(crate) upload: Option<Upload>,
 }
 

@@ -1,12 +1,7 @@
 //! One forwarded call, whichever way it ends: what it holds is given back, what it says about its
 //! worker is recorded, and its failure is explained.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, task::Context, time::Duration};
 
 use h2::Reason as H2Reason;
 use tether_breaker::Outcome;
@@ -37,6 +32,10 @@ enum Server {
         /// There until the call is over.
         ticket: Option<Ticket>,
         death_wait: Duration,
+        /// Which attempt this is, from 1.
+        attempt: u32,
+        /// Whether its answer has begun.
+        begun: bool,
     },
     Control(Control, Address),
 }
@@ -51,6 +50,7 @@ impl Call {
     pub(crate) fn to_worker(
         directory: Arc<Directory>,
         ticket: Ticket,
+        attempt: u32,
         death_wait: Duration,
         limit: u32,
     ) -> Self {
@@ -60,6 +60,8 @@ impl Call {
                 directory,
                 ticket: Some(ticket),
                 death_wait,
+                attempt,
+                begun: false,
             },
             limit,
         )
@@ -73,22 +75,15 @@ impl Call {
         Self { server, limit }
     }
 
-    /// Passes on what there is of the request; `upload` is none once all of it is. Fails where it is given up, which
-    /// says nothing about a worker.
+    /// Passes on what there is of the request. Fails where it is given up, which says nothing about a worker.
     pub(crate) fn poll_upload(
         &self,
         cx: &mut Context<'_>,
         upload: &mut Option<Upload>,
     ) -> Result<(), Status> {
-        let Some(under_way) = upload else {
-            return Ok(());
-        };
-        match under_way.poll(cx) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(done) => {
-                *upload = None;
-                done.map_err(|why| why.explain(self.limit))
-            }
+        match upload {
+            None => Ok(()),
+            Some(upload) => upload.poll(cx).map_err(|why| why.explain(self.limit)),
         }
     }
 
@@ -100,6 +95,13 @@ impl Call {
         } = &mut self.server
         {
             ticket.on_sent();
+        }
+    }
+
+    /// The head of the server's answer is there.
+    pub(crate) fn on_head(&mut self) {
+        if let Server::Worker { begun, .. } = &mut self.server {
+            *begun = true;
         }
     }
 
@@ -143,17 +145,17 @@ impl Call {
     pub(crate) fn unreachable(
         &mut self,
         error: crate::upstream::Error,
-        attempts: u32,
     ) -> impl Future<Output = Failure> + Send + use<> {
         self.on_outcome(Outcome::Failure);
         let source = self.source();
         async move {
             match source {
                 Source::Control(control, address) => control.unreachable(&address, &error),
-                Source::Worker(directory, worker, death_wait) => {
-                    match directory.death(&worker, death_wait).await {
-                        Some(death) => explain::died(&worker, &death, Progress::NeverSent),
-                        None => explain::unreachable(&worker, &error, attempts),
+                Source::Worker(at) => {
+                    let (worker, attempts) = (&at.worker, at.attempt);
+                    match at.directory.death(worker, at.death_wait).await {
+                        Some(death) => explain::died(worker, &death, Progress::NeverSent, attempts),
+                        None => explain::unreachable(worker, &error, attempts),
                     }
                 }
             }
@@ -171,32 +173,60 @@ impl Call {
         }
         let source = self.source();
         async move {
-            let (directory, worker, death_wait) = match source {
+            let at = match source {
                 Source::Control(control, address) => {
                     return match reset_code(&error) {
                         Some(code) => Status::new(code, format!("the call was reset: {error}")),
                         None => control.unreachable(&address, &error).into(),
                     };
                 }
-                Source::Worker(directory, worker, death_wait) => (directory, worker, death_wait),
+                Source::Worker(at) => at,
+            };
+            let (worker, attempts) = (&at.worker, at.attempt);
+            let progress = match at.begun {
+                true => Progress::Started,
+                false => Progress::SentUnknown,
             };
             // A worker that resets a call and stays has decided so; one that is leaving resets
             // what it cannot finish.
             if let Some(code) = reset_code(&error)
-                && !directory.is_leaving(&worker)
+                && !at.directory.is_leaving(worker)
             {
-                return Status::new(code, format!("worker `{worker}` reset the call: {error}"));
+                return explain::reset(worker, code, &error, progress, attempts);
             }
-            let refused = error.reason() == Some(H2Reason::REFUSED_STREAM);
-            let progress = match refused {
-                true => Progress::NeverSent,
-                false => Progress::Started,
-            };
-            match directory.death(&worker, death_wait).await {
-                Some(death) => explain::died(&worker, &death, progress),
-                None => explain::lost(&worker, &error, progress),
+            match at.directory.death(worker, at.death_wait).await {
+                Some(death) => explain::died(worker, &death, progress, attempts),
+                None => explain::lost(worker, &error, progress, attempts),
             }
             .into()
+        }
+    }
+
+    /// The server has refused the call without having begun with it, and said so; the future says why.
+    pub(crate) fn turned_away(
+        &mut self,
+        error: h2::Error,
+    ) -> impl Future<Output = Failure> + Send + use<> {
+        // It is full, or about to go: no fault of it.
+        self.on_outcome(Outcome::Silent);
+        let source = self.source();
+        async move {
+            match source {
+                Source::Control(control, address) => control.unreachable(&address, &error),
+                Source::Worker(at) => {
+                    let (worker, attempts) = (&at.worker, at.attempt);
+                    let leaves = at.directory.is_leaving(worker);
+                    let wait = if leaves {
+                        at.death_wait
+                    } else {
+                        Duration::ZERO
+                    };
+                    match at.directory.death(worker, wait).await {
+                        Some(death) => explain::died(worker, &death, Progress::Refused, attempts),
+                        None => explain::turned_away(worker, &error, attempts),
+                    }
+                }
+            }
         }
     }
 
@@ -207,8 +237,16 @@ impl Call {
                 directory,
                 worker,
                 death_wait,
+                attempt,
+                begun,
                 ..
-            } => Source::Worker(Arc::clone(directory), worker.clone(), *death_wait),
+            } => Source::Worker(At {
+                directory: Arc::clone(directory),
+                worker: worker.clone(),
+                death_wait: *death_wait,
+                attempt: *attempt,
+                begun: *begun,
+            }),
         }
     }
 }
@@ -227,8 +265,17 @@ impl Drop for Call {
 
 /// What an explanation needs to know of the server after the call has let go of it.
 enum Source {
-    Worker(Arc<Directory>, WorkerId, Duration),
+    Worker(At),
     Control(Control, Address),
+}
+
+/// Where a call to a worker stood.
+struct At {
+    directory: Arc<Directory>,
+    worker: WorkerId,
+    death_wait: Duration,
+    attempt: u32,
+    begun: bool,
 }
 
 impl Control {
@@ -238,6 +285,13 @@ impl Control {
             Self::Discovery => explain::discovery_unreachable(address, error),
         }
     }
+}
+
+/// Whether the other side has said that it did not begin with a call and will not: it refused its stream, or went away
+/// and named the last stream that it had taken, which is an earlier one (RFC 9113, 6.8 and 8.7).
+pub(crate) fn is_turned_away(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(H2Reason::REFUSED_STREAM);
+    error.is_remote() && (refused || error.is_go_away())
 }
 
 /// Whether the other side cancelled this call.

@@ -5,6 +5,7 @@ use std::{fmt::Display, time::Duration};
 use tether_endpoints::{Overload, Refusal, Target, Why};
 use tether_proto::Failure;
 use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
+use tonic::{Code, Status};
 
 /// When to try again where nothing better is known: a worker starts in about this time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -17,7 +18,11 @@ const POOLS_LISTED: usize = 5;
 pub(crate) enum Progress {
     /// The worker cannot have seen it.
     NeverSent,
-    /// The worker may have begun with it.
+    /// The worker said that it has not begun with it and will not.
+    Refused,
+    /// It was sent, and nothing came back: the worker may have begun with it.
+    SentUnknown,
+    /// The worker's answer had begun.
     Started,
 }
 
@@ -25,6 +30,8 @@ impl Progress {
     const fn word(self) -> &'static str {
         match self {
             Self::NeverSent => "never_sent",
+            Self::Refused => "refused",
+            Self::SentUnknown => "sent_unknown",
             Self::Started => "started",
         }
     }
@@ -178,25 +185,34 @@ fn unknown_pool(pool: &PoolName, pools: &[PoolName]) -> Failure {
 }
 
 /// A worker is known to have died with a call under way.
-pub(crate) fn died(worker: &WorkerId, death: &Death, progress: Progress) -> Failure {
+pub(crate) fn died(worker: &WorkerId, death: &Death, progress: Progress, attempts: u32) -> Failure {
     let when = match progress {
-        Progress::NeverSent => "before it got the call",
-        Progress::Started => "during the call",
+        Progress::NeverSent | Progress::Refused => "before it began with the call",
+        Progress::SentUnknown | Progress::Started => "during the call",
     };
     let text = format!(
         "worker `{worker}` died {when}: {}; see `tether events`",
         describe(death)
     );
-    let failure = Failure::new(Reason::WorkerDied, text).fact("outcome", progress.word());
+    let failure = Failure::new(Reason::WorkerDied, text)
+        .fact("outcome", progress.word())
+        .fact("attempts", attempts);
     with_death(failure, worker, Some(death))
 }
 
 /// The connection to a worker broke, and nobody has said that the worker died.
-pub(crate) fn lost(worker: &WorkerId, error: &dyn Display, progress: Progress) -> Failure {
+pub(crate) fn lost(
+    worker: &WorkerId,
+    error: &dyn Display,
+    progress: Progress,
+    attempts: u32,
+) -> Failure {
     let text = format!(
         "connection to worker `{worker}` lost: {error}; its death has not been reported, see `tether events`"
     );
-    let failure = Failure::new(Reason::WorkerDied, text).fact("outcome", progress.word());
+    let failure = Failure::new(Reason::WorkerDied, text)
+        .fact("outcome", progress.word())
+        .fact("attempts", attempts);
     with_death(failure, worker, None)
 }
 
@@ -207,8 +223,44 @@ pub(crate) fn unreachable(worker: &WorkerId, error: &dyn Display, attempts: u32)
     );
     let failure = Failure::new(Reason::NoWorkerReady, text)
         .retry_after(RETRY)
-        .fact("outcome", Progress::NeverSent.word());
+        .fact("outcome", Progress::NeverSent.word())
+        .fact("attempts", attempts);
     with_death(failure, worker, None)
+}
+
+/// Every worker that was tried refused the call without having begun with it.
+pub(crate) fn turned_away(worker: &WorkerId, error: &dyn Display, attempts: u32) -> Failure {
+    let text = format!(
+        "worker `{worker}` refused the call: {error}; tried {attempts} worker(s), none has begun with it"
+    );
+    Failure::new(Reason::NoWorkerReady, text)
+        .retry_after(RETRY)
+        .fact("outcome", Progress::Refused.word())
+        .fact("worker", worker)
+        .fact("attempts", attempts)
+}
+
+/// A worker that lives reset the call.
+pub(crate) fn reset(
+    worker: &WorkerId,
+    code: Code,
+    error: &dyn Display,
+    progress: Progress,
+    attempts: u32,
+) -> Status {
+    let mut status = Status::new(code, format!("worker `{worker}` reset the call: {error}"));
+    let metadata = status.metadata_mut();
+    let shown = [
+        ("tether-outcome", progress.word().to_owned()),
+        ("tether-worker", worker.to_string()),
+        ("tether-attempts", attempts.to_string()),
+    ];
+    for (key, value) in shown {
+        if let Ok(value) = value.parse() {
+            metadata.insert(key, value);
+        }
+    }
+    status
 }
 
 fn with_death(failure: Failure, worker: &WorkerId, death: Option<&Death>) -> Failure {

@@ -1,6 +1,6 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -20,7 +20,7 @@ use tonic::Status;
 use crate::{
     answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest, UNKNOWN},
     arbiters::Arbiters,
-    call::{Call, Control},
+    call::{self, Call, Control},
     client::{Client, Messages},
     config::Config,
     deadline::Deadline,
@@ -78,13 +78,13 @@ impl Forwarder {
             }
             return;
         }
-        let source = Source::Live(body);
         let answer = async {
             match plan.route {
-                Route::Arbiter => self.to_arbiter(head, source, deadline).await,
-                Route::Discovery | Route::Own => self.to_discovery(head, source, deadline).await,
+                Route::Arbiter => self.to_arbiter(head, body, deadline).await,
+                Route::Discovery | Route::Own => self.to_discovery(head, body, deadline).await,
                 Route::Worker(to) => {
                     self.may_act(plan.acting.as_ref(), deadline).await?;
+                    let source = Source::live(body);
                     self.to_worker(to, connection, head, source, deadline).await
                 }
             }
@@ -107,15 +107,18 @@ impl Forwarder {
     async fn to_discovery(
         &self,
         head: Parts,
-        source: Source,
+        body: RecvStream,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
         let address = self.discovery.address().clone();
         let limit = self.config.max_message_bytes;
         let mut call = Call::to_control(Control::Discovery, address, limit);
         match deadline.bound(self.discovery.ready()).await? {
-            Ok(sender) => self.send(sender, call, head, source, deadline).await,
-            Err(error) => Err(call.unreachable(error, 1).await.into()),
+            Ok(sender) => {
+                let source = Source::live(body);
+                self.once(sender, call, head, source, deadline).await
+            }
+            Err(error) => Err(call.unreachable(error).await.into()),
         }
     }
 
@@ -124,29 +127,27 @@ impl Forwarder {
     async fn to_arbiter(
         &self,
         head: Parts,
-        source: Source,
+        body: RecvStream,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
         let limit = self.config.max_message_bytes;
-        let stream = match source {
-            Source::Live(stream) if route::is_repeatable(head.uri.path()) => stream,
-            source => {
-                let (sender, call, asked) = self.arbiter(deadline).await?;
-                let answer = self.send(sender, call, head, source, deadline).await;
-                if let Some(said) = not_leader(&answer) {
-                    self.arbiters.on_not_leader(&asked, said);
-                }
-                return answer;
+        if !route::is_repeatable(head.uri.path()) {
+            let (sender, call, asked) = self.arbiter(deadline).await?;
+            let source = Source::live(body);
+            let answer = self.once(sender, call, head, source, deadline).await;
+            if let Some(said) = not_leader(&answer) {
+                self.arbiters.on_not_leader(&asked, said);
             }
-        };
-        let request = deadline.bound(upload::collect(stream, limit)).await?;
+            return answer;
+        }
+        let request = deadline.bound(upload::collect(body, limit)).await?;
         let request = request.map_err(|why| why.explain(limit))?;
         let mut attempts = self.arbiters.attempts();
         loop {
             let (sender, call, asked) = self.arbiter(deadline).await?;
-            let source = Source::Whole(request.clone());
+            let source = Source::whole(request.clone());
             let answer = self
-                .send(sender, call, head.clone(), source, deadline)
+                .once(sender, call, head.clone(), source, deadline)
                 .await;
             attempts -= 1;
             let refused = not_leader(&answer);
@@ -172,7 +173,7 @@ impl Forwarder {
             match deadline.bound(asked.ready()).await? {
                 Ok(sender) => return Ok((sender, call, asked)),
                 Err(_) if self.arbiters.on_gone(&asked) && attempts > 0 => {}
-                Err(error) => return Err(call.unreachable(error, 1).await.into()),
+                Err(error) => return Err(call.unreachable(error).await.into()),
             }
         }
     }
@@ -182,7 +183,7 @@ impl Forwarder {
         to: Destination,
         connection: u64,
         head: Parts,
-        source: Source,
+        mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
         let pool = to.pool;
@@ -201,7 +202,7 @@ impl Forwarder {
             }
         }
         let mut tried = Vec::new();
-        let mut last_failure = None;
+        let mut last_failure: Option<Explanation> = None;
         for attempt in 1..=self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
             let chosen = self.directory.choose(pool, ask, &tried, wait);
@@ -229,6 +230,7 @@ impl Forwarder {
             let mut call = Call::to_worker(
                 Arc::clone(&self.directory),
                 ticket,
+                attempt,
                 self.config.death_wait,
                 self.config.max_message_bytes,
             );
@@ -237,18 +239,44 @@ impl Forwarder {
                     call.on_code(DEADLINE_EXCEEDED);
                     return Err(late.into());
                 }
-                Ok(Ok(sender)) => return self.send(sender, call, head, source, deadline).await,
-                // Nothing has been sent, so that another worker may have the call.
-                Ok(Err(error)) => {
-                    last_failure = Some(call.unreachable(error, attempt));
-                    tried.push(worker);
+                Ok(Ok(sender)) => {
+                    let sent = self.send(sender, call, head.clone(), source, deadline);
+                    match sent.await {
+                        Ok(answer) => return Ok(answer),
+                        Err(Failed::Said(status)) => return Err(status),
+                        Err(Failed::TurnedAway(mut at)) => {
+                            last_failure = Some(Box::pin(at.call.turned_away(at.error)));
+                            // What was sent of a long request was not kept.
+                            let Some(again) = at.again else { break };
+                            source = again;
+                        }
+                    }
                 }
+                // Nothing has been sent, so that another worker may have the call.
+                Ok(Err(error)) => last_failure = Some(Box::pin(call.unreachable(error))),
             }
+            tried.push(worker);
         }
         Err(match last_failure {
             Some(explanation) => deadline.bound(explanation).await?.into(),
             None => Status::internal("no worker was tried"),
         })
+    }
+
+    /// Sends a call that is not sent again.
+    async fn once(
+        &self,
+        sender: SendRequest<Bytes>,
+        call: Call,
+        head: Parts,
+        source: Source,
+        deadline: Deadline,
+    ) -> Result<Answer, Status> {
+        match self.send(sender, call, head, source, deadline).await {
+            Ok(answer) => Ok(answer),
+            Err(Failed::Said(status)) => Err(status),
+            Err(Failed::TurnedAway(mut at)) => Err(at.call.turned_away(at.error).await.into()),
+        }
     }
 
     /// Sends a call, and waits for the head of its answer.
@@ -259,12 +287,12 @@ impl Forwarder {
         head: Parts,
         source: Source,
         deadline: Deadline,
-    ) -> Result<Answer, Status> {
+    ) -> Result<Answer, Failed> {
         let bodiless = source.is_over();
         let request = outgoing(head, deadline)?;
         let (mut response, stream) = match sender.send_request(request, bodiless) {
             Ok(sent) => sent,
-            Err(error) => return Err(call.broken(error).await),
+            Err(error) => return Err(call.broken(error).await.into()),
         };
         call.on_sent();
         let limit = self.config.max_message_bytes;
@@ -276,13 +304,28 @@ impl Forwarder {
         });
         let response = match deadline.bound(answered).await {
             Ok(Ok(Ok(response))) => response,
-            Ok(Ok(Err(error))) => return Err(call.broke(error, deadline).await),
-            Ok(Err(given_up)) => return Err(given_up),
+            Ok(Ok(Err(error))) if call::is_turned_away(&error) => {
+                let again = match upload {
+                    Some(upload) => upload.again(),
+                    None => Some(Source::whole(Bytes::new())),
+                };
+                return Err(Failed::TurnedAway(Box::new(TurnedAway {
+                    call,
+                    error,
+                    again,
+                })));
+            }
+            Ok(Ok(Err(error))) => return Err(call.broke(error, deadline).await.into()),
+            Ok(Err(given_up)) => return Err(Failed::Said(given_up)),
             Err(late) => {
                 call.on_code(DEADLINE_EXCEEDED);
-                return Err(late.into());
+                return Err(Failed::Said(late.into()));
             }
         };
+        call.on_head();
+        if let Some(upload) = &mut upload {
+            upload.on_head();
+        }
         let (mut head, stream) = response.into_parts();
         // The answer may end earlier than the server planned.
         head.headers.remove(header::CONTENT_LENGTH);
@@ -291,7 +334,7 @@ impl Forwarder {
             let code = answer::code_of(&head.headers).unwrap_or(UNKNOWN);
             if code == CANCELLED && deadline.explains_cancel() {
                 call.on_code(DEADLINE_EXCEEDED);
-                return Err(deadline.passed().into());
+                return Err(Failed::Said(deadline.passed().into()));
             }
             call.on_code(code);
             return Ok(Answer { head, rest: None });
@@ -304,6 +347,30 @@ impl Forwarder {
         Ok(Answer { head, rest })
     }
 }
+
+/// Why a call has no answer.
+enum Failed {
+    /// As its client is told.
+    Said(Status),
+    /// Its server has not begun with it and will not: it may be sent again, where its request was kept.
+    TurnedAway(Box<TurnedAway>),
+}
+
+struct TurnedAway {
+    call: Call,
+    error: h2::Error,
+    /// The request from its beginning, where it was kept.
+    again: Option<Source>,
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Self::Said(status)
+    }
+}
+
+/// Why an attempt failed, once that is known.
+type Explanation = Pin<Box<dyn Future<Output = Failure> + Send>>;
 
 /// Whether an arbiter refused a call because it does not lead.
 fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {

@@ -2,6 +2,7 @@
 //! receiver takes them.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,6 +18,12 @@ use crate::meter::Meter;
 
 /// A receiver that does not read is told so only when this much waits for it, in bytes: whoever reads has less.
 const FEW: usize = 64 << 10;
+
+/// How much of a request is kept until its answer begins, in bytes: one that sent more is not sent again.
+const REPEATABLE: usize = 64 << 10;
+
+/// In how many pieces: each keeps the memory that it was read into.
+const PIECES: usize = 64;
 
 /// What waits in all calls for receivers that do not read, and how much may.
 #[derive(Debug, Clone)]
@@ -34,29 +41,51 @@ impl Budget {
     }
 }
 
-/// Where messages come from.
+/// Where messages come from: what was kept of them, and then a peer that may still be sending.
 #[derive(Debug)]
-pub(crate) enum Source {
-    /// From a peer that is still sending.
-    Live(RecvStream),
-    /// All there is, kept so that it can be sent again.
-    Whole(Bytes),
+pub(crate) struct Source {
+    kept: VecDeque<Bytes>,
+    live: Option<RecvStream>,
+    /// Bytes that came from the peer, and for which it may not send others yet.
+    uncredited: usize,
 }
 
 impl Source {
-    /// Whether there is nothing, and will be nothing.
-    pub(crate) fn is_over(&self) -> bool {
-        match self {
-            Self::Live(stream) => stream.is_end_stream(),
-            Self::Whole(bytes) => bytes.is_empty(),
+    /// From a peer.
+    pub(crate) fn live(stream: RecvStream) -> Self {
+        Self {
+            kept: VecDeque::new(),
+            live: Some(stream),
+            uncredited: 0,
         }
     }
 
+    /// All there is.
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Self {
+            kept: [bytes].into(),
+            live: None,
+            uncredited: 0,
+        }
+    }
+
+    /// Whether there is nothing, and will be nothing.
+    pub(crate) fn is_over(&self) -> bool {
+        let live = self.live.as_ref();
+        self.kept.is_empty() && live.is_none_or(RecvStream::is_end_stream)
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
-        match self {
-            Self::Live(stream) => stream.poll_data(cx),
-            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+        match (self.kept.pop_front(), &mut self.live) {
+            (Some(bytes), _) => Poll::Ready(Some(Ok(bytes))),
+            (None, Some(stream)) => {
+                let came = ready!(stream.poll_data(cx));
+                if let Some(Ok(data)) = &came {
+                    self.uncredited += data.len();
+                }
+                Poll::Ready(came)
+            }
+            (None, None) => Poll::Ready(None),
         }
     }
 
@@ -64,15 +93,17 @@ impl Source {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
-        match self {
-            Self::Live(stream) => stream.poll_trailers(cx),
-            Self::Whole(_) => Poll::Ready(Ok(None)),
+        match &mut self.live {
+            Some(stream) => stream.poll_trailers(cx),
+            None => Poll::Ready(Ok(None)),
         }
     }
 
     /// So many bytes went on: the peer may send as many more.
     fn credit(&mut self, bytes: usize) {
-        if let Self::Live(stream) = self {
+        if let Some(stream) = &mut self.live {
+            let bytes = bytes.min(self.uncredited);
+            self.uncredited -= bytes;
             // Fails only for more than was received.
             let _ = stream.flow_control().release_capacity(bytes);
         }
@@ -96,6 +127,13 @@ pub(crate) enum End {
     Unread,
 }
 
+/// What was sent of a request.
+#[derive(Debug, Default)]
+struct Copy {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+}
+
 /// Passes messages on.
 #[derive(Debug)]
 pub(crate) struct Pump {
@@ -106,6 +144,8 @@ pub(crate) struct Pump {
     /// What came while the receiver took nothing, in one piece: HTTP/2 would keep each small frame by itself, at many
     /// times its size.
     held: BytesMut,
+    /// What was sent so far, to send it again where the receiver refuses it; `None` where that is too much to keep.
+    sent: Option<Copy>,
     end: Option<End>,
     /// Whether the stream ends with the last message, rather than with trailers.
     ends: bool,
@@ -120,7 +160,7 @@ impl Pump {
 
     /// Passes the messages of an answer on, after which there are trailers.
     pub(crate) fn answer(from: RecvStream, to: SendStream<Bytes>, budget: Budget) -> Self {
-        Self::new(Source::Live(from), to, None, budget, false)
+        Self::new(Source::live(from), to, None, budget, false)
     }
 
     fn new(
@@ -136,6 +176,8 @@ impl Pump {
             meter,
             budget,
             held: BytesMut::new(),
+            // An answer is never sent again.
+            sent: ends.then(Copy::default),
             end: None,
             ends,
         }
@@ -182,6 +224,7 @@ impl Pump {
             // missing to other calls on the connection.
             self.to.reserve_capacity(length);
             if self.to.capacity() >= length {
+                self.keep(&data);
                 self.to.send_data(data, last).map_err(|_| End::Refused)?;
                 self.from.credit(length);
                 if last {
@@ -196,6 +239,35 @@ impl Pump {
             return Err(End::Unread);
         }
         Ok(())
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        if let Some(sent) = &mut self.sent {
+            sent.bytes += data.len();
+            sent.pieces.push(data.clone());
+            if sent.bytes > REPEATABLE || sent.pieces.len() > PIECES {
+                self.sent = None;
+            }
+        }
+    }
+
+    /// What was sent is not needed any more.
+    pub(crate) fn forget(&mut self) {
+        self.sent = None;
+    }
+
+    /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.
+    pub(crate) fn again(mut self) -> Option<Source> {
+        let sent = self.sent.take()?;
+        let held = std::mem::take(&mut self.held);
+        self.budget.held.fetch_sub(held.len(), Ordering::Relaxed);
+        let held = (!held.is_empty()).then(|| held.freeze());
+        let rest = std::mem::take(&mut self.from.kept);
+        Some(Source {
+            kept: sent.pieces.into_iter().chain(held).chain(rest).collect(),
+            live: self.from.live.take(),
+            uncredited: self.from.uncredited,
+        })
     }
 
     /// Whether the piece that came last is the end of the stream.
@@ -219,6 +291,7 @@ impl Pump {
             let length = chunk.len();
             if length > 0 {
                 let last = self.held.is_empty() && self.is_last();
+                self.keep(&chunk);
                 self.to.send_data(chunk, last).map_err(|_| ())?;
                 self.budget.held.fetch_sub(length, Ordering::Relaxed);
                 self.from.credit(length);

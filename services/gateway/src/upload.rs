@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::{
     explain,
     meter::{Meter, PREFIX},
-    pump::{End, Pump},
+    pump::{End, Pump, Source},
 };
 
 /// Why a request was given up on its way to the server.
@@ -41,47 +41,76 @@ impl GivenUp {
 #[derive(Debug)]
 pub(crate) struct Upload {
     pump: Pump,
-    /// Whether the messages are over, and there may be trailers.
-    is_over: bool,
+    stage: Stage,
+}
+
+/// How far a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Messages,
+    /// The messages are over, and there may be trailers.
+    Trailers,
+    Done,
 }
 
 impl Upload {
     pub(crate) fn new(pump: Pump) -> Self {
         Self {
             pump,
-            is_over: false,
+            stage: Stage::Messages,
         }
     }
 
-    /// Passes on what there is, until all of it is.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GivenUp>> {
-        if !self.is_over {
-            let given_up = match ready!(self.pump.poll(cx, || {})) {
+    /// Passes on what there is. Fails, once, where the request is given up.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Result<(), GivenUp> {
+        if self.stage == Stage::Messages {
+            let Poll::Ready(end) = self.pump.poll(cx, || {}) else {
+                return Ok(());
+            };
+            self.stage = Stage::Done;
+            let given_up = match end {
                 End::Over => None,
                 // The server has ended the call, and says so in its answer.
-                End::Ended | End::Refused => return Poll::Ready(Ok(())),
+                End::Ended | End::Refused => return Ok(()),
                 End::Broken(_) => Some(GivenUp::Cancelled),
                 End::TooLarge(bytes) => Some(GivenUp::TooLarge(bytes)),
                 End::Unread => Some(GivenUp::Unread),
             };
             if let Some(given_up) = given_up {
                 self.pump.cancel();
-                return Poll::Ready(Err(given_up));
+                return Err(given_up);
             }
-            self.is_over = true;
+            self.stage = Stage::Trailers;
         }
-        let sent = match ready!(self.pump.from.poll_trailers(cx)) {
+        if self.stage == Stage::Done {
+            return Ok(());
+        }
+        let Poll::Ready(trailers) = self.pump.from.poll_trailers(cx) else {
+            return Ok(());
+        };
+        self.stage = Stage::Done;
+        let sent = match trailers {
             Ok(Some(trailers)) => self.pump.to.send_trailers(trailers),
             Ok(None) => self.pump.to.send_data(Bytes::new(), true),
             Err(_) => {
                 self.pump.cancel();
-                return Poll::Ready(Err(GivenUp::Cancelled));
+                return Err(GivenUp::Cancelled);
             }
         };
         if let Err(error) = sent {
             tracing::trace!(%error, "Server takes no more of a request");
         }
-        Poll::Ready(Ok(()))
+        Ok(())
+    }
+
+    /// The server's answer has begun, so that the request is not sent again.
+    pub(crate) fn on_head(&mut self) {
+        self.pump.forget();
+    }
+
+    /// The request from its beginning; `None` where that was not kept.
+    pub(crate) fn again(self) -> Option<Source> {
+        self.pump.again()
     }
 }
 

@@ -197,7 +197,7 @@ async fn a_worker_that_cancels_at_the_deadline_has_missed_it() {
 }
 
 /// A plain worker in slot 0, which never answers an upload.
-async fn silent_worker(house: &House) -> (JoinHandle<()>, Receiver<Upload>) {
+pub(crate) async fn silent_worker(house: &House) -> (JoinHandle<()>, Receiver<Upload>) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
         .expect("there is a port");

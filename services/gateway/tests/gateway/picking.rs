@@ -6,6 +6,7 @@ use tether_gateway::{Breaker, Config};
 use tonic::Code;
 
 use crate::{
+    calls::silent_worker,
     client::next,
     discovery::worker,
     house::{DIGITS, House, UNARY, fact, reason, retry_delay},
@@ -35,6 +36,46 @@ async fn a_call_that_was_never_sent_goes_to_another_worker() {
     }
 
     assert_eq!(echo.calls(), 40);
+}
+
+/// A stream that is refused was not begun with, so that the call may be sent again, and is executed once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_a_worker_refuses_goes_to_another_with_all_of_its_request() {
+    let house = House::open().await;
+    let (refuses, _seen) = silent_worker(&house).await;
+    let echo = house.worker(1).await;
+    let client = house.client().await;
+    let long = vec![7; 40_000];
+
+    for key in 0..40 {
+        let key = format!("key-{key}");
+        let metadata = [DIGITS[0], ("tether-affinity", key.as_str())];
+        let answer = client.unary(UNARY, &metadata, long.clone()).await.unwrap();
+        assert_eq!(answer.into_inner(), long);
+    }
+    assert_eq!(echo.calls(), 40);
+
+    let pinned = [("tether-worker", "digits/0")];
+    let status = client.unary(UNARY, &pinned, "a").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(
+        fact(&status, "outcome").as_deref(),
+        Some("refused"),
+        "{status}"
+    );
+    let shown = |key| {
+        status
+            .metadata()
+            .get(key)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(shown("tether-outcome"), "refused");
+    assert_eq!(shown("tether-worker"), "digits/0.1");
+    assert_eq!(shown("tether-attempts"), "1");
+    refuses.abort();
 }
 
 /// An ending worker is taken away before its death is recorded, and its spare steps in with that.

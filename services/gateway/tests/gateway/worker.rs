@@ -361,7 +361,7 @@ pub(crate) enum Upload {
 }
 
 /// A worker without a gRPC library, because some show a cancelled request as a complete one. It
-/// reads the bodies of `Upload` calls and never answers them, cancels `Impatient` calls with a
+/// reads the bodies of `Upload` calls and never answers them, refuses `Unary` ones, cancels `Impatient` calls with a
 /// reset and `Polite` ones with a status.
 pub(crate) async fn plain(listener: TcpListener, seen: mpsc::Sender<Upload>) {
     // Each lane of the gateway has a connection of its own.
@@ -394,6 +394,10 @@ async fn plainly(stream: TcpStream, seen: mpsc::Sender<Upload>) {
                     }
                 }
             });
+            continue;
+        }
+        if request.uri().path().ends_with("/Unary") {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
             continue;
         }
         if !request.uri().path().ends_with("/Upload") {
