@@ -86,6 +86,11 @@ pub enum Why {
         /// When the first of them is tried again.
         retry_after: Duration,
     },
+    /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
+    Replaced {
+        /// The one that does.
+        by: Incarnation,
+    },
     /// The incarnation asked for is gone for good.
     Superseded {
         /// The lowest incarnation that may still live in its place.
@@ -113,12 +118,23 @@ impl Pool {
                 if wanted != slot {
                     continue;
                 }
-                if incarnation != Incarnation(0) && incarnation < place.floor {
-                    return Err(Why::Superseded { by: place.floor });
-                }
-                let living = place.live.as_ref().map(|live| live.incarnation);
-                if incarnation != Incarnation(0) && living != Some(incarnation) {
-                    continue;
+                if incarnation != Incarnation(0) {
+                    let living = place.live.as_ref();
+                    match living.filter(|live| live.unordered) {
+                        Some(live) if live.incarnation != incarnation => {
+                            let by = live.incarnation;
+                            return Err(Why::Replaced { by });
+                        }
+                        // A number that is lower than one of before says nothing.
+                        Some(_) => {}
+                        None if incarnation < place.floor => {
+                            return Err(Why::Superseded { by: place.floor });
+                        }
+                        None if living.map(|live| live.incarnation) != Some(incarnation) => {
+                            continue;
+                        }
+                        None => {}
+                    }
                 }
             }
             let Some(live) = &place.live else { continue };

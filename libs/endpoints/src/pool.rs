@@ -34,7 +34,7 @@ pub(crate) struct Live {
     pub(crate) address: Address,
     pub(crate) draining: bool,
     counted: bool,
-    unordered: bool,
+    pub(crate) unordered: bool,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
 }
@@ -89,8 +89,11 @@ impl Pool {
 
     /// An endpoint left, dead or alive; answers whether that took anyone away.
     pub(crate) fn remove(&mut self, worker: WorkerId, death: Option<Death>) -> Option<Gone> {
-        let place = self.slots.entry(worker.slot).or_default();
         let died = death.is_some();
+        if !died && !self.slots.contains_key(&worker.slot) {
+            return None;
+        }
+        let place = self.slots.entry(worker.slot).or_default();
         if let Some(death) = death {
             // The dead do not come back, while one that left alive may (E3).
             place.raise(Incarnation(worker.incarnation.0.saturating_add(1)));
@@ -104,12 +107,18 @@ impl Pool {
             }
         }
         let live = place.live.as_ref()?;
-        let incarnation = live.incarnation;
+        let (incarnation, unordered) = (live.incarnation, live.unordered);
+        let is_counted = live.counted;
         let is_another = incarnation != worker.incarnation;
-        if incarnation > worker.incarnation || (live.unordered && is_another) {
+        if incarnation > worker.incarnation || (unordered && is_another) {
             return None;
         }
         place.live = None;
+        // Nothing of it has to be known when it comes back, and of those that no agent runs each may have a slot that
+        // nobody else ever has.
+        if unordered && !is_counted && place.death.is_none() {
+            self.slots.remove(&worker.slot);
+        }
         Some(Gone {
             died: died && incarnation == worker.incarnation,
             worker: WorkerId {
@@ -209,5 +218,33 @@ impl Place {
             self.floor = incarnation;
             self.calls = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_that_no_agent_runs_nothing_is_kept_when_they_have_left() {
+        let mut pool = Pool::default();
+        for slot in 0..1_000 {
+            let worker = WorkerId {
+                pool: PoolName::new("p").expect("it is a name"),
+                slot,
+                incarnation: Incarnation(7),
+            };
+            let endpoint = Endpoint {
+                worker: worker.clone(),
+                address: Address::Unix("/w".into()),
+                draining: false,
+                counted: false,
+                unordered: true,
+            };
+            assert_eq!(pool.upsert(endpoint, Terms::default(), 1), None);
+            assert!(pool.remove(worker.clone(), None).is_some());
+            assert_eq!(pool.remove(worker, None), None, "it is told twice");
+        }
+        assert!(pool.slots.is_empty(), "{}", pool.slots.len());
     }
 }

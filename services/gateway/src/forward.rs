@@ -60,6 +60,8 @@ pub(crate) struct Forwarder {
     pub(crate) discovery: Upstream,
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
+    /// What stands for this gateway in calls that it has sent on.
+    pub(crate) own_word: HeaderValue,
 }
 
 /// When a call must have been answered.
@@ -104,7 +106,7 @@ impl Forwarder {
         if request.version() != Version::HTTP_2 {
             return not_grpc();
         }
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
             Err(failure) => return refuse(failure.into()),
@@ -115,6 +117,11 @@ impl Forwarder {
             Route::Arbiter => self.to_arbiter(&head, body, deadline).await,
             Route::Discovery => self.to_discovery(&head, body, deadline).await,
             Route::Worker(pool, target) => {
+                let mut through = head.headers.get_all(route::VIA).iter();
+                if through.any(|word| *word == self.own_word) {
+                    return refuse(explain::came_back(&pool).into());
+                }
+                head.headers.append(route::VIA, self.own_word.clone());
                 let to = (&pool, &target);
                 match self.may_act(plan.acting.as_ref(), deadline).await {
                     Ok(()) => self.to_worker(to, &head, body, deadline).await,

@@ -32,6 +32,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -67,6 +68,7 @@ impl Gateway {
                 discovery,
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
+                own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             }),
         }
