@@ -1,5 +1,7 @@
 //! Who serves a pool that no agent runs, from what its sources say. Pure.
 
+mod peaks;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use tether_clock::Tick;
@@ -11,11 +13,13 @@ use crate::{
     config::{Combine, Empty, PoolSource},
     numbering::Member,
 };
+use peaks::Peaks;
 
 /// What its sources say, and what of that is believed.
 ///
 /// - An answer is taken as it is, and one that names nobody too; an error says nothing about who serves.
-/// - Where a source loses more of its endpoints at once than is believed, those are held for a while.
+/// - Where a source loses more of its endpoints at once than is believed, those are held for a while; where it loses them
+///   in small steps, all those that are lost after as many as are believed. Never more are held than served.
 #[derive(Debug)]
 pub(crate) struct Sourced {
     combine: Combine,
@@ -28,6 +32,8 @@ pub(crate) struct Sourced {
     /// Endpoints that no source names any more, until when, with what was known of them.
     held: BTreeMap<Address, (Member, Tick)>,
     serving: Targets,
+    /// How many served, for as long as an endpoint would be held.
+    peaks: Peaks,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +65,7 @@ impl Sourced {
             chosen: None,
             held: BTreeMap::new(),
             serving: Targets::new(),
+            peaks: Peaks::default(),
         }
     }
 
@@ -127,13 +134,18 @@ impl Sourced {
         let gone: Vec<_> = gone
             .map(|(address, traits)| (address.clone(), traits.clone()))
             .collect();
-        let believed = match (named.is_empty(), self.empty) {
-            (true, Empty::Believe) => true,
-            _ => share(gone.len(), self.serving.len()) <= self.believed_loss,
-        };
+        let most = self.peaks.most(now).max(self.serving.len());
+        let lost = share(gone.len(), self.serving.len())
+            .max(share(most.saturating_sub(named.len()), most));
+        let nobody = named.is_empty() && self.empty == Empty::Believe;
+        let believed = nobody || gone.is_empty() || lost <= self.believed_loss;
+        if named.len() < self.serving.len() {
+            self.peaks.on_fall(self.serving.len(), now + self.hold);
+        }
         let before = std::mem::replace(&mut self.serving, named);
-        if self.serving.is_empty() && self.empty == Empty::Believe {
+        if nobody {
             self.held.clear();
+            self.peaks.forget();
         }
         if believed {
             return match before == self.serving {
@@ -148,7 +160,24 @@ impl Sourced {
             self.held
                 .insert(address, (Member { traits, health }, until));
         }
+        self.hold_no_more_than(most);
         Change::Held(count)
+    }
+
+    /// A source that names others each time would have all of them held. Those go that were held longest.
+    fn hold_no_more_than(&mut self, most: usize) {
+        let excess = self.held.len().saturating_sub(most);
+        if excess == 0 {
+            return;
+        }
+        let held = self.held.iter();
+        let mut by_end: Vec<_> = held
+            .map(|(address, (_, until))| (*until, address.clone()))
+            .collect();
+        by_end.sort_unstable();
+        for (_, address) in by_end.into_iter().take(excess) {
+            self.held.remove(&address);
+        }
     }
 
     /// Whether anybody has said who serves.
@@ -283,6 +312,55 @@ mod tests {
         assert_eq!(sourced.next_deadline(), Some(at(63)));
         assert!(!sourced.check(at(62)) && sourced.check(at(63)));
         assert_eq!((count(&sourced), sourced.next_deadline()), ((2, 0), None));
+    }
+
+    #[test]
+    fn a_loss_in_small_steps_is_held_from_where_it_is_too_much_and_a_replacement_in_steps_is_none()
+    {
+        let mut steps = sourced(1, |_| {});
+        steps.on_word(0, says(1..11), at(1));
+        for (left, change) in [
+            (9, Change::Members),
+            (5, Change::Members),
+            (4, Change::Held(1)),
+            (1, Change::Held(3)),
+        ] {
+            let now = at(12 - u64::from(left));
+            assert_eq!(steps.on_word(0, says(1..left + 1), now), change, "{left}");
+        }
+        assert_eq!(count(&steps), (5, 4), "half of them");
+        // One more is no loss, and after a while few are all there are.
+        assert_eq!(steps.on_word(0, says(1..3), at(12)), Change::Members);
+        assert!(steps.check(at(71)));
+        assert_eq!(steps.on_word(0, says(1..2), at(72)), Change::Members);
+        assert_eq!(count(&steps), (1, 0));
+
+        let mut rolling = sourced(1, |_| {});
+        rolling.on_word(0, says(1..11), at(1));
+        for first in 2..30 {
+            let change = rolling.on_word(0, says(first..first + 10), at(2));
+            assert_eq!(change, Change::Members, "{first}");
+        }
+
+        let mut nothing = sourced(1, |_| {});
+        for count in (0..11).rev() {
+            nothing.on_word(0, says(1..count + 1), at(1));
+        }
+        assert_eq!(count(&nothing), (0, 0), "that nobody serves is believed");
+    }
+
+    #[test]
+    fn a_source_that_names_others_each_time_has_no_more_of_them_held_than_it_names() {
+        let mut sourced = sourced(1, |_| {});
+        for first in 0..20 {
+            sourced.on_word(0, says(first * 10..first * 10 + 10), at(first.into()));
+        }
+        assert_eq!(count(&sourced), (20, 10));
+        let last = "10.0.0.189:1".parse().unwrap();
+        assert!(
+            sourced.members().contains_key(&last),
+            "those that served last"
+        );
     }
 
     #[test]
