@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 use crate::{
@@ -44,8 +44,8 @@ async fn a_file_that_names_others_a_hundred_times_a_second_leaves_what_it_names_
     told.says(&["10.0.0.1:1"]).await;
     let first = told.worker("10.0.0.1:1");
 
-    let (rounds, names) = (300, 20);
-    for round in 0..rounds {
+    let (begun, names) = (Instant::now(), 20);
+    for round in 0..300 {
         service.write(
             "list",
             format!("{}10.0.0.1:1\n", list(round % 250 + 1, names)),
@@ -60,7 +60,13 @@ async fn a_file_that_names_others_a_hundred_times_a_second_leaves_what_it_names_
     })
     .await;
     assert!(told.most <= 2 * (names + 1), "{}", told.most);
-    assert!(told.changes <= rounds, "{} changes", told.changes);
+    // The file is read 50 times a second at most.
+    let reads = begun.elapsed().as_millis() / 20;
+    let changes = told.changes;
+    assert!(
+        (changes as u128) < reads + 3,
+        "{changes} changes, {reads} reads"
+    );
     assert_eq!(told.worker("10.0.0.1:1"), first, "who stays is who it was");
     let mut later = service.watch("flap").await;
     later.next().await;
@@ -179,7 +185,7 @@ async fn health_that_flaps_below_its_threshold_is_told_to_nobody() {
     let source = format!("static://{one},{other}");
     let service = Service::start(|_, _| {
         format!(
-            "[discovery]\nsign_of_life = \"100ms\"\n[discovery.pools.flap]\nsource = {source:?}\n[discovery.pools.flap.health]\ncheck = \"http\"\ninterval = \"10ms\"\nfailures = 2\n"
+            "[discovery]\nsign_of_life = \"100ms\"\n[discovery.pools.flap]\nsource = {source:?}\n[discovery.pools.flap.health]\ncheck = \"http\"\ninterval = \"10ms\"\nfailures = 3\ntimeout = \"10s\"\n"
         )
     })
     .await;

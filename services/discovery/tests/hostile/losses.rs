@@ -24,7 +24,7 @@ async fn of_a_loss_of_most_all_are_held_with_a_word_until_they_are_named_again_o
     let service = Service::start(|folder, _| {
         write(folder, "list", list(11..=20));
         format!(
-            "[discovery.pools.rank]\nsource = \"file://{}/list\"\nhold = \"4s\"",
+            "[discovery.pools.rank]\nsource = \"file://{}/list\"\nhold = \"8s\"",
             folder.display()
         )
     })
@@ -38,7 +38,7 @@ async fn of_a_loss_of_most_all_are_held_with_a_word_until_they_are_named_again_o
     told.until("eight are held", |told| told.held() == 8).await;
     assert_eq!(told.count(), 10, "and told");
     let line = service.logs(&["WARN", "they are held"]).await;
-    for part in ["pool=rank", "count=8", "hold=4s", "`believed_loss`"] {
+    for part in ["pool=rank", "count=8", "hold=8s", "`believed_loss`"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     // One that is named again is held no more, and who it was; the others go in their time.
@@ -87,7 +87,7 @@ async fn a_name_that_has_lost_most_of_its_addresses_is_held_and_one_that_is_not_
 async fn a_prefix_that_loses_its_keys_one_by_one_keeps_as_many_as_it_would_of_a_loss_at_once() {
     let service = Service::start(|_, etcd| {
         format!(
-            "[discovery.pools.rank]\nsource = {:?}\nhold = \"5s\"",
+            "[discovery.pools.rank]\nsource = {:?}\nhold = \"10s\"",
             etcd.url("services/rank")
         )
     })
