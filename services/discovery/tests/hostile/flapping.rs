@@ -100,9 +100,9 @@ async fn thousands_that_come_and_go_leave_no_more_memory_than_they_take_once() {
     flap(&mut told, 6).await;
     let before = service.memory();
 
-    flap(&mut told, 60).await;
+    flap(&mut told, 30).await;
 
-    // Each change names 3,000 who come and 3,000 who go: remembered one by one they are over 100 MiB.
+    // Each change names 3,000 who come and 3,000 who go: remembered one by one they are over 40 MiB.
     let after = service.memory();
     assert!(after <= before + ROOM, "{before} KiB, and then {after} KiB");
 }

@@ -173,17 +173,14 @@ async fn of_records_nobody_could_call_the_others_serve_and_of_nothing_else_no_wo
          circle CNAME circus
          circus CNAME circle",
     );
-    let why = web.fails().await;
-    for part in ["`web.test.`", "none of its 1 entries", "`0.0.0.0:1`"] {
-        assert!(why.contains(part), "{part}: {why}");
-    }
+    web.fails(&["`web.test.`", "none of its 1 entries", "`0.0.0.0:1`"])
+        .await;
     assert_eq!(
         web.addresses(),
         ["10.0.0.2:1"],
         "what was said before stands"
     );
-    let why = srv.fails().await;
-    assert!(why.contains("`circle.test.`"), "{why}");
+    srv.fails(&["`circle.test.`"]).await;
     assert_eq!(srv.addresses(), ["10.0.0.1:1"]);
 
     named.set("web A 10.0.0.3\na A 10.0.0.1\n_p._tcp SRV 0 1 1 a");
@@ -215,10 +212,8 @@ async fn thousands_of_records_are_taken_up_to_what_an_answer_can_carry_and_what_
     // Of 5,000 records no message can tell, not over TCP either.
     named.set(&many(5_000));
 
-    let why = told.fails().await;
-    for part in ["`many.test.`", &at.to_string(), "65,535 bytes"] {
-        assert!(why.contains(part), "{part}: {why}");
-    }
+    told.fails(&["`many.test.`", &at.to_string(), "65,535 bytes"])
+        .await;
     assert_eq!(told.count(), 3_000, "what was said before stands");
     named.set(&many(2_000));
     told.until("fewer are told", |told| told.count() == 2_000)
@@ -251,10 +246,7 @@ async fn more_than_ten_thousand_of_one_source_are_an_error_and_those_of_before_s
     let address = |number: u32| format!("10.{}.{}.1:1", number / 250, number % 250);
     let list = (0..20_000).fold(String::new(), |list, number| list + &address(number) + "\n");
     service.write("list", list);
-    let why = file.fails().await;
-    for part in ["/list`", "more than 10000 addresses"] {
-        assert!(why.contains(part), "{part}: {why}");
-    }
+    file.fails(&["/list`", "more than 10000 addresses"]).await;
     assert_eq!(file.addresses(), ["10.0.0.1:1"]);
 
     for first in (0..20_000).step_by(100) {
@@ -263,17 +255,15 @@ async fn more_than_ten_thousand_of_one_source_are_an_error_and_those_of_before_s
         });
         store.commit(puts).await.unwrap();
     }
-    let why = keys.fails().await;
-    for part in ["/services/keys/`", "more than 10000 addresses"] {
-        assert!(why.contains(part), "{part}: {why}");
-    }
+    keys.fails(&["/services/keys/`", "more than 10000 addresses"])
+        .await;
     assert!(keys.most <= 10_000);
     let after = service.memory();
     assert!(after <= before + ROOM, "{before} KiB, and then {after} KiB");
 }
 
 #[tokio::test]
-async fn a_file_of_millions_of_entries_that_are_none_takes_little_memory() {
+async fn a_file_of_a_million_entries_that_are_none_takes_little_memory() {
     let service = Service::start(|folder, _| {
         write(folder, "list.json", "[\"10.0.0.1:1\"]");
         format!(
@@ -286,20 +276,18 @@ async fn a_file_of_millions_of_entries_that_are_none_takes_little_memory() {
     told.says(&["10.0.0.1:1"]).await;
     let before = service.peak();
 
-    service.write("list.json", format!("[1{}]", ",1".repeat(4_000_000)));
+    service.write("list.json", format!("[1{}]", ",1".repeat(1_000_000)));
 
-    let why = told.fails().await;
-    for part in [
+    told.fails(&[
         "/list.json`",
-        "none of its 4000001 entries",
+        "none of its 1000001 entries",
         "`1` is neither",
-    ] {
-        assert!(why.contains(part), "{part}: {why}");
-    }
+    ])
+    .await;
     assert_eq!(told.addresses(), ["10.0.0.1:1"]);
     let after = service.peak();
     assert!(
-        after <= before + (32 << 10),
+        after <= before + (16 << 10),
         "{before} KiB, and then {after} KiB"
     );
 }
