@@ -99,7 +99,8 @@ impl Client {
 
     /// Who serves which pool, as gateways hear it.
     pub fn discovery(&self) -> DiscoveryServiceClient<Channel> {
-        DiscoveryServiceClient::new(self.channel())
+        // A snapshot is as large as what there is to tell.
+        DiscoveryServiceClient::new(self.channel()).max_decoding_message_size(usize::MAX)
     }
 
     /// Registrations.

@@ -1,6 +1,6 @@
 //! What a source says: targets with their traits, and what of it could not be taken.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use tether_types::{Address, TEXT_MAX, is_plain};
 
@@ -10,8 +10,9 @@ pub use tether_types::WEIGHT_MAX;
 /// gateway.
 pub const TARGETS_MAX: usize = 10_000;
 
-/// So many reasons are kept of what an answer names and cannot be taken.
+/// So many reasons are kept of what an answer names and cannot be taken, and so many bytes of each.
 const REASONS_MAX: usize = 8;
+const REASON_MAX: usize = 400;
 
 /// Addresses and what is known of each.
 pub type Targets = BTreeMap<Address, Traits>;
@@ -68,8 +69,8 @@ impl Answer {
         Ok(answer)
     }
 
-    /// Takes in an entry, where it can be one; a second one of the same address follows the first. One that cannot
-    /// be is left out with a word.
+    /// Takes in an entry, where it can be one; a second one of the same address follows the first, however an IP
+    /// address is written. One that cannot be is left out with a word.
     ///
     /// # Errors
     /// Where there are more than [`TARGETS_MAX`]: nothing of such an answer is to be believed.
@@ -81,7 +82,7 @@ impl Answer {
         if traits.weight == 0 {
             (traits.weight, traits.draining) = (1, true);
         }
-        self.targets.insert(address, traits);
+        self.targets.insert(canonical(address), traits);
         if self.targets.len() > TARGETS_MAX {
             return Err(format!(
                 "it names more than {TARGETS_MAX} addresses, which is taken for a mistake"
@@ -127,13 +128,32 @@ impl Answer {
     pub fn leave_out(&mut self, why: String) {
         self.left_out += 1;
         if self.reasons.len() < REASONS_MAX {
-            self.reasons.push(why);
+            self.reasons.push(shortened(why));
         }
     }
 }
 
+/// A name stays as it is: with a dot at its end it is another one to whoever searches in domains.
+fn canonical(address: Address) -> Address {
+    match &address {
+        Address::Tcp { host, .. } if host.parse::<IpAddr>().is_ok() => address.canonical(),
+        _ => address,
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > REASON_MAX {
+        text.truncate(text.floor_char_boundary(REASON_MAX));
+        text.push('…');
+    }
+    text
+}
+
 /// Whether calls can go there.
-fn check(address: &Address, traits: &Traits) -> Result<(), String> {
+///
+/// # Errors
+/// Says why they cannot.
+pub(super) fn check(address: &Address, traits: &Traits) -> Result<(), String> {
     address.check_callable().map_err(|why| why.to_string())?;
     let texts = [&traits.zone, &traits.identity, &traits.protocol];
     if let Some(odd) = texts.into_iter().find(|text| !is_plain(text)) {
@@ -194,10 +214,33 @@ mod tests {
             "no machine",
             "a\\nb",
             "weight",
-            "a\\u{7}b",
+            "character '\\u{7}'",
         ]) {
             assert!(reason.contains(part), "{reason}");
         }
+    }
+
+    #[test]
+    fn of_two_entries_for_one_address_the_later_one_counts_however_it_is_written() {
+        let mut answer = Answer::default();
+        for (number, text) in [
+            "[fd00::1]:1",
+            "[fd00:0:0::1]:1",
+            "10.0.0.1:1",
+            "[::ffff:10.0.0.1]:1",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let traits = Traits {
+                identity: number.to_string(),
+                ..Traits::default()
+            };
+            answer.take(address(text), traits).unwrap();
+        }
+        let taken = answer.targets.iter();
+        let taken: Vec<_> = taken.map(|(a, t)| format!("{a}#{}", t.identity)).collect();
+        assert_eq!(taken, ["10.0.0.1:1#3", "[fd00::1]:1#1"]);
     }
 
     #[test]
@@ -221,10 +264,14 @@ mod tests {
         let error = Answer::of(many).unwrap_err();
         assert!(error.contains("more than 10000"), "{error}");
         let mut bad = Answer::default();
-        (0..1_000).for_each(|number| bad.leave_out(number.to_string()));
+        (0..1_000).for_each(|_| bad.leave_out("ü".repeat(1 << 10)));
         assert_eq!(
-            (bad.left_out, bad.reasons.len()),
-            (1_000, 8),
+            (
+                bad.left_out,
+                bad.reasons.len(),
+                bad.reasons[0].chars().count()
+            ),
+            (1_000, 8, 201),
             "and memory is bounded"
         );
     }

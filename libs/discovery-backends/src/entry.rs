@@ -4,7 +4,12 @@
 //! ["10.0.0.4:50051", {"address": "10.0.0.5:50051", "zone": "eu-west-1a", "weight": 2}]
 //! ```
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer as _,
+    de::{SeqAccess, Visitor},
+};
 use serde_json::Value;
 use tether_types::Address;
 
@@ -40,18 +45,51 @@ pub(super) fn read(text: &str) -> Result<(Address, Traits), String> {
 ///
 /// # Errors
 /// Where it is no array, or no JSON at all: a file that is half written, most likely.
-pub(super) fn json_list(text: &str) -> Result<Answer, String> {
-    let list: Vec<Value> = serde_json::from_str(text)
-        .map_err(|error| format!("{}; it has to be an array", no_json(text, &error)))?;
-    gather(list.into_iter().map(of_json))
+pub(super) fn json_list(bytes: &[u8]) -> Result<Answer, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        format!(
+            "its byte {} is not UTF-8, as JSON has to be",
+            error.valid_up_to() + 1
+        )
+    })?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let answer = json.deserialize_seq(Entries);
+    let answer = answer.and_then(|answer| json.end().map(|()| answer));
+    answer
+        .map_err(|error| format!("{}; it has to be an array", no_json(text, &error)))?
+        .and_then(Answer::settled)
 }
 
-/// Reads text with one address a line. What follows `#` is a comment.
+/// The entries of an array, of which one at a time is in memory: as values of JSON, they take twenty times as much as
+/// their text.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Result<Answer, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut answer = Ok(Answer::default());
+        while let Some(value) = list.next_element()? {
+            answer = answer.and_then(|mut answer: Answer| {
+                answer.take_or_leave(of_json(value))?;
+                Ok(answer)
+            });
+        }
+        Ok(answer)
+    }
+}
+
+/// Reads text with one address a line. What follows `#` is a comment. A line that is no UTF-8 is none of an address.
 ///
 /// # Errors
 /// Where it does not end with a line feed: it is half written, most likely, and an address that is cut off is another
 /// address.
-pub(super) fn text_list(text: &str) -> Result<Answer, String> {
+pub(super) fn text_list(bytes: &[u8]) -> Result<Answer, String> {
+    let text = String::from_utf8_lossy(bytes);
     if !text.ends_with('\n') {
         return Err(
             "it does not end with a line feed, which is taken for half written; a list of nobody is a line with a comment"
@@ -165,27 +203,29 @@ mod tests {
 
     #[test]
     fn what_is_no_entry_of_a_list_is_left_out_and_what_is_no_list_is_an_error() {
-        let answer = json_list(r#"["a:1", 5, {"zone":"b"}, {"address":"b:1"}, "c"]"#).unwrap();
+        let answer = json_list(br#"["a:1", 5, {"zone":"b"}, {"address":"b:1"}, "c"]"#).unwrap();
         assert_eq!(
             (named(&answer), answer.left_out),
             (vec!["a:1".to_owned(), "b:1".to_owned()], 3)
         );
-        assert!(json_list(" [ ] \n").unwrap().targets.is_empty());
+        assert!(json_list(b" [ ] \n").unwrap().targets.is_empty());
         for wrong in ["", "[\"a:1\"", "{}", "\"a:1\"", "[\"a:1\"]]", "[5, 6]"] {
-            assert!(json_list(wrong).is_err(), "{wrong}");
+            assert!(json_list(wrong.as_bytes()).is_err(), "{wrong}");
         }
+        let error = json_list(b"[\"a:1\", \"\xff:1\"]").unwrap_err();
+        assert!(error.contains("byte 10 is not UTF-8"), "{error}");
     }
 
     #[test]
     fn text_has_an_address_a_line_and_ends_with_a_line_feed() {
-        let answer = text_list("# all\na:1 # the first\n\n  [::2]:1\r\nnonsense\n").unwrap();
+        let answer = text_list(b"# all\na:1 # caf\xe9\n\n  [::2]:1\r\nnonsense\n\xff:1\n").unwrap();
         assert_eq!(
             (named(&answer).concat().as_str(), answer.left_out),
-            ("[::2]:1a:1", 1)
+            ("[::2]:1a:1", 2)
         );
-        assert!(text_list("# nobody\n").unwrap().targets.is_empty());
+        assert!(text_list(b"# nobody\n").unwrap().targets.is_empty());
         for wrong in ["", "a:1\nb:12", "<html>\n"] {
-            assert!(text_list(wrong).is_err(), "{wrong}");
+            assert!(text_list(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 }

@@ -92,7 +92,7 @@ impl Backend for FromFile {
 struct Watched {
     path: PathBuf,
     folder: PathBuf,
-    format: fn(&str) -> Result<Answer, String>,
+    format: fn(&[u8]) -> Result<Answer, String>,
     poll: Duration,
     /// None where the folder cannot be watched: it is not there, most likely.
     changes: Option<Changes>,
@@ -111,9 +111,9 @@ impl Watched {
                 self.changes = Changes::of(&self.folder).ok();
             }
             let path = self.path.clone();
-            let text = tokio::task::spawn_blocking(move || read(&path)).await;
-            let text = text.unwrap_or_else(|error| Err(error.to_string()));
-            let word = text.and_then(|text| (self.format)(&text));
+            let bytes = tokio::task::spawn_blocking(move || read(&path)).await;
+            let bytes = bytes.unwrap_or_else(|error| Err(error.to_string()));
+            let word = bytes.and_then(|bytes| (self.format)(&bytes));
             let word = word.map_err(|why| format!("`{}`: {why}", self.path.display()));
             if self.last.as_ref() != Some(&word) {
                 self.last = Some(word.clone());
@@ -145,27 +145,27 @@ impl Watched {
 }
 
 /// Reads a file that may be anything, without waiting for it.
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path) -> Result<Vec<u8>, String> {
     let open = || -> std::io::Result<File> {
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         OpenOptions::new().read(true).custom_flags(flags).open(path)
     };
-    let read = || -> std::io::Result<(bool, String)> {
+    let read = || -> std::io::Result<(bool, Vec<u8>)> {
         let file = open()?;
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let regular = file.metadata()?.is_file();
         if regular {
-            file.take(SIZE_MAX + 1).read_to_string(&mut text)?;
+            file.take(SIZE_MAX + 1).read_to_end(&mut bytes)?;
         }
-        Ok((regular, text))
+        Ok((regular, bytes))
     };
     match read() {
         Ok((false, _)) => Err("it is no file with a list, but of another kind".to_owned()),
-        Ok((true, text)) if text.len() as u64 > SIZE_MAX => Err(format!(
+        Ok((true, bytes)) if bytes.len() as u64 > SIZE_MAX => Err(format!(
             "it is larger than {} MiB, which is taken for a mistake",
             SIZE_MAX >> 20
         )),
-        Ok((true, text)) => Ok(text),
+        Ok((true, bytes)) => Ok(bytes),
         Err(error) => Err(format!(
             "it cannot be read: {error}; check the path, and that this user may read it"
         )),

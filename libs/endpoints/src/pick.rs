@@ -128,6 +128,11 @@ pub enum Why {
     },
     /// Those that would take calls serve as many as they can.
     Busy,
+    /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
+    Replaced {
+        /// The one that does.
+        by: Incarnation,
+    },
     /// The incarnation asked for is gone for good.
     Superseded {
         /// The lowest incarnation that may still live in its place.
@@ -242,6 +247,14 @@ impl Pool {
         let place = self.slots.get(&slot).ok_or(Why::NoneReady)?;
         if incarnation == Incarnation(0) {
             return Ok(());
+        }
+        if let Some(live) = place.live.as_ref().filter(|live| live.endpoint.unordered) {
+            // A number that is lower than one of before says nothing.
+            let by = live.incarnation();
+            return match by == incarnation {
+                true => Ok(()),
+                false => Err(Why::Replaced { by }),
+            };
         }
         if incarnation < place.floor {
             return Err(Why::Superseded { by: place.floor });

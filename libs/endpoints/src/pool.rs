@@ -83,8 +83,11 @@ impl Pool {
 
     /// An endpoint left, dead or alive; answers whether that took anyone away.
     pub(crate) fn remove(&mut self, worker: WorkerId, death: Option<Death>) -> Option<Gone> {
-        let place = self.slots.entry(worker.slot).or_default();
         let died = death.is_some();
+        if !died && !self.slots.contains_key(&worker.slot) {
+            return None;
+        }
+        let place = self.slots.entry(worker.slot).or_default();
         if let Some(death) = death {
             // The dead do not come back, while one that left alive may (E3).
             place.raise(Incarnation(worker.incarnation.0.saturating_add(1)));
@@ -99,12 +102,18 @@ impl Pool {
         }
         let live = place.live.as_ref()?;
         let incarnation = live.incarnation();
+        let (unordered, is_counted) = (live.endpoint.unordered, live.endpoint.counted);
         let is_another = incarnation != worker.incarnation;
-        if incarnation > worker.incarnation || (live.endpoint.unordered && is_another) {
+        if incarnation > worker.incarnation || (unordered && is_another) {
             return None;
         }
         place.live = None;
         self.moved = true;
+        // Nothing of it has to be known when it comes back, and of those that no agent runs each may have a slot that
+        // nobody else ever has.
+        if unordered && !is_counted && place.death.is_none() {
+            self.slots.remove(&worker.slot);
+        }
         Some(Gone {
             died: died && incarnation == worker.incarnation,
             worker: WorkerId {
@@ -229,7 +238,7 @@ impl Pool {
 /// Whether nobody will ever be there for a call to `target` that is refused like this.
 fn is_over(why: Why, target: &Target) -> bool {
     match why {
-        Why::Superseded { .. } => true,
+        Why::Superseded { .. } | Why::Replaced { .. } => true,
         Why::NoneReady => {
             matches!(target, Target::Worker { incarnation, .. } if *incarnation != Incarnation(0))
         }
@@ -244,5 +253,39 @@ impl Place {
             self.floor = incarnation;
             self.calls = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tether_types::Address;
+
+    use super::*;
+    use crate::Standing;
+
+    #[test]
+    fn of_those_that_no_agent_runs_nothing_is_kept_when_they_have_left() {
+        let mut pool = Pool::default();
+        for slot in 0..1_000 {
+            let worker = WorkerId {
+                pool: PoolName::new("p").expect("it is a name"),
+                slot,
+                incarnation: Incarnation(7),
+            };
+            let endpoint = Endpoint {
+                worker: worker.clone(),
+                address: Address::Unix("/w".into()),
+                draining: false,
+                counted: false,
+                unordered: true,
+                capacity: None,
+                weight: 0,
+                standing: Standing::Near,
+            };
+            assert_eq!(pool.upsert(endpoint, Terms::default(), 1), None);
+            assert!(pool.remove(worker.clone(), None).is_some());
+            assert_eq!(pool.remove(worker, None), None, "it is told twice");
+        }
+        assert!(pool.slots.is_empty(), "{}", pool.slots.len());
     }
 }

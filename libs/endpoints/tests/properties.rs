@@ -488,6 +488,23 @@ fn of_endpoints_that_nobody_runs_what_was_told_last_counts() {
         Some(5),
         "an earlier number is no earlier worker"
     );
+    let pinned = |set: &mut Endpoints, incarnation| {
+        let target = Target::Worker {
+            slot: 0,
+            incarnation: Incarnation(incarnation),
+        };
+        let pick = set.pick(&pool(), &target, &[], 0, NOW);
+        pick.map(|pick| set.release(pick.ticket, NOW))
+    };
+    assert_eq!(
+        pinned(&mut set, 5),
+        Ok(false),
+        "the one that serves is reached"
+    );
+    for other in [4, 9] {
+        let replaced = Why::Replaced { by: Incarnation(5) };
+        assert_eq!(pinned(&mut set, other), Err(Refusal::NoWorker(replaced)));
+    }
     assert!(
         set.apply_change(leave(0, 9, false)).is_empty(),
         "it is gone already"

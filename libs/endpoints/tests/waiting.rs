@@ -250,7 +250,7 @@ fn busy() -> Calls {
     calls.set.apply_change(up(0, 1, 1, false));
     calls
         .call(ask(Target::Any, 0, Priority::Normal), 0, at(1))
-        .unwrap();
+        .expect("it is free");
     calls
 }
 

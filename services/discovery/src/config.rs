@@ -17,7 +17,7 @@ pub use xds::Xds;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How many changes are remembered for watchers that come back.
+    /// How many changed endpoints are remembered for watchers that come back.
     pub history: usize,
     /// How often a quiet stream gives a sign of life.
     #[serde(with = "tether_kit::config::duration")]
@@ -69,6 +69,10 @@ impl Config {
                 return Err(Unusable { key, why });
             }
             if let Some((key, why)) = pool.wrong() {
+                let key = path(&[key]);
+                return Err(Unusable { key, why });
+            }
+            if let Some((key, why)) = self.dns.is_asked_by(pool) {
                 let key = path(&[key]);
                 return Err(Unusable { key, why });
             }
@@ -241,13 +245,16 @@ impl PoolSource {
             let why = "it is a share of the endpoints, from 0 to 1".to_owned();
             return Some(("believed_loss", why));
         }
-        let key = if self.source.is_empty() {
-            "sources"
-        } else {
-            "source"
-        };
         let refused = self.all().find_map(|source| backends::open(source).err());
-        refused.map(|error| (key, error.to_string()))
+        refused.map(|error| (self.key(), error.to_string()))
+    }
+
+    /// The key that names its sources.
+    pub(crate) fn key(&self) -> &'static str {
+        match self.source.is_empty() {
+            true => "sources",
+            false => "source",
+        }
     }
 
     /// Its sources, in order of preference.

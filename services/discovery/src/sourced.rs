@@ -1,5 +1,9 @@
 //! Who serves a pool that no agent runs, from what its sources say. Pure.
 
+mod peaks;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use tether_clock::Tick;
@@ -11,11 +15,13 @@ use crate::{
     config::{Combine, Empty, PoolSource},
     numbering::Member,
 };
+use peaks::Peaks;
 
 /// What its sources say, and what of that is believed.
 ///
 /// - An answer is taken as it is, and one that names nobody too; an error says nothing about who serves.
-/// - Where a source loses more of its endpoints at once than is believed, those are held for a while.
+/// - Where a source loses more of its endpoints at once than is believed, those are held for a while; where it loses them
+///   in small steps, all those that are lost after as many as are believed. Never more are held than served.
 #[derive(Debug)]
 pub(crate) struct Sourced {
     combine: Combine,
@@ -28,6 +34,8 @@ pub(crate) struct Sourced {
     /// Endpoints that no source names any more, until when, with what was known of them.
     held: BTreeMap<Address, (Member, Tick)>,
     serving: Targets,
+    /// How many served, for as long as an endpoint would be held.
+    peaks: Peaks,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +67,7 @@ impl Sourced {
             chosen: None,
             held: BTreeMap::new(),
             serving: Targets::new(),
+            peaks: Peaks::default(),
         }
     }
 
@@ -127,13 +136,18 @@ impl Sourced {
         let gone: Vec<_> = gone
             .map(|(address, traits)| (address.clone(), traits.clone()))
             .collect();
-        let believed = match (named.is_empty(), self.empty) {
-            (true, Empty::Believe) => true,
-            _ => share(gone.len(), self.serving.len()) <= self.believed_loss,
-        };
+        let most = self.peaks.most(now).max(self.serving.len());
+        let lost = share(gone.len(), self.serving.len())
+            .max(share(most.saturating_sub(named.len()), most));
+        let nobody = named.is_empty() && self.empty == Empty::Believe;
+        let believed = nobody || gone.is_empty() || lost <= self.believed_loss;
+        if named.len() < self.serving.len() {
+            self.peaks.on_fall(self.serving.len(), now + self.hold);
+        }
         let before = std::mem::replace(&mut self.serving, named);
-        if self.serving.is_empty() && self.empty == Empty::Believe {
+        if nobody {
             self.held.clear();
+            self.peaks.forget();
         }
         if believed {
             return match before == self.serving {
@@ -148,7 +162,24 @@ impl Sourced {
             self.held
                 .insert(address, (Member { traits, health }, until));
         }
+        self.hold_no_more_than(most);
         Change::Held(count)
+    }
+
+    /// A source that names others each time would have all of them held. Those go that were held longest.
+    fn hold_no_more_than(&mut self, most: usize) {
+        let excess = self.held.len().saturating_sub(most);
+        if excess == 0 {
+            return;
+        }
+        let held = self.held.iter();
+        let mut by_end: Vec<_> = held
+            .map(|(address, (_, until))| (*until, address.clone()))
+            .collect();
+        by_end.sort_unstable();
+        for (_, address) in by_end.into_iter().take(excess) {
+            self.held.remove(&address);
+        }
     }
 
     /// Whether anybody has said who serves.
@@ -215,137 +246,5 @@ pub(crate) fn share(some: usize, all: usize) -> f64 {
     match all {
         0 => 0.0,
         all => number(some) / number(all),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sourced(sources: usize, change: impl FnOnce(&mut PoolSource)) -> Sourced {
-        let mut terms = PoolSource {
-            sources: vec!["static://10.0.0.1:1".to_owned(); sources],
-            ..PoolSource::default()
-        };
-        change(&mut terms);
-        Sourced::new(&terms)
-    }
-
-    fn at(seconds: u64) -> Tick {
-        Tick::ZERO + Duration::from_secs(seconds)
-    }
-
-    fn says(hosts: std::ops::Range<u8>) -> Result<Answer, String> {
-        let addresses = hosts.map(|host| format!("10.0.0.{host}:1").parse().unwrap());
-        Answer::of(addresses)
-    }
-
-    fn count(sourced: &Sourced) -> (usize, usize) {
-        let members = sourced.members();
-        let held = members
-            .values()
-            .filter(|member| member.health == EndpointHealth::Held);
-        (members.len(), held.count())
-    }
-
-    #[test]
-    fn an_error_keeps_what_was_said_and_tells_since_when_and_nobody_is_an_answer() {
-        let mut sourced = sourced(1, |_| {});
-        assert_eq!(sourced.on_word(0, says(1..9), at(1)), Change::Members);
-        assert_eq!(
-            sourced.on_word(0, Err("away".to_owned()), at(2)),
-            Change::None
-        );
-        sourced.on_word(0, Err("still away".to_owned()), at(7));
-        assert_eq!(sourced.failing(), Some((at(2), "still away")));
-        assert_eq!(count(&sourced), (8, 0));
-
-        assert_eq!(sourced.on_word(0, says(1..1), at(8)), Change::Members);
-        assert_eq!((count(&sourced), sourced.failing()), ((0, 0), None));
-    }
-
-    #[test]
-    fn of_a_loss_of_most_all_are_held_for_a_while_and_come_back_as_they_were() {
-        let mut sourced = sourced(1, |_| {});
-        sourced.on_word(0, says(1..11), at(1));
-        assert_eq!(
-            sourced.on_word(0, says(1..6), at(2)),
-            Change::Members,
-            "half of them"
-        );
-        assert_eq!(sourced.on_word(0, says(1..2), at(3)), Change::Held(4));
-        assert_eq!(count(&sourced), (5, 4));
-        // One of the lost is back, and another answer says the same as before.
-        sourced.on_word(0, says(1..3), at(10));
-        assert_eq!(count(&sourced), (5, 3));
-        assert_eq!(sourced.on_word(0, says(1..3), at(11)), Change::None);
-
-        assert_eq!(sourced.next_deadline(), Some(at(63)));
-        assert!(!sourced.check(at(62)) && sourced.check(at(63)));
-        assert_eq!((count(&sourced), sourced.next_deadline()), ((2, 0), None));
-    }
-
-    #[test]
-    fn an_answer_of_nobody_is_held_too_where_that_is_asked_for() {
-        let mut sourced = sourced(1, |terms| terms.empty = Empty::Hold);
-        sourced.on_word(0, says(1..5), at(1));
-        assert_eq!(sourced.on_word(0, says(1..1), at(2)), Change::Held(4));
-        assert_eq!(count(&sourced), (4, 4));
-    }
-
-    #[test]
-    fn the_first_source_that_answers_counts() {
-        let mut sourced = sourced(3, |terms| terms.believed_loss = 1.0);
-        sourced.on_word(0, Err("away".to_owned()), at(1));
-        assert_eq!(sourced.failing(), Some((at(1), "away")));
-        assert_eq!(sourced.on_word(2, says(20..22), at(2)), Change::Members);
-        assert_eq!(sourced.failing(), None, "what counts is in order");
-        assert_eq!(sourced.on_word(1, says(10..14), at(3)), Change::Members);
-        assert_eq!(sourced.on_word(2, says(20..29), at(4)), Change::None);
-        assert_eq!(count(&sourced), (4, 0));
-
-        // Where all fail, the last one chosen goes on to count.
-        sourced.on_word(2, Err("away".to_owned()), at(5));
-        sourced.on_word(1, Err("gone".to_owned()), at(6));
-        assert_eq!(sourced.failing(), Some((at(6), "gone")));
-        assert_eq!(count(&sourced), (4, 0));
-    }
-
-    #[test]
-    fn what_is_said_first_is_settled_once_no_preferred_source_may_say_something_else() {
-        let mut first = sourced(3, |_| {});
-        first.on_word(1, says(10..14), at(1));
-        assert!(
-            first.is_heard() && !first.is_settled(),
-            "the first one is awaited"
-        );
-        first.on_word(0, Err("away".to_owned()), at(2));
-        assert!(first.is_settled());
-
-        let mut failing = sourced(2, |_| {});
-        failing.on_word(0, Err("away".to_owned()), at(1));
-        assert!(!failing.is_heard() && !failing.is_settled());
-        failing.on_word(1, Err("away".to_owned()), at(2));
-        assert!(!failing.is_settled(), "nobody has said anything");
-        failing.on_word(1, says(1..1), at(3));
-        assert!(failing.is_settled(), "that nobody serves is something");
-
-        let mut union = sourced(2, |terms| terms.combine = Combine::Union);
-        union.on_word(0, says(1..4), at(1));
-        assert!(!union.is_settled());
-        union.on_word(1, Err("away".to_owned()), at(2));
-        assert!(union.is_settled());
-    }
-
-    #[test]
-    fn a_union_waits_for_all_and_of_one_that_fails_the_last_answer_counts() {
-        let mut sourced = sourced(2, |terms| terms.combine = Combine::Union);
-        assert_eq!(sourced.on_word(0, says(1..4), at(1)), Change::None);
-        assert_eq!(sourced.on_word(1, says(3..6), at(2)), Change::Members);
-        assert_eq!(count(&sourced), (5, 0));
-        sourced.on_word(0, Err("away".to_owned()), at(3));
-        sourced.on_word(1, says(4..8), at(4));
-        assert_eq!(count(&sourced), (7, 0));
-        assert_eq!(sourced.failing(), Some((at(3), "away")));
     }
 }

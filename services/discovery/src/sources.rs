@@ -111,7 +111,7 @@ impl Feeding {
         let change = self.sourced.on_word(source, word, BootClock.now());
         if let Change::Held(count) = change {
             let hold = self.terms.hold;
-            tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held");
+            tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held: until then, or until it names them again, or nobody; `believed_loss` and `hold` say how many and how long");
         }
         self.board.failing(&self.pool, self.sourced.failing());
         match change {
@@ -185,7 +185,7 @@ impl Feeding {
 #[derive(Debug, Clone, Default)]
 struct Known {
     fails: bool,
-    left_out: usize,
+    left_out: (usize, Vec<String>),
 }
 
 impl Known {
@@ -195,8 +195,10 @@ impl Known {
                 if std::mem::take(&mut self.fails) {
                     tracing::info!(%pool, source, "A source answers again");
                 }
-                if answer.left_out != std::mem::replace(&mut self.left_out, answer.left_out) {
-                    tracing::warn!(%pool, source, count = answer.left_out, reasons = ?answer.reasons, "Entries of a source are left out");
+                let reasons = (answer.left_out, answer.reasons.clone());
+                if reasons != std::mem::replace(&mut self.left_out, reasons.clone()) {
+                    let (count, reasons) = reasons;
+                    tracing::warn!(%pool, source, count, ?reasons, "Entries of a source are left out, the others serve: mend or delete them there");
                 }
             }
             Err(error) => {

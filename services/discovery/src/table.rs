@@ -31,6 +31,8 @@ pub(crate) struct Table {
     losses: Losses,
     revision: u64,
     ring: VecDeque<Changed>,
+    /// Endpoints in the ring, each as often as it changed, and how many of them are remembered.
+    weight: usize,
     limit: usize,
     /// The oldest revision from which the ring leads to the present.
     oldest: u64,
@@ -69,6 +71,7 @@ impl Table {
             // 0 is how a watcher says that it has seen nothing.
             revision: 1,
             ring: VecDeque::new(),
+            weight: 0,
             limit,
             oldest: 1,
         }
@@ -238,9 +241,12 @@ impl Table {
         if !changed.is_empty() {
             self.revision += 1;
             changed.revision = self.revision;
+            self.weight += changed.weight();
             self.ring.push_back(changed);
-            while self.ring.len() > self.limit {
+            // Whoever is up to date is told the last one whatever its size, as it may say why many died (D2).
+            while self.weight > self.limit && self.ring.len() > 1 {
                 if let Some(forgotten) = self.ring.pop_front() {
+                    self.weight -= forgotten.weight();
                     self.oldest = forgotten.revision;
                 }
             }
@@ -308,6 +314,12 @@ impl Changed {
             && self.pools.is_empty()
             && self.removed_pools.is_empty()
             && self.heard.is_empty()
+    }
+
+    /// How many are changed: thousands may be at once, and many times a second.
+    fn weight(&self) -> usize {
+        let pools = self.pools.len() + self.removed_pools.len() + self.heard.len();
+        self.upserts.len() + self.removals.len() + pools
     }
 
     /// The part that concerns `pool`, if any.

@@ -62,6 +62,14 @@ pub(crate) fn no_relay(path: &str) -> Failure {
     Failure::new(Reason::ConfigInvalid, text).fact("key", "gateway.relay_nodes")
 }
 
+/// It would come back for ever, and each time hold another stream.
+pub(crate) fn came_back(pool: &PoolName) -> Failure {
+    let text = format!(
+        "the call came back to a gateway that had sent it on: an endpoint of pool `{pool}` has the address of a gateway; `tether endpoints` shows them, take it out of the pool's source"
+    );
+    Failure::new(Reason::NoWorkerReady, text)
+}
+
 /// What is known of a pool that cannot take a call.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -131,6 +139,12 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
                 refused.waiting
             );
             overload(text)
+        }
+        Why::Replaced { by } => {
+            let text = format!(
+                "{whom}: another one serves at its address, of incarnation {by}; leave the incarnation out to reach whichever does"
+            );
+            Failure::new(Reason::UnknownWorker, text)
         }
         Why::Superseded { by } => {
             let text = format!(

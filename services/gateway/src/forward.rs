@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use h2::{RecvStream, client::SendRequest, server::SendResponse};
 use http::{
-    Request, Uri,
+    HeaderValue, Request, Uri,
     header::{self, HeaderMap},
     request::Parts,
     uri::{Authority, Scheme},
@@ -54,6 +54,8 @@ pub(crate) struct Forwarder {
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
     pub(crate) budget: Budget,
+    /// What stands for this gateway in calls that it has sent on.
+    pub(crate) own_word: HeaderValue,
 }
 
 impl Forwarder {
@@ -65,7 +67,7 @@ impl Forwarder {
         connection: u64,
     ) {
         let mut client = Client::new(respond);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
             Err(failure) => return client.refuse(failure.into()),
@@ -83,6 +85,7 @@ impl Forwarder {
                 Route::Arbiter => self.to_arbiter(head, body, deadline).await,
                 Route::Discovery | Route::Own => self.to_discovery(head, body, deadline).await,
                 Route::Worker(to) => {
+                    self.sign(&mut head, &to.pool)?;
                     self.may_act(plan.acting.as_ref(), deadline).await?;
                     let source = Source::live(body);
                     self.to_worker(to, connection, head, source, deadline).await
@@ -94,6 +97,19 @@ impl Forwarder {
             Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
             Some(Err(status)) => client.refuse(status),
         }
+    }
+
+    /// Writes into a call that it went through this gateway.
+    ///
+    /// # Errors
+    /// Where it has done so before.
+    fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
+        let mut through = head.headers.get_all(route::VIA).iter();
+        if through.any(|word| *word == self.own_word) {
+            return Err(explain::came_back(pool));
+        }
+        head.headers.append(route::VIA, self.own_word.clone());
+        Ok(())
     }
 
     /// Whether whoever calls may do so in the name it gives, where it gives one.

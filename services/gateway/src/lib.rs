@@ -40,6 +40,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -103,6 +104,7 @@ impl Gateway {
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
+                own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             },
             lanes,

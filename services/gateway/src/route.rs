@@ -23,6 +23,8 @@ pub(crate) const PRIORITY: &str = "tether-priority";
 pub(crate) const OWNER: &str = "tether-owner";
 /// The epoch of that owner's session: a call with one that is over or was taken over is refused.
 pub(crate) const EPOCH: &str = "tether-epoch";
+/// Which gateways a call has gone through, by the word that each has made up for its life.
+pub(crate) const VIA: &str = "tether-via";
 /// How long the caller waits.
 pub(crate) const TIMEOUT: &str = "grpc-timeout";
 

@@ -73,7 +73,9 @@ async fn watch(
     position: &mut Position,
 ) -> anyhow::Error {
     let outcome = async {
-        let mut client = DiscoveryServiceClient::new(connect(discovery, connect_timeout).await?);
+        let channel = connect(discovery, connect_timeout).await?;
+        // A snapshot is as large as what there is to tell: one that was refused would be told again, for ever.
+        let mut client = DiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
         let request = WatchEndpointsRequest {
             pool: String::new(),
             resume_instance: position.instance.clone(),

@@ -1,6 +1,6 @@
 //! `tether endpoints` and `tether discover`: who serves a pool, as gateways hear it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use tether_client::{Client, Problem};
@@ -126,6 +126,7 @@ pub(crate) async fn endpoints(
     let pool = args.pool.as_deref().unwrap_or_default();
     let (first, _) = watch(client, pool).await?;
     tell_ages(&first, out);
+    tell_held(&first.upserts, out);
     list(&first, out)
 }
 
@@ -150,6 +151,7 @@ pub(crate) async fn discover(
     }
     tell_ages(&first, out);
     if !args.watch {
+        tell_held(&first.upserts, out);
         return list(&first, out);
     }
     let mut ages = first.clone();
@@ -162,6 +164,7 @@ pub(crate) async fn discover(
         for endpoint in &word.upserts {
             out.item(&EndpointRow::new(endpoint, Some(change)))?;
         }
+        tell_held(&word.upserts, out);
         for pool in &word.removed_pools {
             out.note(&format!("pool `{pool}` is no more"));
         }
@@ -192,6 +195,21 @@ fn list(snapshot: &WatchEndpointsResponse, out: &Output) -> anyhow::Result<()> {
     let rows = snapshot.upserts.iter();
     let rows: Vec<_> = rows.map(|known| EndpointRow::new(known, None)).collect();
     out.list(&rows)
+}
+
+/// Tells why endpoints are there that no source names any more, and what ends that.
+fn tell_held(endpoints: &[Endpoint], out: &Output) {
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for endpoint in endpoints {
+        if let (EndpointHealth::Held, Some(worker)) = (endpoint.health(), &endpoint.worker) {
+            *held.entry(&worker.pool).or_default() += 1;
+        }
+    }
+    for (pool, count) in held {
+        out.note(&format!(
+            "{count} endpoints of pool `{pool}` are held: its source names them no more, together with too many others to be believed at once; they go after `discovery.pools.{pool}.hold`, or stay where it names them again"
+        ));
+    }
 }
 
 fn is_away(word: &WatchEndpointsResponse) -> (bool, Vec<&str>) {

@@ -60,8 +60,8 @@ async fn everyone_at(server: &Server, name: &Name, port: u16) -> Result<Said, Tr
         host: ip.to_string(),
         port,
     });
-    let answer = Answer::of(addresses).map_err(Trouble::Nonsense)?;
-    Ok((answer, ttl))
+    let answer = Answer::of(addresses).and_then(Answer::settled);
+    Ok((answer.map_err(Trouble::Nonsense)?, ttl))
 }
 
 /// The addresses of a name. Both kinds are asked for by themselves, and one that fails fails both: half of them
@@ -102,11 +102,12 @@ async fn of_services(server: &Server, name: &Name) -> Result<Said, Trouble> {
     }
     for group in &groups {
         let hosts = hosts(server, group, &found.additionals).await?;
-        if hosts.is_empty() {
+        let shortest = hosts.values().flatten().map(|(_, ttl)| *ttl).min();
+        if shortest.is_none() {
             continue;
         }
-        let shortest = hosts.values().map(|(_, ttl)| *ttl).min();
-        let answer = services::answer(group, &hosts).map_err(Trouble::Nonsense)?;
+        let answer = services::answer(group, &hosts).and_then(Answer::settled);
+        let answer = answer.map_err(Trouble::Nonsense)?;
         return Ok((answer, shorter(found.ttl, shortest)));
     }
     // Somebody serves, says the record: that nobody does would be the opposite.
@@ -117,17 +118,17 @@ async fn of_services(server: &Server, name: &Name) -> Result<Said, Trouble> {
     Err(Trouble::Nonsense(why))
 }
 
-/// The addresses of targets: those that came with the record, and the others by asking.
+/// The addresses of targets, or why one has none: those that came with the record, and the others by asking.
 async fn hosts(
     server: &Server,
     group: &[&SRV],
     additionals: &[Record],
-) -> Result<BTreeMap<Name, Host>, Trouble> {
+) -> Result<BTreeMap<Name, Result<Host, String>>, Trouble> {
     let targets: BTreeSet<&Name> = group.iter().map(|service| &service.target).collect();
     let (mut hosts, mut unknown) = (BTreeMap::new(), Vec::new());
     for target in targets {
         match services::told(target, additionals) {
-            Some(host) => drop(hosts.insert(target.clone(), host)),
+            Some(host) => drop(hosts.insert(target.clone(), Ok(host))),
             None => unknown.push(target.clone()),
         }
     }
@@ -138,18 +139,21 @@ async fn hosts(
         )));
     }
     let asking = stream::iter(unknown).map(|target| async {
-        match host(server, &target).await {
-            Ok((addresses, ttl)) => Ok((target, addresses, ttl)),
-            Err(Trouble::Missing(ttl)) => Ok((target, Vec::new(), ttl)),
-            Err(trouble) => Err(trouble),
-        }
+        let host = match host(server, &target).await {
+            Ok((addresses, _)) if addresses.is_empty() => Err("it has no address".to_owned()),
+            Ok((addresses, ttl)) => Ok((addresses, ttl.unwrap_or(0))),
+            Err(Trouble::Missing(_)) => Err("it has no address".to_owned()),
+            // One bad name says nothing of the others, while a server that fails may fail for any.
+            Err(Trouble::Nonsense(why)) => Err(why),
+            Err(Trouble::Server(why)) => {
+                let why = format!("asked for `{target}`, a target of its SRV records, {why}");
+                return Err(Trouble::Server(why));
+            }
+        };
+        Ok((target, host))
     });
     let asked: Vec<_> = asking.buffer_unordered(AT_ONCE).try_collect().await?;
-    for (target, addresses, ttl) in asked {
-        if !addresses.is_empty() {
-            hosts.insert(target, (addresses, ttl.unwrap_or(0)));
-        }
-    }
+    hosts.extend(asked);
     Ok(hosts)
 }
 

@@ -110,6 +110,10 @@ impl Server {
             Err(NetError::Dns(DnsError::ResponseCode(code))) => {
                 fails(format!("it answers `{code}`"))
             }
+            Err(NetError::Truncated) => fails(
+                "its answer is cut off, over TCP too or because that cannot be had: of more than 65,535 bytes, name fewer records there or use several pools"
+                    .to_owned(),
+            ),
             Err(NetError::Timeout) => fails(format!("it does not answer within {TIMEOUT:?}")),
             Err(error) => fails(error.to_string()),
         }

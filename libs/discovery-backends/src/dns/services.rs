@@ -36,12 +36,19 @@ pub(super) fn told(target: &Name, additionals: &[Record]) -> Option<Host> {
 ///
 /// # Errors
 /// Where there are too many.
-pub(super) fn answer(group: &[&SRV], hosts: &BTreeMap<Name, Host>) -> Result<Answer, String> {
+pub(super) fn answer(
+    group: &[&SRV],
+    hosts: &BTreeMap<Name, Result<Host, String>>,
+) -> Result<Answer, String> {
     let mut answer = Answer::default();
     for service in group {
-        let Some((addresses, _)) = hosts.get(&service.target) else {
-            answer.leave_out(format!("`{}` has no address", service.target));
-            continue;
+        let addresses = match hosts.get(&service.target) {
+            Some(Ok((addresses, _))) => addresses,
+            Some(Err(why)) => {
+                answer.leave_out(format!("the target `{}`: {why}", service.target));
+                continue;
+            }
+            None => continue,
         };
         for ip in addresses {
             let address = Address::Tcp {
@@ -111,7 +118,8 @@ mod tests {
         assert_eq!((host.0.len(), host.1), (2, 3));
         assert_eq!(told(&name("gone.test."), &additionals), None);
 
-        let hosts = BTreeMap::from([(name("a.test."), host)]);
+        let circle = Err("its aliases lead in a circle".to_owned());
+        let hosts = BTreeMap::from([(name("a.test."), Ok(host)), (name("gone.test."), circle)]);
         let answer = answer(&groups(&records)[0], &hosts).unwrap();
 
         let taken = answer.targets.iter();
@@ -128,5 +136,10 @@ mod tests {
         );
         // Twice at port 0, and once without an address.
         assert_eq!(answer.left_out, 3);
+        let why = answer.reasons.last().unwrap();
+        assert!(
+            why.contains("`gone.test.`") && why.contains("circle"),
+            "{why}"
+        );
     }
 }

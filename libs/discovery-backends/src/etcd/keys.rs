@@ -10,7 +10,7 @@ use tether_store::{
 };
 use tether_types::{Address, PoolName, Slot};
 
-use crate::{Answer, TARGETS_MAX, Traits, entry};
+use crate::{Answer, TARGETS_MAX, Traits, answer::check, entry};
 
 /// A value of more bytes than this is no address.
 const VALUE_MAX: usize = 4096;
@@ -39,15 +39,15 @@ pub(super) trait Keys: Send {
 /// An entry, or why it is none.
 type Read = Result<(Address, Traits), String>;
 
-/// Keys that somebody else writes.
+/// Keys that somebody else writes, each with the revision that made it.
 #[derive(Debug, Default)]
-pub(super) struct Foreign(BTreeMap<String, Read>);
+pub(super) struct Foreign(BTreeMap<String, (Revision, Read)>);
 
 impl Foreign {
     fn set(&mut self, key: String, value: &[u8], created: Revision) {
         let read =
             read(value, created).map_err(|why| format!("the key `{}`: {why}", entry::shown(&key)));
-        self.0.insert(key, read);
+        self.0.insert(key, (created, read));
     }
 }
 
@@ -80,7 +80,14 @@ impl Keys for Foreign {
     }
 
     fn answer(&self) -> Result<Answer, String> {
-        gather(self.0.len(), self.0.values().cloned())
+        // Of two keys for one address the younger one says who serves there: the older one's worker has lost it, and
+        // its key is not gone yet.
+        let mut by_age: Vec<_> = self.0.values().collect();
+        by_age.sort_by_key(|(created, _)| *created);
+        gather(
+            self.0.len(),
+            by_age.into_iter().map(|(_, read)| read.clone()),
+        )
     }
 }
 
@@ -93,6 +100,7 @@ fn read(value: &[u8], created: Revision) -> Read {
     if traits.identity.is_empty() {
         traits.identity = created.to_string();
     }
+    check(&address, &traits)?;
     Ok((address, traits))
 }
 
@@ -279,6 +287,16 @@ mod tests {
         keys.change(put("b", br#"{"address":"10.0.0.2:1","identity":"own"}"#, 6));
         assert_eq!(named(&keys), "10.0.0.1:1#5 10.0.0.2:1#own");
         keys.change(put("a", b"10.0.0.1:1", 7));
+        keys.change(put("0", b"10.0.0.1:1", 8));
+        assert_eq!(
+            named(&keys),
+            "10.0.0.1:1#8 10.0.0.2:1#own",
+            "the younger key of one address counts, wherever it stands"
+        );
+        keys.change(DatedBatch {
+            revision: 8,
+            changes: vec![change("0", None)],
+        });
         keys.change(put("c", &[b'1'; VALUE_MAX + 1], 8));
         keys.change(put("d", &[0xff], 8));
         assert_eq!(named(&keys), "10.0.0.1:1#7 10.0.0.2:1#own");

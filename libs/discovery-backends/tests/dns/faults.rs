@@ -12,14 +12,14 @@ use hickory_resolver::proto::{
     op::ResponseCode,
     rr::{
         Name, RData, Record, RecordType,
-        rdata::{CNAME, NS},
+        rdata::{CNAME, NS, SRV},
     },
 };
 
 use super::{
-    fails,
+    addresses, fails,
     faulty::{Faulty, Over, address, error, kind, name, reply},
-    listen, says, source,
+    listen, next, says, source,
 };
 
 #[tokio::test]
@@ -145,6 +145,38 @@ async fn aliases_in_a_circle_or_without_end_are_given_up_after_a_few() {
     assert!(error.contains("16 times"), "{error}");
     // Of each kind, with room for some that were sent twice.
     assert!(server.asked() <= 2 * 16 + 4, "{}", server.asked());
+}
+
+/// A server that does not see the circle itself.
+#[tokio::test]
+async fn a_target_whose_aliases_lead_in_a_circle_is_left_out_and_hides_no_other_one() {
+    let server = Faulty::start(|query, _| {
+        let (asked, mut reply) = (name(query), reply(query));
+        let to = |target: &str| Name::from_ascii(target).unwrap();
+        let data: Vec<RData> = match asked.to_ascii().as_str() {
+            "_p._tcp.test." => ["good.test.", "circle.test."]
+                .map(|target| RData::SRV(SRV::new(0, 1, 7, to(target))))
+                .into(),
+            "circle.test." => vec![RData::CNAME(CNAME(to("circus.test.")))],
+            "circus.test." => vec![RData::CNAME(CNAME(to("circle.test.")))],
+            _ => return vec![address(query, 1)],
+        };
+        let records = data.into_iter();
+        reply
+            .answers
+            .extend(records.map(|data| Record::from_rdata(asked.clone(), 1, data)));
+        vec![reply]
+    })
+    .await;
+    let mut watch = source("_p._tcp.test", &format!("srv=1&servers={}", server.at));
+
+    let answer = next(&mut watch).await.unwrap();
+
+    assert_eq!(addresses(&answer), ["10.0.0.1:7"]);
+    assert_eq!(answer.left_out, 1);
+    for part in ["`circle.test.`", "circle, back to"] {
+        assert!(answer.reasons[0].contains(part), "{answer:?}");
+    }
 }
 
 #[tokio::test]

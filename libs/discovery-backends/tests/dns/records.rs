@@ -56,7 +56,7 @@ async fn services_have_ports_and_weights_and_only_the_lowest_priority_that_is_th
         let left_out = next(&mut watch).await.unwrap();
         assert_eq!(left_out.left_out, 1);
         assert!(
-            left_out.reasons[0].contains("`a.test.` has no address"),
+            left_out.reasons[0].contains("`a.test.`: it has no address"),
             "{left_out:?}"
         );
 

@@ -8,6 +8,7 @@ use tether_kit::listen;
 use tether_types::Address;
 
 use super::zone::Zone;
+use crate::config::PoolSource;
 
 /// What is said for longer than this is no word on who serves now.
 const TTL_MAX: Duration = Duration::from_secs(3600);
@@ -52,6 +53,21 @@ impl DnsOut {
         at.and_then(|()| self.zone().map(|_| ())).err()
     }
 
+    /// Why a pool cannot have such a source, by its key: whoever it once named would be named for ever.
+    pub(crate) fn is_asked_by(&self, pool: &PoolSource) -> Option<(&'static str, String)> {
+        let own = self.listen.as_deref()?;
+        let is_own = |server: &str| server == own || own == format!("{server}:53");
+        let asks = |source: &&str| {
+            let asked = source.strip_prefix("dns://");
+            asked.is_some_and(|asked| asked.split(['/', '?', '&', '=', ',']).any(is_own))
+        };
+        let source = pool.all().find(asks)?;
+        let why = format!(
+            "`{source}` asks the DNS of this discovery itself, at `{own}`, for what it was told by it; name another server"
+        );
+        Some((pool.key(), why))
+    }
+
     /// Where to listen.
     pub(super) fn host_and_port(&self) -> Result<Option<(String, u16)>, String> {
         let Some(text) = &self.listen else {
@@ -94,6 +110,33 @@ fn name(text: &str) -> Result<Name, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pool_that_asks_the_answers_to_it_is_refused() {
+        let asks = |listen: &str, source: &str| {
+            let dns = DnsOut {
+                listen: Some(listen.to_owned()),
+                ..DnsOut::default()
+            };
+            let pool = PoolSource {
+                source: source.to_owned(),
+                ..PoolSource::default()
+            };
+            dns.is_asked_by(&pool)
+        };
+        let srv = "dns://a.default.tether?srv=1&servers=10.0.0.9";
+        for (listen, source) in [
+            ("127.0.0.1:5353", "dns://127.0.0.1:5353/a.default.tether:1"),
+            ("127.0.0.1:5353", &format!("{srv},127.0.0.1:5353&floor=2s")),
+            ("10.0.0.9:53", srv),
+        ] {
+            let (key, why) = asks(listen, source).unwrap();
+            assert!(key == "source" && why.contains(listen), "{why}");
+        }
+        for source in [srv, "dns://127.0.0.1:53530/a:1", "file:///127.0.0.1:5353"] {
+            assert_eq!(asks("127.0.0.1:5353", source), None, "{source}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_answered_for_is_refused_by_its_key() {

@@ -39,12 +39,17 @@ pub(crate) async fn start(config: Config, store: Arc<dyn Store>) -> Running {
     let stop = CancellationToken::new();
     let server = serve::Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
     Running {
-        client: DiscoveryServiceClient::new(channel::connect(&address)),
+        client: client(channel::connect(&address)),
         served: tokio::spawn(server.serve(listener, stop.clone(), Duration::from_secs(5))),
         ran: tokio::spawn(discovery.run(stop.clone())),
         stop,
         _directory: directory,
     }
+}
+
+/// One that takes snapshots of any size, as gateways do.
+pub(crate) fn client(channel: Channel) -> DiscoveryServiceClient<Channel> {
+    DiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 impl Running {

@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use tether_gateway::{Breaker, Config};
+use tether_proto::common::Endpoint;
 use tonic::Code;
 
 use crate::{
@@ -289,4 +290,86 @@ async fn an_unknown_pool_is_answered_with_those_that_are_known() {
         status.message(),
         "no pool is named `digit`: known are `digits`"
     );
+}
+
+/// No agent runs them, so that their numbers have no order.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_took_over_an_address_gets_no_call_that_was_meant_for_the_one_before() {
+    let house = House::open().await;
+    let second = house.worker(7).await;
+    house.tell(7, 9, &second.address).await;
+    let client = house.client().await;
+
+    // Lower than the number of before, as one in two is.
+    house.discovery.gone(worker("digits", 7, 9), None);
+    house.tell(7, 4, &second.address).await;
+
+    let before = second.calls();
+    let status = client
+        .unary(UNARY, &[("tether-worker", "digits/7.9")], "")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (reason(&status), status.code()),
+        ("UNKNOWN_WORKER", Code::NotFound)
+    );
+    assert!(status.message().contains("of incarnation 4"), "{status:?}");
+    assert_eq!(second.calls(), before);
+    for pinned in ["digits/7.4", "digits/7"] {
+        client
+            .unary(UNARY, &[("tether-worker", pinned)], "")
+            .await
+            .unwrap();
+    }
+    assert_eq!(second.calls(), before + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_the_gateway_itself_is_found_out_and_left_alone() {
+    let house = House::open().await;
+    let client = house.client().await;
+    house
+        .discovery
+        .up(worker("digits", 1, 1), &house.address, false);
+    let pinned = [("tether-worker", "digits/1")];
+    let came_back = async || {
+        let status = client.unary(UNARY, &pinned, "").await.unwrap_err();
+        status.message().contains("came back") && status.message().contains("`digits`")
+    };
+    house.until("the loop is found out", came_back).await;
+
+    // And its breaker opens, so that calls go where somebody serves.
+    let is_open = async || {
+        let status = client.unary(UNARY, &pinned, "").await.unwrap_err();
+        reason(&status) == "BREAKER_OPEN"
+    };
+    house.until("its breaker is open", is_open).await;
+    let echo = house.worker(0).await;
+    for _ in 0..10 {
+        client.unary(UNARY, DIGITS, "a").await.unwrap();
+    }
+    assert_eq!(echo.calls(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_discovery_tells_may_be_as_large_as_there_is_to_tell() {
+    let house = House::open().await;
+    let odd = Endpoint {
+        worker: Some(worker("large", 1, 1)),
+        address: "127.0.0.1:1".to_owned(),
+        zone: "z".repeat(9 << 20),
+        ..Endpoint::default()
+    };
+
+    house.discovery.tell(odd);
+
+    // What is told after it comes through.
+    let echo = house.worker(0).await;
+    house
+        .client()
+        .await
+        .unary(UNARY, DIGITS, "a")
+        .await
+        .unwrap();
+    assert!(echo.calls() >= 1);
 }
