@@ -26,6 +26,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Setup {
     sets: Vec<String>,
+    store: Option<String>,
 }
 
 /// One `tether up` and what belongs to it. Dropping it ends all of that, and fails nothing: whether
@@ -34,6 +35,7 @@ pub struct Setup {
 pub struct Cluster {
     dir: TempDir,
     sets: Vec<String>,
+    store: Option<String>,
     up: Option<Child>,
     /// From start to serving.
     pub start_time: Duration,
@@ -44,6 +46,13 @@ impl Setup {
     #[must_use]
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.sets.push(format!("{key}={value}"));
+        self
+    }
+
+    /// Keeps its state there, rather than in a file of its own.
+    #[must_use]
+    pub fn store(mut self, url: &str) -> Self {
+        self.store = Some(url.to_owned());
         self
     }
 
@@ -59,6 +68,7 @@ impl Setup {
         let mut cluster = Cluster {
             dir,
             sets: self.sets,
+            store: self.store,
             up: None,
             start_time: Duration::ZERO,
         };
@@ -83,13 +93,11 @@ impl Cluster {
             .create(true)
             .append(true)
             .open(self.log_file());
+        let file = || format!("redb:{}", self.path("state.redb").display());
+        let store = self.store.clone().unwrap_or_else(file);
         let mut command = Command::new(program("tether"));
         command
-            .args([
-                "up",
-                "--store",
-                &format!("redb:{}", self.path("state.redb").display()),
-            ])
+            .args(["up", "--store", &store])
             .args(["--set", &format!("listen.gateway=[\"{}\"]", self.gateway())])
             .args([
                 "--set",

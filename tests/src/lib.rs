@@ -1,6 +1,7 @@
 //! What end-to-end tests and the demonstration share: a real `tether up`, real clients, real Python
 //! workers, and a look into `/proc` that finds everything that was left behind.
 
+mod by_hand;
 mod cable;
 mod cluster;
 mod data;
@@ -9,15 +10,18 @@ mod processes;
 mod programs;
 pub mod proxy;
 mod site;
+mod steady;
 mod tidy;
 mod wait;
 
+pub use by_hand::{ByHand, Registrar};
 pub use cable::Cable;
 pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
 pub use processes::{Process, Traces, is_of_gone_maker, kill, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python, until_ready};
 pub use site::Site;
+pub use steady::{Steady, Tally};
 pub use tidy::{cgroups, tidy};
 pub use wait::{DEADLINE, eventually, eventually_within};
 

@@ -2,113 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
 use tether_client::{Condition, Registrant};
 use tether_tests::{
-    Cluster, DEADLINE, Owner, digits::PredictRequest, digits_client, eventually, example, kill,
-    python,
+    ByHand, Cluster, Owner, Registrar, digits::PredictRequest, digits_client, eventually, kill,
 };
 use tether_types::Reason;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
-    process::{Child, ChildStderr, ChildStdout, Command},
-    time::{Instant, timeout},
-};
+use tokio::time::Instant;
 use tonic::Request;
 
 /// Of a registration that is to end soon.
 const TTL: Duration = Duration::from_secs(3);
-
-/// A worker that a person starts.
-struct ByHand {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl ByHand {
-    fn start(cluster: &Cluster, name: &str) -> Self {
-        let socket = cluster.dir().join(format!("{name}.sock"));
-        let child = Command::new(python())
-            .arg("worker.py")
-            .arg("--listen")
-            .arg(format!("unix:{}", socket.display()))
-            .current_dir(example("digits"))
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self { child, socket }
-    }
-
-    fn address(&self) -> String {
-        format!("unix:{}", self.socket.display())
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id().unwrap()
-    }
-}
-
-/// `tether register`.
-struct Registrar {
-    child: Child,
-    said: Lines<BufReader<ChildStdout>>,
-    noted: Lines<BufReader<ChildStderr>>,
-}
-
-impl Registrar {
-    fn start(cluster: &Cluster, args: &[&str]) -> Self {
-        let mut child = cluster
-            .tether()
-            .command(&[&["--output", "json", "register"], args].concat())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        Self {
-            said: BufReader::new(child.stdout.take().unwrap()).lines(),
-            noted: BufReader::new(child.stderr.take().unwrap()).lines(),
-            child,
-        }
-    }
-
-    /// What it says next.
-    async fn says(&mut self, event: &str) -> Value {
-        let line = timeout(DEADLINE, self.said.next_line()).await;
-        let line = line.expect("it says something in time").unwrap();
-        let said: Value = serde_json::from_str(&line.expect("it goes on")).unwrap();
-        assert_eq!(said["event"], event);
-        said
-    }
-
-    /// The next note that has this in it.
-    async fn notes(&mut self, part: &str) -> String {
-        let found = async {
-            while let Some(line) = self.noted.next_line().await.unwrap() {
-                if line.contains(part) {
-                    return line;
-                }
-            }
-            panic!("it ended without a word of `{part}`");
-        };
-        timeout(DEADLINE, found).await.expect("it notes it in time")
-    }
-
-    async fn ended(&mut self) -> Option<i32> {
-        let ended = timeout(DEADLINE, self.child.wait()).await;
-        ended.expect("it ends").unwrap().code()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(self.child.id().unwrap(), signal);
-    }
-}
 
 /// A call through the gateway.
 async fn call(cluster: &Cluster, pool: &str) -> Result<(), Option<Reason>> {
@@ -148,14 +55,14 @@ async fn a_worker_started_by_hand_serves_once_it_is_registered_and_until_the_lea
         "--check-interval",
         "200ms",
     ];
-    let mut registrar = Registrar::start(&cluster, &args);
+    let mut registrar = Registrar::start(&cluster.tether(), &args);
     registrar.notes("waits until the worker serves").await;
     assert_eq!(
         call(&cluster, "digits").await,
         Err(Some(Reason::UnknownPool))
     );
 
-    let worker = ByHand::start(&cluster, "one");
+    let worker = ByHand::start(cluster.dir(), "one");
     assert_eq!(worker.address(), socket);
     let said = registrar.says("registered").await;
 
@@ -229,7 +136,7 @@ async fn a_worker_started_by_hand_serves_once_it_is_registered_and_until_the_lea
 #[tokio::test]
 async fn a_registration_outlives_arbiter_and_gateway_and_is_withdrawn_in_good_order() {
     let mut cluster = Cluster::start().await;
-    let worker = ByHand::start(&cluster, "one");
+    let worker = ByHand::start(cluster.dir(), "one");
     let args = [
         "digits",
         &worker.address(),
@@ -242,7 +149,7 @@ async fn a_registration_outlives_arbiter_and_gateway_and_is_withdrawn_in_good_or
         "--check",
         "tcp",
     ];
-    let mut registrar = Registrar::start(&cluster, &args);
+    let mut registrar = Registrar::start(&cluster.tether(), &args);
     let said = registrar.says("registered").await;
 
     cluster.kill().await;
@@ -287,7 +194,7 @@ async fn a_registration_outlives_arbiter_and_gateway_and_is_withdrawn_in_good_or
 #[tokio::test]
 async fn a_worker_that_does_not_answer_takes_no_new_calls_until_it_does() {
     let cluster = Cluster::start().await;
-    let worker = ByHand::start(&cluster, "one");
+    let worker = ByHand::start(cluster.dir(), "one");
     let args = [
         "digits",
         &worker.address(),
@@ -296,7 +203,7 @@ async fn a_worker_that_does_not_answer_takes_no_new_calls_until_it_does() {
         "--check-failures",
         "2",
     ];
-    let mut registrar = Registrar::start(&cluster, &args);
+    let mut registrar = Registrar::start(&cluster.tether(), &args);
     registrar.says("registered").await;
 
     kill(worker.pid(), Signal::STOP);
@@ -321,7 +228,7 @@ async fn a_worker_that_does_not_answer_takes_no_new_calls_until_it_does() {
 #[tokio::test]
 async fn a_name_and_an_address_are_given_to_one_at_a_time() {
     let cluster = Cluster::start().await;
-    let worker = ByHand::start(&cluster, "one");
+    let worker = ByHand::start(cluster.dir(), "one");
     let client = cluster.client();
     let registrant = |pool: &str, name: &str, address: &str| Registrant {
         pool: pool.parse().unwrap(),
@@ -391,7 +298,7 @@ async fn a_name_and_an_address_are_given_to_one_at_a_time() {
         "--check",
         "none",
     ];
-    let mut next = Registrar::start(&cluster, &args);
+    let mut next = Registrar::start(&cluster.tether(), &args);
     next.notes("is registered already").await;
     let before = first.epoch().0;
     first.close().await.unwrap();

@@ -17,13 +17,15 @@
 
 mod certificates;
 mod cluster;
+mod loss;
 mod member;
 mod setup;
 mod wire;
 
 pub use certificates::Certificates;
 pub use cluster::{Cluster, USER};
-pub use member::{Member, OLD, PROGRAM, Seat};
+pub use loss::Loss;
+pub use member::{Member, OLD, PROGRAM, REQUESTS, SENT, Seat};
 pub use rustix::process::Signal;
 pub use setup::Setup;
 pub use wire::{Flow, Wire};

@@ -9,6 +9,16 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// What etcd calls its count of requests, [`Member::counted`].
+pub const REQUESTS: &str = "grpc_server_started_total";
+
+/// What it calls its count of bytes told to clients.
+pub const SENT: &str = "etcd_network_client_grpc_sent_bytes_total";
 
 /// The etcd that Tether is made for.
 pub const PROGRAM: &str = "etcd";
@@ -94,6 +104,28 @@ impl Member {
     /// What it said, for when a test fails.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The sum of all that it counts under this name since it was started.
+    ///
+    /// # Panics
+    /// When it does not answer, or asks for TLS.
+    pub async fn counted(&self, name: &str) -> f64 {
+        let asked = async {
+            let mut stream = TcpStream::connect(self.seat.client).await?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            Ok::<_, std::io::Error>(text)
+        };
+        let text = asked.await.expect("the member tells its metrics");
+        let counts = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = rest.rsplit_once(' ')?.1;
+            rest.starts_with(['{', ' '])
+                .then(|| value.parse::<f64>().ok())?
+        });
+        counts.sum()
     }
 
     /// Whether it was started and not killed since. One that is stopped runs.

@@ -8,6 +8,7 @@
 
 mod audit;
 mod dated;
+mod greeting;
 mod judge;
 mod members;
 mod receipt;

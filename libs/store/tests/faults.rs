@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::join_all};
-use tether_etcd_cluster::{Cluster, Flow, Setup, Signal, Wire};
+use tether_etcd_cluster::{Cluster, Flow, Loss, REQUESTS, Setup, Signal, Wire};
 use tether_store::{Error, Txn, open};
 use tokio::time::{Instant, timeout};
 
@@ -139,6 +139,26 @@ async fn a_member_that_hangs_delays_the_calls_under_way_and_none_after_them() {
         .await
         .unwrap();
     assert_eq!(told.unwrap().unwrap().revision, second);
+}
+
+#[tokio::test]
+async fn a_member_that_goes_on_is_not_asked_what_was_given_up_meanwhile() {
+    let mut cluster = Setup::members(1).start().await;
+    let store = open(&cluster.url("given-up")).await.unwrap();
+    store.get("a").await.unwrap();
+    let before = cluster.member(0).counted(REQUESTS).await;
+
+    cluster.lose(0, Loss::Stopped);
+    for _ in 0..2 {
+        let error = store.get("a").await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+    cluster.bring_back(0, Loss::Stopped).await;
+    store.get("a").await.unwrap();
+
+    // Whether the cluster is formed, the one on the connection there was, the version and the one that is answered.
+    let asked = cluster.member(0).counted(REQUESTS).await - before;
+    assert!(asked <= 4.0, "{asked}");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -20,13 +20,13 @@ use hickory_resolver::{
     },
 };
 use prost::Message as _;
-use tether_discovery::{Config, Discovery, DnsOut};
+use tether_discovery::{Check, Config, Discovery, DnsOut, Health, PoolSource};
 use tether_proto::common::{Endpoint, WorkerRef};
 use tether_store::{MemoryStore, Store, Txn, keys, open};
 use tether_types::PoolName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,13 @@ struct Running {
 
 impl Running {
     async fn start(store: Arc<dyn Store>) -> Self {
+        Self::with(BTreeMap::new(), store).await
+    }
+
+    /// The same, with pools that have sources of their own.
+    async fn with(pools: BTreeMap<String, PoolSource>, store: Arc<dyn Store>) -> Self {
         let config = Config {
+            pools,
             dns: DnsOut {
                 listen: Some("127.0.0.1:0".to_owned()),
                 ..DnsOut::default()
@@ -195,6 +201,37 @@ async fn a_resolver_finds_a_pools_workers_and_their_ports_and_follows_a_change()
     let targets = answer.unwrap().unwrap().targets;
     let targets: Vec<_> = targets.keys().map(ToString::to_string).collect();
     assert_eq!(targets, ["10.0.0.2:7002", "10.0.0.3:7001"]);
+}
+
+#[tokio::test]
+async fn who_does_not_serve_is_not_named_unless_most_others_do_not_either() {
+    let hosts = ["127.0.0.11", "127.0.0.12", "127.0.0.13"];
+    let mut listeners = Vec::new();
+    for host in hosts {
+        listeners.push(TcpListener::bind((host, 0)).await.unwrap());
+    }
+    let listed = listeners.iter().map(|at| at.local_addr().unwrap());
+    let listed: Vec<_> = listed.map(|at| at.to_string()).collect();
+    let pool = PoolSource {
+        source: format!("static://{}", listed.join(",")),
+        health: Some(Health {
+            check: Check::Tcp,
+            interval: Duration::from_millis(30),
+            ..Health::default()
+        }),
+        ..PoolSource::default()
+    };
+    let pools = BTreeMap::from([("train".to_owned(), pool)]);
+    let running = Running::with(pools, Arc::new(MemoryStore::new())).await;
+    let resolver = running.resolver();
+    finds(&resolver, "train.default.tether.", &hosts).await;
+
+    listeners.remove(0);
+    finds(&resolver, "train.default.tether.", &hosts[1..]).await;
+
+    // Now it is the way there that is more likely at fault.
+    listeners.remove(0);
+    finds(&resolver, "train.default.tether.", &hosts).await;
 }
 
 #[tokio::test]

@@ -4,23 +4,21 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{ops::Sub, time::Duration};
 
 use prost::Message as _;
 use support::{Messages, PATIENCE, Running, start};
 use tether_discovery::Config;
-use tether_etcd_cluster::{Cluster, Setup};
+use tether_etcd_cluster::{Loss, Member, REQUESTS, SENT, Setup};
 use tether_proto::common::{Endpoint, WorkerRef};
 use tether_store::{Txn, keys, open};
 use tether_types::PoolName;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
-
 const REPLICAS: usize = 20;
 
 const ENDPOINTS: u32 = 2_000;
+
+/// One that hangs is given up after a silence of 9 s, and one more call.
+const NOTICED: Duration = Duration::from_secs(30);
 
 /// How long it is away, in seconds; `TETHER_REGISTRY_AWAY=600` for the long run.
 fn away() -> Duration {
@@ -29,18 +27,44 @@ fn away() -> Duration {
     Duration::from_secs(wished.unwrap_or(5))
 }
 
-/// What clients have asked etcd since it started, by its own count.
-async fn asked(etcd: &mut Cluster) -> f64 {
-    let mut stream = TcpStream::connect(etcd.member(0).address()).await.unwrap();
-    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let counts = text
-        .lines()
-        .filter(|line| line.starts_with("grpc_server_started_total"));
-    let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-    counts.sum()
+/// What clients have asked of etcd, and how many bytes it has told them, by its own count.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    requests: f64,
+    sent: f64,
+}
+
+impl Load {
+    async fn of(etcd: &Member) -> Self {
+        Self {
+            requests: etcd.counted(REQUESTS).await,
+            sent: etcd.counted(SENT).await,
+        }
+    }
+}
+
+impl Sub for Load {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            requests: self.requests - before.requests,
+            sent: self.sent - before.sent,
+        }
+    }
+}
+
+fn endpoint(pool: &PoolName, slot: u32) -> Endpoint {
+    Endpoint {
+        worker: Some(WorkerRef {
+            pool: pool.to_string(),
+            slot,
+            incarnation: 1,
+        }),
+        address: format!("10.0.0.1:{}", slot + 1),
+        node: "n1".to_owned(),
+        ..Endpoint::default()
+    }
 }
 
 async fn until(watch: &mut Messages, within: Duration, is: impl Fn(u64) -> bool) {
@@ -49,28 +73,33 @@ async fn until(watch: &mut Messages, within: Duration, is: impl Fn(u64) -> bool)
     waited.expect("the age of the knowledge is told");
 }
 
+#[expect(clippy::print_stdout, reason = "what was measured is the point")]
+fn say(text: &str) {
+    println!("{text}");
+}
+
 #[tokio::test]
-async fn replicas_keep_what_they_know_and_come_back_with_no_more_load_than_they_began_with() {
+async fn replicas_come_back_to_a_registry_that_was_dead_with_no_more_load_than_they_began_with() {
+    come_back(Loss::Killed).await;
+}
+
+#[tokio::test]
+async fn replicas_come_back_to_a_registry_that_hung_with_no_more_load_than_they_began_with() {
+    come_back(Loss::Stopped).await;
+}
+
+async fn come_back(loss: Loss) {
     let mut etcd = Setup::members(1).start().await;
     let writer = open(&etcd.url("tether")).await.unwrap();
     let pool = PoolName::new("train").unwrap();
     for first in (0..ENDPOINTS).step_by(50) {
         let puts = (first..first + 50).fold(Txn::new(), |txn, slot| {
-            let endpoint = Endpoint {
-                worker: Some(WorkerRef {
-                    pool: pool.to_string(),
-                    slot,
-                    incarnation: 1,
-                }),
-                address: format!("10.0.0.1:{}", slot + 1),
-                node: "n1".to_owned(),
-                ..Endpoint::default()
-            };
+            let endpoint = endpoint(&pool, slot);
             txn.put(keys::endpoint(&pool, slot), endpoint.encode_to_vec())
         });
         writer.commit(puts).await.unwrap();
     }
-    let before = asked(&mut etcd).await;
+    let before = Load::of(etcd.member(0)).await;
     let mut replicas: Vec<(Running, Messages)> = Vec::new();
     for _ in 0..REPLICAS {
         let config = Config {
@@ -83,11 +112,16 @@ async fn replicas_keep_what_they_know_and_come_back_with_no_more_load_than_they_
         assert_eq!(first.upserts.len(), ENDPOINTS as usize);
         replicas.push((running, watch));
     }
-    let began = asked(&mut etcd).await - before;
+    let began = Load::of(etcd.member(0)).await - before;
+    let before = match loss {
+        // It counts from its start.
+        Loss::Killed => Load::default(),
+        Loss::Stopped => Load::of(etcd.member(0)).await,
+    };
 
-    etcd.member(0).kill();
+    etcd.lose(0, loss);
     for (_, watch) in &mut replicas {
-        until(watch, PATIENCE, |age| age > 0).await;
+        until(watch, NOTICED, |age| age > 0).await;
     }
     let long = u64::try_from(away().as_millis()).unwrap();
     for (running, watch) in &mut replicas {
@@ -96,18 +130,31 @@ async fn replicas_keep_what_they_know_and_come_back_with_no_more_load_than_they_
         assert_eq!(newcomer.upserts.len(), ENDPOINTS as usize, "calls go on");
         assert!(newcomer.source_age_ms >= long);
     }
-    etcd.restart(0).await;
+    etcd.bring_back(0, loss).await;
     for (_, watch) in &mut replicas {
         until(watch, PATIENCE, |age| age == 0).await;
     }
-    let back = asked(&mut etcd).await;
+    // They follow again: what is written now reaches each of them.
+    let txn = Txn::new().put(
+        keys::endpoint(&pool, ENDPOINTS),
+        endpoint(&pool, ENDPOINTS).encode_to_vec(),
+    );
+    writer.commit(txn).await.unwrap();
+    for (_, watch) in &mut replicas {
+        assert_eq!(watch.next().await.upserts.len(), 1);
+    }
+    let back = Load::of(etcd.member(0)).await - before;
 
+    say(&format!(
+        "{loss:?} for {:?}: {REPLICAS} replicas began with {began:?} and came back with {back:?}",
+        away()
+    ));
     assert!(
-        began >= 2.0 * REPLICAS as f64,
-        "each lists and watches: {began}"
+        began.requests >= 2.0 * REPLICAS as f64,
+        "each lists and watches: {began:?}"
     );
     assert!(
-        back <= 2.0 * began,
-        "{REPLICAS} replicas came back with {back} requests, and had begun with {began}"
+        back.requests <= 2.0 * began.requests && back.sent <= 2.0 * began.sent,
+        "{REPLICAS} replicas came back with {back:?}, and had begun with {began:?}"
     );
 }

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    greeting::greet,
     judge::{Verdict, judge, words},
     target::Target,
     version::{FLOOR, will_do},
@@ -241,6 +242,10 @@ impl Members {
     }
 
     async fn connect(&self, member: &Member) -> Result<Client, Useless> {
+        // TLS has a greeting of its own.
+        if member.url.starts_with("http:") {
+            greet(&member.address).await;
+        }
         let options = Some(member.options.clone());
         let connected = Client::connect([&member.url], options).await;
         let mut client = connected.map_err(Useless::Etcd)?;
