@@ -1,12 +1,12 @@
 //! Decides whether one incarnation of a worker may be given another call.
 //!
-//! A worker that fails several calls in a row is left alone for a while, then tried with a few
-//! calls, and trusted again when one of them succeeds. A worker that fails its trials is left
-//! alone for twice as long. The death of a worker is not decided here: whoever knows of it throws
+//! A worker that fails several calls in a row, or too many of its last calls, or is slow with too many of them, is left
+//! alone for a while, then tried with a few calls, and trusted again when one of them succeeds. A worker that fails its
+//! trials is left alone for twice as long. The death of a worker is not decided here: whoever knows of it throws
 //! the breaker away together with the incarnation.
 //!
 //! ```text
-//!            failure_threshold failures in a row            open time passed
+//!        failures in a row, or in the last calls            open time passed
 //!   closed ------------------------------------> open ----------------------> half-open
 //!     ^                                           ^                            |    |
 //!     |                                           +------- a probe fails ------+    |
@@ -24,16 +24,22 @@
 //! - **B4** The breaker is never open for longer than `max_open_for` at a time.
 //! - **B5** A permit of an earlier round changes nothing: a late answer to a call admitted before
 //!   the trip neither closes the breaker nor opens it again.
+//! - **B6** In the closed state the last `window` calls are looked at once they are `min_calls`: it opens where
+//!   `failure_percent` of them failed or `slow_percent` were slow. What was before the last change of state is forgotten.
+//! - **B7** One that may not trip stays closed, and trips with the next bad call for which it may.
 //!
 //! No clock is read here. Every call is told what time it is.
 
 mod codes;
+mod window;
 
 use std::time::Duration;
 
 use tether_clock::Tick;
 
-pub use codes::{Codes, Outcome};
+pub use codes::{CODES, Codes, Outcome};
+
+use window::{Mark, Window};
 
 /// What a caller is told to wait while the probes of a half-open breaker are under way.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
@@ -49,6 +55,14 @@ pub struct Terms {
     pub max_open_for: Duration,
     /// Calls admitted at once while half-open; 0 counts as 1.
     pub half_open_probes: u32,
+    /// How many of the last calls are looked at; 0 looks at none.
+    pub window: u32,
+    /// How many there have to be before their shares count.
+    pub min_calls: u32,
+    /// How many of a hundred of them have to fail for it to open.
+    pub failure_percent: u32,
+    /// How many of a hundred of them have to be slow.
+    pub slow_percent: u32,
 }
 
 impl Default for Terms {
@@ -58,6 +72,10 @@ impl Default for Terms {
             open_for: Duration::from_secs(30),
             max_open_for: Duration::from_secs(300),
             half_open_probes: 1,
+            window: 100,
+            min_calls: 20,
+            failure_percent: 50,
+            slow_percent: 100,
         }
     }
 }
@@ -135,6 +153,7 @@ pub struct Breaker {
     state: State,
     trips: u32,
     round: u64,
+    window: Window,
 }
 
 impl Breaker {
@@ -145,6 +164,7 @@ impl Breaker {
             state: State::Closed { failures: 0 },
             trips: 0,
             round: 0,
+            window: Window::default(),
         }
     }
 
@@ -178,51 +198,50 @@ impl Breaker {
         }
     }
 
-    /// Gives a permit back with what became of its call.
-    pub fn on_outcome(&mut self, permit: Permit, outcome: Outcome, now: Tick) {
-        match outcome {
-            Outcome::Success => self.on_success(permit, now),
-            Outcome::Failure => self.on_failure(permit, now),
-            Outcome::Silent => self.on_silence(permit, now),
-        }
-    }
-
-    /// The call of this permit succeeded.
-    pub fn on_success(&mut self, permit: Permit, now: Tick) {
+    /// Gives a permit back with what became of its call. A closed breaker opens only where it `may_trip`: whoever has
+    /// many of them may want to keep some of the workers whatever they do.
+    pub fn on_outcome(&mut self, permit: Permit, outcome: Outcome, may_trip: bool, now: Tick) {
+        let mark = match outcome {
+            Outcome::Silent => return self.on_silence(permit, now),
+            Outcome::Success => Mark::Good,
+            Outcome::Slow => Mark::Slow,
+            Outcome::Failure => Mark::Failed,
+        };
         self.check(now);
         if permit.round != self.round {
             return; // B5
         }
         match &mut self.state {
-            State::Closed { failures } => *failures = 0,
-            State::HalfOpen { .. } => {
-                self.trips = 0;
-                self.enter(State::Closed { failures: 0 });
-            }
             State::Open { .. } => {}
-        }
-    }
-
-    /// The call of this permit failed in a way that speaks against the worker.
-    pub fn on_failure(&mut self, permit: Permit, now: Tick) {
-        self.check(now);
-        if permit.round != self.round {
-            return; // B5
-        }
-        match &mut self.state {
+            State::HalfOpen { .. } => match mark {
+                Mark::Good => {
+                    self.trips = 0;
+                    self.enter(State::Closed { failures: 0 });
+                }
+                Mark::Slow | Mark::Failed => self.trip(now),
+            },
             State::Closed { failures } => {
-                *failures += 1;
-                if *failures >= self.terms.failure_threshold {
+                *failures = match mark {
+                    Mark::Failed => failures.saturating_add(1),
+                    Mark::Good | Mark::Slow => 0, // B3
+                };
+                let in_a_row = *failures >= self.terms.failure_threshold.max(1);
+                self.window.push(mark, self.terms.window);
+                if mark != Mark::Good && may_trip && (in_a_row || self.is_bad()) {
                     self.trip(now);
                 }
             }
-            State::HalfOpen { .. } => self.trip(now),
-            State::Open { .. } => {}
         }
     }
 
-    /// The call of this permit ended without saying anything about the worker.
-    pub fn on_silence(&mut self, permit: Permit, now: Tick) {
+    /// Whether too many of the last calls failed or were slow (B6).
+    fn is_bad(&self) -> bool {
+        let terms = &self.terms;
+        self.window.len() >= terms.min_calls.max(1)
+            && (self.window.fails(terms.failure_percent) || self.window.lags(terms.slow_percent))
+    }
+
+    fn on_silence(&mut self, permit: Permit, now: Tick) {
         self.check(now);
         if let State::HalfOpen { probes } = &mut self.state
             && permit.round == self.round
@@ -266,5 +285,6 @@ impl Breaker {
     fn enter(&mut self, state: State) {
         self.state = state;
         self.round += 1;
+        self.window.clear();
     }
 }

@@ -11,6 +11,10 @@ const TERMS: Terms = Terms {
     open_for: Duration::from_secs(2),
     max_open_for: Duration::from_secs(10),
     half_open_probes: 2,
+    window: 8,
+    min_calls: 6,
+    failure_percent: 50,
+    slow_percent: 75,
 };
 
 /// One thing that happens to a breaker.
@@ -28,6 +32,7 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         3 => Just(Outcome::Failure),
         1 => Just(Outcome::Success),
+        1 => Just(Outcome::Slow),
         1 => Just(Outcome::Silent),
     ]
 }
@@ -62,7 +67,7 @@ fn play(history: Vec<Step>, mut observe: impl FnMut(Tick, State, Option<&Admit>,
             Step::End(_, _) if under_way.is_empty() => {}
             Step::End(at, outcome) => {
                 let permit = under_way.swap_remove(at % under_way.len());
-                breaker.on_outcome(permit, outcome, now);
+                breaker.on_outcome(permit, outcome, true, now);
             }
             Step::Wait(time) => {
                 now = now + time;
@@ -102,7 +107,7 @@ proptest! {
         }
         for _ in 0..silent {
             let Some(permit) = probes.pop() else { break };
-            breaker.on_silence(permit, now);
+            breaker.on_outcome(permit, Outcome::Silent, true, now);
             let Admit::Yes(permit) = breaker.admit(now) else {
                 panic!("a probe that proved nothing makes room for another");
             };
@@ -111,22 +116,28 @@ proptest! {
         prop_assert_eq!(u32::try_from(probes.len()).unwrap(), asks.min(2));
     }
 
-    /// B3: a model that counts failures since the last success of a fresh breaker.
+    /// B3, B6 and B7: a model that knows all outcomes of a closed breaker and looks at them as the invariants say.
     #[test]
-    fn only_failures_in_a_row_open_it(outcomes in prop::collection::vec(outcome(), 1..40)) {
+    fn it_opens_as_the_model_says(calls in prop::collection::vec((outcome(), prop::bool::weighted(0.8)), 1..60)) {
         let mut breaker = Breaker::new(TERMS);
         let now = Tick::from_nanos(1);
-        let mut in_a_row = 0;
-        for outcome in outcomes {
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        for (outcome, may_trip) in calls {
             let Admit::Yes(permit) = breaker.admit(now) else { break };
-            breaker.on_outcome(permit, outcome, now);
-            in_a_row = match outcome {
-                Outcome::Failure => in_a_row + 1,
-                Outcome::Success => 0,
-                Outcome::Silent => in_a_row,
+            breaker.on_outcome(permit, outcome, may_trip, now);
+            if outcome != Outcome::Silent {
+                outcomes.push(outcome);
+            }
+            let failed = |outcome: &&Outcome| **outcome == Outcome::Failure;
+            let in_a_row = outcomes.iter().rev().take_while(failed).count();
+            let last = &outcomes[outcomes.len().saturating_sub(8)..];
+            let share = |wanted: Outcome| {
+                last.iter().filter(|outcome| **outcome == wanted).count() * 100 / last.len().max(1)
             };
+            let bad = last.len() >= 6 && (share(Outcome::Failure) >= 50 || share(Outcome::Slow) >= 75);
+            let is_cause = matches!(outcome, Outcome::Failure | Outcome::Slow);
             let open = matches!(breaker.snapshot().state, State::Open { .. });
-            prop_assert_eq!(open, in_a_row == 3);
+            prop_assert_eq!(open, may_trip && is_cause && (in_a_row >= 3 || bad), "{:?}", outcomes);
         }
     }
 
@@ -148,7 +159,7 @@ proptest! {
         let late: Vec<Permit> = outcomes.iter().map(|_| permit(&mut breaker, now)).collect();
         for _ in 0..TERMS.failure_threshold {
             let permit = permit(&mut breaker, now);
-            breaker.on_failure(permit, now);
+            breaker.on_outcome(permit, Outcome::Failure, true, now);
         }
         if probing {
             now = breaker.next_deadline().unwrap();
@@ -157,7 +168,7 @@ proptest! {
         let before = breaker.snapshot();
 
         for (permit, outcome) in late.into_iter().zip(outcomes) {
-            breaker.on_outcome(permit, outcome, now);
+            breaker.on_outcome(permit, outcome, true, now);
         }
 
         prop_assert_eq!(breaker.snapshot(), before);
@@ -174,7 +185,7 @@ fn failed_probes_double_the_wait_up_to_its_bound() {
         waits.push(until.since(now).as_secs());
         now = until;
         let probe = permit(&mut breaker, now);
-        breaker.on_failure(probe, now);
+        breaker.on_outcome(probe, Outcome::Failure, true, now);
     }
     assert_eq!(waits, [2, 4, 8, 10, 10]);
 }
@@ -185,7 +196,7 @@ fn a_probe_that_succeeds_closes_it_and_forgets_the_trips() {
     let now = breaker.next_deadline().unwrap();
     let probe = permit(&mut breaker, now);
 
-    breaker.on_success(probe, now);
+    breaker.on_outcome(probe, Outcome::Success, true, now);
 
     let snapshot = breaker.snapshot();
     assert_eq!(
@@ -205,7 +216,7 @@ fn tripped() -> Breaker {
     let mut breaker = Breaker::new(TERMS);
     for _ in 0..TERMS.failure_threshold {
         let permit = permit(&mut breaker, Tick::from_nanos(1));
-        breaker.on_failure(permit, Tick::from_nanos(1));
+        breaker.on_outcome(permit, Outcome::Failure, true, Tick::from_nanos(1));
     }
     breaker
 }

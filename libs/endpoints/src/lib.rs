@@ -26,6 +26,7 @@
 //!   lives never goes down within its pool's life, and ends with it.
 //! - **E8** Of a worker that serves so many calls at once, no more are under way.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
+//! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -128,11 +129,44 @@ pub struct View {
     pub breaker: tether_breaker::Snapshot,
 }
 
+/// How workers are judged by their calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Outlook {
+    /// Of the breaker that each incarnation gets.
+    pub terms: Terms,
+    /// Codes that speak against a worker.
+    pub codes: Codes,
+    /// Calls whose answer takes this long to begin are slow; `None` for never.
+    pub slow_after: Option<Duration>,
+    /// How many of a hundred workers of a pool may be left alone at a time because of their calls; one always may (E10).
+    pub most_ejected_percent: u32,
+}
+
+impl Default for Outlook {
+    fn default() -> Self {
+        Self {
+            terms: Terms::default(),
+            codes: Codes::default(),
+            slow_after: None,
+            most_ejected_percent: 50,
+        }
+    }
+}
+
+impl Outlook {
+    fn is_slow(&self, ticket: &Ticket, now: Tick) -> bool {
+        let answered = ticket.answered.unwrap_or(now);
+        let sent = ticket.sent_at;
+        self.slow_after
+            .zip(sent)
+            .is_some_and(|(slow, sent)| answered.since(sent) >= slow)
+    }
+}
+
 /// Every endpoint known.
 #[derive(Debug)]
 pub struct Endpoints {
-    terms: Terms,
-    codes: Codes,
+    outlook: Outlook,
     pools: BTreeMap<PoolName, Pool>,
     appearances: u64,
     /// The number of the call that was the last to wait.
@@ -150,12 +184,10 @@ struct Heard {
 }
 
 impl Endpoints {
-    /// An empty set, that has heard nothing. Each incarnation gets a breaker with these terms, and of each pool
-    /// `most_waiting` calls may wait.
-    pub fn new(terms: Terms, codes: Codes, most_waiting: usize) -> Self {
+    /// An empty set, that has heard nothing. Of each pool `most_waiting` calls may wait.
+    pub fn new(outlook: Outlook, most_waiting: usize) -> Self {
         Self {
-            terms,
-            codes,
+            outlook,
             pools: BTreeMap::new(),
             appearances: 0,
             asked: 0,
@@ -220,7 +252,7 @@ impl Endpoints {
         for endpoint in update.upserts {
             let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
             self.appearances += 1;
-            gone.extend(pool.upsert(endpoint, self.terms, self.appearances));
+            gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
         }
         gone
     }
@@ -311,7 +343,7 @@ impl Endpoints {
 
     /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
     pub fn on_code(&mut self, ticket: &mut Ticket, code: u32, now: Tick) {
-        self.on_outcome(ticket, self.codes.outcome(code), now);
+        self.on_outcome(ticket, self.outlook.codes.outcome(code), now);
     }
 
     /// It is known what the call of this ticket says about its worker. Only the first word counts.
@@ -319,8 +351,19 @@ impl Endpoints {
         let Some(permit) = ticket.permit.take() else {
             return;
         };
-        if let Some(live) = self.live(ticket) {
-            live.breaker.on_outcome(permit, outcome, now);
+        let outcome = match outcome {
+            Outcome::Success if self.outlook.is_slow(ticket, now) => Outcome::Slow,
+            outcome => outcome,
+        };
+        let most_ejected = self.outlook.most_ejected_percent;
+        if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            let may_trip = match outcome {
+                Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
+                Outcome::Success | Outcome::Silent => true,
+            };
+            if let Some(live) = pool.live_mut(ticket) {
+                live.breaker.on_outcome(permit, outcome, may_trip, now);
+            }
         }
     }
 
@@ -332,7 +375,7 @@ impl Endpoints {
             live.in_flight -= 1;
         }
         let pool = self.pools.get_mut(&ticket.worker.pool);
-        ticket.sent && pool.is_some_and(|pool| pool.served(&ticket.worker))
+        ticket.sent_at.is_some() && pool.is_some_and(|pool| pool.served(&ticket.worker))
     }
 
     /// Calls that each living incarnation has served, of those that somebody wants to know of and that

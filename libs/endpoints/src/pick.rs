@@ -82,8 +82,10 @@ pub struct Ticket {
     pub(crate) appearance: u64,
     /// There until the outcome is known.
     pub(crate) permit: Option<Permit>,
-    /// Whether the worker may have seen the call.
-    pub(crate) sent: bool,
+    /// When the call was sent, and the worker may have seen it.
+    pub(crate) sent_at: Option<Tick>,
+    /// When its answer began.
+    pub(crate) answered: Option<Tick>,
 }
 
 impl Ticket {
@@ -92,9 +94,14 @@ impl Ticket {
         &self.worker
     }
 
-    /// The call was sent to the worker.
-    pub fn on_sent(&mut self) {
-        self.sent = true;
+    /// The call was sent to the worker at `now`.
+    pub fn on_sent(&mut self, now: Tick) {
+        self.sent_at = Some(now);
+    }
+
+    /// Its answer began at `now`.
+    pub fn on_answered(&mut self, now: Tick) {
+        self.answered = Some(now);
     }
 
     /// Whether the call is a trial of a worker that has failed before, with its outcome still open.
@@ -189,7 +196,8 @@ impl Pool {
                         },
                         appearance: live.appearance,
                         permit: Some(permit),
-                        sent: false,
+                        sent_at: None,
+                        answered: None,
                     },
                 })
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tether_breaker::{Breaker, Terms};
+use tether_breaker::{Breaker, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
@@ -166,6 +166,18 @@ impl Pool {
                 incarnation: place.live.as_ref()?.incarnation(),
             })
         })
+    }
+
+    /// Whether one more of its workers may be left alone because of its calls (E10).
+    pub(crate) fn may_eject(&self, most_percent: u32) -> bool {
+        let living = self.slots.values().filter_map(|place| place.live.as_ref());
+        let (mut all, mut ejected) = (0, 0);
+        for live in living {
+            all += 1;
+            let is_closed = matches!(live.breaker.snapshot().state, State::Closed { .. });
+            ejected += u64::from(!is_closed);
+        }
+        ejected == 0 || (ejected + 1) * 100 <= all * u64::from(most_percent)
     }
 
     pub(crate) fn is_alive(&self, worker: &WorkerId) -> bool {

@@ -1,12 +1,15 @@
 //! One property per invariant of the endpoint set, over random histories of updates and calls.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use proptest::prelude::*;
-use tether_breaker::{Codes, Outcome, State, Terms};
+use tether_breaker::{Outcome, State, Terms};
 use tether_clock::Tick;
 use tether_endpoints::{
-    Affinity, Endpoint, Endpoints, Refusal, Removal, Standing, Target, Ticket, Update, Why,
+    Affinity, Endpoint, Endpoints, Outlook, Refusal, Removal, Standing, Target, Ticket, Update, Why,
 };
 use tether_types::{Address, Death, DeathCause, Incarnation, PoolName, WorkerId};
 
@@ -117,7 +120,13 @@ fn endpoints() -> Endpoints {
         failure_threshold: 2,
         ..Terms::default()
     };
-    let mut set = Endpoints::new(terms, Codes::default(), 1_000);
+    let outlook = Outlook {
+        terms,
+        // Which one is left alone is what the model asks here, and not how many.
+        most_ejected_percent: 100,
+        ..Outlook::default()
+    };
+    let mut set = Endpoints::new(outlook, 1_000);
     set.apply_change(Update {
         pools: vec![pool()],
         ..Update::default()
@@ -245,7 +254,7 @@ proptest! {
                     let id = pick.ticket.worker().clone();
                     let sent = random % 3 != 0;
                     if sent {
-                        pick.ticket.on_sent();
+                        pick.ticket.on_sent(NOW);
                     }
 
                     let (living, draining) = model.live[&id.slot];
@@ -542,4 +551,64 @@ fn what_a_snapshot_does_not_know_yet_stands_until_it_is_said_who_serves() {
     assert_eq!(gone.len(), 1);
     assert!(!gone[0].died);
     assert_eq!(alive(&set), [1]);
+}
+
+/// E10
+#[test]
+fn calls_that_fail_take_only_a_share_of_the_workers_away() {
+    let ejected_of = |workers: u32| {
+        let mut set = Endpoints::new(Outlook::default(), 0);
+        for slot in 0..workers {
+            set.apply_change(up(slot, 1, false));
+        }
+        for round in 0..u64::from(workers) * 40 {
+            let Ok(pick) = set.pick(&pool(), &Target::Any, &[], round, NOW) else {
+                break;
+            };
+            let mut ticket = pick.ticket;
+            set.on_outcome(&mut ticket, Outcome::Failure, NOW);
+            set.release(ticket, NOW);
+        }
+        let views = set.snapshot().into_iter();
+        let open = |view: &tether_endpoints::View| matches!(view.breaker.state, State::Open { .. });
+        views.filter(open).count()
+    };
+
+    assert_eq!([1, 2, 3, 4, 10].map(ejected_of), [1, 1, 1, 2, 5]);
+}
+
+#[test]
+fn one_that_answers_late_too_often_is_left_alone() {
+    let outlook = Outlook {
+        slow_after: Some(Duration::from_secs(1)),
+        terms: Terms {
+            slow_percent: 50,
+            ..Terms::default()
+        },
+        ..Outlook::default()
+    };
+    let mut set = Endpoints::new(outlook, 0);
+    set.apply_change(up(0, 1, false));
+    let mut call = |takes: Duration| {
+        let pick = set.pick(&pool(), &Target::Any, &[], 0, NOW)?;
+        let mut ticket = pick.ticket;
+        ticket.on_sent(NOW);
+        ticket.on_answered(NOW + takes);
+        // The rest of a stream may take as long as it likes.
+        set.on_code(&mut ticket, 0, NOW + takes + Duration::from_secs(3_600));
+        set.release(ticket, NOW);
+        Ok::<_, Refusal>(())
+    };
+
+    for _ in 0..10 {
+        call(Duration::from_millis(999)).unwrap();
+    }
+    for _ in 0..10 {
+        call(Duration::from_secs(1)).unwrap();
+    }
+    let refused = call(Duration::ZERO).unwrap_err();
+    assert!(
+        matches!(refused, Refusal::NoWorker(Why::BreakersOpen { .. })),
+        "{refused:?}"
+    );
 }

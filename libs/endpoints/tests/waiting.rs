@@ -7,11 +7,10 @@ use std::{
 };
 
 use proptest::prelude::*;
-use tether_breaker::{Codes, Terms};
 use tether_clock::Tick;
 use tether_endpoints::{
-    Affinity, Ask, Endpoint, Endpoints, Overload, Party, Priority, Refusal, Removal, Standing,
-    Target, Ticket, Update, Why,
+    Affinity, Ask, Endpoint, Endpoints, Outlook, Overload, Party, Priority, Refusal, Removal,
+    Standing, Target, Ticket, Update, Why,
 };
 use tether_types::{Address, Incarnation, PoolName, WorkerId};
 
@@ -48,7 +47,7 @@ fn up(slot: u32, incarnation: u64, capacity: u32, draining: bool) -> Update {
 }
 
 fn set() -> Endpoints {
-    Endpoints::new(Terms::default(), Codes::default(), MOST)
+    Endpoints::new(Outlook::default(), MOST)
 }
 
 fn ask(target: Target, party: u64, priority: Priority) -> Ask {

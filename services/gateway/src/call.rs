@@ -5,6 +5,7 @@ use std::{future::Future, sync::Arc, task::Context, time::Duration};
 
 use h2::Reason as H2Reason;
 use tether_breaker::Outcome;
+use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
 use tether_proto::Failure;
 use tether_types::{Address, WorkerId};
@@ -94,14 +95,17 @@ impl Call {
             ..
         } = &mut self.server
         {
-            ticket.on_sent();
+            ticket.on_sent(BootClock.now());
         }
     }
 
     /// The head of the server's answer is there.
     pub(crate) fn on_head(&mut self) {
-        if let Server::Worker { begun, .. } = &mut self.server {
+        if let Server::Worker { begun, ticket, .. } = &mut self.server {
             *begun = true;
+            if let Some(ticket) = ticket {
+                ticket.on_answered(BootClock.now());
+            }
         }
     }
 

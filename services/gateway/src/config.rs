@@ -3,7 +3,8 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tether_breaker::{Codes, Terms};
+use tether_breaker::{CODES, Codes, Terms};
+use tether_endpoints::Outlook;
 use tether_kit::config::duration;
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
@@ -108,8 +109,36 @@ pub struct Breaker {
     pub max_open_for: Duration,
     /// Calls tried at once when the open time is over.
     pub half_open_probes: NonZeroU32,
-    /// Whether a call that misses its deadline counts as a failure of the worker.
-    pub count_deadline_exceeded: bool,
+    /// How many of a worker's last calls are looked at; 0 looks at none.
+    pub window: u32,
+    /// How many there have to be before their shares count.
+    pub min_calls: u32,
+    /// How many of a hundred of them have to fail.
+    pub failure_percent: u32,
+    /// A call whose answer takes this long to begin is slow; 0 for never.
+    #[serde(with = "duration")]
+    pub slow_after: Duration,
+    /// How many of a hundred have to be slow.
+    pub slow_percent: u32,
+    /// How many of a hundred workers of a pool may be left alone at a time; one always may.
+    pub most_ejected_percent: u32,
+    /// The gRPC codes that count as failures of the worker.
+    #[serde(deserialize_with = "known_codes")]
+    pub codes: Vec<String>,
+}
+
+/// Reads names of codes, none of which may be the caller's doing.
+fn known_codes<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    match Codes::of(names.iter().map(String::as_str)) {
+        Ok(_) => Ok(names),
+        Err(other) => {
+            let known = CODES.map(|(name, _)| name).join(", ");
+            Err(serde::de::Error::custom(format!(
+                "`{other}` cannot count against a worker, only {known} can"
+            )))
+        }
+    }
 }
 
 impl Default for Breaker {
@@ -121,24 +150,35 @@ impl Default for Breaker {
             open_for: terms.open_for,
             max_open_for: terms.max_open_for,
             half_open_probes: at_least_one(terms.half_open_probes),
-            count_deadline_exceeded: Codes::default().deadline_exceeded,
+            window: terms.window,
+            min_calls: terms.min_calls,
+            failure_percent: terms.failure_percent,
+            slow_after: Duration::ZERO,
+            slow_percent: terms.slow_percent,
+            most_ejected_percent: Outlook::default().most_ejected_percent,
+            codes: Codes::default().names().map(str::to_owned).collect(),
         }
     }
 }
 
 impl Breaker {
-    pub(crate) fn terms(&self) -> Terms {
-        Terms {
+    pub(crate) fn outlook(&self) -> Outlook {
+        let terms = Terms {
             failure_threshold: self.failure_threshold.get(),
             open_for: self.open_for,
             max_open_for: self.max_open_for.max(self.open_for),
             half_open_probes: self.half_open_probes.get(),
-        }
-    }
-
-    pub(crate) fn codes(&self) -> Codes {
-        Codes {
-            deadline_exceeded: self.count_deadline_exceeded,
+            window: self.window,
+            min_calls: self.min_calls,
+            failure_percent: self.failure_percent,
+            slow_percent: self.slow_percent,
+        };
+        Outlook {
+            terms,
+            // They were looked at when they were read.
+            codes: Codes::of(self.codes.iter().map(String::as_str)).unwrap_or_default(),
+            slow_after: (!self.slow_after.is_zero()).then_some(self.slow_after),
+            most_ejected_percent: self.most_ejected_percent,
         }
     }
 }
@@ -163,5 +203,10 @@ mod tests {
         assert!(refused("drian = \"5s\"").contains("unknown field `drian`"));
         assert!(refused("drain = \"5\"").contains("`5` has no unit"));
         assert!(refused("max_attempts = 0").contains("nonzero"));
+        let codes = refused("[breaker]\ncodes = [\"INTERNAL\", \"NOT_FOUND\"]");
+        assert!(
+            codes.contains("`NOT_FOUND` cannot count against a worker"),
+            "{codes}"
+        );
     }
 }

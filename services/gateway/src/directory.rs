@@ -60,11 +60,7 @@ impl Directory {
     pub(crate) fn new(config: &Config, links: Vec<Arc<Links>>) -> Self {
         Self {
             known: Mutex::new(Known {
-                endpoints: Endpoints::new(
-                    config.breaker.terms(),
-                    config.breaker.codes(),
-                    config.queue.max_calls,
-                ),
+                endpoints: Endpoints::new(config.breaker.outlook(), config.queue.max_calls),
                 waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
