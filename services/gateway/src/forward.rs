@@ -307,8 +307,6 @@ where
     for name in HOP {
         head.headers.remove(name);
     }
-    // The answer may end earlier than the server planned.
-    head.headers.remove(header::CONTENT_LENGTH);
     if stream.is_end_stream() {
         // Headers alone, with the status in them.
         let code = body::code_of(&head.headers).unwrap_or(UNKNOWN);
@@ -319,6 +317,8 @@ where
         call.on_code(code);
         return Ok(Response::from_parts(head, ResponseBody::Empty));
     }
+    // The answer may end earlier than the server planned.
+    head.headers.remove(header::CONTENT_LENGTH);
     let forwarded = Forwarded::new(stream, call, deadline);
     let body = ResponseBody::Forwarded(Box::new(forwarded));
     Ok(Response::from_parts(head, body))
