@@ -56,6 +56,7 @@ pub(crate) async fn run<B: Body<Data = Bytes> + Unpin>(
         };
         // An error while sending means that the server has ended the call, and says so there.
         let sent = match frame {
+            None if broke_off(&body) => return give_up(GivenUp::Cancelled, stream),
             None => stream.send_data(Bytes::new(), true),
             Some(Err(_)) => return give_up(GivenUp::Cancelled, stream),
             Some(Ok(frame)) => match frame.into_data() {
@@ -101,7 +102,15 @@ pub(crate) async fn collect<B: Body<Data = Bytes> + Unpin>(
             }
         }
     }
-    Ok(whole.freeze())
+    match broke_off(&body) {
+        true => Err(GivenUp::Cancelled),
+        false => Ok(whole.freeze()),
+    }
+}
+
+/// Whether a body without more frames is not whole: hyper takes a reset without an error for an end.
+fn broke_off<B: Body>(body: &B) -> bool {
+    !body.is_end_stream()
 }
 
 async fn next_frame<B: Body<Data = Bytes> + Unpin>(
