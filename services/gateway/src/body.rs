@@ -9,12 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode, response::Parts};
 use http_body::Frame;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     call::{Call, is_cancel},
+    fields,
     forward::Deadline,
 };
 
@@ -25,8 +26,6 @@ const GRPC_STATUS: &str = "grpc-status";
 pub(crate) const CANCELLED: u32 = 1;
 /// The code of DEADLINE_EXCEEDED.
 pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
-/// The code of UNKNOWN, which gRPC gives to an answer that ends without one.
-pub(crate) const UNKNOWN: u32 = 2;
 
 /// An answer's body.
 pub(crate) enum ResponseBody {
@@ -41,6 +40,8 @@ pub(crate) enum ResponseBody {
 }
 
 pub(crate) struct Forwarded {
+    /// What the head says, for an answer that ends without a word of gRPC's.
+    head: (StatusCode, Option<u32>),
     stream: RecvStream,
     timer: Option<Pin<Box<tokio::time::Sleep>>>,
     deadline: Deadline,
@@ -59,8 +60,9 @@ enum Stage {
 }
 
 impl Forwarded {
-    pub(crate) fn new(stream: RecvStream, call: Call, deadline: Deadline) -> Self {
+    pub(crate) fn new(head: &Parts, stream: RecvStream, call: Call, deadline: Deadline) -> Self {
         Self {
+            head: (head.status, code_of(&head.headers)),
             stream,
             timer: deadline
                 .at()
@@ -95,20 +97,24 @@ impl Forwarded {
                 },
                 Stage::Trailers(call) => match task::ready!(self.stream.poll_trailers(cx)) {
                     Ok(received) => {
-                        let code = received.as_ref().and_then(code_of);
+                        let mut received = received.unwrap_or_default();
+                        let (status, told) = self.head;
+                        let code = code_of(&received).or(told);
                         if code == Some(CANCELLED) && self.deadline.explains_cancel() {
                             call.on_code(DEADLINE_EXCEEDED);
                             self.stage = Stage::Over;
                             return Poll::Ready(Some(trailers(self.deadline.passed().into())));
                         }
-                        call.on_code(code.unwrap_or(UNKNOWN));
+                        if code.is_none() {
+                            add_status(&mut received, status);
+                        }
+                        call.on_code(code.unwrap_or_else(|| code_without(status) as u32));
                         self.stage = Stage::Over;
-                        return Poll::Ready(Some(match received {
-                            Some(received) if code.is_some() => Frame::trailers(received),
-                            Some(_) | None => trailers(Status::unknown(
-                                "the server ended its answer without a `grpc-status`",
-                            )),
-                        }));
+                        if received.is_empty() {
+                            return Poll::Ready(None);
+                        }
+                        fields::keep_apart(&mut received);
+                        return Poll::Ready(Some(Frame::trailers(received)));
                     }
                     Err(error) => self.stage = Stage::broken(call, error, self.deadline),
                 },
@@ -184,14 +190,32 @@ pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
             .to_str()
             .ok()
             .and_then(|text| text.parse().ok())
-            .unwrap_or(UNKNOWN),
+            .unwrap_or(Code::Unknown as u32),
     )
+}
+
+/// The code of an answer that ends without one, as gRPC derives it from HTTP's.
+pub(crate) fn code_without(status: StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
+/// Completes the trailers of a server that has told no code.
+fn add_status(trailers: &mut HeaderMap, status: StatusCode) {
+    let text = format!("the server ended its answer, HTTP {status}, without a `grpc-status`");
+    let _ = Status::new(code_without(status), text).add_header(trailers);
 }
 
 fn trailers(status: Status) -> Frame<Bytes> {
     let mut headers = HeaderMap::new();
     if status.add_header(&mut headers).is_err() {
-        headers.insert(GRPC_STATUS, HeaderValue::from(UNKNOWN));
+        headers.insert(GRPC_STATUS, HeaderValue::from(Code::Unknown as u32));
     }
     Frame::trailers(headers)
 }

@@ -20,11 +20,11 @@ use tonic::Status;
 
 use crate::{
     arbiters::Arbiters,
-    body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody, UNKNOWN},
+    body::{self, CANCELLED, DEADLINE_EXCEEDED, Forwarded, ResponseBody},
     call::{self, Call, Control},
     config::Config,
     directory::Directory,
-    explain,
+    explain, fields,
     own::OwnServices,
     owners::{Acting, Owners},
     route::{self, Route},
@@ -307,9 +307,11 @@ where
     for name in HOP {
         head.headers.remove(name);
     }
+    fields::keep_apart(&mut head.headers);
     if stream.is_end_stream() {
         // Headers alone, with the status in them.
-        let code = body::code_of(&head.headers).unwrap_or(UNKNOWN);
+        let without = || body::code_without(head.status) as u32;
+        let code = body::code_of(&head.headers).unwrap_or_else(without);
         if code == CANCELLED && deadline.explains_cancel() {
             call.on_code(DEADLINE_EXCEEDED);
             return Err(deadline.passed().into());
@@ -319,7 +321,7 @@ where
     }
     // The answer may end earlier than the server planned.
     head.headers.remove(header::CONTENT_LENGTH);
-    let forwarded = Forwarded::new(stream, call, deadline);
+    let forwarded = Forwarded::new(&head, stream, call, deadline);
     let body = ResponseBody::Forwarded(Box::new(forwarded));
     Ok(Response::from_parts(head, body))
 }
@@ -348,6 +350,7 @@ fn outgoing(head: &Parts, deadline: Deadline) -> Result<Request<()>, Status> {
         let left = at.saturating_duration_since(Instant::now());
         headers.insert(route::TIMEOUT, timeout::format(left));
     }
+    fields::keep_apart(headers);
     Ok(request)
 }
 

@@ -20,6 +20,7 @@ mod config;
 mod counts;
 mod directory;
 mod explain;
+mod fields;
 mod forward;
 mod own;
 mod owners;

@@ -1,18 +1,27 @@
 //! Calls through the gateway are as they would be without it: real clients call real workers both ways, and what they
 //! saw is compared. The documentation's `reference/conformance.md` says what that is.
 
+mod answers;
 mod attacks;
 mod case;
+
 mod cases;
+mod connections;
 mod contract;
 mod malformed;
 mod pattern;
 mod python;
+mod raw;
 mod record;
+mod reference;
+mod shapes;
 mod tonic_client;
 mod wire;
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
 
 use super::house::House;
 use case::Case;
@@ -20,7 +29,7 @@ use record::{Record, difference};
 
 /// A client of either kind.
 enum Client {
-    Grpcio(python::Client),
+    Grpcio(Box<python::Client>),
     Tonic(tonic_client::Client),
 }
 
@@ -33,8 +42,15 @@ enum Speaks {
 impl Client {
     async fn connect(speaks: Speaks, address: &str, way: &str) -> Self {
         match speaks {
-            Speaks::Grpcio => Self::Grpcio(python::Client::connect(address, way)),
+            Speaks::Grpcio => Self::Grpcio(Box::new(python::Client::connect(address, way))),
             Speaks::Tonic => Self::Tonic(tonic_client::Client::connect(address, way).await),
+        }
+    }
+
+    async fn end(self) {
+        match self {
+            Self::Grpcio(client) => client.end().await,
+            Self::Tonic(_) => {}
         }
     }
 
@@ -46,9 +62,22 @@ impl Client {
     }
 }
 
+/// A gateway whose breakers stay closed: most cases fail, and mean to.
+async fn house() -> House {
+    let breaker = tether_gateway::Breaker {
+        failure_threshold: NonZeroU32::MAX,
+        ..Default::default()
+    };
+    House::with(tether_gateway::Config {
+        breaker,
+        ..Default::default()
+    })
+    .await
+}
+
 /// Plays cases directly and through a gateway, and says of how many the ends were equal.
 async fn compare(client: Speaks, worker: &str, cases: &[Case]) {
-    let house = House::open().await;
+    let house = house().await;
     house.tell(0, 1, worker).await;
     let mut direct = Client::connect(client, worker, "direct").await;
     let mut through = Client::connect(client, &house.address, "gateway").await;
@@ -65,16 +94,25 @@ async fn compare(client: Speaks, worker: &str, cases: &[Case]) {
         different.extend(difference(case, &direct, &through));
     }
 
-    println!(
-        "{client:?} client: {} of {} cases equal; direct {:.1?}, through the gateway {:.1?}",
-        cases.len() - different.len(),
-        cases.len(),
-        took[0],
-        took[1],
-    );
-    assert!(different.is_empty(), "{}", different.join("\n"));
+    direct.end().await;
+    through.end().await;
+    let [direct, through] = took;
+    let ways = format!("{client:?} client, direct {direct:.1?}, through the gateway {through:.1?}");
+    report(&ways, cases.len(), &different);
 }
 
+/// Says how many cases were equal, and fails with those that were not.
+#[expect(
+    clippy::print_stdout,
+    reason = "it is what a reader of the run looks for"
+)]
+fn report(what: &str, cases: usize, wrong: &[String]) {
+    println!(
+        "{what}: {} of {cases} cases as they must be",
+        cases - wrong.len()
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
 #[tokio::test(flavor = "multi_thread")]
 async fn grpcio_calls_grpcio_as_it_does_directly() {
     let worker = python::Worker::start().await;
@@ -103,8 +141,17 @@ async fn tonic_calls_tonic_as_it_does_directly() {
 async fn messages_of_a_hundred_mebibytes_are_as_they_are_directly() {
     let worker = python::Worker::start().await;
     compare(Speaks::Grpcio, &worker.address, &cases::large()).await;
+    worker.end().await;
     let worker = contract::Worker::start().await;
     compare(Speaks::Tonic, &worker.address, &cases::large()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_answers_are_to_grpcio_and_tonic_what_they_are_directly() {
+    let worker = answers::Worker::start().await;
+    for client in [Speaks::Grpcio, Speaks::Tonic] {
+        compare(client, &worker.address, &answers::cases(client)).await;
+    }
 }
 
 /// What the documentation counts.

@@ -29,6 +29,12 @@ pub(super) enum Compare {
     All,
     /// All but the words of the status: whoever notices first says why a call broke.
     AllButDetails,
+    /// The code alone: how much of the answer is told before depends on when it arrives.
+    Code,
+    /// That it fails: with which code depends on when its parts arrive.
+    Failing,
+    /// A client may be unable to read it, and never is through the gateway.
+    Readable,
     /// Both ends count as the deadline's, whoever keeps it: tonic says CANCELLED for one that has passed.
     Deadline,
 }
@@ -60,6 +66,9 @@ pub(super) struct Case {
     /// How many messages both must get.
     #[serde(skip)]
     pub(super) answers: usize,
+    /// Whether it is for the client to say how it ends.
+    #[serde(skip)]
+    pub(super) ends_somehow: bool,
     #[serde(skip)]
     pub(super) compare: Compare,
 }
@@ -85,6 +94,7 @@ impl Case {
             fate: false,
             ends: 0,
             answers: 1,
+            ends_somehow: false,
             compare: Compare::All,
         }
     }
@@ -191,7 +201,9 @@ impl Case {
         self
     }
 
-    pub(super) fn compared(mut self, compare: Compare) -> Self {
+    /// Ends as the client makes of it.
+    pub(super) fn ends_somehow(mut self, compare: Compare) -> Self {
+        self.ends_somehow = true;
         self.compare = compare;
         self
     }

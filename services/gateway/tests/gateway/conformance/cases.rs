@@ -18,19 +18,19 @@ pub(super) fn lengths() -> Vec<usize> {
 
 /// Every case, in the order the documentation lists the groups.
 pub(super) fn all() -> Vec<Case> {
-    let groups: [(&'static str, fn() -> Vec<Case>); 8] = [
-        ("kinds", kinds),
-        ("metadata", metadata),
-        ("statuses", statuses),
-        ("deadlines", deadlines),
-        ("cancellation", cancellation),
-        ("compression", compression),
-        ("health and reflection", services),
-        ("bodies", bodies),
+    let groups = [
+        ("kinds", kinds()),
+        ("metadata", metadata()),
+        ("statuses", statuses()),
+        ("deadlines", deadlines()),
+        ("cancellation", cancellation()),
+        ("compression", compression()),
+        ("health and reflection", services()),
+        ("bodies", bodies()),
     ];
     groups
         .into_iter()
-        .flat_map(|(group, cases)| cases().into_iter().map(move |case| Case { group, ..case }))
+        .flat_map(|(group, cases)| cases.into_iter().map(move |case| Case { group, ..case }))
         .collect()
 }
 

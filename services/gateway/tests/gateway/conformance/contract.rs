@@ -1,24 +1,22 @@
 //! The worker's side of the contract on tonic; `worker.py` is its twin on grpcio and says what the metadata asks for.
 
+mod call;
+
 use std::{
-    collections::HashMap,
     convert::Infallible,
     future::pending,
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
-use http::HeaderMap;
+use futures::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Request, Response, Status, Streaming,
     body::Body,
     codec::CompressionEncoding,
     metadata::MetadataMap,
@@ -29,7 +27,8 @@ use tonic::{
     transport::Server,
 };
 
-use super::{pattern::pattern, tonic_client::pairs};
+use call::{BoxStream, Call, Fates, inspect, trailing};
+
 use crate::client::RawCodec;
 
 pub(super) struct Worker {
@@ -67,27 +66,15 @@ impl Worker {
     }
 }
 
-/// What became of one call.
-#[derive(Debug, Default)]
-struct Fate {
-    seen: usize,
-    how: Option<String>,
-}
-
-/// What became of calls, by the name their client gave them.
-type Fates = Arc<Mutex<HashMap<String, watch::Sender<Fate>>>>;
-
+/// The service: the method's name says what it does.
 #[derive(Clone, Default)]
-struct Contract {
-    fates: Fates,
-}
+struct Contract(Fates);
 
 impl NamedService for Contract {
     const NAME: &'static str = "conform.v1.Contract";
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type BoxStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 impl tower::Service<http::Request<Body>> for Contract {
     type Response = http::Response<Body>;
@@ -99,7 +86,7 @@ impl tower::Service<http::Request<Body>> for Contract {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let contract = self.clone();
+        let Self(fates) = self.clone();
         Box::pin(async move {
             let mut grpc = Grpc::new(RawCodec)
                 .max_decoding_message_size(usize::MAX)
@@ -113,18 +100,18 @@ impl tower::Service<http::Request<Body>> for Contract {
             let method = request.uri().path().rsplit('/').next().unwrap_or("");
             let answer = match method.to_owned().as_str() {
                 name @ ("Echo" | "Size" | "Inspect" | "Hang" | "Fate") => {
-                    grpc.unary(Unary(contract, name.to_owned()), request).await
+                    grpc.unary(Unary(fates, name.to_owned()), request).await
                 }
                 name @ ("Sizes" | "OneThenHang") => {
-                    let stream = Download(contract, name.to_owned());
+                    let stream = Download(fates, name.to_owned());
                     grpc.server_streaming(stream, request).await
                 }
                 name @ ("Digest" | "Deaf") => {
-                    let upload = Upload(contract, name.to_owned());
+                    let upload = Upload(fates, name.to_owned());
                     grpc.client_streaming(upload, request).await
                 }
                 name @ ("PingPong" | "Reverse" | "Early") => {
-                    let bidi = Bidi(contract, name.to_owned());
+                    let bidi = Bidi(fates, name.to_owned());
                     grpc.streaming(bidi, request).await
                 }
                 name => Status::unimplemented(format!("there is no `{name}`")).into_http(),
@@ -143,161 +130,23 @@ impl tower::Service<http::Request<Body>> for Contract {
     }
 }
 
-/// One call under way: what its metadata asks for, and its fate.
-struct Call {
-    metadata: MetadataMap,
-    fate: Option<watch::Sender<Fate>>,
-    done: bool,
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let how = match self.done {
-            true => "complete",
-            false => "cancelled",
-        };
-        self.change(|fate| fate.how = Some(format!("{how} after {}", fate.seen)));
-    }
-}
-
-impl Call {
-    async fn begin(contract: &Contract, metadata: &MetadataMap) -> Self {
-        let call = Self {
-            metadata: metadata.clone(),
-            fate: word(metadata, "do-id").map(|id| contract.fate(id)),
-            done: false,
-        };
-        if let Some(wait) = call.number("do-wait") {
-            tokio::time::sleep(Duration::from_millis(wait as u64)).await;
-        }
-        call
-    }
-
-    fn change(&self, edit: impl FnOnce(&mut Fate)) {
-        if let Some(fate) = &self.fate {
-            fate.send_modify(edit);
-        }
-    }
-
-    fn saw(&self) {
-        self.change(|fate| fate.seen += 1);
-    }
-
-    fn number(&self, key: &str) -> Option<usize> {
-        word(&self.metadata, key)?.parse().ok()
-    }
-
-    fn answers(&self) -> Vec<Bytes> {
-        let sizes = word(&self.metadata, "do-sizes").unwrap_or("");
-        let sizes = sizes.split(' ').filter_map(|size| size.parse().ok());
-        sizes.map(pattern).collect()
-    }
-
-    /// The failure that was asked for.
-    fn failure(&mut self) -> Result<(), Status> {
-        self.done = true;
-        let Some(code) = self.number("do-code") else {
-            return Ok(());
-        };
-        let words = self.metadata.get_bin("do-message-bin").map(|words| {
-            let words = words.to_bytes().expect("it is base64");
-            String::from_utf8(words.to_vec()).expect("it is a text")
-        });
-        let words = words
-            .or_else(|| Some(word(&self.metadata, "do-message")?.to_owned()))
-            .unwrap_or_default();
-        let code = Code::from_i32(i32::try_from(code).unwrap_or(0));
-        let details = self.metadata.get_bin("do-details-bin");
-        let details = details.and_then(|details| details.to_bytes().ok());
-        let mut status = match details {
-            Some(details) => Status::with_details(code, words, details),
-            None => Status::new(code, words),
-        };
-        *status.metadata_mut() = trailing(&self.metadata);
-        Err(status)
-    }
-
-    fn respond<T>(&self, answer: T) -> Response<T> {
-        let mut response = Response::new(answer);
-        *response.metadata_mut() = starting(&self.metadata, "h-");
-        response
-    }
-
-    /// These messages and the failure that was asked for, after all or as many as it says.
-    fn stream(mut self, messages: impl Stream<Item = Bytes> + Send + 'static) -> BoxStream {
-        let after = self.number("do-after").unwrap_or(usize::MAX);
-        let mut rest = Box::pin(messages.take(after));
-        let mut failed = false;
-        let next = move |cx: &mut Context<'_>| {
-            if failed {
-                return Poll::Ready(None);
-            }
-            Poll::Ready(match std::task::ready!(rest.as_mut().poll_next(cx)) {
-                Some(message) => Some(Ok(message)),
-                None => {
-                    failed = true;
-                    self.failure().err().map(Err)
-                }
-            })
-        };
-        Box::pin(stream::poll_fn(next))
-    }
-
-    /// Messages as they come. A request that breaks off does not end: that it was cancelled shows otherwise.
-    fn messages(&self, requests: Streaming<Bytes>) -> impl Stream<Item = Bytes> + Send + use<> {
-        let fate = self.fate.clone();
-        stream::unfold((requests, fate), async |(mut requests, fate)| {
-            let message = match requests.message().await {
-                Ok(message) => message?,
-                Err(_) => pending().await,
-            };
-            if let Some(fate) = &fate {
-                fate.send_modify(|fate| fate.seen += 1);
-            }
-            Some((message, (requests, fate)))
-        })
-    }
-}
-
-impl Contract {
-    fn fate(&self, id: &str) -> watch::Sender<Fate> {
-        let mut fates = self.fates.lock().expect("no call panicked");
-        fates.entry(id.to_owned()).or_default().clone()
-    }
-
-    async fn tell(&self, call: &Call) -> Bytes {
-        let fate = self.fate(word(&call.metadata, "do-of").expect("it says of which call"));
-        let mut fate = fate.subscribe();
-        let least = call.number("do-seen");
-        let told = fate.wait_for(|fate| match least {
-            Some(least) => fate.seen >= least,
-            None => fate.how.is_some(),
-        });
-        let told = told.await.expect("the call is remembered");
-        match least {
-            Some(_) => Bytes::from("seen"),
-            None => told.how.clone().unwrap_or_default().into(),
-        }
-    }
-}
-
-struct Unary(Contract, String);
+struct Unary(Fates, String);
 
 impl UnaryService<Bytes> for Unary {
     type Response = Bytes;
     type Future = BoxFuture<Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let Self(contract, method) = self;
-        let (contract, method) = (contract.clone(), method.clone());
+        let Self(fates, method) = self;
+        let (fates, method) = (fates.clone(), method.clone());
         Box::pin(async move {
-            let mut call = Call::begin(&contract, request.metadata()).await;
+            let mut call = Call::begin(&fates, request.metadata()).await;
             call.saw();
             let answer = match method.as_str() {
                 "Size" => call.answers().remove(0),
                 "Inspect" => inspect(request.metadata()),
                 "Hang" => pending().await,
-                "Fate" => contract.tell(&call).await,
+                "Fate" => fates.tell(&call).await,
                 _ => request.into_inner(),
             };
             call.failure()?;
@@ -306,7 +155,7 @@ impl UnaryService<Bytes> for Unary {
     }
 }
 
-struct Download(Contract, String);
+struct Download(Fates, String);
 
 impl ServerStreamingService<Bytes> for Download {
     type Response = Bytes;
@@ -314,10 +163,10 @@ impl ServerStreamingService<Bytes> for Download {
     type Future = BoxFuture<Result<Response<BoxStream>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let Self(contract, method) = self;
-        let (contract, hangs) = (contract.clone(), method == "OneThenHang");
+        let Self(fates, method) = self;
+        let (fates, hangs) = (fates.clone(), method == "OneThenHang");
         Box::pin(async move {
-            let call = Call::begin(&contract, request.metadata()).await;
+            let call = Call::begin(&fates, request.metadata()).await;
             call.saw();
             let answer = call.respond(());
             let messages = match hangs {
@@ -335,17 +184,17 @@ impl ServerStreamingService<Bytes> for Download {
     }
 }
 
-struct Upload(Contract, String);
+struct Upload(Fates, String);
 
 impl ClientStreamingService<Bytes> for Upload {
     type Response = Bytes;
     type Future = BoxFuture<Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let Self(contract, method) = self;
-        let (contract, deaf) = (contract.clone(), method == "Deaf");
+        let Self(fates, method) = self;
+        let (fates, deaf) = (fates.clone(), method == "Deaf");
         Box::pin(async move {
-            let mut call = Call::begin(&contract, request.metadata()).await;
+            let mut call = Call::begin(&fates, request.metadata()).await;
             if deaf {
                 call.failure()?;
                 return Ok(call.respond(Bytes::from("not read")));
@@ -363,7 +212,7 @@ impl ClientStreamingService<Bytes> for Upload {
     }
 }
 
-struct Bidi(Contract, String);
+struct Bidi(Fates, String);
 
 impl StreamingService<Bytes> for Bidi {
     type Response = Bytes;
@@ -371,10 +220,10 @@ impl StreamingService<Bytes> for Bidi {
     type Future = BoxFuture<Result<Response<BoxStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let Self(contract, method) = self;
-        let (contract, method) = (contract.clone(), method.clone());
+        let Self(fates, method) = self;
+        let (fates, method) = (fates.clone(), method.clone());
         Box::pin(async move {
-            let call = Call::begin(&contract, request.metadata()).await;
+            let call = Call::begin(&fates, request.metadata()).await;
             let answer = call.respond(());
             let messages = call.messages(request.into_inner());
             let answers = match method.as_str() {
@@ -392,50 +241,4 @@ impl StreamingService<Bytes> for Bidi {
             Ok(answer.map(|()| answers))
         })
     }
-}
-
-fn word<'a>(metadata: &'a MetadataMap, key: &str) -> Option<&'a str> {
-    metadata.get(key)?.to_str().ok()
-}
-
-/// Metadata whose keys begin like this.
-fn starting(metadata: &MetadataMap, prefix: &str) -> MetadataMap {
-    let headers = metadata.clone().into_headers();
-    let kept = headers
-        .iter()
-        .filter(|(key, _)| key.as_str().starts_with(prefix))
-        .map(|(key, value)| (key.clone(), value.clone()));
-    let mut like_these = HeaderMap::new();
-    for (key, value) in kept {
-        like_these.append(key, value);
-    }
-    MetadataMap::from_headers(like_these)
-}
-
-fn trailing(metadata: &MetadataMap) -> MetadataMap {
-    let mut trailing = starting(metadata, "t-");
-    let number = |key| word(metadata, key)?.parse::<usize>().ok();
-    if let Some(size) = number("do-big") {
-        trailing.insert("t-big", "x".repeat(size).parse().expect("it is a value"));
-    }
-    for at in 0..number("do-many").unwrap_or(0) {
-        let key: tonic::metadata::AsciiMetadataKey =
-            format!("t-many-{at}").parse().expect("it is a key");
-        trailing.insert(key, at.into());
-    }
-    trailing
-}
-
-/// All metadata as it came; of a deadline only that there is one.
-fn inspect(metadata: &MetadataMap) -> Bytes {
-    let mut seen = pairs(metadata);
-    let timed = metadata.contains_key("grpc-timeout");
-    seen.retain(|(key, _)| key != "grpc-timeout");
-    let deadline = if timed { "some" } else { "none" };
-    seen.push(("(deadline)".to_owned(), deadline.to_owned()));
-    let lines: Vec<String> = seen
-        .into_iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    lines.join("\n").into()
 }

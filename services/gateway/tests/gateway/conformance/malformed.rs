@@ -152,11 +152,7 @@ async fn malformed_frames_end_what_they_are_on_and_nothing_else() {
     }
 
     let count = first.len() + later.len();
-    println!(
-        "{} of {count} malformed things ended as they must",
-        count - wrong.len()
-    );
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    super::report("malformed frames", count, &wrong);
 }
 
 async fn judge(wire: &mut Wire, attack: &Attack) -> Option<String> {

@@ -20,7 +20,7 @@ const PYTHON: &str = concat!(
 pub(super) struct Python {
     into: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    _child: Child,
+    child: Child,
 }
 
 impl Python {
@@ -38,8 +38,15 @@ impl Python {
         Self {
             into: child.stdin.take().expect("it is piped"),
             lines: BufReader::new(out).lines(),
-            _child: child,
+            child,
         }
+    }
+
+    /// Ends it, and waits until it has: gigabytes take their time.
+    async fn end(mut self) {
+        soon("its end", self.child.kill())
+            .await
+            .expect("it is ours");
     }
 
     async fn line(&mut self) -> String {
@@ -52,17 +59,18 @@ impl Python {
 /// A worker on grpcio.
 pub(super) struct Worker {
     pub(super) address: String,
-    _python: Python,
+    python: Python,
 }
 
 impl Worker {
     pub(super) async fn start() -> Self {
         let mut python = Python::start("worker.py", &[]);
         let address = format!("127.0.0.1:{}", python.line().await);
-        Self {
-            address,
-            _python: python,
-        }
+        Self { address, python }
+    }
+
+    pub(super) async fn end(self) {
+        self.python.end().await;
     }
 }
 
@@ -72,6 +80,10 @@ pub(super) struct Client(Python);
 impl Client {
     pub(super) fn connect(address: &str, way: &str) -> Self {
         Self(Python::start("client.py", &[address, way]))
+    }
+
+    pub(super) async fn end(self) {
+        self.0.end().await;
     }
 
     pub(super) async fn play(&mut self, case: &Case) -> Record {

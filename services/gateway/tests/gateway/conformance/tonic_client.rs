@@ -275,8 +275,9 @@ pub(super) fn pairs(metadata: &MetadataMap) -> Pairs {
                 (key.to_string(), value)
             }
             KeyAndValueRef::Binary(key, value) => {
-                let value = value.to_bytes().expect("it is base64");
-                (key.to_string(), hex(&value))
+                let decoded = value.to_bytes();
+                let value = decoded.map_or_else(|_| "not base64".to_owned(), |value| hex(&value));
+                (key.to_string(), value)
             }
         })
         .collect();

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use fluke_hpack::Decoder;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
 
@@ -113,9 +113,9 @@ pub(super) fn message(size: usize) -> Vec<u8> {
     crate::client::framed(&super::pattern::pattern(size)).to_vec()
 }
 
-/// A client's connection.
+/// One end of a connection.
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
     decoder: Decoder<'static>,
 }
 
@@ -123,9 +123,13 @@ impl Wire {
     /// A connection on which nothing has been said.
     pub(super) async fn silent(address: &str) -> Self {
         let stream = TcpStream::connect(address).await.expect("it listens");
+        Self::over(stream)
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("it is a TCP socket");
         Self {
-            stream,
+            stream: BufReader::new(stream),
             decoder: Decoder::new(),
         }
     }
@@ -140,6 +144,14 @@ impl Wire {
         (wire, theirs)
     }
 
+    /// The other end: of a connection that a client has opened.
+    pub(super) async fn accept(stream: TcpStream) -> Self {
+        let mut wire = Self::over(stream);
+        wire.fill(&mut [0; PREFACE.len()]).await;
+        wire.send(settings(&[])).await;
+        wire
+    }
+
     /// Sends bytes. The other side may have heard enough.
     pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
@@ -150,7 +162,8 @@ impl Wire {
         soon("a frame", self.read()).await
     }
 
-    async fn read(&mut self) -> Option<Frame> {
+    /// The next frame, however long it takes.
+    pub(super) async fn read(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.fill(&mut head).await?;
         let [a, b, c, kind, flags, stream @ ..] = head;
