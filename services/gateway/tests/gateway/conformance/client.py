@@ -15,7 +15,7 @@ import grpc
 
 SERVICE = "/conform.v1.Contract/"
 PERIOD = bytes((31 * at + 7) % 251 for at in range(251))
-PATIENCE = 20
+PATIENCE = 60
 LIMITS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

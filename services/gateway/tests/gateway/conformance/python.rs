@@ -7,7 +7,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use super::{case::Case, record::Record};
+use super::{case::Case, patiently, record::Record};
 use crate::client::soon;
 
 /// The environment that `tools/python-env.sh` makes.
@@ -50,7 +50,7 @@ impl Python {
     }
 
     async fn line(&mut self) -> String {
-        let line = soon("a line of Python's", self.lines.next_line()).await;
+        let line = patiently("a line of Python's", self.lines.next_line()).await;
         line.expect("it prints text")
             .expect("it has ended; what it said is above")
     }

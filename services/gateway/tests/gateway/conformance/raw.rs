@@ -108,8 +108,8 @@ async fn compare(worker: &str, on_grpcio: impl Fn(&Shape) -> Grpcio) {
     let shapes = shapes::all();
     let mut different = Vec::new();
     for shape in &shapes {
-        let direct = soon(shape.name, play(worker, shape)).await;
-        let through = soon(shape.name, play(&house.address, shape)).await;
+        let ways = async { tokio::join!(play(worker, shape), play(&house.address, shape)) };
+        let (direct, through) = soon(shape.name, ways).await;
         if !alike(&direct, &through, on_grpcio(shape)) {
             different.push(format!(
                 "`{}` differs through the gateway:\n  direct:  {direct:?}\n  gateway: {through:?}",

@@ -17,6 +17,7 @@ use tonic::{
 
 use super::{
     case::{Case, Kind, Message},
+    patiently,
     pattern::{crc, hex, pattern, unhex},
     record::{Pairs, Record},
 };
@@ -77,7 +78,7 @@ impl Client {
                 () = late => Err(Status::deadline_exceeded("")),
             }
         };
-        let ended = soon(&case.name, played).await;
+        let ended = patiently(&id, played).await;
         let (code, details, trailing) = match ended {
             Ok(trailers) => (0, String::new(), trailers),
             Err(status) => (
