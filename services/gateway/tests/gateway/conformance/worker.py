@@ -213,7 +213,8 @@ LIMITS = [
 def main():
     server = grpc.server(futures.ThreadPoolExecutor(32), options=LIMITS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, METHODS),))
-    healthy = health.HealthServicer()
+    # Otherwise it waits with its lock held, and hangs when one Watch begins while another ends.
+    healthy = health.HealthServicer(experimental_non_blocking=False)
     healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((health.SERVICE_NAME, reflection.SERVICE_NAME), server)
