@@ -6,15 +6,16 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, HeaderValue, Response, response::Parts};
-use tonic::Status;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
+use tonic::{Code, Status};
 
 use crate::{
     call::{Call, is_cancel},
     client::Client,
     deadline::Deadline,
-    explain,
+    explain, fields,
     pump::{Budget, End, Pump},
     upload::Upload,
 };
@@ -26,8 +27,6 @@ const GRPC_STATUS: &str = "grpc-status";
 pub(crate) const CANCELLED: u32 = 1;
 /// The code of DEADLINE_EXCEEDED.
 pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
-/// The code of UNKNOWN, which gRPC gives to an answer that ends without one.
-pub(crate) const UNKNOWN: u32 = 2;
 
 /// The head of an answer, and what is still to come.
 #[derive(Debug)]
@@ -49,6 +48,10 @@ pub(crate) struct Rest {
 impl Answer {
     /// Passes it on to its end.
     pub(crate) async fn pass(self, client: Client, deadline: Deadline, budget: Budget) {
+        let said = Said {
+            status: self.head.status,
+            code: code_of(&self.head.headers),
+        };
         let head = Response::from_parts(self.head, ());
         let Some(rest) = self.rest else {
             client.head(head, true);
@@ -71,17 +74,22 @@ impl Answer {
                 call.on_code(DEADLINE_EXCEEDED);
                 of(late.into())
             }
-            Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, &mut call, deadline).await {
-                Ok(trailers) => trailers,
-                Err(status) => of(status),
-            },
+            Ok(Ok(End::Over | End::Ended)) => {
+                match ending(&mut pump, &mut call, said, deadline).await {
+                    Ok(trailers) => trailers,
+                    Err(status) => of(status),
+                }
+            }
             Ok(Ok(End::Broken(error))) => of(call.broke(error, deadline).await),
             Ok(Ok(End::Unread | End::TooLarge(_))) => of(explain::unread("the client").into()),
             // The client is gone.
             Ok(Ok(End::Refused)) => return,
             Ok(Err(status)) => of(status),
         };
-        let _ = pump.to.send_trailers(trailers);
+        let _ = match trailers.is_empty() {
+            true => pump.to.send_data(Bytes::new(), true),
+            false => pump.to.send_trailers(trailers),
+        };
     }
 }
 
@@ -98,8 +106,20 @@ fn exchange(
     pump.poll(cx, || call.on_message()).map(Ok)
 }
 
-/// The trailers that a server ended its answer with, or what is wrong with them.
-async fn ending(pump: &mut Pump, call: &mut Call, deadline: Deadline) -> Result<HeaderMap, Status> {
+/// What the head of an answer says of how it ends.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    status: StatusCode,
+    code: Option<u32>,
+}
+
+/// The trailers that a server ended its answer with, completed where it told no code at all.
+async fn ending(
+    pump: &mut Pump,
+    call: &mut Call,
+    said: Said,
+    deadline: Deadline,
+) -> Result<HeaderMap, Status> {
     let received = match deadline
         .bound(poll_fn(|cx| pump.from.poll_trailers(cx)))
         .await
@@ -111,15 +131,36 @@ async fn ending(pump: &mut Pump, call: &mut Call, deadline: Deadline) -> Result<
         Ok(Err(error)) => return Err(call.broke(error, deadline).await),
         Ok(Ok(received)) => received,
     };
-    let code = received.as_ref().and_then(code_of);
+    let mut received = received.unwrap_or_default();
+    let code = code_of(&received).or(said.code);
     if code == Some(CANCELLED) && deadline.explains_cancel() {
         call.on_code(DEADLINE_EXCEEDED);
         return Err(deadline.passed().into());
     }
-    call.on_code(code.unwrap_or(UNKNOWN));
-    received
-        .filter(|_| code.is_some())
-        .ok_or_else(|| Status::unknown("the server ended its answer without a `grpc-status`"))
+    if code.is_none() {
+        add_status(&mut received, said.status);
+    }
+    call.on_code(code.unwrap_or_else(|| code_without(said.status) as u32));
+    fields::keep_apart(&mut received);
+    Ok(received)
+}
+
+/// The code of an answer that ends without one, as gRPC derives it from HTTP's.
+pub(crate) fn code_without(status: StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
+/// Completes the trailers of a server that has told no code.
+fn add_status(trailers: &mut HeaderMap, status: StatusCode) {
+    let text = format!("the server ended its answer, HTTP {status}, without a `grpc-status`");
+    let _ = Status::new(code_without(status), text).add_header(trailers);
 }
 
 impl Call {
@@ -141,14 +182,14 @@ pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
             .to_str()
             .ok()
             .and_then(|text| text.parse().ok())
-            .unwrap_or(UNKNOWN),
+            .unwrap_or(Code::Unknown as u32),
     )
 }
 
 fn of(status: Status) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if status.add_header(&mut headers).is_err() {
-        headers.insert(GRPC_STATUS, HeaderValue::from(UNKNOWN));
+        headers.insert(GRPC_STATUS, HeaderValue::from(Code::Unknown as u32));
     }
     headers
 }

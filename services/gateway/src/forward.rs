@@ -18,14 +18,14 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest, UNKNOWN},
+    answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest},
     arbiters::Arbiters,
     call::{self, Call, Control},
     client::{Client, Messages},
     config::Config,
     deadline::Deadline,
     directory::{Chosen, Directory},
-    explain,
+    explain, fields,
     links::Links,
     own::OwnServices,
     owners::{Acting, Owners},
@@ -343,11 +343,11 @@ impl Forwarder {
             upload.on_head();
         }
         let (mut head, stream) = response.into_parts();
-        // The answer may end earlier than the server planned.
-        head.headers.remove(header::CONTENT_LENGTH);
+        fields::keep_apart(&mut head.headers);
         if stream.is_end_stream() {
             // Headers alone, with the status in them.
-            let code = answer::code_of(&head.headers).unwrap_or(UNKNOWN);
+            let without = || answer::code_without(head.status) as u32;
+            let code = answer::code_of(&head.headers).unwrap_or_else(without);
             if code == CANCELLED && deadline.explains_cancel() {
                 call.on_code(DEADLINE_EXCEEDED);
                 return Err(Failed::Said(deadline.passed().into()));
@@ -355,6 +355,8 @@ impl Forwarder {
             call.on_code(code);
             return Ok(Answer { head, rest: None });
         }
+        // The answer may end earlier than the server planned.
+        head.headers.remove(header::CONTENT_LENGTH);
         let rest = Some(Rest {
             call,
             stream,
@@ -402,6 +404,7 @@ fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
         let left = at.saturating_duration_since(Instant::now());
         headers.insert(route::TIMEOUT, timeout::format(left));
     }
+    fields::keep_apart(&mut headers);
     let mut uri = head.uri.into_parts();
     uri.scheme = Some(Scheme::HTTP);
     uri.authority

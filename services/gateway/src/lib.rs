@@ -22,6 +22,7 @@ mod counts;
 mod deadline;
 mod directory;
 mod explain;
+mod fields;
 mod forward;
 mod greeting;
 mod lanes;

@@ -1,6 +1,7 @@
 //! The gateway as its clients, workers and discovery see it: real sockets, real gRPC on both sides.
 
 mod client;
+mod conformance;
 mod discovery;
 mod house;
 mod leader;
