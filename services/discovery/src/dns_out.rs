@@ -38,6 +38,9 @@ pub use config::DnsOut;
 const PAYLOAD_MAX: u16 = 1232;
 /// A connection over which nothing is asked for so long is closed.
 const IDLE: Duration = Duration::from_secs(5);
+/// Where a message has the bit that says that it was cut.
+const FLAGS: usize = 2;
+const TRUNCATED: u8 = 0b10;
 /// So many answers wait for a connection that does not take them.
 const ANSWERS_WAITING: usize = 16;
 
@@ -247,6 +250,9 @@ fn size(request: &Request, records: &Records) -> usize {
     message.answers.clone_from(&records.answers);
     message.additionals.clone_from(&records.additionals);
     message.edns = request.edns.as_ref().map(|_| Edns::new());
-    // What cannot be written is too long.
-    message.to_vec().map_or(usize::MAX, |bytes| bytes.len())
+    // What cannot be written is too long, and so is what is cut to the longest message there is: then it says so.
+    match message.to_vec() {
+        Ok(bytes) if bytes.get(FLAGS).is_some_and(|flags| flags & TRUNCATED == 0) => bytes.len(),
+        _ => usize::MAX,
+    }
 }
