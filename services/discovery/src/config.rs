@@ -17,7 +17,7 @@ pub use xds::Xds;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How many changes are remembered for watchers that come back.
+    /// How many changes are remembered for watchers that come back, at most; fewer where they tell more than this and four times the table.
     pub history: usize,
     /// How often a quiet stream gives a sign of life.
     #[serde(with = "tether_kit::config::duration")]
