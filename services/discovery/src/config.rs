@@ -125,7 +125,7 @@ pub struct Health {
     pub failures: u32,
     /// So many good ones bring it back.
     pub passes: u32,
-    /// A header of the answer, for `grpc` and `http`, that says who answers: where that changes, another worker
+    /// A header of the answer, for all but `tcp`, that says who answers: where that changes, another worker
     /// serves at the same address.
     pub identity_header: String,
 }
@@ -179,10 +179,8 @@ impl Health {
             ))
         } else if !self.identity_header.is_empty() && !is_header(&self.identity_header) {
             Some(("identity_header", "it is no name of a header".to_owned()))
-        } else if !self.identity_header.is_empty()
-            && !matches!(self.check, Check::Grpc | Check::Http)
-        {
-            let why = "only an answer to `grpc` or `http` has headers".to_owned();
+        } else if !self.identity_header.is_empty() && self.check == Check::Tcp {
+            let why = "a connection has no headers: check `grpc`, `watch` or `http`".to_owned();
             Some(("identity_header", why))
         } else {
             None
