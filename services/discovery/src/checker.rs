@@ -13,6 +13,7 @@ use tokio::{
 use crate::{
     config::{Check, Health},
     health::Word,
+    numbering::Member,
 };
 
 /// So many are asked at the same time, of one pool.
@@ -23,6 +24,9 @@ const UNREAD: usize = 256;
 
 /// So long at most the first questions to a pool are spread over.
 const SPREAD: Duration = Duration::from_secs(1);
+
+/// The protocol of endpoints that only take TLS.
+const TLS: &str = "grpcs";
 
 /// What an endpoint answered.
 pub(crate) type Answer = (Address, Word);
@@ -56,6 +60,17 @@ impl Checker {
             answers,
             heard,
         }
+    }
+
+    /// Those of these that can be asked: without TLS, but for a connection.
+    pub(crate) fn askable<'a>(
+        &self,
+        members: &'a BTreeMap<Address, Member>,
+    ) -> impl Iterator<Item = &'a Address> + use<'a> {
+        let any = self.terms.check == Check::Tcp;
+        let asked = members.iter();
+        let asked = asked.filter(move |(_, member)| any || member.traits.protocol != TLS);
+        asked.map(|(address, _)| address)
     }
 
     /// Asks these from now on, and no others.

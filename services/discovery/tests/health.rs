@@ -380,3 +380,25 @@ async fn a_port_that_takes_connections_passes_and_a_server_that_is_away_does_not
     })
     .await;
 }
+
+#[tokio::test]
+async fn one_that_wants_tls_is_told_unchecked_and_not_taken_for_one_that_fails() {
+    // Whoever is asked there does not answer.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr();
+    let list = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    let entry = format!(
+        r#"[{{"address": "{}", "protocol": "grpcs"}}]"#,
+        closed.unwrap()
+    );
+    std::fs::write(list.path(), entry).unwrap();
+    let mut config = config(&[], often(Check::Grpc));
+    config.pools.get_mut("train").unwrap().source = format!("file://{}", list.path().display());
+    let running = start(config, memory()).await;
+    let mut watch = running.watch("train", None).await;
+    let mut copy = Copy::default();
+
+    until(&mut watch, &mut copy, |told| told.len() == 1).await;
+
+    let told = copy.0.values().next().unwrap();
+    assert_eq!(told.health(), EndpointHealth::Unchecked);
+}
