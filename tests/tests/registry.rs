@@ -234,6 +234,7 @@ async fn a_name_and_an_address_are_given_to_one_at_a_time() {
         pool: pool.parse().unwrap(),
         name: name.parse().unwrap(),
         address: address.parse().unwrap(),
+        protocol: String::new(),
         ttl: Some(Duration::from_secs(60)),
     };
     let ask = async |pool: &str, name: &str, address: &str| {

@@ -31,6 +31,9 @@ pub struct Registrant {
     pub name: InstanceName,
     /// Where it is called, registered by one at a time.
     pub address: Address,
+    /// How it is spoken to: `grpc` for HTTP/2 without TLS, which empty means, or `grpcs` with, for clients of discovery
+    /// that speak it: gateways do not.
+    pub protocol: String,
     /// Wished lease; the arbiter's default when none is given.
     pub ttl: Option<Duration>,
 }
@@ -196,7 +199,7 @@ impl Registered {
             name: self.registrant.name.to_string(),
             life: self.life.clone(),
             address: self.registrant.address.to_string(),
-            protocol: String::new(),
+            protocol: self.registrant.protocol.clone(),
             ttl_ms: self.registrant.ttl.map_or(0, kept::millis),
             epoch: self.epoch.0,
         }

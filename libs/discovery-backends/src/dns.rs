@@ -134,5 +134,5 @@ fn prepare(terms: &Terms) -> Result<(Servers, Question), String> {
         names: candidates(&terms.name, &domains, ndots),
         wanted: terms.wanted,
     };
-    Ok((Servers::new(&servers)?, question))
+    Ok((Servers::new(&servers, terms.over)?, question))
 }

@@ -109,10 +109,7 @@ impl Question {
             How::Http(path) => format!("GET {path}"),
         };
         match tokio::time::timeout(timeout, self.once()).await {
-            Ok(Ok(headers)) => Ok(header.and_then(|header| {
-                let value = headers.get(header)?;
-                Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
-            })),
+            Ok(Ok(headers)) => Ok(value_of(&headers, header)),
             Ok(Err(why)) => Err(format!("{name}: {why}")),
             Err(_) => Err(format!("no answer to {name} within {}", span(timeout))),
         }
@@ -162,6 +159,12 @@ impl Question {
             }
         })
     }
+}
+
+/// What a header says, where one is named and there.
+fn value_of(headers: &HeaderMap, header: Option<&str>) -> Option<String> {
+    let value = headers.get(header?)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 enum Stream {

@@ -63,6 +63,9 @@ pub struct Template {
     pub forked_from: Option<ForkedFrom>,
     /// How many calls a worker serves at once, as a Python worker has so many threads; 0 where that is not known.
     pub capacity: u32,
+    /// A worker's share of calls beside the others of its pool, such as those of the template before it: up to 65535; 0
+    /// means 1.
+    pub weight: u32,
 }
 
 /// How a worker listens.
@@ -247,6 +250,7 @@ impl Template {
                 .collect(),
             forked_from: self.forked_from.as_ref().map(ForkedFrom::to_wire),
             capacity: self.capacity,
+            weight: self.weight,
             ..wire::Template::default()
         };
         self.process.fill(&mut template);

@@ -57,15 +57,20 @@ pub(crate) fn assignment<'a>(
         by_zone.entry(&endpoint.zone).or_default().push(told);
     }
     let zones = by_zone.into_iter().map(|(zone, endpoints)| {
-        let weights = endpoints.iter().map(|told| told.load_balancing_weight);
-        let weight = weights.flatten().map(|weight| weight.value).sum();
+        // Of those that drain nobody takes a share of the calls to their zone.
+        let drains = HealthStatus::Draining as i32;
+        let taking = endpoints.iter().filter(|told| told.health_status != drains);
+        let weights = taking.filter_map(|told| told.load_balancing_weight);
+        let weight: u32 = weights.map(|weight| weight.value).sum();
         LocalityLbEndpoints {
             locality: Some(Locality {
                 zone: zone.to_owned(),
             }),
             lb_endpoints: endpoints,
             // Without one, gRPC takes nobody in the zone.
-            load_balancing_weight: Some(UInt32Value { value: weight }),
+            load_balancing_weight: Some(UInt32Value {
+                value: weight.max(1),
+            }),
         }
     });
     let assignment = ClusterLoadAssignment {
@@ -181,11 +186,24 @@ mod tests {
                 ("a".to_owned(), 1, vec![(7001, healthy, 1)]),
                 (
                     "b".to_owned(),
-                    5,
+                    2,
                     vec![(7002, drains, 3), (7004, unknown, 2)]
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn a_zone_whose_workers_all_drain_has_the_least_weight_there_is() {
+        let draining = Endpoint {
+            draining: true,
+            weight: 7,
+            ..at(1, "10.0.0.1:1")
+        };
+
+        let (_, weight, _) = picture(&[draining]).remove(0);
+
+        assert_eq!(weight, 1);
     }
 
     #[test]

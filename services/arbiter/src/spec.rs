@@ -14,7 +14,7 @@ use tether_proto::{
     pool::{self, PoolSpec, RestartMode, Template},
 };
 use tether_supervise::{Delay, Intensity, Plan, Recycle, RestartPolicy, StartTerms, StopTerms};
-use tether_types::{PoolName, Reason, TemplateName};
+use tether_types::{PoolName, Reason, TemplateName, WEIGHT_MAX};
 
 /// More workers than this in one pool, or started within one second, are a slip of the keyboard.
 const SIZE_MAX: u32 = 10_000;
@@ -205,6 +205,12 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
     if template.command.is_empty() {
         return Err(invalid(format!(
             "the template of pool `{pool}` has no `command`"
+        )));
+    }
+    if template.weight > WEIGHT_MAX {
+        return Err(invalid(format!(
+            "the template of pool `{pool}` has a `weight` of {}, at most {WEIGHT_MAX} are allowed",
+            template.weight
         )));
     }
     Ok(template)
@@ -437,6 +443,22 @@ mod tests {
         };
         let refused = resolve(named, &templates(), &Default::default()).unwrap_err();
         assert!(refused.to_string().contains("another name"), "{refused}");
+    }
+
+    #[test]
+    fn a_weight_that_no_client_could_be_told_is_refused() {
+        let heavy = |weight| {
+            let template = Template {
+                weight,
+                ..templates().pop_first().unwrap().1
+            };
+            let all = [(TemplateName::new("digits").unwrap(), template)].into();
+            resolve(spec("digits"), &all, &Default::default())
+        };
+
+        assert_eq!(heavy(WEIGHT_MAX).unwrap().template.weight, WEIGHT_MAX);
+        let refused = heavy(WEIGHT_MAX + 1).unwrap_err();
+        assert!(refused.to_string().contains("`weight`"), "{refused}");
     }
 
     #[test]

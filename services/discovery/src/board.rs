@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,10 @@ use tether_proto::{
     discovery::{PoolAge, WatchEndpointsResponse},
 };
 use tether_types::{PoolName, Reason};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -150,6 +154,8 @@ pub(crate) struct Watcher {
     after: Option<u64>,
     /// What it was told of who is away; nothing before its first message.
     told_away: Option<(bool, u64)>,
+    /// When it is told that it is still heard; news of pools that it does not ask for do not put that off.
+    sign_due: Pin<Box<Sleep>>,
 }
 
 impl Watcher {
@@ -159,6 +165,7 @@ impl Watcher {
         Self {
             news: board.news.subscribe(),
             after: (instance == board.instance).then_some(revision),
+            sign_due: Box::pin(tokio::time::sleep(board.sign_of_life)),
             board,
             pool,
             told_away: None,
@@ -186,7 +193,7 @@ impl Watcher {
             tokio::select! {
                 changed = self.news.changed() => changed.ok()?,
                 () = self.board.ended.cancelled() => return None,
-                () = tokio::time::sleep(self.board.sign_of_life) => {
+                () = &mut self.sign_due => {
                     let news = *self.news.borrow();
                     return Some(match news.loaded {
                         true => Ok(self.stamp(self.sign_of_life(), news)),
@@ -206,6 +213,8 @@ impl Watcher {
 
     fn stamp(&mut self, message: WatchEndpointsResponse, news: News) -> WatchEndpointsResponse {
         self.told_away = Some(news.who_is_away());
+        let next = Instant::now() + self.board.sign_of_life;
+        self.sign_due.as_mut().reset(next);
         WatchEndpointsResponse {
             instance: self.board.instance.clone(),
             source_age_ms: news.away.map_or(0, age_ms),

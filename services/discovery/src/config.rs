@@ -17,7 +17,7 @@ pub use xds::Xds;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// How many changed endpoints are remembered for watchers that come back.
+    /// How many changes are remembered for watchers that come back, at most; fewer where they tell more than this and four times the table.
     pub history: usize,
     /// How often a quiet stream gives a sign of life.
     #[serde(with = "tether_kit::config::duration")]
@@ -129,7 +129,7 @@ pub struct Health {
     pub failures: u32,
     /// So many good ones bring it back.
     pub passes: u32,
-    /// A header of the answer, for `grpc` and `http`, that says who answers: where that changes, another worker
+    /// A header of the answer, for all but `tcp`, that says who answers: where that changes, another worker
     /// serves at the same address.
     pub identity_header: String,
 }
@@ -183,10 +183,8 @@ impl Health {
             ))
         } else if !self.identity_header.is_empty() && !is_header(&self.identity_header) {
             Some(("identity_header", "it is no name of a header".to_owned()))
-        } else if !self.identity_header.is_empty()
-            && !matches!(self.check, Check::Grpc | Check::Http)
-        {
-            let why = "only an answer to `grpc` or `http` has headers".to_owned();
+        } else if !self.identity_header.is_empty() && self.check == Check::Tcp {
+            let why = "a connection has no headers: check `grpc`, `watch` or `http`".to_owned();
             Some(("identity_header", why))
         } else {
             None

@@ -5,12 +5,12 @@
 mod config;
 mod fitting;
 mod refusals;
+mod tcp;
 mod zone;
 
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -36,11 +36,9 @@ pub use config::DnsOut;
 
 /// What does not fit is asked for over TCP: larger datagrams are cut to pieces on the way, and some are lost.
 const PAYLOAD_MAX: u16 = 1232;
-/// A connection over which nothing is asked for so long is closed.
-const IDLE: Duration = Duration::from_secs(5);
-/// So many answers wait for a connection that does not take them.
-const ANSWERS_WAITING: usize = 16;
-
+/// Where a message has the bit that says that it was cut.
+const FLAGS: usize = 2;
+const TRUNCATED: u8 = 0b10;
 /// The ports that questions come to, before anybody answers.
 #[derive(Debug)]
 pub struct DnsPorts {
@@ -86,24 +84,33 @@ impl DnsPorts {
     }
 }
 
-/// Answers until a port fails.
-pub(crate) async fn serve(board: Arc<Board>, ports: DnsPorts) {
+/// Answers until a port fails; which, and why.
+pub(crate) async fn serve(board: Arc<Board>, ports: DnsPorts) -> String {
     if let Ok(at) = ports.address() {
         tracing::info!(%at, "DNS is answered");
     }
-    let mut server = Server::new(Answering {
+    let answering = Answering(Arc::new(Shared {
         board,
         zone: ports.zone,
         refusals: Mutex::default(),
-    });
-    server.register_socket(ports.socket);
-    server.register_listener(ports.listener, IDLE, ANSWERS_WAITING);
-    if let Err(error) = server.block_until_done().await {
-        tracing::error!(%error, "DNS is not answered any more");
+    }));
+    let mut datagrams = Server::new(answering.clone());
+    datagrams.register_socket(ports.socket);
+    tokio::select! {
+        ended = datagrams.block_until_done() => match ended {
+            Ok(()) => "no datagram can be received for DNS".to_owned(),
+            Err(error) => format!("no datagram can be received for DNS: {error}"),
+        },
+        error = tcp::serve(ports.listener, answering) => {
+            format!("no connection can be accepted for DNS: {error}")
+        }
     }
 }
 
-struct Answering {
+#[derive(Clone)]
+struct Answering(Arc<Shared>);
+
+struct Shared {
     board: Arc<Board>,
     zone: Zone,
     refusals: Mutex<Refusals>,
@@ -126,7 +133,7 @@ impl Reply {
     }
 }
 
-impl Answering {
+impl Shared {
     fn reply(&self, request: &Request) -> Reply {
         if request.metadata.op_code != OpCode::Query {
             return Reply::bare(ResponseCode::NotImp);
@@ -141,9 +148,8 @@ impl Answering {
         if query.query_class() != DNSClass::IN {
             return Reply::bare(ResponseCode::Refused);
         }
-        let mut rng = fastrand::Rng::new();
         let said = self.board.look(|table| {
-            let said = self.zone.say(name, kind, table, &mut rng);
+            let said = self.zone.say(name, kind, table, request.src().ip());
             (said, table.revision())
         });
         // Before the store was read, that a pool is unknown would be a lie.
@@ -204,14 +210,16 @@ impl RequestHandler for Answering {
         request: &Request,
         mut out: R,
     ) -> ResponseInfo {
-        let reply = self.reply(request);
+        let reply = self.0.reply(request);
         // As large as whoever asks can take, and the way there.
         let payload = request.max_payload().min(PAYLOAD_MAX);
         let room = match request.protocol() {
             Protocol::Udp => Room::Datagram(payload.into()),
             _ => Room::Stream,
         };
-        let records = fit(reply.records, room, |records| size(request, records));
+        let mut records = fit(reply.records, room, |records| size(request, records));
+        // Many take the first one.
+        fastrand::shuffle(&mut records.answers);
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = reply.code;
         metadata.authoritative =
@@ -247,6 +255,45 @@ fn size(request: &Request, records: &Records) -> usize {
     message.answers.clone_from(&records.answers);
     message.additionals.clone_from(&records.additionals);
     message.edns = request.edns.as_ref().map(|_| Edns::new());
-    // What cannot be written is too long.
-    message.to_vec().map_or(usize::MAX, |bytes| bytes.len())
+    // What cannot be written is too long, and so is what is cut to the longest message there is: then it says so.
+    match message.to_vec() {
+        Ok(bytes) if bytes.get(FLAGS).is_some_and(|flags| flags & TRUNCATED == 0) => bytes.len(),
+        _ => usize::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tether_store::MemoryStore;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{Config, Discovery, Error};
+
+    #[tokio::test]
+    async fn a_port_that_fails_is_the_end_of_discovery_and_an_error() {
+        let config = Config {
+            dns: DnsOut {
+                listen: Some("127.0.0.1:0".to_owned()),
+                ..DnsOut::default()
+            },
+            ..Config::default()
+        };
+        let ports = config.dns.bind().await.unwrap().unwrap();
+        let listener = rustix::io::dup(&ports.listener).unwrap();
+        let mut discovery = Discovery::build(&config, Arc::new(MemoryStore::new())).unwrap();
+        discovery.answer_dns(Some(ports));
+        let running = discovery.run(CancellationToken::new());
+
+        rustix::net::shutdown(listener, rustix::net::Shutdown::Both).unwrap();
+
+        let ended = tokio::time::timeout(Duration::from_secs(10), running).await;
+        let error = ended.expect("it ends").unwrap_err();
+        assert!(
+            matches!(&error, Error::Unasked(why) if why.contains("DNS")),
+            "{error}"
+        );
+    }
 }

@@ -70,6 +70,9 @@ pub enum Error {
     /// A part of it failed.
     #[error("a part of discovery ended, and the rest cannot go on without it")]
     Ended(#[from] JoinError),
+    /// A part of it ended that does not by itself, and why.
+    #[error("a part of discovery ended, and the rest cannot go on without it: {0}")]
+    Unasked(String),
 }
 
 /// The discovery service, ready to run.
@@ -133,18 +136,27 @@ impl Discovery {
         let mut parts = JoinSet::new();
         for (pool, terms, watches) in self.sources {
             let board = Arc::clone(&self.board);
-            parts.spawn(sources::feed(board, pool, terms, watches));
+            let sources = sources::feed(board, pool, terms, watches);
+            parts.spawn(ended("the sources of a pool are followed no more", sources));
         }
         if let Some(feed) = self.xds {
-            parts.spawn(feed.follow(Arc::clone(&self.board)));
+            let feed = feed.follow(Arc::clone(&self.board));
+            parts.spawn(ended("nothing is told by xDS any more", feed));
         }
         if let Some(ports) = self.dns {
             parts.spawn(dns_out::serve(Arc::clone(&self.board), ports));
         }
-        parts.spawn(follow::follow(Arc::clone(&self.board), self.store));
+        let store = follow::follow(Arc::clone(&self.board), self.store);
+        parts.spawn(ended("the store is followed no more", store));
         tokio::select! {
             () = stop.cancelled() => Ok(()),
-            Some(ended) = parts.join_next() => Ok(ended?),
+            Some(ended) = parts.join_next() => Err(Error::Unasked(ended?)),
         }
     }
+}
+
+/// Says what it means when a part ends.
+async fn ended(why: &'static str, part: impl Future<Output = ()>) -> String {
+    part.await;
+    why.to_owned()
 }

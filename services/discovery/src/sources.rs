@@ -76,6 +76,8 @@ async fn next_answer(checks: &mut Option<Checks>) -> Answer {
 struct Checks {
     checker: Checker,
     verdicts: Verdicts,
+    /// How many it cannot ask, as was said.
+    left_out: usize,
 }
 
 /// One pool on its way into the table.
@@ -95,6 +97,7 @@ impl Feeding {
         let checks = terms.health.as_ref().map(|health| Checks {
             checker: Checker::new(health.clone()),
             verdicts: Verdicts::new(health),
+            left_out: 0,
         });
         Self {
             sourced: Sourced::new(&terms),
@@ -124,7 +127,13 @@ impl Feeding {
     fn on_members(&mut self) {
         if let Some(checks) = &mut self.checks {
             let members = self.sourced.members();
-            checks.checker.ask(members.keys());
+            let asked: Vec<_> = checks.checker.askable(&members).collect();
+            let left_out = members.len() - asked.len();
+            if left_out > 0 && left_out != checks.left_out {
+                tracing::warn!(pool = %self.pool, count = left_out, "Endpoints are not checked, as no TLS is spoken to them: check `tcp`");
+            }
+            checks.left_out = left_out;
+            checks.checker.ask(asked.into_iter());
             checks
                 .verdicts
                 .retain(|address| members.contains_key(address));
@@ -161,8 +170,12 @@ impl Feeding {
             return;
         }
         let members = self.sourced.members();
-        let verdicts = self.checks.as_ref().map(|checks| &checks.verdicts);
-        let all_asked = verdicts.is_none_or(|verdicts| verdicts.all_known(members.keys()));
+        let checks = self.checks.as_ref();
+        let all_asked = checks.is_none_or(|checks| {
+            let mut asked = checks.checker.askable(&members);
+            checks.verdicts.all_known(&mut asked)
+        });
+        let verdicts = checks.map(|checks| &checks.verdicts);
         let is_known = match self.has_waited {
             true => self.sourced.is_heard(),
             false => self.sourced.is_settled() && all_asked,

@@ -19,6 +19,10 @@ use losses::Losses;
 
 type Place = (PoolName, Slot);
 
+/// The ring may hold so many times what is in the table before the oldest changes are forgotten: who missed more than
+/// that is told less by a fresh snapshot.
+const RING_OF_TABLE: usize = 4;
+
 /// The table; its revision counts its own changes and means nothing to another instance.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -31,8 +35,8 @@ pub(crate) struct Table {
     losses: Losses,
     revision: u64,
     ring: VecDeque<Changed>,
-    /// Endpoints in the ring, each as often as it changed, and how many of them are remembered.
-    weight: usize,
+    /// What all changes in the ring tell together.
+    told: usize,
     limit: usize,
     /// The oldest revision from which the ring leads to the present.
     oldest: u64,
@@ -71,7 +75,7 @@ impl Table {
             // 0 is how a watcher says that it has seen nothing.
             revision: 1,
             ring: VecDeque::new(),
-            weight: 0,
+            told: 0,
             limit,
             oldest: 1,
         }
@@ -241,15 +245,21 @@ impl Table {
         if !changed.is_empty() {
             self.revision += 1;
             changed.revision = self.revision;
-            self.weight += changed.weight();
+            self.told += changed.len();
             self.ring.push_back(changed);
-            // Whoever is up to date is told the last one whatever its size, as it may say why many died (D2).
-            while self.weight > self.limit && self.ring.len() > 1 {
-                if let Some(forgotten) = self.ring.pop_front() {
-                    self.weight -= forgotten.weight();
-                    self.oldest = forgotten.revision;
-                }
-            }
+            self.forget();
+        }
+    }
+
+    /// Forgets the oldest changes where there are too many, or they tell too much; the newest only where there may be none.
+    fn forget(&mut self) {
+        let most = self.limit.max(RING_OF_TABLE * self.endpoints.len());
+        while self.ring.len() > self.limit || (self.ring.len() > 1 && self.told > most) {
+            let Some(forgotten) = self.ring.pop_front() else {
+                return;
+            };
+            self.told -= forgotten.len();
+            self.oldest = forgotten.revision;
         }
     }
 
@@ -309,17 +319,16 @@ impl Table {
 
 impl Changed {
     fn is_empty(&self) -> bool {
-        self.upserts.is_empty()
-            && self.removals.is_empty()
-            && self.pools.is_empty()
-            && self.removed_pools.is_empty()
-            && self.heard.is_empty()
+        self.len() == 0
     }
 
-    /// How many are changed: thousands may be at once, and many times a second.
-    fn weight(&self) -> usize {
-        let pools = self.pools.len() + self.removed_pools.len() + self.heard.len();
-        self.upserts.len() + self.removals.len() + pools
+    /// How much it tells.
+    fn len(&self) -> usize {
+        self.upserts.len()
+            + self.removals.len()
+            + self.pools.len()
+            + self.removed_pools.len()
+            + self.heard.len()
     }
 
     /// The part that concerns `pool`, if any.
@@ -355,4 +364,40 @@ fn names(worker: Option<&WorkerRef>, pool: &PoolName, slot: Slot) -> bool {
     worker.is_some_and(|worker| {
         worker.pool == pool.as_str() && worker.slot == slot && worker.incarnation > 0
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_changes_are_forgotten_before_there_are_many() {
+        let pool = PoolName::new("train").unwrap();
+        let mut table = Table::new(BTreeSet::from([pool.clone()]), 64);
+        let serving = |slots: std::ops::Range<Slot>| {
+            let endpoint = |slot| Endpoint {
+                worker: Some(WorkerRef {
+                    pool: "train".to_owned(),
+                    slot,
+                    incarnation: 1,
+                }),
+                ..Endpoint::default()
+            };
+            slots.map(endpoint).collect()
+        };
+        for _ in 0..10 {
+            table.source(&pool, serving(0..500));
+            table.source(&pool, serving(500..1_000));
+        }
+        assert!(table.told <= 4 * 500, "{}", table.told);
+        let now = table.revision();
+        let is_snapshot = |table: &Table, after| table.next(None, Some(after)).0.unwrap().snapshot;
+        assert!(!is_snapshot(&table, now - 1), "the last one is there");
+        assert!(is_snapshot(&table, now - 5));
+
+        // Also one that alone tells more than the table now has room for.
+        table.source(&pool, Vec::new());
+        let (message, _) = table.next(None, Some(now));
+        assert_eq!(message.unwrap().removals.len(), 500);
+    }
 }

@@ -33,6 +33,9 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// More than any of these pools has.
+const SLOTS: u32 = 1_600;
+
 /// Discovery that answers DNS, until it is dropped.
 struct Running {
     store: Arc<dyn Store>,
@@ -68,7 +71,7 @@ impl Running {
     async fn serve(&self, pool: &str, addresses: &[&str]) {
         let pool = PoolName::new(pool).unwrap();
         let mut txn = Txn::new().put(keys::pool(&pool), Vec::new());
-        for (slot, address) in (0..400).zip(
+        for (slot, address) in (0..SLOTS).zip(
             addresses
                 .iter()
                 .copied()
@@ -311,6 +314,70 @@ async fn an_answer_that_does_not_fit_a_datagram_is_whole_over_tcp() {
     // In another order each time.
     let again = running.ask_over_tcp(|_| {}).await;
     assert_ne!(again.answers, whole.answers);
+}
+
+#[tokio::test]
+async fn more_workers_than_the_longest_message_can_name_are_a_choice_of_them_and_none_is_cut() {
+    let running = Running::start(Arc::new(MemoryStore::new())).await;
+    let all: Vec<String> = (0..1_500)
+        .map(|number| format!("10.0.{}.{}:1", number / 200, number % 200 + 1))
+        .collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    running.serve("train", &all).await;
+    let services = |message: &mut Message| {
+        message.queries[0].set_query_type(RecordType::SRV);
+    };
+    let told = async {
+        loop {
+            let answer = running.ask_over_tcp(services).await;
+            if answer.metadata.response_code == ResponseCode::NoError {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = tokio::time::timeout(PATIENCE, told).await.unwrap();
+
+    assert!(!answer.metadata.truncation);
+    // Of the thousand taken most have room, and nothing else.
+    let count = answer.answers.len();
+    assert!(
+        (500..1_000).contains(&count) && answer.additionals.is_empty(),
+        "{count}"
+    );
+
+    // Whoever asks again is told of the same, in another order.
+    let again = running.ask_over_tcp(services).await;
+    let set = |message: &Message| -> BTreeSet<String> {
+        let answers = message.answers.iter();
+        answers.map(|record| record.data.to_string()).collect()
+    };
+    assert_eq!(set(&again), set(&answer));
+    assert_ne!(again.answers, answer.answers);
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_are_bounded_and_closed_and_others_wait_for_their_turn() {
+    let running = Running::start(Arc::new(MemoryStore::new())).await;
+    let mut idle = Vec::new();
+    for _ in 0..256 {
+        idle.push(TcpStream::connect(running.at).await.unwrap());
+    }
+
+    let answer = tokio::time::timeout(PATIENCE, running.ask_over_tcp(|_| {})).await;
+
+    assert_eq!(
+        answer.unwrap().metadata.response_code,
+        ResponseCode::NXDomain
+    );
+    let is_closed = |stream: TcpStream| {
+        let mut stream = stream.into_std().unwrap();
+        std::io::Read::read(&mut stream, &mut [0]).is_ok_and(|bytes| bytes == 0)
+    };
+    let closed = idle
+        .into_iter()
+        .filter_map(|stream| is_closed(stream).then_some(()));
+    assert!(closed.count() > 0, "its turn came when another's was over");
 }
 
 #[tokio::test]

@@ -255,6 +255,36 @@ async fn a_store_that_is_away_leaves_the_last_knowledge_with_its_age_and_nothing
 }
 
 #[tokio::test]
+async fn changes_of_other_pools_do_not_put_off_a_sign_of_life() {
+    let store = memory();
+    let sign_of_life = Duration::from_millis(200);
+    let config = Config {
+        sign_of_life,
+        ..Config::default()
+    };
+    let running = start(config, Arc::clone(&store)).await;
+    let mut watch = running.watch("other", None).await;
+    watch.next().await;
+
+    // Ten times as often as a sign is due, and none of them is told here.
+    let changing = async {
+        for incarnation in 1.. {
+            commit(&store, serves(Txn::new(), 0, incarnation)).await;
+            tokio::time::sleep(sign_of_life / 10).await;
+        }
+    };
+    let told = async {
+        for _ in 0..3 {
+            watch.any().await;
+        }
+    };
+    tokio::select! {
+        () = changing => unreachable!("it goes on for ever"),
+        told = tokio::time::timeout(PATIENCE, told) => told.expect("signs of life come"),
+    }
+}
+
+#[tokio::test]
 async fn a_store_that_never_answers_is_reported_rather_than_told_as_empty() {
     let store = open("etcd://127.0.0.1:1").await.unwrap();
     let config = Config {

@@ -20,6 +20,9 @@ use crate::directory::{Directory, Extent};
 /// A service whose machine is gone is noticed after this long.
 const PING: Duration = Duration::from_secs(5);
 
+/// The protocol of endpoints that only take TLS.
+const TLS: &str = "grpcs";
+
 /// The last thing discovery said.
 #[derive(Debug, Default)]
 struct Position {
@@ -136,7 +139,20 @@ fn take_in(
 /// Reads what was told. What cannot be read is left out and reported: one bad endpoint must not
 /// keep all others from being known.
 fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
-    let upserts = word.upserts.iter().map(|endpoint| {
+    let (tls, plain): (Vec<&Told>, Vec<&Told>) = word
+        .upserts
+        .iter()
+        .partition(|endpoint| endpoint.protocol == TLS);
+    if let Some(one) = tls.first() {
+        let pool = one.worker.as_ref().map_or("", |worker| &worker.pool);
+        tracing::warn!(
+            count = tls.len(),
+            pool,
+            address = one.address,
+            "Endpoints that are to be spoken to with TLS get no calls: this gateway speaks none to workers"
+        );
+    }
+    let upserts = plain.into_iter().map(|endpoint| {
         Ok(Endpoint {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
@@ -154,12 +170,19 @@ fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
             death: removal.death.as_ref().map(Into::into),
         })
     });
+    // One that was known without is another from here on.
+    let left_out = tls.into_iter().map(|endpoint| {
+        Ok(Removal {
+            worker: worker(endpoint.worker.as_ref())?,
+            death: None,
+        })
+    });
     let names = |names: &[String]| -> Vec<PoolName> {
         readable(names.iter().map(|name| Ok(PoolName::new(name)?)))
     };
     Update {
         upserts: readable(upserts),
-        removals: readable(removals),
+        removals: readable(removals.chain(left_out)),
         pools: names(&word.pools),
         removed_pools: names(&word.removed_pools),
         unheard: names(&word.unheard_pools),
@@ -195,4 +218,41 @@ fn readable<T>(items: impl Iterator<Item = anyhow::Result<T>>) -> Vec<T> {
             .ok()
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_tls_is_left_out_and_gone_where_it_was_known_without() {
+        let told = |slot, protocol: &str| Told {
+            worker: Some(WorkerRef {
+                pool: "train".to_owned(),
+                slot,
+                incarnation: 1,
+            }),
+            address: format!("10.0.0.1:{}", 7_000 + slot),
+            protocol: protocol.to_owned(),
+            ..Told::default()
+        };
+        let word = WatchEndpointsResponse {
+            upserts: vec![told(0, ""), told(1, "grpc"), told(2, "grpcs")],
+            ..WatchEndpointsResponse::default()
+        };
+
+        let update = update(&word, "");
+
+        let slots = |workers: &mut dyn Iterator<Item = &WorkerId>| -> Vec<u32> {
+            workers.map(|worker| worker.slot).collect()
+        };
+        assert_eq!(
+            slots(&mut update.upserts.iter().map(|up| &up.worker)),
+            [0, 1]
+        );
+        assert_eq!(
+            slots(&mut update.removals.iter().map(|gone| &gone.worker)),
+            [2]
+        );
+    }
 }

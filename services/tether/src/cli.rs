@@ -289,6 +289,9 @@ pub(crate) struct Register {
     /// How many calls it serves at once; 0 where that is not known.
     #[arg(long, default_value_t = 0)]
     pub(crate) capacity: u32,
+    /// How it is spoken to.
+    #[arg(long, value_enum, default_value_t = Protocol::Grpc)]
+    pub(crate) protocol: Protocol,
     /// How long it stays registered when this command is killed; the arbiter's default when not given.
     #[arg(long, value_parser = humantime::parse_duration)]
     pub(crate) ttl: Option<Duration>,
@@ -305,6 +308,25 @@ pub(crate) struct Register {
     /// How long it takes no new calls before it is withdrawn, when this command is asked to end.
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     pub(crate) drain: Duration,
+}
+
+/// How a worker is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// HTTP/2 without TLS.
+    Grpc,
+    /// HTTP/2 with TLS: gateways do not speak it, others that ask discovery may. It takes `--check tcp` or `none`.
+    Grpcs,
+}
+
+impl Protocol {
+    /// As it is told.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Grpcs => "grpcs",
+        }
+    }
 }
 
 /// How it is found out whether a worker serves.

@@ -1,14 +1,17 @@
 //! `tether endpoints` and `tether discover`: who serves a pool, as gateways hear it.
 
+mod following;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
-use tether_client::{Client, Problem};
+use tether_client::Client;
 use tether_proto::{
     common::{Endpoint, EndpointHealth, WorkerRef},
-    discovery::{EndpointRemoval, WatchEndpointsRequest, WatchEndpointsResponse},
+    discovery::{EndpointRemoval, WatchEndpointsResponse},
 };
-use tonic::Streaming;
+
+use following::Following;
 
 use crate::{
     cli,
@@ -124,7 +127,7 @@ pub(crate) async fn endpoints(
     out: &Output,
 ) -> anyhow::Result<()> {
     let pool = args.pool.as_deref().unwrap_or_default();
-    let (first, _) = watch(client, pool).await?;
+    let (first, _) = Following::begin(client, pool).await?;
     tell_ages(&first, out);
     tell_held(&first.upserts, out);
     list(&first, out)
@@ -136,7 +139,7 @@ pub(crate) async fn discover(
     args: &cli::Discover,
     out: &Output,
 ) -> anyhow::Result<()> {
-    let (first, mut changes) = watch(client, &args.pool).await?;
+    let (first, mut following) = Following::begin(client, &args.pool).await?;
     if !first.pools.contains(&args.pool) && first.upserts.is_empty() {
         let pool = &args.pool;
         out.note(&format!(
@@ -155,8 +158,8 @@ pub(crate) async fn discover(
         return list(&first, out);
     }
     let mut ages = first.clone();
-    let mut message = Some(first);
-    while let Some(word) = message {
+    let mut word = first;
+    loop {
         let change = if word.snapshot { "serves" } else { "changed" };
         for removal in &word.removals {
             out.item(&EndpointRow::gone(removal))?;
@@ -172,23 +175,8 @@ pub(crate) async fn discover(
             tell_ages(&word, out);
         }
         ages = word;
-        message = changes.message().await.map_err(Problem::from)?;
+        word = following.next(out).await?;
     }
-    Ok(())
-}
-
-async fn watch(
-    client: &Client,
-    pool: &str,
-) -> anyhow::Result<(WatchEndpointsResponse, Streaming<WatchEndpointsResponse>)> {
-    let request = WatchEndpointsRequest {
-        pool: pool.to_owned(),
-        ..WatchEndpointsRequest::default()
-    };
-    let watch = client.discovery().watch_endpoints(request).await;
-    let mut changes = watch.map_err(Problem::from)?.into_inner();
-    let first = changes.message().await.map_err(Problem::from)?;
-    Ok((first.unwrap_or_default(), changes))
 }
 
 fn list(snapshot: &WatchEndpointsResponse, out: &Output) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ mod check;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use backon::{BackoffBuilder as _, ExponentialBackoff};
 use tether_client::{Client, Condition, Lost, Problem, Registrant, Registration};
 use tether_proto::common::EndpointHealth;
@@ -60,11 +60,17 @@ impl<'a> Registering<'a> {
             Some(name) => name.clone(),
             None => usual_name(&address),
         };
+        if args.protocol == cli::Protocol::Grpcs && args.check == cli::Check::Grpc {
+            bail!(
+                "a worker that wants TLS cannot be asked by `grpc.health.v1` here: add `--check tcp` or `--check none`"
+            );
+        }
         let registrant = Registrant {
             pool: args.pool.parse()?,
             name: InstanceName::new(name).context("give it another with `--name`")?,
             ttl: args.ttl,
             address,
+            protocol: args.protocol.word().to_owned(),
         };
         let health = match args.check {
             cli::Check::Grpc | cli::Check::Tcp => EndpointHealth::Passing,

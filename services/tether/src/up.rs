@@ -102,7 +102,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     }
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));
-    background.spawn(discovery.run(last.clone()));
+    serving.spawn(essential("discovery", discovery.run(last.clone())));
     let agent = serving.spawn(essential("agent", agent.run(stop.clone())));
     serving.spawn(essential(
         "gateway",

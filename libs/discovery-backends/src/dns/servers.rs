@@ -18,6 +18,7 @@ use hickory_resolver::{
 
 use super::{
     question::{Question, Said},
+    terms::Over,
     trouble::Trouble,
 };
 
@@ -52,8 +53,9 @@ pub(super) enum Reply {
 }
 
 impl Servers {
-    pub(super) fn new(at: &[SocketAddr]) -> Result<Self, String> {
-        let list: Result<Vec<_>, _> = at.iter().copied().map(Server::new).collect();
+    pub(super) fn new(at: &[SocketAddr], over: Over) -> Result<Self, String> {
+        let servers = at.iter().map(|at| Server::new(*at, over));
+        let list: Result<Vec<_>, _> = servers.collect();
         let list = list.map_err(|error| error.to_string())?;
         Ok(Self { list, first: 0 })
     }
@@ -79,8 +81,11 @@ impl Servers {
 }
 
 impl Server {
-    fn new(at: SocketAddr) -> Result<Self, NetError> {
-        let mut config = NameServerConfig::udp_and_tcp(at.ip());
+    fn new(at: SocketAddr, over: Over) -> Result<Self, NetError> {
+        let mut config = match over {
+            Over::Either => NameServerConfig::udp_and_tcp(at.ip()),
+            Over::Tcp => NameServerConfig::tcp(at.ip()),
+        };
         for connection in &mut config.connections {
             connection.port = at.port();
         }

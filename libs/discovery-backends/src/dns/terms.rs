@@ -22,6 +22,7 @@ pub(super) struct Terms {
     pub(super) wanted: Wanted,
     /// Whom to ask, in this order; the system's where there are none.
     pub(super) servers: Vec<SocketAddr>,
+    pub(super) over: Over,
     pub(super) search: Search,
     pub(super) bounds: Bounds,
     /// Whether a name that does not exist is served by nobody, and no error.
@@ -40,6 +41,15 @@ pub(super) enum Wanted {
     Services,
 }
 
+/// How servers are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// By a datagram, and over TCP where that says that it is not all.
+    Either,
+    /// Of a server that does not say so.
+    Tcp,
+}
+
 /// What a name may be the beginning of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Search {
@@ -54,6 +64,10 @@ pub(super) enum Search {
 impl Terms {
     pub(super) fn parse(text: &str, options: &mut Options) -> Result<Self, String> {
         let services = switch(options, "srv")?;
+        let over = match switch(options, "tcp")? {
+            true => Over::Tcp,
+            false => Over::Either,
+        };
         let listed = options.text("servers");
         let (server, text) = match text.split_once('/') {
             Some((server, text)) => (Some(server), text),
@@ -101,6 +115,7 @@ impl Terms {
             name,
             wanted,
             servers,
+            over,
             search,
             bounds: bounds(options)?,
             missing_is_empty,
@@ -284,6 +299,7 @@ mod tests {
             ("w:1?search=a..b", "no name"),
             ("w:1?floor=10ms", "at least"),
             ("w:1?floor=2s&ceiling=1s", "below"),
+            ("w:1?tcp=yes", "0 or 1"),
             ("w:1?nxdomain=maybe", "`error` or `empty`"),
         ] {
             let error = parse(text).unwrap_err();

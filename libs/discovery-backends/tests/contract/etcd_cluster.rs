@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use crate::{
     grounds::etcd::PREFIX,
-    hosts::{Hosts, address},
+    hosts::{Hosts, Unmade, address},
     rules::{fails, says, set, until},
 };
 
@@ -19,15 +19,16 @@ const MEMBERS: [&str; 3] = ["etcd-1", "etcd-2", "etcd-3"];
 const OPERATOR: &str = "operator";
 const WATCHER: &str = "watcher";
 
-/// The hosts with a cluster on them; this thread is on the host that watches. None where there can be no hosts.
+/// The hosts with a cluster on them; this thread is on the host that watches. None where the kernel lets us have no hosts.
 async fn start() -> Option<(Hosts, Cluster)> {
     let hosts = match Hosts::make(&[&MEMBERS[..], &[OPERATOR, WATCHER]].concat()) {
         Ok(hosts) => hosts,
         #[expect(clippy::print_stderr, reason = "who runs it should know")]
-        Err(why) => {
-            eprintln!("not played, as this machine has no namespaces for us: {why}");
+        Err(Unmade::Kernel(why)) => {
+            eprintln!("SKIPPED: the kernel has no hosts for us: {why}");
             return None;
         }
+        Err(Unmade::Missing(why)) => panic!("{why}: install `util-linux` and `iproute2`"),
     };
     hosts.enter(WATCHER);
     let seats = MEMBERS.iter().enumerate().map(|(index, name)| Seat {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     future::Future,
+    io,
     os::fd::{AsFd as _, AsRawFd as _},
     process::{Command, Stdio},
     thread,
@@ -21,12 +22,21 @@ pub(crate) struct Hosts {
 /// A network namespace: it is there as long as this is open.
 struct Namespace(File);
 
+/// Why there are none.
+#[derive(Debug)]
+pub(crate) enum Unmade {
+    /// The kernel has none for this user.
+    Kernel(String),
+    /// A program that makes them is not there.
+    Missing(String),
+}
+
 impl Hosts {
     /// Makes them, at `10.78.0.1` and so on.
     ///
     /// # Errors
-    /// Where this machine does not let us.
-    pub(crate) fn make(names: &[&'static str]) -> Result<Self, String> {
+    /// Where this machine does not let us, or has not what it takes.
+    pub(crate) fn make(names: &[&'static str]) -> Result<Self, Unmade> {
         let hub = Namespace::make()?;
         hub.run("ip link add bridge type bridge")?;
         hub.run("ip link set bridge up")?;
@@ -98,25 +108,25 @@ pub(crate) fn address(index: usize) -> String {
 }
 
 impl Namespace {
-    fn make() -> Result<Self, String> {
-        let own = fs::read_link("/proc/self/ns/net").map_err(|error| error.to_string())?;
+    fn make() -> Result<Self, Unmade> {
+        let refused = |error: io::Error| Unmade::Kernel(error.to_string());
+        let own = fs::read_link("/proc/self/ns/net").map_err(refused)?;
         // It makes the namespace and lives until that is open here.
         let mut maker = Command::new("unshare")
             .args(["--net", "sleep", "60"])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|error| format!("`unshare`: {error}"))?;
+            .map_err(|error| Unmade::Missing(format!("`unshare`: {error}")))?;
         let path = format!("/proc/{}/ns/net", maker.id());
-        let mut made = Err("`unshare` makes no network namespace".to_owned());
+        let why = "`unshare` makes no network namespace".to_owned();
+        let mut made = Err(Unmade::Kernel(why));
         for _ in 0..2_000 {
             if matches!(maker.try_wait(), Ok(Some(_))) {
                 break;
             }
             if fs::read_link(&path).is_ok_and(|link| link != own) {
-                made = File::open(&path)
-                    .map(Self)
-                    .map_err(|error| error.to_string());
+                made = File::open(&path).map(Self).map_err(refused);
                 break;
             }
             thread::sleep(Duration::from_millis(5));
@@ -130,19 +140,19 @@ impl Namespace {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
-    fn run(&self, command: &str) -> Result<(), String> {
+    fn run(&self, command: &str) -> Result<(), Unmade> {
         let output = Command::new("nsenter")
             .arg(format!("--net={}", self.path()))
             .args(command.split(' '))
             .stdin(Stdio::null())
             .output()
-            .map_err(|error| format!("`nsenter`: {error}"))?;
+            .map_err(|error| Unmade::Missing(format!("`nsenter`: {error}")))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = format!("`{command}`: {}", said.trim());
         match output.status.success() {
             true => Ok(()),
-            false => Err(format!(
-                "`{command}`: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            )),
+            false if said.contains("failed to execute") => Err(Unmade::Missing(why)),
+            false => Err(Unmade::Kernel(why)),
         }
     }
 }

@@ -91,6 +91,26 @@ async fn half_an_answer_is_never_taken_for_a_whole_one() {
 }
 
 #[tokio::test]
+async fn a_server_that_cuts_its_datagrams_without_a_word_can_be_asked_over_tcp() {
+    // As Consul does where `enable_truncate` is not set: three of all, and nothing that says so.
+    let server = Faulty::start(|query, over| {
+        let mut answer = address(query, 1);
+        let most = if over == Over::Udp { 3 } else { 8 };
+        for last in 2..=most {
+            answer.answers.extend(address(query, last).answers);
+        }
+        vec![answer]
+    })
+    .await;
+    let target = format!("{}/web.test:1", server.at);
+    let all: Vec<String> = (1..=8).map(|last| format!("10.0.0.{last}:1")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+
+    says(&mut source(&target, ""), &all[..3]).await;
+    says(&mut source(&target, "tcp=1"), &all).await;
+}
+
+#[tokio::test]
 async fn a_server_that_only_knows_whom_to_ask_says_nothing_of_who_serves() {
     let server = Faulty::start(|query, _| {
         let mut reply = reply(query);

@@ -84,7 +84,7 @@ impl Audit {
         until: Revision,
     ) -> Found {
         self.due = later();
-        let recorded = match recorded(store, prefix, self.since, until).await {
+        let recorded = match Box::pin(recorded(store, prefix, self.since, until)).await {
             Ok(recorded) => recorded,
             Err(why) => return Found::Unknown(why),
         };

@@ -244,7 +244,7 @@ impl Members {
     async fn connect(&self, member: &Member) -> Result<Client, Useless> {
         // TLS has a greeting of its own.
         if member.url.starts_with("http:") {
-            greet(&member.address).await;
+            Box::pin(greet(&member.address)).await;
         }
         let options = Some(member.options.clone());
         let connected = Client::connect([&member.url], options).await;

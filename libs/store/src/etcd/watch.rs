@@ -70,7 +70,7 @@ impl Watch {
                 return Ok(batch);
             }
             let Some(stream) = &mut self.stream else {
-                self.stream = Some(self.open().await?);
+                self.stream = Some(Box::pin(self.open()).await?);
                 opened = Instant::now();
                 continue;
             };

@@ -54,7 +54,8 @@ impl Ledger {
         let spec = &pool.resolved.spec;
         let drained = pool.draining;
         let count_calls = pool.resolved.plan.recycle.max_calls.is_some();
-        let capacity = pool.resolved.template.capacity;
+        let template = &pool.resolved.template;
+        let (capacity, weight) = (template.capacity, template.weight);
         let mut free = if spec.spares > 0 {
             spec.size
         } else {
@@ -79,6 +80,7 @@ impl Ledger {
                 let endpoint = Endpoint {
                     zone: zone.cloned().unwrap_or_default(),
                     capacity,
+                    weight,
                     epoch,
                     ..endpoint
                 };

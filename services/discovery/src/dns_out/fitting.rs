@@ -21,7 +21,7 @@ pub(super) enum Room {
 
 /// What is sent, of which `measure` tells the size in bytes. What is not asked for goes first. A datagram then says
 /// that all of it is to be asked for over TCP, and nothing else, so that it is no means to flood somebody; TCP takes
-/// fewer of the answers, which are a choice among many anyway.
+/// the first of the answers, as many as fit.
 pub(super) fn fit(
     mut records: Records,
     room: Room,
@@ -34,15 +34,32 @@ pub(super) fn fit(
     if measure(&records) > limit {
         records.additionals.clear();
     }
-    while measure(&records) > limit && !records.answers.is_empty() {
+    if measure(&records) > limit {
         let kept = match room {
             Room::Datagram(_) => 0,
-            Room::Stream => records.answers.len() / 2,
+            Room::Stream => most(records.answers.len(), |count| {
+                let mut fewer = records.clone();
+                fewer.answers.truncate(count);
+                measure(&fewer) <= limit
+            }),
         };
         records.answers.truncate(kept);
         records.truncated = kept == 0;
     }
     records
+}
+
+/// The highest number below this one that fits; 0 does, and of others all below one that does.
+fn most(below: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut known, mut limit) = (0, below);
+    while known + 1 < limit {
+        let middle = known.midpoint(limit);
+        match fits(middle) {
+            true => known = middle,
+            false => limit = middle,
+        }
+    }
+    known
 }
 
 #[cfg(test)]
@@ -83,6 +100,6 @@ mod tests {
         let fitted =
             |answers, additionals| fit(records(answers, additionals), Room::Stream, measure);
         assert_eq!(fitted(600, 600), records(600, 0));
-        assert_eq!(fitted(1_400, 0), records(350, 0));
+        assert_eq!(fitted(1_400, 0), records(655, 0));
     }
 }

@@ -17,11 +17,11 @@ use hickory_server::proto::rr::{
     Name, RData, Record, RecordType,
     rdata::{SOA, SRV},
 };
-use tether_types::{Address, PoolName};
+use tether_types::{Address, PoolName, stable};
 
 use crate::table::Table;
 
-/// Most records of one answer: of more workers than these, each answer names other ones.
+/// Most records of one answer: of more workers than these, whoever asks has some of its own.
 const RECORDS_MAX: usize = 1_000;
 
 const SERVICE: [&[u8]; 2] = [b"_grpc", b"_tcp"];
@@ -85,14 +85,9 @@ impl Zone {
         }
     }
 
-    /// What is said to a question about `name`. Of many workers, and in which order, `rng` decides.
-    pub(crate) fn say(
-        &self,
-        name: &Name,
-        kind: RecordType,
-        table: &Table,
-        rng: &mut fastrand::Rng,
-    ) -> Said {
+    /// What is said to a question of `asker` about `name`. Of many workers it is told of the same ones each time, for
+    /// as long as they serve: others in each answer would look like a loss of those before.
+    pub(crate) fn say(&self, name: &Name, kind: RecordType, table: &Table, asker: IpAddr) -> Said {
         if !self.origin.zone_of(name) {
             return Said::Refused(Refusal::OtherZone);
         }
@@ -134,11 +129,11 @@ impl Zone {
             Place::Pool(_) if kind != RecordType::SRV => {
                 let all: BTreeSet<IpAddr> = serving.into_iter().map(|(ip, ..)| ip).collect();
                 let mut all: Vec<_> = all.into_iter().collect();
-                rng.shuffle(&mut all);
+                all.sort_by_cached_key(|ip| rank(asker, *ip, 0));
                 self.addresses(name, kind, all)
             }
             Place::Pool(_) | Place::Service(_) if kind == RecordType::SRV => {
-                rng.shuffle(&mut serving);
+                serving.sort_by_cached_key(|(ip, port, _)| rank(asker, *ip, *port));
                 serving.truncate(RECORDS_MAX);
                 self.services(name, text, &serving)
             }
@@ -246,6 +241,16 @@ impl Zone {
     }
 }
 
+/// Where a worker stands among all, for whoever asks: for each in another order, so that together they call all.
+fn rank(asker: IpAddr, ip: IpAddr, port: u16) -> u64 {
+    let octets = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    let bytes = octets(asker).into_iter().chain(octets(ip));
+    stable::finish(stable::fnv1a(bytes.chain(port.to_be_bytes())))
+}
+
 /// The pool that labels name: with dots between, be they of the name or of DNS.
 fn pool_name(labels: &[&[u8]]) -> Option<String> {
     let name = String::from_utf8(labels.join(&b'.')).ok()?;
@@ -317,8 +322,12 @@ mod tests {
         table
     }
 
+    fn asker(last: u8) -> IpAddr {
+        IpAddr::from([10, 9, 9, last])
+    }
+
     fn ask(table: &Table, text: &str, kind: RecordType) -> Said {
-        zone().say(&name(text), kind, table, &mut fastrand::Rng::with_seed(7))
+        zone().say(&name(text), kind, table, asker(7))
     }
 
     fn texts(said: Said) -> (Vec<String>, Vec<String>) {
@@ -440,8 +449,7 @@ mod tests {
         let RData::SRV(service) = &answers[0].data else {
             panic!("{answers:?}");
         };
-        let mut rng = fastrand::Rng::with_seed(7);
-        let host = zone().say(&service.target, RecordType::A, &table, &mut rng);
+        let host = zone().say(&service.target, RecordType::A, &table, asker(7));
         assert!(texts(host).0[0].ends_with("A 10.0.0.2"));
 
         let refused = Said::Refused(Refusal::TwoPools);
@@ -449,22 +457,35 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_bounded_and_in_another_order_each_time() {
+    fn answers_are_bounded_and_whoever_asks_again_is_told_of_the_same_workers() {
         let all: Vec<String> = (0..3_000)
             .map(|number| format!("10.0.{}.{}:1", number / 250, number % 250 + 1))
             .collect();
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let table = table(&[("many", &all)]);
-        let answer = |seed, kind| {
-            let mut rng = fastrand::Rng::with_seed(seed);
-            match zone().say(&name("many.default.tether."), kind, &table, &mut rng) {
-                Said::Records { answers, .. } => answers,
-                said => panic!("{said:?}"),
-            }
+        let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let answer = |all: &[&str], last, kind| -> BTreeSet<String> {
+            let table = table(&[("many", all)]);
+            let name = name("many.default.tether.");
+            let Said::Records { answers, .. } = zone().say(&name, kind, &table, asker(last)) else {
+                panic!("there are workers");
+            };
+            answers
+                .iter()
+                .map(|record| record.data.to_string())
+                .collect()
         };
-        for kind in [RecordType::A, RecordType::SRV] {
-            assert_eq!(answer(1, kind).len(), RECORDS_MAX);
-            assert_ne!(answer(1, kind), answer(2, kind));
+        let before = [RecordType::A, RecordType::SRV].map(|kind| {
+            let told = answer(&all, 1, kind);
+            assert_eq!(told.len(), RECORDS_MAX);
+            let other = answer(&all, 2, kind);
+            assert!(told.intersection(&other).count() < RECORDS_MAX / 2);
+            told
+        });
+
+        // Ten are gone: those it knew of have others in their place, and nothing else has changed.
+        all.truncate(2_990);
+        for (kind, before) in [RecordType::A, RecordType::SRV].into_iter().zip(before) {
+            let gone = before.difference(&answer(&all, 1, kind)).count();
+            assert!(gone <= 10, "{gone}");
         }
     }
 
