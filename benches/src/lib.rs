@@ -1,16 +1,23 @@
 //! What benchmarks share: one form for results, and what a process cost.
 
 pub mod agent;
+mod calls;
+pub mod cores;
 pub mod discovery;
 pub mod etcd;
 pub mod figure;
+pub mod gateway;
 pub mod ground;
+pub mod isolation;
 pub mod leases;
 pub mod net;
 pub mod peer;
 pub mod processes;
+pub mod proxies;
 pub mod puppet;
 pub mod scene;
+mod table;
+mod turns;
 
 use std::{fs, io, path::Path, time::Duration};
 
