@@ -85,7 +85,10 @@ pub struct Results<R = Row> {
 impl<R: Serialize> Results<R> {
     /// Results of this machine.
     pub fn new(rows: Vec<R>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        // Of the machine, not those that a bench keeps itself to.
+        let cores = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cores = cores.lines().filter(|line| line.starts_with("processor"));
+        let cores = cores.count();
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             machine: format!("{cores} cores, Linux {}", kernel.trim()),

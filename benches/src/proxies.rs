@@ -119,6 +119,8 @@ impl Proxies {
 
     /// Starts it, and waits until it forwards calls.
     pub(crate) async fn start(&self, proxy: Proxy) -> anyhow::Result<Running> {
+        // Children of those that were ended before.
+        self.ground.reap();
         let port = free_port()?;
         let mut command = match proxy {
             Proxy::Direct => {
