@@ -143,9 +143,7 @@ pub(crate) const PROXIES: &[Program] = &[
             "liblua5.3-0",
             "libopentracing-c-wrapper0",
             "libopentracing1",
-            "libpcre2-8-0",
             "libssl3",
-            "libsystemd0",
         ],
     },
     Program {
@@ -154,7 +152,7 @@ pub(crate) const PROXIES: &[Program] = &[
         path: "usr/sbin/nginx",
         says: None,
         release: None,
-        packages: &["nginx", "libpcre2-8-0", "libssl3"],
+        packages: &["nginx", "libssl3"],
     },
     Program {
         name: "nghttpx",
@@ -169,7 +167,6 @@ pub(crate) const PROXIES: &[Program] = &[
             "libjemalloc2",
             "libnghttp2-14",
             "libssl3",
-            "libsystemd0",
         ],
     },
 ];
