@@ -9,6 +9,8 @@ use serde::Serialize;
 pub enum Target {
     /// Ours is this or less.
     AtMost(f64),
+    /// Ours is this or more.
+    AtLeast(f64),
     /// Ours is at least this many times the peer's.
     Times(f64, &'static str),
     /// Ours is at most this share of the peer's.
@@ -31,6 +33,9 @@ pub struct Figure {
     /// Processor seconds spent while the figure was measured: supervisors, helpers and workers.
     cpu_seconds: BTreeMap<&'static str, f64>,
     skipped: BTreeMap<&'static str, String>,
+    /// What else is to be said of a value.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    notes: BTreeMap<&'static str, String>,
 }
 
 impl Figure {
@@ -47,6 +52,7 @@ impl Figure {
             met: None,
             cpu_seconds: BTreeMap::new(),
             skipped: BTreeMap::new(),
+            notes: BTreeMap::new(),
         }
     }
 
@@ -81,6 +87,13 @@ impl Figure {
         self
     }
 
+    /// Something to say of a value.
+    #[must_use]
+    pub fn note(mut self, name: &'static str, note: impl Into<String>) -> Self {
+        self.notes.insert(name, note.into());
+        self
+    }
+
     /// Processor seconds of ours, or of a peer.
     #[must_use]
     pub fn cpu(mut self, name: &'static str, seconds: f64) -> Self {
@@ -94,6 +107,7 @@ impl Figure {
     pub fn target(mut self, target: Target) -> Self {
         let (number, rule) = match target {
             Target::AtMost(most) => (most, "ours at most the target".to_owned()),
+            Target::AtLeast(least) => (least, "ours at least the target".to_owned()),
             Target::Times(times, peer) => (times, format!("ours over {peer} at least the target")),
             Target::Share(share, peer) => (share, format!("ours over {peer} at most the target")),
         };
@@ -102,6 +116,7 @@ impl Figure {
         let over = |name| Some(self.ours? / self.peers.get(name)?);
         self.met = match target {
             Target::AtMost(most) => Some(self.ours.is_some_and(|ours| ours <= most)),
+            Target::AtLeast(least) => Some(self.ours.is_some_and(|ours| ours >= least)),
             Target::Times(times, peer) => {
                 self.ratio = over(peer);
                 self.ratio.map(|ratio| ratio >= times)
@@ -117,6 +132,41 @@ impl Figure {
         self
     }
 
+    /// The peers that have a value.
+    pub fn peers(&self) -> impl Iterator<Item = &'static str> {
+        self.peers.keys().copied()
+    }
+
+    /// Its name with its unit.
+    pub fn title(&self) -> String {
+        match self.unit {
+            "" => self.name.clone(),
+            unit => format!("{}, {unit}", self.name),
+        }
+    }
+
+    /// Ours, or a peer's.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        match name {
+            "ours" => self.ours,
+            peer => self.peers.get(peer).copied(),
+        }
+    }
+
+    /// The target and whether it is met; nothing where there is none.
+    pub fn verdict(&self) -> String {
+        let Some((target, rule)) = self.target.zip(self.rule.as_ref()) else {
+            return String::new();
+        };
+        let met = self
+            .met
+            .map_or("not judged", |met| if met { "met" } else { "MISSED" });
+        match self.ratio.filter(|_| rule.contains(" over ")) {
+            Some(ratio) => format!("{target} ({rule}): {ratio:.2}, {met}"),
+            None => format!("{target} ({rule}): {met}"),
+        }
+    }
+
     /// For people.
     pub fn line(&self) -> String {
         let ours = match self.ours {
@@ -127,17 +177,17 @@ impl Figure {
         for (peer, value) in &self.peers {
             line += &format!(", {peer} {value:.2}");
         }
-        if let (Some(target), Some(rule)) = (self.target, &self.rule) {
-            let met = self
-                .met
-                .map_or("not judged", |met| if met { "met" } else { "MISSED" });
-            line += &format!("; target {target} ({rule}): {met}");
+        if self.target.is_some() {
+            line += &format!("; target {}", self.verdict());
         }
         for (name, seconds) in &self.cpu_seconds {
             line += &format!("; {name} cpu {seconds:.2} s");
         }
         for (name, why) in &self.skipped {
             line += &format!("\n    {name}: not measured: {why}");
+        }
+        for (name, note) in &self.notes {
+            line += &format!("\n    {name}: {note}");
         }
         line
     }
@@ -174,6 +224,9 @@ mod tests {
 
         assert_eq!(row(20.0, 1.0).target(Target::AtMost(20.0)).met, Some(true));
         assert_eq!(row(20.1, 1.0).target(Target::AtMost(20.0)).met, Some(false));
+
+        assert_eq!(row(0.9, 1.0).target(Target::AtLeast(0.9)).met, Some(true));
+        assert_eq!(row(0.8, 1.0).target(Target::AtLeast(0.9)).met, Some(false));
     }
 
     #[test]

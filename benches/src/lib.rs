@@ -1,16 +1,23 @@
 //! What benchmarks share: one form for results, and what a process cost.
 
 pub mod agent;
+mod calls;
+pub mod cores;
 pub mod discovery;
 pub mod etcd;
 pub mod figure;
+pub mod gateway;
 pub mod ground;
+pub mod isolation;
 pub mod leases;
 pub mod net;
 pub mod peer;
 pub mod processes;
+pub mod proxies;
 pub mod puppet;
 pub mod scene;
+mod table;
+mod turns;
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -78,7 +85,10 @@ pub struct Results<R = Row> {
 impl<R: Serialize> Results<R> {
     /// Results of this machine.
     pub fn new(rows: Vec<R>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        // Of the machine, not those that a bench keeps itself to.
+        let cores = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cores = cores.lines().filter(|line| line.starts_with("processor"));
+        let cores = cores.count();
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             machine: format!("{cores} cores, Linux {}", kernel.trim()),

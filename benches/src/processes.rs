@@ -88,6 +88,11 @@ pub fn living(of: u32) -> Vec<Process> {
     found
 }
 
+/// A process and every living descendant of it.
+pub fn family(of: u32) -> Vec<Process> {
+    Process::read(of).into_iter().chain(living(of)).collect()
+}
+
 /// Processor time of all descendants of a process, and of all it has reaped.
 pub fn cpu_below(of: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{of}/stat")).unwrap_or_default();

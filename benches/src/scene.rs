@@ -5,7 +5,7 @@ use std::{future::Future, io::Write as _, path::Path, sync::Arc};
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Results, figure::Figure, ground::Ground};
+use crate::{Results, figure::Figure, ground::Ground, table};
 
 /// Last lines of a log that an error tells.
 const LAST_WORDS: usize = 5;
@@ -47,13 +47,15 @@ pub fn tell(figure: &Figure) {
     let _ = writeln!(std::io::stdout(), "{}", figure.line());
 }
 
-/// Writes the evidence, where that is asked for.
+/// Writes the evidence, where that is asked for, and a table of it beside it.
 ///
 /// # Errors
 /// Where it cannot be written.
 pub fn keep(figures: Vec<Figure>, json: Option<&Path>) -> anyhow::Result<()> {
     if let Some(path) = json {
+        let table = table::markdown(&figures);
         Results::new(figures).write(path)?;
+        std::fs::write(path.with_extension("md"), table)?;
         writeln!(std::io::stdout(), "written to {}", path.display())?;
     }
     Ok(())

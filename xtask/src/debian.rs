@@ -1,4 +1,4 @@
-//! Fetches servers that tests want for real out of their Debian packages, into target/tools.
+//! Fetches servers that tests and benches want for real out of their Debian packages, into target/tools.
 //!
 //! Installing such a package would also start a service on its ports. Unpacking it takes no root. A program that
 //! has to be of another release of Debian than the machine's comes from the same mirror, by lists of its own, which
@@ -126,6 +126,47 @@ pub(crate) const ALL: &[Program] = &[
         release: None,
         packages: &[
             "iproute2", "libbpf1", "libbsd0", "libelf1", "libmd0", "libmnl0",
+        ],
+    },
+];
+
+/// Proxies that a bench stands beside ours; no test wants them.
+pub(crate) const PROXIES: &[Program] = &[
+    Program {
+        name: "haproxy",
+        version: "-v",
+        path: "usr/sbin/haproxy",
+        says: None,
+        release: None,
+        packages: &[
+            "haproxy",
+            "liblua5.3-0",
+            "libopentracing-c-wrapper0",
+            "libopentracing1",
+            "libssl3",
+        ],
+    },
+    Program {
+        name: "nginx",
+        version: "-v",
+        path: "usr/sbin/nginx",
+        says: None,
+        release: None,
+        packages: &["nginx", "libssl3"],
+    },
+    Program {
+        name: "nghttpx",
+        version: "--version",
+        path: "usr/sbin/nghttpx",
+        says: None,
+        release: None,
+        packages: &[
+            "nghttp2-proxy",
+            "libc-ares2",
+            "libev4",
+            "libjemalloc2",
+            "libnghttp2-14",
+            "libssl3",
         ],
     },
 ];
@@ -307,8 +348,9 @@ mod tests {
 
     #[test]
     fn every_program_has_a_name_of_its_own_and_a_package() {
-        for program in ALL {
-            let same = ALL.iter().filter(|other| other.name == program.name);
+        let all = || ALL.iter().chain(PROXIES);
+        for program in all() {
+            let same = all().filter(|other| other.name == program.name);
             assert_eq!(same.count(), 1, "{}", program.name);
             assert!(!program.packages.is_empty(), "{}", program.name);
         }

@@ -33,7 +33,7 @@ pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
 pub(crate) struct Answer {
     pub(crate) head: Parts,
     /// `None` where the head is all, with the status in it.
-    pub(crate) rest: Option<Rest>,
+    pub(crate) rest: Option<Box<Rest>>,
 }
 
 /// What is still to come of a call whose answer has begun.
@@ -53,34 +53,26 @@ impl Answer {
             code: code_of(&self.head.headers),
         };
         let head = Response::from_parts(self.head, ());
-        let Some(rest) = self.rest else {
+        let Some(mut rest) = self.rest else {
             client.head(head, true);
             return;
         };
         let Some(to) = client.head(head, false) else {
             return;
         };
-        let Rest {
-            mut call,
-            stream,
-            mut upload,
-        } = rest;
-        let mut pump = Pump::answer(stream, to, budget);
-        let end = deadline.bound(poll_fn(|cx| {
-            exchange(cx, &mut upload, &mut pump, &mut call)
-        }));
+        let mut pump = Pump::answer(rest.stream, to, budget);
+        let (call, upload) = (&mut rest.call, &mut rest.upload);
+        let end = deadline.bound(poll_fn(|cx| exchange(cx, upload, &mut pump, call)));
         let trailers = match end.await {
             Err(late) => {
                 call.on_code(DEADLINE_EXCEEDED);
                 of(late.into())
             }
-            Ok(Ok(End::Over | End::Ended)) => {
-                match ending(&mut pump, &mut call, said, deadline).await {
-                    Ok(trailers) => trailers,
-                    Err(status) => of(status),
-                }
-            }
-            Ok(Ok(End::Broken(error))) => of(call.broke(error, deadline).await),
+            Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
+                Ok(trailers) => trailers,
+                Err(status) => of(status),
+            },
+            Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
             Ok(Ok(End::Unread | End::TooLarge(_))) => of(explain::unread("the client").into()),
             // The client is gone.
             Ok(Ok(End::Refused)) => return,
@@ -128,7 +120,7 @@ async fn ending(
             call.on_code(DEADLINE_EXCEEDED);
             return Err(late.into());
         }
-        Ok(Err(error)) => return Err(call.broke(error, deadline).await),
+        Ok(Err(error)) => return Err(Box::pin(call.broke(error, deadline)).await),
         Ok(Ok(received)) => received,
     };
     let mut received = received.unwrap_or_default();

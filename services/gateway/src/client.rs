@@ -1,6 +1,10 @@
 //! The client's end of a call: whether it is still there, and what it is told.
 
-use std::{future::poll_fn, pin::pin};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, server::SendResponse};
@@ -19,13 +23,16 @@ impl Client {
         Self { respond }
     }
 
-    /// What comes of some work, unless the client gives the call up first; the work is then dropped.
-    pub(crate) async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            biased;
-            _ = poll_fn(|cx| self.respond.poll_reset(cx)) => None,
-            done = work => Some(done),
-        }
+    /// What comes of some work, unless the client gives the call up first; the work is then to be dropped.
+    pub(crate) async fn unless_gone<T>(
+        &mut self,
+        mut work: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
+        poll_fn(|cx| match self.respond.poll_reset(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => work.as_mut().poll(cx).map(Some),
+        })
+        .await
     }
 
     /// Ends the call with an error.
@@ -95,9 +102,9 @@ impl Body for Messages {
     type Error = h2::Error;
 
     fn poll_frame(
-        self: std::pin::Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let stream = &mut self.get_mut().0;
         stream.poll_data(cx).map_ok(|data| {
             let _ = stream.flow_control().release_capacity(data.len());

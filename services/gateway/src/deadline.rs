@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt as _, future::Either};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::Failure;
 use tokio::time::Instant;
@@ -47,12 +48,16 @@ impl Deadline {
     ///
     /// # Errors
     /// What to say then.
-    pub(crate) async fn bound<F: Future>(&self, work: F) -> Result<F::Output, Failure> {
+    pub(crate) fn bound<F: Future>(
+        self,
+        work: F,
+    ) -> impl Future<Output = Result<F::Output, Failure>> {
         match self.0 {
-            None => Ok(work.await),
-            Some((at, _)) => tokio::time::timeout_at(at, work)
-                .await
-                .map_err(|_| self.passed()),
+            None => Either::Left(work.map(Ok)),
+            Some((at, _)) => {
+                let bounded = tokio::time::timeout_at(at, work);
+                Either::Right(bounded.map(move |done| done.map_err(|_| self.passed())))
+            }
         }
     }
 }

@@ -114,17 +114,16 @@ impl Directory {
         tried: &[WorkerId],
         wait: Duration,
     ) -> Word {
-        let mut place = match self.choose_or_wait(pool, ask, tried)? {
-            Turn::Now(chosen) => return Ok(chosen),
-            Turn::Waits(place) => place,
-        };
-        match tokio::time::timeout(wait, &mut place.turn).await {
-            Ok(Ok(word)) => word,
-            // The sender is kept until it has told something.
-            Ok(Err(_)) | Err(_) => {
-                let known = self.lock();
-                let refusal = Refusal::NoWorker(Why::Busy);
-                Err(refused(&known.endpoints, pool, &ask.target, refusal))
+        match self.choose_or_wait(pool, ask, tried)? {
+            Turn::Now(chosen) => Ok(chosen),
+            Turn::Waits(mut place) => {
+                let told = Box::pin(tokio::time::timeout(wait, &mut place.turn)).await;
+                // The sender is kept until it has told something.
+                told.ok().and_then(Result::ok).unwrap_or_else(|| {
+                    let known = self.lock();
+                    let refusal = Refusal::NoWorker(Why::Busy);
+                    Err(refused(&known.endpoints, pool, &ask.target, refusal))
+                })
             }
         }
     }

@@ -72,6 +72,10 @@ impl Upstream {
         if let Some(sender) = self.current().await? {
             return Ok(sender);
         }
+        Box::pin(self.open()).await
+    }
+
+    async fn open(&self) -> Result<SendRequest<Bytes>, Error> {
         let _turn = self.connecting.lock().await;
         if let Some(sender) = self.current().await? {
             return Ok(sender);

@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: one benchmark, which writes target/bench/NAME.json.
 
 mod peers;
+mod proxies;
 
 use std::{fs, process::ExitCode};
 
@@ -43,6 +44,7 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
         "agent" => drop(command.args(peers::arguments(workspace)?)),
         "leases" => drop(command.args(leases(workspace)?)),
         "discovery" => drop(command.args(discovery(workspace)?)),
+        "gateway" | "isolation" => drop(command.args(proxies::arguments(workspace)?)),
         _ => {}
     }
     Ok(ExitCode::from(u8::from(!run(command).ok)))

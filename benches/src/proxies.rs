@@ -1,0 +1,222 @@
+//! Who stands between client and worker: nobody, ours, or a peer; each started fresh on the measured processor.
+
+mod ours;
+mod peers;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustix::process::Signal;
+use tokio::time::sleep;
+
+use crate::{
+    calls::{
+        client::{Ask, Client},
+        wire::{ECHO, numbered},
+    },
+    cores::Cores,
+    ground::Ground,
+    net::free_port,
+    processes::{Pinned, family, pss_bytes, run_time},
+};
+
+use ours::Ours;
+use peers::Peer;
+
+/// Longest time until a proxy forwards its first call, and for one to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What a bench of proxies is given.
+#[derive(Debug, clap::Args)]
+pub struct Programs {
+    /// Our gateway's program.
+    #[arg(long)]
+    gateway: PathBuf,
+    /// The arbiter's, which runs beside it.
+    #[arg(long)]
+    arbiter: PathBuf,
+    /// Discovery's, likewise.
+    #[arg(long)]
+    discovery: PathBuf,
+    /// A peer's program, as NAME=PATH; can be given several times.
+    #[arg(long)]
+    peer: Vec<String>,
+    /// Why there is no program of a peer, as NAME=WHY.
+    #[arg(long)]
+    no_peer: Vec<String>,
+}
+
+impl Programs {
+    fn find(&self, peer: &str) -> Result<PathBuf, String> {
+        let given = |list: &[String]| {
+            let mut pairs = list.iter().filter_map(|one| one.split_once('='));
+            Some(pairs.find(|(name, _)| *name == peer)?.1.to_owned())
+        };
+        let why = || given(&self.no_peer).unwrap_or_else(|| "no program was given".to_owned());
+        given(&self.peer).map(PathBuf::from).ok_or_else(why)
+    }
+}
+
+/// All who are measured, with one worker behind them.
+#[derive(Debug)]
+pub(crate) struct Proxies {
+    ground: Arc<Ground>,
+    cores: Cores,
+    worker: u16,
+    ours: Ours,
+    peers: Vec<(&'static Peer, Result<PathBuf, String>)>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    Direct,
+    Ours,
+    Peer(usize),
+}
+
+impl Proxies {
+    pub(crate) async fn new(
+        ground: Arc<Ground>,
+        cores: Cores,
+        worker: u16,
+        programs: &Programs,
+    ) -> anyhow::Result<Self> {
+        let peers = peers::ALL.into_iter();
+        let peers = peers.map(|peer| (peer, programs.find(peer.name))).collect();
+        let ours = Ours::start(&ground, programs, worker).await?;
+        Ok(Self {
+            ground,
+            cores,
+            worker,
+            ours,
+            peers,
+        })
+    }
+
+    /// All of them, in the order of the tables.
+    pub(crate) fn all(&self) -> Vec<Proxy> {
+        let peers = (0..self.peers.len()).map(Proxy::Peer);
+        [Proxy::Direct, Proxy::Ours]
+            .into_iter()
+            .chain(peers)
+            .collect()
+    }
+
+    pub(crate) fn name(&self, proxy: Proxy) -> &'static str {
+        match proxy {
+            Proxy::Direct => "direct",
+            Proxy::Ours => "ours",
+            Proxy::Peer(index) => self.peers[index].0.name,
+        }
+    }
+
+    /// Starts it, and waits until it forwards calls.
+    pub(crate) async fn start(&self, proxy: Proxy) -> anyhow::Result<Running> {
+        // Children of those that were ended before.
+        self.ground.reap();
+        let port = free_port()?;
+        let mut command = match proxy {
+            Proxy::Direct => {
+                return Ok(Running {
+                    child: None,
+                    port: self.worker,
+                });
+            }
+            Proxy::Ours => self.ours.gateway(port),
+            Proxy::Peer(index) => {
+                let (peer, found) = &self.peers[index];
+                let program = found.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
+                peer.command(program, &self.ground.fresh(peer.name)?, port, self.worker)?
+            }
+        };
+        let log = self.ground.dir().join(format!("{}.log", self.name(proxy)));
+        command.stdin(Stdio::null());
+        said_in(&log, &mut command)?;
+        let child = self.cores.start(&self.ground, &mut command)?;
+        let mut running = Running {
+            child: Some(child),
+            port,
+        };
+        let ready = running.ready().await;
+        ready.with_context(|| {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let last: Vec<_> = said.lines().rev().take(3).collect();
+            format!("its last words, latest first: {last:?}")
+        })?;
+        self.cores.check(&family(running.pid()))?;
+        Ok(running)
+    }
+}
+
+/// A proxy that forwards calls; it ends with this.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Option<Child>,
+    /// Where it takes calls.
+    pub(crate) port: u16,
+}
+
+impl Running {
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Processor time of all its processes, to the nanosecond; none where nobody stands between.
+    pub(crate) fn cpu(&self) -> Option<Duration> {
+        self.child.as_ref()?;
+        Some(run_time(&family(self.pid())))
+    }
+
+    /// Memory of all its processes in bytes, what they share counted once.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        self.child.as_ref()?;
+        let each = family(self.pid())
+            .iter()
+            .map(|process| pss_bytes(process.pid))
+            .sum();
+        Some(each)
+    }
+
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let ask = Ask::new(ECHO, numbered(0, 8));
+        loop {
+            let call = async { Client::connect(self.port).await?.echo(&ask).await };
+            let answered = tokio::time::timeout(PATIENCE, call).await;
+            let Err(why) = answered.context("no answer").flatten() else {
+                return Ok(());
+            };
+            if let Some(ended) = self.child.as_mut().map(Child::try_wait).transpose()? {
+                anyhow::ensure!(ended.is_none(), "it ended by itself: {ended:?}");
+            }
+            anyhow::ensure!(Instant::now() < deadline, "it forwards nothing: {why:#}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let all = Pinned::new(&family(child.id()));
+        all.signal(Signal::KILL);
+        let _ = child.wait();
+        all.survivors(PATIENCE);
+    }
+}
+
+/// Has what a program says written to a file, which is made anew.
+fn said_in(log: &Path, command: &mut Command) -> anyhow::Result<()> {
+    let log = File::create(log)?;
+    command.stdout(log.try_clone()?).stderr(log);
+    Ok(())
+}
