@@ -77,13 +77,12 @@ impl Checker {
         self.asked.contains_key(address)
     }
 
-    /// The next answer. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Answer {
-        match self.heard.recv().await {
-            Some(answer) => answer,
-            // There is a sender here.
-            None => std::future::pending().await,
-        }
+    /// The next answers, all that are there. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        // Waits for one at least, as there is a sender here.
+        self.heard.recv_many(&mut answers, UNREAD).await;
+        answers
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn feed(
                 known[index].note(&feeding.pool, &names[index], &word);
                 feeding.on_word(index, word);
             }
-            (address, word) = next_answer(&mut feeding.checks) => feeding.on_answer(&address, &word),
+            answers = next_answers(&mut feeding.checks) => feeding.on_answers(answers),
             () = due(feeding.sourced.next_deadline()) => {
                 if feeding.sourced.check(BootClock.now()) {
                     feeding.on_members();
@@ -65,7 +65,7 @@ async fn due(at: Option<Tick>) {
     }
 }
 
-async fn next_answer(checks: &mut Option<Checks>) -> Answer {
+async fn next_answers(checks: &mut Option<Checks>) -> Vec<Answer> {
     match checks {
         Some(checks) => checks.checker.next().await,
         None => std::future::pending().await,
@@ -132,13 +132,22 @@ impl Feeding {
         self.tell(true);
     }
 
-    fn on_answer(&mut self, address: &Address, word: &Word) {
+    /// All that are there are told together: to look at a pool of thousands costs more than an answer.
+    fn on_answers(&mut self, answers: Vec<Answer>) {
+        let mut changed = false;
+        for (address, word) in answers {
+            changed |= self.on_answer(&address, &word);
+        }
+        self.tell(changed);
+    }
+
+    fn on_answer(&mut self, address: &Address, word: &Word) -> bool {
         let Some(checks) = &mut self.checks else {
-            return;
+            return false;
         };
         // Of one that is asked no more it comes too late.
         if !checks.checker.asks(address) {
-            return;
+            return false;
         }
         let changed = checks.verdicts.on_word(address, word);
         if changed {
@@ -151,7 +160,7 @@ impl Feeding {
                 }
             }
         }
-        self.tell(changed);
+        changed
     }
 
     /// Tells who serves, where that has changed. The first time only when it is known: a pool of which half is told
