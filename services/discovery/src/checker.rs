@@ -72,6 +72,11 @@ impl Checker {
         }
     }
 
+    /// Who serves there is another one: it is asked anew where it is to be asked.
+    pub(crate) fn ask_no_more(&mut self, address: &Address) {
+        self.asked.remove(address);
+    }
+
     /// Whether this one is asked: an answer of one that is not comes too late.
     pub(crate) fn asks(&self, address: &Address) -> bool {
         self.asked.contains_key(address)

@@ -124,10 +124,10 @@ impl Feeding {
     fn on_members(&mut self) {
         if let Some(checks) = &mut self.checks {
             let members = self.sourced.members();
+            for another in checks.verdicts.on_members(&members) {
+                checks.checker.ask_no_more(&another);
+            }
             checks.checker.ask(members.keys());
-            checks
-                .verdicts
-                .retain(|address| members.contains_key(address));
         }
         self.tell(true);
     }
