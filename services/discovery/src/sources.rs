@@ -16,7 +16,8 @@ use crate::{
     sourced::{Change, Sourced},
 };
 
-/// Whoever has not answered by then is told of unasked: a pool waits no longer for its first word.
+/// Whoever has not answered so long after a source has is told of unasked, and of sources those that have answered count:
+/// a pool waits no longer for its first word.
 const FIRST_WORD: Duration = Duration::from_secs(3);
 
 /// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
@@ -32,8 +33,6 @@ pub(crate) async fn feed(
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
     let mut feeding = Feeding::new(board, pool, terms);
-    let patience = tokio::time::sleep(FIRST_WORD);
-    tokio::pin!(patience);
     loop {
         tokio::select! {
             word = words.next() => {
@@ -50,10 +49,7 @@ pub(crate) async fn feed(
                     feeding.on_members();
                 }
             }
-            () = &mut patience, if !feeding.has_waited => {
-                feeding.has_waited = true;
-                feeding.tell(false);
-            }
+            () = due(feeding.patience), if !feeding.is_told => feeding.tell(false),
         }
     }
 }
@@ -85,9 +81,9 @@ struct Feeding {
     terms: PoolSource,
     sourced: Sourced,
     checks: Option<Checks>,
-    /// Whether the table knows of it who serves, and whether its first word was waited for long enough.
+    /// Whether the table knows of it who serves, and when its first word has been waited for long enough.
     is_told: bool,
-    has_waited: bool,
+    patience: Option<Tick>,
 }
 
 impl Feeding {
@@ -103,7 +99,7 @@ impl Feeding {
             terms,
             checks,
             is_told: false,
-            has_waited: false,
+            patience: None,
         }
     }
 
@@ -112,6 +108,10 @@ impl Feeding {
         if let Change::Held(count) = change {
             let hold = self.terms.hold;
             tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held: until then, or until it names them again, or nobody; `believed_loss` and `hold` say how many and how long");
+        }
+        if self.sourced.is_heard() {
+            self.patience
+                .get_or_insert_with(|| BootClock.now() + FIRST_WORD);
         }
         self.board.failing(&self.pool, self.sourced.failing());
         match change {
@@ -172,10 +172,8 @@ impl Feeding {
         let members = self.sourced.members();
         let verdicts = self.checks.as_ref().map(|checks| &checks.verdicts);
         let all_asked = verdicts.is_none_or(|verdicts| verdicts.all_known(members.keys()));
-        let is_known = match self.has_waited {
-            true => self.sourced.is_heard(),
-            false => self.sourced.is_settled() && all_asked,
-        };
+        let has_waited = self.patience.is_some_and(|end| end <= BootClock.now());
+        let is_known = has_waited || (self.sourced.is_settled() && all_asked);
         if !self.is_told && !is_known {
             return;
         }
