@@ -3,6 +3,8 @@
 mod believed;
 mod peaks;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
