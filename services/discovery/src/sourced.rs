@@ -39,7 +39,10 @@ pub(crate) struct Sourced {
 #[derive(Debug, Default)]
 struct Source {
     answer: Option<Targets>,
-    /// Since when it fails, and why.
+    /// Whether each answer is told: what is known is as old as the last one.
+    tells_each: bool,
+    answered: Option<Tick>,
+    /// Since when what it said may be out of date, and why.
     failing: Option<(Tick, String)>,
 }
 
@@ -56,7 +59,11 @@ pub(crate) enum Change {
 
 impl Sourced {
     pub(crate) fn new(terms: &PoolSource) -> Self {
-        let sources: Vec<_> = terms.all().map(|_| Source::default()).collect();
+        let sources = terms.all().map(|source| Source {
+            tells_each: tether_discovery_backends::tells_each_answer(source),
+            ..Source::default()
+        });
+        let sources: Vec<_> = sources.collect();
         let lists = match terms.combine {
             Combine::First => sources.len(),
             Combine::Union => 1,
@@ -83,11 +90,15 @@ impl Sourced {
         match word {
             Ok(answer) => {
                 known.answer = Some(answer.targets);
+                known.answered = Some(now);
                 known.failing = None;
             }
             Err(why) => match &mut known.failing {
                 Some((_, before)) => *before = why,
-                None => known.failing = Some((now, why)),
+                None => {
+                    let last = known.answered.filter(|_| known.tells_each);
+                    known.failing = Some((last.unwrap_or(now), why));
+                }
             },
         }
         match self.combine {

@@ -210,7 +210,7 @@ impl Forwarder {
             deadline: deadline.on_boot(),
         };
         let (pool, ask): (&PoolName, &Ask) = (&pool, &ask);
-        if self.directory.age().is_none() {
+        if !self.directory.is_informed() {
             let informed = deadline.bound(self.directory.informed(FIRST_WORD)).await?;
             if !informed {
                 let why = "it has told nothing yet";

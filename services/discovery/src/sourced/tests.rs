@@ -50,6 +50,23 @@ fn an_error_keeps_what_was_said_and_tells_since_when_and_nobody_is_an_answer() {
 }
 
 #[test]
+fn what_a_polled_source_said_is_as_old_as_its_last_answer() {
+    let mut sourced = sourced(2, |terms| {
+        terms.combine = Combine::Union;
+        terms.sources[0] = "dns://rank.internal:1".to_owned();
+    });
+    for source in [0, 1] {
+        sourced.on_word(source, says(1..9), at(1));
+        sourced.on_word(source, says(1..9), at(31));
+    }
+    sourced.on_word(1, Err("away".to_owned()), at(60));
+    assert_eq!(sourced.failing(), Some((at(60), "away")));
+    sourced.on_word(0, Err("no answer".to_owned()), at(61));
+    sourced.on_word(0, Err("still none".to_owned()), at(66));
+    assert_eq!(sourced.failing(), Some((at(31), "still none")));
+}
+
+#[test]
 fn of_a_loss_of_most_all_are_held_for_a_while_and_come_back_as_they_were() {
     let mut sourced = sourced(1, |_| {});
     sourced.on_word(0, says(1..11), at(1));
