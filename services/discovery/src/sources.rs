@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt as _, stream};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_discovery_backends::{Answer as Backend, Watch};
+use tether_proto::discovery::LeftOut;
 use tether_types::{Address, PoolName};
 
 use crate::{
@@ -28,7 +29,7 @@ pub(crate) async fn feed(
     watches: Vec<Watch>,
 ) {
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
-    let mut known = vec![Known::default(); names.len()];
+    let mut fails = vec![false; names.len()];
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
@@ -40,7 +41,7 @@ pub(crate) async fn feed(
                     // A watch never ends (B3), and without any there is nothing to feed.
                     return std::future::pending().await;
                 };
-                known[index].note(&feeding.pool, &names[index], &word);
+                note(&feeding, (index, &names[index]), &mut fails[index], &word);
                 feeding.on_word(index, word);
             }
             answers = next_answers(&mut feeding.checks) => feeding.on_answers(answers),
@@ -188,30 +189,33 @@ impl Feeding {
     }
 }
 
-/// What was logged of a source, which is not said again.
-#[derive(Debug, Clone, Default)]
-struct Known {
-    fails: bool,
-    left_out: (usize, Vec<String>),
-}
-
-impl Known {
-    fn note(&mut self, pool: &PoolName, source: &str, word: &Result<Backend, String>) {
-        match word {
-            Ok(answer) => {
-                if std::mem::take(&mut self.fails) {
-                    tracing::info!(%pool, source, "A source answers again");
+/// Says what is new about a source: that it fails or answers, and what of its answer is left out.
+fn note(
+    feeding: &Feeding,
+    (index, source): (usize, &str),
+    fails: &mut bool,
+    word: &Result<Backend, String>,
+) {
+    let pool = &feeding.pool;
+    match word {
+        Ok(answer) => {
+            if std::mem::take(fails) {
+                tracing::info!(%pool, source, "A source answers again");
+            }
+            let left_out = feeding.board.left_out();
+            match left_out.on_answer(pool, (index, source), answer) {
+                Some(LeftOut { count: 0, .. }) => {
+                    tracing::info!(%pool, source, "Nothing of a source is left out any more");
                 }
-                let reasons = (answer.left_out, answer.reasons.clone());
-                if reasons != std::mem::replace(&mut self.left_out, reasons.clone()) {
-                    let (count, reasons) = reasons;
+                Some(LeftOut { count, reasons, .. }) => {
                     tracing::warn!(%pool, source, count, ?reasons, "Entries of a source are left out, the others serve: mend or delete them there");
                 }
+                None => {}
             }
-            Err(error) => {
-                if !std::mem::replace(&mut self.fails, true) {
-                    tracing::warn!(%pool, source, error, "A source does not answer, its last answer is kept");
-                }
+        }
+        Err(error) => {
+            if !std::mem::replace(fails, true) {
+                tracing::warn!(%pool, source, error, "A source does not answer, its last answer is kept");
             }
         }
     }
