@@ -62,6 +62,10 @@ impl Backend for Dns {
         })
         .boxed())
     }
+
+    fn tells_each_answer(&self) -> bool {
+        true
+    }
 }
 
 struct Watching {

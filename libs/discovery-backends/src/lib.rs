@@ -50,6 +50,12 @@ pub trait Backend: fmt::Debug + Sync {
     /// # Errors
     /// Says what is wrong with it.
     fn watch(&self, target: &str, options: &mut Options) -> Result<Watch, String>;
+
+    /// Whether its watches tell each answer, also one that says the same as before: what is known is as old as the last
+    /// one. Others are told of a change by the source, and what is known is good until they notice that it is away.
+    fn tells_each_answer(&self) -> bool {
+        false
+    }
 }
 
 /// Every kind of source, in the order the documentation lists them.
@@ -92,11 +98,7 @@ pub enum Error {
 /// # Errors
 /// Says what is wrong with it, before any IO.
 pub fn open(source: &str) -> Result<Watch, Error> {
-    let known = source.split_once("://").and_then(|(scheme, rest)| {
-        let backend = ALL.iter().find(|backend| backend.scheme() == scheme)?;
-        Some((backend, rest))
-    });
-    let (backend, rest) = known.ok_or_else(|| Error::UnknownScheme {
+    let (backend, rest) = backend_of(source).ok_or_else(|| Error::UnknownScheme {
         given: source.to_owned(),
     })?;
     let (target, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -111,6 +113,17 @@ pub fn open(source: &str) -> Result<Watch, Error> {
         why,
         usage: backend.usage(),
     })
+}
+
+/// Whether a watch of this source tells each answer, and not only those that differ.
+pub fn tells_each_answer(source: &str) -> bool {
+    backend_of(source).is_some_and(|(backend, _)| backend.tells_each_answer())
+}
+
+fn backend_of(source: &str) -> Option<(&'static dyn Backend, &str)> {
+    let (scheme, rest) = source.split_once("://")?;
+    let backend = ALL.iter().find(|backend| backend.scheme() == scheme)?;
+    Some((*backend, rest))
 }
 
 fn usages() -> String {

@@ -31,6 +31,7 @@
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
+mod ages;
 mod pick;
 mod pool;
 mod waiting;
@@ -45,9 +46,11 @@ use tether_breaker::{Codes, Outcome, Terms};
 use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
+pub use ages::Ages;
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
+use ages::Heard;
 use pool::Pool;
 
 /// Where one worker serves.
@@ -176,13 +179,6 @@ pub struct Endpoints {
     heard: Option<Heard>,
 }
 
-/// When discovery last spoke, and how old its knowledge was then.
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    at: Tick,
-    source_age: Duration,
-}
-
 impl Endpoints {
     /// An empty set, that has heard nothing. Of each pool `most_waiting` calls may wait.
     pub fn new(outlook: Outlook, most_waiting: usize) -> Self {
@@ -257,18 +253,20 @@ impl Endpoints {
         gone
     }
 
-    /// Discovery spoke at `now`, with knowledge that was `source_age` old.
-    pub fn on_heard(&mut self, source_age: Duration, now: Tick) {
-        self.heard = Some(Heard {
-            at: now,
-            source_age,
-        });
+    /// Discovery spoke at `now`, with knowledge that was so old.
+    pub fn on_heard(&mut self, ages: Ages, now: Tick) {
+        self.heard = Some(Heard { at: now, ages });
     }
 
-    /// How old the knowledge is; `None` while discovery has never spoken.
-    pub fn age(&self, now: Tick) -> Option<Duration> {
-        self.heard
-            .map(|heard| now.since(heard.at) + heard.source_age)
+    /// Whether discovery has ever spoken.
+    pub fn has_heard(&self) -> bool {
+        self.heard.is_some()
+    }
+
+    /// How old what is known of a pool is, where it may be out of date: discovery, its store or a source of the pool
+    /// is away.
+    pub fn age_of(&self, pool: &PoolName, now: Tick) -> Option<Duration> {
+        self.heard.as_ref()?.age_of(pool, now)
     }
 
     /// Chooses a worker for a call and counts the call as under way on it, unless others wait for the same: those go

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{Config, table::Table};
+use crate::{Config, left_out::LeftOuts, table::Table};
 
 /// Shared by the followers, which change the table, and the watchers, which read it.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(crate) struct Board {
     instance: String,
     table: Mutex<Table>,
     failing: Mutex<BTreeMap<PoolName, Failing>>,
+    left_out: LeftOuts,
     news: watch::Sender<News>,
     sign_of_life: Duration,
     ended: CancellationToken,
@@ -58,6 +59,7 @@ impl Board {
             instance,
             table: Mutex::new(Table::new(configured, config.history)),
             failing: Mutex::default(),
+            left_out: LeftOuts::default(),
             news: watch::Sender::new(News::default()),
             sign_of_life: config.sign_of_life,
             ended: CancellationToken::new(),
@@ -117,6 +119,10 @@ impl Board {
         if is_news {
             self.tell(|news| news.failures += 1);
         }
+    }
+
+    pub(crate) fn left_out(&self) -> &LeftOuts {
+        &self.left_out
     }
 
     fn failing_pools(&self) -> MutexGuard<'_, BTreeMap<PoolName, Failing>> {
@@ -215,10 +221,12 @@ impl Watcher {
         self.told_away = Some(news.who_is_away());
         let next = Instant::now() + self.board.sign_of_life;
         self.sign_due.as_mut().reset(next);
+        let left_out = message.snapshot.then_some(&self.board.left_out);
         WatchEndpointsResponse {
             instance: self.board.instance.clone(),
             source_age_ms: news.away.map_or(0, age_ms),
             pool_ages: self.board.pool_ages(self.pool.as_ref()),
+            left_out: left_out.map_or_else(Vec::new, |all| all.of(self.pool.as_ref())),
             ..message
         }
     }

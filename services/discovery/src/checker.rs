@@ -90,18 +90,22 @@ impl Checker {
         }
     }
 
+    /// Who serves there is another one: it is asked anew where it is to be asked.
+    pub(crate) fn ask_no_more(&mut self, address: &Address) {
+        self.asked.remove(address);
+    }
+
     /// Whether this one is asked: an answer of one that is not comes too late.
     pub(crate) fn asks(&self, address: &Address) -> bool {
         self.asked.contains_key(address)
     }
 
-    /// The next answer. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Answer {
-        match self.heard.recv().await {
-            Some(answer) => answer,
-            // There is a sender here.
-            None => std::future::pending().await,
-        }
+    /// The next answers, all that are there. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        // Waits for one at least, as there is a sender here.
+        self.heard.recv_many(&mut answers, UNREAD).await;
+        answers
     }
 }
 

@@ -33,6 +33,7 @@ mod config;
 mod dns_out;
 mod follow;
 mod health;
+mod left_out;
 mod numbering;
 mod rpc;
 mod sourced;

@@ -1,47 +1,48 @@
 //! Who serves a pool that no agent runs, from what its sources say. Pure.
 
+mod believed;
 mod peaks;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use tether_clock::Tick;
 use tether_discovery_backends::{Answer, Targets};
-use tether_proto::common::EndpointHealth;
 use tether_types::Address;
 
 use crate::{
-    config::{Combine, Empty, PoolSource},
+    config::{Combine, PoolSource},
     numbering::Member,
 };
-use peaks::Peaks;
+use believed::Believed;
 
 /// What its sources say, and what of that is believed.
 ///
 /// - An answer is taken as it is, and one that names nobody too; an error says nothing about who serves.
 /// - Where a source loses more of its endpoints at once than is believed, those are held for a while; where it loses them
 ///   in small steps, all those that are lost after as many as are believed. Never more are held than served.
+/// - Where the first source that answers counts, each is measured by what it said itself before: that another one counts
+///   is no loss.
 #[derive(Debug)]
 pub(crate) struct Sourced {
     combine: Combine,
-    believed_loss: f64,
-    hold: Duration,
-    empty: Empty,
     sources: Vec<Source>,
+    /// Of each source where the first counts; else one of all together.
+    lists: Vec<Believed>,
     /// Whose answer counts, of several of which the first counts.
     chosen: Option<usize>,
-    /// Endpoints that no source names any more, until when, with what was known of them.
-    held: BTreeMap<Address, (Member, Tick)>,
-    serving: Targets,
-    /// How many served, for as long as an endpoint would be held.
-    peaks: Peaks,
 }
 
 #[derive(Debug, Default)]
 struct Source {
     answer: Option<Targets>,
-    /// Since when it fails, and why.
+    /// Whether each answer is told: what is known is as old as the last one.
+    tells_each: bool,
+    answered: Option<Tick>,
+    /// Since when what it said may be out of date, and why.
     failing: Option<(Tick, String)>,
 }
 
@@ -58,16 +59,20 @@ pub(crate) enum Change {
 
 impl Sourced {
     pub(crate) fn new(terms: &PoolSource) -> Self {
+        let sources = terms.all().map(|source| Source {
+            tells_each: tether_discovery_backends::tells_each_answer(source),
+            ..Source::default()
+        });
+        let sources: Vec<_> = sources.collect();
+        let lists = match terms.combine {
+            Combine::First => sources.len(),
+            Combine::Union => 1,
+        };
         Self {
             combine: terms.combine,
-            believed_loss: terms.believed_loss,
-            hold: terms.hold,
-            empty: terms.empty,
-            sources: terms.all().map(|_| Source::default()).collect(),
+            sources,
+            lists: (0..lists).map(|_| Believed::new(terms)).collect(),
             chosen: None,
-            held: BTreeMap::new(),
-            serving: Targets::new(),
-            peaks: Peaks::default(),
         }
     }
 
@@ -81,28 +86,49 @@ impl Sourced {
         let Some(known) = self.sources.get_mut(source) else {
             return Change::None;
         };
+        let has_answered = word.is_ok();
         match word {
             Ok(answer) => {
                 known.answer = Some(answer.targets);
+                known.answered = Some(now);
                 known.failing = None;
             }
             Err(why) => match &mut known.failing {
                 Some((_, before)) => *before = why,
-                None => known.failing = Some((now, why)),
+                None => {
+                    let last = known.answered.filter(|_| known.tells_each);
+                    known.failing = Some((last.unwrap_or(now), why));
+                }
             },
         }
-        let named = match self.combine {
-            Combine::First => self.first(),
-            Combine::Union => self.union(),
-        };
-        named.map_or(Change::None, |named| self.believe(named, now))
+        match self.combine {
+            Combine::First => self.on_one(source, has_answered, now),
+            Combine::Union => self.on_all(now),
+        }
     }
 
-    /// The answer of the first source that does not fail; while all of them do, nothing changes.
-    fn first(&mut self) -> Option<Targets> {
+    /// The first source that does not fail counts; while all of them do, nothing changes.
+    fn on_one(&mut self, source: usize, has_answered: bool, now: Tick) -> Change {
+        let answer = self.sources[source].answer.as_ref();
+        let change = match answer.filter(|_| has_answered) {
+            Some(named) => self.lists[source].on_named(named.clone(), now),
+            None => Change::None,
+        };
         let answers = |source: &Source| source.failing.is_none() && source.answer.is_some();
-        self.chosen = self.sources.iter().position(answers).or(self.chosen);
-        self.sources[self.chosen?].answer.clone()
+        let before = self.chosen;
+        self.chosen = self.sources.iter().position(answers).or(before);
+        match self.chosen == Some(source) {
+            true if change != Change::None => change,
+            _ if self.chosen != before => Change::Members,
+            _ => Change::None,
+        }
+    }
+
+    fn on_all(&mut self, now: Tick) -> Change {
+        match (self.union(), self.lists.first_mut()) {
+            (Some(named), Some(list)) => list.on_named(named, now),
+            _ => Change::None,
+        }
     }
 
     /// What all of them say together, once each has answered or failed: half of them would look like a loss.
@@ -127,61 +153,6 @@ impl Sourced {
         Some(named)
     }
 
-    fn believe(&mut self, named: Targets, now: Tick) -> Change {
-        self.held.retain(|address, _| !named.contains_key(address));
-        let gone = self
-            .serving
-            .iter()
-            .filter(|(address, _)| !named.contains_key(*address));
-        let gone: Vec<_> = gone
-            .map(|(address, traits)| (address.clone(), traits.clone()))
-            .collect();
-        let most = self.peaks.most(now).max(self.serving.len());
-        let lost = share(gone.len(), self.serving.len())
-            .max(share(most.saturating_sub(named.len()), most));
-        let nobody = named.is_empty() && self.empty == Empty::Believe;
-        let believed = nobody || gone.is_empty() || lost <= self.believed_loss;
-        if named.len() < self.serving.len() {
-            self.peaks.on_fall(self.serving.len(), now + self.hold);
-        }
-        let before = std::mem::replace(&mut self.serving, named);
-        if nobody {
-            self.held.clear();
-            self.peaks.forget();
-        }
-        if believed {
-            return match before == self.serving {
-                true => Change::None,
-                false => Change::Members,
-            };
-        }
-        let until = now + self.hold;
-        let count = gone.len();
-        for (address, traits) in gone {
-            let health = EndpointHealth::Held;
-            self.held
-                .insert(address, (Member { traits, health }, until));
-        }
-        self.hold_no_more_than(most);
-        Change::Held(count)
-    }
-
-    /// A source that names others each time would have all of them held. Those go that were held longest.
-    fn hold_no_more_than(&mut self, most: usize) {
-        let excess = self.held.len().saturating_sub(most);
-        if excess == 0 {
-            return;
-        }
-        let held = self.held.iter();
-        let mut by_end: Vec<_> = held
-            .map(|(address, (_, until))| (*until, address.clone()))
-            .collect();
-        by_end.sort_unstable();
-        for (_, address) in by_end.into_iter().take(excess) {
-            self.held.remove(&address);
-        }
-    }
-
     /// Whether anybody has said who serves.
     pub(crate) fn is_heard(&self) -> bool {
         match self.combine {
@@ -201,28 +172,31 @@ impl Sourced {
 
     /// Lets go of what was held for long enough. True where that changed who serves.
     pub(crate) fn check(&mut self, now: Tick) -> bool {
-        let before = self.held.len();
-        self.held.retain(|_, (_, until)| *until > now);
-        before != self.held.len()
+        let counting = self.counting();
+        let mut changed = false;
+        for (index, list) in self.lists.iter_mut().enumerate() {
+            changed |= list.check(now) && counting == Some(index);
+        }
+        changed
     }
 
     /// When to call [`Sourced::check`].
     pub(crate) fn next_deadline(&self) -> Option<Tick> {
-        self.held.values().map(|(_, until)| *until).min()
+        self.lists.iter().filter_map(Believed::next_deadline).min()
     }
 
     /// Who serves.
     pub(crate) fn members(&self) -> BTreeMap<Address, Member> {
-        let serving = self.serving.iter().map(|(address, traits)| {
-            let member = Member {
-                traits: traits.clone(),
-                health: EndpointHealth::Unspecified,
-            };
-            (address.clone(), member)
-        });
-        let held = self.held.iter();
-        let held = held.map(|(address, (member, _))| (address.clone(), member.clone()));
-        serving.chain(held).collect()
+        let list = self.counting().and_then(|list| self.lists.get(list));
+        list.map(Believed::members).unwrap_or_default()
+    }
+
+    /// Which list counts.
+    fn counting(&self) -> Option<usize> {
+        match self.combine {
+            Combine::First => self.chosen,
+            Combine::Union => Some(0),
+        }
     }
 
     /// Since when what is told may be out of date, and why: a source fails whose answer counts.

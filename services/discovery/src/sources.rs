@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt as _, stream};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_discovery_backends::{Answer as Backend, Watch};
+use tether_proto::discovery::LeftOut;
 use tether_types::{Address, PoolName};
 
 use crate::{
@@ -16,7 +17,8 @@ use crate::{
     sourced::{Change, Sourced},
 };
 
-/// Whoever has not answered by then is told of unasked: a pool waits no longer for its first word.
+/// Whoever has not answered so long after a source has is told of unasked, and of sources those that have answered count:
+/// a pool waits no longer for its first word.
 const FIRST_WORD: Duration = Duration::from_secs(3);
 
 /// Never ends: a source that fails is asked again by its backend, and what it said last stays true.
@@ -27,13 +29,11 @@ pub(crate) async fn feed(
     watches: Vec<Watch>,
 ) {
     let names: Vec<_> = terms.all().map(str::to_owned).collect();
-    let mut known = vec![Known::default(); names.len()];
+    let mut fails = vec![false; names.len()];
     let words = watches.into_iter().enumerate();
     let words = words.map(|(index, watch)| watch.map(move |word| (index, word)));
     let mut words = stream::select_all(words);
     let mut feeding = Feeding::new(board, pool, terms);
-    let patience = tokio::time::sleep(FIRST_WORD);
-    tokio::pin!(patience);
     loop {
         tokio::select! {
             word = words.next() => {
@@ -41,19 +41,16 @@ pub(crate) async fn feed(
                     // A watch never ends (B3), and without any there is nothing to feed.
                     return std::future::pending().await;
                 };
-                known[index].note(&feeding.pool, &names[index], &word);
+                note(&feeding, (index, &names[index]), &mut fails[index], &word);
                 feeding.on_word(index, word);
             }
-            (address, word) = next_answer(&mut feeding.checks) => feeding.on_answer(&address, &word),
+            answers = next_answers(&mut feeding.checks) => feeding.on_answers(answers),
             () = due(feeding.sourced.next_deadline()) => {
                 if feeding.sourced.check(BootClock.now()) {
                     feeding.on_members();
                 }
             }
-            () = &mut patience, if !feeding.has_waited => {
-                feeding.has_waited = true;
-                feeding.tell(false);
-            }
+            () = due(feeding.patience), if !feeding.is_told => feeding.tell(false),
         }
     }
 }
@@ -65,7 +62,7 @@ async fn due(at: Option<Tick>) {
     }
 }
 
-async fn next_answer(checks: &mut Option<Checks>) -> Answer {
+async fn next_answers(checks: &mut Option<Checks>) -> Vec<Answer> {
     match checks {
         Some(checks) => checks.checker.next().await,
         None => std::future::pending().await,
@@ -87,9 +84,9 @@ struct Feeding {
     terms: PoolSource,
     sourced: Sourced,
     checks: Option<Checks>,
-    /// Whether the table knows of it who serves, and whether its first word was waited for long enough.
+    /// Whether the table knows of it who serves, and when its first word has been waited for long enough.
     is_told: bool,
-    has_waited: bool,
+    patience: Option<Tick>,
 }
 
 impl Feeding {
@@ -106,7 +103,7 @@ impl Feeding {
             terms,
             checks,
             is_told: false,
-            has_waited: false,
+            patience: None,
         }
     }
 
@@ -115,6 +112,10 @@ impl Feeding {
         if let Change::Held(count) = change {
             let hold = self.terms.hold;
             tracing::warn!(pool = %self.pool, source, count, ?hold, "A source lost most of its endpoints at once, they are held: until then, or until it names them again, or nobody; `believed_loss` and `hold` say how many and how long");
+        }
+        if self.sourced.is_heard() {
+            self.patience
+                .get_or_insert_with(|| BootClock.now() + FIRST_WORD);
         }
         self.board.failing(&self.pool, self.sourced.failing());
         match change {
@@ -127,6 +128,9 @@ impl Feeding {
     fn on_members(&mut self) {
         if let Some(checks) = &mut self.checks {
             let members = self.sourced.members();
+            for another in checks.verdicts.on_members(&members) {
+                checks.checker.ask_no_more(&another);
+            }
             let asked: Vec<_> = checks.checker.askable(&members).collect();
             let left_out = members.len() - asked.len();
             if left_out > 0 && left_out != checks.left_out {
@@ -134,20 +138,26 @@ impl Feeding {
             }
             checks.left_out = left_out;
             checks.checker.ask(asked.into_iter());
-            checks
-                .verdicts
-                .retain(|address| members.contains_key(address));
         }
         self.tell(true);
     }
 
-    fn on_answer(&mut self, address: &Address, word: &Word) {
+    /// All that are there are told together: to look at a pool of thousands costs more than an answer.
+    fn on_answers(&mut self, answers: Vec<Answer>) {
+        let mut changed = false;
+        for (address, word) in answers {
+            changed |= self.on_answer(&address, &word);
+        }
+        self.tell(changed);
+    }
+
+    fn on_answer(&mut self, address: &Address, word: &Word) -> bool {
         let Some(checks) = &mut self.checks else {
-            return;
+            return false;
         };
         // Of one that is asked no more it comes too late.
         if !checks.checker.asks(address) {
-            return;
+            return false;
         }
         let changed = checks.verdicts.on_word(address, word);
         if changed {
@@ -160,7 +170,7 @@ impl Feeding {
                 }
             }
         }
-        self.tell(changed);
+        changed
     }
 
     /// Tells who serves, where that has changed. The first time only when it is known: a pool of which half is told
@@ -176,10 +186,8 @@ impl Feeding {
             checks.verdicts.all_known(&mut asked)
         });
         let verdicts = checks.map(|checks| &checks.verdicts);
-        let is_known = match self.has_waited {
-            true => self.sourced.is_heard(),
-            false => self.sourced.is_settled() && all_asked,
-        };
+        let has_waited = self.patience.is_some_and(|end| end <= BootClock.now());
+        let is_known = has_waited || (self.sourced.is_settled() && all_asked);
         if !self.is_told && !is_known {
             return;
         }
@@ -194,30 +202,33 @@ impl Feeding {
     }
 }
 
-/// What was logged of a source, which is not said again.
-#[derive(Debug, Clone, Default)]
-struct Known {
-    fails: bool,
-    left_out: (usize, Vec<String>),
-}
-
-impl Known {
-    fn note(&mut self, pool: &PoolName, source: &str, word: &Result<Backend, String>) {
-        match word {
-            Ok(answer) => {
-                if std::mem::take(&mut self.fails) {
-                    tracing::info!(%pool, source, "A source answers again");
+/// Says what is new about a source: that it fails or answers, and what of its answer is left out.
+fn note(
+    feeding: &Feeding,
+    (index, source): (usize, &str),
+    fails: &mut bool,
+    word: &Result<Backend, String>,
+) {
+    let pool = &feeding.pool;
+    match word {
+        Ok(answer) => {
+            if std::mem::take(fails) {
+                tracing::info!(%pool, source, "A source answers again");
+            }
+            let left_out = feeding.board.left_out();
+            match left_out.on_answer(pool, (index, source), answer) {
+                Some(LeftOut { count: 0, .. }) => {
+                    tracing::info!(%pool, source, "Nothing of a source is left out any more");
                 }
-                let reasons = (answer.left_out, answer.reasons.clone());
-                if reasons != std::mem::replace(&mut self.left_out, reasons.clone()) {
-                    let (count, reasons) = reasons;
+                Some(LeftOut { count, reasons, .. }) => {
                     tracing::warn!(%pool, source, count, ?reasons, "Entries of a source are left out, the others serve: mend or delete them there");
                 }
+                None => {}
             }
-            Err(error) => {
-                if !std::mem::replace(&mut self.fails, true) {
-                    tracing::warn!(%pool, source, error, "A source does not answer, its last answer is kept");
-                }
+        }
+        Err(error) => {
+            if !std::mem::replace(fails, true) {
+                tracing::warn!(%pool, source, error, "A source does not answer, its last answer is kept");
             }
         }
     }

@@ -4,7 +4,10 @@ mod losses;
 #[cfg(test)]
 mod properties;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -120,7 +123,7 @@ impl Table {
             heard: self.unheard.take(pool),
             ..Facts::default()
         };
-        for place in self.endpoints.keys().filter(|place| place.0 == *pool) {
+        for (place, _) in self.endpoints.range(places_of(pool)) {
             facts.endpoints.insert(place.clone(), None);
         }
         for endpoint in endpoints {
@@ -277,8 +280,8 @@ impl Table {
 
     /// What serves a pool.
     pub(crate) fn endpoints_of(&self, pool: &PoolName) -> impl Iterator<Item = &Endpoint> {
-        let places = (pool.clone(), Slot::MIN)..=(pool.clone(), Slot::MAX);
-        self.endpoints.range(places).map(|(_, endpoint)| endpoint)
+        let places = self.endpoints.range(places_of(pool));
+        places.map(|(_, endpoint)| endpoint)
     }
 
     /// What a watcher that knows everything up to `after` is told next, and what it knows then. Where
@@ -357,6 +360,11 @@ impl Changed {
             && message.heard_pools.is_empty();
         (!nothing).then_some(message)
     }
+}
+
+/// Every place that a pool may have.
+fn places_of(pool: &PoolName) -> RangeInclusive<Place> {
+    (pool.clone(), Slot::MIN)..=(pool.clone(), Slot::MAX)
 }
 
 /// Whether a message is about the slot its key names, and about a certain incarnation.

@@ -8,7 +8,7 @@ use std::{
 
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
-use tether_endpoints::{Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
+use tether_endpoints::{Ages, Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
 use tether_types::{Address, Death, PoolName, WorkerId};
 use tokio::sync::{Notify, watch};
 
@@ -70,11 +70,11 @@ impl Directory {
     }
 
     /// Takes in what discovery told.
-    pub(crate) fn apply(&self, extent: Extent, update: Update, source_age: Duration) {
+    pub(crate) fn apply(&self, extent: Extent, update: Update, ages: Ages) {
         let counts = update.upserts.iter().any(|endpoint| endpoint.counted);
         {
             let mut known = self.lock();
-            known.endpoints.on_heard(source_age, BootClock.now());
+            known.endpoints.on_heard(ages, BootClock.now());
             let gone = match extent {
                 Extent::Snapshot => known.endpoints.apply_snapshot(update),
                 Extent::Change => known.endpoints.apply_change(update),
@@ -94,9 +94,9 @@ impl Directory {
         }
     }
 
-    /// How old the knowledge is; `None` while discovery has told nothing.
-    pub(crate) fn age(&self) -> Option<Duration> {
-        self.lock().endpoints.age(BootClock.now())
+    /// Whether discovery has told anything.
+    pub(crate) fn is_informed(&self) -> bool {
+        self.lock().endpoints.has_heard()
     }
 
     /// Waits for discovery's first word.
@@ -283,6 +283,7 @@ pub(crate) fn refused(
         refusal,
         pools: endpoints.pools().cloned().collect(),
         waiting: endpoints.waiting(pool),
+        age: endpoints.age_of(pool, BootClock.now()),
         death: death.map(|(worker, death)| (worker, death.clone())),
     })
 }

@@ -76,6 +76,8 @@ pub(crate) struct Refused {
     pub(crate) refusal: Refusal,
     pub(crate) pools: Vec<PoolName>,
     pub(crate) waiting: usize,
+    /// How old what is known of the pool is, where it may be out of date.
+    pub(crate) age: Option<Duration>,
     pub(crate) death: Option<(WorkerId, Death)>,
 }
 
@@ -102,8 +104,15 @@ pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Fa
                 .map_or_else(String::new, |(worker, death)| {
                     format!("; the last to end was `{worker}`: {}", describe(death))
                 });
-            let text = format!("{whom}{ended}; `tether ps` shows what the workers are doing");
-            let failure = Failure::new(Reason::NoWorkerReady, text).retry_after(RETRY);
+            let old = refused.age.map_or_else(String::new, |age| {
+                let age = age.as_secs_f64();
+                format!("; that may be out of date, it was known {age:.1} s ago: `tether endpoints` shows who is away")
+            });
+            let text = format!("{whom}{ended}{old}; `tether ps` shows what the workers are doing");
+            let mut failure = Failure::new(Reason::NoWorkerReady, text).retry_after(RETRY);
+            if let Some(age) = refused.age {
+                failure = failure.fact("knowledge_age_ms", age.as_millis());
+            }
             match &refused.death {
                 Some((worker, death)) => with_death(failure, worker, Some(death)),
                 None => failure,

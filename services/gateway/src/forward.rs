@@ -222,7 +222,7 @@ impl Forwarder {
             deadline: deadline.on_boot(),
         };
         let (pool, ask): (&PoolName, &Ask) = (&pool, &ask);
-        if self.directory.age().is_none() {
+        if !self.directory.is_informed() {
             let informed = deadline
                 .bound(Box::pin(self.directory.informed(FIRST_WORD)))
                 .await?;

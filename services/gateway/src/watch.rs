@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use tether_endpoints::{Endpoint, Removal, Standing, Update};
+use tether_endpoints::{Ages, Endpoint, Removal, Standing, Update};
 use tether_proto::{
     common::{Endpoint as Told, EndpointHealth, WorkerRef},
     discovery::{
@@ -127,8 +127,7 @@ fn take_in(
         *position = Position::default();
         bail!("another life of discovery told a change before a snapshot");
     }
-    let source_age = Duration::from_millis(word.source_age_ms);
-    directory.apply(extent, update(&word, zone), source_age);
+    directory.apply(extent, update(&word, zone), ages(&word));
     *position = Position {
         instance: word.instance,
         revision: word.revision,
@@ -187,6 +186,18 @@ fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
         removed_pools: names(&word.removed_pools),
         unheard: names(&word.unheard_pools),
         heard: names(&word.heard_pools),
+    }
+}
+
+fn ages(word: &WatchEndpointsResponse) -> Ages {
+    let pools = word.pool_ages.iter();
+    let pools = pools.map(|known| {
+        let age = Duration::from_millis(known.age_ms);
+        Ok((PoolName::new(&known.pool)?, age))
+    });
+    Ages {
+        store: Duration::from_millis(word.source_age_ms),
+        pools: readable(pools).into_iter().collect(),
     }
 }
 

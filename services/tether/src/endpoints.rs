@@ -129,6 +129,7 @@ pub(crate) async fn endpoints(
     let pool = args.pool.as_deref().unwrap_or_default();
     let (first, _) = Following::begin(client, pool).await?;
     tell_ages(&first, out);
+    tell_left_out(&first, out);
     tell_held(&first.upserts, out);
     list(&first, out)
 }
@@ -153,6 +154,7 @@ pub(crate) async fn discover(
         ));
     }
     tell_ages(&first, out);
+    tell_left_out(&first, out);
     if !args.watch {
         tell_held(&first.upserts, out);
         return list(&first, out);
@@ -203,6 +205,18 @@ fn tell_held(endpoints: &[Endpoint], out: &Output) {
 fn is_away(word: &WatchEndpointsResponse) -> (bool, Vec<&str>) {
     let pools = word.pool_ages.iter().map(|age| age.pool.as_str());
     (word.source_age_ms > 0, pools.collect())
+}
+
+/// Tells what sources name and nobody can call.
+fn tell_left_out(word: &WatchEndpointsResponse, out: &Output) {
+    for left_out in &word.left_out {
+        let (pool, source, count) = (&left_out.pool, &left_out.source, left_out.count);
+        let reasons = left_out.reasons.iter();
+        let reasons: String = reasons.map(|why| format!("\n  {why}")).collect();
+        out.note(&format!(
+            "{count} entries of `{source}` are left out of pool `{pool}`, mend or delete them there; the first ones:{reasons}"
+        ));
+    }
 }
 
 /// Tells what is not known by now, and for how long.

@@ -135,6 +135,37 @@ fn list(numbers: std::ops::RangeInclusive<u8>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_of_a_source_is_left_out_is_shown_with_why_until_it_is_mended() {
+    let bad = "10.0.0.1:1\n10.0.0.2:0\n0.0.0.0:1\n";
+    let site = Site::start("list", bad, PoolSource::default()).await;
+    let one_serves = |said: &str| said.contains("10.0.0.1:1") && !said.contains("0.0.0.0");
+    for asked in [
+        &["endpoints"][..],
+        &["endpoints", "rank"],
+        &["discover", "rank"],
+    ] {
+        site.says(asked, |said, noted| {
+            let list = format!("`file://{}/list`", site.folder.path().display());
+            let parts = [
+                "2 entries of",
+                &list,
+                "pool `rank`",
+                "port 0",
+                "`0.0.0.0:1`",
+            ];
+            one_serves(said) && parts.iter().all(|part| noted.contains(part))
+        })
+        .await;
+    }
+
+    site.write("list", "10.0.0.1:1\n10.0.0.2:1\n");
+    site.says(&["endpoints", "rank"], |said, noted| {
+        said.contains("10.0.0.2:1") && noted.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_held_is_shown_with_why_and_what_ends_it_and_what_is_old_with_its_age() {
     let pool = PoolSource {
         hold: Duration::from_secs(600),

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    net::UdpSocket,
     process::{Child, Command, Stdio},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
+
+use crate::place::place;
 
 /// Answers for `web.test`; every other name under `test` does not exist.
 pub(crate) struct Dns {
@@ -20,14 +21,10 @@ pub(crate) struct Dns {
 impl Dns {
     /// Starts with these addresses for `web.test`.
     pub(crate) fn start(addresses: &[&str]) -> Self {
-        let port = UdpSocket::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .unwrap()
-            .port();
         let mut dns = Self {
             child: None,
             directory: tempfile::tempdir().unwrap(),
-            port,
+            port: place().port(),
         };
         dns.write(addresses);
         dns.restart();

@@ -25,6 +25,9 @@ mod rules;
 mod sockets;
 mod stand;
 
+#[path = "../dns/place.rs"]
+mod place;
+
 #[test]
 fn every_source_has_a_scheme_of_its_own_and_an_example_that_works() {
     let schemes: BTreeSet<_> = ALL.iter().map(|backend| backend.scheme()).collect();

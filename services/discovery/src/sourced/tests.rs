@@ -1,6 +1,11 @@
 //! Losses at once and in steps, several sources, and what an error changes.
 
+use std::time::Duration;
+
+use tether_proto::common::EndpointHealth;
+
 use super::*;
+use crate::config::Empty;
 
 fn sourced(sources: usize, change: impl FnOnce(&mut PoolSource)) -> Sourced {
     let mut terms = PoolSource {
@@ -42,6 +47,23 @@ fn an_error_keeps_what_was_said_and_tells_since_when_and_nobody_is_an_answer() {
 
     assert_eq!(sourced.on_word(0, says(1..1), at(8)), Change::Members);
     assert_eq!((count(&sourced), sourced.failing()), ((0, 0), None));
+}
+
+#[test]
+fn what_a_polled_source_said_is_as_old_as_its_last_answer() {
+    let mut sourced = sourced(2, |terms| {
+        terms.combine = Combine::Union;
+        terms.sources[0] = "dns://rank.internal:1".to_owned();
+    });
+    for source in [0, 1] {
+        sourced.on_word(source, says(1..9), at(1));
+        sourced.on_word(source, says(1..9), at(31));
+    }
+    sourced.on_word(1, Err("away".to_owned()), at(60));
+    assert_eq!(sourced.failing(), Some((at(60), "away")));
+    sourced.on_word(0, Err("no answer".to_owned()), at(61));
+    sourced.on_word(0, Err("still none".to_owned()), at(66));
+    assert_eq!(sourced.failing(), Some((at(31), "still none")));
 }
 
 #[test]
@@ -123,7 +145,7 @@ fn an_answer_of_nobody_is_held_too_where_that_is_asked_for() {
 
 #[test]
 fn the_first_source_that_answers_counts() {
-    let mut sourced = sourced(3, |terms| terms.believed_loss = 1.0);
+    let mut sourced = sourced(3, |_| {});
     sourced.on_word(0, Err("away".to_owned()), at(1));
     assert_eq!(sourced.failing(), Some((at(1), "away")));
     assert_eq!(sourced.on_word(2, says(20..22), at(2)), Change::Members);
@@ -137,6 +159,30 @@ fn the_first_source_that_answers_counts() {
     sourced.on_word(1, Err("gone".to_owned()), at(6));
     assert_eq!(sourced.failing(), Some((at(6), "gone")));
     assert_eq!(count(&sourced), (4, 0));
+}
+
+#[test]
+fn that_another_source_counts_is_no_loss_and_what_one_loses_itself_is() {
+    let mut sourced = sourced(2, |_| {});
+    let away = || Err("away".to_owned());
+    sourced.on_word(0, says(1..9), at(1));
+    assert_eq!(sourced.on_word(1, says(100..102), at(1)), Change::None);
+    assert_eq!(sourced.on_word(0, away(), at(2)), Change::Members);
+    assert_eq!(count(&sourced), (2, 0));
+    assert_eq!(sourced.on_word(0, says(1..9), at(4)), Change::Members);
+    assert_eq!(count(&sourced), (8, 0));
+
+    // It comes back with less than it had, as a registry does that was restored from an old copy.
+    sourced.on_word(0, away(), at(5));
+    assert_eq!(sourced.on_word(0, says(1..3), at(6)), Change::Held(6));
+    assert_eq!(count(&sourced), (8, 6));
+    // While another one counts that is over without a word.
+    sourced.on_word(0, away(), at(7));
+    assert_eq!(count(&sourced), (2, 0));
+    assert_eq!(sourced.next_deadline(), Some(at(66)));
+    assert!(!sourced.check(at(66)));
+    sourced.on_word(0, says(1..3), at(67));
+    assert_eq!(count(&sourced), (2, 0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Sources that lose most of what they named: it is held for a while, told as held, and let go in a known way.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, fs};
 
 use crate::{
     named::Named,
@@ -137,4 +137,26 @@ async fn nobody_is_believed_or_held_and_any_loss_is_believed_where_that_is_asked
     careful.until("all are held", |told| told.held() == 4).await;
     // That it was believed is no error: the answer is as old as any other.
     assert!(usual.last.pool_ages.is_empty());
+}
+
+#[tokio::test]
+async fn going_over_to_another_source_and_back_is_no_loss_and_nothing_of_either_is_held() {
+    let service = Service::start(|folder, _| {
+        write(folder, "list", list(11..=14));
+        format!(
+            "[discovery.pools.rank]\nsources = [\"file://{}/list\", \"static://10.0.0.90:1,10.0.0.91:1\"]",
+            folder.display()
+        )
+    })
+    .await;
+    let own = ["10.0.0.11:1", "10.0.0.12:1", "10.0.0.13:1", "10.0.0.14:1"];
+    let mut told = service.watch("rank").await;
+    told.says(&own).await;
+
+    fs::remove_file(service.folder.path().join("list")).unwrap();
+    told.says(&["10.0.0.90:1", "10.0.0.91:1"]).await;
+    service.write("list", list(11..=14));
+    told.says(&own).await;
+
+    assert_eq!(told.most, 4, "never those of both");
 }

@@ -141,6 +141,32 @@ async fn a_pool_without_a_ready_worker_says_how_the_last_one_died() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_says_how_old_the_knowledge_is_where_a_source_is_away_and_only_there() {
+    let house = House::open().await;
+    let client = house.client().await;
+    let refused = async || client.unary(UNARY, DIGITS, "").await.unwrap_err();
+    assert_eq!(fact(&refused().await, "knowledge_age_ms"), None);
+
+    house.discovery.is_old(Some(Duration::from_secs(90)));
+    let is_old = async || fact(&refused().await, "knowledge_age_ms").is_some();
+    house.until("the age is known", is_old).await;
+    let status = refused().await;
+    assert_eq!(reason(&status), "NO_WORKER_READY");
+    let age: u64 = fact(&status, "knowledge_age_ms").unwrap().parse().unwrap();
+    assert!(age >= 90_000, "{age}");
+    assert!(
+        status
+            .message()
+            .contains("may be out of date, it was known 9"),
+        "{status}"
+    );
+
+    house.discovery.is_old(None);
+    let is_fresh = async || fact(&refused().await, "knowledge_age_ms").is_none();
+    house.until("the source is back", is_fresh).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_next_incarnation_takes_calls_as_soon_as_it_is_told() {
     let house = House::open().await;
     let mut first = house.worker(0).await;

@@ -4,13 +4,14 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::Stream;
 use tether_proto::{
     common::{Death, DeathCause, Endpoint, WorkerRef},
     discovery::{
-        EndpointRemoval, WatchEndpointsRequest, WatchEndpointsResponse,
+        EndpointRemoval, PoolAge, WatchEndpointsRequest, WatchEndpointsResponse,
         discovery_service_server::{DiscoveryService, DiscoveryServiceServer},
     },
 };
@@ -123,6 +124,18 @@ impl Discovery {
             knowledge.endpoints.retain(|old| !same_slot(old, &endpoint));
             knowledge.endpoints.push(endpoint.clone());
             change.upserts.push(endpoint);
+        });
+    }
+
+    /// A source of the pool is away, or is back.
+    pub(crate) fn is_old(&self, age: Option<Duration>) {
+        self.service.change(|(_, change)| {
+            let age = age.map(|age| PoolAge {
+                pool: "digits".to_owned(),
+                age_ms: u64::try_from(age.as_millis()).expect("no test is that old"),
+                why: "nobody answers".to_owned(),
+            });
+            change.pool_ages.extend(age);
         });
     }
 

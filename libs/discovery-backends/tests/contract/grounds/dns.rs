@@ -3,10 +3,12 @@
 use std::{net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use crate::{
     dns_server::Dns,
     ground::{Ground, PORT},
+    rules::PATIENCE,
     sockets,
 };
 
@@ -19,9 +21,13 @@ impl Name {
 
     /// Waits until it can be told of a change: before, that would end it.
     async fn starts(&self) {
-        while !sockets::receives(self.address()) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let receives = async {
+            while !sockets::receives(self.address()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let received = timeout(PATIENCE, receives).await;
+        assert!(received.is_ok(), "nobody answers at {}", self.address());
     }
 }
 
