@@ -19,7 +19,8 @@
 //! # Invariants
 //!
 //! - **B1** Nothing is admitted while the breaker is open.
-//! - **B2** At most `half_open_probes` calls are under way as probes.
+//! - **B2** At most `half_open_probes` calls are under way as probes of one round. Where they say nothing for as long as it
+//!   was open, another round begins: a probe may be a call of hours.
 //! - **B3** A success in the closed state forgets the failures before it.
 //! - **B4** The breaker is never open for longer than `max_open_for` at a time.
 //! - **B5** A permit of an earlier round changes nothing: a late answer to a call admitted before
@@ -134,6 +135,8 @@ pub enum State {
     HalfOpen {
         /// Probes under way.
         probes: u32,
+        /// When they began.
+        since: Tick,
     },
 }
 
@@ -175,7 +178,7 @@ impl Breaker {
             return Admit::Refused { retry_after };
         }
         let probe = match &mut self.state {
-            State::HalfOpen { probes } => {
+            State::HalfOpen { probes, .. } => {
                 *probes += 1;
                 true
             }
@@ -192,8 +195,9 @@ impl Breaker {
         match self.state {
             State::Closed { .. } => None,
             State::Open { until } => (now < until).then(|| until.since(now)),
-            State::HalfOpen { probes } => {
-                (probes >= self.terms.half_open_probes.max(1)).then_some(PROBE_WAIT)
+            State::HalfOpen { probes, since } => {
+                let is_full = probes >= self.terms.half_open_probes.max(1);
+                (is_full && now < self.patience(since)).then_some(PROBE_WAIT)
             }
         }
     }
@@ -243,7 +247,7 @@ impl Breaker {
 
     fn on_silence(&mut self, permit: Permit, now: Tick) {
         self.check(now);
-        if let State::HalfOpen { probes } = &mut self.state
+        if let State::HalfOpen { probes, .. } = &mut self.state
             && permit.round == self.round
         {
             *probes -= 1;
@@ -252,10 +256,16 @@ impl Breaker {
 
     /// Only time passed.
     pub fn check(&mut self, now: Tick) {
-        if let State::Open { until } = self.state
-            && now >= until
-        {
-            self.enter(State::HalfOpen { probes: 0 });
+        let again = match self.state {
+            State::Closed { .. } => false,
+            State::Open { until } => now >= until,
+            State::HalfOpen { probes, since } => probes > 0 && now >= self.patience(since),
+        };
+        if again {
+            self.enter(State::HalfOpen {
+                probes: 0,
+                since: now,
+            });
         }
     }
 
@@ -263,8 +273,14 @@ impl Breaker {
     pub fn next_deadline(&self) -> Option<Tick> {
         match self.state {
             State::Open { until } => Some(until),
+            State::HalfOpen { probes, since } if probes > 0 => Some(self.patience(since)),
             State::Closed { .. } | State::HalfOpen { .. } => None,
         }
+    }
+
+    /// Until when probes that began at `since` are waited for.
+    fn patience(&self, since: Tick) -> Tick {
+        since + self.terms.open_time(self.trips)
     }
 
     /// Plain data about it.

@@ -205,6 +205,28 @@ fn a_probe_that_succeeds_closes_it_and_forgets_the_trips() {
     );
 }
 
+/// B2
+#[test]
+fn probes_that_never_end_make_room_for_others() {
+    let mut breaker = tripped();
+    let now = breaker.next_deadline().unwrap();
+    let endless = permit(&mut breaker, now);
+    let _other = permit(&mut breaker, now);
+    assert!(matches!(breaker.admit(now), Admit::Refused { .. }));
+
+    let later = breaker.next_deadline().unwrap();
+    assert_eq!(later.since(now), TERMS.open_for);
+    let probe = permit(&mut breaker, later);
+    assert!(probe.is_probe());
+    breaker.on_outcome(endless, Outcome::Failure, true, later);
+    assert!(
+        matches!(breaker.snapshot().state, State::HalfOpen { .. }),
+        "it is of another round"
+    );
+    breaker.on_outcome(probe, Outcome::Success, true, later);
+    assert!(matches!(breaker.snapshot().state, State::Closed { .. }));
+}
+
 fn permit(breaker: &mut Breaker, now: Tick) -> Permit {
     match breaker.admit(now) {
         Admit::Yes(permit) => permit,

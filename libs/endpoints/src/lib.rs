@@ -284,7 +284,8 @@ impl Endpoints {
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
         if known.others_wait(target) {
-            return Err(Refusal::NoWorker(Why::Busy));
+            let prospect = known.prospect(target, tried, random, now);
+            return Err(Refusal::NoWorker(prospect.err().unwrap_or(Why::Busy)));
         }
         known
             .pick(pool, target, tried, random, now)
@@ -327,6 +328,12 @@ impl Endpoints {
     ) -> Option<(u64, Result<Pick, Refusal>)> {
         let known = self.pools.get_mut(pool)?;
         known.next_waiting(pool, random, now)
+    }
+
+    /// When a worker of a pool that is left alone because of its calls is tried again: `next` may have something to say
+    /// then, though nothing else has happened.
+    pub fn next_trial(&self, pool: &PoolName) -> Option<Tick> {
+        self.pools.get(pool)?.next_trial()
     }
 
     /// Whether a pool is known.

@@ -156,32 +156,12 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
-        let slot = match target {
-            Target::Any => self.choose(tried, now, |slot, live| {
-                let chance = stable::finish(random ^ u64::from(slot));
-                (live.endpoint.standing, live.load(), chance)
-            }),
-            Target::Affinity {
-                key,
-                affinity: Affinity::Hint,
-            } => self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
-            Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady),
-            Target::Worker { slot, incarnation } => {
-                self.check(*slot, *incarnation)?;
-                Ok(*slot)
-            }
-        }?;
+        let slot = self.prospect(target, tried, random, now)?;
         let live = self
             .slots
             .get_mut(&slot)
             .and_then(|place| place.live.as_mut());
         let live = live.ok_or(Why::NoneReady)?;
-        if live.is_among(tried) {
-            return Err(Why::NoneReady);
-        }
-        if let Some(why) = live.reluctance(now) {
-            return Err(why);
-        }
         match live.breaker.admit(now) {
             Admit::Refused { retry_after } => Err(Why::BreakersOpen { retry_after }),
             Admit::Yes(permit) => {
@@ -201,6 +181,39 @@ impl Pool {
                     },
                 })
             }
+        }
+    }
+
+    /// The place of the worker that would take a call now.
+    pub(crate) fn prospect(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+    ) -> Result<Slot, Why> {
+        let slot = match target {
+            Target::Any => {
+                return self.choose(tried, now, |slot, live| {
+                    let chance = stable::finish(random ^ u64::from(slot));
+                    (live.endpoint.standing, live.load(), chance)
+                });
+            }
+            Target::Affinity {
+                key,
+                affinity: Affinity::Hint,
+            } => return self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
+            Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady)?,
+            Target::Worker { slot, incarnation } => {
+                self.check(*slot, *incarnation)?;
+                *slot
+            }
+        };
+        let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
+        let live = live.filter(|live| !live.is_among(tried));
+        match live.ok_or(Why::NoneReady)?.reluctance(now) {
+            Some(why) => Err(why),
+            None => Ok(slot),
         }
     }
 

@@ -145,15 +145,15 @@ impl Pool {
             waiting.rebind(|target| self.home(target));
             self.waiting = waiting;
         }
-        for (number, target) in self.waiting.heads() {
-            let said = match self.pick(name, &target, &[], random, now) {
+        for head in self.waiting.heads() {
+            let said = match self.pick(name, &head.target, &head.tried, random, now) {
                 Ok(pick) => Ok(pick),
-                Err(why) if is_over(why, &target) => Err(Refusal::NoWorker(why)),
-                // It may be ready again, or the next one.
-                Err(_) => continue,
+                Err(Why::Busy) => continue,
+                // As whoever comes now is told.
+                Err(why) => Err(Refusal::NoWorker(why)),
             };
-            self.waiting.take(number, now);
-            return Some((number, said));
+            self.waiting.take(head.number, now);
+            return Some((head.number, said));
         }
         None
     }
@@ -178,6 +178,12 @@ impl Pool {
             ejected += u64::from(!is_closed);
         }
         ejected == 0 || (ejected + 1) * 100 <= all * u64::from(most_percent)
+    }
+
+    /// When the first of those that are left alone because of their calls is tried again.
+    pub(crate) fn next_trial(&self) -> Option<Tick> {
+        let living = self.slots.values().filter_map(|place| place.live.as_ref());
+        living.filter_map(|live| live.breaker.next_deadline()).min()
     }
 
     pub(crate) fn is_alive(&self, worker: &WorkerId) -> bool {
@@ -244,17 +250,6 @@ impl Pool {
             })
         };
         pool.slots.values().filter_map(view).collect()
-    }
-}
-
-/// Whether nobody will ever be there for a call to `target` that is refused like this.
-fn is_over(why: Why, target: &Target) -> bool {
-    match why {
-        Why::Superseded { .. } | Why::Replaced { .. } => true,
-        Why::NoneReady => {
-            matches!(target, Target::Worker { incarnation, .. } if *incarnation != Incarnation(0))
-        }
-        Why::Draining | Why::BreakersOpen { .. } | Why::Busy => false,
     }
 }
 

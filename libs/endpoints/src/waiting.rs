@@ -1,16 +1,18 @@
 //! The calls of one pool that wait for a worker with a credit: whose turn it is, and who waits in vain.
 //!
-//! A call that any worker may take waits in the lane of its party. Lanes of one priority take turns, so that a
-//! party with a thousand calls and one with a single call are served alike. A call that only one worker may take
-//! waits at that worker's slot.
+//! A call that any worker may take waits in one line, a call that only one worker may take in the line at that worker's
+//! slot. In a line each party has a lane. Lanes of one priority take turns, so that a party with a thousand calls and one
+//! with a single call are served alike.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound::{Excluded, Unbounded},
     time::Duration,
 };
 
 use tether_clock::Tick;
-use tether_types::{OwnerName, Slot};
+use tether_types::{OwnerName, Slot, WorkerId};
 
 use crate::Target;
 
@@ -20,10 +22,15 @@ const RECENT: u32 = 8;
 /// Whose calls share one lane.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Party {
-    /// An owner that named itself.
-    Owner(OwnerName),
     /// Whoever is behind this connection.
     Connection(u64),
+    /// An owner that named itself.
+    Owner(OwnerName),
+}
+
+impl Party {
+    /// The first in the order of all.
+    const FIRST: Self = Self::Connection(0);
 }
 
 /// Which calls go first, and which are shed last.
@@ -43,6 +50,8 @@ pub enum Priority {
 pub struct Ask {
     /// Which worker it needs.
     pub target: Target,
+    /// Workers that have refused it already, and are not given it again.
+    pub tried: Vec<WorkerId>,
     /// Whose call it is.
     pub party: Party,
     /// How much it matters.
@@ -59,7 +68,7 @@ pub enum Overload {
         /// How many that is.
         waiting: usize,
     },
-    /// One that matters more took its place.
+    /// One that matters more took its place, or one of a party that has fewer.
     Shed,
     /// Its turn would come after its deadline.
     TooLate {
@@ -71,15 +80,32 @@ pub enum Overload {
 /// Stands for a waiting call within its pool; a later call has a higher number.
 pub(crate) type Number = u64;
 
+/// One whose turn it is, and what it needs.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) number: Number,
+    pub(crate) target: Target,
+    pub(crate) tried: Vec<WorkerId>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    calls: BTreeMap<Number, Ask>,
-    /// Those that anyone may take, the lowest priority first.
-    lanes: BTreeMap<Priority, Lanes>,
-    bound: BTreeMap<Slot, BTreeSet<Number>>,
+    calls: BTreeMap<Number, Call>,
+    /// Those that anyone may take.
+    free: Line,
+    /// Those that only the worker in a slot may take.
+    bound: BTreeMap<Slot, Line>,
+    /// The numbers of each party in all lines.
+    parties: BTreeMap<(Priority, Party), BTreeSet<Number>>,
     /// Calls that lost their place to others and have not been told.
     shed: Vec<Number>,
     pace: Pace,
+}
+
+#[derive(Debug)]
+struct Call {
+    ask: Ask,
+    slot: Option<Slot>,
 }
 
 impl Waiting {
@@ -95,7 +121,7 @@ impl Waiting {
     pub(crate) fn any_at(&self, slot: Option<Slot>) -> bool {
         match slot {
             Some(slot) => self.bound.contains_key(&slot),
-            None => self.lanes.values().any(|lanes| lanes.first().is_some()),
+            None => !self.free.is_empty(),
         }
     }
 
@@ -109,26 +135,22 @@ impl Waiting {
         now: Tick,
     ) -> Result<(), Overload> {
         if let (None, Some(deadline)) = (slot, ask.deadline)
-            && let Some(expected) = self.pace.expected(self.before(&ask), now)
+            && let Some(expected) = self.pace.expected(self.free.before(&ask), now)
             && now + expected > deadline
         {
             return Err(Overload::TooLate { expected });
         }
         if self.calls.len() >= most {
             let waiting = self.calls.len();
-            let less = self.least_below(ask.priority);
+            let less = self.yields_to(&ask);
             let less = less.ok_or(Overload::Full { waiting })?;
             self.remove(less);
             self.shed.push(less);
         }
-        match slot {
-            Some(slot) => drop(self.bound.entry(slot).or_default().insert(number)),
-            None => {
-                let lanes = self.lanes.entry(ask.priority).or_default();
-                lanes.push(ask.party.clone(), number);
-            }
-        }
-        self.calls.insert(number, ask);
+        self.line(slot).push(&ask, number);
+        let of_party = self.parties.entry((ask.priority, ask.party.clone()));
+        of_party.or_default().insert(number);
+        self.calls.insert(number, Call { ask, slot });
         Ok(())
     }
 
@@ -137,34 +159,51 @@ impl Waiting {
         self.shed.pop()
     }
 
-    /// The calls whose turn it is, whoever is free: the next of those that anyone may take, and for each slot
-    /// that calls wait at the first of them. Who came first is first.
-    pub(crate) fn heads(&self) -> Vec<(Number, Target)> {
-        let free = self.lanes.values().rev().find_map(Lanes::first);
-        let bound = self.bound.iter().filter_map(|(&slot, numbers)| {
-            let number = *numbers.first()?;
-            let target = match &self.calls.get(&number)?.target {
-                Target::Affinity { .. } => Target::any_in(slot),
-                target => target.clone(),
+    /// The calls whose turn it is, whoever is free: those that anyone may take, until the first that is not particular,
+    /// and of each slot that calls wait at the first. What matters more is first, then who came first.
+    pub(crate) fn heads(&self) -> Vec<Head> {
+        let head = |number: Number| {
+            let call = self.calls.get(&number)?;
+            let target = match (call.slot, &call.ask.target) {
+                (None, _) => Target::Any,
+                (Some(slot), Target::Affinity { .. }) => Target::any_in(slot),
+                (Some(_), target) => target.clone(),
             };
-            Some((number, target))
-        });
-        let free = free.map(|number| (number, Target::Any));
-        let mut heads: Vec<_> = free.into_iter().chain(bound).collect();
-        heads.sort_by_key(|(number, _)| *number);
-        heads
+            let tried = call.ask.tried.clone();
+            let order = (Reverse(call.ask.priority), number);
+            Some((
+                order,
+                Head {
+                    number,
+                    target,
+                    tried,
+                },
+            ))
+        };
+        let mut heads = Vec::new();
+        for (order, free) in self.free.firsts().filter_map(head) {
+            let is_particular = !free.tried.is_empty();
+            heads.push((order, free));
+            if !is_particular {
+                break;
+            }
+        }
+        let bound = self.bound.values().filter_map(|line| line.firsts().next());
+        heads.extend(bound.filter_map(head));
+        heads.sort_by_key(|(order, _)| *order);
+        heads.into_iter().map(|(_, head)| head).collect()
     }
 
     /// A waiting call goes on at `now`; the next turn is another party's.
     pub(crate) fn take(&mut self, number: Number, now: Tick) {
-        let lanes = self.calls.get(&number).map(|ask| ask.priority);
-        let lanes = lanes.and_then(|priority| self.lanes.get_mut(&priority));
-        if let Some(lanes) = lanes.filter(|lanes| lanes.first() == Some(number)) {
-            lanes.turns.rotate_left(1);
-        }
-        if self.remove(number) {
-            let more = self.any_at(None);
-            self.pace.on_taken(more, now);
+        let Some(Call { ask, slot }) = self.calls.get(&number) else {
+            return;
+        };
+        let (ask, slot) = (ask.clone(), *slot);
+        self.line(slot).turn(&ask);
+        self.remove(number);
+        if slot.is_none() {
+            self.pace.on_taken(!self.free.is_empty(), now);
         }
     }
 
@@ -172,7 +211,7 @@ impl Waiting {
     pub(crate) fn forget(&mut self, number: Number) {
         self.remove(number);
         self.shed.retain(|shed| *shed != number);
-        if !self.any_at(None) {
+        if self.free.is_empty() {
             self.pace = Pace::default();
         }
     }
@@ -180,49 +219,98 @@ impl Waiting {
     /// Workers came or went: each call that has a slot is to have the one that `home` names for its target now,
     /// if it names any.
     pub(crate) fn rebind(&mut self, home: impl Fn(&Target) -> Option<Slot>) {
-        let bound = std::mem::take(&mut self.bound);
-        for (slot, numbers) in bound {
-            for number in numbers {
-                let Some(ask) = self.calls.get(&number) else {
-                    continue;
-                };
-                let slot = home(&ask.target).unwrap_or(slot);
-                self.bound.entry(slot).or_default().insert(number);
+        self.bound.clear();
+        for (number, call) in &mut self.calls {
+            let Some(before) = call.slot else { continue };
+            let slot = home(&call.ask.target).unwrap_or(before);
+            call.slot = Some(slot);
+            let line = self.bound.entry(slot).or_default();
+            line.push(&call.ask, *number);
+        }
+    }
+
+    /// Which call has to go for this one: of those that matter least, and no more than it, the newest of the party that
+    /// has the most; among those that matter as much only where that party would still have as many.
+    fn yields_to(&self, ask: &Ask) -> Option<Number> {
+        let own = (ask.priority, ask.party.clone());
+        let own = self.parties.get(&own).map_or(0, BTreeSet::len);
+        let lowest = self.parties.keys().next()?.0;
+        let least = self.parties.range((lowest, Party::FIRST)..);
+        let least = least.take_while(|((priority, _), _)| *priority == lowest);
+        let (_, most) = least.max_by_key(|(_, numbers)| numbers.len())?;
+        let may = lowest < ask.priority || (lowest == ask.priority && most.len() > own + 1);
+        if may { most.last().copied() } else { None }
+    }
+
+    fn line(&mut self, slot: Option<Slot>) -> &mut Line {
+        match slot {
+            Some(slot) => self.bound.entry(slot).or_default(),
+            None => &mut self.free,
+        }
+    }
+
+    fn remove(&mut self, number: Number) {
+        let Some(Call { ask, slot }) = self.calls.remove(&number) else {
+            return;
+        };
+        self.line(slot).remove(&ask, number);
+        if let Some(slot) = slot
+            && self.bound.get(&slot).is_some_and(Line::is_empty)
+        {
+            self.bound.remove(&slot);
+        }
+        let party = (ask.priority, ask.party);
+        if let Some(numbers) = self.parties.get_mut(&party) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.parties.remove(&party);
+            }
+        }
+    }
+}
+
+/// Calls that wait for the same, by priority.
+#[derive(Debug, Default)]
+struct Line(BTreeMap<Priority, Lanes>);
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn push(&mut self, ask: &Ask, number: Number) {
+        let lanes = self.0.entry(ask.priority).or_default();
+        lanes.push(ask.party.clone(), number);
+    }
+
+    fn remove(&mut self, ask: &Ask, number: Number) {
+        if let Some(lanes) = self.0.get_mut(&ask.priority) {
+            lanes.remove(&ask.party, number);
+            if lanes.turns.is_empty() {
+                self.0.remove(&ask.priority);
             }
         }
     }
 
+    /// The party of this call has had its turn.
+    fn turn(&mut self, ask: &Ask) {
+        if let Some(lanes) = self.0.get_mut(&ask.priority) {
+            lanes.turns.retain(|party| *party != ask.party);
+            lanes.turns.push_back(ask.party.clone());
+        }
+    }
+
+    /// The first call of each party, in the order of their turns.
+    fn firsts(&self) -> impl Iterator<Item = Number> {
+        self.0.values().rev().flat_map(Lanes::firsts)
+    }
+
     /// How many calls go on before one that would come now.
     fn before(&self, ask: &Ask) -> usize {
-        let above = self
-            .lanes
-            .range(ask.priority..)
-            .skip_while(|(priority, _)| **priority == ask.priority);
+        let above = self.0.range((Excluded(ask.priority), Unbounded));
         let above: usize = above.map(|(_, lanes)| lanes.len()).sum();
-        let beside = self.lanes.get(&ask.priority);
+        let beside = self.0.get(&ask.priority);
         above + beside.map_or(0, |lanes| lanes.before(&ask.party))
-    }
-
-    /// The newest call of the longest lane of the lowest priority there is, if that is below `priority`.
-    fn least_below(&self, priority: Priority) -> Option<Number> {
-        let mut below = self.lanes.range(..priority);
-        below.find_map(|(_, lanes)| lanes.newest())
-    }
-
-    /// Takes a call out; answers whether anyone could have taken it.
-    fn remove(&mut self, number: Number) -> bool {
-        let Some(ask) = self.calls.remove(&number) else {
-            return false;
-        };
-        let lanes = self.lanes.get_mut(&ask.priority);
-        if lanes.is_some_and(|lanes| lanes.remove(&ask.party, number)) {
-            return true;
-        }
-        self.bound.retain(|_, numbers| {
-            numbers.remove(&number);
-            !numbers.is_empty()
-        });
-        false
     }
 }
 
@@ -239,13 +327,9 @@ impl Lanes {
         self.lanes.values().map(BTreeSet::len).sum()
     }
 
-    fn first(&self) -> Option<Number> {
-        self.lanes.get(self.turns.front()?)?.first().copied()
-    }
-
-    fn newest(&self) -> Option<Number> {
-        let longest = self.lanes.values().max_by_key(|lane| lane.len())?;
-        longest.last().copied()
+    fn firsts(&self) -> impl Iterator<Item = Number> {
+        let first = |party| self.lanes.get(party)?.first().copied();
+        self.turns.iter().filter_map(first)
     }
 
     fn push(&mut self, party: Party, number: Number) {
@@ -266,18 +350,15 @@ impl Lanes {
         turns.sum()
     }
 
-    fn remove(&mut self, party: &Party, number: Number) -> bool {
+    fn remove(&mut self, party: &Party, number: Number) {
         let Some(lane) = self.lanes.get_mut(party) else {
-            return false;
+            return;
         };
-        if !lane.remove(&number) {
-            return false;
-        }
+        lane.remove(&number);
         if lane.is_empty() {
             self.lanes.remove(party);
             self.turns.retain(|other| other != party);
         }
-        true
     }
 }
 

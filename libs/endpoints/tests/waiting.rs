@@ -53,6 +53,7 @@ fn set() -> Endpoints {
 fn ask(target: Target, party: u64, priority: Priority) -> Ask {
     Ask {
         target,
+        tried: Vec::new(),
         party: Party::Connection(party),
         priority,
         deadline: None,
@@ -234,6 +235,113 @@ proptest! {
             }
         }
     }
+}
+
+/// A party with many calls cannot keep out one with few.
+#[test]
+fn where_all_places_are_taken_whoever_has_most_yields() {
+    let mut calls = busy();
+    let mut came = |party| calls.call(ask(Target::Any, party, Priority::Normal), 0, at(1));
+    let many: Vec<u64> = (0..MOST).map(|_| came(1).unwrap().unwrap()).collect();
+    let full = Refusal::Overloaded(Overload::Full { waiting: MOST });
+    assert_eq!(came(1), Err(full));
+
+    let few = came(2).unwrap().unwrap();
+    let shed = Refusal::Overloaded(Overload::Shed);
+    assert_eq!(calls.refused, [(many[MOST - 1], shed)]);
+    assert!(calls.waiting.contains_key(&few));
+}
+
+/// Calls at one worker take turns, matter and are shed like others.
+#[test]
+fn calls_bound_to_a_worker_take_turns_too() {
+    let mut calls = busy();
+    let there = || Target::Worker {
+        slot: 0,
+        incarnation: Incarnation(0),
+    };
+    let mut came = |party, priority| {
+        calls
+            .call(ask(there(), party, priority), 0, at(1))
+            .unwrap()
+            .unwrap()
+    };
+    let many: Vec<u64> = (0..MOST - 1).map(|_| came(1, Priority::Low)).collect();
+    let few = came(2, Priority::Low);
+    let high = came(3, Priority::High);
+
+    let shed = Refusal::Overloaded(Overload::Shed);
+    assert_eq!(calls.refused, [(many[MOST - 2], shed)]);
+    let order = serve_all(&mut calls);
+    assert_eq!(order[..3], [high, many[0], few]);
+}
+
+/// A worker that did not answer is not given the same call again while another one is only busy.
+#[test]
+fn a_call_does_not_go_back_to_a_worker_that_it_has_tried() {
+    let mut calls = Calls::new();
+    calls.set.apply_change(up(1, 1, 1, false));
+    calls
+        .call(ask(Target::Any, 0, Priority::Normal), 0, at(1))
+        .unwrap();
+    calls.set.apply_change(up(0, 1, 1, false));
+    let tried = vec![WorkerId {
+        pool: pool(),
+        slot: 0,
+        incarnation: Incarnation(1),
+    }];
+    let refused = calls
+        .set
+        .pick(&pool(), &Target::Any, &tried, 0, at(1))
+        .map(|_| ());
+    assert_eq!(refused, Err(Refusal::NoWorker(Why::Busy)));
+    let particular = Ask {
+        tried,
+        ..ask(Target::Any, 1, Priority::Normal)
+    };
+    let number = calls.set.wait(&pool(), particular, at(1)).unwrap();
+    calls.waiting.insert(
+        number,
+        Target::Worker {
+            slot: 1,
+            incarnation: Incarnation(1),
+        },
+    );
+
+    calls.settle(0, at(1));
+    assert!(
+        calls.waiting.contains_key(&number),
+        "the one that is free it has tried"
+    );
+    // It stands in nobody's way.
+    assert!(
+        calls
+            .call(ask(Target::Any, 2, Priority::Normal), 0, at(1))
+            .is_ok()
+    );
+    assert_eq!(calls.under_way.last().unwrap().worker().slot, 0);
+    calls.end(0, at(2));
+    assert_eq!(calls.went.last(), Some(&number));
+}
+
+/// Whoever waits is told what whoever comes is told.
+#[test]
+fn without_a_worker_nobody_waits() {
+    let mut calls = busy();
+    let waits = calls
+        .call(ask(Target::Any, 1, Priority::Normal), 0, at(1))
+        .unwrap()
+        .unwrap();
+
+    calls.set.apply_change(up(0, 1, 1, true));
+    calls.settle(0, at(2));
+
+    let draining = Refusal::NoWorker(Why::Draining);
+    assert_eq!(calls.refused, [(waits, draining)]);
+    assert_eq!(
+        calls.call(ask(Target::Any, 1, Priority::Normal), 0, at(2)),
+        Err(draining)
+    );
 }
 
 /// Lets a worker that serves one call at a time serve all that wait, and answers the order in which they went on.
