@@ -12,11 +12,12 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
 use tonic::{Code, Status};
 
 use crate::{
+    budget::Budget,
     call::{Call, is_cancel},
     client::Client,
     deadline::Deadline,
     explain, fields,
-    pump::{Budget, End, Pump},
+    pump::{End, Pump},
     upload::Upload,
 };
 

@@ -107,6 +107,7 @@ impl Call {
                 ticket.on_answered(BootClock.now());
             }
         }
+        self.on_message();
     }
 
     /// The server answered with this gRPC code.
@@ -133,7 +134,7 @@ impl Call {
         }
     }
 
-    /// A message arrived. A worker on trial has passed with it: the rest of a stream may take hours.
+    /// Something of the answer arrived. A worker on trial has passed with it: the rest of a stream may take hours.
     pub(crate) fn on_message(&mut self) {
         if let Server::Worker {
             ticket: Some(ticket),

@@ -19,6 +19,10 @@ use crate::{
     waiters::{Place, Waiters, Word},
 };
 
+/// How often those who wait look again where nothing tells when, and the least time between two looks.
+const SELDOM: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(10);
+
 #[derive(Debug)]
 pub(crate) struct Directory {
     known: Mutex<Known>,
@@ -111,15 +115,13 @@ impl Directory {
         self: &Arc<Self>,
         pool: &PoolName,
         ask: &Ask,
-        tried: &[WorkerId],
         wait: Duration,
     ) -> Word {
-        match self.choose_or_wait(pool, ask, tried)? {
+        match self.choose_or_wait(pool, ask)? {
             Turn::Now(chosen) => Ok(chosen),
             Turn::Waits(mut place) => {
-                let told = Box::pin(tokio::time::timeout(wait, &mut place.turn)).await;
-                // The sender is kept until it has told something.
-                told.ok().and_then(Result::ok).unwrap_or_else(|| {
+                let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
+                told.await.unwrap_or_else(|_| {
                     let known = self.lock();
                     let refusal = Refusal::NoWorker(Why::Busy);
                     Err(refused(&known.endpoints, pool, &ask.target, refusal))
@@ -128,17 +130,29 @@ impl Directory {
         }
     }
 
-    fn choose_or_wait(
-        self: &Arc<Self>,
-        pool: &PoolName,
-        ask: &Ask,
-        tried: &[WorkerId],
-    ) -> Result<Turn, Box<Refused>> {
+    /// Waits for the turn of a call. A worker that was left alone may be tried again without anything else happening,
+    /// so those who wait look when that time has come.
+    async fn turn(&self, pool: &PoolName, place: &mut Place) -> Word {
+        loop {
+            let trial = self.lock().endpoints.next_trial(pool);
+            let pause = trial.map(|at| at.since(BootClock.now()));
+            tokio::select! {
+                biased;
+                // The sender is kept until it has told something.
+                Ok(word) = &mut place.turn => return word,
+                () = tokio::time::sleep(pause.unwrap_or(SELDOM).max(SOON)) => {
+                    self.lock().settle(pool);
+                }
+            }
+        }
+    }
+
+    fn choose_or_wait(self: &Arc<Self>, pool: &PoolName, ask: &Ask) -> Result<Turn, Box<Refused>> {
         let mut known = self.lock();
         let Known { endpoints, waiters } = &mut *known;
         let now = BootClock.now();
         let random = fastrand::u64(..);
-        let refusal = match endpoints.pick(pool, &ask.target, tried, random, now) {
+        let refusal = match endpoints.pick(pool, &ask.target, &ask.tried, random, now) {
             Ok(pick) => return Ok(Turn::Now(pick.into())),
             Err(refusal) => refusal,
         };
@@ -163,13 +177,12 @@ impl Directory {
         self: &Arc<Self>,
         pool: &PoolName,
         ask: &Ask,
-        tried: &[WorkerId],
         wait: Duration,
     ) -> Chosen {
         let mut told = self.told.subscribe();
         loop {
             told.borrow_and_update();
-            if let Ok(chosen) = self.choose(pool, ask, tried, wait).await {
+            if let Ok(chosen) = self.choose(pool, ask, wait).await {
                 return chosen;
             }
             // Fails only without a directory, and that is borrowed here.
@@ -213,6 +226,11 @@ impl Directory {
     /// Waits until the counts may be others than at the last wait. For one caller alone.
     pub(crate) async fn counted(&self) {
         self.counted.notified().await;
+    }
+
+    /// Whether this incarnation lives, as far as discovery has said.
+    pub(crate) fn is_alive(&self, worker: &WorkerId) -> bool {
+        self.lock().endpoints.is_alive(worker)
     }
 
     /// Whether a worker is gone or about to go.

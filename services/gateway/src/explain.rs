@@ -82,6 +82,10 @@ pub(crate) struct Refused {
 }
 
 pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
+    refusal(pool, target, refused).fact("outcome", Progress::NeverSent.word())
+}
+
+fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
     let why = match refused.refusal {
         Refusal::NoPool => return unknown_pool(pool, &refused.pools),
         Refusal::Overloaded(overload) => return overloaded(pool, overload),
@@ -171,7 +175,7 @@ fn overloaded(pool: &PoolName, why: Overload) -> Failure {
             "all workers of pool `{pool}` are busy and {waiting} calls wait for them, as many as may: more workers would help, or a larger `queue.max_calls` of the gateway"
         )),
         Overload::Shed => overload(format!(
-            "all workers of pool `{pool}` are busy, and calls with a higher `tether-priority` have taken the place of this one"
+            "all workers of pool `{pool}` are busy, and calls with a higher `tether-priority`, or of somebody with fewer of them, have taken the place of this one"
         )),
         Overload::TooLate { expected } => overload(format!(
             "all workers of pool `{pool}` are busy: this call would wait for about {:.1} s, which is longer than its deadline allows",
@@ -182,9 +186,7 @@ fn overloaded(pool: &PoolName, why: Overload) -> Failure {
 }
 
 fn overload(text: String) -> Failure {
-    Failure::new(Reason::Overloaded, text)
-        .retry_after(RETRY)
-        .fact("outcome", Progress::NeverSent.word())
+    Failure::new(Reason::Overloaded, text).retry_after(RETRY)
 }
 
 fn unknown_pool(pool: &PoolName, pools: &[PoolName]) -> Failure {

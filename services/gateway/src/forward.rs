@@ -25,6 +25,7 @@ use tonic::Status;
 use crate::{
     answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest},
     arbiters::Arbiters,
+    budget::Budget,
     call::{self, Call, Control},
     client::{Client, Messages},
     config::Config,
@@ -34,7 +35,7 @@ use crate::{
     links::Links,
     own::OwnServices,
     owners::{Acting, Owners},
-    pump::{Budget, Pump, Source},
+    pump::{Pump, Source},
     route::{self, Destination, Route},
     timeout,
     upload::{self, Upload},
@@ -44,6 +45,9 @@ use crate::{
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
 /// time, and one whose discovery is away should say so soon.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// The largest request to the arbiter, in bytes, which is taken in whole: as gRPC servers have it.
+const CONTROL_LIMIT: u32 = 4 << 20;
 
 /// Stands in a request that names no authority: what a gRPC server is called does not matter to it.
 const AUTHORITY: &str = "localhost";
@@ -168,6 +172,7 @@ impl Forwarder {
             }
             return answer;
         }
+        let limit = limit.min(CONTROL_LIMIT);
         let request = deadline.bound(upload::collect(body, limit)).await?;
         let request = request.map_err(|why| why.explain(limit))?;
         let mut attempts = self.arbiters.attempts();
@@ -215,13 +220,14 @@ impl Forwarder {
         deadline: Deadline,
     ) -> Result<Answer, Status> {
         let pool = to.pool;
-        let ask = Ask {
+        let mut ask = Ask {
             target: to.target,
+            tried: Vec::new(),
             party: to.owner.map_or(Party::Connection(connection), Party::Owner),
             priority: to.priority,
             deadline: deadline.on_boot(),
         };
-        let (pool, ask): (&PoolName, &Ask) = (&pool, &ask);
+        let pool = &pool;
         if !self.directory.is_informed() {
             let informed = deadline
                 .bound(Box::pin(self.directory.informed(FIRST_WORD)))
@@ -231,11 +237,10 @@ impl Forwarder {
                 return Err(explain::discovery_unreachable(self.discovery.address(), &why).into());
             }
         }
-        let mut tried = Vec::new();
         let mut last_failure: Option<Explanation> = None;
         for attempt in 1..=self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
-            let chosen = self.directory.choose(pool, ask, &tried, wait);
+            let chosen = self.directory.choose(pool, &ask, wait);
             let Chosen { ticket, address } = match deadline.bound(chosen).await? {
                 Ok(chosen) => chosen,
                 Err(refused) => {
@@ -244,7 +249,7 @@ impl Forwarder {
                     };
                     // A worker that is ending is taken away before its death is told, and another one
                     // may step in meanwhile: that one takes the call, which nobody has seen.
-                    let another = self.directory.another(pool, ask, &tried, wait);
+                    let another = self.directory.another(pool, &ask, wait);
                     let told = async {
                         tokio::select! {
                             biased;
@@ -257,6 +262,11 @@ impl Forwarder {
             };
             let worker = ticket.worker().clone();
             let upstream = self.links.to(&worker, address);
+            // Whoever let go of it in this moment could not know this link.
+            if !self.directory.is_alive(&worker) {
+                self.links.remove(&worker, true);
+            }
+            let mut went_away = false;
             let mut call = Call::to_worker(
                 Arc::clone(&self.directory),
                 ticket,
@@ -275,6 +285,7 @@ impl Forwarder {
                         Ok(answer) => return Ok(answer),
                         Err(Failed::Said(status)) => return Err(status),
                         Err(Failed::TurnedAway(mut at)) => {
+                            went_away = at.error.is_go_away();
                             last_failure = Some(Box::pin(at.call.turned_away(at.error)));
                             // What was sent of a long request was not kept.
                             let Some(again) = at.again else { break };
@@ -285,7 +296,10 @@ impl Forwarder {
                 // Nothing has been sent, so that another worker may have the call.
                 Ok(Err(error)) => last_failure = Some(Box::pin(call.unreachable(error))),
             }
-            tried.push(worker);
+            // One that closed its connection may well take the call over another.
+            if !went_away {
+                ask.tried.push(worker);
+            }
         }
         Err(match last_failure {
             Some(explanation) => deadline.bound(explanation).await?.into(),

@@ -15,6 +15,7 @@
 
 mod answer;
 mod arbiters;
+mod budget;
 mod call;
 mod client;
 mod config;
@@ -50,13 +51,13 @@ pub use config::{Breaker, Config, Queue, WhenStale};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;
+use budget::Budget;
 use directory::Directory;
 use forward::Forwarder;
 use lanes::Lanes;
 use links::Links;
 use own::OwnServices;
 use owners::Owners;
-use pump::Budget;
 use upstream::Upstream;
 
 /// How often the gateway looks whether it can do its work.

@@ -3,10 +3,6 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     task::{Context, Poll, ready},
 };
 
@@ -14,32 +10,16 @@ use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
-use crate::meter::Meter;
-
-/// A receiver that does not read is told so only when this much waits for it, in bytes: whoever reads has less.
-const FEW: usize = 64 << 10;
+use crate::{
+    budget::{Budget, Seat},
+    meter::Meter,
+};
 
 /// How much of a request is kept until its answer begins, in bytes: one that sent more is not sent again.
 const REPEATABLE: usize = 64 << 10;
 
 /// In how many pieces: each keeps the memory that it was read into.
 const PIECES: usize = 64;
-
-/// What waits in all calls for receivers that do not read, and how much may.
-#[derive(Debug, Clone)]
-pub(crate) struct Budget {
-    held: Arc<AtomicUsize>,
-    most: usize,
-}
-
-impl Budget {
-    pub(crate) fn new(most: usize) -> Self {
-        Self {
-            held: Arc::default(),
-            most,
-        }
-    }
-}
 
 /// Where messages come from: what was kept of them, and then a peer that may still be sending.
 #[derive(Debug)]
@@ -140,7 +120,7 @@ pub(crate) struct Pump {
     pub(crate) from: Source,
     pub(crate) to: SendStream<Bytes>,
     meter: Option<Meter>,
-    budget: Budget,
+    seat: Seat,
     /// What came while the receiver took nothing, in one piece: HTTP/2 would keep each small frame by itself, at many
     /// times its size.
     held: BytesMut,
@@ -174,7 +154,7 @@ impl Pump {
             from,
             to,
             meter,
-            budget,
+            seat: budget.seat(),
             held: BytesMut::new(),
             // An answer is never sent again.
             sent: ends.then(Copy::default),
@@ -187,6 +167,9 @@ impl Pump {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut on_message: impl FnMut()) -> Poll<End> {
         if self.to.poll_reset(cx).is_ready() {
             return Poll::Ready(End::Refused);
+        }
+        if self.seat.is_given_up(cx) {
+            return Poll::Ready(End::Unread);
         }
         loop {
             if !self.held.is_empty() && self.send_held(cx).is_err() {
@@ -234,10 +217,7 @@ impl Pump {
             }
         }
         self.held.extend_from_slice(&data);
-        let all = self.budget.held.fetch_add(length, Ordering::Relaxed) + length;
-        if all > self.budget.most && self.held.len() > FEW {
-            return Err(End::Unread);
-        }
+        self.seat.more(length);
         Ok(())
     }
 
@@ -260,7 +240,7 @@ impl Pump {
     pub(crate) fn again(mut self) -> Option<Source> {
         let sent = self.sent.take()?;
         let held = std::mem::take(&mut self.held);
-        self.budget.held.fetch_sub(held.len(), Ordering::Relaxed);
+        self.seat.less(held.len());
         let held = (!held.is_empty()).then(|| held.freeze());
         let rest = std::mem::take(&mut self.from.kept);
         Some(Source {
@@ -292,27 +272,21 @@ impl Pump {
             if length > 0 {
                 let last = self.held.is_empty() && self.is_last();
                 self.keep(&chunk);
+                self.seat.less(length);
                 self.to.send_data(chunk, last).map_err(|_| ())?;
-                self.budget.held.fetch_sub(length, Ordering::Relaxed);
                 self.from.credit(length);
                 if last {
                     self.end = Some(End::Ended);
                 }
             }
         }
+        // It would keep its memory for as long as the stream lasts.
+        self.held = BytesMut::new();
         Ok(())
     }
 
     /// Tells the receiver that the call is given up.
     pub(crate) fn cancel(&mut self) {
         self.to.send_reset(Reason::CANCEL);
-    }
-}
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.budget
-            .held
-            .fetch_sub(self.held.len(), Ordering::Relaxed);
     }
 }

@@ -1,25 +1,28 @@
 //! Serving one connection of a client, and letting go of it in an orderly way.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::server::Connection;
 use tether_kit::listen::{Listener, Stream};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     forward::Forwarder,
     greeting::{Rewound, greet},
     lanes::Lanes,
-    upstream::{CONNECTION_WINDOW, HEADER_LIST, STREAM_WINDOW},
+    upstream::{CONNECTION_WINDOW, HEADER_LIST, SEND_BUFFER},
 };
 
 /// Calls that one client may have under way on one connection.
 const MAX_STREAMS: u32 = 100_000;
 /// Calls a client may cancel before the gateway has looked at them; more is an attack.
 const MAX_PENDING_RESETS: usize = 1_000;
-/// The most that waits in HTTP/2 for one client that does not take it, of one call, in bytes.
-const SEND_BUFFER: usize = 256 << 10;
+/// What one call may send while nobody takes it, in bytes: as long as it waits for a worker nothing is read of it.
+const CLIENT_WINDOW: u32 = 256 << 10;
+/// How long a client may take to say that it speaks HTTP/2.
+const GREETING: Duration = Duration::from_secs(10);
 
 /// What tells connections to end.
 #[derive(Debug, Clone, Default)]
@@ -40,10 +43,17 @@ pub(crate) async fn accept(listener: Listener, lanes: Arc<Lanes>, drain: Cancell
 /// Serves a connection until its client leaves, or for as long as `ending` lets it.
 pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
     let serving = async {
-        let Some(stream) = greet(stream).await? else {
+        let greeted = async {
+            match greet(stream).await? {
+                Some(stream) => Ok(Some(settings().handshake(stream).await?)),
+                None => anyhow::Ok(None),
+            }
+        };
+        // One that has said nothing has no call that a drain would have to wait for.
+        let greeted = ending.drain.run_until_cancelled(timeout(GREETING, greeted));
+        let Some(Some(connection)) = greeted.await.transpose()?.transpose()? else {
             return Ok(());
         };
-        let connection = settings().handshake(stream).await?;
         take_calls(connection, number, forwarder, &ending.drain).await
     };
     tokio::select! {
@@ -84,7 +94,7 @@ fn settings() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(CLIENT_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)

@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use h2::client::SendRequest;
 use tether_types::Address;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    task::JoinHandle,
+    task::AbortHandle,
 };
 
 /// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
@@ -20,6 +20,9 @@ use tokio::{
 pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// What one stream may hold unread, in bytes: the memory a slow reader can cost.
 pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// The most that waits in HTTP/2 for one receiver that does not take it, of one call, in bytes. There each small message
+/// is kept by itself.
+pub(crate) const SEND_BUFFER: usize = 64 << 10;
 /// The most metadata one call may carry each way, in bytes; details of an error fit in.
 pub(crate) const HEADER_LIST: u32 = 64 << 10;
 
@@ -32,6 +35,8 @@ pub(crate) enum Error {
     Timeout(Duration),
     #[error("{0}")]
     Http2(#[from] h2::Error),
+    #[error("{0}")]
+    Before(String),
     #[error("the connection was given up")]
     Severed,
 }
@@ -42,14 +47,15 @@ pub(crate) struct Upstream {
     address: Address,
     connect_timeout: Duration,
     link: Mutex<Link>,
-    /// Held while connecting, so that a burst of first calls opens one connection.
-    connecting: tokio::sync::Mutex<()>,
+    /// Held while connecting, so that a burst of first calls opens one connection; when and why the last attempt failed.
+    connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
 #[derive(Debug, Default)]
 struct Link {
     sender: Option<SendRequest<Bytes>>,
-    driver: Option<JoinHandle<()>>,
+    /// Those of earlier connections too, over which calls may be under way.
+    drivers: Vec<AbortHandle>,
     severed: bool,
 }
 
@@ -76,13 +82,23 @@ impl Upstream {
     }
 
     async fn open(&self) -> Result<SendRequest<Bytes>, Error> {
-        let _turn = self.connecting.lock().await;
+        let asked = Instant::now();
+        let mut last = self.connecting.lock().await;
         if let Some(sender) = self.current().await? {
             return Ok(sender);
         }
-        tokio::time::timeout(self.connect_timeout, self.connect())
+        // Whoever waited for an attempt that failed has had it, and makes none of its own.
+        if let Some((_, why)) = last.as_ref().filter(|(failed, _)| *failed >= asked) {
+            return Err(Error::Before(why.clone()));
+        }
+        let connected = tokio::time::timeout(self.connect_timeout, self.connect())
             .await
-            .map_err(|_| Error::Timeout(self.connect_timeout))?
+            .unwrap_or(Err(Error::Timeout(self.connect_timeout)));
+        *last = connected
+            .as_ref()
+            .err()
+            .map(|error| (Instant::now(), error.to_string()));
+        connected
     }
 
     /// Ends the connection with every call on it, for good: whoever was there is dead or does not answer,
@@ -91,7 +107,7 @@ impl Upstream {
         let mut link = self.lock();
         link.severed = true;
         link.sender = None;
-        if let Some(driver) = link.driver.take() {
+        for driver in link.drivers.drain(..) {
             driver.abort();
         }
     }
@@ -126,11 +142,13 @@ impl Upstream {
             return Err(Error::Severed);
         }
         link.sender = Some(sender.clone());
-        link.driver = Some(tokio::spawn(async move {
+        link.drivers.retain(|driver| !driver.is_finished());
+        let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "Connection to an upstream ended");
             }
-        }));
+        });
+        link.drivers.push(driver.abort_handle());
         Ok(sender)
     }
 
@@ -147,7 +165,7 @@ fn settings() -> h2::client::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_window_size(STREAM_WINDOW)
         .max_header_list_size(HEADER_LIST)
-        .max_send_buffer_size(STREAM_WINDOW as usize)
+        .max_send_buffer_size(SEND_BUFFER)
         // These protect against a hostile peer by closing the connection. Cancelled calls and
         // streams of tiny messages look the same, and closing would end everybody's calls.
         .max_local_error_reset_streams(None)

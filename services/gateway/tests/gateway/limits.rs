@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 use crate::{
-    client::{framed, grpc_request, raw, soon},
+    client::{framed, grpc_request, next, raw, soon},
     house::{DIGITS, House, UNARY, fact, reason},
 };
 
@@ -105,4 +105,45 @@ async fn an_http_1_client_is_told_what_this_is() {
 
     assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
     assert!(answer.contains("gRPC endpoint over HTTP/2"), "{answer}");
+}
+
+/// What waits for those who do not read is bounded, and ends the call that is behind for longest; whoever reads goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_that_nobody_reads_ends_the_call_that_is_behind_for_longest() {
+    const STREAMS: usize = 12;
+    let house = House::with(Config {
+        max_unread_bytes: 6 << 20,
+        ..Config::default()
+    })
+    .await;
+    let _worker = house.worker(0).await;
+    let (slow, quick) = (house.client().await, house.client().await);
+    let mut unread = Vec::new();
+    for _ in 0..STREAMS {
+        let stream = slow.server_stream("/test.Echo/ServerStream", DIGITS, "1024 65536");
+        unread.push(stream.await.unwrap());
+    }
+
+    let large = vec![7; 1 << 20];
+    for _ in 0..20 {
+        let answer = quick.unary(UNARY, DIGITS, large.clone()).await.unwrap();
+        assert_eq!(answer.into_inner().len(), large.len());
+    }
+
+    let mut ends = Vec::new();
+    for stream in &mut unread {
+        ends.push(loop {
+            match next(stream).await {
+                Ok(Some(_)) => {}
+                Ok(None) => break "whole",
+                Err(status) => break reason(&status),
+            }
+        });
+    }
+    let ended = ends.iter().filter(|end| **end == "OVERLOADED").count();
+    assert!((1..STREAMS).contains(&ended), "{ends:?}");
+    assert_eq!(
+        ends.iter().filter(|end| **end == "whole").count(),
+        STREAMS - ended
+    );
 }
