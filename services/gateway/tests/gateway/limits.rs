@@ -130,16 +130,17 @@ async fn too_much_that_nobody_reads_ends_the_call_that_is_behind_for_longest() {
         assert_eq!(answer.into_inner().len(), large.len());
     }
 
-    let mut ends = Vec::new();
-    for stream in &mut unread {
-        ends.push(loop {
-            match next(stream).await {
+    // All at once: what their client has not read of some takes up its connection's window.
+    let ends = unread.into_iter().map(|mut stream| async move {
+        loop {
+            match next(&mut stream).await {
                 Ok(Some(_)) => {}
-                Ok(None) => break "whole",
-                Err(status) => break reason(&status),
+                Ok(None) => return "whole",
+                Err(status) => return reason(&status),
             }
-        });
-    }
+        }
+    });
+    let ends = futures::future::join_all(ends).await;
     let ended = ends.iter().filter(|end| **end == "OVERLOADED").count();
     assert!((1..STREAMS).contains(&ended), "{ends:?}");
     assert_eq!(
