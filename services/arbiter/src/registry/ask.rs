@@ -129,7 +129,7 @@ mod tests {
                 asked.address = "10.0.0.1".to_owned()
             }),
             ("port 0", |asked| asked.address = "10.0.0.1:0".to_owned()),
-            ("control characters", |asked| {
+            ("has room for 107", |asked| {
                 asked.address = format!("unix:/{}", "x".repeat(300));
             }),
             ("`http`", |asked| asked.protocol = "http".to_owned()),
