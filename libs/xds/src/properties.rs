@@ -489,6 +489,28 @@ fn what_a_client_refuses_is_not_told_again_before_it_changes() {
     assert!(stream.next(&catalog).is_some());
 }
 
+/// The response that is under way brings it back, when it is gone by then.
+#[test]
+fn what_was_given_up_and_is_wanted_again_goes_when_it_is_gone() {
+    let (mut world, mut catalog) = world(&[Act::AddPool(0)]);
+    let mut stream = Sotw::new(None);
+    let mut ask = |stream: &mut Sotw, names: &[&str], nonce: &str| {
+        stream
+            .on_request(&sotw(Kind::Listener, names, nonce))
+            .unwrap();
+    };
+    ask(&mut stream, &["a"], "");
+    let brings = stream.next(&catalog).unwrap();
+    assert_eq!(brings.resources.len(), 1);
+
+    ask(&mut stream, &[], "");
+    ask(&mut stream, &["a"], "");
+    known(&mut catalog, &mut world, Act::RemovePool(0));
+    ask(&mut stream, &["a"], &brings.nonce);
+
+    assert_eq!(stream.next(&catalog).unwrap().resources, []);
+}
+
 #[test]
 fn an_answer_to_an_earlier_response_changes_nothing() {
     let (_, catalog) = world(&[Act::Put(0, 0, 1), Act::Put(1, 0, 1)]);

@@ -1,7 +1,7 @@
 //! The state of the world: a client says all that it wants, and is told all of it where a kind is told as a whole
 //! ([`Kind::is_whole`]), else what has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     Catalog, Kind, Stream, TooManyNames,
@@ -21,6 +21,9 @@ pub struct Part {
     /// Whether anything was wanted yet; none before the first request.
     asked: Option<Asked>,
     told: BTreeMap<String, Version>,
+    /// Names that the response under way told and that were given up since: it brings them to a client that wants them
+    /// again, when they may be gone.
+    left: BTreeSet<String>,
     /// A response is due even if it is empty.
     due: bool,
     /// The revision of the catalog of which everything was told; none after a request that changed what is wanted.
@@ -56,6 +59,9 @@ impl crate::stream::Part for Part {
         let answer = self.flow.on_answer(nonce, request.error_detail.as_ref());
         if answer != Answer::Late {
             self.want(kind, request)?;
+        }
+        if self.flow.is_free() {
+            self.left.clear();
         }
         Ok(answer)
     }
@@ -135,7 +141,11 @@ impl Part {
             self.has = sure.then(|| Version::read(&request.version_info));
         }
         // A name that is wanted again is told again.
-        self.told.retain(|name, _| wanted.has(kind, name));
+        for (name, _) in self.told.extract_if(.., |name, _| !wanted.has(kind, name)) {
+            self.left.insert(name);
+        }
+        // Of a kind that is told as a whole it is also told that one is gone.
+        self.due |= kind.is_whole() && self.left.iter().any(|name| wanted.has(kind, name));
         self.wanted = wanted;
         self.seen = None;
         Ok(())
