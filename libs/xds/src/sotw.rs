@@ -57,8 +57,13 @@ impl crate::stream::Part for Part {
     ) -> Result<Answer, TooManyNames> {
         let nonce = &request.response_nonce;
         let answer = self.flow.on_answer(nonce, request.error_detail.as_ref());
-        if answer != Answer::Late {
-            self.want(kind, request)?;
+        match answer {
+            // What it wants comes again, but what it had given up is gone there.
+            Answer::Late if !self.wanted.is_all() => {
+                self.give_up(|name| request.resource_names.iter().any(|wanted| wanted == name));
+            }
+            Answer::Late => {}
+            Answer::None | Answer::Taken | Answer::Refused(_) => self.want(kind, request)?,
         }
         if self.flow.is_free() {
             self.left.clear();
@@ -119,6 +124,13 @@ impl crate::stream::Part for Part {
 }
 
 impl Part {
+    /// Of the names that were told only these are still wanted: another one that is wanted again is told again.
+    fn give_up(&mut self, is_wanted: impl Fn(&str) -> bool) {
+        let left = self.told.extract_if(.., |name, _| !is_wanted(name));
+        self.left.extend(left.map(|(name, _)| name));
+        self.seen = None;
+    }
+
     fn want(&mut self, kind: Kind, request: &DiscoveryRequest) -> Result<(), TooManyNames> {
         let first = self.asked.is_none();
         let mut wanted = Wanted::default();
@@ -140,10 +152,7 @@ impl Part {
             let sure = wanted.is_all() && !request.version_info.is_empty();
             self.has = sure.then(|| Version::read(&request.version_info));
         }
-        // A name that is wanted again is told again.
-        for (name, _) in self.told.extract_if(.., |name, _| !wanted.has(kind, name)) {
-            self.left.insert(name);
-        }
+        self.give_up(|name| wanted.has(kind, name));
         // Of a kind that is told as a whole it is also told that one is gone.
         self.due |= kind.is_whole() && self.left.iter().any(|name| wanted.has(kind, name));
         self.wanted = wanted;
