@@ -413,7 +413,7 @@ fn known(catalog: &mut Catalog, world: &mut World, act: Act) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
     fn both_forms_tell_what_there_is_and_nothing_twice(acts in acts()) {
