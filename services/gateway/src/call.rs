@@ -99,7 +99,7 @@ impl Call {
         }
     }
 
-    /// The head of the server's answer is there.
+    /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
     pub(crate) fn on_head(&mut self) {
         if let Server::Worker { begun, ticket, .. } = &mut self.server {
             *begun = true;
@@ -107,7 +107,6 @@ impl Call {
                 ticket.on_answered(BootClock.now());
             }
         }
-        self.on_message();
     }
 
     /// The server answered with this gRPC code.
@@ -134,7 +133,7 @@ impl Call {
         }
     }
 
-    /// Something of the answer arrived. A worker on trial has passed with it: the rest of a stream may take hours.
+    /// A message arrived. A worker on trial has passed with it: the rest of a stream may take hours.
     pub(crate) fn on_message(&mut self) {
         if let Server::Worker {
             ticket: Some(ticket),
@@ -221,11 +220,8 @@ impl Call {
                 Source::Worker(at) => {
                     let (worker, attempts) = (&at.worker, at.attempt);
                     let leaves = at.directory.is_leaving(worker);
-                    let wait = if leaves {
-                        at.death_wait
-                    } else {
-                        Duration::ZERO
-                    };
+                    // One that stays has no death to wait for.
+                    let wait = leaves.then_some(at.death_wait).unwrap_or_default();
                     match at.directory.death(worker, wait).await {
                         Some(death) => explain::died(worker, &death, Progress::Refused, attempts),
                         None => explain::turned_away(worker, &error, attempts),

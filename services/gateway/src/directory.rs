@@ -1,5 +1,4 @@
-//! What the gateway knows of workers, shared by every call: the endpoint set, and a connection for
-//! each endpoint.
+//! What the gateway knows of workers, shared by the calls of all lanes: the endpoint set, and who waits for one of them.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -39,6 +39,36 @@ async fn a_call_that_was_never_sent_goes_to_another_worker() {
     assert_eq!(echo.calls(), 40);
 }
 
+/// The head of an answer is no sign of health: a failure is often in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_that_fails_with_its_head_leaves_the_breaker_open() {
+    let house = House::with(Config {
+        breaker: Breaker {
+            failure_threshold: NonZeroU32::MIN,
+            open_for: Duration::from_secs(1),
+            codes: vec!["UNIMPLEMENTED".to_owned()],
+            ..Breaker::default()
+        },
+        ..Config::default()
+    })
+    .await;
+    // Its first call fails like this, and opens the breaker.
+    let _echo = house.worker(0).await;
+    let client = house.client().await;
+    let fails = async || {
+        client
+            .unary("/test.Echo/None", DIGITS, "")
+            .await
+            .unwrap_err()
+    };
+    assert_eq!(reason(&fails().await), "BREAKER_OPEN");
+
+    let tried = async || fails().await.code() == Code::Unimplemented;
+    house.until("it is tried again", tried).await;
+
+    assert_eq!(reason(&fails().await), "BREAKER_OPEN");
+}
+
 /// A stream that is refused was not begun with, so that the call may be sent again, and is executed once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_a_worker_refuses_goes_to_another_with_all_of_its_request() {
