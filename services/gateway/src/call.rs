@@ -221,7 +221,10 @@ impl Call {
                     let (worker, attempts) = (&at.worker, at.attempt);
                     let leaves = at.directory.is_leaving(worker);
                     // One that stays has no death to wait for.
-                    let wait = leaves.then_some(at.death_wait).unwrap_or_default();
+                    let wait = match leaves {
+                        true => at.death_wait,
+                        false => Duration::ZERO,
+                    };
                     match at.directory.death(worker, wait).await {
                         Some(death) => explain::died(worker, &death, Progress::Refused, attempts),
                         None => explain::turned_away(worker, &error, attempts),
