@@ -7,6 +7,8 @@ use tether_breaker::{CODES, Codes, Terms};
 use tether_endpoints::Outlook;
 use tether_kit::config::duration;
 
+use crate::methods::Methods;
+
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -43,6 +45,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// What may be done with calls of single methods.
+    pub methods: Methods,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -91,6 +95,7 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            methods: Methods::default(),
         }
     }
 }

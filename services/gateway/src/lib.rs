@@ -29,6 +29,7 @@ mod greeting;
 mod lanes;
 mod links;
 mod meter;
+mod methods;
 mod own;
 mod owners;
 mod pump;
@@ -48,6 +49,7 @@ use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Breaker, Config, Queue, WhenStale};
+pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;
