@@ -212,9 +212,11 @@ impl Harm {
         rows.push(failures(twice, "calls", turns, |turn| {
             (turn.twice as f64, None)
         }));
-        rows.push(row(name("p99 of that second"), "ms", turns, |turn| {
-            ms(turn.p99?)
-        }));
+        let p99 = match self {
+            Self::Kill { .. } | Self::Stop => "p99 of that second",
+            Self::Slow => "p99 of a second",
+        };
+        rows.push(row(name(p99), "ms", turns, |turn| ms(turn.p99?)));
         let over = name("over that of nine healthy workers");
         rows.push(
             row(over, "", turns, |turn| Some(turn.p99? / turn.base?)).target(Target::AtMost(1.15)),

@@ -217,7 +217,7 @@ fn template(clerk: &Path, books: &Path, manner: Manner) -> Template {
         listen: Listen::Tcp.into(),
         capacity: 1,
         stop: Some(Stop {
-            grace_ms: Some(5_000),
+            grace_ms: Some(1_000),
             signal: 0,
         }),
         restart: Some(Restart {
