@@ -60,6 +60,8 @@ pub struct Endpoint {
     pub worker: WorkerId,
     /// Where it listens.
     pub address: Address,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
     /// Whether it takes no new calls.
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.

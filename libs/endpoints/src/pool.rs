@@ -283,6 +283,7 @@ mod tests {
             let endpoint = Endpoint {
                 worker: worker.clone(),
                 address: Address::Unix("/w".into()),
+                tls: false,
                 draining: false,
                 counted: false,
                 unordered: true,

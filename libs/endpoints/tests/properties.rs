@@ -85,6 +85,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             worker: worker(slot, incarnation),
             address,
             draining,
+            tls: false,
             counted: !draining,
             unordered: false,
             capacity: None,

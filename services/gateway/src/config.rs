@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, time::Duration};
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::Outlook;
-use tether_kit::config::duration;
+use tether_kit::{config::duration, tls::ClientFiles};
 
 use crate::methods::Methods;
 
@@ -49,6 +49,9 @@ pub struct Config {
     pub retries: Retries,
     /// What may be done with calls of single methods.
     pub methods: Methods,
+    /// Whom the gateway trusts, and what it shows, where workers speak TLS (protocol `grpcs`); none of those is called
+    /// where this is not set.
+    pub worker_tls: Option<ClientFiles>,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -131,6 +134,7 @@ impl Default for Config {
             breaker: Breaker::default(),
             retries: Retries::default(),
             methods: Methods::default(),
+            worker_tls: None,
         }
     }
 }

@@ -55,6 +55,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Breaker, Config, Queue, Retries, WhenStale};
 pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
+use tether_kit::tls::{self, Connector};
 
 use arbiters::Arbiters;
 use budget::Budget;
@@ -74,6 +75,8 @@ pub struct Gateway {
     forwarder: Forwarder,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
+    /// Certificates that cannot be used.
+    wrong: Option<tls::Error>,
 }
 
 impl Gateway {
@@ -99,7 +102,13 @@ impl Gateway {
         arbiters: Vec<Address>,
         discovery: Address,
     ) -> Self {
-        let links = || Arc::new(Links::new(config.connect_timeout));
+        let files = config.worker_tls.clone();
+        let tls = files.map(|files| Connector::new(files, "gateway.worker_tls"));
+        let (tls, wrong) = match tls.transpose() {
+            Ok(tls) => (tls.map(Arc::new), None),
+            Err(wrong) => (None, Some(wrong)),
+        };
+        let links = || Arc::new(Links::new(config.connect_timeout, tls.clone()));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -116,6 +125,7 @@ impl Gateway {
                 config,
             },
             lanes,
+            wrong,
         }
     }
 
@@ -123,13 +133,20 @@ impl Gateway {
     /// under way have, or after the configured drain time.
     ///
     /// # Errors
-    /// When it stopped without being told to.
+    /// When its certificates cannot be used, or it stopped without being told to.
     pub async fn serve(
         self,
         listeners: Vec<Listener>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { forwarder, lanes } = self;
+        let Self {
+            forwarder,
+            lanes,
+            wrong,
+        } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
         let on_lane = |links| Forwarder {
             links,
             ..forwarder.clone()
@@ -141,7 +158,10 @@ impl Gateway {
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
             forwarder.config.connect_timeout,
-            forwarder.config.zone.clone(),
+            watch::Terms {
+                zone: forwarder.config.zone.clone(),
+                tls: forwarder.config.worker_tls.is_some(),
+            },
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(

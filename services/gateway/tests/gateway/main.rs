@@ -17,3 +17,4 @@ mod picking;
 mod queue;
 mod retries;
 mod speed;
+mod tls;
