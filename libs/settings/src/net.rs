@@ -504,6 +504,8 @@ mod tests {
             None,
             "others can reach it, and it is not plain text"
         );
+        let text = toml::to_string(&with).unwrap();
+        assert_eq!(toml::from_str::<Listen>(&text).unwrap().tls, with.tls);
         let at = Whereabouts::new(&with, &Connect::default()).unwrap();
         let wrong = at.bind(Place::Gateway).await.unwrap_err().to_string();
         assert!(

@@ -238,6 +238,10 @@ mod tests {
 
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
         assert_eq!(toml::from_str::<Config>("").unwrap(), config);
+        let whole = "worker_tls = { ca = '/ca.pem' }\n[methods.'/a.B/*']\nidempotent = true\n[retries]\npercent = 5";
+        let whole: Config = toml::from_str(whole).unwrap();
+        let text = toml::to_string(&whole).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), whole);
     }
 
     #[test]
