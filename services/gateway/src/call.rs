@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 use crate::{
     directory::Directory,
     explain::{self, Progress},
+    record,
     upload::Upload,
 };
 
@@ -55,6 +56,7 @@ impl Call {
         death_wait: Duration,
         limit: u32,
     ) -> Self {
+        record::on_worker(ticket.worker());
         Self::new(
             Server::Worker {
                 worker: ticket.worker().clone(),
@@ -96,6 +98,7 @@ impl Call {
         } = &mut self.server
         {
             ticket.on_sent(BootClock.now());
+            record::on_progress(Progress::SentUnknown);
         }
     }
 
@@ -103,6 +106,7 @@ impl Call {
     pub(crate) fn on_head(&mut self) {
         if let Server::Worker { begun, ticket, .. } = &mut self.server {
             *begun = true;
+            record::on_progress(Progress::Started);
             if let Some(ticket) = ticket {
                 ticket.on_answered(BootClock.now());
             }
@@ -211,6 +215,7 @@ impl Call {
         &mut self,
         error: h2::Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
+        record::on_progress(Progress::Refused);
         // It is full, or about to go: no fault of it.
         self.on_outcome(Outcome::Silent);
         let source = self.source();

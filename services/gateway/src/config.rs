@@ -1,11 +1,15 @@
 //! The part of the configuration that the gateway owns.
 
+mod control;
+
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, Terms};
 use tether_endpoints::Outlook;
 use tether_kit::config::duration;
+
+pub use control::{Control, control_of};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// Where orders of people on call are taken.
+    pub control: Control,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -91,6 +97,7 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            control: Control::default(),
         }
     }
 }
