@@ -18,7 +18,7 @@ use crate::{
     deadline::Deadline,
     explain, fields,
     pump::{End, Pump},
-    record::{self, Ended},
+    record::{self, By},
     upload::Upload,
 };
 
@@ -56,7 +56,7 @@ impl Answer {
         };
         let head = Response::from_parts(self.head, ());
         let Some(mut rest) = self.rest else {
-            record::on_end(said.last(), Ended::Answered);
+            record::on_end(said.last(), By::Worker);
             client.head(head, true);
             return;
         };
@@ -66,27 +66,29 @@ impl Answer {
         let mut pump = Pump::answer(rest.stream, to, budget);
         let (call, upload) = (&mut rest.call, &mut rest.upload);
         let end = deadline.bound(poll_fn(|cx| exchange(cx, upload, &mut pump, call)));
-        let mut ended = Ended::Failed;
+        let mut by = By::Gateway;
         let trailers = match end.await {
             Err(late) => {
                 call.on_code(DEADLINE_EXCEEDED);
-                of(late.into())
+                of(call.got(late).into())
             }
             Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
                 Ok(trailers) => {
-                    ended = Ended::Answered;
+                    by = By::Worker;
                     trailers
                 }
                 Err(status) => of(status),
             },
             Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
-            Ok(Ok(End::Unread | End::TooLarge(_))) => of(explain::unread("the client").into()),
+            Ok(Ok(End::Unread | End::TooLarge(_))) => {
+                of(call.got(explain::unread("the client")).into())
+            }
             // The client is gone.
             Ok(Ok(End::Refused)) => return,
             Ok(Err(status)) => of(status),
         };
         let code = code_of(&trailers).unwrap_or_else(|| said.last());
-        record::on_end(code, ended);
+        record::on_end(code, by);
         let _ = match trailers.is_empty() {
             true => pump.to.send_data(Bytes::new(), true),
             false => pump.to.send_trailers(trailers),
@@ -141,7 +143,7 @@ async fn ending(
     {
         Err(late) => {
             call.on_code(DEADLINE_EXCEEDED);
-            return Err(late.into());
+            return Err(call.got(late).into());
         }
         Ok(Err(error)) => return Err(Box::pin(call.broke(error, deadline)).await),
         Ok(Ok(received)) => received,
@@ -150,7 +152,7 @@ async fn ending(
     let code = code_of(&received).or(said.code);
     if code == Some(CANCELLED) && deadline.explains_cancel() {
         call.on_code(DEADLINE_EXCEEDED);
-        return Err(deadline.passed().into());
+        return Err(call.got(deadline.passed()).into());
     }
     if code.is_none() {
         add_status(&mut received, said.status);
@@ -183,9 +185,9 @@ impl Call {
     pub(crate) async fn broke(&mut self, error: h2::Error, deadline: Deadline) -> Status {
         if is_cancel(&error) && deadline.explains_cancel() {
             self.on_code(DEADLINE_EXCEEDED);
-            return deadline.passed().into();
+            return self.got(deadline.passed()).into();
         }
-        self.broken(error).await
+        self.broken(error).await.into()
     }
 }
 

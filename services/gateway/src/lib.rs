@@ -15,6 +15,7 @@
 
 mod answer;
 mod arbiters;
+mod attempt;
 mod budget;
 mod call;
 mod client;
@@ -27,15 +28,19 @@ mod explain;
 mod fields;
 mod forward;
 mod greeting;
+mod hedge;
 mod lanes;
 mod links;
 mod meter;
+mod methods;
 mod own;
 mod owners;
 mod pump;
 mod record;
+mod repeat;
 mod route;
 mod server;
+mod slots;
 mod timeout;
 mod upload;
 mod upstream;
@@ -49,7 +54,8 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Control, Queue, WhenStale, control_of};
+pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of};
+pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
 use tether_kit::serve::Server;
 

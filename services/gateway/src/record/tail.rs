@@ -15,6 +15,8 @@ use tokio::sync::mpsc;
 
 use crate::route::Destination;
 
+use super::At;
+
 /// Calls that one who watches may be behind; further ones are lost to it, and counted.
 const BEHIND: usize = 1_024;
 
@@ -47,9 +49,9 @@ impl Filter {
         "started",
     ];
 
-    fn wants(&self, call: &Trace, took: Duration, (code, outcome): (u32, &str)) -> bool {
+    fn wants(&self, call: &Trace, at: &At, took: Duration, (code, outcome): (u32, &str)) -> bool {
         let is_of = |worker: &WorkerId| {
-            let had = call.worker.as_ref();
+            let had = at.worker.as_ref();
             had.is_some_and(|had| {
                 let same = (&had.pool, had.slot) == (&worker.pool, worker.slot);
                 same && [Incarnation(0), had.incarnation].contains(&worker.incarnation)
@@ -100,8 +102,6 @@ impl Tail {
                 owner: to.owner.clone(),
                 began: Instant::now(),
                 sent: None,
-                worker: None,
-                attempts: 0,
                 end: None,
             });
         }
@@ -126,13 +126,13 @@ impl Tail {
         }
     }
 
-    fn tell(&self, call: &Trace) {
+    fn tell(&self, call: &Trace, at: &At) {
         let took = call.began.elapsed();
         let end = call.end.unwrap_or((CANCELLED, CLIENT_GONE));
         let watchers = self.watchers();
         let wanted = watchers.iter();
-        for watcher in wanted.filter(|watcher| watcher.filter.wants(call, took, end)) {
-            if watcher.calls.try_send(call.told(took, end)).is_err() {
+        for watcher in wanted.filter(|watcher| watcher.filter.wants(call, at, took, end)) {
+            if watcher.calls.try_send(call.told(at, took, end)).is_err() {
                 watcher.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -163,7 +163,7 @@ impl Drop for Watch {
     }
 }
 
-/// A call that is followed; it is told when this is dropped.
+/// A call that is followed.
 #[derive(Debug)]
 pub(super) struct Trace {
     tail: Tail,
@@ -172,16 +172,14 @@ pub(super) struct Trace {
     owner: Option<OwnerName>,
     began: Instant,
     sent: Option<Instant>,
-    worker: Option<WorkerId>,
-    attempts: u32,
     /// The code and the outcome; none where its caller went before there were any.
     end: Option<(u32, &'static str)>,
 }
 
 impl Trace {
-    pub(super) fn on_worker(&mut self, worker: &WorkerId) {
-        self.worker = Some(worker.clone());
-        self.attempts += 1;
+    /// It is over, and stood there.
+    pub(super) fn tell(&self, at: &At) {
+        self.tail.tell(self, at);
     }
 
     pub(super) fn on_sent(&mut self) {
@@ -192,7 +190,7 @@ impl Trace {
         self.end = Some((code, outcome));
     }
 
-    fn told(&self, took: Duration, (code, outcome): (u32, &str)) -> TailResponse {
+    fn told(&self, at: &At, took: Duration, (code, outcome): (u32, &str)) -> TailResponse {
         let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         let waited = self.sent.map_or(took, |sent| sent - self.began);
         TailResponse {
@@ -201,8 +199,8 @@ impl Trace {
             waited_us: micros(waited),
             path: self.uri.path().to_owned(),
             pool: self.pool.to_string(),
-            worker: self.worker.as_ref().map(Into::into),
-            attempts: self.attempts,
+            worker: at.worker.as_ref().map(Into::into),
+            attempts: at.attempts,
             code,
             outcome: outcome.to_owned(),
             owner: self
@@ -212,12 +210,6 @@ impl Trace {
                 .unwrap_or_default(),
             lost: 0,
         }
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        self.tail.tell(self);
     }
 }
 

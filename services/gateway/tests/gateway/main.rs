@@ -16,4 +16,5 @@ mod orders;
 mod owners;
 mod picking;
 mod queue;
+mod retries;
 mod speed;
