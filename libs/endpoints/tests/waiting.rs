@@ -434,6 +434,33 @@ fn a_call_whose_turn_would_come_too_late_is_refused_now() {
 }
 
 #[test]
+fn a_lull_is_reckoned_once_and_not_for_every_turn() {
+    let mut calls = busy();
+    for _ in 0..4 {
+        calls
+            .call(ask(Target::Any, 1, Priority::Normal), 0, at(1))
+            .unwrap();
+    }
+    for time in [11, 21] {
+        calls.end(0, at(time));
+    }
+    let within = |ms: u64| Ask {
+        deadline: Some(at(121 + ms)),
+        ..ask(Target::Any, 1, Priority::Normal)
+    };
+
+    let late = calls.call(within(119), 0, at(121));
+    let expected = Duration::from_millis(120);
+    let too_late = Refusal::Overloaded(Overload::TooLate { expected });
+    assert_eq!(
+        late,
+        Err(too_late),
+        "three turns of 10 ms, and 90 ms too long since the last"
+    );
+    assert!(calls.call(within(120), 0, at(121)).unwrap().is_some());
+}
+
+#[test]
 fn a_call_goes_to_the_best_standing_and_by_weight() {
     let mut set = set();
     let mut tell = |slot, weight, standing| {
