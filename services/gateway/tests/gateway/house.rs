@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tether_gateway::{Config, Gateway, Listener};
 use tether_kit::tls::Acceptor;
-use tether_proto::common::Endpoint;
+use tether_proto::{common::Endpoint, gateway::control_service_client::ControlServiceClient};
 use tether_types::Address;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use crate::{
     client::{Client, SOON},
@@ -26,7 +26,7 @@ pub(crate) struct House {
     pub(crate) discovery: Discovery,
     pub(crate) stop: CancellationToken,
     pub(crate) serving: JoinHandle<anyhow::Result<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl House {
@@ -66,7 +66,10 @@ impl House {
         let stop = CancellationToken::new();
         let parse = |arbiter: &&str| arbiter.parse().expect("it is an address");
         let arbiters = arbiters.iter().map(parse).collect();
-        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()));
+        let control = Address::Unix(directory.path().join("control.sock"));
+        let control = tether_kit::listen::bind(&control, false).await;
+        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()))
+            .controlled_at(Some(control.expect("the directory is writable")));
         let serving = tokio::spawn(gateway.serve(listeners, stop.clone()));
         Self {
             address,
@@ -74,8 +77,14 @@ impl House {
             discovery,
             stop,
             serving,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// Where people on call give orders.
+    pub(crate) fn control(&self) -> ControlServiceClient<Channel> {
+        let address = Address::Unix(self.directory.path().join("control.sock"));
+        ControlServiceClient::new(tether_kit::channel::connect(&address))
     }
 
     pub(crate) async fn client(&self) -> Client {
