@@ -27,11 +27,16 @@
 //! - **E8** Of a worker that serves so many calls at once, no more are under way.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
+//! - **E11** What an agent says of an incarnation touches no other one, and none on another node. One that it says is
+//!   dead or about to end is not picked, whatever discovery says later.
+//! - **E12** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
+//! - **E13** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod ages;
+mod fate;
 mod pick;
 mod pool;
 mod waiting;
@@ -44,13 +49,15 @@ use std::{
 
 use tether_breaker::{Codes, Outcome, Terms};
 use tether_clock::Tick;
-use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 pub use ages::Ages;
+pub use fate::{Fates, Word};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
+use fate::Feed;
 use pool::Pool;
 
 /// Where one worker serves.
@@ -64,6 +71,8 @@ pub struct Endpoint {
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.
     pub counted: bool,
+    /// Which node it runs on; none where no agent runs it.
+    pub node: Option<NodeName>,
     /// Whether no agent runs it: its incarnation tells one from another, and not which of two is the later one.
     pub unordered: bool,
     /// How many calls it serves at once; `None` where that is not known, and it is given as many as come.
@@ -177,6 +186,10 @@ pub struct Endpoints {
     /// How many calls of one pool may wait.
     most_waiting: usize,
     heard: Option<Heard>,
+    /// Whether discovery has not gone away since.
+    vouches: bool,
+    /// What agents say themselves.
+    feeds: BTreeMap<NodeName, Feed>,
 }
 
 impl Endpoints {
@@ -189,6 +202,8 @@ impl Endpoints {
             asked: 0,
             most_waiting,
             heard: None,
+            vouches: false,
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -248,14 +263,32 @@ impl Endpoints {
         for endpoint in update.upserts {
             let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
             self.appearances += 1;
+            let (worker, node) = (endpoint.worker.clone(), endpoint.node.clone());
             gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
+            gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
+        self.vouch();
         gone
     }
 
     /// Discovery spoke at `now`, with knowledge that was so old.
     pub fn on_heard(&mut self, ages: Ages, now: Tick) {
         self.heard = Some(Heard { at: now, ages });
+        self.vouches = true;
+        self.vouch();
+    }
+
+    /// Discovery is away: what it said stands, but vouches for nobody.
+    pub fn on_silence(&mut self) {
+        self.vouches = false;
+        self.vouch();
+    }
+
+    fn vouch(&mut self) {
+        let heard = self.heard.as_ref().filter(|_| self.vouches);
+        for (name, pool) in &mut self.pools {
+            pool.vouched = heard.map_or(Tick::ZERO, |heard| heard.vouches_for(name));
+        }
     }
 
     /// Whether discovery has ever spoken.

@@ -135,6 +135,8 @@ pub enum Why {
     },
     /// Those that would take calls serve as many as they can.
     Busy,
+    /// The permission of those that are ready is over, as their agents said before they fell silent.
+    Lapsed,
     /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
     Replaced {
         /// The one that does.
@@ -211,7 +213,7 @@ impl Pool {
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
         let live = live.filter(|live| !live.is_among(tried));
-        match live.ok_or(Why::NoneReady)?.reluctance(now) {
+        match self.reluctance(live.ok_or(Why::NoneReady)?, now) {
             Some(why) => Err(why),
             None => Ok(slot),
         }
@@ -224,13 +226,33 @@ impl Pool {
         now: Tick,
         cost: impl Fn(Slot, &Live) -> C,
     ) -> Result<Slot, Why> {
+        match self.choose_among(false, tried, now, &cost) {
+            // Another one will be free.
+            Err(why) if why != Why::Busy && self.any_doubted() => {
+                self.choose_among(true, tried, now, &cost)
+            }
+            chosen => chosen,
+        }
+    }
+
+    /// The same among those that give signs of life, or among those that give none (E12).
+    fn choose_among<C: Ord>(
+        &self,
+        doubted: bool,
+        tried: &[WorkerId],
+        now: Tick,
+        cost: impl Fn(Slot, &Live) -> C,
+    ) -> Result<Slot, Why> {
         let mut why = Why::NoneReady;
         let mut best = None;
         for (&slot, place) in &self.slots {
             let Some(live) = place.live.as_ref().filter(|live| !live.is_among(tried)) else {
                 continue;
             };
-            if let Some(reason) = live.reluctance(now) {
+            if live.fate.doubted != doubted {
+                continue;
+            }
+            if let Some(reason) = self.reluctance(live, now) {
                 why = why.or_milder(reason);
                 continue;
             }
@@ -256,11 +278,24 @@ impl Pool {
         };
         let stays = |place: &Place| {
             let live = place.live.as_ref();
-            live.is_some_and(|live| !live.endpoint.draining)
+            live.is_some_and(|live| !live.is_leaving())
         };
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
         let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
         best.map(|(slot, _)| *slot)
+    }
+
+    /// Why one would not take a call (E1, E8, E13).
+    fn reluctance(&self, live: &Live, now: Tick) -> Option<Why> {
+        let lapsed = live.fate.is_over(self.vouched, now);
+        lapsed
+            .then_some(Why::Lapsed)
+            .or_else(|| live.reluctance(now))
+    }
+
+    fn any_doubted(&self) -> bool {
+        let mut living = self.slots.values().filter_map(|place| place.live.as_ref());
+        living.any(|live| live.fate.doubted)
     }
 
     /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
@@ -291,7 +326,7 @@ impl Pool {
 impl Live {
     /// Why it would not take a call (E1, E8).
     fn reluctance(&self, now: Tick) -> Option<Why> {
-        if self.endpoint.draining {
+        if self.is_leaving() {
             return Some(Why::Draining);
         }
         if let Some(retry_after) = self.breaker.refusal(now) {

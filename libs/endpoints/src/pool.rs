@@ -8,6 +8,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
     Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    fate::Fate,
     waiting::{Number, Waiting},
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
+    /// Until when discovery's word stands for workers whose agents are away.
+    pub(crate) vouched: Tick,
     /// Whether workers came, went or changed since waiting calls were last given their slots.
     pub(crate) moved: bool,
 }
@@ -40,11 +43,17 @@ pub(crate) struct Live {
     pub(crate) appearance: u64,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+    pub(crate) fate: Fate,
 }
 
 impl Live {
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.endpoint.worker.incarnation
+    }
+
+    /// Whether it takes no new calls, as discovery or its agent says.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.endpoint.draining || self.fate.ends
     }
 }
 
@@ -74,6 +83,7 @@ impl Pool {
             appearance,
             in_flight: 0,
             breaker: Breaker::new(terms),
+            fate: Fate::default(),
         })?;
         Some(Gone {
             died: false,
@@ -191,8 +201,7 @@ impl Pool {
     }
 
     pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
-        self.incarnate(worker)
-            .is_some_and(|live| live.endpoint.draining)
+        self.incarnate(worker).is_some_and(Live::is_leaving)
     }
 
     fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
@@ -284,6 +293,7 @@ mod tests {
                 address: Address::Unix("/w".into()),
                 draining: false,
                 counted: false,
+                node: None,
                 unordered: true,
                 capacity: None,
                 weight: 0,

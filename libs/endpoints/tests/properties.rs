@@ -86,6 +86,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             address,
             draining,
             counted: !draining,
+            node: None,
             unordered: false,
             capacity: None,
             weight: 0,

@@ -36,6 +36,7 @@ fn up(slot: u32, incarnation: u64, capacity: u32, draining: bool) -> Update {
             address: Address::Unix(format!("/w{slot}.{incarnation}").into()),
             draining,
             counted: false,
+            node: None,
             unordered: false,
             capacity: NonZeroU32::new(capacity),
             weight: 0,

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     config::Config,
     explain::Refused,
+    fates::Agents,
     links::Links,
     waiters::{Place, Waiters, Word},
 };
@@ -30,6 +31,7 @@ pub(crate) struct Directory {
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
     links: Vec<Arc<Links>>,
+    pub(crate) agents: Agents,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl Directory {
             told: watch::Sender::new(0),
             counted: Notify::new(),
             links,
+            agents: Agents::default(),
         }
     }
 
@@ -88,13 +91,26 @@ impl Directory {
                     links.remove(&worker, died);
                 }
             }
-            let Known { endpoints, waiters } = &mut *known;
-            waiters.settle_all(endpoints);
+            known.settle_all();
         }
-        self.told.send_modify(|count| *count += 1);
+        self.told();
         if counts {
             self.counted.notify_one();
         }
+    }
+
+    /// Discovery is away.
+    pub(crate) fn on_silence(&self) {
+        self.lock().endpoints.on_silence();
+    }
+
+    /// Wakes who waits for a death or for another worker.
+    pub(crate) fn told(&self) {
+        self.told.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn links(&self) -> &[Arc<Links>] {
+        &self.links
     }
 
     /// Whether discovery has told anything.
@@ -259,6 +275,12 @@ impl Directory {
 }
 
 impl Known {
+    /// Workers came, went or changed.
+    pub(crate) fn settle_all(&mut self) {
+        let Self { endpoints, waiters } = self;
+        waiters.settle_all(endpoints);
+    }
+
     /// A call of this pool is over, or something is known of a worker.
     fn settle(&mut self, pool: &PoolName) {
         let Self { endpoints, waiters } = self;

@@ -6,6 +6,7 @@
 //!                                  pure       |            ^
 //!                                             v            |
 //!   discovery --watch--> directory: endpoints, breakers, connections
+//!   agents ---- fates -------^
 //! ```
 //!
 //! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
@@ -23,6 +24,7 @@ mod counts;
 mod deadline;
 mod directory;
 mod explain;
+mod fates;
 mod fields;
 mod forward;
 mod greeting;
@@ -137,6 +139,10 @@ impl Gateway {
             forwarder.config.connect_timeout,
             forwarder.config.zone.clone(),
             Arc::clone(&forwarder.directory),
+        ));
+        background.spawn(fates::follow(
+            Arc::clone(&forwarder.directory),
+            forwarder.config.connect_timeout,
         ));
         background.spawn(counts::report(
             Arc::clone(&forwarder.arbiters),

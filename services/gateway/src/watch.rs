@@ -12,7 +12,7 @@ use tether_proto::{
         discovery_service_client::DiscoveryServiceClient,
     },
 };
-use tether_types::{Address, PoolName, WorkerId};
+use tether_types::{Address, NodeName, PoolName, WorkerId};
 use tonic::transport::{Channel, Endpoint as Server};
 
 use crate::directory::{Directory, Extent};
@@ -55,6 +55,7 @@ pub(crate) async fn follow(
             &mut position,
         )
         .await;
+        directory.on_silence();
         if position.revision != before {
             delay = delays.build();
             told = false;
@@ -128,6 +129,7 @@ fn take_in(
         bail!("another life of discovery told a change before a snapshot");
     }
     directory.apply(extent, update(&word, zone), ages(&word));
+    directory.agents.find(&word.upserts);
     *position = Position {
         instance: word.instance,
         revision: word.revision,
@@ -157,6 +159,7 @@ fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
             address: endpoint.address.parse()?,
             draining: endpoint.draining,
             counted: endpoint.count_calls,
+            node: NodeName::new(&endpoint.node).ok(),
             unordered: endpoint.node.is_empty(),
             capacity: NonZeroU32::new(endpoint.capacity),
             weight: endpoint.weight,
