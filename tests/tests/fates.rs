@@ -118,14 +118,17 @@ impl Stage {
 
     /// A call that goes on for long on one worker, whose answer has begun.
     async fn training(&self, worker: &WorkerId) -> Streaming<TrainResponse> {
-        let mut client = worker_client(self.client.channel(), worker);
-        let request = TrainRequest {
-            job: "long".to_owned(),
-            epochs: 100_000,
-            throttle_ms: 50,
-            ..TrainRequest::default()
-        };
-        let mut training = client.train(request).await.unwrap().into_inner();
+        let begun = eventually("the gateway knows the worker as well", async || {
+            let mut client = worker_client(self.client.channel(), worker);
+            let request = TrainRequest {
+                job: "long".to_owned(),
+                epochs: 100_000,
+                throttle_ms: 50,
+                ..TrainRequest::default()
+            };
+            Some(client.train(request).await.ok()?.into_inner())
+        });
+        let mut training = begun.await.0;
         training.message().await.unwrap().unwrap();
         training
     }
@@ -195,8 +198,8 @@ fn dead_at(pid: u32) -> JoinHandle<Instant> {
 async fn killed(mib: u32, holds: bool) -> bool {
     let stage = Stage::new(mib, holds).await;
     let (worker, pid) = stage.first().await;
-    let (stop, calling) = calls(&stage.client);
     let training = tokio::spawn(end_of(stage.training(&worker).await));
+    let (stop, calling) = calls(&stage.client);
     let dead = dead_at(pid);
 
     let killed_at = Instant::now();

@@ -65,7 +65,7 @@ pub(crate) struct Fate {
 }
 
 impl Fate {
-    /// Whether its permission is over; `vouched` is until when discovery's word stands (E13).
+    /// Whether its permission is over; `vouched` is until when discovery's word stands (E15).
     pub(crate) fn is_over(&self, vouched: Tick, now: Tick) -> bool {
         let lapsed = self.until.is_some_and(|until| now >= until);
         lapsed && (self.told || now >= vouched)
@@ -148,7 +148,7 @@ impl Endpoints {
         }
     }
 
-    /// Has a worker be as the agent of its node says (E11). Answers whether that took it away.
+    /// Has a worker be as the agent of its node says (E13). Answers whether that took it away.
     pub(crate) fn settle(&mut self, node: &NodeName, worker: &WorkerId) -> Option<Gone> {
         let feed = self.feeds.get(node)?;
         let live = live_on(&mut self.pools, node, worker)?;
@@ -181,7 +181,6 @@ fn live_on<'a>(
     node: &NodeName,
     worker: &WorkerId,
 ) -> Option<&'a mut Live> {
-    let place = pools.get_mut(&worker.pool)?.slots.get_mut(&worker.slot)?;
-    let live = place.live.as_mut()?;
-    (live.incarnation() == worker.incarnation && live.is_on(node)).then_some(live)
+    let live = pools.get_mut(&worker.pool)?.incarnate_mut(worker)?;
+    live.is_on(node).then_some(live)
 }

@@ -27,16 +27,21 @@
 //! - **E8** Of a worker that serves so many calls at once, no more are under way.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
-//! - **E11** What an agent says of an incarnation touches no other one, and none on another node. One that it says is
+//! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
+//!   for no other.
+//! - **E12** What `explain` says of a call is what `pick` and `wait` would do with it, and nothing has changed after it.
+//! - **E13** What an agent says of an incarnation touches no other one, and none on another node. One that it says is
 //!   dead or about to end is not picked, whatever discovery says later.
-//! - **E12** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
-//! - **E13** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
+//! - **E14** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
+//! - **E15** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod ages;
+mod explain;
 mod fate;
+mod orders;
 mod pick;
 mod pool;
 mod waiting;
@@ -52,12 +57,15 @@ use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 pub use ages::Ages;
+pub use explain::{Explained, Verdict, Would};
 pub use fate::{Fates, Word};
+pub use orders::{Order, QueueLimits, Scope};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
 use fate::Feed;
+use orders::Orders;
 use pool::Pool;
 
 /// Where one worker serves.
@@ -67,12 +75,12 @@ pub struct Endpoint {
     pub worker: WorkerId,
     /// Where it listens.
     pub address: Address,
+    /// Whose agent runs it, if any does.
+    pub node: Option<NodeName>,
     /// Whether it takes no new calls.
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.
     pub counted: bool,
-    /// Which node it runs on; none where no agent runs it.
-    pub node: Option<NodeName>,
     /// Whether no agent runs it: its incarnation tells one from another, and not which of two is the later one.
     pub unordered: bool,
     /// How many calls it serves at once; `None` where that is not known, and it is given as many as come.
@@ -137,6 +145,12 @@ pub struct View {
     pub endpoint: Endpoint,
     /// Calls under way on it.
     pub in_flight: u32,
+    /// How many calls it serves at once, by order or as discovery tells.
+    pub capacity: Option<NonZeroU32>,
+    /// Whether discovery, its agent or an order gives it no new calls.
+    pub draining: bool,
+    /// Until when an order leaves it alone.
+    pub ejected: Option<Tick>,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
 }
@@ -188,6 +202,7 @@ pub struct Endpoints {
     asked: u64,
     /// How many calls of one pool may wait.
     most_waiting: usize,
+    orders: Orders,
     heard: Option<Heard>,
     /// Whether discovery has not gone away since.
     vouches: bool,
@@ -204,6 +219,7 @@ impl Endpoints {
             appearances: 0,
             asked: 0,
             most_waiting,
+            orders: Orders::default(),
             heard: None,
             vouches: false,
             feeds: BTreeMap::new(),
@@ -258,16 +274,21 @@ impl Endpoints {
             }
         }
         for removal in update.removals {
+            if removal.death.is_some() {
+                self.orders.forget(&removal.worker);
+            }
             // The death of a worker whose pool is gone explains nothing any more.
             if let Some(pool) = self.pools.get_mut(&removal.worker.pool) {
                 gone.extend(pool.remove(removal.worker, removal.death));
             }
         }
         for endpoint in update.upserts {
-            let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
+            let worker = endpoint.worker.clone();
+            let pool = self.pools.entry(worker.pool.clone()).or_default();
             self.appearances += 1;
-            let (worker, node) = (endpoint.worker.clone(), endpoint.node.clone());
+            let node = endpoint.node.clone();
             gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
+            self.bind(&worker);
             gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
         self.vouch();
@@ -319,12 +340,8 @@ impl Endpoints {
         now: Tick,
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
-        if known.others_wait(target) {
-            let prospect = known.prospect(target, tried, random, now);
-            return Err(Refusal::NoWorker(prospect.err().unwrap_or(Why::Busy)));
-        }
-        known
-            .pick(pool, target, tried, random, now)
+        let slot = known.decide(target, tried, random, now, |_, _| {});
+        slot.and_then(|slot| known.give(pool, slot, now))
             .map_err(Refusal::NoWorker)
     }
 
@@ -334,16 +351,11 @@ impl Endpoints {
     /// # Errors
     /// Says why it may not wait.
     pub fn wait(&mut self, pool: &PoolName, ask: Ask, now: Tick) -> Result<u64, Refusal> {
+        let most = self.most_waiting(pool);
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
-        if !ask.target.waits() {
-            return Err(Refusal::NoWorker(Why::Busy));
-        }
-        let slot = known.home(&ask.target);
+        let place = known.may_wait(&ask, most, now)?;
         self.asked += 1;
-        known
-            .waiting
-            .push(self.asked, ask, slot, self.most_waiting, now)
-            .map_err(Refusal::Overloaded)?;
+        known.waiting.push(self.asked, ask, place);
         Ok(self.asked)
     }
 

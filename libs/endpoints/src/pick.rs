@@ -7,7 +7,7 @@ use tether_clock::Tick;
 use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    Overload, affinity,
+    Overload, Verdict, affinity,
     pool::{Live, Place, Pool},
 };
 
@@ -133,6 +133,11 @@ pub enum Why {
         /// When the first of them is tried again.
         retry_after: Duration,
     },
+    /// Those that would take calls are left alone by order.
+    Ejected {
+        /// When the first of them is given calls again.
+        retry_after: Duration,
+    },
     /// Those that would take calls serve as many as they can.
     Busy,
     /// The permission of those that are ready is over, as their agents said before they fell silent.
@@ -158,7 +163,29 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
-        let slot = self.prospect(target, tried, random, now)?;
+        let slot = self.prospect(target, tried, random, now, |_, _| {})?;
+        self.give(name, slot, now)
+    }
+
+    /// Who would have a call that comes now: nobody while others wait for the same. Tells `see` what speaks against
+    /// each worker that it looks at.
+    pub(crate) fn decide(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+        see: impl FnMut(Slot, Verdict),
+    ) -> Result<Slot, Why> {
+        let slot = self.prospect(target, tried, random, now, see)?;
+        match self.others_wait(target) {
+            true => Err(Why::Busy),
+            false => Ok(slot),
+        }
+    }
+
+    /// Counts a call on the worker in this place.
+    pub(crate) fn give(&mut self, name: &PoolName, slot: Slot, now: Tick) -> Result<Pick, Why> {
         let live = self
             .slots
             .get_mut(&slot)
@@ -186,17 +213,18 @@ impl Pool {
         }
     }
 
-    /// The place of the worker that would take a call now.
+    /// The place of the worker that would take a call now. Tells `see` of each that it looks at.
     pub(crate) fn prospect(
         &self,
         target: &Target,
         tried: &[WorkerId],
         random: u64,
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
     ) -> Result<Slot, Why> {
         let slot = match target {
             Target::Any => {
-                return self.choose(tried, now, |slot, live| {
+                return self.choose(tried, now, see, |slot, live| {
                     let chance = stable::finish(random ^ u64::from(slot));
                     (live.endpoint.standing, live.load(), chance)
                 });
@@ -204,7 +232,13 @@ impl Pool {
             Target::Affinity {
                 key,
                 affinity: Affinity::Hint,
-            } => return self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
+            } => {
+                let pin = self.pins.get(key);
+                return self.choose(tried, now, see, |slot, live| {
+                    let is_pinned = pin.is_some_and(|pin| *pin == live.endpoint.worker);
+                    (!is_pinned, Reverse(affinity::bid(key, slot)))
+                });
+            }
             Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady)?,
             Target::Worker { slot, incarnation } => {
                 self.check(*slot, *incarnation)?;
@@ -212,10 +246,12 @@ impl Pool {
             }
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
-        let live = live.filter(|live| !live.is_among(tried));
-        match self.reluctance(live.ok_or(Why::NoneReady)?, now) {
-            Some(why) => Err(why),
-            None => Ok(slot),
+        let verdict = self.verdict(live.ok_or(Why::NoneReady)?, tried, now);
+        see(slot, verdict);
+        match verdict {
+            Verdict::Eligible => Ok(slot),
+            Verdict::Tried | Verdict::NotMeant => Err(Why::NoneReady),
+            Verdict::Refused(why) => Err(why),
         }
     }
 
@@ -224,44 +260,36 @@ impl Pool {
         &self,
         tried: &[WorkerId],
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
         cost: impl Fn(Slot, &Live) -> C,
     ) -> Result<Slot, Why> {
-        match self.choose_among(false, tried, now, &cost) {
-            // Another one will be free.
-            Err(why) if why != Why::Busy && self.any_doubted() => {
-                self.choose_among(true, tried, now, &cost)
-            }
-            chosen => chosen,
-        }
-    }
-
-    /// The same among those that give signs of life, or among those that give none (E12).
-    fn choose_among<C: Ord>(
-        &self,
-        doubted: bool,
-        tried: &[WorkerId],
-        now: Tick,
-        cost: impl Fn(Slot, &Live) -> C,
-    ) -> Result<Slot, Why> {
+        // Of those that give no sign of life the best one is last of all (E14).
+        let mut others_busy = false;
         let mut why = Why::NoneReady;
         let mut best = None;
         for (&slot, place) in &self.slots {
-            let Some(live) = place.live.as_ref().filter(|live| !live.is_among(tried)) else {
-                continue;
-            };
-            if live.fate.doubted != doubted {
-                continue;
+            let Some(live) = &place.live else { continue };
+            let verdict = self.verdict(live, tried, now);
+            see(slot, verdict);
+            match verdict {
+                Verdict::Eligible => {}
+                Verdict::Tried | Verdict::NotMeant => continue,
+                Verdict::Refused(reason) => {
+                    others_busy |= reason == Why::Busy && !live.fate.doubted;
+                    why = why.or_milder(reason);
+                    continue;
+                }
             }
-            if let Some(reason) = self.reluctance(live, now) {
-                why = why.or_milder(reason);
-                continue;
-            }
-            let cost = cost(slot, live);
+            let cost = (live.fate.doubted, cost(slot, live));
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, slot));
             }
         }
-        best.map(|(_, slot)| slot).ok_or(why)
+        match best {
+            // Another one will be free.
+            Some(((true, _), _)) if others_busy => Err(Why::Busy),
+            best => best.map(|(_, slot)| slot).ok_or(why),
+        }
     }
 
     /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is the highest
@@ -276,26 +304,31 @@ impl Pool {
             Target::Worker { slot, .. } => return Some(*slot),
             Target::Affinity { key, .. } => key,
         };
+        // One that is left alone by order is so for long, and what is tied to it would wait for as long.
         let stays = |place: &Place| {
             let live = place.live.as_ref();
-            live.is_some_and(|live| !live.is_leaving())
+            live.is_some_and(|live| !live.drains() && live.bound.ejected.is_none())
         };
+        if let Some(pin) = self.pins.get(key)
+            && let Some(place) = self.slots.get(&pin.slot).filter(|place| stays(place))
+            && place.live.as_ref().map(Live::incarnation) == Some(pin.incarnation)
+        {
+            return Some(pin.slot);
+        }
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
         let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
         best.map(|(slot, _)| *slot)
     }
 
-    /// Why one would not take a call (E1, E8, E13).
-    fn reluctance(&self, live: &Live, now: Tick) -> Option<Why> {
+    /// What speaks against a worker for a call.
+    fn verdict(&self, live: &Live, tried: &[WorkerId], now: Tick) -> Verdict {
+        if live.is_among(tried) {
+            return Verdict::Tried;
+        }
         let lapsed = live.fate.is_over(self.vouched, now);
-        lapsed
-            .then_some(Why::Lapsed)
-            .or_else(|| live.reluctance(now))
-    }
-
-    fn any_doubted(&self) -> bool {
-        let mut living = self.slots.values().filter_map(|place| place.live.as_ref());
-        living.any(|live| live.fate.doubted)
+        let why = lapsed.then_some(Why::Lapsed);
+        why.or_else(|| live.reluctance(now))
+            .map_or(Verdict::Eligible, Verdict::Refused)
     }
 
     /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
@@ -324,15 +357,19 @@ impl Pool {
 }
 
 impl Live {
-    /// Why it would not take a call (E1, E8).
+    /// Why it would not take a call (E1, E8, E11).
     fn reluctance(&self, now: Tick) -> Option<Why> {
-        if self.is_leaving() {
+        if self.drains() {
             return Some(Why::Draining);
+        }
+        if let Some(until) = self.bound.ejected {
+            let retry_after = until.since(now);
+            return Some(Why::Ejected { retry_after });
         }
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Some(Why::BreakersOpen { retry_after });
         }
-        let capacity = self.endpoint.capacity;
+        let capacity = self.capacity();
         let is_full = capacity.is_some_and(|capacity| self.in_flight >= capacity.get());
         is_full.then_some(Why::Busy)
     }
@@ -360,6 +397,10 @@ impl Why {
                 }
             }
             (open @ Self::BreakersOpen { .. }, _) | (_, open @ Self::BreakersOpen { .. }) => open,
+            (Self::Ejected { retry_after: a }, Self::Ejected { retry_after: b }) => Self::Ejected {
+                retry_after: a.min(b),
+            },
+            (ejected @ Self::Ejected { .. }, _) | (_, ejected @ Self::Ejected { .. }) => ejected,
             (_, other) => other,
         }
     }

@@ -9,6 +9,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 use crate::{
     Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
     fate::Fate,
+    orders::Bound,
     waiting::{Number, Waiting},
 };
 
@@ -20,6 +21,8 @@ pub(crate) struct Pool {
     pub(crate) waiting: Waiting,
     /// Until when discovery's word stands for workers whose agents are away.
     pub(crate) vouched: Tick,
+    /// Keys that an order ties to a worker.
+    pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
     /// Whether workers came, went or changed since waiting calls were last given their slots.
     pub(crate) moved: bool,
     pub(crate) retries: Retries,
@@ -45,16 +48,24 @@ pub(crate) struct Live {
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
     pub(crate) fate: Fate,
+    /// What orders say of it.
+    pub(crate) bound: Bound,
 }
 
 impl Live {
-    pub(crate) fn incarnation(&self) -> Incarnation {
-        self.endpoint.worker.incarnation
+    pub(crate) fn view(&self) -> View {
+        View {
+            endpoint: self.endpoint.clone(),
+            in_flight: self.in_flight,
+            capacity: self.capacity(),
+            draining: self.drains(),
+            ejected: self.bound.ejected,
+            breaker: self.breaker.snapshot(),
+        }
     }
 
-    /// Whether it takes no new calls, as discovery or its agent says.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.endpoint.draining || self.fate.ends
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.endpoint.worker.incarnation
     }
 }
 
@@ -85,6 +96,7 @@ impl Pool {
             in_flight: 0,
             breaker: Breaker::new(terms),
             fate: Fate::default(),
+            bound: Bound::default(),
         })?;
         Some(Gone {
             died: false,
@@ -202,7 +214,22 @@ impl Pool {
     }
 
     pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
-        self.incarnate(worker).is_some_and(Live::is_leaving)
+        self.incarnate(worker).is_some_and(Live::drains)
+    }
+
+    pub(crate) fn lives(&self) -> impl Iterator<Item = &Live> {
+        self.slots.values().filter_map(|place| place.live.as_ref())
+    }
+
+    pub(crate) fn lives_mut(&mut self) -> impl Iterator<Item = &mut Live> {
+        self.slots
+            .values_mut()
+            .filter_map(|place| place.live.as_mut())
+    }
+
+    pub(crate) fn incarnate_mut(&mut self, worker: &WorkerId) -> Option<&mut Live> {
+        let live = self.slots.get_mut(&worker.slot)?.live.as_mut()?;
+        (live.incarnation() == worker.incarnation).then_some(live)
     }
 
     fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
@@ -251,15 +278,7 @@ impl Pool {
     }
 
     pub(crate) fn views(pool: &Self) -> Vec<View> {
-        let view = |place: &Place| {
-            let live = place.live.as_ref()?;
-            Some(View {
-                endpoint: live.endpoint.clone(),
-                in_flight: live.in_flight,
-                breaker: live.breaker.snapshot(),
-            })
-        };
-        pool.slots.values().filter_map(view).collect()
+        pool.lives().map(Live::view).collect()
     }
 }
 
@@ -292,9 +311,9 @@ mod tests {
             let endpoint = Endpoint {
                 worker: worker.clone(),
                 address: Address::Unix("/w".into()),
+                node: None,
                 draining: false,
                 counted: false,
-                node: None,
                 unordered: true,
                 capacity: None,
                 weight: 0,

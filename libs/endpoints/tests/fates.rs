@@ -1,4 +1,4 @@
-//! What agents say, in any order with what discovery says: E11, E12, E13.
+//! What agents say, in any order with what discovery says: E13, E14, E15.
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
@@ -198,7 +198,7 @@ fn one_without_a_sign_of_life_waits_for_others_to_be_gone() {
     assert_eq!(
         pick(&mut endpoints),
         Err(Refusal::NoWorker(Why::Busy)),
-        "E12"
+        "E14"
     );
     endpoints.release(held.ticket, Tick::ZERO);
     say(&mut endpoints, worker(1, 6), Word::Ending);
@@ -298,7 +298,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// E11: whoever was said to end or to be dead by either is not picked, and whom nobody said anything of is.
+    /// E13: whoever was said to end or to be dead by either is not picked, and whom nobody said anything of is.
     #[test]
     fn nobody_is_picked_who_was_said_to_be_over(events in prop::collection::vec(event(), 1..40)) {
         let mut endpoints = serving(&[]);
@@ -343,7 +343,7 @@ proptest! {
                 match pick_at(&mut endpoints, &here, Tick::ZERO) {
                     Ok(picked) => {
                         let word = words.get(&picked);
-                        prop_assert!(!matches!(word, Some(Word::Ending | Word::Dead(_))), "E11: {picked} {word:?}");
+                        prop_assert!(!matches!(word, Some(Word::Ending | Word::Dead(_))), "E13: {picked} {word:?}");
                         prop_assert!(!dead.contains(&picked), "E3: {picked}");
                         prop_assert_eq!(picked.incarnation, Incarnation(life), "E3");
                     }

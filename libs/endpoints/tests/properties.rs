@@ -84,9 +84,9 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
         upserts: vec![Endpoint {
             worker: worker(slot, incarnation),
             address,
+            node: None,
             draining,
             counted: !draining,
-            node: None,
             unordered: false,
             capacity: None,
             weight: 0,

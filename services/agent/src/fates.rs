@@ -29,7 +29,7 @@ pub(crate) use service::Fates;
 use crate::permission::{Permissions, shorter};
 
 /// How long an announced end waits for gateways to have heard of it. One that is there takes a millisecond.
-const WITHIN: Duration = Duration::from_millis(20);
+const WITHIN: Duration = Duration::from_millis(100);
 
 /// Changes that one stream may be behind.
 const QUEUE: usize = 4_096;

@@ -30,6 +30,10 @@ pub(crate) struct Directory {
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
+    /// Counts what happens to workers and calls while somebody watches.
+    pub(crate) moves: watch::Sender<u64>,
+    /// Counts orders that were given.
+    pub(crate) ordered: watch::Sender<u64>,
     links: Vec<Arc<Links>>,
     pub(crate) agents: Agents,
 }
@@ -70,6 +74,8 @@ impl Directory {
             }),
             told: watch::Sender::new(0),
             counted: Notify::new(),
+            moves: watch::Sender::new(0),
+            ordered: watch::Sender::new(0),
             links,
             agents: Agents::default(),
         }
@@ -94,6 +100,7 @@ impl Directory {
             known.settle_all();
         }
         self.told();
+        self.moved();
         if counts {
             self.counted.notify_one();
         }
@@ -118,6 +125,11 @@ impl Directory {
         self.lock().endpoints.has_heard()
     }
 
+    /// How long calls of a pool wait, where that is ordered.
+    fn ordered_wait(&self, pool: &PoolName) -> Option<Duration> {
+        self.lock().endpoints.ordered_wait(pool)
+    }
+
     /// Waits for discovery's first word.
     pub(crate) async fn informed(&self, within: Duration) -> bool {
         let mut told = self.told.subscribe();
@@ -132,9 +144,12 @@ impl Directory {
         ask: &Ask,
         wait: Duration,
     ) -> Word {
-        match self.choose_or_wait(pool, ask)? {
+        let turn = self.choose_or_wait(pool, ask);
+        self.moved();
+        match turn? {
             Turn::Now(chosen) => Ok(chosen),
             Turn::Waits(mut place) => {
+                let wait = self.ordered_wait(pool).unwrap_or(wait);
                 let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
                 told.await.unwrap_or_else(|_| {
                     let known = self.lock();
@@ -210,6 +225,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_code(ticket, code, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// It is known what a call says about its worker.
@@ -217,6 +234,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_outcome(ticket, outcome, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// Nobody waits any more for the answer to a call.
@@ -267,6 +286,7 @@ impl Directory {
             known.settle(&pool);
             counted
         };
+        self.moved();
         if counted {
             self.counted.notify_one();
         }
@@ -308,13 +328,20 @@ impl Directory {
         tokio::time::timeout(within, word).await.ok().flatten()
     }
 
+    /// Something happened that whoever watches may want to see. Costs next to nothing while nobody does.
+    pub(crate) fn moved(&self) {
+        if self.moves.receiver_count() > 0 {
+            self.moves.send_modify(|count| *count += 1);
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
-    /// Workers came, went or changed.
+    /// Something is known of all pools.
     pub(crate) fn settle_all(&mut self) {
         let Self { endpoints, waiters } = self;
         waiters.settle_all(endpoints);

@@ -247,6 +247,7 @@ impl Directory {
             self.let_go(&worker);
         }
         self.told();
+        self.moved();
     }
 
     fn on_feed_lost(&self, node: &NodeName) {

@@ -11,7 +11,6 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tether_endpoints::{Ask, Party};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -34,6 +33,7 @@ use crate::{
     own::OwnServices,
     owners::{Acting, Owners},
     pump::Source,
+    record::{self, By, Tail},
     repeat::{self, Last, Tries},
     route::{self, Destination, Route},
     slots::Sender,
@@ -62,6 +62,7 @@ pub(crate) struct Forwarder {
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
     pub(crate) budget: Budget,
+    pub(crate) tail: Tail,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -69,6 +70,15 @@ pub(crate) struct Forwarder {
 impl Forwarder {
     /// Answers a call that came over a connection of this number, one way or the other.
     pub(crate) async fn serve(
+        &self,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        connection: u64,
+    ) {
+        record::keep(self.answer(request, respond, connection)).await;
+    }
+
+    async fn answer(
         &self,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -84,6 +94,9 @@ impl Forwarder {
         if plan.route == Route::Own {
             let request = Request::from_parts(head, Messages(body));
             return Box::pin(self.answer_itself(request, client)).await;
+        }
+        if let Route::Worker(to) = &plan.route {
+            self.tail.begin(&head.uri, to);
         }
         let answer = pin!(async {
             match plan.route {
@@ -104,7 +117,10 @@ impl Forwarder {
         match client.unless_gone(answer).await {
             None => {}
             Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
-            Some(Err(status)) => client.refuse(status),
+            Some(Err(status)) => {
+                record::on_end(status.code() as u32, By::Gateway);
+                client.refuse(status);
+            }
         }
     }
 
@@ -119,7 +135,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// Where it has done so before.
-    fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
+    pub(crate) fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
         let mut through = head.headers.get_all(route::VIA).iter();
         if through.any(|word| *word == self.own_word) {
             return Err(explain::came_back(pool));
@@ -216,14 +232,8 @@ impl Forwarder {
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
-        let pool = to.pool;
-        let mut ask = Ask {
-            target: to.target,
-            tried: Vec::new(),
-            party: to.owner.map_or(Party::Connection(connection), Party::Owner),
-            priority: to.priority,
-            deadline: deadline.on_boot(),
-        };
+        let pool = to.pool.clone();
+        let mut ask = to.ask(connection, deadline.on_boot());
         let pool = &pool;
         if !self.directory.is_informed() {
             let informed = Box::pin(self.directory.informed(FIRST_WORD));

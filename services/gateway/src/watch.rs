@@ -157,9 +157,9 @@ fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
         Ok(Endpoint {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
+            node: NodeName::new(&endpoint.node).ok(),
             draining: endpoint.draining,
             counted: endpoint.count_calls,
-            node: NodeName::new(&endpoint.node).ok(),
             unordered: endpoint.node.is_empty(),
             capacity: NonZeroU32::new(endpoint.capacity),
             weight: endpoint.weight,

@@ -247,7 +247,7 @@ async fn an_agents_word_of_a_death_ends_calls_and_sends_others_elsewhere() {
     for _ in 0..20 {
         client.unary(UNARY, DIGITS, "x").await.unwrap();
     }
-    assert_eq!(workers[0].calls(), before, "E11");
+    assert_eq!(workers[0].calls(), before, "E13");
 
     // What discovery says of it later changes nothing, early or late.
     house.tell(1, 1, &workers[1].address).await;
@@ -278,7 +278,7 @@ async fn one_that_is_about_to_end_or_gives_no_sign_gets_no_new_calls_and_keeps_t
     for _ in 0..20 {
         call().await.unwrap();
     }
-    assert_eq!(workers[0].calls(), before, "E12");
+    assert_eq!(workers[0].calls(), before, "E14");
 
     agent.says(0, Fate::Running, None).await;
     agent.says(1, Fate::Ending, None).await;
@@ -286,7 +286,7 @@ async fn one_that_is_about_to_end_or_gives_no_sign_gets_no_new_calls_and_keeps_t
     for _ in 0..20 {
         call().await.unwrap();
     }
-    assert_eq!(workers[1].calls(), before, "E11");
+    assert_eq!(workers[1].calls(), before, "E13");
 
     agent.says(0, Fate::Ending, None).await;
     assert_eq!(reason(&call().await.unwrap_err()), "DRAINING");
@@ -307,7 +307,7 @@ async fn an_agent_of_another_node_is_not_believed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permission_that_is_over_is_over_though_agent_and_discovery_are_away() {
     let directory = tempfile::tempdir().unwrap();
-    let mut agent = Agent::start(directory.path(), "a", Some(600));
+    let mut agent = Agent::start(directory.path(), "a", Some(2_000));
     let mut house = House::with(patient()).await;
     let _workers = on_node(&house, &agent, 1).await;
     // Half a second after the one before, whose answer it has.

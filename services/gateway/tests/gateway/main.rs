@@ -13,6 +13,7 @@ mod counts;
 mod deaths;
 mod fates;
 mod limits;
+mod orders;
 mod owners;
 mod picking;
 mod queue;
