@@ -19,3 +19,4 @@ mod picking;
 mod queue;
 mod retries;
 mod speed;
+mod tls;
