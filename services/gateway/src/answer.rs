@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
 use tonic::{Code, Status};
 
@@ -19,6 +18,7 @@ use crate::{
     explain, fields,
     pump::{End, Pump},
     upload::Upload,
+    wire::{Error, RecvStream},
 };
 
 /// gRPC's own name for the code in headers and trailers.
@@ -158,7 +158,7 @@ fn add_status(trailers: &mut HeaderMap, status: StatusCode) {
 
 impl Call {
     /// The server's stream broke; says why, once that is known.
-    pub(crate) async fn broke(&mut self, error: h2::Error, deadline: Deadline) -> Status {
+    pub(crate) async fn broke(&mut self, error: Error, deadline: Deadline) -> Status {
         if is_cancel(&error) && deadline.explains_cancel() {
             self.on_code(DEADLINE_EXCEEDED);
             return deadline.passed().into();

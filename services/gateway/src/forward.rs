@@ -9,7 +9,6 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use h2::{RecvStream, client::SendRequest, server::SendResponse};
 use http::{
     HeaderValue, Request, Uri,
     header::{self, HeaderMap},
@@ -40,6 +39,7 @@ use crate::{
     timeout,
     upload::{self, Upload},
     upstream::Upstream,
+    wire::{Error, RecvStream, SendRequest, SendResponse},
 };
 
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
@@ -72,7 +72,7 @@ impl Forwarder {
     pub(crate) async fn serve(
         &self,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse,
         connection: u64,
     ) {
         let mut client = Client::new(respond);
@@ -195,7 +195,7 @@ impl Forwarder {
     async fn arbiter(
         &self,
         deadline: Deadline,
-    ) -> Result<(SendRequest<Bytes>, Call, Arc<Upstream>), Status> {
+    ) -> Result<(SendRequest, Call, Arc<Upstream>), Status> {
         let limit = self.config.max_message_bytes;
         let mut attempts = self.arbiters.attempts();
         loop {
@@ -310,7 +310,7 @@ impl Forwarder {
     /// Sends a call that is not sent again.
     async fn once(
         &self,
-        sender: SendRequest<Bytes>,
+        sender: SendRequest,
         call: Call,
         head: Parts,
         source: Source,
@@ -326,7 +326,7 @@ impl Forwarder {
     /// Sends a call, and waits for the head of its answer.
     async fn send(
         &self,
-        mut sender: SendRequest<Bytes>,
+        mut sender: SendRequest,
         mut call: Call,
         head: Parts,
         source: Source,
@@ -404,7 +404,7 @@ enum Failed {
 
 struct TurnedAway {
     call: Call,
-    error: h2::Error,
+    error: Error,
     /// The request from its beginning, where it was kept.
     again: Option<Source>,
 }

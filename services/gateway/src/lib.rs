@@ -39,6 +39,7 @@ mod upload;
 mod upstream;
 mod waiters;
 mod watch;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,6 +50,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use config::{Breaker, Config, Queue, WhenStale};
 pub use tether_kit::listen::Listener;
+pub use wire::Engine;
 
 use arbiters::Arbiters;
 use budget::Budget;
@@ -58,7 +60,7 @@ use lanes::Lanes;
 use links::Links;
 use own::OwnServices;
 use owners::Owners;
-use upstream::Upstream;
+use upstream::{Dial, Upstream};
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
@@ -93,7 +95,11 @@ impl Gateway {
         arbiters: Vec<Address>,
         discovery: Address,
     ) -> Self {
-        let links = || Arc::new(Links::new(config.connect_timeout));
+        let dial = Dial {
+            timeout: config.connect_timeout,
+            engine: config.engine,
+        };
+        let links = || Arc::new(Links::new(dial));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -101,8 +107,8 @@ impl Gateway {
             forwarder: Forwarder {
                 directory: Arc::new(Directory::new(&config, all)),
                 links: here,
-                arbiters: Arc::new(Arbiters::new(arbiters, config.connect_timeout)),
-                discovery: Arc::new(Upstream::new(discovery, config.connect_timeout)),
+                arbiters: Arc::new(Arbiters::new(arbiters, dial)),
+                discovery: Arc::new(Upstream::new(discovery, dial)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),

@@ -3,25 +3,24 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tether_types::{Address, WorkerId};
 
-use crate::upstream::Upstream;
+use crate::upstream::{Dial, Upstream};
 
 /// A connection for each worker that was called.
 #[derive(Debug)]
 pub(crate) struct Links {
     upstreams: Mutex<HashMap<WorkerId, Arc<Upstream>>>,
-    connect_timeout: Duration,
+    dial: Dial,
 }
 
 impl Links {
-    pub(crate) fn new(connect_timeout: Duration) -> Self {
+    pub(crate) fn new(dial: Dial) -> Self {
         Self {
             upstreams: Mutex::default(),
-            connect_timeout,
+            dial,
         }
     }
 
@@ -34,7 +33,7 @@ impl Links {
         let known = upstreams.get(worker);
         let known = known.filter(|upstream| *upstream.address() == address);
         known.cloned().unwrap_or_else(|| {
-            let upstream = Arc::new(Upstream::new(address, self.connect_timeout));
+            let upstream = Arc::new(Upstream::new(address, self.dial));
             upstreams.insert(worker.clone(), Arc::clone(&upstream));
             upstream
         })

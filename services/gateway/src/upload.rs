@@ -6,13 +6,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
 use tonic::Status;
 
 use crate::{
     explain,
     meter::{Meter, PREFIX},
     pump::{End, Pump, Source},
+    wire::RecvStream,
 };
 
 /// Why a request was given up on its way to the server.
@@ -122,7 +122,7 @@ pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes,
         let data = data.map_err(|_| GivenUp::Cancelled)?;
         meter.feed(&data).map_err(GivenUp::TooLarge)?;
         whole.extend_from_slice(&data);
-        let _ = stream.flow_control().release_capacity(data.len());
+        stream.release_capacity(data.len());
         // One message is what it has; a second would not be measured by itself.
         let bytes = u32::try_from(whole.len()).unwrap_or(u32::MAX);
         if bytes.saturating_sub(PREFIX) > limit {

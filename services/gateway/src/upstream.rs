@@ -7,24 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use tether_types::Address;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
 };
 
-/// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
-/// client that does not read its streams would keep all others from the same worker waiting.
-pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// What one stream may hold unread, in bytes: the memory a slow reader can cost.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
-/// The most that waits in HTTP/2 for one receiver that does not take it, of one call, in bytes. There each small message
-/// is kept by itself.
-pub(crate) const SEND_BUFFER: usize = 64 << 10;
-/// The most metadata one call may carry each way, in bytes; details of an error fit in.
-pub(crate) const HEADER_LIST: u32 = 64 << 10;
+use crate::wire::{self, Engine, SendRequest};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -34,18 +23,26 @@ pub(crate) enum Error {
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
-    Http2(#[from] h2::Error),
+    Http2(#[from] wire::Error),
     #[error("{0}")]
     Before(String),
     #[error("the connection was given up")]
     Severed,
 }
 
+/// How connections are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dial {
+    /// How long that may take.
+    pub(crate) timeout: Duration,
+    pub(crate) engine: Engine,
+}
+
 /// A place that calls are forwarded to.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: Address,
-    connect_timeout: Duration,
+    dial: Dial,
     link: Mutex<Link>,
     /// Held while connecting, so that a burst of first calls opens one connection; when and why the last attempt failed.
     connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
@@ -53,17 +50,17 @@ pub(crate) struct Upstream {
 
 #[derive(Debug, Default)]
 struct Link {
-    sender: Option<SendRequest<Bytes>>,
+    sender: Option<SendRequest>,
     /// Those of earlier connections too, over which calls may be under way.
     drivers: Vec<AbortHandle>,
     severed: bool,
 }
 
 impl Upstream {
-    pub(crate) fn new(address: Address, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(address: Address, dial: Dial) -> Self {
         Self {
             address,
-            connect_timeout,
+            dial,
             link: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -74,14 +71,14 @@ impl Upstream {
     }
 
     /// A connection that takes a request. While this has not answered, nothing has been sent.
-    pub(crate) async fn ready(&self) -> Result<SendRequest<Bytes>, Error> {
+    pub(crate) async fn ready(&self) -> Result<SendRequest, Error> {
         if let Some(sender) = self.current().await? {
             return Ok(sender);
         }
         Box::pin(self.open()).await
     }
 
-    async fn open(&self) -> Result<SendRequest<Bytes>, Error> {
+    async fn open(&self) -> Result<SendRequest, Error> {
         let asked = Instant::now();
         let mut last = self.connecting.lock().await;
         if let Some(sender) = self.current().await? {
@@ -91,9 +88,9 @@ impl Upstream {
         if let Some((_, why)) = last.as_ref().filter(|(failed, _)| *failed >= asked) {
             return Err(Error::Before(why.clone()));
         }
-        let connected = tokio::time::timeout(self.connect_timeout, self.connect())
+        let connected = tokio::time::timeout(self.dial.timeout, self.connect())
             .await
-            .unwrap_or(Err(Error::Timeout(self.connect_timeout)));
+            .unwrap_or(Err(Error::Timeout(self.dial.timeout)));
         *last = connected
             .as_ref()
             .err()
@@ -112,7 +109,7 @@ impl Upstream {
         }
     }
 
-    async fn current(&self) -> Result<Option<SendRequest<Bytes>>, Error> {
+    async fn current(&self) -> Result<Option<SendRequest>, Error> {
         let sender = {
             let link = self.lock();
             if link.severed {
@@ -127,16 +124,17 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Bytes>, Error> {
+    async fn connect(&self) -> Result<SendRequest, Error> {
         self.start(tether_kit::channel::dial(&self.address).await?)
             .await
     }
 
-    async fn start<S>(&self, stream: S) -> Result<SendRequest<Bytes>, Error>
+    async fn start<S>(&self, stream: S) -> Result<SendRequest, Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (sender, connection) = settings().handshake(stream).await?;
+        let engine = self.dial.engine.into();
+        let (sender, connection) = wire::connect(engine, stream, &wire::TO_SERVERS).await?;
         let mut link = self.lock();
         if link.severed {
             return Err(Error::Severed);
@@ -155,22 +153,4 @@ impl Upstream {
     fn lock(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// No pings of any kind: Python's gRPC server closes the connection of a client that pings more
-/// than it likes, and whether a worker lives is for its agent to say.
-fn settings() -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_window_size(STREAM_WINDOW)
-        .max_header_list_size(HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
-        // These protect against a hostile peer by closing the connection. Cancelled calls and
-        // streams of tiny messages look the same, and closing would end everybody's calls.
-        .max_local_error_reset_streams(None)
-        .max_concurrent_reset_streams(10_000)
-        .data_frame_budget(CONNECTION_WINDOW as usize)
-        .enable_push(false);
-    builder
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tether_gateway::{Config, Gateway, Listener};
+use tether_gateway::{Config, Engine, Gateway, Listener};
 use tether_types::Address;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,10 @@ impl House {
         let stop = CancellationToken::new();
         let parse = |arbiter: &&str| arbiter.parse().expect("it is an address");
         let arbiters = arbiters.iter().map(parse).collect();
+        let config = Config {
+            engine: engine(),
+            ..config
+        };
         let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()));
         let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
         Self {
@@ -96,6 +100,15 @@ impl House {
             );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+}
+
+/// The engine that all tests are run with: `TETHER_GATEWAY_ENGINE=own` takes our own.
+pub(crate) fn engine() -> Engine {
+    match std::env::var("TETHER_GATEWAY_ENGINE").as_deref() {
+        Err(_) | Ok("h2") => Engine::H2,
+        Ok("own") => Engine::Own,
+        Ok(other) => panic!("there is no engine `{other}`"),
     }
 }
 

@@ -1,0 +1,530 @@
+//! What the other side says.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{Method, StatusCode};
+
+use super::{Connection, Event, FAREWELL, Farewell, Role, Unended, key};
+use crate::{
+    error::{Error, Reason},
+    frame::{
+        self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, Head,
+        MAX_FRAME, PING, PRIORITISED, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    },
+    message::{Assembly, Flaw, content_length},
+    stream::widened,
+};
+
+/// Answers to the other side's questions that it may leave unread.
+const MAX_UNREAD_ANSWERS: usize = 10_000;
+/// Frames in a row that may carry nothing.
+const MAX_EMPTY_FRAMES: usize = 1_000;
+/// Pieces of a header block.
+const MAX_CONTINUATIONS: usize = 256;
+/// How many times the metadata that we take a header block may be long, on the wire: it is read to its end, so that the
+/// next can be, and the message refused.
+const BLOCK_FACTOR: usize = 4;
+
+/// What becomes of a frame: it may be an event, or the end of the connection.
+type Came = Result<Option<Event>, Reason>;
+
+impl Connection {
+    /// Reads as far as the next event; what was read is taken from `input`. `None` where more has to come first.
+    ///
+    /// # Errors
+    /// Where the other side has broken the protocol: the output has a last word, and nothing else can be read.
+    pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Event>, Error> {
+        loop {
+            if let Some(error) = &self.broken {
+                return Err(error.clone());
+            }
+            let came = match self.preface.is_empty() {
+                true => self.frame(input),
+                false => self.preface(input),
+            };
+            match came {
+                Ok(Some(None)) => {}
+                Ok(Some(Some(event))) => return Ok(Some(event)),
+                Ok(None) => return Ok(None),
+                Err(reason) => return Err(self.give_up(reason)),
+            }
+        }
+    }
+
+    fn give_up(&mut self, reason: Reason) -> Error {
+        let word = [self.last, reason.0];
+        frame::numbers(self.output.buffer(), GOAWAY, 0, word);
+        let error = Error::GoAway {
+            reason,
+            remote: false,
+        };
+        self.broken = Some(error.clone());
+        error
+    }
+
+    fn preface(&mut self, input: &mut BytesMut) -> Result<Option<Option<Event>>, Reason> {
+        let length = self.preface.len().min(input.len());
+        if length == 0 {
+            return Ok(None);
+        }
+        let (expected, rest) = self.preface.split_at(length);
+        if input[..length] != *expected {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        input.advance(length);
+        self.preface = rest;
+        Ok(Some(None))
+    }
+
+    /// Reads a frame, if all of it is there.
+    fn frame(&mut self, input: &mut BytesMut) -> Result<Option<Option<Event>>, Reason> {
+        let Some(head) = Head::read(input) else {
+            return Ok(None);
+        };
+        if head.length > MAX_FRAME {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        }
+        let whole = HEAD + head.length;
+        if input.len() < whole {
+            return Ok(None);
+        }
+        let continues = head.kind == CONTINUATION;
+        if self.unended.is_some() != continues {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if head.kind == DATA {
+            input.advance(HEAD);
+            let payload = input.split_to(head.length).freeze();
+            return self.data(head, payload).map(Some);
+        }
+        let payload = &input[HEAD..whole];
+        let came = match head.kind {
+            HEADERS => self.headers(head, payload),
+            CONTINUATION => self.continuation(head, payload),
+            PRIORITY => self.priority(head, payload),
+            RST_STREAM => self.rst_stream(head, payload),
+            SETTINGS => self.settings(head, payload),
+            PUSH_PROMISE => Err(Reason::PROTOCOL_ERROR),
+            PING => self.ping(head, payload),
+            GOAWAY => self.goaway(head, payload),
+            WINDOW_UPDATE => self.window_update(head, payload),
+            // Others are to be ignored.
+            _ => Ok(None),
+        };
+        input.advance(whole);
+        came.map(Some)
+    }
+
+    fn data(&mut self, head: Head, payload: Bytes) -> Came {
+        if head.stream == 0 || self.is_idle(head.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let (before, behind) = frame::padding(&head, &payload)?;
+        self.credit_connection(head.length)?;
+        let ends = head.has(END_STREAM);
+        let data = payload.slice(before..payload.len() - behind);
+        if data.is_empty() && !ends {
+            Self::count(&mut self.guard.empty_frames, MAX_EMPTY_FRAMES)?;
+        } else {
+            self.guard.empty_frames = 0;
+        }
+        let Some(at) = self.find(head.stream) else {
+            return self.on_late(head.stream);
+        };
+        let stream = &mut self.streams[at];
+        if !stream.is_theirs_open {
+            // We have reset it, and this was under way.
+            if !stream.is_ours_open && self.was_reset(head.stream) {
+                return Ok(None);
+            }
+            return self.stream_error(at, Reason::STREAM_CLOSED);
+        }
+        if self.role == Role::Client && !stream.has_head {
+            return self.stream_error(at, Reason::PROTOCOL_ERROR);
+        }
+        let length = i32::try_from(head.length).unwrap_or(i32::MAX);
+        if length > stream.receive_window {
+            return self.stream_error(at, Reason::FLOW_CONTROL_ERROR);
+        }
+        stream.receive_window -= length;
+        if stream.count(data.len(), ends).is_err() {
+            return self.stream_error(at, Reason::PROTOCOL_ERROR);
+        }
+        let padding = head.length - data.len();
+        if ends {
+            self.end_theirs(at);
+        } else if padding > 0 {
+            self.release(key(at), padding);
+        }
+        if data.is_empty() && !ends {
+            return Ok(None);
+        }
+        let stream = key(at);
+        Ok(Some(Event::Data { stream, data, ends }))
+    }
+
+    /// Gives the connection's window back as it is used: what a stream does not read is held up by its own.
+    fn credit_connection(&mut self, length: usize) -> Result<(), Reason> {
+        let came = u32::try_from(length).unwrap_or(u32::MAX);
+        let window = self.receive_window.checked_sub_unsigned(came);
+        let window = window.filter(|window| *window >= 0);
+        self.receive_window = window.ok_or(Reason::FLOW_CONTROL_ERROR)?;
+        self.taken += came;
+        if self.taken > self.config.connection_window / 2 {
+            self.receive_window += super::signed(self.taken);
+            let word = [std::mem::take(&mut self.taken)];
+            frame::numbers(self.output.buffer(), WINDOW_UPDATE, 0, word);
+        }
+        Ok(())
+    }
+
+    fn headers(&mut self, head: Head, payload: &[u8]) -> Came {
+        let id = head.stream;
+        if id == 0 || id.is_multiple_of(2) || (self.role == Role::Client && self.is_idle(id)) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let (before, behind) = frame::padding(&head, payload)?;
+        let mut block = &payload[before..payload.len() - behind];
+        let mut depends_on_itself = false;
+        if head.has(PRIORITISED) {
+            let (on, rest) = block.split_first_chunk().ok_or(Reason::FRAME_SIZE_ERROR)?;
+            let (_weight, rest) = rest.split_first().ok_or(Reason::FRAME_SIZE_ERROR)?;
+            depends_on_itself = frame::number(on) & (u32::MAX >> 1) == id;
+            block = rest;
+        }
+        let ends = head.has(END_STREAM);
+        if head.has(END_HEADERS) {
+            return self.block(id, block, ends, depends_on_itself);
+        }
+        self.unended = Some(Unended {
+            stream: id,
+            ends,
+            depends_on_itself,
+            block: block.to_vec(),
+            frames: 0,
+        });
+        Ok(None)
+    }
+
+    fn continuation(&mut self, head: Head, payload: &[u8]) -> Came {
+        let largest = self.config.header_list as usize * BLOCK_FACTOR;
+        let unended = self.unended.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
+        if unended.stream != head.stream {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        Self::count(&mut unended.frames, MAX_CONTINUATIONS)?;
+        if unended.block.len() + payload.len() > largest {
+            return Err(Reason::ENHANCE_YOUR_CALM);
+        }
+        unended.block.extend_from_slice(payload);
+        if !head.has(END_HEADERS) {
+            return Ok(None);
+        }
+        match self.unended.take() {
+            None => Ok(None),
+            Some(all) => self.block(all.stream, &all.block, all.ends, all.depends_on_itself),
+        }
+    }
+
+    /// A header block is whole. It is read whatever becomes of its stream: the next depends on it.
+    fn block(&mut self, id: u32, block: &[u8], ends: bool, depends_on_itself: bool) -> Came {
+        let mut fields = Assembly::new(self.config.header_list);
+        let read = self
+            .decoder
+            .read(block, |field, size| fields.take(field, size));
+        read.map_err(|_| Reason::COMPRESSION_ERROR)?;
+        self.guard.empty_frames = 0;
+        if let Some(at) = self.find(id) {
+            if !self.streams[at].is_theirs_open {
+                if !self.streams[at].is_ours_open && self.was_reset(id) {
+                    return Ok(None);
+                }
+                return self.stream_error(at, Reason::STREAM_CLOSED);
+            }
+            if depends_on_itself {
+                return self.stream_error(at, Reason::PROTOCOL_ERROR);
+            }
+            return match self.streams[at].has_head {
+                true => self.trailers(at, fields, ends),
+                false => self.response(at, fields, ends),
+            };
+        }
+        if !self.is_idle(id) {
+            return self.on_late(id);
+        }
+        // A server's, for a client has refused it before.
+        self.last = id;
+        if matches!(self.farewell, Farewell::Final(_)) {
+            return Ok(None);
+        }
+        if depends_on_itself {
+            return self.refuse(id, Reason::PROTOCOL_ERROR);
+        }
+        if self.theirs_open >= self.config.max_streams {
+            return self.refuse(id, Reason::REFUSED_STREAM);
+        }
+        self.request(id, fields, ends)
+    }
+
+    fn request(&mut self, id: u32, fields: Assembly, ends: bool) -> Came {
+        let head = match fields.request() {
+            Ok(head) => head,
+            Err(Flaw::Malformed) => return self.refuse(id, Reason::PROTOCOL_ERROR),
+            Err(Flaw::TooLarge) => {
+                self.answer_too_large(id);
+                return match ends {
+                    true => Ok(None),
+                    false => self.refuse(id, Reason::NO_ERROR),
+                };
+            }
+        };
+        let length = match content_length(&head.headers) {
+            Ok(length) if !(ends && length.is_some_and(|length| length > 0)) => length,
+            _ => return self.refuse(id, Reason::PROTOCOL_ERROR),
+        };
+        let at = self.open_stream(id);
+        let stream = &mut self.streams[at];
+        stream.to_come = length;
+        stream.has_head = true;
+        stream.is_bodiless = head.method == Method::HEAD;
+        if ends {
+            self.end_theirs(at);
+        }
+        let stream = key(at);
+        Ok(Some(Event::Request { stream, head, ends }))
+    }
+
+    fn response(&mut self, at: usize, fields: Assembly, ends: bool) -> Came {
+        let Ok(head) = fields.response() else {
+            return self.stream_error(at, Reason::PROTOCOL_ERROR);
+        };
+        if head.status.is_informational() {
+            return match ends {
+                true => self.stream_error(at, Reason::PROTOCOL_ERROR),
+                false => Ok(None),
+            };
+        }
+        let stream = &mut self.streams[at];
+        let bodiless = stream.is_bodiless
+            || matches!(
+                head.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        let length = match content_length(&head.headers) {
+            Ok(_) if bodiless => None,
+            Ok(length) if !(ends && length.is_some_and(|length| length > 0)) => length,
+            _ => return self.stream_error(at, Reason::PROTOCOL_ERROR),
+        };
+        stream.to_come = length;
+        stream.has_head = true;
+        if ends {
+            self.end_theirs(at);
+        }
+        let stream = key(at);
+        Ok(Some(Event::Response { stream, head, ends }))
+    }
+
+    fn trailers(&mut self, at: usize, fields: Assembly, ends: bool) -> Came {
+        let whole = self.streams[at].count(0, true).is_ok();
+        match fields.trailers() {
+            Ok(fields) if ends && whole => {
+                self.end_theirs(at);
+                let stream = key(at);
+                Ok(Some(Event::Trailers { stream, fields }))
+            }
+            _ => self.stream_error(at, Reason::PROTOCOL_ERROR),
+        }
+    }
+
+    fn priority(&mut self, head: Head, payload: &[u8]) -> Came {
+        if head.stream == 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let Ok(payload) = <&[u8; 5]>::try_from(payload) else {
+            return Err(Reason::FRAME_SIZE_ERROR);
+        };
+        let [on @ .., _weight] = payload;
+        if frame::number(on) & (u32::MAX >> 1) != head.stream {
+            return Ok(None);
+        }
+        match self.find(head.stream) {
+            Some(at) => self.stream_error(at, Reason::PROTOCOL_ERROR),
+            None => Ok(None),
+        }
+    }
+
+    fn rst_stream(&mut self, head: Head, payload: &[u8]) -> Came {
+        let reason = Reason(frame::number(sized(payload)?));
+        if head.stream == 0 || self.is_idle(head.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let Some(at) = self.find(head.stream) else {
+            return Ok(None);
+        };
+        let stream = &mut self.streams[at];
+        if !stream.is_open() {
+            return Ok(None);
+        }
+        if self.role == Role::Server && !stream.is_accepted && !stream.is_abandoned {
+            stream.is_abandoned = true;
+            Self::count(&mut self.guard.abandoned, self.config.max_abandoned)?;
+        }
+        self.end_both(at);
+        let stream = key(at);
+        let error = Error::Reset {
+            reason,
+            remote: true,
+        };
+        Ok(Some(Event::Reset { stream, error }))
+    }
+
+    fn settings(&mut self, head: Head, payload: &[u8]) -> Came {
+        if head.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        if head.has(ACK) {
+            return match payload {
+                [] => Ok(None),
+                _ => Err(Reason::FRAME_SIZE_ERROR),
+            };
+        }
+        let before = self.theirs;
+        self.theirs.read(payload, self.role == Role::Client)?;
+        self.encoder.resize(self.theirs.table);
+        let change = i64::from(self.theirs.window) - i64::from(before.window);
+        for (_, stream) in self
+            .streams
+            .iter_mut()
+            .filter(|(_, stream)| stream.is_ours_open)
+        {
+            let window = i32::try_from(i64::from(stream.send_window) + change);
+            stream.send_window = window.map_err(|_| Reason::FLOW_CONTROL_ERROR)?;
+        }
+        self.answer(SETTINGS, &[])?;
+        let more = change > 0 || self.theirs.max_streams > before.max_streams;
+        Ok(more.then_some(Event::AllWritable))
+    }
+
+    fn ping(&mut self, head: Head, payload: &[u8]) -> Came {
+        if head.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let payload: &[u8; 8] = payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)?;
+        if !head.has(ACK) {
+            self.answer(PING, payload)?;
+        } else if *payload == FAREWELL && self.farewell == Farewell::Announced {
+            self.close();
+        }
+        Ok(None)
+    }
+
+    fn goaway(&mut self, head: Head, payload: &[u8]) -> Came {
+        if head.stream != 0 {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let (last, rest) = payload
+            .split_first_chunk()
+            .ok_or(Reason::FRAME_SIZE_ERROR)?;
+        let (reason, _) = rest.split_first_chunk().ok_or(Reason::FRAME_SIZE_ERROR)?;
+        let last = frame::number(last) & (u32::MAX >> 1);
+        // A later word may only take back more.
+        let last = self.gone.map_or(last, |(before, _)| before.min(last));
+        self.gone = Some((last, Reason(frame::number(reason))));
+        Ok(Some(Event::GoAway))
+    }
+
+    fn window_update(&mut self, head: Head, payload: &[u8]) -> Came {
+        let more = frame::number(sized(payload)?) & (u32::MAX >> 1);
+        if head.stream == 0 {
+            if more == 0 {
+                return Err(Reason::PROTOCOL_ERROR);
+            }
+            let window = widened(self.send_window, more);
+            let was_closed = self.send_window <= 0;
+            self.send_window = window.ok_or(Reason::FLOW_CONTROL_ERROR)?;
+            return Ok(was_closed.then_some(Event::ConnectionWritable));
+        }
+        if self.is_idle(head.stream) {
+            return Err(Reason::PROTOCOL_ERROR);
+        }
+        let Some(at) = self.find(head.stream) else {
+            return Ok(None);
+        };
+        let stream = &mut self.streams[at];
+        if !stream.is_open() {
+            return Ok(None);
+        }
+        if more == 0 {
+            return self.stream_error(at, Reason::PROTOCOL_ERROR);
+        }
+        match widened(stream.send_window, more) {
+            None => self.stream_error(at, Reason::FLOW_CONTROL_ERROR),
+            Some(window) => {
+                stream.send_window = window;
+                Ok(stream.is_ours_open.then(|| Event::Writable(key(at))))
+            }
+        }
+    }
+
+    /// Answers a frame with one of its kind.
+    fn answer(&mut self, kind: u8, payload: &[u8]) -> Result<(), Reason> {
+        Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
+        let to = self.output.buffer();
+        frame::head(to, payload.len(), kind, ACK, 0);
+        to.extend_from_slice(payload);
+        Ok(())
+    }
+
+    /// Says that a stream is over, of which nothing is known or has to be.
+    fn refuse(&mut self, id: u32, reason: Reason) -> Came {
+        Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
+        frame::numbers(self.output.buffer(), RST_STREAM, id, [reason.0]);
+        self.remember_reset(id);
+        Ok(None)
+    }
+
+    /// Ends a stream over what came on it.
+    fn stream_error(&mut self, at: usize, reason: Reason) -> Came {
+        Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
+        let was_open = self.streams[at].is_open();
+        self.send_reset(at, reason);
+        let stream = key(at);
+        let error = Error::Reset {
+            reason,
+            remote: false,
+        };
+        Ok(was_open.then_some(Event::Reset { stream, error }))
+    }
+
+    /// Something came for a stream that is over and forgotten.
+    fn on_late(&mut self, id: u32) -> Came {
+        match self.role == Role::Client || self.was_reset(id) {
+            true => Ok(None),
+            false => self.refuse(id, Reason::STREAM_CLOSED),
+        }
+    }
+
+    fn was_reset(&self, id: u32) -> bool {
+        self.role == Role::Client || self.reset.contains(&id)
+    }
+
+    /// Whether a stream has not been opened by anybody.
+    fn is_idle(&self, id: u32) -> bool {
+        match self.role {
+            Role::Client => id.is_multiple_of(2) || id >= self.next,
+            Role::Server => id.is_multiple_of(2) || id > self.last,
+        }
+    }
+
+    /// Counts one more of what may not become many.
+    fn count(counter: &mut usize, most: usize) -> Result<(), Reason> {
+        *counter += 1;
+        match *counter > most {
+            true => Err(Reason::ENHANCE_YOUR_CALM),
+            false => Ok(()),
+        }
+    }
+}
+
+fn sized(payload: &[u8]) -> Result<&[u8; 4], Reason> {
+    payload.try_into().map_err(|_| Reason::FRAME_SIZE_ERROR)
+}
