@@ -63,6 +63,8 @@ pub(crate) struct Slot {
     pub(crate) trailers: Option<Box<HeaderMap>>,
     /// Whether nothing more comes.
     pub(crate) has_ended: bool,
+    /// Whether the end is still to be told that came behind the last piece, in a frame of its own.
+    pub(crate) ends_by_itself: bool,
     /// Why it was over before its time.
     pub(crate) error: Option<Box<Error>>,
     /// Whether what comes is not wanted.
@@ -232,8 +234,9 @@ impl Core {
                 if slot.unwanted {
                     return self.connection.release(stream, data.len());
                 }
-                if !data.is_empty() {
-                    slot.received.push(data);
+                match data.is_empty() {
+                    true => slot.ends_by_itself = ends,
+                    false => slot.received.push(data),
                 }
                 slot.wake_reader();
             }

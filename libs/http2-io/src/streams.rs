@@ -21,6 +21,7 @@ impl RecvStream {
             return Poll::Ready(Some(Ok(data)));
         }
         if slot.has_ended {
+            slot.ends_by_itself = false;
             return Poll::Ready(None);
         }
         if let Some(error) = &slot.error {
@@ -49,11 +50,12 @@ impl RecvStream {
         Poll::Pending
     }
 
-    /// Whether all was taken and nothing more comes.
+    /// Whether all was taken and nothing more comes, not even the word that it is over.
     pub fn is_end_stream(&self) -> bool {
         let mut core = self.0.lock();
         let slot = core.slot(self.0.key);
-        slot.has_ended && slot.received.is_empty() && slot.trailers.is_none()
+        let has_more = slot.ends_by_itself || slot.trailers.is_some();
+        slot.has_ended && slot.received.is_empty() && !has_more
     }
 
     /// So many bytes were taken: the other side may send as many more.

@@ -204,6 +204,8 @@ pub struct Connection {
     preface: &'static [u8],
     streams: Slab<Stream>,
     keys: HashMap<u32, u32, BuildHasherDefault<Spread>>,
+    /// What a new stream of the other side may send: never less than it may take for granted.
+    first_window: u32,
     /// How many streams of the other side are open, and of ours.
     theirs_open: u32,
     ours_open: u32,
@@ -255,6 +257,7 @@ impl Connection {
             preface: if is_client { b"" } else { PREFACE },
             streams: Slab::new(),
             keys: HashMap::default(),
+            first_window: config.stream_window.max(FIRST_WINDOW),
             theirs_open: 0,
             ours_open: 0,
             next: 1,
@@ -474,7 +477,7 @@ impl Connection {
     }
 
     fn open_stream(&mut self, id: u32) -> usize {
-        let stream = Stream::new(id, self.theirs.window, self.config.stream_window);
+        let stream = Stream::new(id, self.theirs.window, self.first_window);
         let at = self.streams.insert(stream);
         self.keys.insert(id, key(at).0);
         match self.role {

@@ -382,10 +382,11 @@ impl Connection {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if head.has(ACK) {
-            return match payload {
-                [] => Ok(None),
-                _ => Err(Reason::FRAME_SIZE_ERROR),
-            };
+            if !payload.is_empty() {
+                return Err(Reason::FRAME_SIZE_ERROR);
+            }
+            self.on_acknowledged();
+            return Ok(None);
         }
         let before = self.theirs;
         self.theirs.read(payload, self.role == Role::Client)?;
@@ -402,6 +403,15 @@ impl Connection {
         self.answer(SETTINGS, &[])?;
         let more = change > 0 || self.theirs.max_streams > before.max_streams;
         Ok(more.then_some(Event::AllWritable))
+    }
+
+    /// What we said holds from here on; until now a stream had the window that everything begins with.
+    fn on_acknowledged(&mut self) {
+        let before = std::mem::replace(&mut self.first_window, self.config.stream_window);
+        let less = super::signed(before - self.config.stream_window);
+        for (_, stream) in &mut self.streams {
+            stream.receive_window -= less;
+        }
     }
 
     fn ping(&mut self, head: Head, payload: &[u8]) -> Came {

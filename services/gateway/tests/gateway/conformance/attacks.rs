@@ -4,7 +4,10 @@ mod blocks;
 mod frames;
 mod streams;
 
+use tether_gateway::Engine;
+
 use super::wire::*;
+use crate::house::engine;
 
 /// How a connection with something malformed on it ends.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +92,7 @@ fn ignored() -> Vec<Attack> {
         ignore("PRIORITY of a stream that is idle", idle),
         ignore("GOAWAY, and no farewell", frame(GOAWAY, 0, 0, [0; 8])),
         ignore("settings again", settings(&[])),
-        ignore("trailers with a pseudo-header", opened(&path)),
+        ("trailers with a pseudo-header", opened(&path), tolerated()),
     ]
 }
 
@@ -140,6 +143,14 @@ fn intolerable(name: &'static str, bytes: Vec<u8>) -> Attack {
 /// Something on a stream that has ended, and may be forgotten already.
 fn late(name: &'static str, bytes: Vec<u8>) -> Attack {
     (name, bytes, Ends::Either(&[STREAM_CLOSED, PROTOCOL]))
+}
+
+/// What h2 takes no offence at, and ours does.
+fn tolerated() -> Ends {
+    match engine() {
+        Engine::H2 => Ends::Ignored,
+        Engine::Own => Ends::Stream(&[PROTOCOL]),
+    }
 }
 
 fn ignore(name: &'static str, bytes: Vec<u8>) -> Attack {
