@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use http::{Request, Response};
+use http::{Response, request::Parts};
 use tether_http2::{Config, Error, Reason, Role};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -96,7 +96,7 @@ impl SendRequest {
     /// Where the connection takes no more streams.
     pub fn send_request(
         &mut self,
-        request: &Request<()>,
+        head: &Parts,
         ends: bool,
     ) -> Result<(ResponseFuture, SendStream), Error> {
         let mut core = self.shared.lock();
@@ -107,7 +107,7 @@ impl SendRequest {
             let remote = false;
             return Err(Error::Reset { reason, remote });
         }
-        let (method, uri, fields) = (request.method(), request.uri(), request.headers());
+        let (method, uri, fields) = (&head.method, &head.uri, &head.headers);
         let key = core.connection.open(method, uri, fields, ends)?;
         core.occupy(key, 2);
         core.on_output();
@@ -146,8 +146,9 @@ impl Future for ResponseFuture {
         };
         let head = {
             let mut core = stream.0.lock();
+            let head = core.take_head(stream.0.key);
             let slot = core.slot(stream.0.key);
-            match (slot.head.take(), &slot.error) {
+            match (head, &slot.error) {
                 (Some(head), _) => head,
                 (None, Some(error)) => return Poll::Ready(Err(Error::clone(error))),
                 (None, None) => {
@@ -158,6 +159,6 @@ impl Future for ResponseFuture {
         };
         let stream = self.0.take();
         let stream = stream.ok_or(Error::Misused("the answer was taken before"))?;
-        Poll::Ready(Ok(Response::from_parts(*head, stream)))
+        Poll::Ready(Ok(Response::from_parts(head, stream)))
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, request::Parts};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{Config, Error, Reason};
@@ -150,18 +150,17 @@ impl SendRequest {
     /// Where the connection takes no more.
     pub fn send_request(
         &mut self,
-        request: Request<()>,
+        head: &Parts,
         ends: bool,
     ) -> Result<(ResponseFuture, SendStream), Error> {
         match self {
-            Self::H2(sender) => match sender.send_request(request, ends) {
-                Ok((response, stream)) => {
-                    Ok((ResponseFuture::H2(response), SendStream::H2(stream)))
-                }
-                Err(error) => Err(of_h2(error)),
-            },
+            Self::H2(sender) => {
+                let request = Request::from_parts(head.clone(), ());
+                let (response, stream) = sender.send_request(request, ends).map_err(of_h2)?;
+                Ok((ResponseFuture::H2(response), SendStream::H2(stream)))
+            }
             Self::Own(sender) => {
-                let (response, stream) = sender.send_request(&request, ends)?;
+                let (response, stream) = sender.send_request(head, ends)?;
                 Ok((ResponseFuture::Own(response), SendStream::Own(stream)))
             }
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, request, response};
+use slab::Slab;
 use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
 
 use crate::received::Received;
@@ -20,6 +21,8 @@ impl Shared {
         Arc::new(Self(Mutex::new(Core {
             connection: Connection::new(role, config),
             slots: Vec::new(),
+            heads: Slab::new(),
+            trailers: Slab::new(),
             driver: None,
             to_write: VecDeque::new(),
             to_open: Vec::new(),
@@ -39,6 +42,9 @@ pub(crate) struct Core {
     pub(crate) connection: Connection,
     /// By the streams' keys.
     slots: Vec<Slot>,
+    /// What came and nobody has taken, beside the slots: few of them have any at a time.
+    heads: Slab<response::Parts>,
+    trailers: Slab<HeaderMap>,
     /// There when the driver is to be woken: it has not been since it last ran.
     driver: Option<Waker>,
     /// Streams that wait for the connection to have room, and not for their own window.
@@ -59,8 +65,9 @@ pub(crate) struct Slot {
     /// Handles of it.
     handles: u8,
     pub(crate) received: Received,
-    pub(crate) head: Option<Box<response::Parts>>,
-    pub(crate) trailers: Option<Box<HeaderMap>>,
+    /// Whether there is a head, and trailers, among those that nobody has taken.
+    head: Option<u32>,
+    trailers: Option<u32>,
     /// Whether nothing more comes.
     pub(crate) has_ended: bool,
     /// Whether the end is still to be told that came behind the last piece, in a frame of its own.
@@ -77,6 +84,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    pub(crate) fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
+    }
+
     /// Who is to be woken when something comes.
     pub(crate) fn on_read(&mut self, cx: &Context<'_>) {
         register(&mut self.reader, cx);
@@ -102,6 +113,12 @@ impl Slot {
     }
 }
 
+/// Keeps what came until somebody takes it; answers where.
+fn keep<T>(kept: &mut Slab<T>, came: T) -> u32 {
+    // Each is of another stream, and those have numbers of 31 bits.
+    u32::try_from(kept.insert(came)).unwrap_or(u32::MAX)
+}
+
 fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
     match slot {
         Some(waker) => waker.clone_from(cx.waker()),
@@ -112,6 +129,16 @@ fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
 impl Core {
     pub(crate) fn slot(&mut self, key: Key) -> &mut Slot {
         &mut self.slots[key.index()]
+    }
+
+    pub(crate) fn take_head(&mut self, key: Key) -> Option<response::Parts> {
+        let at = self.slot(key).head.take()?;
+        Some(self.heads.remove(at as usize))
+    }
+
+    pub(crate) fn take_trailers(&mut self, key: Key) -> Option<HeaderMap> {
+        let at = self.slot(key).trailers.take()?;
+        Some(self.trailers.remove(at as usize))
     }
 
     /// A new stream, of which there are so many handles.
@@ -136,13 +163,13 @@ impl Core {
 
     fn vacate(&mut self, key: Key) {
         let slot = &mut self.slots[key.index()];
-        // What it has allocated is there for the next.
-        let mut received = std::mem::take(&mut slot.received);
-        received.clear();
-        *slot = Slot {
-            received,
-            ..Slot::default()
-        };
+        if let Some(at) = slot.head {
+            self.heads.remove(at as usize);
+        }
+        if let Some(at) = slot.trailers {
+            self.trailers.remove(at as usize);
+        }
+        *slot = Slot::default();
         self.connection.forget(key);
         self.on_output();
         self.wake_openers();
@@ -153,7 +180,6 @@ impl Core {
         let slot = self.slot(key);
         slot.unwanted = true;
         let bytes = slot.received.clear();
-        slot.trailers = None;
         self.connection.release(key, bytes);
         self.on_output();
     }
@@ -223,8 +249,9 @@ impl Core {
                 self.requests.push_back((stream, head));
             }
             Event::Response { stream, head, ends } => {
+                let at = keep(&mut self.heads, head);
                 let slot = self.slot(stream);
-                slot.head = Some(Box::new(head));
+                slot.head = Some(at);
                 slot.has_ended = ends;
                 slot.wake_reader();
             }
@@ -241,9 +268,10 @@ impl Core {
                 slot.wake_reader();
             }
             Event::Trailers { stream, fields } => {
+                let at = keep(&mut self.trailers, fields);
                 let slot = self.slot(stream);
                 slot.has_ended = true;
-                slot.trailers = Some(Box::new(fields));
+                slot.trailers = Some(at);
                 slot.wake_reader();
             }
             Event::Reset { stream, error } => self.slot(stream).fail(&error),

@@ -39,7 +39,7 @@ impl RecvStream {
         let mut core = self.0.lock();
         let slot = core.slot(self.0.key);
         if slot.has_ended && slot.received.is_empty() {
-            return Poll::Ready(Ok(slot.trailers.take().map(|fields| *fields)));
+            return Poll::Ready(Ok(core.take_trailers(self.0.key)));
         }
         if !slot.has_ended
             && let Some(error) = &slot.error
@@ -54,7 +54,7 @@ impl RecvStream {
     pub fn is_end_stream(&self) -> bool {
         let mut core = self.0.lock();
         let slot = core.slot(self.0.key);
-        let has_more = slot.ends_by_itself || slot.trailers.is_some();
+        let has_more = slot.ends_by_itself || slot.has_trailers();
         slot.has_ended && slot.received.is_empty() && !has_more
     }
 

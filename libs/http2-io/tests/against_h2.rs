@@ -159,8 +159,8 @@ async fn ask(sender: SendRequest, at: usize, call: Call) -> String {
         request = request.header(name, value);
     }
     let sender = sender.ready().await;
-    let request = request.body(()).unwrap();
-    let (response, mut to) = match sender.map(|mut sender| sender.send_request(request, false)) {
+    let (head, ()) = request.body(()).unwrap().into_parts();
+    let (response, mut to) = match sender.map(|mut sender| sender.send_request(&head, false)) {
         Ok(Ok(sent)) => sent,
         Ok(Err(error)) | Err(error) => return why(&error),
     };

@@ -9,9 +9,6 @@ use http::{
 
 use crate::hpack::Field;
 
-/// Room for the fields of most heads, so that the map is not made twice.
-const USUAL: usize = 9;
-
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
@@ -59,9 +56,6 @@ impl Assembly {
         };
         self.room = room;
         if let Field::Plain(name, value) = field {
-            if self.fields.is_empty() {
-                self.fields.reserve(USUAL);
-            }
             self.fields.append(name, value);
             return;
         }

@@ -80,7 +80,7 @@ impl Call {
     pub(crate) fn poll_upload(
         &self,
         cx: &mut Context<'_>,
-        upload: &mut Option<Upload>,
+        upload: Option<&mut Upload>,
     ) -> Result<(), Status> {
         match upload {
             None => Ok(()),

@@ -81,7 +81,6 @@ async fn take_calls(
             return Ok(());
         };
         let (request, respond) = accepted?;
-        let forwarder = Arc::clone(&forwarder);
-        tokio::spawn(async move { forwarder.serve(request, respond, number).await });
+        tokio::spawn(Arc::clone(&forwarder).serve(request, respond, number));
     }
 }

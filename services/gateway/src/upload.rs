@@ -103,6 +103,11 @@ impl Upload {
         Ok(())
     }
 
+    /// Whether all of it was passed on, or it was given up.
+    pub(crate) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
     /// The server's answer has begun, so that the request is not sent again.
     pub(crate) fn on_head(&mut self) {
         self.pump.forget();
