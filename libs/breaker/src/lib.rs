@@ -29,9 +29,12 @@
 //!   `failure_percent` of them failed or `slow_percent` were slow. What was before the last change of state is forgotten.
 //! - **B7** One that may not trip stays closed, and trips with the next bad call for which it may.
 //!
+//! Beside it is the budget of calls that are made again, [`Retries`], with **B8**.
+//!
 //! No clock is read here. Every call is told what time it is.
 
 mod codes;
+mod retries;
 mod window;
 
 use std::time::Duration;
@@ -39,6 +42,7 @@ use std::time::Duration;
 use tether_clock::Tick;
 
 pub use codes::{CODES, Codes, Outcome};
+pub use retries::{Retries, RetryTerms, SPAN};
 
 use window::{Mark, Window};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tether_breaker::{Breaker, State, Terms};
+use tether_breaker::{Breaker, Retries, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
@@ -19,6 +19,7 @@ pub(crate) struct Pool {
     pub(crate) waiting: Waiting,
     /// Whether workers came, went or changed since waiting calls were last given their slots.
     pub(crate) moved: bool,
+    pub(crate) retries: Retries,
 }
 
 #[derive(Debug, Default)]

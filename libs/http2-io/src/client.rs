@@ -90,6 +90,11 @@ impl SendRequest {
         Poll::Ready(Ok(()))
     }
 
+    /// How many streams the other side takes at once.
+    pub fn current_max_send_streams(&self) -> usize {
+        self.shared.lock().connection.max_streams() as usize
+    }
+
     /// Sends the head of a request, which may be all of it.
     ///
     /// # Errors

@@ -144,6 +144,14 @@ impl SendRequest {
         }
     }
 
+    /// How many streams the other side takes at once.
+    pub fn current_max_send_streams(&self) -> usize {
+        match self {
+            Self::H2(sender) => sender.current_max_send_streams(),
+            Self::Own(sender) => sender.current_max_send_streams(),
+        }
+    }
+
     /// Sends the head of a request, which may be all of it.
     ///
     /// # Errors

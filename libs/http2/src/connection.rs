@@ -360,6 +360,11 @@ impl Connection {
         self.free() > 0
     }
 
+    /// How many streams the other side takes at once.
+    pub fn max_streams(&self) -> u32 {
+        self.theirs.max_streams
+    }
+
     /// How many more streams the other side takes now.
     pub fn free(&self) -> u32 {
         self.theirs.max_streams.saturating_sub(self.ours_open)

@@ -3,11 +3,13 @@
 
 use std::{
     fmt,
+    future::ready,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
 use bytes::Bytes;
+use futures::future::Either;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
 use tonic::{Code, Status};
 
@@ -111,9 +113,9 @@ impl Future for Passing {
             let came = match this.poll_end(cx) {
                 Poll::Ready(came) => came,
                 Poll::Pending => {
-                    let late = ready!(this.limit.poll(cx));
+                    let late = task::ready!(this.limit.poll(cx));
                     this.call.on_code(DEADLINE_EXCEEDED);
-                    Err(late.into())
+                    Err(this.call.got(late).into())
                 }
             };
             let trailers = match came {
@@ -123,16 +125,16 @@ impl Future for Passing {
                 Ok(Came::End(End::Broken(error))) => {
                     let why = this.call.broke(error, this.limit.deadline());
                     let why = this.explanation.insert(Explanation(Box::pin(why)));
-                    of(ready!(why.0.as_mut().poll(cx)))
+                    of(task::ready!(why.0.as_mut().poll(cx)))
                 }
-                Ok(Came::End(_)) => of(explain::unread("the client").into()),
+                Ok(Came::End(_)) => of(this.call.got(explain::unread("the client")).into()),
                 Err(status) => of(status),
             };
             this.end(trailers);
             return Poll::Ready(());
         }
         if let Some(why) = &mut this.explanation {
-            let status = ready!(why.0.as_mut().poll(cx));
+            let status = task::ready!(why.0.as_mut().poll(cx));
             this.end(of(status));
         }
         Poll::Ready(())
@@ -150,7 +152,7 @@ enum Came {
 impl Passing {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, Status>> {
         if !self.is_over {
-            match ready!(self.exchange(cx))? {
+            match task::ready!(self.exchange(cx))? {
                 End::Over | End::Ended => self.is_over = true,
                 other => return Poll::Ready(Ok(Came::End(other))),
             }
@@ -178,7 +180,7 @@ impl Passing {
         let code = code_of(&received).or(said.code);
         if code == Some(CANCELLED) && deadline.explains_cancel() {
             self.call.on_code(DEADLINE_EXCEEDED);
-            return Err(deadline.passed().into());
+            return Err(self.call.got(deadline.passed()).into());
         }
         if code.is_none() {
             add_status(&mut received, said.status);
@@ -233,13 +235,11 @@ impl Call {
         if late {
             self.on_code(DEADLINE_EXCEEDED);
         }
-        let why = (!late).then(|| self.broken(error));
-        async move {
-            match why {
-                None => deadline.passed().into(),
-                Some(why) => why.await,
-            }
-        }
+        let why = match late {
+            true => Either::Left(ready(self.got(deadline.passed()))),
+            false => Either::Right(self.broken(error)),
+        };
+        async move { why.await.into() }
     }
 }
 

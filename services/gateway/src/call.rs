@@ -7,14 +7,15 @@ use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
 use tether_proto::Failure;
-use tether_types::{Address, WorkerId};
+use tether_types::{Address, Reason, WorkerId};
 use tonic::{Code, Status};
 
 use crate::{
     directory::Directory,
     explain::{self, Progress},
+    slots::Slot,
     upload::Upload,
-    wire::{Error, Reason},
+    wire::{self, Error},
 };
 
 /// A service of ours that calls are forwarded to.
@@ -35,8 +36,7 @@ enum Server {
         death_wait: Duration,
         /// Which attempt this is, from 1.
         attempt: u32,
-        /// Whether its answer has begun.
-        begun: bool,
+        progress: Progress,
     },
     Control(Control, Address),
 }
@@ -45,6 +45,8 @@ enum Server {
 pub(crate) struct Call {
     server: Server,
     limit: u32,
+    /// Its place among the calls that the server takes at once over one connection.
+    slot: Option<Slot>,
 }
 
 impl Call {
@@ -62,7 +64,7 @@ impl Call {
                 ticket: Some(ticket),
                 death_wait,
                 attempt,
-                begun: false,
+                progress: Progress::NeverSent,
             },
             limit,
         )
@@ -73,7 +75,53 @@ impl Call {
     }
 
     fn new(server: Server, limit: u32) -> Self {
-        Self { server, limit }
+        Self {
+            server,
+            limit,
+            slot: None,
+        }
+    }
+
+    /// The worker that serves it, and how far it is.
+    pub(crate) fn at(&self) -> Option<(&WorkerId, Progress)> {
+        match &self.server {
+            Server::Worker {
+                worker, progress, ..
+            } => Some((worker, *progress)),
+            Server::Control(..) => None,
+        }
+    }
+
+    /// Says in a failure how far the call got.
+    pub(crate) fn got(&self, failure: Failure) -> Failure {
+        match &self.server {
+            Server::Worker {
+                worker,
+                progress,
+                attempt,
+                ..
+            } => explain::got(failure, worker, *progress, *attempt),
+            Server::Control(..) => failure,
+        }
+    }
+
+    /// So many attempts were made in all.
+    pub(crate) fn on_attempts(&mut self, count: u32) {
+        if let Server::Worker { attempt, .. } = &mut self.server {
+            *attempt = count;
+        }
+    }
+
+    /// Which attempt this is, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        match self.server {
+            Server::Worker { attempt, .. } => attempt,
+            Server::Control(..) => 1,
+        }
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
     }
 
     /// Passes on what there is of the request. Fails where it is given up, which says nothing about a worker.
@@ -84,25 +132,33 @@ impl Call {
     ) -> Result<(), Status> {
         match upload {
             None => Ok(()),
-            Some(upload) => upload.poll(cx).map_err(|why| why.explain(self.limit)),
+            Some(upload) => upload
+                .poll(cx)
+                .map_err(|why| self.got(why.explain(self.limit)).into()),
         }
     }
 
     /// The call is on its way to the server.
-    pub(crate) fn on_sent(&mut self) {
+    pub(crate) fn on_sent(&mut self, slot: Slot) {
+        self.slot = Some(slot);
         if let Server::Worker {
             ticket: Some(ticket),
+            progress,
             ..
         } = &mut self.server
         {
+            *progress = Progress::SentUnknown;
             ticket.on_sent(BootClock.now());
         }
     }
 
     /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
     pub(crate) fn on_head(&mut self) {
-        if let Server::Worker { begun, ticket, .. } = &mut self.server {
-            *begun = true;
+        if let Server::Worker {
+            progress, ticket, ..
+        } = &mut self.server
+        {
+            *progress = Progress::Started;
             if let Some(ticket) = ticket {
                 ticket.on_answered(BootClock.now());
             }
@@ -130,6 +186,18 @@ impl Call {
         } = &mut self.server
         {
             directory.on_outcome(ticket, outcome);
+        }
+    }
+
+    /// Another worker's answer came first.
+    pub(crate) fn on_late(&mut self) {
+        if let Server::Worker {
+            directory,
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            directory.on_late(ticket);
         }
     }
 
@@ -167,7 +235,7 @@ impl Call {
     }
 
     /// The call broke; the future says why, once that is known.
-    pub(crate) fn broken(&mut self, error: Error) -> impl Future<Output = Status> + Send + use<> {
+    pub(crate) fn broken(&mut self, error: Error) -> impl Future<Output = Failure> + Send + use<> {
         match reset_code(&error) {
             Some(code) => self.on_code(code as u32),
             None => self.on_outcome(Outcome::Failure),
@@ -177,17 +245,16 @@ impl Call {
             let at = match source {
                 Source::Control(control, address) => {
                     return match reset_code(&error) {
-                        Some(code) => Status::new(code, format!("the call was reset: {error}")),
-                        None => control.unreachable(&address, &error).into(),
+                        Some(code) => {
+                            let text = format!("the call was reset: {error}");
+                            Failure::new(Reason::CallReset, text).with_code(code)
+                        }
+                        None => control.unreachable(&address, &error),
                     };
                 }
                 Source::Worker(at) => at,
             };
-            let (worker, attempts) = (&at.worker, at.attempt);
-            let progress = match at.begun {
-                true => Progress::Started,
-                false => Progress::SentUnknown,
-            };
+            let (worker, progress, attempts) = (&at.worker, at.progress, at.attempt);
             // A worker that resets a call and stays has decided so; one that is leaving resets
             // what it cannot finish.
             if let Some(code) = reset_code(&error)
@@ -199,7 +266,6 @@ impl Call {
                 Some(death) => explain::died(worker, &death, progress, attempts),
                 None => explain::lost(worker, &error, progress, attempts),
             }
-            .into()
         }
     }
 
@@ -239,14 +305,14 @@ impl Call {
                 worker,
                 death_wait,
                 attempt,
-                begun,
+                progress,
                 ..
             } => Source::Worker(At {
                 directory: Arc::clone(directory),
                 worker: worker.clone(),
                 death_wait: *death_wait,
                 attempt: *attempt,
-                begun: *begun,
+                progress: *progress,
             }),
         }
     }
@@ -276,7 +342,7 @@ struct At {
     worker: WorkerId,
     death_wait: Duration,
     attempt: u32,
-    begun: bool,
+    progress: Progress,
 }
 
 impl Control {
@@ -291,7 +357,7 @@ impl Control {
 /// Whether the other side has said that it did not begin with a call and will not: it refused its stream, or went away
 /// and named the last stream that it had taken, which is an earlier one (RFC 9113, 6.8 and 8.7).
 pub(crate) fn is_turned_away(error: &Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    let refused = error.is_reset() && error.reason() == Some(wire::Reason::REFUSED_STREAM);
     error.is_remote() && (refused || error.is_go_away())
 }
 
@@ -307,10 +373,10 @@ fn reset_code(error: &Error) -> Option<Code> {
         return None;
     }
     Some(match error.reason()? {
-        Reason::REFUSED_STREAM => Code::Unavailable,
-        Reason::CANCEL => Code::Cancelled,
-        Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
-        Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        wire::Reason::REFUSED_STREAM => Code::Unavailable,
+        wire::Reason::CANCEL => Code::Cancelled,
+        wire::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        wire::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
         _ => Code::Internal,
     })
 }

@@ -3,11 +3,11 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tether_breaker::{CODES, Codes, Terms};
+use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::Outlook;
 use tether_kit::config::duration;
 
-use crate::wire::Engine;
+use crate::{methods::Methods, wire::Engine};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,10 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// How many calls may be made again that a worker may have seen.
+    pub retries: Retries,
+    /// What may be done with calls of single methods.
+    pub methods: Methods,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -65,6 +69,38 @@ impl Default for Queue {
         Self {
             max_calls: 1_000,
             max_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How many calls of a pool may be made again in ten seconds, of those whose methods are idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retries {
+    /// For a hundred of them.
+    pub percent: u32,
+    /// And for each second.
+    pub per_second: u32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        let RetryTerms {
+            percent,
+            per_second,
+        } = RetryTerms::default();
+        Self {
+            percent,
+            per_second,
+        }
+    }
+}
+
+impl Retries {
+    pub(crate) const fn terms(&self) -> RetryTerms {
+        RetryTerms {
+            percent: self.percent,
+            per_second: self.per_second,
         }
     }
 }
@@ -96,6 +132,8 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            retries: Retries::default(),
+            methods: Methods::default(),
         }
     }
 }

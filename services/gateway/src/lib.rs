@@ -15,6 +15,7 @@
 
 mod answer;
 mod arbiters;
+mod attempt;
 mod budget;
 mod call;
 mod client;
@@ -26,14 +27,18 @@ mod explain;
 mod fields;
 mod forward;
 mod greeting;
+mod hedge;
 mod lanes;
 mod links;
 mod meter;
+mod methods;
 mod own;
 mod owners;
 mod pump;
+mod repeat;
 mod route;
 mod server;
+mod slots;
 mod timeout;
 mod upload;
 mod upstream;
@@ -48,7 +53,8 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Queue, WhenStale};
+pub use config::{Breaker, Config, Queue, Retries, WhenStale};
+pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
 pub use wire::Engine;
 

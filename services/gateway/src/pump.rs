@@ -55,6 +55,13 @@ impl Source {
         self.kept.is_empty() && live.is_none_or(RecvStream::is_end_stream)
     }
 
+    /// Whether all of a request is here, and it is no more than may be sent twice.
+    pub(crate) fn is_whole(&self) -> bool {
+        let live = self.live.as_ref();
+        let bytes: usize = self.kept.iter().map(Bytes::len).sum();
+        bytes <= REPEATABLE && live.is_none_or(RecvStream::is_end_stream)
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         match (self.kept.pop_front(), &mut self.live) {
             (Some(bytes), _) => Poll::Ready(Some(Ok(bytes))),
@@ -226,6 +233,19 @@ impl Pump {
     /// What was sent is not needed any more.
     pub(crate) fn forget(&mut self) {
         self.sent = None;
+    }
+
+    /// All messages, where they are over and were kept.
+    pub(crate) fn copy(&self) -> Option<Source> {
+        let sent = self.sent.as_ref()?.pieces.iter().cloned();
+        let held = (!self.held.is_empty()).then(|| Bytes::copy_from_slice(&self.held));
+        let rest = self.from.kept.iter().cloned();
+        let copy = Source {
+            kept: sent.chain(held).chain(rest).collect(),
+            live: None,
+            uncredited: 0,
+        };
+        (self.from.is_whole() && copy.is_whole()).then_some(copy)
     }
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.

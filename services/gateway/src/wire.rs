@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use tether_http2_io::{Config, either};
 pub(crate) use tether_http2_io::{
     Error, Reason,
-    either::{RecvStream, SendRequest, SendResponse, SendStream, Server, accept, connect},
+    either::{
+        RecvStream, ResponseFuture, SendRequest, SendResponse, SendStream, Server, accept, connect,
+    },
 };
 
 /// Who reads and writes HTTP/2.

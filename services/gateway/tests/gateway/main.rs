@@ -15,4 +15,5 @@ mod limits;
 mod owners;
 mod picking;
 mod queue;
+mod retries;
 mod speed;
