@@ -33,15 +33,10 @@ pub(crate) struct Driver<S> {
 
 impl<S> Drop for Driver<S> {
     fn drop(&mut self) {
-        let gone = || {
-            Error::Io(
-                io::ErrorKind::ConnectionAborted,
-                "it was given up".to_owned(),
-            )
-        };
-        let mut core = self.shared.lock();
-        let error = core.connection.is_closed().unwrap_or_else(gone);
-        core.fail(&error);
+        // Whatever was said before: streams that are under way now may have been begun with.
+        let kind = io::ErrorKind::ConnectionAborted;
+        let error = Error::Io(kind, "it was given up".to_owned());
+        self.shared.lock().fail(&error);
     }
 }
 

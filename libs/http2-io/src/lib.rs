@@ -24,6 +24,6 @@ mod shared;
 mod streams;
 
 pub use client::{ClientConnection, ResponseFuture, SendRequest, connect};
-pub use server::{SendResponse, ServerConnection, accept};
+pub use server::{SendResponse, ServerConnection, Taken, accept};
 pub use streams::{RecvStream, SendStream};
 pub use tether_http2::{Config, Error, Reason};

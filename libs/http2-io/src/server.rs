@@ -24,6 +24,9 @@ pub struct ServerConnection<S> {
     shared: Arc<Shared>,
 }
 
+/// A request, and the way to answer it.
+pub type Taken = (Request<RecvStream>, SendResponse);
+
 /// Serves a client that begins with its preface.
 pub fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: Config) -> ServerConnection<S> {
     let shared = Shared::new(Role::Server, config);
@@ -35,14 +38,11 @@ pub fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: Config) -> Serve
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     /// The next request; `None` when the client has gone, or all was done after a farewell.
-    pub async fn accept(&mut self) -> Option<Result<(Request<RecvStream>, SendResponse), Error>> {
+    pub async fn accept(&mut self) -> Option<Result<Taken, Error>> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(Request<RecvStream>, SendResponse), Error>>> {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Taken, Error>>> {
         loop {
             let next = self.shared.lock().next_request();
             if let Some((key, head)) = next {

@@ -12,6 +12,9 @@ use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
 
 use crate::received::Received;
 
+/// So many slots are kept when there are no streams.
+const FEW: usize = 1_024;
+
 /// A connection, as its driver and its streams see it.
 #[derive(Debug)]
 pub(crate) struct Shared(Mutex<Core>);
@@ -171,6 +174,9 @@ impl Core {
         }
         *slot = Slot::default();
         self.connection.forget(key);
+        if !self.connection.has_streams() && self.slots.len() > FEW {
+            self.slots = Vec::new();
+        }
         self.on_output();
         self.wake_openers();
     }

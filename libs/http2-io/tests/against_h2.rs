@@ -46,8 +46,12 @@ enum Answer {
 type Seen = BTreeMap<String, String>;
 
 fn body(sizes: &[usize]) -> Vec<Bytes> {
-    let piece =
-        |(at, size): (usize, &usize)| Bytes::from(vec![u8::try_from(at % 251).unwrap(); *size]);
+    let piece = |(at, size): (usize, &usize)| {
+        Bytes::from(vec![
+            u8::try_from(at % 251).expect("it is as it should be");
+            *size
+        ])
+    };
     sizes.iter().enumerate().map(piece).collect()
 }
 
@@ -135,7 +139,8 @@ async fn answer(request: Request<RecvStream>, respond: SendResponse, call: Call)
         head = head.header(name, value);
     }
     let is_all = call.answer == Answer::Head;
-    let Ok(mut to) = respond.send_response(head.body(()).unwrap(), is_all) else {
+    let Ok(mut to) = respond.send_response(head.body(()).expect("it is as it should be"), is_all)
+    else {
         return format!("{seen} gone");
     };
     match call.answer {
@@ -159,7 +164,10 @@ async fn ask(sender: SendRequest, at: usize, call: Call) -> String {
         request = request.header(name, value);
     }
     let sender = sender.ready().await;
-    let (head, ()) = request.body(()).unwrap().into_parts();
+    let (head, ()) = request
+        .body(())
+        .expect("it is as it should be")
+        .into_parts();
     let (response, mut to) = match sender.map(|mut sender| sender.send_request(&head, false)) {
         Ok(Ok(sent)) => sent,
         Ok(Err(error)) | Err(error) => return why(&error),
@@ -212,11 +220,18 @@ async fn play(client: Engine, server: Engine, calls: &[Call], windows: (u32, u32
     let at_server = Arc::new(Mutex::new(Seen::new()));
     let (seen, known) = (Arc::clone(&at_server), calls.to_vec());
     let serving = tokio::spawn(async move {
-        let mut connection = accept(server, far, &config(windows.1)).await.unwrap();
+        let mut connection = accept(server, far, &config(windows.1))
+            .await
+            .expect("it ends well");
         let mut tasks = tokio::task::JoinSet::new();
         while let Some(Ok((request, respond))) = connection.accept().await {
             let path = request.uri().path().to_owned();
-            let at: usize = path.rsplit('/').next().unwrap().parse().unwrap();
+            let at: usize = path
+                .rsplit('/')
+                .next()
+                .expect("it is as it should be")
+                .parse()
+                .expect("it is as it should be");
             let (seen, call) = (Arc::clone(&seen), known[at].clone());
             tasks.spawn(async move {
                 // How far one has come that is given up, and whether it is seen at all, is not the same each time.
@@ -224,13 +239,15 @@ async fn play(client: Engine, server: Engine, calls: &[Call], windows: (u32, u32
                     matches!(call.answer, Answer::Head | Answer::Body | Answer::Trailers);
                 let saw = answer(request, respond, call).await;
                 if is_whole {
-                    seen.lock().unwrap().insert(path, saw);
+                    seen.lock().expect("nobody panicked").insert(path, saw);
                 }
             });
         }
         while tasks.join_next().await.is_some() {}
     });
-    let (sender, driving) = connect(client, near, &config(windows.0)).await.unwrap();
+    let (sender, driving) = connect(client, near, &config(windows.0))
+        .await
+        .expect("it ends well");
     let driving = tokio::spawn(driving);
     let asked = calls.iter().enumerate().map(|(at, call)| {
         let (sender, call) = (sender.clone(), call.clone());
@@ -239,9 +256,9 @@ async fn play(client: Engine, server: Engine, calls: &[Call], windows: (u32, u32
     let at_client = join_all(asked).await.into_iter().collect();
     drop(sender);
     // Either side may close first, and the other find it closed.
-    let _ = driving.await.unwrap();
-    serving.await.unwrap();
-    let at_server = std::mem::take(&mut *at_server.lock().unwrap());
+    let _ = driving.await.expect("it ends well");
+    serving.await.expect("it ends well");
+    let at_server = std::mem::take(&mut *at_server.lock().expect("nobody panicked"));
     (at_client, at_server)
 }
 
@@ -297,7 +314,7 @@ proptest! {
         calls in vec(call(), 1..12),
         windows in (select(vec![100_u32, 65_535, 1 << 20]), select(vec![1_000_u32, 65_535, 300_000])),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it is as it should be");
         let played = |client, server| {
             let play = play(client, server, &calls, windows);
             let patience = std::time::Duration::from_secs(20);

@@ -87,10 +87,6 @@ impl Key {
 
 /// What came.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "they are handed on at once, and a box for each head would cost more"
-)]
 pub enum Event {
     /// A request, on a new stream.
     Request {
@@ -326,6 +322,11 @@ impl Connection {
             reason,
             remote: true,
         })
+    }
+
+    /// Whether there are streams that were not forgotten.
+    pub fn has_streams(&self) -> bool {
+        !self.streams.is_empty()
     }
 
     /// Whether there are streams over which something may still come or go.

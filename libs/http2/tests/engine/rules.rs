@@ -8,7 +8,7 @@ use super::wire::*;
 
 fn opened(end: &mut End, stream: u32, flags: u8) -> Key {
     let events = end.read(&frame(HEADERS, flags | END_HEADERS, stream, block(CALL)));
-    match &events.unwrap()[..] {
+    match &events.expect("it is as it should be")[..] {
         [Event::Request { stream, .. }] => *stream,
         other => panic!("{other:?}"),
     }
@@ -19,16 +19,16 @@ fn asked(end: &mut End) -> Key {
     let asked = end
         .connection
         .open(&Method::POST, &uri, &HeaderMap::new(), false);
-    asked.unwrap()
+    asked.expect("it is as it should be")
 }
 
 fn ends_with(end: &mut End, bytes: &[u8], reason: Reason) {
     let remote = false;
     assert_eq!(
-        end.read(bytes).unwrap_err(),
+        end.read(bytes).expect_err("it ends"),
         Error::GoAway { reason, remote }
     );
-    let last = end.written().pop().unwrap();
+    let last = end.written().pop().expect("something was said");
     assert_eq!((last.kind, last.number(4)), (GOAWAY, reason.0));
 }
 
@@ -36,17 +36,21 @@ fn ends_with(end: &mut End, bytes: &[u8], reason: Reason) {
 fn a_request_and_its_answer_pass() {
     let mut end = End::server();
     let stream = opened(&mut end, 1, 0);
-    let events = end.read(&frame(DATA, END_STREAM, 1, b"word")).unwrap();
+    let events = end
+        .read(&frame(DATA, END_STREAM, 1, b"word"))
+        .expect("it is as it should be");
     assert!(matches!(&events[..], [Event::Data { data, ends: true, .. }] if data == "word"));
 
     let connection = &mut end.connection;
     connection
         .respond(stream, StatusCode::OK, &HeaderMap::new(), false)
-        .unwrap();
+        .expect("it is as it should be");
     connection
         .send_data(stream, Bytes::from_static(b"answer"), false)
-        .unwrap();
-    connection.send_trailers(stream, &HeaderMap::new()).unwrap();
+        .expect("it is as it should be");
+    connection
+        .send_trailers(stream, &HeaderMap::new())
+        .expect("it is as it should be");
     let kinds: Vec<_> = end
         .written()
         .iter()
@@ -68,7 +72,7 @@ fn nothing_is_sent_beyond_either_window_and_what_is_given_later_counts() {
     assert_eq!(end.connection.capacity(stream), 65_535);
     end.connection
         .send_data(stream, Bytes::from(vec![0; 65_535]), false)
-        .unwrap();
+        .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 0);
     assert!(
         end.connection
@@ -79,17 +83,17 @@ fn nothing_is_sent_beyond_either_window_and_what_is_given_later_counts() {
 
     // The stream's window alone is of no use, nor is the connection's.
     end.read(&frame(WINDOW_UPDATE, 0, 1, 10_u32.to_be_bytes()))
-        .unwrap();
+        .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 0);
     end.read(&frame(WINDOW_UPDATE, 0, 0, 4_u32.to_be_bytes()))
-        .unwrap();
+        .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 4);
     // Settings may take back what a stream had, and more.
     end.read(&frame(SETTINGS, 0, 0, [0, 4, 0, 0, 0, 0]))
-        .unwrap();
+        .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 0);
     end.read(&frame(WINDOW_UPDATE, 0, 1, 65_530_u32.to_be_bytes()))
-        .unwrap();
+        .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 4);
 }
 
@@ -98,11 +102,16 @@ fn frames_are_no_larger_than_the_other_side_takes() {
     let mut end = End::client();
     let stream = asked(&mut end);
     let mut fields = HeaderMap::new();
-    fields.insert("x-large", "v".repeat(40_000).parse().unwrap());
+    fields.insert(
+        "x-large",
+        "v".repeat(40_000).parse().expect("it is as it should be"),
+    );
     end.connection
         .send_data(stream, Bytes::from(vec![7; 40_000]), false)
-        .unwrap();
-    end.connection.send_trailers(stream, &fields).unwrap();
+        .expect("it is as it should be");
+    end.connection
+        .send_trailers(stream, &fields)
+        .expect("it is as it should be");
 
     let written = end.written();
     assert!(
@@ -132,11 +141,12 @@ fn the_connections_window_is_given_back_as_it_is_used_and_a_streams_as_it_is_tak
     };
     let mut end = End::new(Role::Server, config);
     end.read(&[PREFACE, &frame(SETTINGS, 0, 0, [])].concat())
-        .unwrap();
+        .expect("it is as it should be");
     let stream = opened(&mut end, 1, 0);
     end.connection.output().take();
     for _ in 0..5 {
-        end.read(&frame(DATA, 0, 1, [0; 12_000])).unwrap();
+        end.read(&frame(DATA, 0, 1, [0; 12_000]))
+            .expect("it is as it should be");
     }
     let given: Vec<_> = end
         .written()
@@ -154,9 +164,12 @@ fn the_connections_window_is_given_back_as_it_is_used_and_a_streams_as_it_is_tak
     assert_eq!(given, [(1, 60_000)]);
     // Whoever sends more than that has not kept to it.
     for _ in 0..8 {
-        end.read(&frame(DATA, 0, 1, [0; 12_000])).unwrap();
+        end.read(&frame(DATA, 0, 1, [0; 12_000]))
+            .expect("it is as it should be");
     }
-    let events = end.read(&frame(DATA, 0, 1, [0; 12_000])).unwrap();
+    let events = end
+        .read(&frame(DATA, 0, 1, [0; 12_000]))
+        .expect("it is as it should be");
     let reason = Reason::FLOW_CONTROL_ERROR;
     assert!(
         matches!(&events[..], [Event::Reset { error, .. }] if error.reason() == Some(reason)),
@@ -169,7 +182,7 @@ fn no_more_streams_are_opened_or_taken_than_was_said() {
     let mut client = End::client();
     client
         .read(&frame(SETTINGS, 0, 0, [0, 3, 0, 0, 0, 1]))
-        .unwrap();
+        .expect("it is as it should be");
     let first = asked(&mut client);
     assert!(!client.connection.can_open());
     let uri = Uri::from_static("http://site/");
@@ -187,12 +200,14 @@ fn no_more_streams_are_opened_or_taken_than_was_said() {
     let mut server = End::new(Role::Server, config);
     server
         .read(&[PREFACE, &frame(SETTINGS, 0, 0, [])].concat())
-        .unwrap();
+        .expect("it is as it should be");
     opened(&mut server, 1, 0);
     server.connection.output().take();
-    let events = server.read(&frame(HEADERS, WHOLE, 3, block(CALL))).unwrap();
+    let events = server
+        .read(&frame(HEADERS, WHOLE, 3, block(CALL)))
+        .expect("it is as it should be");
     assert!(events.is_empty());
-    let said = server.written().pop().unwrap();
+    let said = server.written().pop().expect("something was said");
     let refused = Reason::REFUSED_STREAM.0;
     assert_eq!(
         (said.kind, said.stream, said.number(0)),
@@ -210,12 +225,13 @@ fn a_farewell_lets_what_is_under_way_end_and_takes_what_was_sent_before_it_came(
     assert_eq!(said[1].kind, PING);
     let second = opened(&mut end, 3, END_STREAM);
 
-    end.read(&frame(PING, ACK, 0, &said[1].payload)).unwrap();
+    end.read(&frame(PING, ACK, 0, &said[1].payload))
+        .expect("it is as it should be");
     let said = end.written();
     assert_eq!((said[0].kind, said[0].number(0)), (GOAWAY, 3));
     assert!(
         end.read(&frame(HEADERS, WHOLE, 5, block(CALL)))
-            .unwrap()
+            .expect("it is as it should be")
             .is_empty()
     );
     assert!(!end.connection.is_over());
@@ -223,7 +239,7 @@ fn a_farewell_lets_what_is_under_way_end_and_takes_what_was_sent_before_it_came(
         let fields = HeaderMap::new();
         end.connection
             .respond(stream, StatusCode::OK, &fields, true)
-            .unwrap();
+            .expect("it is as it should be");
     }
     assert!(end.connection.is_over());
 }
@@ -233,13 +249,20 @@ fn streams_that_a_farewell_leaves_out_are_refused_and_the_others_go_on() {
     let mut end = End::client();
     let (first, second) = (asked(&mut end), asked(&mut end));
     let word = [&1_u32.to_be_bytes()[..], &[0; 4]].concat();
-    let events = end.read(&frame(GOAWAY, 0, 0, word)).unwrap();
+    let events = end
+        .read(&frame(GOAWAY, 0, 0, word))
+        .expect("it is as it should be");
     assert!(matches!(events[..], [Event::GoAway]));
     assert_eq!(end.connection.refused(), [second]);
-    assert!(end.connection.is_closed().unwrap().is_go_away());
+    assert!(
+        end.connection
+            .is_closed()
+            .expect("it is as it should be")
+            .is_go_away()
+    );
 
     let answer = frame(HEADERS, WHOLE, 1, block(&[(":status", "200")]));
-    let events = end.read(&answer).unwrap();
+    let events = end.read(&answer).expect("it is as it should be");
     assert!(matches!(events[..], [Event::Response { stream, ends: true, .. }] if stream == first));
 }
 
@@ -268,7 +291,7 @@ fn what_comes_late_for_a_stream_that_was_reset_is_no_offence() {
             frame(RST_STREAM, 0, 1, 8_u32.to_be_bytes()),
         ];
         end.written_if(is_client);
-        let events = end.read(&late.concat()).unwrap();
+        let events = end.read(&late.concat()).expect("it is as it should be");
         assert!(!is_client || events.is_empty(), "{events:?}");
     }
 }
@@ -288,12 +311,16 @@ fn one_that_says_something_on_a_stream_after_its_end_is_told_so() {
     let fields = HeaderMap::new();
     end.connection
         .respond(stream, StatusCode::OK, &fields, true)
-        .unwrap();
+        .expect("it is as it should be");
     end.connection.forget(stream);
     end.written();
 
-    assert!(end.read(&frame(DATA, 0, 1, b"more")).unwrap().is_empty());
-    let said = end.written().pop().unwrap();
+    assert!(
+        end.read(&frame(DATA, 0, 1, b"more"))
+            .expect("it is as it should be")
+            .is_empty()
+    );
+    let said = end.written().pop().expect("something was said");
     let closed = Reason::STREAM_CLOSED.0;
     assert_eq!(
         (said.kind, said.stream, said.number(0)),
@@ -309,7 +336,7 @@ fn a_stream_that_is_given_up_is_told_so_unless_its_answer_is_whole() {
     let fields = HeaderMap::new();
     end.connection
         .respond(answered, StatusCode::OK, &fields, true)
-        .unwrap();
+        .expect("it is as it should be");
     end.connection.forget(answered);
 
     let resets = end
@@ -328,7 +355,7 @@ fn informational_heads_are_passed_over() {
         frame(HEADERS, END_HEADERS, 1, block(&[(":status", "103")])),
         frame(HEADERS, END_HEADERS, 1, block(&[(":status", "204")])),
     ];
-    let events = end.read(&heads.concat()).unwrap();
+    let events = end.read(&heads.concat()).expect("it is as it should be");
     assert!(
         matches!(&events[..], [Event::Response { head, .. }] if head.status == 204),
         "{events:?}"
@@ -344,7 +371,8 @@ fn floods_end_the_connection_and_what_is_read_in_time_does_not() {
     for flood in [frame(PING, 0, 0, [0; 8]), frame(SETTINGS, 0, 0, [])] {
         let mut end = End::server();
         for _ in 0..20 {
-            end.read(&flood.repeat(1_000)).unwrap();
+            end.read(&flood.repeat(1_000))
+                .expect("it is as it should be");
             assert_eq!(end.written().len(), 1_000);
         }
         ends_with(&mut end, &flood.repeat(10_001), calm);
@@ -366,7 +394,7 @@ fn streams_that_are_given_up_before_anybody_took_them_on_are_few() {
     };
     let mut end = End::server();
     for at in 0..5_000 {
-        let events = end.read(&pair(2 * at + 1)).unwrap();
+        let events = end.read(&pair(2 * at + 1)).expect("it is as it should be");
         let [Event::Request { stream, .. }, Event::Reset { .. }] = events[..] else {
             panic!("{events:?}");
         };
@@ -384,13 +412,18 @@ fn too_much_metadata_is_answered_and_the_next_request_is_read() {
     let fields = [CALL, &[("x-large", &large[..]); 9]].concat();
     let block = block(&fields);
     let mut pieces = block.chunks(16_000);
-    let mut bytes = frame(HEADERS, END_STREAM, 1, pieces.next().unwrap());
+    let mut bytes = frame(
+        HEADERS,
+        END_STREAM,
+        1,
+        pieces.next().expect("it is as it should be"),
+    );
     let rest: Vec<_> = pieces.collect();
     for (at, piece) in rest.iter().enumerate() {
         let flags = if at + 1 == rest.len() { END_HEADERS } else { 0 };
         bytes.extend(frame(CONTINUATION, flags, 1, piece));
     }
-    assert!(end.read(&bytes).unwrap().is_empty());
+    assert!(end.read(&bytes).expect("it is as it should be").is_empty());
     let said = end.written();
     assert_eq!((said[0].kind, said[0].flags), (HEADERS, WHOLE));
     opened(&mut end, 3, END_STREAM);

@@ -28,7 +28,9 @@ pub(crate) const CALL: &[(&str, &str)] = &[
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let length = u32::try_from(payload.len())
+        .expect("it is as it should be")
+        .to_be_bytes();
     let head = [&length[1..], &[kind, flags], &stream.to_be_bytes()];
     [&head.concat(), payload].concat()
 }
@@ -52,7 +54,11 @@ pub(crate) struct Frame {
 
 impl Frame {
     pub(crate) fn number(&self, at: usize) -> u32 {
-        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+        u32::from_be_bytes(
+            self.payload[at..at + 4]
+                .try_into()
+                .expect("it is as it should be"),
+        )
     }
 }
 
@@ -92,7 +98,7 @@ impl End {
     pub(crate) fn server() -> Self {
         let mut end = Self::new(Role::Server, Config::default());
         let hello = [PREFACE, &frame(SETTINGS, 0, 0, [])].concat();
-        end.read(&hello).unwrap();
+        end.read(&hello).expect("it is as it should be");
         end.written();
         end
     }
@@ -100,7 +106,8 @@ impl End {
     /// A client whose server has begun as it should.
     pub(crate) fn client() -> Self {
         let mut end = Self::new(Role::Client, Config::default());
-        end.read(&frame(SETTINGS, 0, 0, [])).unwrap();
+        end.read(&frame(SETTINGS, 0, 0, []))
+            .expect("it is as it should be");
         end.connection.output().take();
         end
     }
