@@ -117,9 +117,9 @@ impl SendRequest {
         core.occupy(key, 2);
         core.on_output();
         drop(core);
-        let handle = || Handle::new(&self.shared, key);
-        let response = ResponseFuture(Some(RecvStream(handle())));
-        Ok((response, SendStream(handle())))
+        let handle = |reads| Handle::new(&self.shared, key, reads);
+        let response = ResponseFuture(Some(RecvStream(handle(true))));
+        Ok((response, SendStream(handle(false))))
     }
 }
 

@@ -10,14 +10,17 @@ use crate::shared::{Core, Shared};
 pub(crate) struct Handle {
     shared: Arc<Shared>,
     pub(crate) key: Key,
+    /// Whether what comes is for whoever holds it.
+    reads: bool,
 }
 
 impl Handle {
     /// One of those that the stream was made with.
-    pub(crate) fn new(shared: &Arc<Shared>, key: Key) -> Self {
+    pub(crate) fn new(shared: &Arc<Shared>, key: Key, reads: bool) -> Self {
         Self {
             shared: Arc::clone(shared),
             key,
+            reads,
         }
     }
 
@@ -28,6 +31,10 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.lock().leave(self.key);
+        let mut core = self.shared.lock();
+        if self.reads {
+            core.leave_reader(self.key);
+        }
+        core.leave(self.key);
     }
 }

@@ -46,9 +46,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         loop {
             let next = self.shared.lock().next_request();
             if let Some((key, head)) = next {
-                let handle = || Handle::new(&self.shared, key);
-                let request = Request::from_parts(head, RecvStream(handle()));
-                return Poll::Ready(Some(Ok((request, SendResponse(SendStream(handle()))))));
+                let handle = |reads| Handle::new(&self.shared, key, reads);
+                let request = Request::from_parts(head, RecvStream(handle(true)));
+                return Poll::Ready(Some(Ok((request, SendResponse(SendStream(handle(false)))))));
             }
             match self.driver.poll(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(None),

@@ -186,8 +186,10 @@ impl Core {
         let slot = self.slot(key);
         slot.unwanted = true;
         let bytes = slot.received.clear();
-        self.connection.release(key, bytes);
-        self.on_output();
+        if bytes > 0 {
+            self.connection.release(key, bytes);
+            self.on_output();
+        }
     }
 
     /// The driver of the connection runs; it is woken for whatever is to be written from here on.

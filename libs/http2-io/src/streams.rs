@@ -66,12 +66,6 @@ impl RecvStream {
     }
 }
 
-impl Drop for RecvStream {
-    fn drop(&mut self) {
-        self.0.lock().leave_reader(self.0.key);
-    }
-}
-
 /// What is sent to the other side.
 #[derive(Debug)]
 pub struct SendStream(pub(crate) Handle);

@@ -1,164 +1,35 @@
 //! One connection, of a client or a server: bytes in, events out; calls in, bytes out.
 
+mod messages;
 mod receive;
 mod send;
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    hash::BuildHasherDefault,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, request, response};
 use slab::Slab;
 
 use crate::{
+    config::{Config, Role},
     error::{Error, Reason},
+    event::{Event, Key},
     frame::{self, GOAWAY, PING, PREFACE, RST_STREAM, WINDOW_UPDATE},
     hpack::{Decoder, Encoder},
     output::Output,
     settings::{FIRST_WINDOW, LARGEST_WINDOW, Ours, Theirs},
+    spread::Spread,
     stream::{Stream, signed},
 };
 
-/// A stream that is asked before the last farewell: whoever answers it has read the first.
+use messages::Unended;
+
+/// What is asked before the last farewell: whoever answers it has read the first.
 const FAREWELL: [u8; 8] = *b"farewell";
 
 /// How many streams that we have reset are remembered, of which frames may still be under way.
 const REMEMBERED: usize = 1_024;
-
-/// Which end of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// The one that asks.
-    Client,
-    /// The one that answers.
-    Server,
-}
-
-/// What one end of a connection offers and allows.
-#[derive(Debug, Clone, Copy)]
-pub struct Config {
-    /// Streams the other side may have open at once.
-    pub max_streams: u32,
-    /// What one stream may hold that was not taken yet, in bytes.
-    pub stream_window: u32,
-    /// What all streams together may have under way, in bytes. It is given back as it comes, so that one who does not
-    /// read a stream does not stand in the way of the others.
-    pub connection_window: u32,
-    /// The most metadata of one message, in bytes.
-    pub header_list: u32,
-    /// How much may wait to be written before streams have to wait, in bytes.
-    pub send_buffer: usize,
-    /// Streams the other side may give up before they were accepted.
-    pub max_abandoned: usize,
-}
-
-impl Config {
-    /// How much of one stream may wait to be written, where each has its own buffer, in bytes.
-    pub fn stream_buffer(&self) -> usize {
-        self.send_buffer / 4
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            max_streams: 1_000,
-            stream_window: 1 << 20,
-            connection_window: LARGEST_WINDOW,
-            header_list: 64 << 10,
-            send_buffer: 256 << 10,
-            max_abandoned: 1_000,
-        }
-    }
-}
-
-/// Names a stream, from its beginning until [`Connection::forget`]; then it may name another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(u32);
-
-impl Key {
-    /// Small numbers, to keep things by.
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// What came.
-#[derive(Debug)]
-pub enum Event {
-    /// A request, on a new stream.
-    Request {
-        /// Its stream.
-        stream: Key,
-        /// The request without its body.
-        head: request::Parts,
-        /// Whether this is all of it.
-        ends: bool,
-    },
-    /// The answer to a request of ours.
-    Response {
-        /// Its stream.
-        stream: Key,
-        /// The answer without its body.
-        head: response::Parts,
-        /// Whether this is all of it.
-        ends: bool,
-    },
-    /// A piece of a body.
-    Data {
-        /// Its stream.
-        stream: Key,
-        /// May be empty where it is the last.
-        data: Bytes,
-        /// Whether nothing comes behind it.
-        ends: bool,
-    },
-    /// The end of a body, with fields.
-    Trailers {
-        /// Its stream.
-        stream: Key,
-        /// The fields.
-        fields: HeaderMap,
-    },
-    /// A stream ended before its time.
-    Reset {
-        /// Which.
-        stream: Key,
-        /// Why, and who said so.
-        error: Error,
-    },
-    /// There may be room for more on one stream.
-    Writable(Key),
-    /// There may be room on streams that waited for the connection's window.
-    ConnectionWritable,
-    /// There may be room for more on any stream, or for more streams.
-    AllWritable,
-    /// The other side takes no new streams; [`Connection::refused`] tells which of ours it has not begun with.
-    GoAway,
-}
-
-/// A number of a stream is a hash as it is, once its bits are spread.
-#[derive(Debug, Default)]
-struct Spread(u64);
-
-impl Hasher for Spread {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        let spread = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = spread ^ (spread >> 32);
-    }
-}
 
 /// How far a farewell of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,16 +39,6 @@ enum Farewell {
     Announced,
     /// No stream after this one is taken.
     Final(u32),
-}
-
-/// A header block of which more is to come.
-#[derive(Debug)]
-struct Unended {
-    stream: u32,
-    ends: bool,
-    depends_on_itself: bool,
-    block: Vec<u8>,
-    frames: usize,
 }
 
 /// Counts of what costs us something and the other side next to nothing.
@@ -387,7 +248,7 @@ impl Connection {
         for at in &refused {
             self.end_both(*at);
         }
-        refused.into_iter().map(key).collect()
+        refused.into_iter().map(Key::at).collect()
     }
 
     /// Nobody asks for this stream any more: what is left of it is given up.
@@ -485,7 +346,7 @@ impl Connection {
     fn open_stream(&mut self, id: u32) -> usize {
         let stream = Stream::new(id, self.theirs.window, self.first_window);
         let at = self.streams.insert(stream);
-        self.keys.insert(id, key(at).0);
+        self.keys.insert(id, Key::at(at).0);
         match self.role {
             Role::Client => self.ours_open += 1,
             Role::Server => self.theirs_open += 1,
@@ -499,18 +360,10 @@ impl Connection {
 
     /// How much is remembered, for those who check that it is bounded.
     pub fn held(&self) -> usize {
-        let unended = self
-            .unended
-            .as_ref()
-            .map_or(0, |unended| unended.block.capacity());
+        let unended = self.unended.as_ref().map_or(0, Unended::held);
         self.output.len()
             + unended
             + self.reset.len() * 4
             + self.streams.len() * size_of::<Stream>()
     }
-}
-
-fn key(at: usize) -> Key {
-    // Streams have numbers of 31 bits.
-    Key(u32::try_from(at).unwrap_or(u32::MAX))
 }

@@ -22,15 +22,20 @@
 //!
 //! No clock is read and no bytes are moved here.
 
+mod config;
 mod connection;
 mod error;
+mod event;
 mod frame;
 mod hpack;
 mod message;
 mod output;
 mod settings;
+mod spread;
 mod stream;
 
-pub use connection::{Config, Connection, Event, Key, Role};
+pub use config::{Config, Role};
+pub use connection::Connection;
 pub use error::{Error, Reason};
+pub use event::{Event, Key};
 pub use output::Output;

@@ -1,12 +1,6 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{
-    future::ready,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{self, Context, Poll},
-    time::Duration,
-};
+use std::{future::ready, pin::pin, sync::Arc, time::Duration};
 
 use futures::future::Either;
 use http::{
@@ -39,6 +33,7 @@ use crate::{
     owners::{Acting, Owners},
     pump::Source,
     repeat::{self, Last, Tries},
+    room::{Rooms, Serving},
     route::{self, Destination, Route},
     slots::Sender,
     timeout, upload,
@@ -67,6 +62,8 @@ pub(crate) struct Forwarder {
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
     pub(crate) budget: Budget,
+    /// Of this lane.
+    pub(crate) rooms: Rooms<Passing>,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -78,9 +75,9 @@ impl Forwarder {
         request: Request<RecvStream>,
         respond: SendResponse,
         connection: u64,
-    ) -> Serving {
-        let begins = async move { self.reach(request, respond, connection).await };
-        Serving::Begins(Box::pin(begins))
+    ) -> Serving<Passing> {
+        let rooms = self.rooms.clone();
+        rooms.begin(async move { self.reach(request, respond, connection).await })
     }
 
     /// Takes a call as far as the head of its answer; the rest is to be awaited, where there is any.
@@ -429,28 +426,6 @@ impl Forwarder {
     }
 }
 
-/// A call that is served. Its beginning takes much more room than the rest, which may last for hours.
-pub(crate) enum Serving {
-    Begins(Pin<Box<dyn Future<Output = Option<Passing>> + Send>>),
-    Passes(Passing),
-}
-
-impl Future for Serving {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match &mut *self {
-                Self::Passes(rest) => return Pin::new(rest).poll(cx),
-                Self::Begins(beginning) => match task::ready!(beginning.as_mut().poll(cx)) {
-                    None => return Poll::Ready(()),
-                    Some(rest) => *self = Self::Passes(rest),
-                },
-            }
-        }
-    }
-}
-
 /// Whether an arbiter refused a call because it does not lead.
 fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
     let headers: &HeaderMap = &answer.as_ref().ok()?.head.headers;
@@ -485,7 +460,7 @@ mod tests {
     /// Each call is a task of its own, which is moved when it is made and kept for as long as the call lasts.
     #[test]
     fn a_call_is_small() {
-        let whole = size_of::<Serving>();
+        let whole = size_of::<Serving<Passing>>();
 
         assert!(whole <= 500, "{whole} bytes");
     }

@@ -36,6 +36,7 @@ mod own;
 mod owners;
 mod pump;
 mod repeat;
+mod room;
 mod route;
 mod server;
 mod slots;
@@ -66,6 +67,7 @@ use lanes::Lanes;
 use links::Links;
 use own::OwnServices;
 use owners::Owners;
+use room::Rooms;
 use upstream::{Dial, Upstream};
 
 /// How often the gateway looks whether it can do its work.
@@ -118,6 +120,7 @@ impl Gateway {
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
+                rooms: Rooms::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             },
@@ -138,6 +141,7 @@ impl Gateway {
         let Self { forwarder, lanes } = self;
         let on_lane = |links| Forwarder {
             links,
+            rooms: Rooms::default(),
             ..forwarder.clone()
         };
         let on_lanes = lanes.into_iter().map(on_lane).collect();

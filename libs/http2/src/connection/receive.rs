@@ -1,16 +1,14 @@
 //! What the other side says.
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{Method, StatusCode};
 
-use super::{Connection, Event, FAREWELL, Farewell, Role, Unended, key};
+use super::{Connection, Event, FAREWELL, Farewell, Key, Role};
 use crate::{
     error::{Error, Reason},
     frame::{
-        self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEAD, HEADERS, Head,
-        MAX_FRAME, PING, PRIORITISED, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+        self, ACK, CONTINUATION, DATA, END_STREAM, GOAWAY, HEAD, HEADERS, Head, MAX_FRAME, PING,
+        PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
     },
-    message::{Assembly, Flaw, content_length},
     stream::widened,
 };
 
@@ -18,14 +16,10 @@ use crate::{
 const MAX_UNREAD_ANSWERS: usize = 10_000;
 /// Frames in a row that may carry nothing.
 const MAX_EMPTY_FRAMES: usize = 1_000;
-/// Pieces of a header block.
-const MAX_CONTINUATIONS: usize = 256;
-/// How many times the metadata that we take a header block may be long, on the wire: it is read to its end, so that the
-/// next can be, and the message refused.
-const BLOCK_FACTOR: usize = 4;
-
+/// A piece of a body that is smaller is copied: it would keep all of what was read with it.
+const SMALL: usize = 1 << 10;
 /// What becomes of a frame: it may be an event, or the end of the connection.
-type Came = Result<Option<Event>, Reason>;
+pub(super) type Came = Result<Option<Event>, Reason>;
 
 impl Connection {
     /// Reads as far as the next event; what was read is taken from `input`. `None` where more has to come first.
@@ -92,8 +86,17 @@ impl Connection {
             return Err(Reason::PROTOCOL_ERROR);
         }
         if head.kind == DATA {
-            input.advance(HEAD);
-            let payload = input.split_to(head.length).freeze();
+            let payload = match head.length {
+                0..SMALL => {
+                    let payload = Bytes::copy_from_slice(&input[HEAD..whole]);
+                    input.advance(whole);
+                    payload
+                }
+                _ => {
+                    input.advance(HEAD);
+                    input.split_to(head.length).freeze()
+                }
+            };
             return self.data(head, payload).map(Some);
         }
         let payload = &input[HEAD..whole];
@@ -153,12 +156,12 @@ impl Connection {
         if ends {
             self.end_theirs(at);
         } else if padding > 0 {
-            self.release(key(at), padding);
+            self.release(Key::at(at), padding);
         }
         if data.is_empty() && !ends {
             return Ok(None);
         }
-        let stream = key(at);
+        let stream = Key::at(at);
         Ok(Some(Event::Data { stream, data, ends }))
     }
 
@@ -175,164 +178,6 @@ impl Connection {
             frame::numbers(self.output.buffer(), WINDOW_UPDATE, 0, word);
         }
         Ok(())
-    }
-
-    fn headers(&mut self, head: Head, payload: &[u8]) -> Came {
-        let id = head.stream;
-        if id == 0 || id.is_multiple_of(2) || (self.role == Role::Client && self.is_idle(id)) {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        let (before, behind) = frame::padding(&head, payload)?;
-        let mut block = &payload[before..payload.len() - behind];
-        let mut depends_on_itself = false;
-        if head.has(PRIORITISED) {
-            let (on, rest) = block.split_first_chunk().ok_or(Reason::FRAME_SIZE_ERROR)?;
-            let (_weight, rest) = rest.split_first().ok_or(Reason::FRAME_SIZE_ERROR)?;
-            depends_on_itself = frame::number(on) & (u32::MAX >> 1) == id;
-            block = rest;
-        }
-        let ends = head.has(END_STREAM);
-        if head.has(END_HEADERS) {
-            return self.block(id, block, ends, depends_on_itself);
-        }
-        self.unended = Some(Unended {
-            stream: id,
-            ends,
-            depends_on_itself,
-            block: block.to_vec(),
-            frames: 0,
-        });
-        Ok(None)
-    }
-
-    fn continuation(&mut self, head: Head, payload: &[u8]) -> Came {
-        let largest = self.config.header_list as usize * BLOCK_FACTOR;
-        let unended = self.unended.as_mut().ok_or(Reason::PROTOCOL_ERROR)?;
-        if unended.stream != head.stream {
-            return Err(Reason::PROTOCOL_ERROR);
-        }
-        Self::count(&mut unended.frames, MAX_CONTINUATIONS)?;
-        if unended.block.len() + payload.len() > largest {
-            return Err(Reason::ENHANCE_YOUR_CALM);
-        }
-        unended.block.extend_from_slice(payload);
-        if !head.has(END_HEADERS) {
-            return Ok(None);
-        }
-        match self.unended.take() {
-            None => Ok(None),
-            Some(all) => self.block(all.stream, &all.block, all.ends, all.depends_on_itself),
-        }
-    }
-
-    /// A header block is whole. It is read whatever becomes of its stream: the next depends on it.
-    fn block(&mut self, id: u32, block: &[u8], ends: bool, depends_on_itself: bool) -> Came {
-        let mut fields = Assembly::new(self.config.header_list);
-        let read = self
-            .decoder
-            .read(block, |field, size| fields.take(field, size));
-        read.map_err(|_| Reason::COMPRESSION_ERROR)?;
-        self.guard.empty_frames = 0;
-        if let Some(at) = self.find(id) {
-            if !self.streams[at].is_theirs_open {
-                if !self.streams[at].is_ours_open && self.was_reset(id) {
-                    return Ok(None);
-                }
-                return self.stream_error(at, Reason::STREAM_CLOSED);
-            }
-            if depends_on_itself {
-                return self.stream_error(at, Reason::PROTOCOL_ERROR);
-            }
-            return match self.streams[at].has_head {
-                true => self.trailers(at, fields, ends),
-                false => self.response(at, fields, ends),
-            };
-        }
-        if !self.is_idle(id) {
-            return self.on_late(id);
-        }
-        // A server's, for a client has refused it before.
-        self.last = id;
-        if matches!(self.farewell, Farewell::Final(_)) {
-            return Ok(None);
-        }
-        if depends_on_itself {
-            return self.refuse(id, Reason::PROTOCOL_ERROR);
-        }
-        if self.theirs_open >= self.config.max_streams {
-            return self.refuse(id, Reason::REFUSED_STREAM);
-        }
-        self.request(id, fields, ends)
-    }
-
-    fn request(&mut self, id: u32, fields: Assembly, ends: bool) -> Came {
-        let head = match fields.request() {
-            Ok(head) => head,
-            Err(Flaw::Malformed) => return self.refuse(id, Reason::PROTOCOL_ERROR),
-            Err(Flaw::TooLarge) => {
-                self.answer_too_large(id);
-                return match ends {
-                    true => Ok(None),
-                    false => self.refuse(id, Reason::NO_ERROR),
-                };
-            }
-        };
-        let length = match content_length(&head.headers) {
-            Ok(length) if !(ends && length.is_some_and(|length| length > 0)) => length,
-            _ => return self.refuse(id, Reason::PROTOCOL_ERROR),
-        };
-        let at = self.open_stream(id);
-        let stream = &mut self.streams[at];
-        stream.to_come = length;
-        stream.has_head = true;
-        stream.is_bodiless = head.method == Method::HEAD;
-        if ends {
-            self.end_theirs(at);
-        }
-        let stream = key(at);
-        Ok(Some(Event::Request { stream, head, ends }))
-    }
-
-    fn response(&mut self, at: usize, fields: Assembly, ends: bool) -> Came {
-        let Ok(head) = fields.response() else {
-            return self.stream_error(at, Reason::PROTOCOL_ERROR);
-        };
-        if head.status.is_informational() {
-            return match ends {
-                true => self.stream_error(at, Reason::PROTOCOL_ERROR),
-                false => Ok(None),
-            };
-        }
-        let stream = &mut self.streams[at];
-        let bodiless = stream.is_bodiless
-            || matches!(
-                head.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
-        let length = match content_length(&head.headers) {
-            Ok(_) if bodiless => None,
-            Ok(length) if !(ends && length.is_some_and(|length| length > 0)) => length,
-            _ => return self.stream_error(at, Reason::PROTOCOL_ERROR),
-        };
-        stream.to_come = length;
-        stream.has_head = true;
-        if ends {
-            self.end_theirs(at);
-        }
-        let stream = key(at);
-        Ok(Some(Event::Response { stream, head, ends }))
-    }
-
-    fn trailers(&mut self, at: usize, fields: Assembly, ends: bool) -> Came {
-        let whole = self.streams[at].count(0, true).is_ok();
-        match fields.trailers() {
-            Ok(fields) if ends && whole => {
-                self.end_theirs(at);
-                let stream = key(at);
-                Ok(Some(Event::Trailers { stream, fields }))
-            }
-            _ => self.stream_error(at, Reason::PROTOCOL_ERROR),
-        }
     }
 
     fn priority(&mut self, head: Head, payload: &[u8]) -> Came {
@@ -369,7 +214,7 @@ impl Connection {
             Self::count(&mut self.guard.abandoned, self.config.max_abandoned)?;
         }
         self.end_both(at);
-        let stream = key(at);
+        let stream = Key::at(at);
         let error = Error::Reset {
             reason,
             remote: true,
@@ -470,7 +315,7 @@ impl Connection {
             None => self.stream_error(at, Reason::FLOW_CONTROL_ERROR),
             Some(window) => {
                 stream.send_window = window;
-                Ok(stream.is_ours_open.then(|| Event::Writable(key(at))))
+                Ok(stream.is_ours_open.then(|| Event::Writable(Key::at(at))))
             }
         }
     }
@@ -485,7 +330,7 @@ impl Connection {
     }
 
     /// Says that a stream is over, of which nothing is known or has to be.
-    fn refuse(&mut self, id: u32, reason: Reason) -> Came {
+    pub(super) fn refuse(&mut self, id: u32, reason: Reason) -> Came {
         Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
         frame::numbers(self.output.buffer(), RST_STREAM, id, [reason.0]);
         self.remember_reset(id);
@@ -493,11 +338,11 @@ impl Connection {
     }
 
     /// Ends a stream over what came on it.
-    fn stream_error(&mut self, at: usize, reason: Reason) -> Came {
+    pub(super) fn stream_error(&mut self, at: usize, reason: Reason) -> Came {
         Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
         let was_open = self.streams[at].is_open();
         self.send_reset(at, reason);
-        let stream = key(at);
+        let stream = Key::at(at);
         let error = Error::Reset {
             reason,
             remote: false,
@@ -506,19 +351,19 @@ impl Connection {
     }
 
     /// Something came for a stream that is over and forgotten.
-    fn on_late(&mut self, id: u32) -> Came {
+    pub(super) fn on_late(&mut self, id: u32) -> Came {
         match self.role == Role::Client || self.was_reset(id) {
             true => Ok(None),
             false => self.refuse(id, Reason::STREAM_CLOSED),
         }
     }
 
-    fn was_reset(&self, id: u32) -> bool {
+    pub(super) fn was_reset(&self, id: u32) -> bool {
         self.role == Role::Client || self.reset.contains(&id)
     }
 
     /// Whether a stream has not been opened by anybody.
-    fn is_idle(&self, id: u32) -> bool {
+    pub(super) fn is_idle(&self, id: u32) -> bool {
         match self.role {
             Role::Client => id.is_multiple_of(2) || id >= self.next,
             Role::Server => id.is_multiple_of(2) || id > self.last,
@@ -526,7 +371,7 @@ impl Connection {
     }
 
     /// Counts one more of what may not become many.
-    fn count(counter: &mut usize, most: usize) -> Result<(), Reason> {
+    pub(super) fn count(counter: &mut usize, most: usize) -> Result<(), Reason> {
         *counter += 1;
         match *counter > most {
             true => Err(Reason::ENHANCE_YOUR_CALM),

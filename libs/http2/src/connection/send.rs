@@ -3,7 +3,7 @@
 use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, Method, StatusCode, Uri, uri::PathAndQuery};
 
-use super::{Connection, Farewell, Key, key};
+use super::{Connection, Farewell, Key};
 use crate::{
     error::{Error, Reason},
     frame::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, WINDOW_UPDATE},
@@ -73,7 +73,7 @@ impl Connection {
         if ends {
             self.end_ours(at);
         }
-        Ok(key(at))
+        Ok(Key::at(at))
     }
 
     /// Answers a request.
