@@ -27,11 +27,16 @@
 //! - **E8** Of a worker that serves so many calls at once, no more are under way.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
+//! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
+//!   for no other.
+//! - **E12** What `explain` says of a call is what `pick` and `wait` would do with it, and nothing has changed after it.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod ages;
+mod explain;
+mod orders;
 mod pick;
 mod pool;
 mod waiting;
@@ -44,13 +49,16 @@ use std::{
 
 use tether_breaker::{Codes, Outcome, Retries, Terms};
 use tether_clock::Tick;
-use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 pub use ages::Ages;
+pub use explain::{Explained, Verdict, Would};
+pub use orders::{Order, QueueLimits, Scope};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
+use orders::Orders;
 use pool::Pool;
 
 /// Where one worker serves.
@@ -60,6 +68,8 @@ pub struct Endpoint {
     pub worker: WorkerId,
     /// Where it listens.
     pub address: Address,
+    /// Whose agent runs it, if any does.
+    pub node: Option<NodeName>,
     /// Whether it takes no new calls.
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.
@@ -128,6 +138,12 @@ pub struct View {
     pub endpoint: Endpoint,
     /// Calls under way on it.
     pub in_flight: u32,
+    /// How many calls it serves at once, by order or as discovery tells.
+    pub capacity: Option<NonZeroU32>,
+    /// Whether discovery or an order gives it no new calls.
+    pub draining: bool,
+    /// Until when an order leaves it alone.
+    pub ejected: Option<Tick>,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
 }
@@ -179,6 +195,7 @@ pub struct Endpoints {
     asked: u64,
     /// How many calls of one pool may wait.
     most_waiting: usize,
+    orders: Orders,
     heard: Option<Heard>,
 }
 
@@ -191,6 +208,7 @@ impl Endpoints {
             appearances: 0,
             asked: 0,
             most_waiting,
+            orders: Orders::default(),
             heard: None,
         }
     }
@@ -243,15 +261,20 @@ impl Endpoints {
             }
         }
         for removal in update.removals {
+            if removal.death.is_some() {
+                self.orders.forget(&removal.worker);
+            }
             // The death of a worker whose pool is gone explains nothing any more.
             if let Some(pool) = self.pools.get_mut(&removal.worker.pool) {
                 gone.extend(pool.remove(removal.worker, removal.death));
             }
         }
         for endpoint in update.upserts {
-            let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
+            let worker = endpoint.worker.clone();
+            let pool = self.pools.entry(worker.pool.clone()).or_default();
             self.appearances += 1;
             gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
+            self.bind(&worker);
         }
         gone
     }
@@ -286,12 +309,8 @@ impl Endpoints {
         now: Tick,
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
-        if known.others_wait(target) {
-            let prospect = known.prospect(target, tried, random, now);
-            return Err(Refusal::NoWorker(prospect.err().unwrap_or(Why::Busy)));
-        }
-        known
-            .pick(pool, target, tried, random, now)
+        let slot = known.decide(target, tried, random, now, |_, _| {});
+        slot.and_then(|slot| known.give(pool, slot, now))
             .map_err(Refusal::NoWorker)
     }
 
@@ -301,16 +320,11 @@ impl Endpoints {
     /// # Errors
     /// Says why it may not wait.
     pub fn wait(&mut self, pool: &PoolName, ask: Ask, now: Tick) -> Result<u64, Refusal> {
+        let most = self.most_waiting(pool);
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
-        if !ask.target.waits() {
-            return Err(Refusal::NoWorker(Why::Busy));
-        }
-        let slot = known.home(&ask.target);
+        let place = known.may_wait(&ask, most, now)?;
         self.asked += 1;
-        known
-            .waiting
-            .push(self.asked, ask, slot, self.most_waiting, now)
-            .map_err(Refusal::Overloaded)?;
+        known.waiting.push(self.asked, ask, place);
         Ok(self.asked)
     }
 

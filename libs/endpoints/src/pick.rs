@@ -7,7 +7,7 @@ use tether_clock::Tick;
 use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    Overload, affinity,
+    Overload, Verdict, affinity,
     pool::{Live, Place, Pool},
 };
 
@@ -133,6 +133,11 @@ pub enum Why {
         /// When the first of them is tried again.
         retry_after: Duration,
     },
+    /// Those that would take calls are left alone by order.
+    Ejected {
+        /// When the first of them is given calls again.
+        retry_after: Duration,
+    },
     /// Those that would take calls serve as many as they can.
     Busy,
     /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
@@ -156,7 +161,29 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
-        let slot = self.prospect(target, tried, random, now)?;
+        let slot = self.prospect(target, tried, random, now, |_, _| {})?;
+        self.give(name, slot, now)
+    }
+
+    /// Who would have a call that comes now: nobody while others wait for the same. Tells `see` what speaks against
+    /// each worker that it looks at.
+    pub(crate) fn decide(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+        see: impl FnMut(Slot, Verdict),
+    ) -> Result<Slot, Why> {
+        let slot = self.prospect(target, tried, random, now, see)?;
+        match self.others_wait(target) {
+            true => Err(Why::Busy),
+            false => Ok(slot),
+        }
+    }
+
+    /// Counts a call on the worker in this place.
+    pub(crate) fn give(&mut self, name: &PoolName, slot: Slot, now: Tick) -> Result<Pick, Why> {
         let live = self
             .slots
             .get_mut(&slot)
@@ -184,17 +211,18 @@ impl Pool {
         }
     }
 
-    /// The place of the worker that would take a call now.
+    /// The place of the worker that would take a call now. Tells `see` of each that it looks at.
     pub(crate) fn prospect(
         &self,
         target: &Target,
         tried: &[WorkerId],
         random: u64,
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
     ) -> Result<Slot, Why> {
         let slot = match target {
             Target::Any => {
-                return self.choose(tried, now, |slot, live| {
+                return self.choose(tried, now, see, |slot, live| {
                     let chance = stable::finish(random ^ u64::from(slot));
                     (live.endpoint.standing, live.load(), chance)
                 });
@@ -202,7 +230,13 @@ impl Pool {
             Target::Affinity {
                 key,
                 affinity: Affinity::Hint,
-            } => return self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
+            } => {
+                let pin = self.pins.get(key);
+                return self.choose(tried, now, see, |slot, live| {
+                    let is_pinned = pin.is_some_and(|pin| *pin == live.endpoint.worker);
+                    (!is_pinned, Reverse(affinity::bid(key, slot)))
+                });
+            }
             Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady)?,
             Target::Worker { slot, incarnation } => {
                 self.check(*slot, *incarnation)?;
@@ -210,10 +244,12 @@ impl Pool {
             }
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
-        let live = live.filter(|live| !live.is_among(tried));
-        match live.ok_or(Why::NoneReady)?.reluctance(now) {
-            Some(why) => Err(why),
-            None => Ok(slot),
+        let verdict = live.ok_or(Why::NoneReady)?.verdict(tried, now);
+        see(slot, verdict);
+        match verdict {
+            Verdict::Eligible => Ok(slot),
+            Verdict::Tried | Verdict::NotMeant => Err(Why::NoneReady),
+            Verdict::Refused(why) => Err(why),
         }
     }
 
@@ -222,17 +258,22 @@ impl Pool {
         &self,
         tried: &[WorkerId],
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
         cost: impl Fn(Slot, &Live) -> C,
     ) -> Result<Slot, Why> {
         let mut why = Why::NoneReady;
         let mut best = None;
         for (&slot, place) in &self.slots {
-            let Some(live) = place.live.as_ref().filter(|live| !live.is_among(tried)) else {
-                continue;
-            };
-            if let Some(reason) = live.reluctance(now) {
-                why = why.or_milder(reason);
-                continue;
+            let Some(live) = &place.live else { continue };
+            let verdict = live.verdict(tried, now);
+            see(slot, verdict);
+            match verdict {
+                Verdict::Eligible => {}
+                Verdict::Tried | Verdict::NotMeant => continue,
+                Verdict::Refused(reason) => {
+                    why = why.or_milder(reason);
+                    continue;
+                }
             }
             let cost = cost(slot, live);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -254,10 +295,17 @@ impl Pool {
             Target::Worker { slot, .. } => return Some(*slot),
             Target::Affinity { key, .. } => key,
         };
+        // One that is left alone by order is so for long, and what is tied to it would wait for as long.
         let stays = |place: &Place| {
             let live = place.live.as_ref();
-            live.is_some_and(|live| !live.endpoint.draining)
+            live.is_some_and(|live| !live.drains() && live.bound.ejected.is_none())
         };
+        if let Some(pin) = self.pins.get(key)
+            && let Some(place) = self.slots.get(&pin.slot).filter(|place| stays(place))
+            && place.live.as_ref().map(Live::incarnation) == Some(pin.incarnation)
+        {
+            return Some(pin.slot);
+        }
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
         let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
         best.map(|(slot, _)| *slot)
@@ -289,15 +337,28 @@ impl Pool {
 }
 
 impl Live {
-    /// Why it would not take a call (E1, E8).
+    /// What speaks against it for a call.
+    fn verdict(&self, tried: &[WorkerId], now: Tick) -> Verdict {
+        if self.is_among(tried) {
+            return Verdict::Tried;
+        }
+        self.reluctance(now)
+            .map_or(Verdict::Eligible, Verdict::Refused)
+    }
+
+    /// Why it would not take a call (E1, E8, E11).
     fn reluctance(&self, now: Tick) -> Option<Why> {
-        if self.endpoint.draining {
+        if self.drains() {
             return Some(Why::Draining);
+        }
+        if let Some(until) = self.bound.ejected {
+            let retry_after = until.since(now);
+            return Some(Why::Ejected { retry_after });
         }
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Some(Why::BreakersOpen { retry_after });
         }
-        let capacity = self.endpoint.capacity;
+        let capacity = self.capacity();
         let is_full = capacity.is_some_and(|capacity| self.in_flight >= capacity.get());
         is_full.then_some(Why::Busy)
     }
@@ -325,6 +386,10 @@ impl Why {
                 }
             }
             (open @ Self::BreakersOpen { .. }, _) | (_, open @ Self::BreakersOpen { .. }) => open,
+            (Self::Ejected { retry_after: a }, Self::Ejected { retry_after: b }) => Self::Ejected {
+                retry_after: a.min(b),
+            },
+            (ejected @ Self::Ejected { .. }, _) | (_, ejected @ Self::Ejected { .. }) => ejected,
             (_, other) => other,
         }
     }

@@ -8,6 +8,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
     Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    orders::Bound,
     waiting::{Number, Waiting},
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
+    /// Keys that an order ties to a worker.
+    pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
     /// Whether workers came, went or changed since waiting calls were last given their slots.
     pub(crate) moved: bool,
     pub(crate) retries: Retries,
@@ -41,9 +44,22 @@ pub(crate) struct Live {
     pub(crate) appearance: u64,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+    /// What orders say of it.
+    pub(crate) bound: Bound,
 }
 
 impl Live {
+    pub(crate) fn view(&self) -> View {
+        View {
+            endpoint: self.endpoint.clone(),
+            in_flight: self.in_flight,
+            capacity: self.capacity(),
+            draining: self.drains(),
+            ejected: self.bound.ejected,
+            breaker: self.breaker.snapshot(),
+        }
+    }
+
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.endpoint.worker.incarnation
     }
@@ -75,6 +91,7 @@ impl Pool {
             appearance,
             in_flight: 0,
             breaker: Breaker::new(terms),
+            bound: Bound::default(),
         })?;
         Some(Gone {
             died: false,
@@ -196,6 +213,21 @@ impl Pool {
             .is_some_and(|live| live.endpoint.draining)
     }
 
+    pub(crate) fn lives(&self) -> impl Iterator<Item = &Live> {
+        self.slots.values().filter_map(|place| place.live.as_ref())
+    }
+
+    pub(crate) fn lives_mut(&mut self) -> impl Iterator<Item = &mut Live> {
+        self.slots
+            .values_mut()
+            .filter_map(|place| place.live.as_mut())
+    }
+
+    pub(crate) fn incarnate_mut(&mut self, worker: &WorkerId) -> Option<&mut Live> {
+        let live = self.slots.get_mut(&worker.slot)?.live.as_mut()?;
+        (live.incarnation() == worker.incarnation).then_some(live)
+    }
+
     fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
         let live = self.slots.get(&worker.slot)?.live.as_ref()?;
         (live.incarnation() == worker.incarnation).then_some(live)
@@ -242,15 +274,7 @@ impl Pool {
     }
 
     pub(crate) fn views(pool: &Self) -> Vec<View> {
-        let view = |place: &Place| {
-            let live = place.live.as_ref()?;
-            Some(View {
-                endpoint: live.endpoint.clone(),
-                in_flight: live.in_flight,
-                breaker: live.breaker.snapshot(),
-            })
-        };
-        pool.slots.values().filter_map(view).collect()
+        pool.lives().map(Live::view).collect()
     }
 }
 
@@ -283,6 +307,7 @@ mod tests {
             let endpoint = Endpoint {
                 worker: worker.clone(),
                 address: Address::Unix("/w".into()),
+                node: None,
                 draining: false,
                 counted: false,
                 unordered: true,

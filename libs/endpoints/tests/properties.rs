@@ -84,6 +84,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
         upserts: vec![Endpoint {
             worker: worker(slot, incarnation),
             address,
+            node: None,
             draining,
             counted: !draining,
             unordered: false,

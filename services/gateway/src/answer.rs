@@ -20,6 +20,7 @@ use crate::{
     deadline::{Deadline, Timer},
     explain, fields,
     pump::{End, Pump},
+    record::{self, By},
     upload::Upload,
     wire::{Error, RecvStream},
 };
@@ -62,6 +63,9 @@ impl Answer {
             code: code_of(&self.head.headers),
         };
         let head = Response::from_parts(self.head, ());
+        if self.rest.is_none() {
+            record::on_end(said.last(), By::Worker);
+        }
         let to = client.head(head, self.rest.is_none())?;
         let rest = self.rest?;
         let Rest {
@@ -118,8 +122,15 @@ impl Future for Passing {
                     Err(this.call.got(late).into())
                 }
             };
+            let mut by = By::Gateway;
             let trailers = match came {
-                Ok(Came::Trailers(received)) => this.complete(received).unwrap_or_else(of),
+                Ok(Came::Trailers(received)) => match this.complete(received) {
+                    Ok(trailers) => {
+                        by = By::Worker;
+                        trailers
+                    }
+                    Err(status) => of(status),
+                },
                 // The client is gone.
                 Ok(Came::End(End::Refused)) => return Poll::Ready(()),
                 Ok(Came::End(End::Broken(error))) => {
@@ -130,12 +141,12 @@ impl Future for Passing {
                 Ok(Came::End(_)) => of(this.call.got(explain::unread("the client")).into()),
                 Err(status) => of(status),
             };
-            this.end(trailers);
+            this.end(trailers, by);
             return Poll::Ready(());
         }
         if let Some(why) = &mut this.explanation {
             let status = task::ready!(why.0.as_mut().poll(cx));
-            this.end(of(status));
+            this.end(of(status), By::Gateway);
         }
         Poll::Ready(())
     }
@@ -168,7 +179,12 @@ impl Passing {
     /// Passes messages on both ways, until the answer's are over.
     fn exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, Status>> {
         if let Err(status) = self.call.poll_upload(cx, self.upload.as_deref_mut()) {
-            return Poll::Ready(Err(status));
+            // One that goes breaks off both ways, and it is chance which of them is looked at first.
+            let is_gone = self.pump.to.poll_reset(cx).is_ready();
+            return Poll::Ready(match is_gone {
+                true => Ok(End::Refused),
+                false => Err(status),
+            });
         }
         let Self { pump, call, .. } = self;
         pump.poll(cx, || call.on_message()).map(Ok)
@@ -185,13 +201,14 @@ impl Passing {
         if code.is_none() {
             add_status(&mut received, said.status);
         }
-        self.call
-            .on_code(code.unwrap_or_else(|| code_without(said.status) as u32));
+        self.call.on_code(code.unwrap_or_else(|| said.last()));
         fields::keep_apart(&mut received);
         Ok(received)
     }
 
-    fn end(&mut self, trailers: HeaderMap) {
+    fn end(&mut self, trailers: HeaderMap, by: By) {
+        let code = code_of(&trailers).unwrap_or_else(|| self.said.last());
+        record::on_end(code, by);
         let _ = match trailers.is_empty() {
             true => self.pump.to.send_data(Bytes::new(), true),
             false => self.pump.to.send_trailers(trailers),
@@ -204,6 +221,14 @@ impl Passing {
 struct Said {
     status: StatusCode,
     code: Option<u32>,
+}
+
+impl Said {
+    /// The code of an answer that says no other later.
+    fn last(self) -> u32 {
+        self.code
+            .unwrap_or_else(|| code_without(self.status) as u32)
+    }
 }
 
 /// The code of an answer that ends without one, as gRPC derives it from HTTP's.

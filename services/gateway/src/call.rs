@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use crate::{
     directory::Directory,
     explain::{self, Progress},
+    record,
     slots::Slot,
     upload::Upload,
     wire::{self, Error},
@@ -57,6 +58,7 @@ impl Call {
         death_wait: Duration,
         limit: u32,
     ) -> Self {
+        record::on_worker(ticket.worker());
         Self::new(
             Server::Worker {
                 worker: ticket.worker().clone(),
@@ -149,6 +151,7 @@ impl Call {
         {
             *progress = Progress::SentUnknown;
             ticket.on_sent(BootClock.now());
+            record::on_progress(Progress::SentUnknown);
         }
     }
 
@@ -159,6 +162,7 @@ impl Call {
         } = &mut self.server
         {
             *progress = Progress::Started;
+            record::on_progress(Progress::Started);
             if let Some(ticket) = ticket {
                 ticket.on_answered(BootClock.now());
             }
@@ -274,6 +278,7 @@ impl Call {
         &mut self,
         error: Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
+        record::on_progress(Progress::Refused);
         // It is full, or about to go: no fault of it.
         self.on_outcome(Outcome::Silent);
         let source = self.source();

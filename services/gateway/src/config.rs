@@ -1,5 +1,7 @@
 //! The part of the configuration that the gateway owns.
 
+mod control;
+
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,8 @@ use tether_endpoints::Outlook;
 use tether_kit::config::duration;
 
 use crate::{methods::Methods, wire::Engine};
+
+pub use control::{Control, control_of};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// Where orders of people on call are taken.
+    pub control: Control,
     /// How many calls may be made again that a worker may have seen.
     pub retries: Retries,
     /// What may be done with calls of single methods.
@@ -132,6 +138,7 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            control: Control::default(),
             retries: Retries::default(),
             methods: Methods::default(),
         }

@@ -29,6 +29,10 @@ pub(crate) struct Directory {
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
+    /// Counts what happens to workers and calls while somebody watches.
+    pub(crate) moves: watch::Sender<u64>,
+    /// Counts orders that were given.
+    pub(crate) ordered: watch::Sender<u64>,
     links: Vec<Arc<Links>>,
 }
 
@@ -68,6 +72,8 @@ impl Directory {
             }),
             told: watch::Sender::new(0),
             counted: Notify::new(),
+            moves: watch::Sender::new(0),
+            ordered: watch::Sender::new(0),
             links,
         }
     }
@@ -88,10 +94,10 @@ impl Directory {
                     links.remove(&worker, died);
                 }
             }
-            let Known { endpoints, waiters } = &mut *known;
-            waiters.settle_all(endpoints);
+            known.settle_all();
         }
         self.told.send_modify(|count| *count += 1);
+        self.moved();
         if counts {
             self.counted.notify_one();
         }
@@ -100,6 +106,11 @@ impl Directory {
     /// Whether discovery has told anything.
     pub(crate) fn is_informed(&self) -> bool {
         self.lock().endpoints.has_heard()
+    }
+
+    /// How long calls of a pool wait, where that is ordered.
+    fn ordered_wait(&self, pool: &PoolName) -> Option<Duration> {
+        self.lock().endpoints.ordered_wait(pool)
     }
 
     /// Waits for discovery's first word.
@@ -116,9 +127,12 @@ impl Directory {
         ask: &Ask,
         wait: Duration,
     ) -> Word {
-        match self.choose_or_wait(pool, ask)? {
+        let turn = self.choose_or_wait(pool, ask);
+        self.moved();
+        match turn? {
             Turn::Now(chosen) => Ok(chosen),
             Turn::Waits(mut place) => {
+                let wait = self.ordered_wait(pool).unwrap_or(wait);
                 let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
                 told.await.unwrap_or_else(|_| {
                     let known = self.lock();
@@ -194,6 +208,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_code(ticket, code, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// It is known what a call says about its worker.
@@ -201,6 +217,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_outcome(ticket, outcome, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// Nobody waits any more for the answer to a call.
@@ -251,6 +269,7 @@ impl Directory {
             known.settle(&pool);
             counted
         };
+        self.moved();
         if counted {
             self.counted.notify_one();
         }
@@ -292,12 +311,25 @@ impl Directory {
         tokio::time::timeout(within, word).await.ok().flatten()
     }
 
+    /// Something happened that whoever watches may want to see. Costs next to nothing while nobody does.
+    pub(crate) fn moved(&self) {
+        if self.moves.receiver_count() > 0 {
+            self.moves.send_modify(|count| *count += 1);
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
+    /// Something is known of all pools.
+    pub(crate) fn settle_all(&mut self) {
+        let Self { endpoints, waiters } = self;
+        waiters.settle_all(endpoints);
+    }
+
     /// A call of this pool is over, or something is known of a worker.
     fn settle(&mut self, pool: &PoolName) {
         let Self { endpoints, waiters } = self;

@@ -9,7 +9,6 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tether_endpoints::{Ask, Party};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -32,8 +31,9 @@ use crate::{
     own::OwnServices,
     owners::{Acting, Owners},
     pump::Source,
+    record::{self, By, Tail},
     repeat::{self, Last, Tries},
-    room::{Rooms, Serving},
+    room::Rooms,
     route::{self, Destination, Route},
     slots::Sender,
     timeout, upload,
@@ -64,6 +64,7 @@ pub(crate) struct Forwarder {
     pub(crate) budget: Budget,
     /// Of this lane.
     pub(crate) rooms: Rooms<Passing>,
+    pub(crate) tail: Tail,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -75,9 +76,10 @@ impl Forwarder {
         request: Request<RecvStream>,
         respond: SendResponse,
         connection: u64,
-    ) -> Serving<Passing> {
+    ) -> impl Future<Output = ()> + Send + use<> {
         let rooms = self.rooms.clone();
-        rooms.begin(async move { self.reach(request, respond, connection).await })
+        let begins = async move { self.reach(request, respond, connection).await };
+        record::keep(rooms.begin(begins))
     }
 
     /// Takes a call as far as the head of its answer; the rest is to be awaited, where there is any.
@@ -102,6 +104,9 @@ impl Forwarder {
             Box::pin(self.answer_itself(request, client)).await;
             return None;
         }
+        if let Route::Worker(to) = &plan.route {
+            self.tail.begin(&head.uri, to);
+        }
         let answer = pin!(async {
             let head = &mut head;
             match plan.route {
@@ -123,6 +128,7 @@ impl Forwarder {
             None => None,
             Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()),
             Some(Err(status)) => {
+                record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
                 None
             }
@@ -140,7 +146,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// Where it has done so before.
-    fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
+    pub(crate) fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
         let mut through = head.headers.get_all(route::VIA).iter();
         if through.any(|word| *word == self.own_word) {
             return Err(explain::came_back(pool));
@@ -235,14 +241,8 @@ impl Forwarder {
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
-        let pool = to.pool;
-        let mut ask = Ask {
-            target: to.target,
-            tried: Vec::new(),
-            party: to.owner.map_or(Party::Connection(connection), Party::Owner),
-            priority: to.priority,
-            deadline: deadline.on_boot(),
-        };
+        let pool = to.pool.clone();
+        let mut ask = to.ask(connection, deadline.on_boot());
         let pool = &pool;
         if !self.directory.is_informed() {
             let informed = Box::pin(self.directory.informed(FIRST_WORD));
@@ -460,7 +460,7 @@ mod tests {
     /// Each call is a task of its own, which is moved when it is made and kept for as long as the call lasts.
     #[test]
     fn a_call_is_small() {
-        let whole = size_of::<Serving<Passing>>();
+        let whole = size_of::<crate::room::Serving<Passing>>();
 
         assert!(whole <= 500, "{whole} bytes");
     }

@@ -20,6 +20,7 @@ mod budget;
 mod call;
 mod client;
 mod config;
+mod control;
 mod counts;
 mod deadline;
 mod directory;
@@ -35,6 +36,7 @@ mod methods;
 mod own;
 mod owners;
 mod pump;
+mod record;
 mod repeat;
 mod room;
 mod route;
@@ -54,9 +56,10 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Queue, Retries, WhenStale};
+pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of};
 pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
+use tether_kit::serve::Server;
 pub use wire::Engine;
 
 use arbiters::Arbiters;
@@ -67,15 +70,20 @@ use lanes::Lanes;
 use links::Links;
 use own::OwnServices;
 use owners::Owners;
+use record::Tail;
 use room::Rooms;
 use upstream::{Dial, Upstream};
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long orders under way may take to be answered at the end.
+const CONTROL_DRAIN: Duration = Duration::from_secs(1);
+
 /// A gateway, ready to serve.
 pub struct Gateway {
     forwarder: Forwarder,
+    control: Option<Listener>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
 }
@@ -121,11 +129,20 @@ impl Gateway {
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
                 rooms: Rooms::default(),
+                tail: Tail::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             },
             lanes,
+            control: None,
         }
+    }
+
+    /// Takes orders on `listener`, where there is one.
+    #[must_use]
+    pub fn controlled_at(mut self, listener: Option<Listener>) -> Self {
+        self.control = listener;
+        self
     }
 
     /// Takes calls on `listeners` until told to stop; then takes no more, and ends when the calls
@@ -138,7 +155,11 @@ impl Gateway {
         listeners: Vec<Listener>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { forwarder, lanes } = self;
+        let Self {
+            forwarder,
+            lanes,
+            control,
+        } = self;
         let on_lane = |links| Forwarder {
             links,
             rooms: Rooms::default(),
@@ -171,6 +192,14 @@ impl Gateway {
         let connections = TaskTracker::new();
         let ending = server::Ending::default();
         let here = Arc::clone(&forwarder);
+        let over = CancellationToken::new();
+        let control = control.map(|listener| {
+            let control =
+                control::Control::new(Arc::clone(&forwarder), ending.notice.clone(), over.clone());
+            background.spawn(control.clone().expire());
+            let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
+            tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
+        });
         let lanes = Lanes::start(here, on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(
@@ -187,6 +216,7 @@ impl Gateway {
             }
         }
         forwarder.own.set_serving(false).await;
+        ending.notice.cancel();
         ending.drain.cancel();
         connections.close();
         let drain = forwarder.config.drain;
@@ -202,6 +232,10 @@ impl Gateway {
             );
             ending.close.cancel();
             connections.wait().await;
+        }
+        over.cancel();
+        if let Some(control) = control {
+            control.await??;
         }
         Ok(())
     }

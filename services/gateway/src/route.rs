@@ -1,7 +1,8 @@
 //! Where a call goes: decided from its path and its metadata alone.
 
 use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
-use tether_endpoints::{Affinity, Priority, Target};
+use tether_clock::Tick;
+use tether_endpoints::{Affinity, Ask, Party, Priority, Target};
 use tether_proto::Failure;
 use tether_types::{Epoch, OwnerName, PoolName, WorkerId};
 
@@ -78,6 +79,20 @@ pub(crate) struct Destination {
     pub(crate) priority: Priority,
     /// Whose call it is, where it says.
     pub(crate) owner: Option<OwnerName>,
+}
+
+impl Destination {
+    /// What a call asks of its pool that came over a connection of this number.
+    pub(crate) fn ask(self, connection: u64, deadline: Option<Tick>) -> Ask {
+        let own = Party::Connection(connection);
+        Ask {
+            target: self.target,
+            tried: Vec::new(),
+            party: self.owner.map_or(own, Party::Owner),
+            priority: self.priority,
+            deadline,
+        }
+    }
 }
 
 /// What a call's head says.

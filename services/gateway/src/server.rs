@@ -19,6 +19,8 @@ const GREETING: Duration = Duration::from_secs(10);
 /// What tells connections to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ending {
+    /// Whoever watches is to know that it drains.
+    pub(crate) notice: CancellationToken,
     /// Take no new calls, finish those under way.
     pub(crate) drain: CancellationToken,
     /// End now.

@@ -12,7 +12,7 @@ use tether_proto::{
         discovery_service_client::DiscoveryServiceClient,
     },
 };
-use tether_types::{Address, PoolName, WorkerId};
+use tether_types::{Address, NodeName, PoolName, WorkerId};
 use tonic::transport::{Channel, Endpoint as Server};
 
 use crate::directory::{Directory, Extent};
@@ -155,6 +155,7 @@ fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
         Ok(Endpoint {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
+            node: NodeName::new(&endpoint.node).ok(),
             draining: endpoint.draining,
             counted: endpoint.count_calls,
             unordered: endpoint.node.is_empty(),

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use tether_gateway::{Config, Engine, Gateway, Listener};
+use tether_proto::gateway::control_service_client::ControlServiceClient;
 use tether_types::Address;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use crate::{
     client::{Client, SOON},
@@ -22,7 +23,7 @@ pub(crate) struct House {
     pub(crate) discovery: Discovery,
     pub(crate) stop: CancellationToken,
     pub(crate) serving: JoinHandle<anyhow::Result<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl House {
@@ -52,15 +53,24 @@ impl House {
             engine: engine(),
             ..config
         };
-        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()));
+        let control = Address::Unix(directory.path().join("control.sock"));
+        let control = tether_kit::listen::bind(&control, false).await;
+        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()))
+            .controlled_at(Some(control.expect("the directory is writable")));
         let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
         Self {
             address,
             discovery,
             stop,
             serving,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// Where people on call give orders.
+    pub(crate) fn control(&self) -> ControlServiceClient<Channel> {
+        let address = Address::Unix(self.directory.path().join("control.sock"));
+        ControlServiceClient::new(tether_kit::channel::connect(&address))
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -12,6 +12,7 @@ mod control;
 mod counts;
 mod deaths;
 mod limits;
+mod orders;
 mod owners;
 mod picking;
 mod queue;
