@@ -183,7 +183,7 @@ mod tests {
         let coded = [
             "8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff",
             "8286 84be 5886 a8eb 1064 9cbf",
-            "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
+            "8287 85bf 4088 25a849 e95b a97d7f 8925 a849 e95b b8e8 b4bf",
         ];
         for blocks in [plain, coded] {
             let mut decoder = Decoder::default();
