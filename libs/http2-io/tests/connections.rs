@@ -72,7 +72,6 @@ async fn calls_beyond_what_the_other_side_takes_wait_for_their_turn() {
         tokio::spawn(rest);
         Some(most)
     });
-    // It knows of the limit once it has had an answer.
     let calls = (0..10).map(|_| {
         let sender = sender.clone();
         async move {
@@ -86,8 +85,10 @@ async fn calls_beyond_what_the_other_side_takes_wait_for_their_turn() {
             Ok::<_, Error>(())
         }
     });
-    // Settings come before the first of these is sent.
-    tokio::task::yield_now().await;
+    // More would be refused of those that were sent before that was known.
+    while sender.current_max_send_streams() != 2 {
+        tokio::task::yield_now().await;
+    }
     for ended in futures::future::join_all(calls).await {
         ended.expect("each has its turn");
     }

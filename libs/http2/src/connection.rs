@@ -28,6 +28,9 @@ use messages::Unended;
 /// What is asked before the last farewell: whoever answers it has read the first.
 const FAREWELL: [u8; 8] = *b"farewell";
 
+/// How many streams are opened before the other side has said how many it takes: most take as many.
+const STREAMS_BEFORE: u32 = 100;
+
 /// How many streams that we have reset are remembered, of which frames may still be under way.
 const REMEMBERED: usize = 1_024;
 
@@ -76,6 +79,8 @@ pub struct Connection {
     decoder: Decoder,
     encoder: Encoder,
     theirs: Theirs,
+    /// Whether they have said anything of themselves.
+    has_heard: bool,
     send_window: i32,
     receive_window: i32,
     taken: u32,
@@ -124,6 +129,7 @@ impl Connection {
             decoder: Decoder::default(),
             encoder: Encoder::default(),
             theirs: Theirs::default(),
+            has_heard: false,
             send_window: signed(FIRST_WINDOW),
             receive_window: signed(connection_window),
             taken: 0,
@@ -224,12 +230,15 @@ impl Connection {
 
     /// How many streams the other side takes at once.
     pub fn max_streams(&self) -> u32 {
-        self.theirs.max_streams
+        match self.has_heard {
+            true => self.theirs.max_streams,
+            false => STREAMS_BEFORE,
+        }
     }
 
     /// How many more streams the other side takes now.
     pub fn free(&self) -> u32 {
-        self.theirs.max_streams.saturating_sub(self.ours_open)
+        self.max_streams().saturating_sub(self.ours_open)
     }
 
     /// Streams of ours that the other side has not begun with, and will not: they are over.

@@ -246,7 +246,8 @@ impl Connection {
             stream.send_window = window.map_err(|_| Reason::FLOW_CONTROL_ERROR)?;
         }
         self.answer(SETTINGS, &[])?;
-        let more = change > 0 || self.theirs.max_streams > before.max_streams;
+        let is_first = !std::mem::replace(&mut self.has_heard, true);
+        let more = change > 0 || self.theirs.max_streams > before.max_streams || is_first;
         Ok(more.then_some(Event::AllWritable))
     }
 
