@@ -22,6 +22,7 @@ mod client;
 mod config;
 mod control;
 mod counts;
+mod crew;
 mod deadline;
 mod directory;
 mod explain;

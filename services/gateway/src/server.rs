@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    crew::Crew,
     forward::Forwarder,
     greeting::{Rewound, greet},
     lanes::Lanes,
@@ -68,6 +69,7 @@ async fn take_calls(
     forwarder: Arc<Forwarder>,
     drain: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let crew = Crew::new();
     let mut drains = false;
     loop {
         let accepted = tokio::select! {
@@ -83,6 +85,6 @@ async fn take_calls(
             return Ok(());
         };
         let (request, respond) = accepted?;
-        tokio::spawn(Arc::clone(&forwarder).serve(request, respond, number));
+        crew.take(Arc::clone(&forwarder).serve(request, respond, number));
     }
 }
