@@ -34,6 +34,7 @@ fn up(slot: u32, incarnation: u64, capacity: u32, draining: bool) -> Update {
                 incarnation: Incarnation(incarnation),
             },
             address: Address::Unix(format!("/w{slot}.{incarnation}").into()),
+            tls: false,
             node: None,
             draining,
             counted: false,

@@ -27,6 +27,8 @@ pub(crate) struct Driver<S> {
     shared: Arc<Shared>,
     input: BytesMut,
     read: usize,
+    /// Whether what was written is still to be flushed.
+    flushes: bool,
     /// Why the connection is over, once it is.
     ended: Option<Result<(), Error>>,
 }
@@ -47,6 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             shared,
             input: BytesMut::new(),
             read: READ,
+            flushes: false,
             ended: None,
         }
     }
@@ -112,9 +115,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if wrote {
             if core.connection.output().is_empty() {
                 core.connection.on_written();
-                let _ = Pin::new(&mut self.io).poll_flush(cx)?;
             }
+            self.flushes = true;
             core.wake_writers();
+        }
+        // With TLS what was written may still be on its way.
+        if self.flushes {
+            self.flushes = Pin::new(&mut self.io).poll_flush(cx)?.is_pending();
         }
         Ok(())
     }

@@ -358,8 +358,12 @@ impl Forwarder {
 
     /// A call to the worker that was chosen for it, and the connection to that one.
     pub(crate) fn call(&self, chosen: Chosen, attempt: u32, limit: u32) -> (Call, Arc<Upstream>) {
-        let Chosen { ticket, address } = chosen;
-        let upstream = self.links.to(ticket.worker(), address);
+        let Chosen {
+            ticket,
+            address,
+            tls,
+        } = chosen;
+        let upstream = self.links.to(ticket.worker(), address, tls);
         // Whoever let go of it in this moment could not know this link.
         if !self.directory.is_alive(ticket.worker()) {
             self.links.remove(ticket.worker(), true);
@@ -421,7 +425,7 @@ impl Forwarder {
         source: Source,
         deadline: Deadline,
     ) -> Result<Attempt, Failed> {
-        prepare(head, deadline).map_err(Failed::Said)?;
+        prepare(head, deadline, &sender.scheme).map_err(Failed::Said)?;
         Attempt::begin(sender, call, head, source, self.budget.clone())
     }
 }
@@ -433,18 +437,18 @@ fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
 }
 
 /// Makes of a call's head what the server gets. What speaks of one connection alone HTTP/2 has refused already.
-fn prepare(head: &mut Parts, deadline: Deadline) -> Result<(), Status> {
+fn prepare(head: &mut Parts, deadline: Deadline, scheme: &Scheme) -> Result<(), Status> {
     head.headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
         let left = at.saturating_duration_since(Instant::now());
         head.headers.insert(route::TIMEOUT, timeout::format(left));
     }
     fields::keep_apart(&mut head.headers);
-    if head.uri.scheme() == Some(&Scheme::HTTP) && head.uri.authority().is_some() {
+    if head.uri.scheme() == Some(scheme) && head.uri.authority().is_some() {
         return Ok(());
     }
     let mut uri = std::mem::take(&mut head.uri).into_parts();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(scheme.clone());
     uri.authority
         .get_or_insert(Authority::from_static(AUTHORITY));
     head.uri = Uri::from_parts(uri).map_err(|error| {

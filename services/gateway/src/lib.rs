@@ -60,7 +60,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of};
 pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
-use tether_kit::serve::Server;
+use tether_kit::{
+    serve::Server,
+    tls::{self, Connector},
+};
 pub use wire::Engine;
 
 use arbiters::Arbiters;
@@ -87,6 +90,8 @@ pub struct Gateway {
     control: Option<Listener>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
+    /// Certificates that cannot be used.
+    wrong: Option<tls::Error>,
 }
 
 impl Gateway {
@@ -116,7 +121,13 @@ impl Gateway {
             timeout: config.connect_timeout,
             engine: config.engine,
         };
-        let links = || Arc::new(Links::new(dial));
+        let files = config.worker_tls.clone();
+        let tls = files.map(|files| Connector::new(files, "gateway.worker_tls"));
+        let (tls, wrong) = match tls.transpose() {
+            Ok(tls) => (tls.map(Arc::new), None),
+            Err(wrong) => (None, Some(wrong)),
+        };
+        let links = || Arc::new(Links::new(dial, tls.clone()));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -135,6 +146,7 @@ impl Gateway {
                 config,
             },
             lanes,
+            wrong,
             control: None,
         }
     }
@@ -150,7 +162,7 @@ impl Gateway {
     /// under way have, or after the configured drain time.
     ///
     /// # Errors
-    /// When it stopped without being told to.
+    /// When its certificates cannot be used, or it stopped without being told to.
     pub async fn serve(
         self,
         listeners: Vec<Listener>,
@@ -160,7 +172,11 @@ impl Gateway {
             forwarder,
             lanes,
             control,
+            wrong,
         } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
         let on_lane = |links| Forwarder {
             links,
             rooms: Rooms::default(),
@@ -173,7 +189,10 @@ impl Gateway {
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
             forwarder.config.connect_timeout,
-            forwarder.config.zone.clone(),
+            watch::Terms {
+                zone: forwarder.config.zone.clone(),
+                tls: forwarder.config.worker_tls.is_some(),
+            },
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tether_kit::tls::Connector;
 use tether_types::{Address, WorkerId};
 
 use crate::upstream::{Dial, Upstream};
@@ -14,26 +15,33 @@ use crate::upstream::{Dial, Upstream};
 pub(crate) struct Links {
     upstreams: Mutex<HashMap<WorkerId, Arc<Upstream>>>,
     dial: Dial,
+    /// For workers that speak TLS, where the gateway does to them.
+    tls: Option<Arc<Connector>>,
 }
 
 impl Links {
-    pub(crate) fn new(dial: Dial) -> Self {
+    pub(crate) fn new(dial: Dial, tls: Option<Arc<Connector>>) -> Self {
         Self {
             upstreams: Mutex::default(),
             dial,
+            tls,
         }
     }
 
-    /// The connection to a worker that listens at `address` now.
-    pub(crate) fn to(&self, worker: &WorkerId, address: Address) -> Arc<Upstream> {
+    /// The connection to a worker that listens at `address` now, with TLS or without.
+    pub(crate) fn to(&self, worker: &WorkerId, address: Address, tls: bool) -> Arc<Upstream> {
         let mut upstreams = self
             .upstreams
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let known = upstreams.get(worker);
-        let known = known.filter(|upstream| *upstream.address() == address);
+        let tls = self.tls.as_ref().filter(|_| tls);
+        let known = known.filter(|upstream| {
+            *upstream.address() == address && upstream.is_tls() == tls.is_some()
+        });
         known.cloned().unwrap_or_else(|| {
-            let upstream = Arc::new(Upstream::new(address, self.dial));
+            let upstream = Upstream::new(address, self.dial).with_tls(tls.cloned());
+            let upstream = Arc::new(upstream);
             upstreams.insert(worker.clone(), Arc::clone(&upstream));
             upstream
         })

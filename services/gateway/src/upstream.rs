@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tether_kit::tls::Connector;
 use tether_types::Address;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -46,6 +47,8 @@ pub(crate) struct Dial {
 pub(crate) struct Upstream {
     address: Address,
     dial: Dial,
+    /// Where TLS is spoken.
+    tls: Option<Arc<Connector>>,
     link: Mutex<Link>,
     /// Held while connecting, so that a burst of first calls opens one connection; when and why the last attempt failed.
     connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
@@ -66,10 +69,20 @@ impl Upstream {
     pub(crate) fn new(address: Address, dial: Dial) -> Self {
         Self {
             address,
+            tls: None,
             dial,
             link: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// One with TLS, or without.
+    pub(crate) fn with_tls(self, tls: Option<Arc<Connector>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -134,8 +147,12 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Connected, Error> {
-        self.start(tether_kit::channel::dial(&self.address).await?)
-            .await
+        let stream = tether_kit::channel::dial(&self.address).await?;
+        let stream = match &self.tls {
+            None => stream,
+            Some(tls) => Box::pin(tls.connect(stream, &self.address)).await?,
+        };
+        self.start(stream).await
     }
 
     async fn start<S>(&self, stream: S) -> Result<Connected, Error>
@@ -144,7 +161,7 @@ impl Upstream {
     {
         let engine = self.dial.engine.into();
         let (sender, connection) = wire::connect(engine, stream, &wire::TO_SERVERS).await?;
-        let slots = Arc::new(Slots::default());
+        let slots = Arc::new(Slots::new(self.tls.is_some()));
         let open = Open(Arc::clone(&slots));
         {
             let mut link = self.lock();

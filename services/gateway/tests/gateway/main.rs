@@ -18,3 +18,4 @@ mod picking;
 mod queue;
 mod retries;
 mod speed;
+mod tls;
