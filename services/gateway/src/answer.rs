@@ -2,12 +2,14 @@
 //! happens to the server.
 
 use std::{
-    future::poll_fn,
-    task::{Context, Poll},
+    fmt,
+    future::ready,
+    pin::Pin,
+    task::{self, Context, Poll},
 };
 
 use bytes::Bytes;
-use h2::RecvStream;
+use futures::future::Either;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, response::Parts};
 use tonic::{Code, Status};
 
@@ -15,11 +17,12 @@ use crate::{
     budget::Budget,
     call::{Call, is_cancel},
     client::Client,
-    deadline::Deadline,
+    deadline::{Deadline, Timer},
     explain, fields,
     pump::{End, Pump},
     record::{self, By},
     upload::Upload,
+    wire::{Error, RecvStream},
 };
 
 /// gRPC's own name for the code in headers and trailers.
@@ -48,71 +51,169 @@ pub(crate) struct Rest {
 }
 
 impl Answer {
-    /// Passes it on to its end.
-    pub(crate) async fn pass(self, client: Client, deadline: Deadline, budget: Budget) {
+    /// Tells the client its head; the rest is to be awaited, where there is any and the client is there.
+    pub(crate) fn pass(
+        self,
+        client: Client,
+        deadline: Deadline,
+        budget: Budget,
+    ) -> Option<Passing> {
         let said = Said {
             status: self.head.status,
             code: code_of(&self.head.headers),
         };
         let head = Response::from_parts(self.head, ());
-        let Some(mut rest) = self.rest else {
+        if self.rest.is_none() {
             record::on_end(said.last(), By::Worker);
-            client.head(head, true);
-            return;
-        };
-        let Some(to) = client.head(head, false) else {
-            return;
-        };
-        let mut pump = Pump::answer(rest.stream, to, budget);
-        let (call, upload) = (&mut rest.call, &mut rest.upload);
-        let end = deadline.bound(poll_fn(|cx| exchange(cx, upload, &mut pump, call)));
-        let mut by = By::Gateway;
-        let trailers = match end.await {
-            Err(late) => {
-                call.on_code(DEADLINE_EXCEEDED);
-                of(call.got(late).into())
-            }
-            Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
-                Ok(trailers) => {
-                    by = By::Worker;
-                    trailers
-                }
-                Err(status) => of(status),
-            },
-            Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
-            Ok(Ok(End::Unread | End::TooLarge(_))) => {
-                of(call.got(explain::unread("the client")).into())
-            }
-            // The client is gone.
-            Ok(Ok(End::Refused)) => return,
-            Ok(Err(status)) => of(status),
-        };
-        let code = code_of(&trailers).unwrap_or_else(|| said.last());
-        record::on_end(code, by);
-        let _ = match trailers.is_empty() {
-            true => pump.to.send_data(Bytes::new(), true),
-            false => pump.to.send_trailers(trailers),
-        };
+        }
+        let to = client.head(head, self.rest.is_none())?;
+        let rest = self.rest?;
+        let Rest {
+            call,
+            stream,
+            upload,
+        } = *rest;
+        Some(Passing {
+            pump: Pump::answer(stream, to, budget),
+            upload: upload.filter(|upload| !upload.is_done()).map(Box::new),
+            call,
+            said,
+            limit: deadline.timer(),
+            is_over: false,
+            explanation: None,
+        })
     }
 }
 
-/// Passes messages on both ways, until the answer's are over.
-fn exchange(
-    cx: &mut Context<'_>,
-    upload: &mut Option<Upload>,
-    pump: &mut Pump,
-    call: &mut Call,
-) -> Poll<Result<End, Status>> {
-    if let Err(status) = call.poll_upload(cx, upload) {
-        // One that goes breaks off both ways, and it is chance which of them is looked at first.
-        let is_gone = pump.to.poll_reset(cx).is_ready();
-        return Poll::Ready(if is_gone {
-            Ok(End::Refused)
-        } else {
-            Err(status)
-        });
+/// An answer under way, whose head was told. It may last for hours, so it is small.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    pump: Pump,
+    /// There while the request is not over, which most are by now.
+    upload: Option<Box<Upload>>,
+    call: Call,
+    said: Said,
+    limit: Timer,
+    /// Whether there are no more messages.
+    is_over: bool,
+    explanation: Option<Explanation>,
+}
+
+/// Why an answer ended before its time, once that is known.
+struct Explanation(Pin<Box<dyn Future<Output = Status> + Send>>);
+
+impl fmt::Debug for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Explanation")
     }
-    pump.poll(cx, || call.on_message()).map(Ok)
+}
+
+impl Future for Passing {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if this.explanation.is_none() {
+            let came = match this.poll_end(cx) {
+                Poll::Ready(came) => came,
+                Poll::Pending => {
+                    let late = task::ready!(this.limit.poll(cx));
+                    this.call.on_code(DEADLINE_EXCEEDED);
+                    Err(this.call.got(late).into())
+                }
+            };
+            let mut by = By::Gateway;
+            let trailers = match came {
+                Ok(Came::Trailers(received)) => match this.complete(received) {
+                    Ok(trailers) => {
+                        by = By::Worker;
+                        trailers
+                    }
+                    Err(status) => of(status),
+                },
+                // The client is gone.
+                Ok(Came::End(End::Refused)) => return Poll::Ready(()),
+                Ok(Came::End(End::Broken(error))) => {
+                    let why = this.call.broke(error, this.limit.deadline());
+                    let why = this.explanation.insert(Explanation(Box::pin(why)));
+                    of(task::ready!(why.0.as_mut().poll(cx)))
+                }
+                Ok(Came::End(_)) => of(this.call.got(explain::unread("the client")).into()),
+                Err(status) => of(status),
+            };
+            this.end(trailers, by);
+            return Poll::Ready(());
+        }
+        if let Some(why) = &mut this.explanation {
+            let status = task::ready!(why.0.as_mut().poll(cx));
+            this.end(of(status), By::Gateway);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// How the messages of an answer end.
+enum Came {
+    /// As they should, with trailers or without.
+    Trailers(HeaderMap),
+    /// In another way.
+    End(End),
+}
+
+impl Passing {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<Came, Status>> {
+        if !self.is_over {
+            match task::ready!(self.exchange(cx))? {
+                End::Over | End::Ended => self.is_over = true,
+                other => return Poll::Ready(Ok(Came::End(other))),
+            }
+        }
+        self.pump.from.poll_trailers(cx).map(|came| {
+            Ok(match came {
+                Ok(trailers) => Came::Trailers(trailers.unwrap_or_default()),
+                Err(error) => Came::End(End::Broken(error)),
+            })
+        })
+    }
+
+    /// Passes messages on both ways, until the answer's are over.
+    fn exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, Status>> {
+        if let Err(status) = self.call.poll_upload(cx, self.upload.as_deref_mut()) {
+            // One that goes breaks off both ways, and it is chance which of them is looked at first.
+            let is_gone = self.pump.to.poll_reset(cx).is_ready();
+            return Poll::Ready(match is_gone {
+                true => Ok(End::Refused),
+                false => Err(status),
+            });
+        }
+        let Self { pump, call, .. } = self;
+        pump.poll(cx, || call.on_message()).map(Ok)
+    }
+
+    /// Completes the trailers that a server ended its answer with, where it told no code at all.
+    fn complete(&mut self, mut received: HeaderMap) -> Result<HeaderMap, Status> {
+        let (said, deadline) = (self.said, self.limit.deadline());
+        let code = code_of(&received).or(said.code);
+        if code == Some(CANCELLED) && deadline.explains_cancel() {
+            self.call.on_code(DEADLINE_EXCEEDED);
+            return Err(self.call.got(deadline.passed()).into());
+        }
+        if code.is_none() {
+            add_status(&mut received, said.status);
+        }
+        self.call.on_code(code.unwrap_or_else(|| said.last()));
+        fields::keep_apart(&mut received);
+        Ok(received)
+    }
+
+    fn end(&mut self, trailers: HeaderMap, by: By) {
+        let code = code_of(&trailers).unwrap_or_else(|| self.said.last());
+        record::on_end(code, by);
+        let _ = match trailers.is_empty() {
+            true => self.pump.to.send_data(Bytes::new(), true),
+            false => self.pump.to.send_trailers(trailers),
+        };
+    }
 }
 
 /// What the head of an answer says of how it ends.
@@ -128,38 +229,6 @@ impl Said {
         self.code
             .unwrap_or_else(|| code_without(self.status) as u32)
     }
-}
-
-/// The trailers that a server ended its answer with, completed where it told no code at all.
-async fn ending(
-    pump: &mut Pump,
-    call: &mut Call,
-    said: Said,
-    deadline: Deadline,
-) -> Result<HeaderMap, Status> {
-    let received = match deadline
-        .bound(poll_fn(|cx| pump.from.poll_trailers(cx)))
-        .await
-    {
-        Err(late) => {
-            call.on_code(DEADLINE_EXCEEDED);
-            return Err(call.got(late).into());
-        }
-        Ok(Err(error)) => return Err(Box::pin(call.broke(error, deadline)).await),
-        Ok(Ok(received)) => received,
-    };
-    let mut received = received.unwrap_or_default();
-    let code = code_of(&received).or(said.code);
-    if code == Some(CANCELLED) && deadline.explains_cancel() {
-        call.on_code(DEADLINE_EXCEEDED);
-        return Err(call.got(deadline.passed()).into());
-    }
-    if code.is_none() {
-        add_status(&mut received, said.status);
-    }
-    call.on_code(code.unwrap_or_else(|| said.last()));
-    fields::keep_apart(&mut received);
-    Ok(received)
 }
 
 /// The code of an answer that ends without one, as gRPC derives it from HTTP's.
@@ -181,13 +250,21 @@ fn add_status(trailers: &mut HeaderMap, status: StatusCode) {
 }
 
 impl Call {
-    /// The server's stream broke; says why, once that is known.
-    pub(crate) async fn broke(&mut self, error: h2::Error, deadline: Deadline) -> Status {
-        if is_cancel(&error) && deadline.explains_cancel() {
+    /// The server's stream broke; the future says why, once that is known.
+    pub(crate) fn broke(
+        &mut self,
+        error: Error,
+        deadline: Deadline,
+    ) -> impl Future<Output = Status> + Send + use<> {
+        let late = is_cancel(&error) && deadline.explains_cancel();
+        if late {
             self.on_code(DEADLINE_EXCEEDED);
-            return self.got(deadline.passed()).into();
         }
-        self.broken(error).await.into()
+        let why = match late {
+            true => Either::Left(ready(self.got(deadline.passed()))),
+            false => Either::Right(self.broken(error)),
+        };
+        async move { why.await.into() }
     }
 }
 

@@ -13,7 +13,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::upstream::Upstream;
+use crate::upstream::{Dial, Upstream};
 
 /// Between two looks at the health of the one that is asked.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Arbiters {
     chosen: Mutex<Chosen>,
-    connect_timeout: Duration,
+    dial: Dial,
 }
 
 #[derive(Debug)]
@@ -34,12 +34,12 @@ struct Chosen {
 }
 
 impl Arbiters {
-    pub(crate) fn new(known: Vec<Address>, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(known: Vec<Address>, dial: Dial) -> Self {
         let choice = Choice::new(known);
-        let upstream = Arc::new(Upstream::new(choice.current().clone(), connect_timeout));
+        let upstream = Arc::new(Upstream::new(choice.current().clone(), dial));
         Self {
             chosen: Mutex::new(Chosen { choice, upstream }),
-            connect_timeout,
+            dial,
         }
     }
 
@@ -77,7 +77,7 @@ impl Arbiters {
         let another = address != *asked.address();
         if another {
             tracing::debug!(arbiter = %address, "Trying another arbiter");
-            chosen.upstream = Arc::new(Upstream::new(address, self.connect_timeout));
+            chosen.upstream = Arc::new(Upstream::new(address, self.dial));
         }
         another
     }

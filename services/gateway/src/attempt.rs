@@ -7,8 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use h2::{RecvStream, client::ResponseFuture};
-use http::{Request, Response, header};
+use http::{Response, header, request::Parts};
 use tether_proto::Failure;
 use tonic::{Code, Status};
 
@@ -22,6 +21,7 @@ use crate::{
     pump::{Pump, Source},
     slots::Sender,
     upload::Upload,
+    wire::{Error, RecvStream, ResponseFuture},
 };
 
 /// A call that was sent, and whose answer has not begun.
@@ -47,7 +47,7 @@ pub(crate) enum Failed {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) call: Call,
-    pub(crate) error: h2::Error,
+    pub(crate) error: Error,
     /// The request from its beginning, where it was kept.
     pub(crate) again: Option<Source>,
 }
@@ -61,19 +61,19 @@ impl Ended {
 }
 
 /// What came of waiting for a server: the head of its answer, or that its stream broke; or that the request was given up.
-type Polled = Result<Result<Response<RecvStream>, h2::Error>, Status>;
+type Polled = Result<Result<Response<RecvStream>, Error>, Status>;
 
 impl Attempt {
     /// Sends a call.
     pub(crate) fn begin(
         mut sender: Sender,
         mut call: Call,
-        request: Request<()>,
+        head: &Parts,
         source: Source,
         budget: Budget,
     ) -> Result<Self, Failed> {
         let bodiless = source.is_over();
-        let (response, stream) = match sender.h2.send_request(request, bodiless) {
+        let (response, stream) = match sender.wire.send_request(head, bodiless) {
             Ok(sent) => sent,
             Err(error) => {
                 return Err(Failed::Ended(Box::new(Ended {
@@ -103,7 +103,7 @@ impl Attempt {
 
     /// Passes the request on, and looks for the answer.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Polled> {
-        if let Err(given_up) = self.call.poll_upload(cx, &mut self.upload) {
+        if let Err(given_up) = self.call.poll_upload(cx, self.upload.as_mut()) {
             return Poll::Ready(Err(given_up));
         }
         self.response.poll_unpin(cx).map(Ok)

@@ -3,7 +3,6 @@
 
 use std::{future::Future, sync::Arc, task::Context, time::Duration};
 
-use h2::Reason as H2Reason;
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
@@ -17,6 +16,7 @@ use crate::{
     record,
     slots::Slot,
     upload::Upload,
+    wire::{self, Error},
 };
 
 /// A service of ours that calls are forwarded to.
@@ -130,7 +130,7 @@ impl Call {
     pub(crate) fn poll_upload(
         &self,
         cx: &mut Context<'_>,
-        upload: &mut Option<Upload>,
+        upload: Option<&mut Upload>,
     ) -> Result<(), Status> {
         match upload {
             None => Ok(()),
@@ -239,10 +239,7 @@ impl Call {
     }
 
     /// The call broke; the future says why, once that is known.
-    pub(crate) fn broken(
-        &mut self,
-        error: h2::Error,
-    ) -> impl Future<Output = Failure> + Send + use<> {
+    pub(crate) fn broken(&mut self, error: Error) -> impl Future<Output = Failure> + Send + use<> {
         match reset_code(&error) {
             Some(code) => self.on_code(code as u32),
             None => self.on_outcome(Outcome::Failure),
@@ -279,7 +276,7 @@ impl Call {
     /// The server has refused the call without having begun with it, and said so; the future says why.
     pub(crate) fn turned_away(
         &mut self,
-        error: h2::Error,
+        error: Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
         record::on_progress(Progress::Refused);
         // It is full, or about to go: no fault of it.
@@ -364,27 +361,27 @@ impl Control {
 
 /// Whether the other side has said that it did not begin with a call and will not: it refused its stream, or went away
 /// and named the last stream that it had taken, which is an earlier one (RFC 9113, 6.8 and 8.7).
-pub(crate) fn is_turned_away(error: &h2::Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(H2Reason::REFUSED_STREAM);
+pub(crate) fn is_turned_away(error: &Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(wire::Reason::REFUSED_STREAM);
     error.is_remote() && (refused || error.is_go_away())
 }
 
 /// Whether the other side cancelled this call.
-pub(crate) fn is_cancel(error: &h2::Error) -> bool {
+pub(crate) fn is_cancel(error: &Error) -> bool {
     reset_code(error) == Some(Code::Cancelled)
 }
 
 /// The gRPC code of a stream that the other side reset, as the gRPC protocol lays down; `None` when
 /// the whole connection broke.
-fn reset_code(error: &h2::Error) -> Option<Code> {
+fn reset_code(error: &Error) -> Option<Code> {
     if !error.is_reset() || !error.is_remote() {
         return None;
     }
     Some(match error.reason()? {
-        H2Reason::REFUSED_STREAM => Code::Unavailable,
-        H2Reason::CANCEL => Code::Cancelled,
-        H2Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
-        H2Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        wire::Reason::REFUSED_STREAM => Code::Unavailable,
+        wire::Reason::CANCEL => Code::Cancelled,
+        wire::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        wire::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
         _ => Code::Internal,
     })
 }

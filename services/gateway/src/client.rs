@@ -7,19 +7,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream, server::SendResponse};
 use http::Response;
 use http_body::{Body, Frame};
 use tonic::Status;
 
+use crate::wire::{Error, Reason, RecvStream, SendResponse, SendStream};
+
 /// Whoever made a call.
 #[derive(Debug)]
 pub(crate) struct Client {
-    respond: SendResponse<Bytes>,
+    respond: SendResponse,
 }
 
 impl Client {
-    pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
+    pub(crate) fn new(respond: SendResponse) -> Self {
         Self { respond }
     }
 
@@ -41,7 +42,7 @@ impl Client {
     }
 
     /// Tells the head of an answer, and that it is all where it is. `None` where the client is gone.
-    pub(crate) fn head(mut self, head: Response<()>, is_all: bool) -> Option<SendStream<Bytes>> {
+    pub(crate) fn head(self, head: Response<()>, is_all: bool) -> Option<SendStream> {
         self.respond.send_response(head, is_all).ok()
     }
 
@@ -81,11 +82,12 @@ impl Client {
     }
 }
 
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+async fn send(to: &mut SendStream, mut data: Bytes) -> Result<(), Error> {
     while !data.is_empty() {
-        to.reserve_capacity(data.len());
+        to.reserve(data.len());
         let Some(capacity) = poll_fn(|cx| to.poll_capacity(cx)).await else {
-            return Err(h2::Reason::CANCEL.into());
+            let (reason, remote) = (Reason::CANCEL, true);
+            return Err(Error::Reset { reason, remote });
         };
         let chunk = data.split_to(capacity?.min(data.len()));
         to.send_data(chunk, false)?;
@@ -99,15 +101,15 @@ pub(crate) struct Messages(pub(crate) RecvStream);
 
 impl Body for Messages {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let stream = &mut self.get_mut().0;
         stream.poll_data(cx).map_ok(|data| {
-            let _ = stream.flow_control().release_capacity(data.len());
+            stream.release_capacity(data.len());
             Frame::data(data)
         })
     }

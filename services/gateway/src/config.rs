@@ -9,7 +9,7 @@ use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::Outlook;
 use tether_kit::{config::duration, tls::ClientFiles};
 
-use crate::methods::Methods;
+use crate::{methods::Methods, wire::Engine};
 
 pub use control::{Control, control_of};
 
@@ -22,6 +22,8 @@ pub struct Config {
     /// How many bytes may wait, in all calls, for clients and workers that do not read them; beyond that calls of those
     /// are ended.
     pub max_unread_bytes: usize,
+    /// Who reads and writes HTTP/2: `h2`, the library, or `own`, our own relay of frames, which is quicker and younger.
+    pub engine: Engine,
     /// Threads that serve connections, each with connections of its own to every worker; 0 means one for each processor.
     pub threads: usize,
     /// How long connecting to a worker, the arbiter or discovery may take.
@@ -127,6 +129,7 @@ impl Default for Config {
         Self {
             max_message_bytes: 100 * 1024 * 1024,
             max_unread_bytes: 256 * 1024 * 1024,
+            engine: Engine::default(),
             threads: 0,
             connect_timeout: Duration::from_secs(2),
             max_attempts: NonZeroU32::MIN.saturating_add(2),

@@ -1,11 +1,15 @@
 //! Until when a call must have been answered.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use futures::{FutureExt as _, future::Either};
+use pin_project_lite::pin_project;
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::Failure;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::explain;
 
@@ -45,19 +49,60 @@ impl Deadline {
     }
 
     /// What comes of some work, unless it takes too long.
-    ///
-    /// # Errors
-    /// What to say then.
-    pub(crate) fn bound<F: Future>(
-        self,
+    pub(crate) fn bound<F: Future>(self, work: F) -> Bound<F> {
+        let timer = self.timer();
+        Bound { work, timer }
+    }
+
+    /// Tells when it has passed.
+    pub(crate) fn timer(self) -> Timer {
+        Timer {
+            deadline: self,
+            sleep: None,
+        }
+    }
+}
+
+/// Tells when a deadline has passed. There is nothing to wake before somebody has to wait.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    deadline: Deadline,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    pub(crate) fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        let Some(at) = self.deadline.at() else {
+            return Poll::Pending;
+        };
+        let sleep = || Box::pin(tokio::time::sleep_until(at));
+        let sleep = self.sleep.get_or_insert_with(sleep);
+        ready!(sleep.as_mut().poll(cx));
+        Poll::Ready(self.deadline.passed())
+    }
+}
+
+pin_project! {
+    /// Some work, and the time it may take.
+    pub(crate) struct Bound<F> {
+        #[pin]
         work: F,
-    ) -> impl Future<Output = Result<F::Output, Failure>> {
-        match self.0 {
-            None => Either::Left(work.map(Ok)),
-            Some((at, _)) => {
-                let bounded = tokio::time::timeout_at(at, work);
-                Either::Right(bounded.map(move |done| done.map_err(|_| self.passed())))
-            }
+        timer: Timer,
+    }
+}
+
+impl<F: Future> Future for Bound<F> {
+    type Output = Result<F::Output, Failure>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        match this.work.poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending => this.timer.poll(cx).map(Err),
         }
     }
 }

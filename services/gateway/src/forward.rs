@@ -2,9 +2,7 @@
 
 use std::{future::ready, pin::pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::future::Either;
-use h2::{RecvStream, server::SendResponse};
 use http::{
     HeaderValue, Request, Uri,
     header::{self, HeaderMap},
@@ -17,7 +15,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    answer::{Answer, DEADLINE_EXCEEDED},
+    answer::{Answer, DEADLINE_EXCEEDED, Passing},
     arbiters::Arbiters,
     attempt::{Attempt, Ended, Failed},
     budget::Budget,
@@ -35,10 +33,12 @@ use crate::{
     pump::Source,
     record::{self, By, Tail},
     repeat::{self, Last, Tries},
+    room::Rooms,
     route::{self, Destination, Route},
     slots::Sender,
     timeout, upload,
     upstream::Upstream,
+    wire::{RecvStream, SendResponse},
 };
 
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
@@ -62,6 +62,8 @@ pub(crate) struct Forwarder {
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
     pub(crate) budget: Budget,
+    /// Of this lane.
+    pub(crate) rooms: Rooms<Passing>,
     pub(crate) tail: Tail,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
@@ -69,36 +71,44 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// Answers a call that came over a connection of this number, one way or the other.
-    pub(crate) async fn serve(
-        &self,
+    pub(crate) fn serve(
+        self: Arc<Self>,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse,
         connection: u64,
-    ) {
-        record::keep(self.answer(request, respond, connection)).await;
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let rooms = self.rooms.clone();
+        let begins = async move { self.reach(request, respond, connection).await };
+        record::keep(rooms.begin(begins))
     }
 
-    async fn answer(
+    /// Takes a call as far as the head of its answer; the rest is to be awaited, where there is any.
+    async fn reach(
         &self,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse,
         connection: u64,
-    ) {
+    ) -> Option<Passing> {
         let mut client = Client::new(respond);
         let (mut head, body) = request.into_parts();
         let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
-            Err(failure) => return client.refuse(explain::untried(failure).into()),
+            Err(failure) => {
+                client.refuse(explain::untried(failure).into());
+                return None;
+            }
         };
         let deadline = Deadline::after(plan.timeout);
         if plan.route == Route::Own {
             let request = Request::from_parts(head, Messages(body));
-            return Box::pin(self.answer_itself(request, client)).await;
+            Box::pin(self.answer_itself(request, client)).await;
+            return None;
         }
         if let Route::Worker(to) = &plan.route {
             self.tail.begin(&head.uri, to);
         }
         let answer = pin!(async {
+            let head = &mut head;
             match plan.route {
                 // Each call is a task, which has room for the longest of its ways: those that few go are apart.
                 Route::Arbiter => Box::pin(self.to_arbiter(head, body, deadline)).await,
@@ -106,7 +116,7 @@ impl Forwarder {
                     Box::pin(self.to_discovery(head, body, deadline)).await
                 }
                 Route::Worker(to) => {
-                    self.sign(&mut head, &to.pool).map_err(explain::untried)?;
+                    self.sign(head, &to.pool).map_err(explain::untried)?;
                     let may = self.may_act(plan.acting.as_ref(), deadline).await;
                     may.map_err(explain::untried)?;
                     let source = Source::live(body);
@@ -115,11 +125,12 @@ impl Forwarder {
             }
         });
         match client.unless_gone(answer).await {
-            None => {}
-            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
+            None => None,
+            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()),
             Some(Err(status)) => {
                 record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
+                None
             }
         }
     }
@@ -154,7 +165,7 @@ impl Forwarder {
 
     async fn to_discovery(
         &self,
-        head: Parts,
+        head: &mut Parts,
         body: RecvStream,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
@@ -174,7 +185,7 @@ impl Forwarder {
     /// made again; a stream cannot be, and is opened again by its client.
     async fn to_arbiter(
         &self,
-        head: Parts,
+        head: &mut Parts,
         body: RecvStream,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
@@ -195,9 +206,7 @@ impl Forwarder {
         loop {
             let (sender, call, asked) = self.arbiter(deadline).await?;
             let source = Source::whole(request.clone());
-            let answer = self
-                .once(sender, call, head.clone(), source, deadline)
-                .await;
+            let answer = self.once(sender, call, head, source, deadline).await;
             attempts -= 1;
             let refused = not_leader(&answer);
             let another = refused.is_some_and(|said| self.arbiters.on_not_leader(&asked, said));
@@ -228,7 +237,7 @@ impl Forwarder {
         &self,
         to: Destination,
         connection: u64,
-        mut head: Parts,
+        head: &mut Parts,
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
@@ -302,14 +311,14 @@ impl Forwarder {
                         pool,
                         ask: &mut ask,
                         tries: &mut tries,
-                        head: &head,
+                        head,
                         deadline,
                     };
                     Box::pin(self.hedged(sender, call, source, hedge)).await
                 }
                 None => {
                     let repeatable = rule.is_some();
-                    self.send(sender, call, head.clone(), source, deadline, repeatable)
+                    self.send(sender, call, head, source, deadline, repeatable)
                         .await
                 }
             };
@@ -369,7 +378,7 @@ impl Forwarder {
         &self,
         sender: Sender,
         call: Call,
-        head: Parts,
+        head: &mut Parts,
         source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
@@ -395,7 +404,7 @@ impl Forwarder {
         &self,
         sender: Sender,
         call: Call,
-        head: Parts,
+        head: &mut Parts,
         source: Source,
         deadline: Deadline,
         repeatable: bool,
@@ -412,12 +421,12 @@ impl Forwarder {
         &self,
         sender: Sender,
         call: Call,
-        head: Parts,
+        head: &mut Parts,
         source: Source,
         deadline: Deadline,
     ) -> Result<Attempt, Failed> {
-        let request = outgoing(head, deadline, sender.scheme.clone()).map_err(Failed::Said)?;
-        Attempt::begin(sender, call, request, source, self.budget.clone())
+        prepare(head, deadline, &sender.scheme).map_err(Failed::Said)?;
+        Attempt::begin(sender, call, head, source, self.budget.clone())
     }
 }
 
@@ -427,44 +436,36 @@ fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
     NotLeader::of(&Status::from_header_map(headers)?)
 }
 
-/// The head of a call as the server gets it. What speaks of one connection alone HTTP/2 has refused already.
-fn outgoing(head: Parts, deadline: Deadline, scheme: Scheme) -> Result<Request<()>, Status> {
-    let mut headers = head.headers;
-    headers.remove(header::HOST);
+/// Makes of a call's head what the server gets. What speaks of one connection alone HTTP/2 has refused already.
+fn prepare(head: &mut Parts, deadline: Deadline, scheme: &Scheme) -> Result<(), Status> {
+    head.headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
         let left = at.saturating_duration_since(Instant::now());
-        headers.insert(route::TIMEOUT, timeout::format(left));
+        head.headers.insert(route::TIMEOUT, timeout::format(left));
     }
-    fields::keep_apart(&mut headers);
-    let mut uri = head.uri.into_parts();
-    uri.scheme = Some(scheme);
+    fields::keep_apart(&mut head.headers);
+    if head.uri.scheme() == Some(scheme) && head.uri.authority().is_some() {
+        return Ok(());
+    }
+    let mut uri = std::mem::take(&mut head.uri).into_parts();
+    uri.scheme = Some(scheme.clone());
     uri.authority
         .get_or_insert(Authority::from_static(AUTHORITY));
-    let uri = Uri::from_parts(uri).map_err(|error| {
+    head.uri = Uri::from_parts(uri).map_err(|error| {
         Status::invalid_argument(format!("the path cannot be sent on: {error}"))
     })?;
-    let mut request = Request::new(());
-    *request.method_mut() = head.method;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = headers;
-    Ok(request)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn size<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
-        size_of::<F>()
-    }
-
     /// Each call is a task of its own, which is moved when it is made and kept for as long as the call lasts.
     #[test]
     fn a_call_is_small() {
-        let whole = size(|forwarder: Arc<Forwarder>, request, respond| async move {
-            forwarder.serve(request, respond, 0).await
-        });
+        let whole = size_of::<crate::room::Serving<Passing>>();
 
-        assert!(whole <= 5_200, "{whole} bytes");
+        assert!(whole <= 500, "{whole} bytes");
     }
 }

@@ -42,7 +42,7 @@ impl Forwarder {
         at: Hedge<'_>,
     ) -> Result<Answer, Failed> {
         let deadline = at.deadline;
-        let mut first = self.begin(sender, call, at.head.clone(), source, deadline)?;
+        let mut first = self.begin(sender, call, &mut at.head.clone(), source, deadline)?;
         let soon = tokio::time::timeout(at.after, poll_fn(|cx| first.poll(cx)));
         match deadline.bound(soon).await {
             Err(late) => return Err(first.late(late)),
@@ -105,7 +105,7 @@ impl Forwarder {
         &self,
         mut call: Call,
         upstream: &Upstream,
-        head: Parts,
+        mut head: Parts,
         source: Source,
         deadline: Deadline,
         tries: &mut Tries,
@@ -120,7 +120,10 @@ impl Forwarder {
             }
         };
         let worker = call.at()?.0.clone();
-        match self.send(sender, call, head, source, deadline, true).await {
+        match self
+            .send(sender, call, &mut head, source, deadline, true)
+            .await
+        {
             Ok(answer) => Some(answer),
             Err(Failed::Ended(ended)) => {
                 tries.ended(*ended);

@@ -23,6 +23,7 @@ mod client;
 mod config;
 mod control;
 mod counts;
+mod crew;
 mod deadline;
 mod directory;
 mod explain;
@@ -40,6 +41,7 @@ mod owners;
 mod pump;
 mod record;
 mod repeat;
+mod room;
 mod route;
 mod server;
 mod slots;
@@ -48,6 +50,7 @@ mod upload;
 mod upstream;
 mod waiters;
 mod watch;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,6 +66,7 @@ use tether_kit::{
     serve::Server,
     tls::{self, Connector},
 };
+pub use wire::Engine;
 
 use arbiters::Arbiters;
 use budget::Budget;
@@ -73,7 +77,8 @@ use links::Links;
 use own::OwnServices;
 use owners::Owners;
 use record::Tail;
-use upstream::Upstream;
+use room::Rooms;
+use upstream::{Dial, Upstream};
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
@@ -114,13 +119,17 @@ impl Gateway {
         arbiters: Vec<Address>,
         discovery: Address,
     ) -> Self {
+        let dial = Dial {
+            timeout: config.connect_timeout,
+            engine: config.engine,
+        };
         let files = config.worker_tls.clone();
         let tls = files.map(|files| Connector::new(files, "gateway.worker_tls"));
         let (tls, wrong) = match tls.transpose() {
             Ok(tls) => (tls.map(Arc::new), None),
             Err(wrong) => (None, Some(wrong)),
         };
-        let links = || Arc::new(Links::new(config.connect_timeout, tls.clone()));
+        let links = || Arc::new(Links::new(dial, tls.clone()));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -128,11 +137,12 @@ impl Gateway {
             forwarder: Forwarder {
                 directory: Arc::new(Directory::new(&config, all)),
                 links: here,
-                arbiters: Arc::new(Arbiters::new(arbiters, config.connect_timeout)),
-                discovery: Arc::new(Upstream::new(discovery, config.connect_timeout)),
+                arbiters: Arc::new(Arbiters::new(arbiters, dial)),
+                discovery: Arc::new(Upstream::new(discovery, dial)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
+                rooms: Rooms::default(),
                 tail: Tail::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
@@ -171,6 +181,7 @@ impl Gateway {
         }
         let on_lane = |links| Forwarder {
             links,
+            rooms: Rooms::default(),
             ..forwarder.clone()
         };
         let on_lanes = lanes.into_iter().map(on_lane).collect();

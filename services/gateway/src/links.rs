@@ -3,28 +3,27 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use tether_kit::tls::Connector;
 use tether_types::{Address, WorkerId};
 
-use crate::upstream::Upstream;
+use crate::upstream::{Dial, Upstream};
 
 /// A connection for each worker that was called.
 #[derive(Debug)]
 pub(crate) struct Links {
     upstreams: Mutex<HashMap<WorkerId, Arc<Upstream>>>,
-    connect_timeout: Duration,
+    dial: Dial,
     /// For workers that speak TLS, where the gateway does to them.
     tls: Option<Arc<Connector>>,
 }
 
 impl Links {
-    pub(crate) fn new(connect_timeout: Duration, tls: Option<Arc<Connector>>) -> Self {
+    pub(crate) fn new(dial: Dial, tls: Option<Arc<Connector>>) -> Self {
         Self {
             upstreams: Mutex::default(),
-            connect_timeout,
+            dial,
             tls,
         }
     }
@@ -41,7 +40,7 @@ impl Links {
             *upstream.address() == address && upstream.is_tls() == tls.is_some()
         });
         known.cloned().unwrap_or_else(|| {
-            let upstream = Upstream::new(address, self.connect_timeout).with_tls(tls.cloned());
+            let upstream = Upstream::new(address, self.dial).with_tls(tls.cloned());
             let upstream = Arc::new(upstream);
             upstreams.insert(worker.clone(), Arc::clone(&upstream));
             upstream

@@ -7,12 +7,12 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use crate::{
     budget::{Budget, Seat},
     meter::Meter,
+    wire::{Error, Reason, RecvStream, SendStream},
 };
 
 /// How much of a request is kept until its answer begins, in bytes: one that sent more is not sent again.
@@ -62,7 +62,7 @@ impl Source {
         bytes <= REPEATABLE && live.is_none_or(RecvStream::is_end_stream)
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         match (self.kept.pop_front(), &mut self.live) {
             (Some(bytes), _) => Poll::Ready(Some(Ok(bytes))),
             (None, Some(stream)) => {
@@ -79,7 +79,7 @@ impl Source {
     pub(crate) fn poll_trailers(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
+    ) -> Poll<Result<Option<HeaderMap>, Error>> {
         match &mut self.live {
             Some(stream) => stream.poll_trailers(cx),
             None => Poll::Ready(Ok(None)),
@@ -91,8 +91,7 @@ impl Source {
         if let Some(stream) = &mut self.live {
             let bytes = bytes.min(self.uncredited);
             self.uncredited -= bytes;
-            // Fails only for more than was received.
-            let _ = stream.flow_control().release_capacity(bytes);
+            stream.release_capacity(bytes);
         }
     }
 }
@@ -105,7 +104,7 @@ pub(crate) enum End {
     /// All were passed on, and the stream is ended with the last.
     Ended,
     /// Their sender broke off.
-    Broken(h2::Error),
+    Broken(Error),
     /// The receiver takes no more.
     Refused,
     /// A message of this many bytes is over the limit.
@@ -125,7 +124,7 @@ struct Copy {
 #[derive(Debug)]
 pub(crate) struct Pump {
     pub(crate) from: Source,
-    pub(crate) to: SendStream<Bytes>,
+    pub(crate) to: SendStream,
     meter: Option<Meter>,
     seat: Seat,
     /// What came while the receiver took nothing, in one piece: HTTP/2 would keep each small frame by itself, at many
@@ -140,23 +139,17 @@ pub(crate) struct Pump {
 
 impl Pump {
     /// Passes the messages of a request on, of which none may be longer than `limit`.
-    pub(crate) fn request(from: Source, to: SendStream<Bytes>, limit: u32, budget: Budget) -> Self {
+    pub(crate) fn request(from: Source, to: SendStream, limit: u32, budget: Budget) -> Self {
         let meter = Some(Meter::new(limit));
         Self::new(from, to, meter, budget, true)
     }
 
     /// Passes the messages of an answer on, after which there are trailers.
-    pub(crate) fn answer(from: RecvStream, to: SendStream<Bytes>, budget: Budget) -> Self {
+    pub(crate) fn answer(from: RecvStream, to: SendStream, budget: Budget) -> Self {
         Self::new(Source::live(from), to, None, budget, false)
     }
 
-    fn new(
-        from: Source,
-        to: SendStream<Bytes>,
-        meter: Option<Meter>,
-        budget: Budget,
-        ends: bool,
-    ) -> Self {
+    fn new(from: Source, to: SendStream, meter: Option<Meter>, budget: Budget, ends: bool) -> Self {
         Self {
             from,
             to,
@@ -212,8 +205,7 @@ impl Pump {
         if self.held.is_empty() {
             // Capacity is asked for only with the data in hand: held for data that is yet to come, it would be
             // missing to other calls on the connection.
-            self.to.reserve_capacity(length);
-            if self.to.capacity() >= length {
+            if self.to.reserve(length) >= length {
                 self.keep(&data);
                 self.to.send_data(data, last).map_err(|_| End::Refused)?;
                 self.from.credit(length);
@@ -278,8 +270,7 @@ impl Pump {
     /// Sends what is held, as far as the receiver takes it now.
     fn send_held(&mut self, cx: &mut Context<'_>) -> Result<(), ()> {
         while !self.held.is_empty() {
-            self.to.reserve_capacity(self.held.len());
-            let mut capacity = self.to.capacity();
+            let mut capacity = self.to.reserve(self.held.len());
             if capacity == 0 {
                 capacity = match self.to.poll_capacity(cx) {
                     Poll::Pending => return Ok(()),

@@ -267,7 +267,9 @@ fn single<'a>(
     key: &str,
     example: &str,
 ) -> Result<Option<&'a str>, Failure> {
-    let mut values = headers.get_all(key).iter();
+    // Heads are short, and most keys are not there: to look is quicker than to hash.
+    let named = headers.iter().filter(|(name, _)| name.as_str() == key);
+    let mut values = named.map(|(_, value)| value);
     let Some(value) = values.next() else {
         return Ok(None);
     };

@@ -2,8 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use h2::server::Connection;
 use tether_kit::{
     listen::{Listener, Stream},
     tls::Acceptor,
@@ -12,18 +10,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    crew::Crew,
     forward::Forwarder,
     greeting::{Rewound, greet},
     lanes::Lanes,
-    upstream::{CONNECTION_WINDOW, HEADER_LIST, SEND_BUFFER},
+    wire::{self, Server},
 };
 
-/// Calls that one client may have under way on one connection.
-const MAX_STREAMS: u32 = 100_000;
-/// Calls a client may cancel before the gateway has looked at them; more is an attack.
-const MAX_PENDING_RESETS: usize = 1_000;
-/// What one call may send while nobody takes it, in bytes: as long as it waits for a worker nothing is read of it.
-const CLIENT_WINDOW: u32 = 256 << 10;
 /// How long a client may take to say that it speaks HTTP/2.
 const GREETING: Duration = Duration::from_secs(10);
 
@@ -60,7 +53,11 @@ pub(crate) async fn serve(
                 Some(tls) => Box::pin(tls.accept(stream)).await?,
             };
             match greet(stream).await? {
-                Some(stream) => Ok(Some(settings().handshake(stream).await?)),
+                Some(stream) => {
+                    let engine = forwarder.config.engine.into();
+                    let accepted = wire::accept(engine, stream, &wire::TO_CLIENTS).await;
+                    Ok(Some(accepted?))
+                }
                 None => anyhow::Ok(None),
             }
         };
@@ -80,11 +77,12 @@ pub(crate) async fn serve(
 }
 
 async fn take_calls(
-    mut connection: Connection<Rewound<Stream>, Bytes>,
+    mut connection: Server<Rewound<Stream>>,
     number: u64,
     forwarder: Arc<Forwarder>,
     drain: &CancellationToken,
 ) -> anyhow::Result<()> {
+    let crew = Crew::new();
     let mut drains = false;
     loop {
         let accepted = tokio::select! {
@@ -100,21 +98,6 @@ async fn take_calls(
             return Ok(());
         };
         let (request, respond) = accepted?;
-        let forwarder = Arc::clone(&forwarder);
-        tokio::spawn(async move { forwarder.serve(request, respond, number).await });
+        crew.take(Arc::clone(&forwarder).serve(request, respond, number));
     }
-}
-
-fn settings() -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_window_size(CLIENT_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        // Counted over the life of a connection, and a BEAM keeps its connection for months.
-        .max_local_error_reset_streams(None);
-    builder
 }

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use http::uri::Scheme;
 use tokio::sync::Notify;
+
+use crate::wire::{Error, SendRequest};
 
 /// How often those who wait look again: the other side may take more at once than before, and nothing tells.
 const SELDOM: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub(crate) struct Slot(Arc<Slots>);
 /// A connection that takes a request.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    pub(crate) h2: SendRequest<Bytes>,
+    pub(crate) wire: SendRequest,
     pub(crate) slot: Slot,
     /// How requests say whether it is secure.
     pub(crate) scheme: Scheme,
@@ -56,16 +56,13 @@ impl Slots {
     }
 
     /// Waits for a place. Fails when the connection broke or the other side said goodbye.
-    pub(crate) async fn take(
-        self: Arc<Self>,
-        sender: SendRequest<Bytes>,
-    ) -> Result<Sender, h2::Error> {
+    pub(crate) async fn take(self: Arc<Self>, sender: SendRequest) -> Result<Sender, Error> {
         let mut sender = sender.ready().await?;
         loop {
             let freed = self.freed.notified();
             if let Some(slot) = self.try_take(sender.current_max_send_streams()) {
                 return Ok(Sender {
-                    h2: sender,
+                    wire: sender,
                     slot,
                     scheme: self.scheme.clone(),
                 });

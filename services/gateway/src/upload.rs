@@ -6,13 +6,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
 use tether_proto::Failure;
 
 use crate::{
     explain,
     meter::{Meter, PREFIX},
     pump::{End, Pump, Source},
+    wire::RecvStream,
 };
 
 /// Why a request was given up on its way to the server.
@@ -107,6 +107,11 @@ impl Upload {
         Ok(())
     }
 
+    /// Whether all of it was passed on, or it was given up.
+    pub(crate) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
     /// The server's answer has begun, so that the request is not sent again.
     pub(crate) fn on_head(&mut self) {
         self.pump.forget();
@@ -131,7 +136,7 @@ pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes,
         let data = data.map_err(|_| GivenUp::Cancelled)?;
         meter.feed(&data).map_err(GivenUp::TooLarge)?;
         whole.extend_from_slice(&data);
-        let _ = stream.flow_control().release_capacity(data.len());
+        stream.release_capacity(data.len());
         // One message is what it has; a second would not be measured by itself.
         let bytes = u32::try_from(whole.len()).unwrap_or(u32::MAX);
         if bytes.saturating_sub(PREFIX) > limit {

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use tether_kit::tls::Connector;
 use tether_types::Address;
 use tokio::{
@@ -16,18 +14,10 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::slots::{Open, Sender, Slots};
-
-/// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
-/// client that does not read its streams would keep all others from the same worker waiting.
-pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// What one stream may hold unread, in bytes: the memory a slow reader can cost.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
-/// The most that waits in HTTP/2 for one receiver that does not take it, of one call, in bytes. There each small message
-/// is kept by itself.
-pub(crate) const SEND_BUFFER: usize = 64 << 10;
-/// The most metadata one call may carry each way, in bytes; details of an error fit in.
-pub(crate) const HEADER_LIST: u32 = 64 << 10;
+use crate::{
+    slots::{Open, Sender, Slots},
+    wire::{self, Engine, SendRequest},
+};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -37,27 +27,35 @@ pub(crate) enum Error {
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     #[error("{0}")]
-    Http2(#[from] h2::Error),
+    Http2(#[from] wire::Error),
     #[error("{0}")]
     Before(String),
     #[error("the connection was given up")]
     Severed,
 }
 
+/// How connections are made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dial {
+    /// How long that may take.
+    pub(crate) timeout: Duration,
+    pub(crate) engine: Engine,
+}
+
 /// A place that calls are forwarded to.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: Address,
+    dial: Dial,
     /// Where TLS is spoken.
     tls: Option<Arc<Connector>>,
-    connect_timeout: Duration,
     link: Mutex<Link>,
     /// Held while connecting, so that a burst of first calls opens one connection; when and why the last attempt failed.
     connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
 /// A connection, and what is under way over it.
-type Connected = (SendRequest<Bytes>, Arc<Slots>);
+type Connected = (SendRequest, Arc<Slots>);
 
 #[derive(Debug, Default)]
 struct Link {
@@ -68,11 +66,11 @@ struct Link {
 }
 
 impl Upstream {
-    pub(crate) fn new(address: Address, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(address: Address, dial: Dial) -> Self {
         Self {
             address,
             tls: None,
-            connect_timeout,
+            dial,
             link: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
@@ -112,9 +110,9 @@ impl Upstream {
         if let Some((_, why)) = last.as_ref().filter(|(failed, _)| *failed >= asked) {
             return Err(Error::Before(why.clone()));
         }
-        let connected = tokio::time::timeout(self.connect_timeout, self.connect())
+        let connected = tokio::time::timeout(self.dial.timeout, self.connect())
             .await
-            .unwrap_or(Err(Error::Timeout(self.connect_timeout)));
+            .unwrap_or(Err(Error::Timeout(self.dial.timeout)));
         *last = connected
             .as_ref()
             .err()
@@ -166,7 +164,8 @@ impl Upstream {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (sender, connection) = settings().handshake(stream).await?;
+        let engine = self.dial.engine.into();
+        let (sender, connection) = wire::connect(engine, stream, &wire::TO_SERVERS).await?;
         let slots = Arc::new(Slots::new(self.tls.is_some()));
         let open = Open(Arc::clone(&slots));
         {
@@ -190,22 +189,4 @@ impl Upstream {
     fn lock(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// No pings of any kind: Python's gRPC server closes the connection of a client that pings more
-/// than it likes, and whether a worker lives is for its agent to say.
-fn settings() -> h2::client::Builder {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_window_size(STREAM_WINDOW)
-        .max_header_list_size(HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
-        // These protect against a hostile peer by closing the connection. Cancelled calls and
-        // streams of tiny messages look the same, and closing would end everybody's calls.
-        .max_local_error_reset_streams(None)
-        .max_concurrent_reset_streams(10_000)
-        .data_frame_budget(CONNECTION_WINDOW as usize)
-        .enable_push(false);
-    builder
 }

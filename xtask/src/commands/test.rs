@@ -21,6 +21,9 @@ pub(super) const TASK: Task = Task {
         );
         report.suite("tests", tests(workspace, "--workspace", filter));
         if filter.is_empty() {
+            let mut own = tests(workspace, "--package tether-gateway", &[]);
+            own.env("TETHER_GATEWAY_ENGINE", "own");
+            report.suite("gateway with its own engine", own);
             report.suite(
                 "doc tests",
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),

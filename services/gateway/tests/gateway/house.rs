@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tether_gateway::{Config, Gateway, Listener};
+use tether_gateway::{Config, Engine, Gateway, Listener};
 use tether_kit::tls::Acceptor;
 use tether_proto::{common::Endpoint, gateway::control_service_client::ControlServiceClient};
 use tether_types::Address;
@@ -66,6 +66,10 @@ impl House {
         let stop = CancellationToken::new();
         let parse = |arbiter: &&str| arbiter.parse().expect("it is an address");
         let arbiters = arbiters.iter().map(parse).collect();
+        let config = Config {
+            engine: engine(),
+            ..config
+        };
         let control = Address::Unix(directory.path().join("control.sock"));
         let control = tether_kit::listen::bind(&control, false).await;
         let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()))
@@ -139,6 +143,15 @@ impl House {
             );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+}
+
+/// The engine that all tests are run with: `TETHER_GATEWAY_ENGINE=own` takes our own.
+pub(crate) fn engine() -> Engine {
+    match std::env::var("TETHER_GATEWAY_ENGINE").as_deref() {
+        Err(_) | Ok("h2") => Engine::H2,
+        Ok("own") => Engine::Own,
+        Ok(other) => panic!("there is no engine `{other}`"),
     }
 }
 

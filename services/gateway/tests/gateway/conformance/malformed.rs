@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tether_gateway::Engine;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     client::{Client, next},
-    house::{DIGITS, House},
+    house::{DIGITS, House, engine},
 };
 
 /// How long the end of a connection may take.
@@ -93,7 +94,12 @@ async fn ended(wire: &mut Wire) -> (u8, u32) {
 /// What is wrong with how it ended.
 async fn play(wire: &mut Wire, (_, bytes, ends): &Attack) -> Result<(), String> {
     wire.send(bytes).await;
-    match *ends {
+    let ends = match (*ends, engine()) {
+        (Ends::Tolerated(_), Engine::H2) => Ends::Ignored,
+        (Ends::Tolerated(codes), Engine::Own) => Ends::Stream(codes),
+        (ends, _) => ends,
+    };
+    match ends {
         Ends::Connection(codes) => match closed(wire).await {
             Some(code) if codes.contains(&code) => Ok(()),
             other => Err(format!(
@@ -104,7 +110,7 @@ async fn play(wire: &mut Wire, (_, bytes, ends): &Attack) -> Result<(), String> 
             closed(wire).await;
             Ok(())
         }
-        Ends::Stream(codes) => match ended(wire).await {
+        Ends::Stream(codes) | Ends::Tolerated(codes) => match ended(wire).await {
             (RST_STREAM, code) if codes.contains(&code) => {
                 until_alive(wire).await;
                 Ok(())

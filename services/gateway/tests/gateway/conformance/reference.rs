@@ -99,6 +99,12 @@ fn end(ends: Ends) -> String {
         ),
         Ends::Answered(status) => format!("HTTP {status}"),
         Ends::Ignored => "nothing happens".to_owned(),
+        Ends::Tolerated(which) => {
+            format!(
+                "nothing with h2; our own resets the stream alone: {}",
+                codes(which)
+            )
+        }
     }
 }
 

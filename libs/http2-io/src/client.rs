@@ -1,0 +1,169 @@
+//! The end of a connection that asks.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use http::{Response, request::Parts};
+use tether_http2::{Config, Error, Reason, Role};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    driver::Driver,
+    handle::Handle,
+    shared::Shared,
+    streams::{RecvStream, SendStream},
+};
+
+/// Begins a connection. Nothing moves until [`ClientConnection`] is run.
+pub fn connect<S>(io: S, config: Config) -> (SendRequest, ClientConnection<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let shared = Shared::new(Role::Client, config);
+    shared.lock().senders = 1;
+    let driver = Driver::new(io, Arc::clone(&shared));
+    let promised = false;
+    (SendRequest { shared, promised }, ClientConnection(driver))
+}
+
+/// Drives a connection, until nobody needs it or it is gone.
+#[derive(Debug)]
+#[must_use = "nothing moves unless it is run"]
+pub struct ClientConnection<S>(Driver<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for ClientConnection<S> {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx)
+    }
+}
+
+/// The way to send requests.
+#[derive(Debug)]
+pub struct SendRequest {
+    shared: Arc<Shared>,
+    /// Whether a stream is kept free for it.
+    promised: bool,
+}
+
+impl Clone for SendRequest {
+    fn clone(&self) -> Self {
+        self.shared.lock().senders += 1;
+        Self {
+            shared: Arc::clone(&self.shared),
+            promised: false,
+        }
+    }
+}
+
+impl SendRequest {
+    /// Waits until the other side takes another stream, and keeps that for the request to come.
+    ///
+    /// # Errors
+    /// Where the connection takes no more.
+    pub async fn ready(mut self) -> Result<Self, Error> {
+        poll_fn(|cx| self.poll_ready(cx)).await?;
+        Ok(self)
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let mut core = self.shared.lock();
+        if let Some(error) = core.connection.is_closed() {
+            return Poll::Ready(Err(error));
+        }
+        if self.promised {
+            return Poll::Ready(Ok(()));
+        }
+        if core.free() == 0 {
+            if !core.to_open.iter().any(|waker| waker.will_wake(cx.waker())) {
+                core.to_open.push(Waker::clone(cx.waker()));
+            }
+            return Poll::Pending;
+        }
+        core.promised += 1;
+        self.promised = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many streams the other side takes at once.
+    pub fn current_max_send_streams(&self) -> usize {
+        self.shared.lock().connection.max_streams() as usize
+    }
+
+    /// Sends the head of a request, which may be all of it.
+    ///
+    /// # Errors
+    /// Where the connection takes no more streams.
+    pub fn send_request(
+        &mut self,
+        head: &Parts,
+        ends: bool,
+    ) -> Result<(ResponseFuture, SendStream), Error> {
+        let mut core = self.shared.lock();
+        if std::mem::take(&mut self.promised) {
+            core.promised -= 1;
+        } else if core.free() == 0 && core.connection.is_closed().is_none() {
+            let reason = Reason::REFUSED_STREAM;
+            let remote = false;
+            return Err(Error::Reset { reason, remote });
+        }
+        let (method, uri, fields) = (&head.method, &head.uri, &head.headers);
+        let key = core.connection.open(method, uri, fields, ends)?;
+        core.occupy(key, 2);
+        core.on_output();
+        drop(core);
+        let handle = |reads| Handle::new(&self.shared, key, reads);
+        let response = ResponseFuture(Some(RecvStream(handle(true))));
+        Ok((response, SendStream(handle(false))))
+    }
+}
+
+impl Drop for SendRequest {
+    fn drop(&mut self) {
+        let mut core = self.shared.lock();
+        if self.promised {
+            core.promised -= 1;
+            core.wake_openers();
+        }
+        core.senders -= 1;
+        if core.senders == 0 {
+            core.connection.close();
+            core.on_output();
+        }
+    }
+}
+
+/// The answer to a request, when it has begun.
+#[derive(Debug)]
+pub struct ResponseFuture(Option<RecvStream>);
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<RecvStream>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(stream) = &self.0 else {
+            return Poll::Ready(Err(Error::Misused("the answer was taken before")));
+        };
+        let head = {
+            let mut core = stream.0.lock();
+            let head = core.take_head(stream.0.key);
+            let slot = core.slot(stream.0.key);
+            match (head, &slot.error) {
+                (Some(head), _) => head,
+                (None, Some(error)) => return Poll::Ready(Err(Error::clone(error))),
+                (None, None) => {
+                    slot.on_read(cx);
+                    return Poll::Pending;
+                }
+            }
+        };
+        let stream = self.0.take();
+        let stream = stream.ok_or(Error::Misused("the answer was taken before"))?;
+        Poll::Ready(Ok(Response::from_parts(head, stream)))
+    }
+}

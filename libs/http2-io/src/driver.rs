@@ -1,0 +1,183 @@
+//! The one task of a connection that touches its socket.
+
+use std::{
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::BytesMut;
+use tether_http2::Error;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+
+use crate::shared::Shared;
+
+/// How much is read at once: this at first, and more where that fills it.
+const READ: usize = 8 << 10;
+const MOST_READ: usize = 64 << 10;
+/// How often is read before others have their turn.
+const READS: usize = 8;
+/// How many pieces are written at once.
+const PIECES: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Driver<S> {
+    io: S,
+    shared: Arc<Shared>,
+    input: BytesMut,
+    read: usize,
+    /// Whether what was written is still to be flushed.
+    flushes: bool,
+    /// Why the connection is over, once it is.
+    ended: Option<Result<(), Error>>,
+}
+
+impl<S> Drop for Driver<S> {
+    fn drop(&mut self) {
+        // Whatever was said before: streams that are under way now may have been begun with.
+        let kind = io::ErrorKind::ConnectionAborted;
+        let error = Error::Io(kind, "it was given up".to_owned());
+        self.shared.lock().fail(&error);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    pub(crate) fn new(io: S, shared: Arc<Shared>) -> Self {
+        Self {
+            io,
+            shared,
+            input: BytesMut::new(),
+            read: READ,
+            flushes: false,
+            ended: None,
+        }
+    }
+
+    /// Writes what is there, reads what is there, and hands it on. Ends with the connection.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if let Err(error) = self.write(cx) {
+            return self.lost(error);
+        }
+        if self.ended.is_none() {
+            match self.read(cx) {
+                // What calls have to say to it is written when they have run.
+                Ok(true) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Ok(false) => {}
+                Err(error) => return self.lost(error),
+            }
+        }
+        let (is_over, is_written) = {
+            let mut core = self.shared.lock();
+            (
+                core.connection.is_over(),
+                core.connection.output().is_empty(),
+            )
+        };
+        // A last word is written if the other side takes it.
+        if self.ended.is_none() && !(is_over && is_written) {
+            return Poll::Pending;
+        }
+        // Whether the other side hears of the end does not matter any more.
+        let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+        Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
+    }
+
+    fn lost(&mut self, error: Error) -> Poll<Result<(), Error>> {
+        self.shared.lock().fail(&error);
+        Poll::Ready(Err(error))
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        let mut core = self.shared.lock();
+        core.on_drive(cx);
+        let mut wrote = false;
+        let output = core.connection.output();
+        while !output.is_empty() {
+            let mut room = [IoSlice::new(&[]); PIECES];
+            let count = output.slices(&mut room);
+            let io = Pin::new(&mut self.io);
+            let written = match &room[..count] {
+                [one] => io.poll_write(cx, one),
+                many => io.poll_write_vectored(cx, many),
+            };
+            match written {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Poll::Ready(Ok(written)) => output.advance(written),
+                Poll::Ready(Err(error)) => return Err(error.into()),
+            }
+            wrote = true;
+        }
+        if wrote {
+            if core.connection.output().is_empty() {
+                core.connection.on_written();
+            }
+            self.flushes = true;
+            core.wake_writers();
+        }
+        // With TLS what was written may still be on its way.
+        if self.flushes {
+            self.flushes = Pin::new(&mut self.io).poll_flush(cx)?.is_pending();
+        }
+        Ok(())
+    }
+
+    /// Answers whether it has to come back although nothing wakes it.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
+        let mut has_read = false;
+        for _ in 0..READS {
+            if self.input.capacity() - self.input.len() < self.read / 2 {
+                self.input.reserve(self.read);
+            }
+            let room = self.input.capacity() - self.input.len();
+            let reading = pin!(self.io.read_buf(&mut self.input));
+            let count = match reading.poll(cx) {
+                Poll::Pending => {
+                    let has_output = || !self.shared.lock().connection.output().is_empty();
+                    return Ok(has_read && has_output());
+                }
+                Poll::Ready(count) => count?,
+            };
+            if count == 0 {
+                self.on_end();
+                return Ok(true);
+            }
+            if count == room {
+                self.read = (self.read * 2).min(MOST_READ);
+            }
+            has_read = true;
+            if let Err(error) = self.parse() {
+                self.shared.lock().fail(&error);
+                self.ended = Some(Err(error));
+                return Ok(true);
+            }
+        }
+        Ok(true)
+    }
+
+    fn parse(&mut self) -> Result<(), Error> {
+        let mut core = self.shared.lock();
+        while let Some(event) = core.connection.next(&mut self.input)? {
+            core.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    fn on_end(&mut self) {
+        let mut core = self.shared.lock();
+        let had_streams = core.connection.has_open_streams() || core.has_requests();
+        let closed = core.connection.is_closed();
+        let kind = io::ErrorKind::UnexpectedEof;
+        let error = Error::Io(kind, "the other side closed it".to_owned());
+        core.fail(&error);
+        self.ended = Some(match had_streams && closed.is_none() {
+            true => Err(error),
+            false => Ok(()),
+        });
+    }
+}

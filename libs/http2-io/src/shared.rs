@@ -1,0 +1,338 @@
+//! What the driver of a connection and the handles of its streams share.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+};
+
+use http::{HeaderMap, request, response};
+use slab::Slab;
+use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
+
+use crate::received::Received;
+
+/// So many slots are kept when there are no streams.
+const FEW: usize = 1_024;
+
+/// A connection, as its driver and its streams see it.
+#[derive(Debug)]
+pub(crate) struct Shared(Mutex<Core>);
+
+impl Shared {
+    pub(crate) fn new(role: Role, config: Config) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Core {
+            connection: Connection::new(role, config),
+            slots: Vec::new(),
+            heads: Slab::new(),
+            trailers: Slab::new(),
+            driver: None,
+            to_write: VecDeque::new(),
+            to_open: Vec::new(),
+            promised: 0,
+            senders: 0,
+            requests: VecDeque::new(),
+        })))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) connection: Connection,
+    /// By the streams' keys.
+    slots: Vec<Slot>,
+    /// What came and nobody has taken, beside the slots: few of them have any at a time.
+    heads: Slab<response::Parts>,
+    trailers: Slab<HeaderMap>,
+    /// There when the driver is to be woken: it has not been since it last ran.
+    driver: Option<Waker>,
+    /// Streams that wait for the connection to have room, and not for their own window.
+    to_write: VecDeque<Key>,
+    /// Who waits for room for another stream.
+    pub(crate) to_open: Vec<Waker>,
+    /// Streams that were promised to somebody, and are not open yet.
+    pub(crate) promised: u32,
+    /// Handles that can open streams.
+    pub(crate) senders: usize,
+    /// What came and nobody has taken on.
+    requests: VecDeque<(Key, request::Parts)>,
+}
+
+/// What is kept for a stream.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// Handles of it.
+    handles: u8,
+    pub(crate) received: Received,
+    /// Whether there is a head, and trailers, among those that nobody has taken.
+    head: Option<u32>,
+    trailers: Option<u32>,
+    /// Whether nothing more comes.
+    pub(crate) has_ended: bool,
+    /// Whether the end is still to be told that came behind the last piece, in a frame of its own.
+    pub(crate) ends_by_itself: bool,
+    /// Why it was over before its time.
+    pub(crate) error: Option<Box<Error>>,
+    /// Whether what comes is not wanted.
+    unwanted: bool,
+    waits_to_write: bool,
+    /// Whether it is among those that wait for the connection.
+    is_queued: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Slot {
+    pub(crate) fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
+    }
+
+    /// Who is to be woken when something comes.
+    pub(crate) fn on_read(&mut self, cx: &Context<'_>) {
+        register(&mut self.reader, cx);
+    }
+
+    fn wake_reader(&mut self) {
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+    }
+
+    fn wake_writer(&mut self) {
+        self.waits_to_write = false;
+        if let Some(waker) = self.writer.take() {
+            waker.wake();
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.error.get_or_insert_with(|| Box::new(error.clone()));
+        self.wake_reader();
+        self.wake_writer();
+    }
+}
+
+/// Keeps what came until somebody takes it; answers where.
+fn keep<T>(kept: &mut Slab<T>, came: T) -> u32 {
+    // Each is of another stream, and those have numbers of 31 bits.
+    u32::try_from(kept.insert(came)).unwrap_or(u32::MAX)
+}
+
+fn register(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    match slot {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *slot = Some(cx.waker().clone()),
+    }
+}
+
+impl Core {
+    pub(crate) fn slot(&mut self, key: Key) -> &mut Slot {
+        &mut self.slots[key.index()]
+    }
+
+    pub(crate) fn take_head(&mut self, key: Key) -> Option<response::Parts> {
+        let at = self.slot(key).head.take()?;
+        Some(self.heads.remove(at as usize))
+    }
+
+    pub(crate) fn take_trailers(&mut self, key: Key) -> Option<HeaderMap> {
+        let at = self.slot(key).trailers.take()?;
+        Some(self.trailers.remove(at as usize))
+    }
+
+    /// A new stream, of which there are so many handles.
+    pub(crate) fn occupy(&mut self, key: Key, handles: u8) -> &mut Slot {
+        let at = key.index();
+        if at >= self.slots.len() {
+            self.slots.resize_with(at + 1, Slot::default);
+        }
+        let slot = &mut self.slots[at];
+        slot.handles = handles;
+        slot
+    }
+
+    /// One handle less; the last takes the stream with it.
+    pub(crate) fn leave(&mut self, key: Key) {
+        let slot = &mut self.slots[key.index()];
+        slot.handles -= 1;
+        if slot.handles == 0 {
+            self.vacate(key);
+        }
+    }
+
+    fn vacate(&mut self, key: Key) {
+        let slot = &mut self.slots[key.index()];
+        if let Some(at) = slot.head {
+            self.heads.remove(at as usize);
+        }
+        if let Some(at) = slot.trailers {
+            self.trailers.remove(at as usize);
+        }
+        *slot = Slot::default();
+        self.connection.forget(key);
+        if !self.connection.has_streams() && self.slots.len() > FEW {
+            self.slots = Vec::new();
+        }
+        self.on_output();
+        self.wake_openers();
+    }
+
+    /// Nobody reads this stream any more.
+    pub(crate) fn leave_reader(&mut self, key: Key) {
+        let slot = self.slot(key);
+        slot.unwanted = true;
+        let bytes = slot.received.clear();
+        if bytes > 0 {
+            self.connection.release(key, bytes);
+            self.on_output();
+        }
+    }
+
+    /// The driver of the connection runs; it is woken for whatever is to be written from here on.
+    pub(crate) fn on_drive(&mut self, cx: &Context<'_>) {
+        register(&mut self.driver, cx);
+    }
+
+    /// Something may have to be written.
+    pub(crate) fn on_output(&mut self) {
+        if (!self.connection.output().is_empty() || self.connection.is_over())
+            && let Some(driver) = self.driver.take()
+        {
+            driver.wake();
+        }
+    }
+
+    /// The stream was given up from here.
+    pub(crate) fn on_reset(&mut self, key: Key, reason: Reason) {
+        let remote = false;
+        self.slot(key).fail(&Error::Reset { reason, remote });
+    }
+
+    /// Who is to be woken when the stream ends or, where it `waits`, when there is room to write.
+    pub(crate) fn on_write(&mut self, key: Key, waits: bool, cx: &Context<'_>) {
+        let slot = &mut self.slots[key.index()];
+        register(&mut slot.writer, cx);
+        if waits && !slot.is_queued && self.connection.waits_for_connection(key) {
+            slot.is_queued = true;
+            self.to_write.push_back(key);
+        }
+        slot.waits_to_write |= waits;
+    }
+
+    /// Wakes those who wait for room, in their order; who finds none waits behind those who did.
+    pub(crate) fn wake_writers(&mut self) {
+        if self.to_write.is_empty() || !self.connection.has_room() {
+            return;
+        }
+        for key in std::mem::take(&mut self.to_write) {
+            let slot = &mut self.slots[key.index()];
+            slot.is_queued = false;
+            if slot.waits_to_write {
+                slot.wake_writer();
+            }
+        }
+    }
+
+    /// How many more streams can be promised.
+    pub(crate) fn free(&self) -> u32 {
+        self.connection.free().saturating_sub(self.promised)
+    }
+
+    pub(crate) fn wake_openers(&mut self) {
+        if !self.to_open.is_empty() && (self.free() > 0 || self.connection.is_closed().is_some()) {
+            self.to_open.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Hands on what came.
+    pub(crate) fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Request { stream, head, ends } => {
+                // The two of who takes it on.
+                self.occupy(stream, 2).has_ended = ends;
+                self.requests.push_back((stream, head));
+            }
+            Event::Response { stream, head, ends } => {
+                let at = keep(&mut self.heads, head);
+                let slot = self.slot(stream);
+                slot.head = Some(at);
+                slot.has_ended = ends;
+                slot.wake_reader();
+            }
+            Event::Data { stream, data, ends } => {
+                let slot = &mut self.slots[stream.index()];
+                slot.has_ended = ends;
+                if slot.unwanted {
+                    return self.connection.release(stream, data.len());
+                }
+                match data.is_empty() {
+                    true => slot.ends_by_itself = ends,
+                    false => slot.received.push(data),
+                }
+                slot.wake_reader();
+            }
+            Event::Trailers { stream, fields } => {
+                let at = keep(&mut self.trailers, fields);
+                let slot = self.slot(stream);
+                slot.has_ended = true;
+                slot.trailers = Some(at);
+                slot.wake_reader();
+            }
+            Event::Reset { stream, error } => self.slot(stream).fail(&error),
+            Event::Writable(stream) => {
+                let slot = self.slot(stream);
+                if slot.waits_to_write {
+                    slot.wake_writer();
+                }
+            }
+            Event::ConnectionWritable => self.wake_writers(),
+            Event::AllWritable => {
+                let waiting = self.slots.iter_mut().filter(|slot| slot.waits_to_write);
+                waiting.for_each(Slot::wake_writer);
+                self.wake_openers();
+            }
+            Event::GoAway => {
+                let refused = self.connection.refused();
+                if let Some(error) = self.connection.is_closed() {
+                    refused
+                        .into_iter()
+                        .for_each(|stream| self.slot(stream).fail(&error));
+                }
+                self.wake_openers();
+            }
+        }
+    }
+
+    /// The connection is gone, and all that is on it.
+    pub(crate) fn fail(&mut self, error: &Error) {
+        self.connection.abort(error);
+        for slot in self.slots.iter_mut().filter(|slot| slot.handles > 0) {
+            slot.fail(error);
+        }
+        // Those that nobody has taken on go with it.
+        while let Some((key, _)) = self.requests.pop_front() {
+            self.vacate(key);
+        }
+        self.wake_openers();
+    }
+
+    /// The next request; one that was given up meanwhile is nobody's.
+    pub(crate) fn next_request(&mut self) -> Option<(Key, request::Parts)> {
+        loop {
+            let (key, head) = self.requests.pop_front()?;
+            if self.slot(key).error.is_none() {
+                self.connection.accept(key);
+                return Some((key, head));
+            }
+            self.vacate(key);
+        }
+    }
+
+    pub(crate) fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+}
