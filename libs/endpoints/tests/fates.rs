@@ -33,6 +33,7 @@ fn endpoint(worker: WorkerId, node: NodeName) -> Endpoint {
         worker,
         address: "unix:/w".parse().unwrap(),
         draining: false,
+        tls: false,
         counted: false,
         node: Some(node),
         unordered: false,
