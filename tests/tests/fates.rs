@@ -346,3 +346,14 @@ async fn the_end_of_a_worker_is_announced_before_it_is_signalled() {
     let died = feed.until(Fate::Dead).await.death.unwrap();
     assert_eq!(died.cause(), DeathCause::OrderedByOperator);
 }
+
+/// Figures for the page on deaths: with and without a lock, small and large.
+#[tokio::test]
+#[ignore = "takes a while, and is for figures"]
+async fn how_soon_callers_are_told() {
+    for (mib, holds) in [(0, false), (0, true), (1_024, false), (1_024, true)] {
+        for _ in 0..3 {
+            killed(mib, holds).await;
+        }
+    }
+}
