@@ -2,6 +2,7 @@
 //! accident.
 
 mod connection;
+mod handle;
 mod socket;
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
@@ -12,6 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 pub use connection::{Connection, Detached, Peer, Stream};
+pub use handle::{Handle, SocketFile};
 
 use crate::network::{self, Accept};
 
@@ -74,8 +76,8 @@ impl Error {
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener),
+    /// A unix socket. Its file is removed while it still listens, so nobody else can have put theirs in its place.
+    Unix(SocketFile, UnixListener),
     /// A port of a network that is not the machine's.
     Other(Box<dyn Accept>),
 }
@@ -101,7 +103,7 @@ pub fn check(address: &Address, insecure: bool) -> Result<(), Error> {
 pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> {
     check(address, insecure)?;
     match address {
-        Address::Unix(path) => socket::bind(path).map(Listener::Unix),
+        Address::Unix(path) => socket::bind(path).map(Listener::from),
         Address::Tcp { host, port } => match network::installed() {
             Some(network) => network.bind(host, *port).await.map(Listener::Other),
             None => TcpListener::bind((host.as_str(), *port))
@@ -109,16 +111,6 @@ pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> 
                 .map(Listener::Tcp),
         }
         .map_err(|error| Error::new(address, error)),
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // The file is removed while we still listen, so nobody else can have put theirs in its place.
-        if let Ok(Address::Unix(path)) = self.local_address() {
-            // Somebody who removed it before us did what we wanted.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -131,7 +123,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(tcp),
             Self::Other(port) => port.local().map(tcp),
-            Self::Unix(listener) => match listener.local_addr()?.as_pathname() {
+            Self::Unix(_, listener) => match listener.local_addr()?.as_pathname() {
                 Some(path) => Ok(Address::Unix(path.to_owned())),
                 None => Err(io::ErrorKind::NotFound.into()),
             },
@@ -164,7 +156,7 @@ impl Listener {
 
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Self::Unix(_, listener) => Ok(Stream::Unix(listener.accept().await?.0)),
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;

@@ -3,6 +3,7 @@
 
 use std::{
     future::poll_fn,
+    pin::{Pin, pin},
     task::{Context, Poll},
 };
 
@@ -16,6 +17,7 @@ use crate::{
     call::{Call, is_cancel},
     client::Client,
     deadline::Deadline,
+    ending::unless_dismissed,
     explain, fields,
     pump::{End, Pump},
     record::{self, By},
@@ -49,7 +51,13 @@ pub(crate) struct Rest {
 
 impl Answer {
     /// Passes it on to its end.
-    pub(crate) async fn pass(self, client: Client, deadline: Deadline, budget: Budget) {
+    pub(crate) async fn pass(
+        self,
+        client: Client,
+        deadline: Deadline,
+        budget: Budget,
+        dismissed: Pin<&mut impl Future<Output = ()>>,
+    ) {
         let said = Said {
             status: self.head.status,
             code: code_of(&self.head.headers),
@@ -66,26 +74,30 @@ impl Answer {
         let mut pump = Pump::answer(rest.stream, to, budget);
         let (call, upload) = (&mut rest.call, &mut rest.upload);
         let end = deadline.bound(poll_fn(|cx| exchange(cx, upload, &mut pump, call)));
+        let end = unless_dismissed(dismissed, pin!(end)).await;
         let mut by = By::Gateway;
-        let trailers = match end.await {
-            Err(late) => {
+        let trailers = match end {
+            Err(dismissed) => of(dismissed.into()),
+            Ok(Err(late)) => {
                 call.on_code(DEADLINE_EXCEEDED);
                 of(call.got(late).into())
             }
-            Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
-                Ok(trailers) => {
-                    by = By::Worker;
-                    trailers
+            Ok(Ok(Ok(End::Over | End::Ended))) => {
+                match ending(&mut pump, call, said, deadline).await {
+                    Ok(trailers) => {
+                        by = By::Worker;
+                        trailers
+                    }
+                    Err(status) => of(status),
                 }
-                Err(status) => of(status),
-            },
-            Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
-            Ok(Ok(End::Unread | End::TooLarge(_))) => {
+            }
+            Ok(Ok(Ok(End::Broken(error)))) => of(Box::pin(call.broke(error, deadline)).await),
+            Ok(Ok(Ok(End::Unread | End::TooLarge(_)))) => {
                 of(call.got(explain::unread("the client")).into())
             }
             // The client is gone.
-            Ok(Ok(End::Refused)) => return,
-            Ok(Err(status)) => of(status),
+            Ok(Ok(Ok(End::Refused))) => return,
+            Ok(Ok(Err(status))) => of(status),
         };
         let code = code_of(&trailers).unwrap_or_else(|| said.last());
         record::on_end(code, by);
@@ -203,7 +215,7 @@ pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
     )
 }
 
-fn of(status: Status) -> HeaderMap {
+pub(crate) fn of(status: Status) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if status.add_header(&mut headers).is_err() {
         headers.insert(GRPC_STATUS, HeaderValue::from(Code::Unknown as u32));

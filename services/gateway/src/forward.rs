@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     deadline::Deadline,
     directory::{Chosen, Directory},
+    ending::{Ending, unless_dismissed},
     explain::{self, Progress},
     fields,
     hedge::Hedge,
@@ -63,19 +64,20 @@ pub(crate) struct Forwarder {
     pub(crate) owners: Arc<Owners>,
     pub(crate) budget: Budget,
     pub(crate) tail: Tail,
+    pub(crate) ending: Ending,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
 
 impl Forwarder {
     /// Answers a call that came over a connection of this number, one way or the other.
-    pub(crate) async fn serve(
+    pub(crate) fn serve(
         &self,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
         connection: u64,
-    ) {
-        record::keep(self.answer(request, respond, connection)).await;
+    ) -> impl Future<Output = ()> {
+        record::keep(self.answer(request, respond, connection))
     }
 
     async fn answer(
@@ -98,7 +100,9 @@ impl Forwarder {
         if let Route::Worker(to) = &plan.route {
             self.tail.begin(&head.uri, to);
         }
-        let answer = pin!(async {
+        let stay = self.ending.stay(plan.acting.as_ref(), &self.config);
+        let mut dismissed = pin!(self.ending.dismissed(stay, &self.owners));
+        let answer = async {
             match plan.route {
                 // Each call is a task, which has room for the longest of its ways: those that few go are apart.
                 Route::Arbiter => Box::pin(self.to_arbiter(head, body, deadline)).await,
@@ -113,10 +117,18 @@ impl Forwarder {
                     self.to_worker(to, connection, head, source, deadline).await
                 }
             }
-        });
-        match client.unless_gone(answer).await {
+        };
+        let answer = {
+            let answer = pin!(answer);
+            let answer = pin!(unless_dismissed(dismissed.as_mut(), answer));
+            client.unless_gone(answer).await
+        };
+        match answer.map(|answer| answer.map_err(Status::from).flatten()) {
             None => {}
-            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
+            Some(Ok(answer)) => {
+                let budget = self.budget.clone();
+                answer.pass(client, deadline, budget, dismissed).await;
+            }
             Some(Err(status)) => {
                 record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
@@ -127,7 +139,7 @@ impl Forwarder {
     /// Answers a call to a service of its own.
     async fn answer_itself(&self, request: Request<Messages>, mut client: Client) {
         if let Some(answer) = client.unless_gone(pin!(self.own.serve(request))).await {
-            client.tell(answer).await;
+            client.tell(answer, self.ending.drain.cancelled()).await;
         }
     }
 

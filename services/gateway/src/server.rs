@@ -1,14 +1,15 @@
 //! Serving one connection of a client, and letting go of it in an orderly way.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::server::Connection;
 use tether_kit::listen::{Listener, Stream};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use crate::{
+    ending::Ending,
     forward::Forwarder,
     greeting::{Rewound, greet},
     lanes::Lanes,
@@ -23,20 +24,16 @@ const MAX_PENDING_RESETS: usize = 1_000;
 const CLIENT_WINDOW: u32 = 256 << 10;
 /// How long a client may take to say that it speaks HTTP/2.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long one that has just come may take for that and its first call once the gateway drains.
+const FIRST_CALL: Duration = Duration::from_millis(500);
 
-/// What tells connections to end.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Ending {
-    /// Whoever watches is to know that it drains.
-    pub(crate) notice: CancellationToken,
-    /// Take no new calls, finish those under way.
-    pub(crate) drain: CancellationToken,
-    /// End now.
-    pub(crate) close: CancellationToken,
-}
-
-/// Accepts connections until told to drain.
-pub(crate) async fn accept(listener: Listener, lanes: Arc<Lanes>, drain: CancellationToken) {
+/// Accepts connections until told to drain. What is accepted at that moment `counts` already.
+pub(crate) async fn accept(
+    listener: Listener,
+    lanes: Arc<Lanes>,
+    drain: CancellationToken,
+    _counts: TaskTrackerToken,
+) {
     while let Some(stream) = drain.run_until_cancelled(listener.next()).await {
         lanes.serve(stream);
     }
@@ -51,9 +48,11 @@ pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>
                 None => anyhow::Ok(None),
             }
         };
-        // One that has said nothing has no call that a drain would have to wait for.
-        let greeted = ending.drain.run_until_cancelled(timeout(GREETING, greeted));
-        let Some(Some(connection)) = greeted.await.transpose()?.transpose()? else {
+        let greeted = tokio::select! {
+            greeted = timeout(GREETING, greeted) => greeted??,
+            () = last_call(&ending.drain) => None,
+        };
+        let Some(connection) = greeted else {
             return Ok(());
         };
         take_calls(connection, number, forwarder, &ending.drain).await
@@ -66,18 +65,32 @@ pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>
     }
 }
 
+/// Waits until those who came just before the gateway drains have had the time to make their call.
+async fn last_call(drain: &CancellationToken) {
+    drain.cancelled().await;
+    sleep(FIRST_CALL).await;
+}
+
 async fn take_calls(
     mut connection: Connection<Rewound<Stream>, Bytes>,
     number: u64,
     forwarder: Arc<Forwarder>,
     drain: &CancellationToken,
 ) -> anyhow::Result<()> {
+    // One that has made no call yet is about to: told to go just before that, many clients have it fail.
+    let mut was_used = false;
+    let mut unused = pin!(last_call(drain));
     let mut drains = false;
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
-            () = drain.cancelled(), if !drains => {
+            () = drain.cancelled(), if !drains && was_used => {
+                drains = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = &mut unused, if !drains => {
                 drains = true;
                 connection.graceful_shutdown();
                 continue;
@@ -87,6 +100,7 @@ async fn take_calls(
             return Ok(());
         };
         let (request, respond) = accepted?;
+        was_used = true;
         let forwarder = Arc::clone(&forwarder);
         tokio::spawn(async move { forwarder.serve(request, respond, number).await });
     }

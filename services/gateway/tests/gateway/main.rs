@@ -11,6 +11,8 @@ mod calls;
 mod control;
 mod counts;
 mod deaths;
+mod ending;
+mod handover;
 mod limits;
 mod orders;
 mod owners;
