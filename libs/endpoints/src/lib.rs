@@ -68,6 +68,8 @@ pub struct Endpoint {
     pub worker: WorkerId,
     /// Where it listens.
     pub address: Address,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
     /// Whose agent runs it, if any does.
     pub node: Option<NodeName>,
     /// Whether it takes no new calls.

@@ -72,6 +72,8 @@ pub struct Pick {
     pub ticket: Ticket,
     /// Where the worker listens.
     pub address: Address,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
 }
 
 /// One call under way.
@@ -195,6 +197,7 @@ impl Pool {
                 live.in_flight += 1;
                 Ok(Pick {
                     address: live.endpoint.address.clone(),
+                    tls: live.endpoint.tls,
                     ticket: Ticket {
                         worker: WorkerId {
                             pool: name.clone(),

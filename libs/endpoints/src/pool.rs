@@ -307,6 +307,7 @@ mod tests {
             let endpoint = Endpoint {
                 worker: worker.clone(),
                 address: Address::Unix("/w".into()),
+                tls: false,
                 node: None,
                 draining: false,
                 counted: false,

@@ -398,8 +398,10 @@ impl Pace {
 
     /// How long a call waits that has so many before it; `None` where nothing was measured.
     fn expected(&self, before: usize, now: Tick) -> Option<Duration> {
-        let mean = self.mean?.max(now.since(self.last?));
+        let mean = self.mean?;
+        // A lull is not what every turn will take, but it may last as long again.
+        let lull = now.since(self.last?).saturating_sub(mean);
         let turns = u32::try_from(before + 1).unwrap_or(u32::MAX);
-        Some(mean.saturating_mul(turns))
+        Some(mean.saturating_mul(turns).saturating_add(lull))
     }
 }

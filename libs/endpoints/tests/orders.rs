@@ -35,6 +35,7 @@ fn up(slot: u32, incarnation: u64) -> Update {
             worker: worker(slot, incarnation),
             address: Address::Unix(format!("/w{slot}.{incarnation}").into()),
             node: Some(node(if slot < 2 { "low" } else { "high" })),
+            tls: false,
             draining: false,
             counted: false,
             unordered: false,

@@ -86,6 +86,7 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             address,
             node: None,
             draining,
+            tls: false,
             counted: !draining,
             unordered: false,
             capacity: None,

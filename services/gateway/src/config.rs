@@ -7,7 +7,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::Outlook;
-use tether_kit::config::duration;
+use tether_kit::{config::duration, tls::ClientFiles};
 
 use crate::methods::Methods;
 
@@ -65,6 +65,9 @@ pub struct Config {
     pub retries: Retries,
     /// What may be done with calls of single methods.
     pub methods: Methods,
+    /// Whom the gateway trusts, and what it shows, where workers speak TLS (protocol `grpcs`); none of those is called
+    /// where this is not set.
+    pub worker_tls: Option<ClientFiles>,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -151,6 +154,7 @@ impl Default for Config {
             control: Control::default(),
             retries: Retries::default(),
             methods: Methods::default(),
+            worker_tls: None,
         }
     }
 }
@@ -254,6 +258,10 @@ mod tests {
 
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
         assert_eq!(toml::from_str::<Config>("").unwrap(), config);
+        let whole = "worker_tls = { ca = '/ca.pem' }\n[methods.'/a.B/*']\nidempotent = true\n[retries]\npercent = 5";
+        let whole: Config = toml::from_str(whole).unwrap();
+        let text = toml::to_string(&whole).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), whole);
     }
 
     #[test]

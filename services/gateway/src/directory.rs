@@ -47,6 +47,7 @@ pub(crate) struct Known {
 pub(crate) struct Chosen {
     pub(crate) ticket: Ticket,
     pub(crate) address: Address,
+    pub(crate) tls: bool,
 }
 
 /// Whether a call may go on.
@@ -342,6 +343,7 @@ impl From<Pick> for Chosen {
         Self {
             ticket: pick.ticket,
             address: pick.address,
+            tls: pick.tls,
         }
     }
 }

@@ -361,8 +361,12 @@ impl Forwarder {
 
     /// A call to the worker that was chosen for it, and the connection to that one.
     pub(crate) fn call(&self, chosen: Chosen, attempt: u32, limit: u32) -> (Call, Arc<Upstream>) {
-        let Chosen { ticket, address } = chosen;
-        let upstream = self.links.to(ticket.worker(), address);
+        let Chosen {
+            ticket,
+            address,
+            tls,
+        } = chosen;
+        let upstream = self.links.to(ticket.worker(), address, tls);
         // Whoever let go of it in this moment could not know this link.
         if !self.directory.is_alive(ticket.worker()) {
             self.links.remove(ticket.worker(), true);
@@ -424,7 +428,7 @@ impl Forwarder {
         source: Source,
         deadline: Deadline,
     ) -> Result<Attempt, Failed> {
-        let request = outgoing(head, deadline).map_err(Failed::Said)?;
+        let request = outgoing(head, deadline, sender.scheme.clone()).map_err(Failed::Said)?;
         Attempt::begin(sender, call, request, source, self.budget.clone())
     }
 }
@@ -436,7 +440,7 @@ fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
 }
 
 /// The head of a call as the server gets it. What speaks of one connection alone HTTP/2 has refused already.
-fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
+fn outgoing(head: Parts, deadline: Deadline, scheme: Scheme) -> Result<Request<()>, Status> {
     let mut headers = head.headers;
     headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
@@ -445,7 +449,7 @@ fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
     }
     fields::keep_apart(&mut headers);
     let mut uri = head.uri.into_parts();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(scheme);
     uri.authority
         .get_or_insert(Authority::from_static(AUTHORITY));
     let uri = Uri::from_parts(uri).map_err(|error| {

@@ -10,14 +10,17 @@ use std::{
     thread,
 };
 
-use tether_kit::listen::{Detached, Stream};
+use tether_kit::{
+    listen::{Detached, Stream},
+    tls::Acceptor,
+};
 use tokio::sync::mpsc;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{ending::Ending, forward::Forwarder, server};
 
-/// A connection on its way to a lane, with its number; it counts as one that is served.
-type Given = (Detached, u64, TaskTrackerToken);
+/// A connection on its way to a lane, with what TLS is spoken over it, and its number; it counts as one that is served.
+type Given = (Detached, Option<Arc<Acceptor>>, u64, TaskTrackerToken);
 
 /// Serves connections on lanes, or where it is called when there are none.
 pub(crate) struct Lanes {
@@ -67,11 +70,11 @@ impl Lanes {
     }
 
     /// Serves a connection, on the lane whose turn it is: a BEAM has few connections, and they last.
-    pub(crate) fn serve(&self, stream: Stream) {
+    pub(crate) fn serve(&self, stream: Stream, tls: Option<Arc<Acceptor>>) {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         if self.lanes.is_empty() {
-            let serving =
-                server::serve(stream, number, Arc::clone(&self.here), self.ending.clone());
+            let here = Arc::clone(&self.here);
+            let serving = server::serve(stream, tls, number, here, self.ending.clone());
             self.connections.spawn(serving);
             return;
         }
@@ -80,7 +83,7 @@ impl Lanes {
             // A lane takes connections for as long as this is here.
             Ok(stream) => {
                 let counts = self.connections.token();
-                drop(self.lanes[turn].send((stream, number, counts)));
+                drop(self.lanes[turn].send((stream, tls, number, counts)));
             }
             Err(error) => tracing::warn!(%error, "A connection could not be given to a lane"),
         }
@@ -94,10 +97,11 @@ async fn run(
     connections: TaskTracker,
     ending: Ending,
 ) {
-    while let Some((stream, number, _counts)) = streams.recv().await {
+    while let Some((stream, tls, number, _counts)) = streams.recv().await {
         match stream.attach() {
             Ok(stream) => {
-                let serving = server::serve(stream, number, Arc::clone(&forwarder), ending.clone());
+                let forwarder = Arc::clone(&forwarder);
+                let serving = server::serve(stream, tls, number, forwarder, ending.clone());
                 connections.spawn(serving);
             }
             Err(error) => tracing::warn!(%error, "A connection could not be taken by a lane"),

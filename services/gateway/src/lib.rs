@@ -60,7 +60,10 @@ pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of
 pub use handover::Handover;
 pub use methods::{AffinityFrom, MethodRule, Methods};
 pub use tether_kit::listen::Listener;
-use tether_kit::serve::Server;
+use tether_kit::{
+    serve::Server,
+    tls::{self, Connector},
+};
 
 use arbiters::Arbiters;
 use budget::Budget;
@@ -90,6 +93,8 @@ pub struct Gateway {
     handover: Option<Handover>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
+    /// Certificates that cannot be used.
+    wrong: Option<tls::Error>,
 }
 
 impl Gateway {
@@ -115,7 +120,13 @@ impl Gateway {
         arbiters: Vec<Address>,
         discovery: Address,
     ) -> Self {
-        let links = || Arc::new(Links::new(config.connect_timeout));
+        let files = config.worker_tls.clone();
+        let tls = files.map(|files| Connector::new(files, "gateway.worker_tls"));
+        let (tls, wrong) = match tls.transpose() {
+            Ok(tls) => (tls.map(Arc::new), None),
+            Err(wrong) => (None, Some(wrong)),
+        };
+        let links = || Arc::new(Links::new(config.connect_timeout, tls.clone()));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -134,6 +145,7 @@ impl Gateway {
                 config,
             },
             lanes,
+            wrong,
             control: None,
             handover: None,
         }
@@ -157,7 +169,7 @@ impl Gateway {
     /// under way have, or after the configured drain time.
     ///
     /// # Errors
-    /// When it stopped without being told to.
+    /// When its certificates cannot be used, or it stopped without being told to.
     pub async fn serve(
         self,
         listeners: Vec<Listener>,
@@ -168,7 +180,11 @@ impl Gateway {
             lanes,
             control,
             handover,
+            wrong,
         } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
         let ending = forwarder.ending.clone();
         let on_lane = |links| Forwarder {
             links,
@@ -182,7 +198,10 @@ impl Gateway {
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
             forwarder.config.connect_timeout,
-            forwarder.config.zone.clone(),
+            watch::Terms {
+                zone: forwarder.config.zone.clone(),
+                tls: forwarder.config.worker_tls.is_some(),
+            },
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(

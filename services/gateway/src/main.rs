@@ -8,6 +8,7 @@ use tether_settings::{
     Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
+use tether_types::Address;
 
 /// What the gateway reads of the configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -50,11 +51,8 @@ async fn sockets(settings: &Settings, at: &Whereabouts) -> anyhow::Result<Socket
         });
     };
     let mut handover = Handover::begin(path).await?;
-    let mut calls = Vec::new();
-    for address in &addresses {
-        let insecure = settings.listen.insecure;
-        calls.push(handover.listener(address, insecure).await?);
-    }
+    let take = async |address: &Address, insecure| handover.listener(address, insecure).await;
+    let calls = at.bind_by(Place::Gateway, take).await?;
     let control = match control.address(&addresses)? {
         None => None,
         Some(address) => Some(handover.listener(&address, control.insecure).await?),

@@ -4,7 +4,10 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::server::Connection;
-use tether_kit::listen::{Listener, Stream};
+use tether_kit::{
+    listen::{Listener, Stream},
+    tls::Acceptor,
+};
 use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
@@ -35,14 +38,24 @@ pub(crate) async fn accept(
     _counts: TaskTrackerToken,
 ) {
     while let Some(stream) = drain.run_until_cancelled(listener.next()).await {
-        lanes.serve(stream);
+        lanes.serve(stream, listener.tls().cloned());
     }
 }
 
 /// Serves a connection until its client leaves, or for as long as `ending` lets it.
-pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
+pub(crate) async fn serve(
+    stream: Stream,
+    tls: Option<Arc<Acceptor>>,
+    number: u64,
+    forwarder: Arc<Forwarder>,
+    ending: Ending,
+) {
     let serving = async {
         let greeted = async {
+            let stream = match tls {
+                None => stream,
+                Some(tls) => Box::pin(tls.accept(stream)).await?,
+            };
             match greet(stream).await? {
                 Some(stream) => Ok(Some(settings().handshake(stream).await?)),
                 None => anyhow::Ok(None),

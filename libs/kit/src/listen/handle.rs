@@ -76,6 +76,7 @@ impl Listener {
         let (socket, file) = match self {
             Self::Tcp(listener) => (listener.as_fd(), None),
             Self::Unix(file, listener) => (listener.as_fd(), Some(file)),
+            Self::Tls(listener, _) => return listener.handle(),
             Self::Other(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         Ok(Handle {

@@ -20,3 +20,4 @@ mod picking;
 mod queue;
 mod retries;
 mod speed;
+mod tls;
