@@ -6,7 +6,8 @@ use tether_kit::listen::{Handle, Listener, bind};
 use tokio::{io::AsyncWriteExt as _, net::UnixStream};
 
 fn sent(handle: &Handle) -> OwnedFd {
-    handle.socket().try_clone_to_owned().unwrap()
+    let socket = handle.socket().try_clone_to_owned();
+    socket.expect("there are descriptors left")
 }
 
 #[tokio::test]

@@ -23,16 +23,16 @@ const HANG: &str = "/test.Echo/OneThenHang";
 
 /// A stream whose first message has come, and no other will.
 async fn endless(client: &Client, metadata: Metadata<'_>) -> Streaming<Bytes> {
-    let mut answers = client.server_stream(HANG, metadata, "a").await.unwrap();
-    next(&mut answers).await.unwrap();
+    let answers = client.server_stream(HANG, metadata, "a").await;
+    let mut answers = answers.expect("a worker is free");
+    next(&mut answers).await.expect("it answers");
     answers
 }
 
 async fn ended(house: &mut House) {
-    soon("the gateway's end", &mut house.serving)
-        .await
-        .unwrap()
-        .unwrap();
+    let end = soon("the gateway's end", &mut house.serving).await;
+    let end = end.expect("it does not panic");
+    end.expect("it was told to");
 }
 
 fn assert_dismissed(status: &Status, outcome: &str) {

@@ -259,7 +259,7 @@ async fn where_a_successor_fails_the_old_one_goes_on() {
 /// Makes a call over a unix socket.
 async fn over_socket(path: &Path) {
     let address = format!("unix:{}", path.display());
-    let channel = tether_kit::channel::connect(&address.parse().unwrap());
+    let channel = tether_kit::channel::connect(&address.parse().expect("it is an address"));
     let answer = Client::over(channel).unary(UNARY, DIGITS, "").await;
     assert_eq!(answer.err().map(|status| status.code()), None::<Code>);
 }
