@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "tether/gateway/v1/control_service.proto",
     "tether/gateway/v1/handover.proto",
     "tether/registry/v1/registry_service.proto",
+    "tether/fate/v1/fate_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

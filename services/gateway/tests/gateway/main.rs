@@ -12,6 +12,7 @@ mod control;
 mod counts;
 mod deaths;
 mod ending;
+mod fates;
 mod handover;
 mod limits;
 mod orders;
