@@ -2,7 +2,7 @@
 
 mod control;
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
@@ -37,6 +37,16 @@ pub struct Config {
     /// How long calls under way may take to end once the gateway is told to stop.
     #[serde(with = "duration")]
     pub drain: Duration,
+    /// How long before it takes no new calls the gateway says that it is about to: NOT_SERVING, and to those who watch.
+    #[serde(with = "duration")]
+    pub drain_notice: Duration,
+    /// How long beyond `drain` calls in the name of a session may go on while that holds.
+    #[serde(with = "duration")]
+    pub session_drain: Duration,
+    /// The socket at which this process hands over to its successor, and takes over from its predecessor: a new process
+    /// with the same path goes on with the listening sockets of the old one, which lets its calls finish. Of
+    /// `tether-gateway` alone.
+    pub handover: Option<PathBuf>,
     /// How old the arbiter's word on sessions may be for calls that carry an epoch.
     #[serde(with = "duration")]
     pub fence_max_age: Duration,
@@ -135,6 +145,9 @@ impl Default for Config {
             max_attempts: NonZeroU32::MIN.saturating_add(2),
             death_wait: Duration::from_millis(500),
             drain: Duration::from_secs(10),
+            drain_notice: Duration::from_millis(100),
+            session_drain: Duration::ZERO,
+            handover: None,
             fence_max_age: Duration::from_secs(2),
             when_fence_is_stale: WhenStale::Refuse,
             relay_nodes: false,

@@ -7,6 +7,8 @@ use tether_proto::Failure;
 use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
 use tonic::Code;
 
+use crate::record::At;
+
 /// When to try again where nothing better is known: a worker starts in about this time.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -304,6 +306,16 @@ pub(crate) fn got(
         .fact("worker", worker)
         .fact("incarnation", worker.incarnation)
         .fact("attempts", attempts)
+}
+
+/// The gateway ends, and the call may go on no longer.
+pub(crate) fn dismissed(at: &At) -> Failure {
+    let text = "this gateway is ending and the call has gone on for as long as it may (`gateway.drain`, and `gateway.session_drain` for calls of sessions that hold): make it again, at its successor or another gateway";
+    let failure = Failure::new(Reason::Draining, text);
+    match &at.worker {
+        Some(worker) => got(failure, worker, at.progress(), at.attempts),
+        None => untried(failure),
+    }
 }
 
 /// No worker has seen the call, since none was tried.

@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     deadline::Deadline,
     directory::{Chosen, Directory},
+    ending::Ending,
     explain::{self, Progress},
     fields,
     hedge::Hedge,
@@ -65,6 +66,7 @@ pub(crate) struct Forwarder {
     /// Of this lane.
     pub(crate) rooms: Rooms<Passing>,
     pub(crate) tail: Tail,
+    pub(crate) ending: Ending,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -107,7 +109,9 @@ impl Forwarder {
         if let Route::Worker(to) = &plan.route {
             self.tail.begin(&head.uri, to);
         }
-        let answer = pin!(async {
+        let stay = self.ending.stay(plan.acting.as_ref(), &self.config);
+        let mut dismissal = self.ending.dismissal(stay, &self.owners);
+        let answer = async {
             let head = &mut head;
             match plan.route {
                 // Each call is a task, which has room for the longest of its ways: those that few go are apart.
@@ -123,10 +127,15 @@ impl Forwarder {
                     self.to_worker(to, connection, head, source, deadline).await
                 }
             }
-        });
-        match client.unless_gone(answer).await {
+        };
+        let answer = {
+            let answer = pin!(answer);
+            let answer = pin!(dismissal.unless_dismissed(answer));
+            client.unless_gone(answer).await
+        };
+        match answer.map(|answer| answer.map_err(Status::from).flatten()) {
             None => None,
-            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()),
+            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone(), dismissal),
             Some(Err(status)) => {
                 record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
@@ -138,7 +147,7 @@ impl Forwarder {
     /// Answers a call to a service of its own.
     async fn answer_itself(&self, request: Request<Messages>, mut client: Client) {
         if let Some(answer) = client.unless_gone(pin!(self.own.serve(request))).await {
-            client.tell(answer).await;
+            client.tell(answer, self.ending.drain.cancelled()).await;
         }
     }
 

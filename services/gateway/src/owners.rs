@@ -128,6 +128,17 @@ impl Owners {
         admitted
     }
 
+    /// Waits until a session is known to be over. While nobody can tell, it may hold.
+    pub(crate) async fn over(&self, acting: &Acting) {
+        let mut table = self.table.subscribe();
+        let is_over = |table: &Table| {
+            let standing = table.standing(acting, self.oldest, BootClock.now());
+            matches!(standing, Standing::Fenced(_) | Standing::Over)
+        };
+        // Fails only without a table, and that is borrowed here.
+        let _ = table.wait_for(is_over).await;
+    }
+
     /// Whether a call would go on.
     pub(crate) async fn decide(&self, acting: &Acting) -> Result<(), Failure> {
         let mut table = self.table.subscribe();
