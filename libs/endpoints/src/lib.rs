@@ -30,12 +30,17 @@
 //! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
 //!   for no other.
 //! - **E12** What `explain` says of a call is what `pick` and `wait` would do with it, and nothing has changed after it.
+//! - **E13** What an agent says of an incarnation touches no other one, and none on another node. One that it says is
+//!   dead or about to end is not picked, whatever discovery says later.
+//! - **E14** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
+//! - **E15** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod ages;
 mod explain;
+mod fate;
 mod orders;
 mod pick;
 mod pool;
@@ -53,11 +58,13 @@ use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, Worker
 
 pub use ages::Ages;
 pub use explain::{Explained, Verdict, Would};
+pub use fate::{Fates, Word};
 pub use orders::{Order, QueueLimits, Scope};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
+use fate::Feed;
 use orders::Orders;
 use pool::Pool;
 
@@ -142,7 +149,7 @@ pub struct View {
     pub in_flight: u32,
     /// How many calls it serves at once, by order or as discovery tells.
     pub capacity: Option<NonZeroU32>,
-    /// Whether discovery or an order gives it no new calls.
+    /// Whether discovery, its agent or an order gives it no new calls.
     pub draining: bool,
     /// Until when an order leaves it alone.
     pub ejected: Option<Tick>,
@@ -199,6 +206,10 @@ pub struct Endpoints {
     most_waiting: usize,
     orders: Orders,
     heard: Option<Heard>,
+    /// Whether discovery has not gone away since.
+    vouches: bool,
+    /// What agents say themselves.
+    feeds: BTreeMap<NodeName, Feed>,
 }
 
 impl Endpoints {
@@ -212,6 +223,8 @@ impl Endpoints {
             most_waiting,
             orders: Orders::default(),
             heard: None,
+            vouches: false,
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -275,15 +288,33 @@ impl Endpoints {
             let worker = endpoint.worker.clone();
             let pool = self.pools.entry(worker.pool.clone()).or_default();
             self.appearances += 1;
+            let node = endpoint.node.clone();
             gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
             self.bind(&worker);
+            gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
+        self.vouch();
         gone
     }
 
     /// Discovery spoke at `now`, with knowledge that was so old.
     pub fn on_heard(&mut self, ages: Ages, now: Tick) {
         self.heard = Some(Heard { at: now, ages });
+        self.vouches = true;
+        self.vouch();
+    }
+
+    /// Discovery is away: what it said stands, but vouches for nobody.
+    pub fn on_silence(&mut self) {
+        self.vouches = false;
+        self.vouch();
+    }
+
+    fn vouch(&mut self) {
+        let heard = self.heard.as_ref().filter(|_| self.vouches);
+        for (name, pool) in &mut self.pools {
+            pool.vouched = heard.map_or(Tick::ZERO, |heard| heard.vouches_for(name));
+        }
     }
 
     /// Whether discovery has ever spoken.

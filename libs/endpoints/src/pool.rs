@@ -8,6 +8,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
     Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    fate::Fate,
     orders::Bound,
     waiting::{Number, Waiting},
 };
@@ -18,6 +19,8 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
+    /// Until when discovery's word stands for workers whose agents are away.
+    pub(crate) vouched: Tick,
     /// Keys that an order ties to a worker.
     pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
     /// Whether workers came, went or changed since waiting calls were last given their slots.
@@ -44,6 +47,7 @@ pub(crate) struct Live {
     pub(crate) appearance: u64,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+    pub(crate) fate: Fate,
     /// What orders say of it.
     pub(crate) bound: Bound,
 }
@@ -91,6 +95,7 @@ impl Pool {
             appearance,
             in_flight: 0,
             breaker: Breaker::new(terms),
+            fate: Fate::default(),
             bound: Bound::default(),
         })?;
         Some(Gone {
@@ -209,8 +214,7 @@ impl Pool {
     }
 
     pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
-        self.incarnate(worker)
-            .is_some_and(|live| live.endpoint.draining)
+        self.incarnate(worker).is_some_and(Live::drains)
     }
 
     pub(crate) fn lives(&self) -> impl Iterator<Item = &Live> {

@@ -148,6 +148,7 @@ fn why(verdict: Verdict) -> String {
         Why::Ejected { retry_after } => {
             format!("it is ejected by order for another {}", left(retry_after))
         }
+        Why::Lapsed => "its permission is over".to_owned(),
         Why::Busy => "it serves as many calls as it can".to_owned(),
         Why::Replaced { by } | Why::Superseded { by } => {
             format!("its place is at incarnation {by}")

@@ -11,6 +11,7 @@ mod calls;
 mod control;
 mod counts;
 mod deaths;
+mod fates;
 mod limits;
 mod orders;
 mod owners;
