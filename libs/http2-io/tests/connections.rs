@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use tether_http2_io::{Config, Error, SendRequest, ServerConnection, accept, connect};
 use tokio::{
-    io::{DuplexStream, duplex},
+    io::{BufStream, DuplexStream, duplex},
     task::JoinHandle,
 };
 
@@ -93,4 +93,27 @@ async fn calls_beyond_what_the_other_side_takes_wait_for_their_turn() {
         ended.expect("each has its turn");
     }
     assert_eq!(serving.await.expect("it ends"), Some(2));
+}
+
+/// As TLS does, which takes what is written and still has to get rid of it.
+#[tokio::test]
+async fn what_a_stream_keeps_to_itself_is_flushed_however_long_that_takes() {
+    let (near, far) = duplex(16);
+    let (sender, driving) = connect(BufStream::new(near), Config::default());
+    let driving = tokio::spawn(driving);
+    let mut server = accept(BufStream::new(far), Config::default());
+    let serving = tokio::spawn(async move {
+        let (_, respond) = server.accept().await?.ok()?;
+        respond.send_response(&Response::new(()), true).ok()?;
+        server.accept().await.is_none().then_some(())
+    });
+    let mut sender = sender.ready().await.expect("there is room");
+    let (response, to) = sender.send_request(&head(), true).expect("it is open");
+
+    let answer = response.await.expect("it is answered");
+
+    assert_eq!(answer.status(), 200);
+    drop((answer, to, sender));
+    let _ = driving.await.expect("it ends");
+    let _ = serving.await.expect("it ends");
 }
