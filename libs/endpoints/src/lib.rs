@@ -27,11 +27,15 @@
 //! - **E8** Of a worker that serves so many calls at once, no more are under way.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
+//! - **E11** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
+//!   long as that is remembered; a hint that is given to another is told that it has moved.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
 mod affinity;
 mod ages;
+mod bindings;
+mod peek;
 mod pick;
 mod pool;
 mod waiting;
@@ -47,6 +51,8 @@ use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
 pub use ages::Ages;
+pub use bindings::{Keeping, Session};
+pub use peek::{FAR, Peek, Peeked};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
@@ -143,6 +149,8 @@ pub struct Outlook {
     pub slow_after: Option<Duration>,
     /// How many of a hundred workers of a pool may be left alone at a time because of their calls; one always may (E10).
     pub most_ejected_percent: u32,
+    /// Of which keys it is remembered who served them (E11).
+    pub keeping: Keeping,
 }
 
 impl Default for Outlook {
@@ -152,6 +160,7 @@ impl Default for Outlook {
             codes: Codes::default(),
             slow_after: None,
             most_ejected_percent: 50,
+            keeping: Keeping::default(),
         }
     }
 }
@@ -232,7 +241,7 @@ impl Endpoints {
             }
         }
         for name in &update.pools {
-            self.pools.entry(name.clone()).or_default();
+            self.pool_mut(name);
         }
         for name in &update.heard {
             if let Some(pool) = self.pools.get_mut(name) {
@@ -246,9 +255,10 @@ impl Endpoints {
             }
         }
         for endpoint in update.upserts {
-            let pool = self.pools.entry(endpoint.worker.pool.clone()).or_default();
             self.appearances += 1;
-            gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
+            let (terms, appearance) = (self.outlook.terms, self.appearances);
+            let pool = self.pool_mut(&endpoint.worker.pool);
+            gone.extend(pool.upsert(endpoint, terms, appearance));
         }
         gone
     }
@@ -283,6 +293,7 @@ impl Endpoints {
         now: Tick,
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
+        known.check(now);
         if known.others_wait(target) {
             let prospect = known.prospect(target, tried, random, now);
             return Err(Refusal::NoWorker(prospect.err().unwrap_or(Why::Busy)));
@@ -379,8 +390,14 @@ impl Endpoints {
         if let Some(live) = self.live(&ticket) {
             live.in_flight -= 1;
         }
-        let pool = self.pools.get_mut(&ticket.worker.pool);
-        ticket.sent_at.is_some() && pool.is_some_and(|pool| pool.served(&ticket.worker))
+        let Some(pool) = self.pools.get_mut(&ticket.worker.pool) else {
+            return false;
+        };
+        if ticket.sent_at.is_none() {
+            pool.untie(&ticket);
+            return false;
+        }
+        pool.served(&ticket.worker)
     }
 
     /// Calls that each living incarnation has served, of those that somebody wants to know of and that
@@ -435,6 +452,13 @@ impl Endpoints {
     /// Plain data about every endpoint, in order of pool and slot.
     pub fn snapshot(&self) -> Vec<View> {
         self.pools.values().flat_map(Pool::views).collect()
+    }
+
+    /// A pool that is known from then on.
+    fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
+        let keeping = self.outlook.keeping;
+        let pools = self.pools.entry(name.clone());
+        pools.or_insert_with(|| Pool::new(keeping))
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

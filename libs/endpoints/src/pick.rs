@@ -1,13 +1,14 @@
 //! Choosing a worker within one pool.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use tether_breaker::{Admit, Permit};
 use tether_clock::Tick;
 use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    Overload, affinity,
+    Overload, Session, affinity,
+    bindings::{Bound, Mark},
     pool::{Live, Place, Pool},
 };
 
@@ -20,6 +21,8 @@ pub enum Target {
     Affinity {
         /// What calls that belong together have in common.
         key: Vec<u8>,
+        /// Whose key it is, where it ends with a session.
+        session: Option<Arc<Session>>,
         /// What if that worker is not free.
         affinity: Affinity,
     },
@@ -38,19 +41,29 @@ pub enum Affinity {
     /// Another one may have it where that one cannot take it at once: the next in the key's order.
     #[default]
     Hint,
-    /// It waits until that one is free.
+    /// It waits until that one is free. Refused where that one is gone, and with it what it knew of the key.
     StrictQueue,
     /// It is refused unless that one is free.
     StrictFailFast,
 }
 
 impl Target {
-    /// Whoever lives in this place.
-    pub(crate) fn any_in(slot: Slot) -> Self {
-        Self::Worker {
-            slot,
-            incarnation: Incarnation(0),
+    /// The key of a call that has one, and what is to be kept of it.
+    fn mark(&self) -> Option<Mark> {
+        match self {
+            Self::Affinity { key, session, .. } => Some(Mark::of(key, session.as_deref())),
+            Self::Any | Self::Worker { .. } => None,
         }
+    }
+
+    fn is_hint(&self) -> bool {
+        matches!(
+            self,
+            Self::Affinity {
+                affinity: Affinity::Hint,
+                ..
+            }
+        )
     }
 
     /// Whether a call that nobody can take at once may wait.
@@ -86,12 +99,34 @@ pub struct Ticket {
     pub(crate) sent_at: Option<Tick>,
     /// When its answer began.
     pub(crate) answered: Option<Tick>,
+    /// There where the call has a key.
+    pub(crate) tie: Option<Box<Tie>>,
+}
+
+/// How a call's key is bound to its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tie {
+    pub(crate) mark: Mark,
+    /// Whether it was not bound to this one before.
+    pub(crate) is_new: bool,
+    /// Whether it was bound to another.
+    has_moved: bool,
 }
 
 impl Ticket {
     /// The worker that serves the call.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
+    }
+
+    /// Whether the call has a key, so that it matters which worker serves it.
+    pub fn has_key(&self) -> bool {
+        self.tie.is_some()
+    }
+
+    /// Whether the key's last call was given to another worker.
+    pub fn has_moved(&self) -> bool {
+        self.tie.as_ref().is_some_and(|tie| tie.has_moved)
     }
 
     /// The call was sent to the worker at `now`.
@@ -140,6 +175,13 @@ pub enum Why {
         /// The one that does.
         by: Incarnation,
     },
+    /// The incarnation that was given the key's last call is gone for good, and with it what it knew of the key.
+    SessionGone {
+        /// Its place.
+        slot: Slot,
+        /// Which one it was.
+        incarnation: Incarnation,
+    },
     /// The incarnation asked for is gone for good.
     Superseded {
         /// The lowest incarnation that may still live in its place.
@@ -162,26 +204,43 @@ impl Pool {
             .get_mut(&slot)
             .and_then(|place| place.live.as_mut());
         let live = live.ok_or(Why::NoneReady)?;
-        match live.breaker.admit(now) {
-            Admit::Refused { retry_after } => Err(Why::BreakersOpen { retry_after }),
-            Admit::Yes(permit) => {
-                live.in_flight += 1;
-                Ok(Pick {
-                    address: live.endpoint.address.clone(),
-                    ticket: Ticket {
-                        worker: WorkerId {
-                            pool: name.clone(),
-                            slot,
-                            incarnation: live.incarnation(),
-                        },
-                        appearance: live.appearance,
-                        permit: Some(permit),
-                        sent_at: None,
-                        answered: None,
-                    },
-                })
-            }
-        }
+        let permit = match live.breaker.admit(now) {
+            Admit::Refused { retry_after } => return Err(Why::BreakersOpen { retry_after }),
+            Admit::Yes(permit) => permit,
+        };
+        live.in_flight += 1;
+        let (incarnation, appearance) = (live.incarnation(), live.appearance);
+        let address = live.endpoint.address.clone();
+        let tie = self.tie(target, Bound { slot, incarnation }, now);
+        Ok(Pick {
+            address,
+            ticket: Ticket {
+                worker: WorkerId {
+                    pool: name.clone(),
+                    slot,
+                    incarnation,
+                },
+                appearance,
+                permit: Some(permit),
+                sent_at: None,
+                answered: None,
+                tie,
+            },
+        })
+    }
+
+    /// A call is given to a worker, which has the state of its key from then on.
+    fn tie(&mut self, target: &Target, to: Bound, now: Tick) -> Option<Box<Tie>> {
+        let mark = target.mark()?;
+        let before = self.bindings.bind(mark, to, self.keeping, now);
+        let is_new = before != Some(to);
+        // A hint may bind what others of the same key wait for elsewhere.
+        self.moved |= is_new && target.is_hint();
+        Some(Box::new(Tie {
+            mark,
+            is_new,
+            has_moved: is_new && before.is_some(),
+        }))
     }
 
     /// The place of the worker that would take a call now.
@@ -202,10 +261,14 @@ impl Pool {
             Target::Affinity {
                 key,
                 affinity: Affinity::Hint,
+                ..
             } => return self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
-            Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady)?,
+            Target::Affinity { .. } => match self.bound(target) {
+                Some(bound) => self.check_bound(bound)?,
+                None => self.home(target).ok_or(Why::NoneReady)?,
+            },
             Target::Worker { slot, incarnation } => {
-                self.check(*slot, *incarnation)?;
+                self.meets(*slot, *incarnation)?;
                 *slot
             }
         };
@@ -242,8 +305,8 @@ impl Pool {
         best.map(|(_, slot)| slot).ok_or(why)
     }
 
-    /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is the highest
-    /// bidder that does not drain.
+    /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is where its last call
+    /// went, else the highest bidder that does not drain.
     pub(crate) fn home(&self, target: &Target) -> Option<Slot> {
         let key = match target {
             Target::Any
@@ -254,6 +317,9 @@ impl Pool {
             Target::Worker { slot, .. } => return Some(*slot),
             Target::Affinity { key, .. } => key,
         };
+        if let Some(bound) = self.bound(target) {
+            return Some(bound.slot);
+        }
         let stays = |place: &Place| {
             let live = place.live.as_ref();
             live.is_some_and(|live| !live.endpoint.draining)
@@ -263,8 +329,25 @@ impl Pool {
         best.map(|(slot, _)| *slot)
     }
 
+    /// Who was given the last call with the key of this target.
+    fn bound(&self, target: &Target) -> Option<Bound> {
+        self.bindings.find(target.mark()?)
+    }
+
+    /// The place of one that has a key's state, unless that is lost (E11).
+    fn check_bound(&self, Bound { slot, incarnation }: Bound) -> Result<Slot, Why> {
+        match self.meets(slot, incarnation) {
+            Ok(()) => Ok(slot),
+            Err(Why::Superseded { .. } | Why::Replaced { .. }) => {
+                Err(Why::SessionGone { slot, incarnation })
+            }
+            // One that left alive may come back.
+            Err(why) => Err(why),
+        }
+    }
+
     /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
-    fn check(&self, slot: Slot, incarnation: Incarnation) -> Result<(), Why> {
+    fn meets(&self, slot: Slot, incarnation: Incarnation) -> Result<(), Why> {
         let place = self.slots.get(&slot).ok_or(Why::NoneReady)?;
         if incarnation == Incarnation(0) {
             return Ok(());

@@ -7,7 +7,8 @@ use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
-    Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    Endpoint, Gone, Keeping, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    bindings::{Bindings, Bound},
     waiting::{Number, Waiting},
 };
 
@@ -17,8 +18,10 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
-    /// Whether workers came, went or changed since waiting calls were last given their slots.
+    /// Whether workers came, went or changed, or keys, since waiting calls were last given their slots.
     pub(crate) moved: bool,
+    pub(crate) bindings: Bindings,
+    pub(crate) keeping: Keeping,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,29 @@ impl Live {
 }
 
 impl Pool {
+    pub(crate) fn new(keeping: Keeping) -> Self {
+        Self {
+            keeping,
+            ..Self::default()
+        }
+    }
+
+    /// Only time passed.
+    pub(crate) fn check(&mut self, now: Tick) {
+        self.moved |= self.bindings.expire(self.keeping, now);
+    }
+
+    /// The call of this ticket was never sent: its worker has no state of it.
+    pub(crate) fn untie(&mut self, ticket: &Ticket) {
+        if let Some(tie) = ticket.tie.as_ref().filter(|tie| tie.is_new) {
+            let WorkerId {
+                slot, incarnation, ..
+            } = ticket.worker;
+            self.bindings.forget(tie.mark, Bound { slot, incarnation });
+            self.moved = true;
+        }
+    }
+
     /// A new or changed endpoint; answers whom it replaced.
     pub(crate) fn upsert(
         &mut self,
@@ -137,6 +163,7 @@ impl Pool {
         if self.waiting.is_empty() {
             return None;
         }
+        self.check(now);
         if let Some(shed) = self.waiting.shed() {
             return Some((shed, Err(Refusal::Overloaded(Overload::Shed))));
         }

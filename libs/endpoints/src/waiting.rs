@@ -164,11 +164,7 @@ impl Waiting {
     pub(crate) fn heads(&self) -> Vec<Head> {
         let head = |number: Number| {
             let call = self.calls.get(&number)?;
-            let target = match (call.slot, &call.ask.target) {
-                (None, _) => Target::Any,
-                (Some(slot), Target::Affinity { .. }) => Target::any_in(slot),
-                (Some(_), target) => target.clone(),
-            };
+            let target = call.ask.target.clone();
             let tried = call.ask.tried.clone();
             let order = (Reverse(call.ask.priority), number);
             Some((

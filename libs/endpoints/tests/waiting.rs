@@ -145,7 +145,7 @@ fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         3 => Just(Target::Any),
         2 => (any::<u8>(), affinity)
-            .prop_map(|(key, affinity)| Target::Affinity { key: vec![key], affinity }),
+            .prop_map(|(key, affinity)| Target::Affinity { key: vec![key], session: None, affinity }),
         1 => (0..SLOTS, 0u64..3)
             .prop_map(|(slot, incarnation)| Target::Worker { slot, incarnation: Incarnation(incarnation) }),
     ]
@@ -465,7 +465,15 @@ fn strict_affinity_waits_or_fails_while_a_hint_goes_elsewhere() {
     }
     let to = |affinity| {
         let key = b"session-42".to_vec();
-        ask(Target::Affinity { key, affinity }, 1, Priority::Normal)
+        ask(
+            Target::Affinity {
+                key,
+                session: None,
+                affinity,
+            },
+            1,
+            Priority::Normal,
+        )
     };
     assert_eq!(calls.call(to(Affinity::StrictQueue), 0, at(1)), Ok(None));
     let home = calls.under_way[0].worker().slot;
@@ -505,6 +513,7 @@ fn who_waits_for_one_that_is_gone_is_told() {
     }
     let key = Target::Affinity {
         key: b"session-42".to_vec(),
+        session: None,
         affinity: Affinity::StrictQueue,
     };
     calls
@@ -529,6 +538,10 @@ fn who_waits_for_one_that_is_gone_is_told() {
 
     let by = Incarnation(2);
     let gone = Refusal::NoWorker(Why::Superseded { by });
-    assert_eq!(calls.refused, [(pinned, gone)]);
-    assert_eq!(calls.went, [tied]);
+    let lost = Refusal::NoWorker(Why::SessionGone {
+        slot: home,
+        incarnation: Incarnation(1),
+    });
+    assert_eq!(calls.refused, [(pinned, gone), (tied, lost)]);
+    assert_eq!(calls.went, []);
 }

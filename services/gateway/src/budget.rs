@@ -91,6 +91,11 @@ impl Behind {
 }
 
 impl Seat {
+    /// What it is a part of.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// So many more bytes wait.
     pub(crate) fn more(&mut self, bytes: usize) {
         self.held += bytes;

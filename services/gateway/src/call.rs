@@ -4,6 +4,7 @@
 use std::{future::Future, sync::Arc, task::Context, time::Duration};
 
 use h2::Reason as H2Reason;
+use http::{HeaderMap, HeaderValue};
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
@@ -14,6 +15,7 @@ use tonic::{Code, Status};
 use crate::{
     directory::Directory,
     explain::{self, Progress},
+    route,
     upload::Upload,
 };
 
@@ -105,6 +107,24 @@ impl Call {
             *begun = true;
             if let Some(ticket) = ticket {
                 ticket.on_answered(BootClock.now());
+            }
+        }
+    }
+
+    /// Says in the head of an answer which worker gives it, where the call has a key: its caller may ask for that one.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
+        if let Server::Worker {
+            ticket: Some(ticket),
+            worker,
+            ..
+        } = &self.server
+            && ticket.has_key()
+        {
+            if let Ok(worker) = HeaderValue::try_from(worker.to_string()) {
+                headers.insert(route::WORKER, worker);
+            }
+            if ticket.has_moved() {
+                headers.insert(route::AFFINITY, HeaderValue::from_static("moved"));
             }
         }
     }

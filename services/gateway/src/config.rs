@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, Terms};
-use tether_endpoints::Outlook;
+use tether_endpoints::{Keeping, Outlook};
 use tether_kit::config::duration;
 
 use crate::methods::Methods;
@@ -45,6 +45,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// How long it is remembered which worker served the calls of a key.
+    pub affinity: Keys,
     /// What may be done with calls of single methods.
     pub methods: Methods,
 }
@@ -65,6 +67,40 @@ impl Default for Queue {
         Self {
             max_calls: 1_000,
             max_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Of which affinity keys it is remembered which worker has their state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keys {
+    /// How long, from the last call that was given to a worker.
+    #[serde(with = "duration")]
+    pub keep_for: Duration,
+    /// How many of one pool; beyond that the one that was used least recently is forgotten.
+    pub max_keys: usize,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        let keeping = Keeping::default();
+        Self {
+            keep_for: keeping.keep_for,
+            max_keys: keeping.most,
+        }
+    }
+}
+
+impl Config {
+    /// How workers are chosen and judged.
+    pub(crate) fn outlook(&self) -> Outlook {
+        Outlook {
+            keeping: Keeping {
+                keep_for: self.affinity.keep_for,
+                most: self.affinity.max_keys,
+            },
+            ..self.breaker.outlook()
         }
     }
 }
@@ -95,6 +131,7 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            affinity: Keys::default(),
             methods: Methods::default(),
         }
     }
@@ -167,7 +204,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    pub(crate) fn outlook(&self) -> Outlook {
+    fn outlook(&self) -> Outlook {
         let terms = Terms {
             failure_threshold: self.failure_threshold.get(),
             open_for: self.open_for,
@@ -184,6 +221,7 @@ impl Breaker {
             codes: Codes::of(self.codes.iter().map(String::as_str)).unwrap_or_default(),
             slow_after: (!self.slow_after.is_zero()).then_some(self.slow_after),
             most_ejected_percent: self.most_ejected_percent,
+            ..Outlook::default()
         }
     }
 }

@@ -63,7 +63,7 @@ impl Directory {
     pub(crate) fn new(config: &Config, links: Vec<Arc<Links>>) -> Self {
         Self {
             known: Mutex::new(Known {
-                endpoints: Endpoints::new(config.breaker.outlook(), config.queue.max_calls),
+                endpoints: Endpoints::new(config.outlook(), config.queue.max_calls),
                 waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
@@ -282,8 +282,13 @@ pub(crate) fn refused(
     target: &Target,
     refusal: Refusal,
 ) -> Box<Refused> {
-    let death = match target {
-        Target::Worker { slot, .. } => {
+    let home = match (target, &refusal) {
+        (Target::Worker { slot, .. }, _)
+        | (Target::Affinity { .. }, Refusal::NoWorker(Why::SessionGone { slot, .. })) => Some(slot),
+        (Target::Any | Target::Affinity { .. }, _) => None,
+    };
+    let death = match home {
+        Some(slot) => {
             let last = endpoints.last_death(pool, *slot);
             last.map(|(incarnation, death)| {
                 let worker = WorkerId {
@@ -294,7 +299,7 @@ pub(crate) fn refused(
                 (worker, death)
             })
         }
-        Target::Any | Target::Affinity { .. } => endpoints.latest_death(pool),
+        None => endpoints.latest_death(pool),
     };
     Box::new(Refused {
         refusal,

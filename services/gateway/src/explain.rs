@@ -159,6 +159,14 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             );
             Failure::new(Reason::UnknownWorker, text)
         }
+        Why::SessionGone { slot, incarnation } => {
+            let gone = WorkerId {
+                pool: pool.clone(),
+                slot,
+                incarnation,
+            };
+            session_gone(&gone, refused.death.as_ref())
+        }
         Why::Superseded { by } => {
             let text = format!(
                 "{whom} and will not be: its place is at incarnation {by} or later; leave the incarnation out to reach whichever lives"
@@ -166,6 +174,17 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             Failure::new(Reason::UnknownWorker, text)
         }
     }
+}
+
+/// Who had the state that a strict call needs is gone. No other may take the call as if nothing had happened.
+fn session_gone(gone: &WorkerId, death: Option<&(WorkerId, Death)>) -> Failure {
+    let death = death.filter(|(worker, _)| worker == gone);
+    let death = death.map(|(_, death)| death);
+    let how = death.map_or_else(String::new, |death| format!(" ({})", describe(death)));
+    let text = format!(
+        "worker `{gone}`, which served the calls of this affinity key, is gone{how}, and with it what it knew of the key: begin anew with another key or in a new session, or bind the key to another worker by a call with `tether-affinity-mode: hint`"
+    );
+    with_death(Failure::new(Reason::SessionWorkerGone, text), gone, death)
 }
 
 /// A call may not even wait.
@@ -331,6 +350,14 @@ pub(crate) fn too_large(bytes: u32, limit: u32) -> Failure {
     Failure::new(Reason::MessageTooLarge, text)
         .fact("bytes", bytes)
         .fact("limit_bytes", limit)
+}
+
+/// A call waits for a worker, with more in hand than may wait.
+pub(crate) fn unsent(pool: &PoolName) -> Failure {
+    let text = format!(
+        "all workers of pool `{pool}` are busy, and too many bytes wait in the gateway for those who do not read: more workers would help, or a larger `max_unread_bytes` of the gateway"
+    );
+    overload(text).fact("outcome", Progress::NeverSent.word())
 }
 
 /// Whoever is to get messages does not read them.

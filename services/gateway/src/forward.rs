@@ -16,7 +16,7 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tether_endpoints::{Ask, Party};
+use tether_endpoints::{Ask, Party, Session, Target};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -95,7 +95,7 @@ impl Forwarder {
                 }
                 Route::Worker(to) => {
                     self.sign(&mut head, &to.pool)?;
-                    self.may_act(plan.acting.as_ref(), deadline).await?;
+                    self.may_act(to.session.as_deref(), deadline).await?;
                     let source = Source::live(body);
                     self.to_worker(to, connection, head, source, deadline).await
                 }
@@ -129,11 +129,15 @@ impl Forwarder {
     }
 
     /// Whether whoever calls may do so in the name it gives, where it gives one.
-    async fn may_act(&self, acting: Option<&Acting>, deadline: Deadline) -> Result<(), Failure> {
-        match acting {
-            None => Ok(()),
-            Some(acting) => deadline.bound(Box::pin(self.owners.admit(acting))).await?,
-        }
+    async fn may_act(&self, session: Option<&Session>, deadline: Deadline) -> Result<(), Failure> {
+        let Some(session) = session else {
+            return Ok(());
+        };
+        let admitted = async {
+            let acting = Acting::from(session);
+            self.owners.admit(&acting).await
+        };
+        deadline.bound(Box::pin(admitted)).await?
     }
 
     async fn to_discovery(
@@ -173,7 +177,9 @@ impl Forwarder {
             return answer;
         }
         let limit = limit.min(CONTROL_LIMIT);
-        let request = deadline.bound(upload::collect(body, limit)).await?;
+        let request = deadline
+            .bound(upload::collect(body, limit, &self.budget))
+            .await?;
         let request = request.map_err(|why| why.explain(limit))?;
         let mut attempts = self.arbiters.attempts();
         loop {
@@ -219,14 +225,34 @@ impl Forwarder {
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
-        let pool = to.pool;
+        let Destination {
+            pool,
+            target,
+            priority,
+            affinity,
+            session,
+        } = to;
+        // Whoever names an owner and no session of it may be anybody.
+        let party = match &session {
+            Some(session) => Party::Owner(session.owner.clone()),
+            None => Party::Connection(connection),
+        };
         let mut ask = Ask {
-            target: to.target,
+            target,
             tried: Vec::new(),
-            party: to.owner.map_or(Party::Connection(connection), Party::Owner),
-            priority: to.priority,
+            party,
+            priority,
             deadline: deadline.on_boot(),
         };
+        let rule = self.config.methods.rule(&pool, head.uri.path());
+        if ask.target == Target::Any
+            && let Some(rule) = rule.and_then(|rule| rule.affinity.as_ref())
+        {
+            let key = rule.key(&head.headers, &mut source, &self.budget);
+            if let Some(key) = deadline.bound(Box::pin(key)).await? {
+                ask.target = rule.target(key, session, affinity);
+            }
+        }
         let pool = &pool;
         if !self.directory.is_informed() {
             let informed = deadline
@@ -240,8 +266,13 @@ impl Forwarder {
         let mut last_failure: Option<Explanation> = None;
         for attempt in 1..=self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
-            let chosen = self.directory.choose(pool, &ask, wait);
-            let Chosen { ticket, address } = match deadline.bound(chosen).await? {
+            let chosen = {
+                let chosen = pin!(self.directory.choose(pool, &ask, wait));
+                let chosen = source.hold_while(chosen, &self.budget);
+                let chosen = deadline.bound(chosen).await?;
+                chosen.ok_or_else(|| explain::unsent(pool))?
+            };
+            let Chosen { ticket, address } = match chosen {
                 Ok(chosen) => chosen,
                 Err(refused) => {
                     let Some(explanation) = last_failure.take() else {
@@ -372,6 +403,7 @@ impl Forwarder {
         }
         let (mut head, stream) = response.into_parts();
         fields::keep_apart(&mut head.headers);
+        call.sign(&mut head.headers);
         if stream.is_end_stream() {
             // Headers alone, with the status in them.
             let without = || answer::code_without(head.status) as u32;
@@ -462,6 +494,6 @@ mod tests {
             forwarder.serve(request, respond, 0).await
         });
 
-        assert!(whole <= 5_200, "{whole} bytes");
+        assert!(whole <= 5_400, "{whole} bytes");
     }
 }

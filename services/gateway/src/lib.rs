@@ -8,11 +8,12 @@
 //!   discovery --watch--> directory: endpoints, breakers, connections
 //! ```
 //!
-//! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
+//! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages, trailers, deadlines, cancellation and backpressure pass
 //! through in both directions; a call whose worker dies ends with real trailers that name the cause
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
-//! told the arbiter.
+//! told the arbiter, and which of them served an affinity key last.
 
+mod affinity;
 mod answer;
 mod arbiters;
 mod budget;
@@ -26,6 +27,7 @@ mod explain;
 mod fields;
 mod forward;
 mod greeting;
+mod held;
 mod lanes;
 mod links;
 mod meter;
@@ -48,8 +50,9 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Queue, WhenStale};
-pub use methods::{AffinityFrom, MethodRule, Methods};
+pub use affinity::{AffinityFrom, AffinityRule};
+pub use config::{Breaker, Config, Keys, Queue, WhenStale};
+pub use methods::{MethodRule, Methods};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;

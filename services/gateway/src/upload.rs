@@ -10,6 +10,7 @@ use h2::RecvStream;
 use tonic::Status;
 
 use crate::{
+    budget::Budget,
     explain,
     meter::{Meter, PREFIX},
     pump::{End, Pump, Source},
@@ -115,11 +116,24 @@ impl Upload {
 }
 
 /// Takes a request in whole, so that it can be sent more than once.
-pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes, GivenUp> {
+pub(crate) async fn collect(
+    mut stream: RecvStream,
+    limit: u32,
+    budget: &Budget,
+) -> Result<Bytes, GivenUp> {
+    let mut seat = budget.seat();
     let mut meter = Meter::new(limit);
     let mut whole = BytesMut::new();
-    while let Some(data) = poll_fn(|cx| stream.poll_data(cx)).await {
+    loop {
+        let data = poll_fn(|cx| match seat.is_given_up(cx) {
+            true => Poll::Ready(Err(GivenUp::Unread)),
+            false => stream.poll_data(cx).map(Ok),
+        });
+        let Some(data) = data.await? else {
+            return Ok(whole.freeze());
+        };
         let data = data.map_err(|_| GivenUp::Cancelled)?;
+        seat.more(data.len());
         meter.feed(&data).map_err(GivenUp::TooLarge)?;
         whole.extend_from_slice(&data);
         let _ = stream.flow_control().release_capacity(data.len());
@@ -129,5 +143,4 @@ pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes,
             return Err(GivenUp::TooLarge(bytes));
         }
     }
-    Ok(whole.freeze())
 }

@@ -7,6 +7,7 @@ mod house;
 mod leader;
 mod worker;
 
+mod affinity;
 mod calls;
 mod control;
 mod counts;
