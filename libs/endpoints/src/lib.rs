@@ -29,6 +29,8 @@
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
 //! - **E11** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
 //!   long as that is remembered; a hint that is given to another is told that it has moved.
+//! - **E12** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
+//!   workers with closed breakers, since last one of those was opened: leaving single workers alone comes first.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -38,6 +40,7 @@ mod bindings;
 mod peek;
 mod pick;
 mod pool;
+mod pool_breaker;
 mod waiting;
 
 use std::{
@@ -58,6 +61,7 @@ pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
 use pool::Pool;
+use pool_breaker::PoolBreaker;
 
 /// Where one worker serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +153,8 @@ pub struct Outlook {
     pub slow_after: Option<Duration>,
     /// How many of a hundred workers of a pool may be left alone at a time because of their calls; one always may (E10).
     pub most_ejected_percent: u32,
+    /// Of the breaker that each pool gets beside those of its workers; `None` for none (E12).
+    pub pool_terms: Option<Terms>,
     /// Of which keys it is remembered who served them (E11).
     pub keeping: Keeping,
 }
@@ -160,6 +166,7 @@ impl Default for Outlook {
             codes: Codes::default(),
             slow_after: None,
             most_ejected_percent: 50,
+            pool_terms: None,
             keeping: Keeping::default(),
         }
     }
@@ -347,6 +354,11 @@ impl Endpoints {
         self.pools.get(pool)?.next_trial()
     }
 
+    /// The breaker of a pool as a whole, where it has one.
+    pub fn pool_breaker(&self, pool: &PoolName) -> Option<tether_breaker::Snapshot> {
+        self.pools.get(pool)?.breaker.snapshot()
+    }
+
     /// Whether a pool is known.
     pub fn knows(&self, pool: &PoolName) -> bool {
         self.pools.contains_key(pool)
@@ -371,14 +383,20 @@ impl Endpoints {
             Outcome::Success if self.outlook.is_slow(ticket, now) => Outcome::Slow,
             outcome => outcome,
         };
+        let of_pool = ticket.pool_permit.take();
         let most_ejected = self.outlook.most_ejected_percent;
         if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            pool.breaker.on_outcome(of_pool, &permit, outcome, now);
             let may_trip = match outcome {
                 Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
                 Outcome::Success | Outcome::Silent => true,
             };
             if let Some(live) = pool.live_mut(ticket) {
+                let was_open = live.breaker.is_open();
                 live.breaker.on_outcome(permit, outcome, may_trip, now);
+                if live.breaker.is_open() && !was_open {
+                    pool.breaker.on_one_left_alone();
+                }
             }
         }
     }
@@ -456,9 +474,9 @@ impl Endpoints {
 
     /// A pool that is known from then on.
     fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
-        let keeping = self.outlook.keeping;
+        let (keeping, terms) = (self.outlook.keeping, self.outlook.pool_terms);
         let pools = self.pools.entry(name.clone());
-        pools.or_insert_with(|| Pool::new(keeping))
+        pools.or_insert_with(|| Pool::new(keeping, PoolBreaker::new(terms)))
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

@@ -95,6 +95,8 @@ pub struct Ticket {
     pub(crate) appearance: u64,
     /// There until the outcome is known.
     pub(crate) permit: Option<Permit>,
+    /// That of the pool, where it has a breaker.
+    pub(crate) pool_permit: Option<Box<Permit>>,
     /// When the call was sent, and the worker may have seen it.
     pub(crate) sent_at: Option<Tick>,
     /// When its answer began.
@@ -139,9 +141,10 @@ impl Ticket {
         self.answered = Some(now);
     }
 
-    /// Whether the call is a trial of a worker that has failed before, with its outcome still open.
+    /// Whether the call is a trial of a worker that has failed before, or of a pool, with its outcome still open.
     pub fn is_probe(&self) -> bool {
-        self.permit.as_ref().is_some_and(Permit::is_probe)
+        let of_pool = self.pool_permit.as_deref();
+        self.permit.as_ref().is_some_and(Permit::is_probe) || of_pool.is_some_and(Permit::is_probe)
     }
 }
 
@@ -166,6 +169,11 @@ pub enum Why {
     /// Those that would take calls have failed too often of late.
     BreakersOpen {
         /// When the first of them is tried again.
+        retry_after: Duration,
+    },
+    /// Calls to the workers of the pool, whichever, have failed too often of late.
+    PoolBreakerOpen {
+        /// When the pool is tried again.
         retry_after: Duration,
     },
     /// Those that would take calls serve as many as they can.
@@ -198,6 +206,9 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
+        if let Some(retry_after) = self.breaker.refusal(now) {
+            return Err(Why::PoolBreakerOpen { retry_after });
+        }
         let slot = self.prospect(target, tried, random, now)?;
         let live = self
             .slots
@@ -208,6 +219,7 @@ impl Pool {
             Admit::Refused { retry_after } => return Err(Why::BreakersOpen { retry_after }),
             Admit::Yes(permit) => permit,
         };
+        let pool_permit = self.breaker.admit(now);
         live.in_flight += 1;
         let (incarnation, appearance) = (live.incarnation(), live.appearance);
         let address = live.endpoint.address.clone();
@@ -222,6 +234,7 @@ impl Pool {
                 },
                 appearance,
                 permit: Some(permit),
+                pool_permit,
                 sent_at: None,
                 answered: None,
                 tie,

@@ -9,6 +9,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 use crate::{
     Endpoint, Gone, Keeping, Overload, Pick, Refusal, Target, Ticket, View, Why,
     bindings::{Bindings, Bound},
+    pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
 
@@ -22,6 +23,7 @@ pub(crate) struct Pool {
     pub(crate) moved: bool,
     pub(crate) bindings: Bindings,
     pub(crate) keeping: Keeping,
+    pub(crate) breaker: PoolBreaker,
 }
 
 #[derive(Debug, Default)]
@@ -52,9 +54,10 @@ impl Live {
 }
 
 impl Pool {
-    pub(crate) fn new(keeping: Keeping) -> Self {
+    pub(crate) fn new(keeping: Keeping, breaker: PoolBreaker) -> Self {
         Self {
             keeping,
+            breaker,
             ..Self::default()
         }
     }

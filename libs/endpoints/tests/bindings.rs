@@ -89,10 +89,12 @@ fn gone(slot: u32, incarnation: u64, dead: bool) -> Update {
 }
 
 fn target(key: u8, epoch: u64, affinity: Affinity) -> Target {
-    let session = (epoch > 0).then(|| Arc::new(Session {
-        owner: "beam@a".parse().expect("it is a name"),
-        epoch: Epoch(epoch),
-    }));
+    let session = (epoch > 0).then(|| {
+        Arc::new(Session {
+            owner: "beam@a".parse().expect("it is a name"),
+            epoch: Epoch(epoch),
+        })
+    });
     Target::Affinity {
         key: vec![key],
         session,

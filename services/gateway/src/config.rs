@@ -7,7 +7,7 @@ use tether_breaker::{CODES, Codes, Terms};
 use tether_endpoints::{Keeping, Outlook};
 use tether_kit::config::duration;
 
-use crate::methods::Methods;
+use crate::{methods::Methods, pool_breaker::PoolBreaker};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,8 @@ pub struct Config {
     pub queue: Queue,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// When a pool as a whole is left alone, whose workers fail calls although some of them are.
+    pub pool_breaker: PoolBreaker,
     /// How long it is remembered which worker served the calls of a key.
     pub affinity: Keys,
     /// What may be done with calls of single methods.
@@ -100,6 +102,7 @@ impl Config {
                 keep_for: self.affinity.keep_for,
                 most: self.affinity.max_keys,
             },
+            pool_terms: self.pool_breaker.terms(),
             ..self.breaker.outlook()
         }
     }
@@ -131,6 +134,7 @@ impl Default for Config {
             zone: String::new(),
             queue: Queue::default(),
             breaker: Breaker::default(),
+            pool_breaker: PoolBreaker::default(),
             affinity: Keys::default(),
             methods: Methods::default(),
         }

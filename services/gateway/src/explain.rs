@@ -139,6 +139,13 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
         }
+        Why::PoolBreakerOpen { retry_after } => {
+            let text = format!(
+                "calls to pool `{pool}` failed too often, whichever of its workers had them, and it is left alone for another {:.1} s; `tether logs {pool}/SLOT` shows what a worker said",
+                retry_after.as_secs_f64()
+            );
+            Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
+        }
         Why::Busy => {
             let who = match target {
                 Target::Worker { slot, .. } => format!("worker `{pool}/{slot}` serves"),

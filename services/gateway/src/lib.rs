@@ -34,6 +34,7 @@ mod meter;
 mod methods;
 mod own;
 mod owners;
+mod pool_breaker;
 mod pump;
 mod route;
 mod server;
@@ -53,6 +54,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use affinity::{AffinityFrom, AffinityRule};
 pub use config::{Breaker, Config, Keys, Queue, WhenStale};
 pub use methods::{MethodRule, Methods};
+pub use pool_breaker::PoolBreaker;
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;
