@@ -13,7 +13,7 @@
 //! # Invariants
 //!
 //! - **E1** A draining, removed or refused (breaker) endpoint is never picked.
-//! - **E2** Without affinity, a pick has the fewest calls under way for its weight of all that could be picked and
+//! - **E2** Without affinity, a pick has the fewest calls under way for its weight, less while it starts slowly, of all that could be picked and
 //!   have the best standing among these.
 //! - **E3** An incarnation that died or was replaced never comes back within its pool's life, where it is an agent that
 //!   runs it; of all others what was told last counts.
@@ -42,6 +42,7 @@ mod pick;
 mod pool;
 mod pool_breaker;
 mod waiting;
+mod warmth;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,7 +62,6 @@ pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
 use pool::Pool;
-use pool_breaker::PoolBreaker;
 
 /// Where one worker serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,6 +153,8 @@ pub struct Outlook {
     pub slow_after: Option<Duration>,
     /// How many of a hundred workers of a pool may be left alone at a time because of their calls; one always may (E10).
     pub most_ejected_percent: u32,
+    /// How long a worker's share of calls grows after it has become ready; zero gives it all of it at once.
+    pub slow_start: Duration,
     /// Of the breaker that each pool gets beside those of its workers; `None` for none (E12).
     pub pool_terms: Option<Terms>,
     /// Of which keys it is remembered who served them (E11).
@@ -166,6 +168,7 @@ impl Default for Outlook {
             codes: Codes::default(),
             slow_after: None,
             most_ejected_percent: 50,
+            slow_start: Duration::ZERO,
             pool_terms: None,
             keeping: Keeping::default(),
         }
@@ -264,8 +267,9 @@ impl Endpoints {
         for endpoint in update.upserts {
             self.appearances += 1;
             let (terms, appearance) = (self.outlook.terms, self.appearances);
+            let now = self.heard.as_ref().map_or(Tick::ZERO, |heard| heard.at);
             let pool = self.pool_mut(&endpoint.worker.pool);
-            gone.extend(pool.upsert(endpoint, terms, appearance));
+            gone.extend(pool.upsert(endpoint, terms, appearance, now));
         }
         gone
     }
@@ -474,9 +478,9 @@ impl Endpoints {
 
     /// A pool that is known from then on.
     fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
-        let (keeping, terms) = (self.outlook.keeping, self.outlook.pool_terms);
+        let outlook = self.outlook;
         let pools = self.pools.entry(name.clone());
-        pools.or_insert_with(|| Pool::new(keeping, PoolBreaker::new(terms)))
+        pools.or_insert_with(|| Pool::new(&outlook))
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

@@ -10,6 +10,7 @@ use crate::{
     Overload, Session, affinity,
     bindings::{Bound, Mark},
     pool::{Live, Place, Pool},
+    warmth,
 };
 
 /// Which worker a caller would like.
@@ -268,7 +269,11 @@ impl Pool {
             Target::Any => {
                 return self.choose(tried, now, |slot, live| {
                     let chance = stable::finish(random ^ u64::from(slot));
-                    (live.endpoint.standing, live.load(), chance)
+                    (
+                        live.endpoint.standing,
+                        live.load(self.slow_start, now),
+                        chance,
+                    )
                 });
             }
             Target::Affinity {
@@ -398,11 +403,12 @@ impl Live {
         is_full.then_some(Why::Busy)
     }
 
-    /// Calls that it would have under way with one more, per unit of its weight.
-    fn load(&self) -> u64 {
+    /// Calls that it would have under way with one more, per unit of its weight, as much of it as is due.
+    fn load(&self, slow_start: Duration, now: Tick) -> u128 {
         // As a whole number, which orders and needs no rounding: weights have 32 bits.
-        let weight = u64::from(self.endpoint.weight.max(1));
-        ((u64::from(self.in_flight) + 1) << 31) / weight
+        let due = warmth::due(now.since(self.since), slow_start);
+        let weight = u128::from(self.endpoint.weight.max(1)) * u128::from(due);
+        ((u128::from(self.in_flight) + 1) << 42) / weight
     }
 
     fn is_among(&self, tried: &[WorkerId]) -> bool {

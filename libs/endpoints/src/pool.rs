@@ -1,13 +1,13 @@
 //! One pool: its slots, who lives in them, and how the last one died.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use tether_breaker::{Breaker, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
-    Endpoint, Gone, Keeping, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
     bindings::{Bindings, Bound},
     pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
@@ -24,6 +24,7 @@ pub(crate) struct Pool {
     pub(crate) bindings: Bindings,
     pub(crate) keeping: Keeping,
     pub(crate) breaker: PoolBreaker,
+    pub(crate) slow_start: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +44,8 @@ pub(crate) struct Live {
     /// Differs each time an endpoint appears: one that left alive and came back has the same
     /// incarnation, but owes nothing to the calls from before.
     pub(crate) appearance: u64,
+    /// When it began to take calls, as far as was heard.
+    pub(crate) since: Tick,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
 }
@@ -54,10 +57,11 @@ impl Live {
 }
 
 impl Pool {
-    pub(crate) fn new(keeping: Keeping, breaker: PoolBreaker) -> Self {
+    pub(crate) fn new(outlook: &Outlook) -> Self {
         Self {
-            keeping,
-            breaker,
+            keeping: outlook.keeping,
+            breaker: PoolBreaker::new(outlook.pool_terms),
+            slow_start: outlook.slow_start,
             ..Self::default()
         }
     }
@@ -84,6 +88,7 @@ impl Pool {
         endpoint: Endpoint,
         terms: Terms,
         appearance: u64,
+        now: Tick,
     ) -> Option<Gone> {
         let worker = endpoint.worker.clone();
         let place = self.slots.entry(worker.slot).or_default();
@@ -95,12 +100,16 @@ impl Pool {
         if let Some(live) = &mut place.live
             && live.incarnation() == worker.incarnation
         {
+            if live.endpoint.draining && !endpoint.draining {
+                live.since = now;
+            }
             live.endpoint = endpoint;
             return None;
         }
         let replaced = place.live.replace(Live {
             endpoint,
             appearance,
+            since: now,
             in_flight: 0,
             breaker: Breaker::new(terms),
         })?;
@@ -319,7 +328,7 @@ mod tests {
                 weight: 0,
                 standing: Standing::Near,
             };
-            assert_eq!(pool.upsert(endpoint, Terms::default(), 1), None);
+            assert_eq!(pool.upsert(endpoint, Terms::default(), 1, Tick::ZERO), None);
             assert!(pool.remove(worker.clone(), None).is_some());
             assert_eq!(pool.remove(worker, None), None, "it is told twice");
         }

@@ -43,6 +43,9 @@ pub struct Config {
     pub zone: String,
     /// How calls wait for a worker that is free.
     pub queue: Queue,
+    /// How long the share of calls grows of a worker that has just become ready; 0 gives it all of it at once.
+    #[serde(with = "duration")]
+    pub slow_start: Duration,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
     /// When a pool as a whole is left alone, whose workers fail calls although some of them are.
@@ -103,6 +106,7 @@ impl Config {
                 most: self.affinity.max_keys,
             },
             pool_terms: self.pool_breaker.terms(),
+            slow_start: self.slow_start,
             ..self.breaker.outlook()
         }
     }
@@ -133,6 +137,7 @@ impl Default for Config {
             relay_nodes: false,
             zone: String::new(),
             queue: Queue::default(),
+            slow_start: Duration::ZERO,
             breaker: Breaker::default(),
             pool_breaker: PoolBreaker::default(),
             affinity: Keys::default(),

@@ -59,3 +59,25 @@ async fn a_pool_whose_workers_all_fail_is_left_alone_and_tried_again() {
     assert!(began.elapsed() >= OPEN);
     assert_eq!(fails().await.code(), Code::Internal, "it is trusted again");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_has_just_become_ready_is_spared() {
+    const SLOW: Duration = Duration::from_secs(8);
+    let house = House::with(Config {
+        slow_start: SLOW,
+        ..Config::default()
+    })
+    .await;
+    let old = house.worker(0).await;
+    // Until it is older than a tenth of that time, none is newer than it.
+    tokio::time::sleep(SLOW / 8).await;
+    let new = house.worker(1).await;
+    let client = house.client().await;
+    let before = new.calls();
+
+    for _ in 0..20 {
+        client.unary(UNARY, DIGITS, "").await.unwrap();
+    }
+
+    assert_eq!((old.calls(), new.calls()), (20, before));
+}
