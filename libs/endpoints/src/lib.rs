@@ -24,7 +24,8 @@
 //!   what was known before stands, until a change says who serves it.
 //! - **E7** A call that was sent counts once for its incarnation, when it is over; the count of one that
 //!   lives never goes down within its pool's life, and ends with it.
-//! - **E8** Of a worker that serves so many calls at once, no more are under way.
+//! - **E8** Of a worker that serves so many calls at once, no more are under way; where how many is being found, no more
+//!   whose answer has not begun.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
 //! - **E11** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
@@ -34,9 +35,11 @@
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
+mod adaptive;
 mod affinity;
 mod ages;
 mod bindings;
+mod limiter;
 mod peek;
 mod pick;
 mod pool;
@@ -54,6 +57,7 @@ use tether_breaker::{Codes, Outcome, Terms};
 use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
+pub use adaptive::Adaptive;
 pub use ages::Ages;
 pub use bindings::{Keeping, Session};
 pub use peek::{FAR, Peek, Peeked};
@@ -140,6 +144,8 @@ pub struct View {
     pub in_flight: u32,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
+    /// How many calls whose answer has not begun it may have, where that is being found.
+    pub limit: Option<NonZeroU32>,
 }
 
 /// How workers are judged by their calls.
@@ -195,6 +201,7 @@ pub struct Endpoints {
     asked: u64,
     /// How many calls of one pool may wait.
     most_waiting: usize,
+    adaptive: Adaptive,
     heard: Option<Heard>,
 }
 
@@ -207,8 +214,16 @@ impl Endpoints {
             appearances: 0,
             asked: 0,
             most_waiting,
+            adaptive: Adaptive::default(),
             heard: None,
         }
+    }
+
+    /// Finds how many calls workers can take in these pools, where nobody knows.
+    #[must_use]
+    pub fn with(mut self, adaptive: Adaptive) -> Self {
+        self.adaptive = adaptive;
+        self
     }
 
     /// Discovery told the whole truth. Endpoints that stay keep their calls and their breaker.
@@ -373,6 +388,17 @@ impl Endpoints {
         self.pools.get(pool).map_or(0, |known| known.waiting.len())
     }
 
+    /// The answer of this ticket's call has begun; `counts` says whether it took as long as the worker's work does.
+    pub fn on_answered(&mut self, ticket: &mut Ticket, counts: bool, now: Tick) {
+        ticket.on_answered(now);
+        if std::mem::take(&mut ticket.is_limited)
+            && let (Some(sent), Some(live)) = (ticket.sent_at, self.live(ticket))
+            && let Some(limiter) = &mut live.limiter
+        {
+            limiter.on_answer(sent, counts, now);
+        }
+    }
+
     /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
     pub fn on_code(&mut self, ticket: &mut Ticket, code: u32, now: Tick) {
         self.on_outcome(ticket, self.outlook.codes.outcome(code), now);
@@ -411,6 +437,9 @@ impl Endpoints {
         self.on_outcome(&mut ticket, Outcome::Silent, now);
         if let Some(live) = self.live(&ticket) {
             live.in_flight -= 1;
+            if let Some(limiter) = live.limiter.as_mut().filter(|_| ticket.is_limited) {
+                limiter.on_end(ticket.sent_at, now);
+            }
         }
         let Some(pool) = self.pools.get_mut(&ticket.worker.pool) else {
             return false;
@@ -478,9 +507,9 @@ impl Endpoints {
 
     /// A pool that is known from then on.
     fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
-        let outlook = self.outlook;
+        let (outlook, adaptive) = (&self.outlook, &self.adaptive);
         let pools = self.pools.entry(name.clone());
-        pools.or_insert_with(|| Pool::new(&outlook))
+        pools.or_insert_with(|| Pool::new(outlook, adaptive.is_on(name)))
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

@@ -102,6 +102,8 @@ pub struct Ticket {
     pub(crate) sent_at: Option<Tick>,
     /// When its answer began.
     pub(crate) answered: Option<Tick>,
+    /// Whether it counts in what its worker can take, until its answer begins.
+    pub(crate) is_limited: bool,
     /// There where the call has a key.
     pub(crate) tie: Option<Box<Tie>>,
 }
@@ -135,6 +137,16 @@ impl Ticket {
     /// The call was sent to the worker at `now`.
     pub fn on_sent(&mut self, now: Tick) {
         self.sent_at = Some(now);
+    }
+
+    /// When it was sent.
+    pub fn sent_at(&self) -> Option<Tick> {
+        self.sent_at
+    }
+
+    /// Whether it matters to others that its answer has begun.
+    pub fn is_limited(&self) -> bool {
+        self.is_limited
     }
 
     /// Its answer began at `now`.
@@ -222,6 +234,10 @@ impl Pool {
         };
         let pool_permit = self.breaker.admit(now);
         live.in_flight += 1;
+        let is_limited = live.limiter.is_some();
+        if let Some(limiter) = &mut live.limiter {
+            limiter.on_call(now);
+        }
         let (incarnation, appearance) = (live.incarnation(), live.appearance);
         let address = live.endpoint.address.clone();
         let tie = self.tie(target, Bound { slot, incarnation }, now);
@@ -238,6 +254,7 @@ impl Pool {
                 pool_permit,
                 sent_at: None,
                 answered: None,
+                is_limited,
                 tie,
             },
         })
@@ -398,9 +415,7 @@ impl Live {
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Some(Why::BreakersOpen { retry_after });
         }
-        let capacity = self.endpoint.capacity;
-        let is_full = capacity.is_some_and(|capacity| self.in_flight >= capacity.get());
-        is_full.then_some(Why::Busy)
+        self.is_full().then_some(Why::Busy)
     }
 
     /// Calls that it would have under way with one more, per unit of its weight, as much of it as is due.

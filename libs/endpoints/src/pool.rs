@@ -1,6 +1,6 @@
 //! One pool: its slots, who lives in them, and how the last one died.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use tether_breaker::{Breaker, State, Terms};
 use tether_clock::Tick;
@@ -9,6 +9,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 use crate::{
     Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
     bindings::{Bindings, Bound},
+    limiter::Limiter,
     pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
@@ -25,6 +26,7 @@ pub(crate) struct Pool {
     pub(crate) keeping: Keeping,
     pub(crate) breaker: PoolBreaker,
     pub(crate) slow_start: Duration,
+    is_adaptive: bool,
 }
 
 #[derive(Debug, Default)]
@@ -48,17 +50,36 @@ pub(crate) struct Live {
     pub(crate) since: Tick,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+    /// Finds how many calls it can take, where its pool is one in which that is done.
+    pub(crate) limiter: Option<Limiter>,
 }
 
 impl Live {
+    /// How many calls whose answer has not begun it may have, where that is being found.
+    fn limit(&self) -> Option<NonZeroU32> {
+        let limiter = self.limiter.as_ref();
+        let limiter = limiter.filter(|_| self.endpoint.capacity.is_none());
+        NonZeroU32::new(limiter?.limit())
+    }
+
+    /// Whether it serves as many calls as it can (E8).
+    pub(crate) fn is_full(&self) -> bool {
+        match (self.endpoint.capacity, &self.limiter) {
+            (Some(capacity), _) => self.in_flight >= capacity.get(),
+            (None, Some(limiter)) => limiter.is_full(),
+            (None, None) => false,
+        }
+    }
+
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.endpoint.worker.incarnation
     }
 }
 
 impl Pool {
-    pub(crate) fn new(outlook: &Outlook) -> Self {
+    pub(crate) fn new(outlook: &Outlook, is_adaptive: bool) -> Self {
         Self {
+            is_adaptive,
             keeping: outlook.keeping,
             breaker: PoolBreaker::new(outlook.pool_terms),
             slow_start: outlook.slow_start,
@@ -96,6 +117,7 @@ impl Pool {
             return None; // E3
         }
         self.moved = true;
+        let limiter = self.is_adaptive.then(|| Limiter::new(appearance));
         place.raise(worker.incarnation);
         if let Some(live) = &mut place.live
             && live.incarnation() == worker.incarnation
@@ -112,6 +134,7 @@ impl Pool {
             since: now,
             in_flight: 0,
             breaker: Breaker::new(terms),
+            limiter,
         })?;
         Some(Gone {
             died: false,
@@ -286,6 +309,7 @@ impl Pool {
                 endpoint: live.endpoint.clone(),
                 in_flight: live.in_flight,
                 breaker: live.breaker.snapshot(),
+                limit: live.limit(),
             })
         };
         pool.slots.values().filter_map(view).collect()

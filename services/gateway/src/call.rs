@@ -13,6 +13,7 @@ use tether_types::{Address, WorkerId};
 use tonic::{Code, Status};
 
 use crate::{
+    answer,
     directory::Directory,
     explain::{self, Progress},
     route,
@@ -102,11 +103,19 @@ impl Call {
     }
 
     /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
-    pub(crate) fn on_head(&mut self) {
-        if let Server::Worker { begun, ticket, .. } = &mut self.server {
+    pub(crate) fn on_head(&mut self, headers: &HeaderMap) {
+        if let Server::Worker {
+            begun,
+            ticket,
+            directory,
+            ..
+        } = &mut self.server
+        {
             *begun = true;
             if let Some(ticket) = ticket {
-                ticket.on_answered(BootClock.now());
+                // One that is refused out of hand says nothing of how long the work takes.
+                let counts = answer::code_of(headers).is_none_or(|code| code == 0);
+                directory.on_answered(ticket, counts);
             }
         }
     }

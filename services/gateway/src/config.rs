@@ -7,7 +7,7 @@ use tether_breaker::{CODES, Codes, Terms};
 use tether_endpoints::{Keeping, Outlook};
 use tether_kit::config::duration;
 
-use crate::{methods::Methods, pool_breaker::PoolBreaker};
+use crate::{methods::Methods, pool_breaker::PoolBreaker, pools::Pools};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ pub struct Config {
     pub pool_breaker: PoolBreaker,
     /// How long it is remembered which worker served the calls of a key.
     pub affinity: Keys,
+    /// How single pools are treated.
+    pub pools: Pools,
     /// What may be done with calls of single methods.
     pub methods: Methods,
 }
@@ -141,6 +143,7 @@ impl Default for Config {
             breaker: Breaker::default(),
             pool_breaker: PoolBreaker::default(),
             affinity: Keys::default(),
+            pools: Pools::default(),
             methods: Methods::default(),
         }
     }

@@ -63,7 +63,8 @@ impl Directory {
     pub(crate) fn new(config: &Config, links: Vec<Arc<Links>>) -> Self {
         Self {
             known: Mutex::new(Known {
-                endpoints: Endpoints::new(config.outlook(), config.queue.max_calls),
+                endpoints: Endpoints::new(config.outlook(), config.queue.max_calls)
+                    .with(config.pools.adaptive()),
                 waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
@@ -187,6 +188,17 @@ impl Directory {
             // Fails only without a directory, and that is borrowed here.
             let _ = told.changed().await;
         }
+    }
+
+    /// The answer of a call has begun; `counts` says whether its worker has worked for it.
+    pub(crate) fn on_answered(&self, ticket: &mut Ticket, counts: bool) {
+        let now = BootClock.now();
+        if !ticket.is_limited() {
+            return ticket.on_answered(now);
+        }
+        let mut known = self.lock();
+        known.endpoints.on_answered(ticket, counts, now);
+        known.settle(&ticket.worker().pool);
     }
 
     /// A call was answered with this gRPC code.

@@ -155,7 +155,7 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
                 Target::Any => format!("all workers of pool `{pool}` serve"),
             };
             let text = format!(
-                "{who} as many calls as the template's `capacity` allows, and {} calls wait: more workers would help, or a longer `queue.max_wait` of the gateway",
+                "{who} as many calls as the template's `capacity` allows, or as was found to be good for them, and {} calls wait: more workers would help, or a longer `queue.max_wait` of the gateway",
                 refused.waiting
             );
             overload(text)

@@ -397,7 +397,7 @@ impl Forwarder {
                 return Err(Failed::Said(late.into()));
             }
         };
-        call.on_head();
+        call.on_head(response.headers());
         if let Some(upload) = &mut upload {
             upload.on_head();
         }

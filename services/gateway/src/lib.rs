@@ -35,6 +35,7 @@ mod methods;
 mod own;
 mod owners;
 mod pool_breaker;
+mod pools;
 mod pump;
 mod route;
 mod server;
@@ -55,6 +56,7 @@ pub use affinity::{AffinityFrom, AffinityRule};
 pub use config::{Breaker, Config, Keys, Queue, WhenStale};
 pub use methods::{MethodRule, Methods};
 pub use pool_breaker::PoolBreaker;
+pub use pools::{PoolRule, Pools};
 pub use tether_kit::listen::Listener;
 
 use arbiters::Arbiters;

@@ -9,8 +9,10 @@ use tether_gateway::{Breaker, Config, PoolBreaker};
 use tonic::Code;
 
 use crate::{
+    client::soon,
     house::{DIGITS, House, UNARY, fact, reason, retry_delay},
-    worker::Worker,
+    queue::hold,
+    worker::{Worker, reached},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,4 +82,45 @@ async fn a_worker_that_has_just_become_ready_is_spared() {
     }
 
     assert_eq!((old.calls(), new.calls()), (20, before));
+}
+
+/// Where nobody knows how many calls a worker can take, it begins with one, and is given more as long as that does not
+/// make it slower. A stream whose answer has begun is not in the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_many_calls_a_worker_can_take_is_found_where_that_is_wanted() {
+    let house = House::with(Config {
+        pools: toml::from_str("[digits]\nadaptive = true").unwrap(),
+        ..Config::default()
+    })
+    .await;
+    let worker = house.worker(0).await;
+    let client = house.client().await;
+    let held = [hold(&client, DIGITS).await, hold(&client, DIGITS).await];
+
+    // Its answer never begins: a second one would wait for it.
+    let hangs = client.unary("/test.Echo/Hang", DIGITS, "");
+    let mut hangs = Box::pin(hangs);
+    assert!(futures::poll!(&mut hangs).is_pending());
+    reached(&worker.seen.calls, 3).await;
+    let metadata = [DIGITS[0], ("grpc-timeout", "50m")];
+    let late = client.unary(UNARY, &metadata, "").await.unwrap_err();
+    assert!(
+        [Code::DeadlineExceeded, Code::Cancelled].contains(&late.code()),
+        "{late}"
+    );
+    assert_eq!(worker.calls(), 3, "it has not seen it");
+    drop(hangs);
+
+    let calls = (0..50).map(|_| client.unary(UNARY, DIGITS, ""));
+    let answers = soon("all are served", futures::future::join_all(calls)).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(worker.calls(), 53);
+    let two = async || {
+        let call = || client.unary("/test.Echo/Hang", &metadata, "");
+        let before = worker.calls();
+        let _ = tokio::join!(call(), call(), client.unary(UNARY, DIGITS, ""));
+        worker.calls() >= before + 3
+    };
+    house.until("it is given several at a time", two).await;
+    drop(held);
 }
