@@ -28,11 +28,14 @@
 //! - **B6** In the closed state the last `window` calls are looked at once they are `min_calls`: it opens where
 //!   `failure_percent` of them failed or `slow_percent` were slow. What was before the last change of state is forgotten.
 //! - **B7** One that may not trip stays closed, and trips with the next bad call for which it may.
-//! - **B8** What a closed breaker was told to forget does not open it.
+//! - **B9** What a closed breaker was told to forget does not open it.
+//!
+//! Beside it is the budget of calls that are made again, [`Retries`], with **B8**.
 //!
 //! No clock is read here. Every call is told what time it is.
 
 mod codes;
+mod retries;
 mod window;
 
 use std::time::Duration;
@@ -40,6 +43,7 @@ use std::time::Duration;
 use tether_clock::Tick;
 
 pub use codes::{CODES, Codes, Outcome};
+pub use retries::{Retries, RetryTerms, SPAN};
 
 use window::{Mark, Window};
 

@@ -53,7 +53,7 @@ use std::{
     time::Duration,
 };
 
-use tether_breaker::{Codes, Outcome, Terms};
+use tether_breaker::{Codes, Outcome, Retries, Terms};
 use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
@@ -180,6 +180,9 @@ impl Default for Outlook {
         }
     }
 }
+
+/// gRPC's code of a call whose deadline passed.
+const DEADLINE_EXCEEDED: u32 = 4;
 
 impl Outlook {
     fn is_slow(&self, ticket: &Ticket, now: Tick) -> bool {
@@ -399,9 +402,26 @@ impl Endpoints {
         }
     }
 
+    /// How many calls of a pool were made again of late.
+    pub fn retries(&mut self, pool: &PoolName) -> Option<&mut Retries> {
+        Some(&mut self.pools.get_mut(pool)?.retries)
+    }
+
     /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
     pub fn on_code(&mut self, ticket: &mut Ticket, code: u32, now: Tick) {
-        self.on_outcome(ticket, self.outlook.codes.outcome(code), now);
+        match (code, self.outlook.codes.outcome(code)) {
+            (DEADLINE_EXCEEDED, Outcome::Silent) => self.on_late(ticket, now),
+            (_, outcome) => self.on_outcome(ticket, outcome, now),
+        }
+    }
+
+    /// Nobody waits any more for the answer to the call of this ticket: that may have been too soon, or it is slow.
+    pub fn on_late(&mut self, ticket: &mut Ticket, now: Tick) {
+        let outcome = match self.outlook.is_slow(ticket, now) {
+            true => Outcome::Slow,
+            false => Outcome::Silent,
+        };
+        self.on_outcome(ticket, outcome, now);
     }
 
     /// It is known what the call of this ticket says about its worker. Only the first word counts.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
-use tether_breaker::{Breaker, State, Terms};
+use tether_breaker::{Breaker, Retries, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
@@ -27,6 +27,7 @@ pub(crate) struct Pool {
     pub(crate) breaker: PoolBreaker,
     pub(crate) slow_start: Duration,
     is_adaptive: bool,
+    pub(crate) retries: Retries,
 }
 
 #[derive(Debug, Default)]

@@ -613,3 +613,37 @@ fn one_that_answers_late_too_often_is_left_alone() {
         "{refused:?}"
     );
 }
+
+#[test]
+fn one_whose_calls_end_by_their_deadline_first_is_slow_where_that_was_late_enough() {
+    let outlook = Outlook {
+        slow_after: Some(Duration::from_secs(1)),
+        ..Outlook::default()
+    };
+    let deadline = |takes: Duration, answered: bool| {
+        let mut set = Endpoints::new(outlook, 0);
+        set.apply_change(up(0, 1, false));
+        for _ in 0..20 {
+            let mut ticket = set.pick(&pool(), &Target::Any, &[], 0, NOW).ok()?.ticket;
+            ticket.on_sent(NOW);
+            if answered {
+                ticket.on_answered(NOW);
+            }
+            set.on_code(&mut ticket, DEADLINE_EXCEEDED, NOW + takes);
+            set.release(ticket, NOW);
+        }
+        set.pick(&pool(), &Target::Any, &[], 0, NOW + takes).ok()
+    };
+
+    let second = Duration::from_secs(1);
+    assert!(deadline(second, false).is_none(), "it is left alone");
+    assert!(deadline(second, true).is_some(), "its answers had begun");
+    let short = second - Duration::from_millis(1);
+    assert!(
+        deadline(short, false).is_some(),
+        "that was the caller's doing"
+    );
+}
+
+/// gRPC's code of a call whose deadline passed.
+const DEADLINE_EXCEEDED: u32 = 4;

@@ -30,6 +30,8 @@ const ELECTION: Duration = Duration::from_secs(1);
 #[error("{text}")]
 pub struct Failure {
     reason: Reason,
+    /// Where it is another than the reason's.
+    code: Option<Code>,
     text: String,
     retry_after: Option<Duration>,
     facts: Vec<(&'static str, String)>,
@@ -40,10 +42,18 @@ impl Failure {
     pub fn new(reason: Reason, text: impl Into<String>) -> Self {
         Self {
             reason,
+            code: None,
             text: text.into(),
             retry_after: None,
             facts: Vec::new(),
         }
+    }
+
+    /// Has this gRPC code, and not the one of its reason.
+    #[must_use]
+    pub fn with_code(mut self, code: Code) -> Self {
+        self.code = Some(code);
+        self
     }
 
     /// Says when trying again makes sense.
@@ -53,9 +63,10 @@ impl Failure {
         self
     }
 
-    /// Adds a fact for programs, carried as metadata of `ErrorInfo`.
+    /// Adds a fact for programs, carried as metadata of `ErrorInfo`. Of two with one key the later one stands.
     #[must_use]
     pub fn fact(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.facts.retain(|(known, _)| *known != key);
         self.facts.push((key, value.to_string()));
         self
     }
@@ -91,7 +102,7 @@ impl Failure {
             | Reason::UnknownRegistration
             | Reason::UnknownJob => Code::NotFound,
             Reason::NotOwner => Code::PermissionDenied,
-            Reason::StoreFailed => Code::Internal,
+            Reason::StoreFailed | Reason::CallReset => Code::Internal,
             Reason::MessageTooLarge | Reason::Overloaded => Code::ResourceExhausted,
             Reason::DeadlineExceeded => Code::DeadlineExceeded,
         }
@@ -118,7 +129,8 @@ impl From<Failure> for Status {
         if let Some(delay) = failure.retry_after {
             details.set_retry_info(Some(delay));
         }
-        let code = Failure::code(failure.reason);
+        let usual = Failure::code(failure.reason);
+        let code = failure.code.unwrap_or(usual);
         Self::with_error_details_and_metadata(code, failure.text, details, shown)
     }
 }

@@ -7,6 +7,8 @@ pub enum Reason {
     NoWorkerReady,
     /// The worker died while it served the call.
     WorkerDied,
+    /// The worker reset the call, and lives.
+    CallReset,
     /// The worker's circuit breaker is open.
     BreakerOpen,
     /// The workers of the pool serve as many calls as they can, and so many wait that this one may not, or it has
@@ -67,6 +69,7 @@ impl Reason {
     pub const ALL: &'static [Self] = &[
         Self::NoWorkerReady,
         Self::WorkerDied,
+        Self::CallReset,
         Self::BreakerOpen,
         Self::Overloaded,
         Self::SessionWorkerGone,
@@ -100,6 +103,7 @@ impl Reason {
         match self {
             Self::NoWorkerReady => "NO_WORKER_READY",
             Self::WorkerDied => "WORKER_DIED",
+            Self::CallReset => "CALL_RESET",
             Self::BreakerOpen => "BREAKER_OPEN",
             Self::Overloaded => "OVERLOADED",
             Self::SessionWorkerGone => "SESSION_WORKER_GONE",

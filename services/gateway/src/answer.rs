@@ -67,14 +67,16 @@ impl Answer {
         let trailers = match end.await {
             Err(late) => {
                 call.on_code(DEADLINE_EXCEEDED);
-                of(late.into())
+                of(call.got(late).into())
             }
             Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
                 Ok(trailers) => trailers,
                 Err(status) => of(status),
             },
             Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
-            Ok(Ok(End::Unread | End::TooLarge(_))) => of(explain::unread("the client").into()),
+            Ok(Ok(End::Unread | End::TooLarge(_))) => {
+                of(call.got(explain::unread("the client")).into())
+            }
             // The client is gone.
             Ok(Ok(End::Refused)) => return,
             Ok(Err(status)) => of(status),
@@ -119,7 +121,7 @@ async fn ending(
     {
         Err(late) => {
             call.on_code(DEADLINE_EXCEEDED);
-            return Err(late.into());
+            return Err(call.got(late).into());
         }
         Ok(Err(error)) => return Err(Box::pin(call.broke(error, deadline)).await),
         Ok(Ok(received)) => received,
@@ -128,7 +130,7 @@ async fn ending(
     let code = code_of(&received).or(said.code);
     if code == Some(CANCELLED) && deadline.explains_cancel() {
         call.on_code(DEADLINE_EXCEEDED);
-        return Err(deadline.passed().into());
+        return Err(call.got(deadline.passed()).into());
     }
     if code.is_none() {
         add_status(&mut received, said.status);
@@ -161,9 +163,9 @@ impl Call {
     pub(crate) async fn broke(&mut self, error: h2::Error, deadline: Deadline) -> Status {
         if is_cancel(&error) && deadline.explains_cancel() {
             self.on_code(DEADLINE_EXCEEDED);
-            return deadline.passed().into();
+            return self.got(deadline.passed()).into();
         }
-        self.broken(error).await
+        self.broken(error).await.into()
     }
 }
 

@@ -9,7 +9,7 @@ use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
 use tether_proto::Failure;
-use tether_types::{Address, WorkerId};
+use tether_types::{Address, Reason, WorkerId};
 use tonic::{Code, Status};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     directory::Directory,
     explain::{self, Progress},
     route,
+    slots::Slot,
     upload::Upload,
 };
 
@@ -38,8 +39,7 @@ enum Server {
         death_wait: Duration,
         /// Which attempt this is, from 1.
         attempt: u32,
-        /// Whether its answer has begun.
-        begun: bool,
+        progress: Progress,
     },
     Control(Control, Address),
 }
@@ -48,6 +48,8 @@ enum Server {
 pub(crate) struct Call {
     server: Server,
     limit: u32,
+    /// Its place among the calls that the server takes at once over one connection.
+    slot: Option<Slot>,
 }
 
 impl Call {
@@ -65,7 +67,7 @@ impl Call {
                 ticket: Some(ticket),
                 death_wait,
                 attempt,
-                begun: false,
+                progress: Progress::NeverSent,
             },
             limit,
         )
@@ -76,7 +78,53 @@ impl Call {
     }
 
     fn new(server: Server, limit: u32) -> Self {
-        Self { server, limit }
+        Self {
+            server,
+            limit,
+            slot: None,
+        }
+    }
+
+    /// The worker that serves it, and how far it is.
+    pub(crate) fn at(&self) -> Option<(&WorkerId, Progress)> {
+        match &self.server {
+            Server::Worker {
+                worker, progress, ..
+            } => Some((worker, *progress)),
+            Server::Control(..) => None,
+        }
+    }
+
+    /// Says in a failure how far the call got.
+    pub(crate) fn got(&self, failure: Failure) -> Failure {
+        match &self.server {
+            Server::Worker {
+                worker,
+                progress,
+                attempt,
+                ..
+            } => explain::got(failure, worker, *progress, *attempt),
+            Server::Control(..) => failure,
+        }
+    }
+
+    /// So many attempts were made in all.
+    pub(crate) fn on_attempts(&mut self, count: u32) {
+        if let Server::Worker { attempt, .. } = &mut self.server {
+            *attempt = count;
+        }
+    }
+
+    /// Which attempt this is, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        match self.server {
+            Server::Worker { attempt, .. } => attempt,
+            Server::Control(..) => 1,
+        }
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit
     }
 
     /// Passes on what there is of the request. Fails where it is given up, which says nothing about a worker.
@@ -87,17 +135,22 @@ impl Call {
     ) -> Result<(), Status> {
         match upload {
             None => Ok(()),
-            Some(upload) => upload.poll(cx).map_err(|why| why.explain(self.limit)),
+            Some(upload) => upload
+                .poll(cx)
+                .map_err(|why| self.got(why.explain(self.limit)).into()),
         }
     }
 
     /// The call is on its way to the server.
-    pub(crate) fn on_sent(&mut self) {
+    pub(crate) fn on_sent(&mut self, slot: Slot) {
+        self.slot = Some(slot);
         if let Server::Worker {
             ticket: Some(ticket),
+            progress,
             ..
         } = &mut self.server
         {
+            *progress = Progress::SentUnknown;
             ticket.on_sent(BootClock.now());
         }
     }
@@ -105,13 +158,13 @@ impl Call {
     /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
     pub(crate) fn on_head(&mut self, headers: &HeaderMap) {
         if let Server::Worker {
-            begun,
+            progress,
             ticket,
             directory,
             ..
         } = &mut self.server
         {
-            *begun = true;
+            *progress = Progress::Started;
             if let Some(ticket) = ticket {
                 // One that is refused out of hand says nothing of how long the work takes.
                 let counts = answer::code_of(headers).is_none_or(|code| code == 0);
@@ -162,6 +215,18 @@ impl Call {
         }
     }
 
+    /// Another worker's answer came first.
+    pub(crate) fn on_late(&mut self) {
+        if let Server::Worker {
+            directory,
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            directory.on_late(ticket);
+        }
+    }
+
     /// A message arrived. A worker on trial has passed with it: the rest of a stream may take hours.
     pub(crate) fn on_message(&mut self) {
         if let Server::Worker {
@@ -199,7 +264,7 @@ impl Call {
     pub(crate) fn broken(
         &mut self,
         error: h2::Error,
-    ) -> impl Future<Output = Status> + Send + use<> {
+    ) -> impl Future<Output = Failure> + Send + use<> {
         match reset_code(&error) {
             Some(code) => self.on_code(code as u32),
             None => self.on_outcome(Outcome::Failure),
@@ -209,17 +274,16 @@ impl Call {
             let at = match source {
                 Source::Control(control, address) => {
                     return match reset_code(&error) {
-                        Some(code) => Status::new(code, format!("the call was reset: {error}")),
-                        None => control.unreachable(&address, &error).into(),
+                        Some(code) => {
+                            let text = format!("the call was reset: {error}");
+                            Failure::new(Reason::CallReset, text).with_code(code)
+                        }
+                        None => control.unreachable(&address, &error),
                     };
                 }
                 Source::Worker(at) => at,
             };
-            let (worker, attempts) = (&at.worker, at.attempt);
-            let progress = match at.begun {
-                true => Progress::Started,
-                false => Progress::SentUnknown,
-            };
+            let (worker, progress, attempts) = (&at.worker, at.progress, at.attempt);
             // A worker that resets a call and stays has decided so; one that is leaving resets
             // what it cannot finish.
             if let Some(code) = reset_code(&error)
@@ -231,7 +295,6 @@ impl Call {
                 Some(death) => explain::died(worker, &death, progress, attempts),
                 None => explain::lost(worker, &error, progress, attempts),
             }
-            .into()
         }
     }
 
@@ -271,14 +334,14 @@ impl Call {
                 worker,
                 death_wait,
                 attempt,
-                begun,
+                progress,
                 ..
             } => Source::Worker(At {
                 directory: Arc::clone(directory),
                 worker: worker.clone(),
                 death_wait: *death_wait,
                 attempt: *attempt,
-                begun: *begun,
+                progress: *progress,
             }),
         }
     }
@@ -308,7 +371,7 @@ struct At {
     worker: WorkerId,
     death_wait: Duration,
     attempt: u32,
-    begun: bool,
+    progress: Progress,
 }
 
 impl Control {

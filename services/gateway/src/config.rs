@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tether_breaker::{CODES, Codes, Terms};
+use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::{Keeping, Outlook};
 use tether_kit::config::duration;
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub affinity: Keys,
     /// How single pools are treated.
     pub pools: Pools,
+    /// How many calls may be made again that a worker may have seen.
+    pub retries: Retries,
     /// What may be done with calls of single methods.
     pub methods: Methods,
 }
@@ -99,6 +101,29 @@ impl Default for Keys {
     }
 }
 
+/// How many calls of a pool may be made again in ten seconds, of those whose methods are idempotent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retries {
+    /// For a hundred of them.
+    pub percent: u32,
+    /// And for each second.
+    pub per_second: u32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        let RetryTerms {
+            percent,
+            per_second,
+        } = RetryTerms::default();
+        Self {
+            percent,
+            per_second,
+        }
+    }
+}
+
 impl Config {
     /// How workers are chosen and judged.
     pub(crate) fn outlook(&self) -> Outlook {
@@ -110,6 +135,15 @@ impl Config {
             pool_terms: self.pool_breaker.terms(),
             slow_start: self.slow_start,
             ..self.breaker.outlook()
+        }
+    }
+}
+
+impl Retries {
+    pub(crate) const fn terms(&self) -> RetryTerms {
+        RetryTerms {
+            percent: self.percent,
+            per_second: self.per_second,
         }
     }
 }
@@ -144,6 +178,7 @@ impl Default for Config {
             pool_breaker: PoolBreaker::default(),
             affinity: Keys::default(),
             pools: Pools::default(),
+            retries: Retries::default(),
             methods: Methods::default(),
         }
     }

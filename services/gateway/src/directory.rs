@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tether_breaker::Outcome;
+use tether_breaker::{Outcome, RetryTerms};
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::{Ages, Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
 use tether_types::{Address, Death, PoolName, WorkerId};
@@ -213,6 +213,45 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_outcome(ticket, outcome, BootClock.now());
         known.settle(&ticket.worker().pool);
+    }
+
+    /// Nobody waits any more for the answer to a call.
+    pub(crate) fn on_late(&self, ticket: &mut Ticket) {
+        let mut known = self.lock();
+        known.endpoints.on_late(ticket, BootClock.now());
+        known.settle(&ticket.worker().pool);
+    }
+
+    /// A call of a pool is made that may be made again.
+    pub(crate) fn on_repeatable(&self, pool: &PoolName) {
+        if let Some(retries) = self.lock().endpoints.retries(pool) {
+            retries.on_call(BootClock.now());
+        }
+    }
+
+    /// Whether one of those may be made again.
+    pub(crate) fn may_repeat(&self, pool: &PoolName, terms: RetryTerms) -> bool {
+        let mut known = self.lock();
+        let retries = known.endpoints.retries(pool);
+        retries.is_some_and(|retries| retries.draw(terms, BootClock.now()))
+    }
+
+    /// Chooses a worker for a call to be made once more, where one is free and that may be.
+    pub(crate) fn spare(&self, pool: &PoolName, ask: &Ask, terms: RetryTerms) -> Option<Chosen> {
+        let mut known = self.lock();
+        let endpoints = &mut known.endpoints;
+        let now = BootClock.now();
+        let random = fastrand::u64(..);
+        let picked = endpoints.pick(pool, &ask.target, &ask.tried, random, now);
+        let pick = picked.ok()?;
+        let granted = endpoints
+            .retries(pool)
+            .is_some_and(|retries| retries.draw(terms, now));
+        if !granted {
+            endpoints.release(pick.ticket, now);
+            return None;
+        }
+        Some(pick.into())
     }
 
     /// A call is over.

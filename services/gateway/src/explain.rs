@@ -5,7 +5,7 @@ use std::{fmt::Display, time::Duration};
 use tether_endpoints::{Overload, Refusal, Target, Why};
 use tether_proto::Failure;
 use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
-use tonic::{Code, Status};
+use tonic::Code;
 
 /// When to try again where nothing better is known: a worker starts in about this time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const POOLS_LISTED: usize = 5;
 
 /// How far a call got before it failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Progress {
     /// The worker cannot have seen it.
     NeverSent,
@@ -82,7 +82,7 @@ pub(crate) struct Refused {
 }
 
 pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
-    refusal(pool, target, refused).fact("outcome", Progress::NeverSent.word())
+    untried(refusal(pool, target, refused))
 }
 
 fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
@@ -288,6 +288,7 @@ pub(crate) fn turned_away(worker: &WorkerId, error: &dyn Display, attempts: u32)
         .retry_after(RETRY)
         .fact("outcome", Progress::Refused.word())
         .fact("worker", worker)
+        .fact("incarnation", worker.incarnation)
         .fact("attempts", attempts)
 }
 
@@ -298,20 +299,31 @@ pub(crate) fn reset(
     error: &dyn Display,
     progress: Progress,
     attempts: u32,
-) -> Status {
-    let mut status = Status::new(code, format!("worker `{worker}` reset the call: {error}"));
-    let metadata = status.metadata_mut();
-    let shown = [
-        ("tether-outcome", progress.word().to_owned()),
-        ("tether-worker", worker.to_string()),
-        ("tether-attempts", attempts.to_string()),
-    ];
-    for (key, value) in shown {
-        if let Ok(value) = value.parse() {
-            metadata.insert(key, value);
-        }
-    }
-    status
+) -> Failure {
+    let text = format!("worker `{worker}` reset the call: {error}");
+    let failure = Failure::new(Reason::CallReset, text).with_code(code);
+    got(failure, worker, progress, attempts)
+}
+
+/// How far the attempts at a call got, of which the last was at `worker`.
+pub(crate) fn got(
+    failure: Failure,
+    worker: &WorkerId,
+    progress: Progress,
+    attempts: u32,
+) -> Failure {
+    failure
+        .fact("outcome", progress.word())
+        .fact("worker", worker)
+        .fact("incarnation", worker.incarnation)
+        .fact("attempts", attempts)
+}
+
+/// No worker has seen the call, since none was tried.
+pub(crate) fn untried(failure: Failure) -> Failure {
+    failure
+        .fact("outcome", Progress::NeverSent.word())
+        .fact("attempts", 0)
 }
 
 fn with_death(failure: Failure, worker: &WorkerId, death: Option<&Death>) -> Failure {
@@ -364,7 +376,7 @@ pub(crate) fn unsent(pool: &PoolName) -> Failure {
     let text = format!(
         "all workers of pool `{pool}` are busy, and too many bytes wait in the gateway for those who do not read: more workers would help, or a larger `max_unread_bytes` of the gateway"
     );
-    overload(text).fact("outcome", Progress::NeverSent.word())
+    overload(text)
 }
 
 /// Whoever is to get messages does not read them.
@@ -373,6 +385,11 @@ pub(crate) fn unread(who: &str) -> Failure {
         "{who} does not read, and too many bytes wait in the gateway for those who do not: read faster, or raise `max_unread_bytes` of the gateway"
     );
     Failure::new(Reason::Overloaded, text)
+}
+
+/// Said to nobody, as a rule: whoever cancels does not listen.
+pub(crate) fn cancelled() -> Failure {
+    Failure::new(Reason::CallReset, "the client cancelled").with_code(Code::Cancelled)
 }
 
 pub(crate) fn deadline(timeout: Duration) -> Failure {

@@ -1,15 +1,10 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::ready, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
-use h2::{RecvStream, client::SendRequest, server::SendResponse};
+use futures::future::Either;
+use h2::{RecvStream, server::SendResponse};
 use http::{
     HeaderValue, Request, Uri,
     header::{self, HeaderMap},
@@ -23,22 +18,26 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    answer::{self, Answer, CANCELLED, DEADLINE_EXCEEDED, Rest},
+    answer::{Answer, DEADLINE_EXCEEDED},
     arbiters::Arbiters,
+    attempt::{Attempt, Ended, Failed},
     budget::Budget,
     call::{self, Call, Control},
     client::{Client, Messages},
     config::Config,
     deadline::Deadline,
     directory::{Chosen, Directory},
-    explain, fields,
+    explain::{self, Progress},
+    fields,
+    hedge::Hedge,
     links::Links,
     own::OwnServices,
     owners::{Acting, Owners},
-    pump::{Pump, Source},
+    pump::Source,
+    repeat::{self, Last, Tries},
     route::{self, Destination, Route},
-    timeout,
-    upload::{self, Upload},
+    slots::Sender,
+    timeout, upload,
     upstream::Upstream,
 };
 
@@ -79,7 +78,7 @@ impl Forwarder {
         let (mut head, body) = request.into_parts();
         let plan = match route::plan(&head, self.config.relay_nodes) {
             Ok(plan) => plan,
-            Err(failure) => return client.refuse(failure.into()),
+            Err(failure) => return client.refuse(explain::untried(failure).into()),
         };
         let deadline = Deadline::after(plan.timeout);
         if plan.route == Route::Own {
@@ -94,8 +93,9 @@ impl Forwarder {
                     Box::pin(self.to_discovery(head, body, deadline)).await
                 }
                 Route::Worker(to) => {
-                    self.sign(&mut head, &to.pool)?;
-                    self.may_act(to.session.as_deref(), deadline).await?;
+                    self.sign(&mut head, &to.pool).map_err(explain::untried)?;
+                    let may = self.may_act(to.session.as_deref(), deadline).await;
+                    may.map_err(explain::untried)?;
                     let source = Source::live(body);
                     self.to_worker(to, connection, head, source, deadline).await
                 }
@@ -198,10 +198,7 @@ impl Forwarder {
     }
 
     /// A connection to the first arbiter that can be reached, beginning with the one that led last.
-    async fn arbiter(
-        &self,
-        deadline: Deadline,
-    ) -> Result<(SendRequest<Bytes>, Call, Arc<Upstream>), Status> {
+    async fn arbiter(&self, deadline: Deadline) -> Result<(Sender, Call, Arc<Upstream>), Status> {
         let limit = self.config.max_message_bytes;
         let mut attempts = self.arbiters.attempts();
         loop {
@@ -221,7 +218,7 @@ impl Forwarder {
         &self,
         to: Destination,
         connection: u64,
-        head: Parts,
+        mut head: Parts,
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
@@ -244,42 +241,54 @@ impl Forwarder {
             priority,
             deadline: deadline.on_boot(),
         };
-        let rule = self.config.methods.rule(&pool, head.uri.path());
+        let rule = self.config.methods.rule(&pool, head.uri.path()).cloned();
         if ask.target == Target::Any
-            && let Some(rule) = rule.and_then(|rule| rule.affinity.as_ref())
+            && let Some(affinity_rule) = rule.as_ref().and_then(|rule| rule.affinity.as_ref())
         {
-            let key = rule.key(&head.headers, &mut source, &self.budget);
-            if let Some(key) = deadline.bound(Box::pin(key)).await? {
-                ask.target = rule.target(key, session, affinity);
+            let key = affinity_rule.key(&head.headers, &mut source, &self.budget);
+            let key = deadline.bound(Box::pin(key)).await;
+            if let Some(key) = key.map_err(explain::untried)? {
+                ask.target = affinity_rule.target(key, session, affinity);
             }
         }
         let pool = &pool;
         if !self.directory.is_informed() {
-            let informed = deadline
-                .bound(Box::pin(self.directory.informed(FIRST_WORD)))
-                .await?;
+            let informed = Box::pin(self.directory.informed(FIRST_WORD));
+            let informed = deadline.bound(informed).await.map_err(explain::untried)?;
             if !informed {
                 let why = "it has told nothing yet";
-                return Err(explain::discovery_unreachable(self.discovery.address(), &why).into());
+                let failure = explain::discovery_unreachable(self.discovery.address(), &why);
+                return Err(explain::untried(failure).into());
             }
         }
-        let mut last_failure: Option<Explanation> = None;
-        for attempt in 1..=self.config.max_attempts.get() {
+        let limit = rule.as_ref().and_then(|rule| rule.max_message_bytes);
+        let limit = limit.unwrap_or(self.config.max_message_bytes);
+        let rule = rule.filter(|rule| rule.idempotent);
+        if rule.is_some() {
+            self.directory.on_repeatable(pool);
+        }
+        let mut tries = Tries::default();
+        while tries.made() < self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
             let chosen = {
                 let chosen = pin!(self.directory.choose(pool, &ask, wait));
                 let chosen = source.hold_while(chosen, &self.budget);
-                let chosen = deadline.bound(chosen).await?;
-                chosen.ok_or_else(|| explain::unsent(pool))?
+                let chosen = deadline
+                    .bound(chosen)
+                    .await
+                    .map_err(|late| tries.tell(late))?;
+                chosen.ok_or_else(|| tries.tell(explain::unsent(pool)))?
             };
-            let Chosen { ticket, address } = match chosen {
+            let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(refused) => {
-                    let Some(explanation) = last_failure.take() else {
-                        return Err(explain::refused(pool, &ask.target, &refused).into());
+                    let explanation = match tries.take() {
+                        None => return Err(explain::refused(pool, &ask.target, &refused).into()),
+                        Some(Last::Answer(answer)) => return Ok(tries.mark(*answer)),
+                        Some(Last::Failure(explanation)) => explanation,
                     };
                     // A worker that is ending is taken away before its death is told, and another one
-                    // may step in meanwhile: that one takes the call, which nobody has seen.
+                    // may step in meanwhile: that one takes the call.
                     let another = self.directory.another(pool, &ask, wait);
                     let told = async {
                         tokio::select! {
@@ -288,167 +297,148 @@ impl Forwarder {
                             failure = explanation => Err(failure),
                         }
                     };
-                    deadline.bound(Box::pin(told)).await??
+                    let told = deadline.bound(Box::pin(told)).await.flatten();
+                    told.map_err(|failure| tries.tell(failure))?
                 }
             };
-            let worker = ticket.worker().clone();
-            let upstream = self.links.to(&worker, address);
-            // Whoever let go of it in this moment could not know this link.
-            if !self.directory.is_alive(&worker) {
-                self.links.remove(&worker, true);
-            }
-            let mut went_away = false;
-            let mut call = Call::to_worker(
-                Arc::clone(&self.directory),
-                ticket,
-                attempt,
-                self.config.death_wait,
-                self.config.max_message_bytes,
-            );
-            match deadline.bound(upstream.ready()).await {
+            let worker = chosen.ticket.worker().clone();
+            tries.begin(&worker);
+            let (mut call, upstream) = self.call(chosen, tries.made(), limit);
+            let sender = match deadline.bound(upstream.ready()).await {
+                Ok(Ok(sender)) => sender,
+                // Nothing has been sent, so that another worker may have the call.
+                Ok(Err(error)) => {
+                    let explanation = Last::Failure(Box::pin(call.unreachable(error)));
+                    tries.failed(Progress::NeverSent, &worker, explanation);
+                    ask.tried.push(worker);
+                    continue;
+                }
                 Err(late) => {
                     call.on_code(DEADLINE_EXCEEDED);
-                    return Err(late.into());
+                    return Err(tries.tell(late).into());
                 }
-                Ok(Ok(sender)) => {
-                    let sent = self.send(sender, call, head.clone(), source, deadline);
-                    match sent.await {
-                        Ok(answer) => return Ok(answer),
-                        Err(Failed::Said(status)) => return Err(status),
-                        Err(Failed::TurnedAway(mut at)) => {
-                            went_away = at.error.is_go_away();
-                            last_failure = Some(Box::pin(at.call.turned_away(at.error)));
-                            // What was sent of a long request was not kept.
-                            let Some(again) = at.again else { break };
-                            source = again;
+            };
+            let sent = match rule.as_ref().filter(|rule| !rule.hedge_after.is_zero()) {
+                Some(rule) => {
+                    let hedge = Hedge {
+                        after: rule.hedge_after,
+                        pool,
+                        ask: &mut ask,
+                        tries: &mut tries,
+                        head: &head,
+                        deadline,
+                    };
+                    Box::pin(self.hedged(sender, call, source, hedge)).await
+                }
+                None => {
+                    let repeatable = rule.is_some();
+                    self.send(sender, call, head.clone(), source, deadline, repeatable)
+                        .await
+                }
+            };
+            let again = match sent {
+                Ok(answer) => return Ok(tries.mark(answer)),
+                Err(Failed::Said(status)) => return Err(status),
+                Err(Failed::Ended(ended)) if ended.is_untouched() => {
+                    // One that closed its connection may well take the call over another.
+                    if !ended.error.is_go_away() {
+                        ask.tried.push(worker);
+                    }
+                    // What was sent of a long request was not kept.
+                    tries.ended(*ended)
+                }
+                Err(failed) => {
+                    let again =
+                        self.once_more(pool, failed, rule.is_some(), &worker, &mut tries, deadline);
+                    match again {
+                        None => None,
+                        Some((again, pause)) => {
+                            match pause {
+                                // It says itself when it can serve again.
+                                Some(pause) => Box::pin(tokio::time::sleep(pause)).await,
+                                None => ask.tried.push(worker),
+                            }
+                            repeat::count(&mut head.headers);
+                            Some(again)
                         }
                     }
                 }
-                // Nothing has been sent, so that another worker may have the call.
-                Ok(Err(error)) => last_failure = Some(Box::pin(call.unreachable(error))),
-            }
-            // One that closed its connection may well take the call over another.
-            if !went_away {
-                ask.tried.push(worker);
-            }
+            };
+            let Some(again) = again else { break };
+            source = again;
         }
-        Err(match last_failure {
-            Some(explanation) => deadline.bound(explanation).await?.into(),
-            None => Status::internal("no worker was tried"),
-        })
+        Box::pin(tries.end(deadline)).await
+    }
+
+    /// A call to the worker that was chosen for it, and the connection to that one.
+    pub(crate) fn call(&self, chosen: Chosen, attempt: u32, limit: u32) -> (Call, Arc<Upstream>) {
+        let Chosen { ticket, address } = chosen;
+        let upstream = self.links.to(ticket.worker(), address);
+        // Whoever let go of it in this moment could not know this link.
+        if !self.directory.is_alive(ticket.worker()) {
+            self.links.remove(ticket.worker(), true);
+        }
+        let directory = Arc::clone(&self.directory);
+        let call = Call::to_worker(directory, ticket, attempt, self.config.death_wait, limit);
+        (call, upstream)
     }
 
     /// Sends a call that is not sent again.
     async fn once(
         &self,
-        sender: SendRequest<Bytes>,
+        sender: Sender,
         call: Call,
         head: Parts,
         source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
-        match self.send(sender, call, head, source, deadline).await {
+        match self.send(sender, call, head, source, deadline, false).await {
             Ok(answer) => Ok(answer),
             Err(Failed::Said(status)) => Err(status),
-            Err(Failed::TurnedAway(mut at)) => Err(at.call.turned_away(at.error).await.into()),
+            Err(Failed::Unavailable(said)) => Ok(said.0),
+            Err(Failed::Ended(ended)) => {
+                let Ended {
+                    mut call, error, ..
+                } = *ended;
+                let failure = match call::is_turned_away(&error) {
+                    true => Box::pin(call.turned_away(error)).await,
+                    false => Box::pin(call.broken(error)).await,
+                };
+                Err(failure.into())
+            }
         }
     }
 
     /// Sends a call, and waits for the head of its answer.
-    async fn send(
+    pub(crate) fn send(
         &self,
-        mut sender: SendRequest<Bytes>,
-        mut call: Call,
+        sender: Sender,
+        call: Call,
         head: Parts,
         source: Source,
         deadline: Deadline,
-    ) -> Result<Answer, Failed> {
-        let bodiless = source.is_over();
-        let request = outgoing(head, deadline)?;
-        let (mut response, stream) = match sender.send_request(request, bodiless) {
-            Ok(sent) => sent,
-            Err(error) => return Err(Box::pin(call.broken(error)).await.into()),
-        };
-        call.on_sent();
-        let limit = self.config.max_message_bytes;
-        let mut upload = (!bodiless)
-            .then(|| Upload::new(Pump::request(source, stream, limit, self.budget.clone())));
-        let answered = poll_fn(|cx| {
-            call.poll_upload(cx, &mut upload)?;
-            response.poll_unpin(cx).map(Ok)
-        });
-        let response = match deadline.bound(answered).await {
-            Ok(Ok(Ok(response))) => response,
-            Ok(Ok(Err(error))) if call::is_turned_away(&error) => {
-                let again = match upload {
-                    Some(upload) => upload.again(),
-                    None => Some(Source::whole(Bytes::new())),
-                };
-                return Err(Failed::TurnedAway(Box::new(TurnedAway {
-                    call,
-                    error,
-                    again,
-                })));
-            }
-            Ok(Ok(Err(error))) => return Err(Box::pin(call.broke(error, deadline)).await.into()),
-            Ok(Err(given_up)) => return Err(Failed::Said(given_up)),
-            Err(late) => {
-                call.on_code(DEADLINE_EXCEEDED);
-                return Err(Failed::Said(late.into()));
-            }
-        };
-        call.on_head(response.headers());
-        if let Some(upload) = &mut upload {
-            upload.on_head();
+        repeatable: bool,
+    ) -> impl Future<Output = Result<Answer, Failed>> + use<> {
+        // What is not needed any more is no part of what is waited for.
+        match self.begin(sender, call, head, source, deadline) {
+            Ok(attempt) => Either::Left(attempt.answer(deadline, repeatable)),
+            Err(failed) => Either::Right(ready(Err(failed))),
         }
-        let (mut head, stream) = response.into_parts();
-        fields::keep_apart(&mut head.headers);
-        call.sign(&mut head.headers);
-        if stream.is_end_stream() {
-            // Headers alone, with the status in them.
-            let without = || answer::code_without(head.status) as u32;
-            let code = answer::code_of(&head.headers).unwrap_or_else(without);
-            if code == CANCELLED && deadline.explains_cancel() {
-                call.on_code(DEADLINE_EXCEEDED);
-                return Err(Failed::Said(deadline.passed().into()));
-            }
-            call.on_code(code);
-            return Ok(Answer { head, rest: None });
-        }
-        // The answer may end earlier than the server planned.
-        head.headers.remove(header::CONTENT_LENGTH);
-        let rest = Some(Box::new(Rest {
-            call,
-            stream,
-            upload,
-        }));
-        Ok(Answer { head, rest })
+    }
+
+    /// Sends a call.
+    pub(crate) fn begin(
+        &self,
+        sender: Sender,
+        call: Call,
+        head: Parts,
+        source: Source,
+        deadline: Deadline,
+    ) -> Result<Attempt, Failed> {
+        let request = outgoing(head, deadline).map_err(Failed::Said)?;
+        Attempt::begin(sender, call, request, source, self.budget.clone())
     }
 }
-
-/// Why a call has no answer.
-enum Failed {
-    /// As its client is told.
-    Said(Status),
-    /// Its server has not begun with it and will not: it may be sent again, where its request was kept.
-    TurnedAway(Box<TurnedAway>),
-}
-
-struct TurnedAway {
-    call: Call,
-    error: h2::Error,
-    /// The request from its beginning, where it was kept.
-    again: Option<Source>,
-}
-
-impl From<Status> for Failed {
-    fn from(status: Status) -> Self {
-        Self::Said(status)
-    }
-}
-
-/// Why an attempt failed, once that is known.
-type Explanation = Pin<Box<dyn Future<Output = Failure> + Send>>;
 
 /// Whether an arbiter refused a call because it does not lead.
 fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {

@@ -42,6 +42,13 @@ impl Held {
         }
     }
 
+    /// Copies of its pieces.
+    pub(crate) fn copy(&self) -> impl Iterator<Item = Bytes> {
+        self.pieces
+            .iter()
+            .map(|piece| Bytes::copy_from_slice(piece))
+    }
+
     /// The first bytes, at most so many; none where there are none.
     pub(crate) fn take(&mut self, most: usize) -> Option<Bytes> {
         let first = self.pieces.front_mut()?;

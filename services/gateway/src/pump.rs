@@ -81,6 +81,13 @@ impl Source {
         self.kept.is_empty() && none_early && live.is_none_or(RecvStream::is_end_stream)
     }
 
+    /// Whether all of a request is here, and it is no more than may be sent twice.
+    pub(crate) fn is_whole(&self) -> bool {
+        let live = self.live.as_ref();
+        let bytes: usize = self.kept.iter().map(Bytes::len).sum();
+        bytes <= REPEATABLE && live.is_none_or(RecvStream::is_end_stream)
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let early = self.early.as_mut();
         let first = self.kept.pop_front();
@@ -317,6 +324,24 @@ impl Pump {
     /// What was sent is not needed any more.
     pub(crate) fn forget(&mut self) {
         self.sent = None;
+    }
+
+    /// All messages, where they are over and were kept.
+    pub(crate) fn copy(&self) -> Option<Source> {
+        let sent = self.sent.as_ref()?.pieces.iter().cloned();
+        let rest = self.from.kept.iter().cloned();
+        let early = self.from.early.iter().flat_map(|early| early.held.copy());
+        let copy = Source {
+            kept: sent
+                .chain(self.held.copy())
+                .chain(rest)
+                .chain(early)
+                .collect(),
+            early: None,
+            live: None,
+            uncredited: 0,
+        };
+        (self.from.is_whole() && copy.is_whole()).then_some(copy)
     }
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.

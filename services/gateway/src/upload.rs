@@ -7,7 +7,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
-use tonic::Status;
+use tether_proto::Failure;
 
 use crate::{
     budget::Budget,
@@ -29,11 +29,11 @@ pub(crate) enum GivenUp {
 
 impl GivenUp {
     /// What its client is told, if it still listens.
-    pub(crate) fn explain(self, limit: u32) -> Status {
+    pub(crate) fn explain(self, limit: u32) -> Failure {
         match self {
-            Self::TooLarge(bytes) => explain::too_large(bytes, limit).into(),
-            Self::Cancelled => Status::cancelled("the client cancelled"),
-            Self::Unread => explain::unread("the worker").into(),
+            Self::TooLarge(bytes) => explain::too_large(bytes, limit),
+            Self::Cancelled => explain::cancelled(),
+            Self::Unread => explain::unread("the worker"),
         }
     }
 }
@@ -91,7 +91,11 @@ impl Upload {
         };
         self.stage = Stage::Done;
         let sent = match trailers {
-            Ok(Some(trailers)) => self.pump.to.send_trailers(trailers),
+            Ok(Some(trailers)) => {
+                // They are not kept with what was sent.
+                self.pump.forget();
+                self.pump.to.send_trailers(trailers)
+            }
             Ok(None) => self.pump.to.send_data(Bytes::new(), true),
             Err(_) => {
                 self.pump.cancel();
@@ -107,6 +111,11 @@ impl Upload {
     /// The server's answer has begun, so that the request is not sent again.
     pub(crate) fn on_head(&mut self) {
         self.pump.forget();
+    }
+
+    /// All of the request, for it to be made once more meanwhile; `None` where it is not over, or was not kept.
+    pub(crate) fn copy(&self) -> Option<Source> {
+        self.pump.copy()
     }
 
     /// The request from its beginning; `None` where that was not kept.

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
 };
+
+use crate::slots::{Open, Sender, Slots};
 
 /// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
 /// client that does not read its streams would keep all others from the same worker waiting.
@@ -51,9 +53,12 @@ pub(crate) struct Upstream {
     connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
 }
 
+/// A connection, and what is under way over it.
+type Connected = (SendRequest<Bytes>, Arc<Slots>);
+
 #[derive(Debug, Default)]
 struct Link {
-    sender: Option<SendRequest<Bytes>>,
+    connected: Option<Connected>,
     /// Those of earlier connections too, over which calls may be under way.
     drivers: Vec<AbortHandle>,
     severed: bool,
@@ -74,14 +79,17 @@ impl Upstream {
     }
 
     /// A connection that takes a request. While this has not answered, nothing has been sent.
-    pub(crate) async fn ready(&self) -> Result<SendRequest<Bytes>, Error> {
-        if let Some(sender) = self.current().await? {
+    pub(crate) async fn ready(&self) -> Result<Sender, Error> {
+        if let Some((sender, slots)) = self.current().await?
+            && let Ok(sender) = slots.take(sender).await
+        {
             return Ok(sender);
         }
-        Box::pin(self.open()).await
+        let (sender, slots) = Box::pin(self.open()).await?;
+        Ok(slots.take(sender).await?)
     }
 
-    async fn open(&self) -> Result<SendRequest<Bytes>, Error> {
+    async fn open(&self) -> Result<Connected, Error> {
         let asked = Instant::now();
         let mut last = self.connecting.lock().await;
         if let Some(sender) = self.current().await? {
@@ -106,50 +114,55 @@ impl Upstream {
     pub(crate) fn sever(&self) {
         let mut link = self.lock();
         link.severed = true;
-        link.sender = None;
+        link.connected = None;
         for driver in link.drivers.drain(..) {
             driver.abort();
         }
     }
 
-    async fn current(&self) -> Result<Option<SendRequest<Bytes>>, Error> {
-        let sender = {
+    async fn current(&self) -> Result<Option<Connected>, Error> {
+        let connected = {
             let link = self.lock();
             if link.severed {
                 return Err(Error::Severed);
             }
-            link.sender.clone()
+            link.connected.clone()
         };
-        match sender {
+        match connected {
             // Fails when the connection broke or the other side said goodbye.
-            Some(sender) => Ok(sender.ready().await.ok()),
+            Some((sender, slots)) => Ok(sender.ready().await.ok().map(|sender| (sender, slots))),
             None => Ok(None),
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Bytes>, Error> {
+    async fn connect(&self) -> Result<Connected, Error> {
         self.start(tether_kit::channel::dial(&self.address).await?)
             .await
     }
 
-    async fn start<S>(&self, stream: S) -> Result<SendRequest<Bytes>, Error>
+    async fn start<S>(&self, stream: S) -> Result<Connected, Error>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (sender, connection) = settings().handshake(stream).await?;
-        let mut link = self.lock();
-        if link.severed {
-            return Err(Error::Severed);
-        }
-        link.sender = Some(sender.clone());
-        link.drivers.retain(|driver| !driver.is_finished());
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "Connection to an upstream ended");
+        let slots = Arc::new(Slots::default());
+        let open = Open(Arc::clone(&slots));
+        {
+            let mut link = self.lock();
+            if link.severed {
+                return Err(Error::Severed);
             }
-        });
-        link.drivers.push(driver.abort_handle());
-        Ok(sender)
+            link.connected = Some((sender.clone(), Arc::clone(&slots)));
+            link.drivers.retain(|driver| !driver.is_finished());
+            let driver = tokio::spawn(async move {
+                let _open = open;
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "Connection to an upstream ended");
+                }
+            });
+            link.drivers.push(driver.abort_handle());
+        }
+        Ok((sender, slots))
     }
 
     fn lock(&self) -> MutexGuard<'_, Link> {

@@ -17,4 +17,5 @@ mod overload;
 mod owners;
 mod picking;
 mod queue;
+mod retries;
 mod speed;

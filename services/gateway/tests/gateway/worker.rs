@@ -5,7 +5,7 @@ use std::{
     future::{Future, pending},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -46,6 +46,20 @@ pub(crate) struct Seen {
     pub(crate) cancelled: watch::Sender<u64>,
     /// Bytes handed to gRPC for sending.
     pub(crate) sent: AtomicU64,
+    /// What becomes of `Work`.
+    pub(crate) mood: Mutex<Mood>,
+}
+
+/// What a worker does with `Work`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Mood {
+    /// Answers with the same message.
+    #[default]
+    Well,
+    /// Begins with it, and never ends.
+    Stuck,
+    /// Says that it cannot serve now, and when to ask again.
+    Unavailable(Option<&'static str>),
 }
 
 impl Seen {
@@ -73,6 +87,15 @@ impl Worker {
     }
 
     pub(crate) async fn start_at(address: &str) -> Self {
+        Self::start_with(address, None).await
+    }
+
+    /// One that takes so many calls at once over one connection.
+    pub(crate) async fn narrow(streams: u32) -> Self {
+        Self::start_with("127.0.0.1:0", Some(streams)).await
+    }
+
+    async fn start_with(address: &str, streams: Option<u32>) -> Self {
         let listener = std::net::TcpListener::bind(address).expect("the port is free");
         listener.set_nonblocking(true).expect("it is a socket");
         let address = listener.local_addr().expect("it is bound").to_string();
@@ -89,6 +112,7 @@ impl Worker {
             Server::builder()
                 // Small, so that a worker that does not read soon takes no more.
                 .initial_stream_window_size(WINDOW)
+                .max_concurrent_streams(streams)
                 .add_service(service)
                 .serve_with_incoming(incoming)
                 .await
@@ -98,6 +122,10 @@ impl Worker {
             seen,
             runtime: Some(runtime),
         }
+    }
+
+    pub(crate) fn is(&self, mood: Mood) {
+        *self.seen.mood.lock().expect("nobody panicked") = mood;
     }
 
     pub(crate) fn calls(&self) -> u64 {
@@ -150,6 +178,7 @@ impl tower::Service<http::Request<Body>> for Echo {
                 .to_owned();
             Ok(match method.as_str() {
                 "Unary" => grpc.unary(Unary(echo.0), request).await,
+                "Work" => grpc.unary(Work(echo.0), request).await,
                 "Hang" => grpc.unary(Hang(echo.0), request).await,
                 "ServerStream" => grpc.server_streaming(ServerStream(echo.0), request).await,
                 "OneThenHang" => grpc.server_streaming(OneThenHang(echo.0), request).await,
@@ -221,6 +250,46 @@ fn mirrored(request: &MetadataMap) -> MetadataMap {
         kept.map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
     )
+}
+
+/// Does as the worker's mood is. Metadata in the answer tells how often the call was made before.
+struct Work(Arc<Seen>);
+
+impl UnaryService<Bytes> for Work {
+    type Response = Bytes;
+    type Future = BoxFuture<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        self.0.called();
+        let mood = *self.0.mood.lock().expect("nobody panicked");
+        let hanging = Hanging(Arc::clone(&self.0));
+        Box::pin(async move {
+            match mood {
+                Mood::Well => {}
+                Mood::Stuck => {
+                    let _hanging = hanging;
+                    return pending().await;
+                }
+                Mood::Unavailable(pushback) => {
+                    let mut said = Status::unavailable("not now");
+                    if let Some(pushback) = pushback {
+                        let value = pushback.parse().expect("it is a metadata value");
+                        said.metadata_mut().insert("grpc-retry-pushback-ms", value);
+                    }
+                    return Err(said);
+                }
+            }
+            let before = request
+                .metadata()
+                .get("grpc-previous-rpc-attempts")
+                .cloned();
+            let mut response = Response::new(request.into_inner());
+            if let Some(before) = before {
+                response.metadata_mut().insert("x-attempts-before", before);
+            }
+            Ok(response)
+        })
+    }
 }
 
 struct Hang(Arc<Seen>);

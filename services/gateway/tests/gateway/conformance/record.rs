@@ -56,7 +56,11 @@ pub(super) fn difference(case: &Case, direct: &Record, through: &Record) -> Opti
         }
         match case.compare {
             Compare::All => {}
-            Compare::AllButDetails => record.details.clear(),
+            Compare::AllButDetails => {
+                record.details.clear();
+                let told = |key: &str| key != "grpc-status-details-bin";
+                record.trailing.retain(|(key, _)| told(key));
+            }
             Compare::Code => *record = record.code_alone(),
             Compare::Failing => {
                 *record = record.code_alone();

@@ -1,0 +1,79 @@
+//! How many calls are under way over one connection: as many as the other side takes at once, and the others wait here,
+//! where it is certain that nothing of them was sent.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::sync::Notify;
+
+/// How often those who wait look again: the other side may take more at once than before, and nothing tells.
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// What is under way over a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    taken: AtomicUsize,
+    freed: Notify,
+}
+
+/// A place for one call, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Slot(Arc<Slots>);
+
+/// A connection that takes a request.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    pub(crate) h2: SendRequest<Bytes>,
+    pub(crate) slot: Slot,
+}
+
+/// Held by the connection: those who wait hear of its end.
+#[derive(Debug)]
+pub(crate) struct Open(pub(crate) Arc<Slots>);
+
+impl Slots {
+    /// Waits for a place. Fails when the connection broke or the other side said goodbye.
+    pub(crate) async fn take(
+        self: Arc<Self>,
+        sender: SendRequest<Bytes>,
+    ) -> Result<Sender, h2::Error> {
+        let mut sender = sender.ready().await?;
+        loop {
+            let freed = self.freed.notified();
+            if let Some(slot) = self.try_take(sender.current_max_send_streams()) {
+                return Ok(Sender { h2: sender, slot });
+            }
+            // Each time it is woken it looks whether the connection stands.
+            let _ = Box::pin(tokio::time::timeout(SELDOM, freed)).await;
+            sender = sender.ready().await?;
+        }
+    }
+
+    fn try_take(self: &Arc<Self>, most: usize) -> Option<Slot> {
+        let more = |taken: usize| (taken < most).then_some(taken + 1);
+        let taken = self
+            .taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Slot(Arc::clone(self)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.freed.notify_waiters();
+    }
+}
