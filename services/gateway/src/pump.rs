@@ -199,10 +199,38 @@ pub(crate) enum End {
 }
 
 /// What was sent of a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Copy {
+    budget: Budget,
     pieces: Vec<Bytes>,
     bytes: usize,
+}
+
+impl Copy {
+    fn new(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            pieces: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Keeps one more piece, unless that is too much.
+    fn push(&mut self, data: &Bytes) -> bool {
+        let fits = self.bytes + data.len() <= REPEATABLE && self.pieces.len() < PIECES;
+        let may = fits && self.budget.copy(data.len());
+        if may {
+            self.bytes += data.len();
+            self.pieces.push(data.clone());
+        }
+        may
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.budget.drop_copy(self.bytes);
+    }
 }
 
 /// Passes messages on.
@@ -247,7 +275,7 @@ impl Pump {
             seat: budget.seat(),
             held: Held::default(),
             // An answer is never sent again.
-            sent: ends.then(Copy::default),
+            sent: ends.then(|| Copy::new(&budget)),
             end: None,
             ends,
         }
@@ -312,12 +340,8 @@ impl Pump {
     }
 
     fn keep(&mut self, data: &Bytes) {
-        if let Some(sent) = &mut self.sent {
-            sent.bytes += data.len();
-            sent.pieces.push(data.clone());
-            if sent.bytes > REPEATABLE || sent.pieces.len() > PIECES {
-                self.sent = None;
-            }
+        if self.sent.as_mut().is_some_and(|sent| !sent.push(data)) {
+            self.sent = None;
         }
     }
 
@@ -346,10 +370,11 @@ impl Pump {
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.
     pub(crate) fn again(mut self) -> Option<Source> {
-        let sent = self.sent.take()?;
+        let mut sent = self.sent.take()?;
+        let pieces = std::mem::take(&mut sent.pieces);
         let mut from = self.from;
         let held = std::iter::from_fn(|| self.held.take(usize::MAX));
-        let kept = sent.pieces.into_iter().chain(held).chain(from.kept);
+        let kept = pieces.into_iter().chain(held).chain(from.kept);
         from.kept = kept.collect();
         let early = from
             .early

@@ -20,8 +20,8 @@ use crate::slots::{Open, Sender, Slots};
 /// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
 /// client that does not read its streams would keep all others from the same worker waiting.
 pub(crate) const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// What one stream may hold unread, in bytes: the memory a slow reader can cost.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+/// What a worker may send of one stream that is not read, in bytes: with the buffer below a MiB in all.
+pub(crate) const STREAM_WINDOW: u32 = 960 << 10;
 /// The most that waits in HTTP/2 for one receiver that does not take it, of one call, in bytes. There each small message
 /// is kept by itself.
 pub(crate) const SEND_BUFFER: usize = 64 << 10;

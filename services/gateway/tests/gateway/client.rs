@@ -77,6 +77,10 @@ impl Client {
         let channel = soon("connecting", endpoint.connect())
             .await
             .expect("it listens");
+        Self::over(channel)
+    }
+
+    pub(crate) fn over(channel: Channel) -> Self {
         let grpc = Grpc::new(channel)
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);

@@ -13,6 +13,7 @@ mod control;
 mod counts;
 mod deaths;
 mod limits;
+mod memory;
 mod overload;
 mod owners;
 mod picking;
