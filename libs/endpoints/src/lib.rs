@@ -325,7 +325,8 @@ impl Endpoints {
         known.check(now);
         if known.others_wait(target) {
             let prospect = known.prospect(target, tried, random, now);
-            return Err(Refusal::NoWorker(prospect.err().unwrap_or(Why::Busy)));
+            let why = prospect.err().unwrap_or(Why::Busy);
+            return Err(Refusal::NoWorker(known.or_expected(why, target, now)));
         }
         known
             .pick(pool, target, tried, random, now)
@@ -349,6 +350,13 @@ impl Endpoints {
             .push(self.asked, ask, slot, self.most_waiting, now)
             .map_err(Refusal::Overloaded)?;
         Ok(self.asked)
+    }
+
+    /// A worker of this pool is on the way: until then calls that any may take wait for it, although nobody is there.
+    pub fn expect(&mut self, pool: &PoolName, until: Tick) {
+        if let Some(known) = self.pools.get_mut(pool) {
+            known.expect(until);
+        }
     }
 
     /// A call waits no more: its caller is gone, or has waited for long enough.

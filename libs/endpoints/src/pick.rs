@@ -222,7 +222,8 @@ impl Pool {
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Err(Why::PoolBreakerOpen { retry_after });
         }
-        let slot = self.prospect(target, tried, random, now)?;
+        let slot = self.prospect(target, tried, random, now);
+        let slot = slot.map_err(|why| self.or_expected(why, target, now))?;
         let live = self
             .slots
             .get_mut(&slot)

@@ -27,6 +27,8 @@ pub(crate) struct Pool {
     pub(crate) breaker: PoolBreaker,
     pub(crate) slow_start: Duration,
     is_adaptive: bool,
+    /// Until when calls wait although nobody is there: somebody is on the way.
+    expected_until: Option<Tick>,
     pub(crate) retries: Retries,
 }
 
@@ -88,6 +90,21 @@ impl Pool {
         }
     }
 
+    /// A worker is on the way, and is waited for.
+    pub(crate) fn expect(&mut self, until: Tick) {
+        self.expected_until = self.expected_until.max(Some(until));
+    }
+
+    /// Why a call has to wait or may not, for this reason of those who are there.
+    pub(crate) fn or_expected(&self, why: Why, target: &Target, now: Tick) -> Why {
+        let names_one = matches!(target, Target::Worker { .. });
+        let is_expected = self.expected_until.is_some_and(|until| now < until);
+        match why {
+            Why::NoneReady if is_expected && !names_one => Why::Busy,
+            why => why,
+        }
+    }
+
     /// Only time passed.
     pub(crate) fn check(&mut self, now: Tick) {
         self.moved |= self.bindings.expire(self.keeping, now);
@@ -136,7 +153,10 @@ impl Pool {
             in_flight: 0,
             breaker: Breaker::new(terms),
             limiter,
-        })?;
+        });
+        // Whoever is gone again has to be asked for again.
+        self.expected_until = None;
+        let replaced = replaced?;
         Some(Gone {
             died: false,
             worker: replaced.endpoint.worker,

@@ -98,6 +98,11 @@ impl Directory {
         }
     }
 
+    /// Workers of this pool are on the way, and may take so long.
+    pub(crate) fn expect(&self, pool: &PoolName, within: Duration) {
+        self.lock().endpoints.expect(pool, BootClock.now() + within);
+    }
+
     /// Whether discovery has told anything.
     pub(crate) fn is_informed(&self) -> bool {
         self.lock().endpoints.has_heard()
@@ -122,9 +127,13 @@ impl Directory {
             Turn::Waits(mut place) => {
                 let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
                 told.await.unwrap_or_else(|_| {
-                    let known = self.lock();
-                    let refusal = Refusal::NoWorker(Why::Busy);
-                    Err(refused(&known.endpoints, pool, &ask.target, refusal))
+                    let endpoints = &mut self.lock().endpoints;
+                    // As whoever comes now: those who wait are before it, or nobody has come.
+                    let (random, now) = (fastrand::u64(..), BootClock.now());
+                    match endpoints.pick(pool, &ask.target, &ask.tried, random, now) {
+                        Ok(pick) => Ok(pick.into()),
+                        Err(refusal) => Err(refused(endpoints, pool, &ask.target, refusal)),
+                    }
                 })
             }
         }

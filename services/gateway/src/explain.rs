@@ -81,6 +81,13 @@ pub(crate) struct Refused {
     pub(crate) death: Option<(WorkerId, Death)>,
 }
 
+impl Refused {
+    /// Whether there is a pool, and nobody in it that serves.
+    pub(crate) fn is_for_want_of_workers(&self) -> bool {
+        matches!(self.refusal, Refusal::NoWorker(Why::NoneReady))
+    }
+}
+
 pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
     untried(refusal(pool, target, refused))
 }

@@ -39,6 +39,7 @@ use crate::{
     slots::Sender,
     timeout, upload,
     upstream::Upstream,
+    wake::Wake,
 };
 
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
@@ -61,6 +62,7 @@ pub(crate) struct Forwarder {
     pub(crate) discovery: Arc<Upstream>,
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
+    pub(crate) wake: Arc<Wake>,
     pub(crate) budget: Budget,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
@@ -268,6 +270,8 @@ impl Forwarder {
             self.directory.on_repeatable(pool);
         }
         let mut tries = Tries::default();
+        // One worker by its name is not asked for.
+        let mut may_wake = !matches!(ask.target, Target::Worker { .. });
         while tries.made() < self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
             let chosen = {
@@ -282,6 +286,13 @@ impl Forwarder {
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(refused) => {
+                    if std::mem::take(&mut may_wake) && refused.is_for_want_of_workers() {
+                        let woken = deadline.bound(Box::pin(self.wake.wakes(pool))).await;
+                        if woken.map_err(|late| tries.tell(late))? {
+                            self.directory.expect(pool, wait);
+                            continue;
+                        }
+                    }
                     let explanation = match tries.take() {
                         None => return Err(explain::refused(pool, &ask.target, &refused).into()),
                         Some(Last::Answer(answer)) => return Ok(tries.mark(*answer)),

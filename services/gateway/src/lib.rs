@@ -47,6 +47,7 @@ mod timeout;
 mod upload;
 mod upstream;
 mod waiters;
+mod wake;
 mod watch;
 
 use std::{sync::Arc, time::Duration};
@@ -72,6 +73,7 @@ use links::Links;
 use own::OwnServices;
 use owners::Owners;
 use upstream::Upstream;
+use wake::Wake;
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
@@ -110,11 +112,18 @@ impl Gateway {
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
+        let arbiters = Arc::new(Arbiters::new(arbiters, config.connect_timeout));
+        let wake = Wake::new(
+            Arc::clone(&arbiters),
+            config.connect_timeout,
+            config.pools.clone(),
+        );
         Self {
             forwarder: Forwarder {
                 directory: Arc::new(Directory::new(&config, all)),
                 links: here,
-                arbiters: Arc::new(Arbiters::new(arbiters, config.connect_timeout)),
+                arbiters,
+                wake: Arc::new(wake),
                 discovery: Arc::new(Upstream::new(discovery, config.connect_timeout)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),

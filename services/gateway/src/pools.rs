@@ -16,6 +16,8 @@ pub struct PoolRule {
     /// Whether to find how many calls its workers can take at once, where neither they nor their template say: by the time
     /// that answers take to begin.
     pub adaptive: bool,
+    /// To which size the arbiter is asked to raise it where its size is 0 and there is a call for it; 0 for never.
+    pub wake: u32,
 }
 
 /// The rules of pools, by name; `*` has those of all others.
@@ -30,6 +32,11 @@ pub struct Pools {
 }
 
 impl Pools {
+    pub(crate) fn rule(&self, pool: &PoolName) -> PoolRule {
+        let named = self.named.get(pool).copied();
+        named.or(self.others).unwrap_or_default()
+    }
+
     pub(crate) fn adaptive(&self) -> Adaptive {
         let named = self.named.iter();
         Adaptive {
@@ -71,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_pool_has_its_own_rules_or_those_of_all_others() {
-        let text = "['*']\nadaptive = true\n[digits]\nadaptive = false";
+        let text = "['*']\nadaptive = true\n[digits]\nwake = 2";
         let pools: Pools = toml::from_str(text).unwrap();
         let adaptive = pools.adaptive();
 
@@ -80,6 +87,8 @@ mod tests {
             adaptive.pools.into_iter().collect::<Vec<_>>(),
             [(PoolName::new("digits").unwrap(), false)]
         );
+        let named = |name| pools.rule(&PoolName::new(name).unwrap()).wake;
+        assert_eq!((named("digits"), named("others")), (2, 0));
         let again = toml::to_string(&pools).unwrap();
         assert_eq!(toml::from_str::<Pools>(&again).unwrap(), pools);
         assert_eq!(Pools::default().adaptive(), Adaptive::default());
