@@ -85,11 +85,14 @@ pub async fn run(
         keep(match Work::of(*part) {
             Some(work) => {
                 let turn = |proxy| work.turn(&proxies, proxy, plan.span).boxed();
-                rows::work(&work, &turns::take(&proxies, plan.rounds, turn).await?)
+                rows::work(
+                    &work,
+                    &turns::take(&proxies.all(), plan.rounds, turn).await?,
+                )
             }
             None => {
                 let turn = |proxy| Idle::turn(&proxies, proxy).boxed();
-                rows::idle(&turns::take(&proxies, plan.rounds, turn).await?)
+                rows::idle(&turns::take(&proxies.all(), plan.rounds, turn).await?)
             }
         });
     }

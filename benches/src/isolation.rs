@@ -80,7 +80,7 @@ pub async fn run(
     };
     for part in parts {
         let turn = |proxy| part.turn(&proxies, proxy, plan.span).boxed();
-        let turns = turns::take(&proxies, plan.rounds, turn).await?;
+        let turns = turns::take(&proxies.all(), plan.rounds, turn).await?;
         keep(part.rows(&turns));
     }
     Ok(figures)

@@ -5,6 +5,7 @@ mod calls;
 pub mod cores;
 pub mod discovery;
 pub mod etcd;
+pub mod failover;
 pub mod figure;
 pub mod gateway;
 pub mod ground;

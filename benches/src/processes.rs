@@ -165,11 +165,16 @@ pub struct Pinned(Vec<OwnedFd>);
 impl Pinned {
     /// Pins those that still live.
     pub fn new<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Self {
-        let open = |process: &Process| {
-            let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw)?;
+        Self::of(processes.into_iter().map(|process| process.pid))
+    }
+
+    /// Pins those of these process ids that still live.
+    pub fn of(pids: impl IntoIterator<Item = u32>) -> Self {
+        let open = |pid: u32| {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
             pidfd_open(pid, PidfdFlags::empty()).ok()
         };
-        Self(processes.into_iter().filter_map(open).collect())
+        Self(pids.into_iter().filter_map(open).collect())
     }
 
     /// Sends all of them a signal.

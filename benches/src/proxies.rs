@@ -1,7 +1,7 @@
 //! Who stands between client and worker: nobody, ours, or a peer; each started fresh on the measured processor.
 
 mod ours;
-mod peers;
+pub(crate) mod peers;
 
 use std::{
     fs::File,
@@ -26,6 +26,8 @@ use crate::{
     processes::{Pinned, family, pss_bytes, run_time},
 };
 
+pub(crate) use ours::set;
+
 use ours::Ours;
 use peers::Peer;
 
@@ -37,13 +39,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Programs {
     /// Our gateway's program.
     #[arg(long)]
-    gateway: PathBuf,
+    pub(crate) gateway: PathBuf,
     /// The arbiter's, which runs beside it.
     #[arg(long)]
-    arbiter: PathBuf,
+    pub(crate) arbiter: PathBuf,
     /// Discovery's, likewise.
     #[arg(long)]
-    discovery: PathBuf,
+    pub(crate) discovery: PathBuf,
     /// A peer's program, as NAME=PATH; can be given several times.
     #[arg(long)]
     peer: Vec<String>,
@@ -53,7 +55,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    fn find(&self, peer: &str) -> Result<PathBuf, String> {
+    pub(crate) fn find(&self, peer: &str) -> Result<PathBuf, String> {
         let given = |list: &[String]| {
             let mut pairs = list.iter().filter_map(|one| one.split_once('='));
             Some(pairs.find(|(name, _)| *name == peer)?.1.to_owned())
@@ -100,21 +102,13 @@ impl Proxies {
         })
     }
 
-    /// All of them, in the order of the tables.
-    pub(crate) fn all(&self) -> Vec<Proxy> {
-        let peers = (0..self.peers.len()).map(Proxy::Peer);
-        [Proxy::Direct, Proxy::Ours]
+    /// All of them with their names, in the order of the tables.
+    pub(crate) fn all(&self) -> Vec<(Proxy, &'static str)> {
+        let peers = self.peers.iter().enumerate();
+        [(Proxy::Direct, "direct"), (Proxy::Ours, "ours")]
             .into_iter()
-            .chain(peers)
+            .chain(peers.map(|(index, (peer, _))| (Proxy::Peer(index), peer.name)))
             .collect()
-    }
-
-    pub(crate) fn name(&self, proxy: Proxy) -> &'static str {
-        match proxy {
-            Proxy::Direct => "direct",
-            Proxy::Ours => "ours",
-            Proxy::Peer(index) => self.peers[index].0.name,
-        }
     }
 
     /// Starts it, and waits until it forwards calls.
@@ -122,37 +116,50 @@ impl Proxies {
         // Children of those that were ended before.
         self.ground.reap();
         let port = free_port()?;
-        let mut command = match proxy {
+        let (name, mut command) = match proxy {
             Proxy::Direct => {
                 return Ok(Running {
                     child: None,
                     port: self.worker,
                 });
             }
-            Proxy::Ours => self.ours.gateway(port),
+            Proxy::Ours => ("ours", self.ours.gateway(port)),
             Proxy::Peer(index) => {
                 let (peer, found) = &self.peers[index];
                 let program = found.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
-                peer.command(program, &self.ground.fresh(peer.name)?, port, self.worker)?
+                let (dir, worker) = (self.ground.fresh(peer.name)?, self.worker.to_string());
+                let command = peer.command(program, &dir, port, ("{worker}", &worker))?;
+                (peer.name, command)
             }
         };
-        let log = self.ground.dir().join(format!("{}.log", self.name(proxy)));
-        command.stdin(Stdio::null());
-        said_in(&log, &mut command)?;
-        let child = self.cores.start(&self.ground, &mut command)?;
-        let mut running = Running {
-            child: Some(child),
-            port,
-        };
-        let ready = running.ready().await;
-        ready.with_context(|| {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            let last: Vec<_> = said.lines().rev().take(3).collect();
-            format!("its last words, latest first: {last:?}")
-        })?;
-        self.cores.check(&family(running.pid()))?;
-        Ok(running)
+        launch(&self.ground, self.cores, name, &mut command, port).await
     }
+}
+
+/// Starts a proxy that takes calls at this port on the measured processor, and waits until it forwards them.
+pub(crate) async fn launch(
+    ground: &Ground,
+    cores: Cores,
+    name: &str,
+    command: &mut Command,
+    port: u16,
+) -> anyhow::Result<Running> {
+    let log = ground.dir().join(format!("{name}.log"));
+    command.stdin(Stdio::null());
+    said_in(&log, command)?;
+    let child = cores.start(ground, command)?;
+    let mut running = Running {
+        child: Some(child),
+        port,
+    };
+    let ready = running.ready().await;
+    ready.with_context(|| {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let last: Vec<_> = said.lines().rev().take(3).collect();
+        format!("its last words, latest first: {last:?}")
+    })?;
+    cores.check(&family(running.pid()))?;
+    Ok(running)
 }
 
 /// A proxy that forwards calls; it ends with this.
@@ -215,7 +222,7 @@ impl Drop for Running {
 }
 
 /// Has what a program says written to a file, which is made anew.
-fn said_in(log: &Path, command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn said_in(log: &Path, command: &mut Command) -> anyhow::Result<()> {
     let log = File::create(log)?;
     command.stdout(log.try_clone()?).stderr(log);
     Ok(())

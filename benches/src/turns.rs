@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     figure::{Figure, Target, median},
-    proxies::{Proxies, Proxy},
+    proxies::Proxy,
 };
 
 /// What came of somebody's turns, or why they could not be had.
@@ -16,18 +16,17 @@ pub(crate) struct Turns<T> {
 
 /// Has everybody take turns, so many rounds. A peer that fails in one takes no more.
 pub(crate) async fn take<'a, T>(
-    proxies: &Proxies,
+    who: &[(Proxy, &'static str)],
     rounds: usize,
     turn: impl Fn(Proxy) -> BoxFuture<'a, anyhow::Result<T>>,
 ) -> anyhow::Result<Vec<Turns<T>>> {
-    let who = proxies.all();
-    let start = |proxy: &Proxy| Turns {
-        name: proxies.name(*proxy),
+    let start = |(_, name): &(_, &'static str)| Turns {
+        name,
         all: Ok(Vec::new()),
     };
     let mut turns: Vec<_> = who.iter().map(start).collect();
     for _ in 0..rounds {
-        for (proxy, taken) in who.iter().zip(&mut turns) {
+        for ((proxy, _), taken) in who.iter().zip(&mut turns) {
             let Ok(all) = &mut taken.all else { continue };
             match turn(*proxy).await {
                 Ok(one) => all.push(one),

@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "tether/discovery/v1/discovery_service.proto",
     "tether/job/v1/job_service.proto",
     "tether/gateway/v1/gateway_service.proto",
+    "tether/gateway/v1/control_service.proto",
     "tether/registry/v1/registry_service.proto",
 ];
 

@@ -3,6 +3,7 @@
 
 mod by_hand;
 mod cable;
+pub mod clerk;
 mod cluster;
 mod data;
 pub mod evidence;

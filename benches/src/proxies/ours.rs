@@ -76,6 +76,7 @@ impl Ours {
     }
 }
 
-fn set(command: &mut Command, setting: &str) {
+/// Has a program of ours run with a setting.
+pub(crate) fn set(command: &mut Command, setting: &str) {
     command.args(["--set", setting]);
 }

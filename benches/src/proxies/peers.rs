@@ -9,27 +9,28 @@ use std::{
 
 /// One of them.
 #[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) name: &'static str,
-    /// Its configuration, with `{port}`, `{worker}` and `{dir}` to be filled in.
-    configuration: &'static str,
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
+    /// Its configuration, with `{port}`, `{dir}` and what stands for its workers to be filled in.
+    pub(crate) configuration: &'static str,
     /// Its arguments, likewise; `{file}` is the configuration.
-    arguments: &'static [&'static str],
+    pub(crate) arguments: &'static [&'static str],
 }
 
 impl Peer {
-    pub(super) fn command(
+    /// Starts it before workers that are written `workers.1` where its configuration says `workers.0`.
+    pub(crate) fn command(
         &self,
         program: &Path,
         dir: &Path,
         port: u16,
-        worker: u16,
+        workers: (&str, &str),
     ) -> std::io::Result<Command> {
         // Envoy tells by its ending what a file is.
         let file = dir.join("configuration.yaml");
         let fill = |text: &str| {
             text.replace("{port}", &port.to_string())
-                .replace("{worker}", &worker.to_string())
+                .replace(workers.0, workers.1)
                 .replace("{dir}", &dir.display().to_string())
                 .replace("{file}", &file.display().to_string())
         };
@@ -181,7 +182,9 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("peers-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         for peer in ALL {
-            let command = peer.command(Path::new("proxy"), &dir, 4711, 4712).unwrap();
+            let command = peer
+                .command(Path::new("proxy"), &dir, 4711, ("{worker}", "4712"))
+                .unwrap();
             let text = std::fs::read_to_string(dir.join("configuration.yaml")).unwrap();
             let told: Vec<_> = command.get_args().collect();
 

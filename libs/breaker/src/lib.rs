@@ -291,6 +291,14 @@ impl Breaker {
         }
     }
 
+    /// Somebody knows better, and has it trusted again as if nothing had been. Answers whether it was not.
+    pub fn close(&mut self) -> bool {
+        let was_closed = matches!(self.state, State::Closed { .. });
+        self.trips = 0;
+        self.enter(State::Closed { failures: 0 });
+        !was_closed
+    }
+
     /// Until when probes that began at `since` are waited for.
     fn patience(&self, since: Tick) -> Tick {
         since + self.terms.open_time(self.trips)

@@ -57,14 +57,14 @@ impl Mark {
 
 /// The incarnation that a key is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bound {
+pub(crate) struct Seat {
     pub(crate) slot: Slot,
     pub(crate) incarnation: Incarnation,
 }
 
 #[derive(Debug)]
 struct Binding {
-    to: Bound,
+    to: Seat,
     /// The number of its last use; a later one has a higher number.
     used: u64,
     until: Tick,
@@ -78,7 +78,7 @@ pub(crate) struct Bindings {
 }
 
 impl Bindings {
-    pub(crate) fn find(&self, mark: Mark) -> Option<Bound> {
+    pub(crate) fn find(&self, mark: Mark) -> Option<Seat> {
         self.by_mark.get(&mark).map(|binding| binding.to)
     }
 
@@ -86,10 +86,10 @@ impl Bindings {
     pub(crate) fn bind(
         &mut self,
         mark: Mark,
-        to: Bound,
+        to: Seat,
         keeping: Keeping,
         now: Tick,
-    ) -> Option<Bound> {
+    ) -> Option<Seat> {
         self.uses += 1;
         let binding = Binding {
             to,
@@ -105,7 +105,7 @@ impl Bindings {
     }
 
     /// A key is bound to this worker no more: its call was never sent there.
-    pub(crate) fn forget(&mut self, mark: Mark, to: Bound) {
+    pub(crate) fn forget(&mut self, mark: Mark, to: Seat) {
         if let Some(binding) = self.by_mark.get(&mark)
             && binding.to == to
         {
@@ -144,8 +144,8 @@ mod tests {
         Tick::ZERO + Duration::from_secs(seconds)
     }
 
-    fn to(slot: Slot) -> Bound {
-        Bound {
+    fn to(slot: Slot) -> Seat {
+        Seat {
             slot,
             incarnation: Incarnation(1),
         }

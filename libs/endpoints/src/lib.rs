@@ -28,9 +28,12 @@
 //!   whose answer has not begun.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
-//! - **E11** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
+//! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
+//!   for no other.
+//! - **E12** What `explain` says of a call is what `pick` and `wait` would do with it, and nothing has changed after it.
+//! - **E13** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
 //!   long as that is remembered; a hint that is given to another is told that it has moved.
-//! - **E12** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
+//! - **E14** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
 //!   workers with closed breakers, since last one of those was opened: leaving single workers alone comes first.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
@@ -39,7 +42,9 @@ mod adaptive;
 mod affinity;
 mod ages;
 mod bindings;
+mod explain;
 mod limiter;
+mod orders;
 mod peek;
 mod pick;
 mod pool;
@@ -55,16 +60,19 @@ use std::{
 
 use tether_breaker::{Codes, Outcome, Retries, Terms};
 use tether_clock::Tick;
-use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
+use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, WorkerId};
 
 pub use adaptive::Adaptive;
 pub use ages::Ages;
 pub use bindings::{Keeping, Session};
+pub use explain::{Explained, Verdict, Would};
+pub use orders::{Order, QueueLimits, Scope};
 pub use peek::{FAR, Peek, Peeked};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
+use orders::Orders;
 use pool::Pool;
 
 /// Where one worker serves.
@@ -74,6 +82,10 @@ pub struct Endpoint {
     pub worker: WorkerId,
     /// Where it listens.
     pub address: Address,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
+    /// Whose agent runs it, if any does.
+    pub node: Option<NodeName>,
     /// Whether it takes no new calls.
     pub draining: bool,
     /// Whether somebody wants to know how many calls it has served.
@@ -142,6 +154,12 @@ pub struct View {
     pub endpoint: Endpoint,
     /// Calls under way on it.
     pub in_flight: u32,
+    /// How many calls it serves at once, by order or as discovery tells.
+    pub capacity: Option<NonZeroU32>,
+    /// Whether discovery or an order gives it no new calls.
+    pub draining: bool,
+    /// Until when an order leaves it alone.
+    pub ejected: Option<Tick>,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
     /// How many calls whose answer has not begun it may have, where that is being found.
@@ -205,6 +223,7 @@ pub struct Endpoints {
     /// How many calls of one pool may wait.
     most_waiting: usize,
     adaptive: Adaptive,
+    orders: Orders,
     heard: Option<Heard>,
 }
 
@@ -218,6 +237,7 @@ impl Endpoints {
             asked: 0,
             most_waiting,
             adaptive: Adaptive::default(),
+            orders: Orders::default(),
             heard: None,
         }
     }
@@ -277,17 +297,22 @@ impl Endpoints {
             }
         }
         for removal in update.removals {
+            if removal.death.is_some() {
+                self.orders.forget(&removal.worker);
+            }
             // The death of a worker whose pool is gone explains nothing any more.
             if let Some(pool) = self.pools.get_mut(&removal.worker.pool) {
                 gone.extend(pool.remove(removal.worker, removal.death));
             }
         }
         for endpoint in update.upserts {
+            let worker = endpoint.worker.clone();
             self.appearances += 1;
             let (terms, appearance) = (self.outlook.terms, self.appearances);
             let now = self.heard.as_ref().map_or(Tick::ZERO, |heard| heard.at);
-            let pool = self.pool_mut(&endpoint.worker.pool);
+            let pool = self.pool_mut(&worker.pool);
             gone.extend(pool.upsert(endpoint, terms, appearance, now));
+            self.bind(&worker);
         }
         gone
     }
@@ -323,13 +348,8 @@ impl Endpoints {
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
         known.check(now);
-        if known.others_wait(target) {
-            let prospect = known.prospect(target, tried, random, now);
-            let why = prospect.err().unwrap_or(Why::Busy);
-            return Err(Refusal::NoWorker(known.or_expected(why, target, now)));
-        }
-        known
-            .pick(pool, target, tried, random, now)
+        let slot = known.decide(target, tried, random, now, |_, _| {});
+        slot.and_then(|slot| known.give(pool, target, slot, now))
             .map_err(Refusal::NoWorker)
     }
 
@@ -339,16 +359,11 @@ impl Endpoints {
     /// # Errors
     /// Says why it may not wait.
     pub fn wait(&mut self, pool: &PoolName, ask: Ask, now: Tick) -> Result<u64, Refusal> {
+        let most = self.most_waiting(pool);
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
-        if !ask.target.waits() {
-            return Err(Refusal::NoWorker(Why::Busy));
-        }
-        let slot = known.home(&ask.target);
+        let place = known.may_wait(&ask, most, now)?;
         self.asked += 1;
-        known
-            .waiting
-            .push(self.asked, ask, slot, self.most_waiting, now)
-            .map_err(Refusal::Overloaded)?;
+        known.waiting.push(self.asked, ask, place);
         Ok(self.asked)
     }
 

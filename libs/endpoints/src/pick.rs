@@ -7,8 +7,8 @@ use tether_clock::Tick;
 use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    Overload, Session, affinity,
-    bindings::{Bound, Mark},
+    Overload, Session, Verdict, affinity,
+    bindings::{Mark, Seat},
     pool::{Live, Place, Pool},
     warmth,
 };
@@ -86,6 +86,8 @@ pub struct Pick {
     pub ticket: Ticket,
     /// Where the worker listens.
     pub address: Address,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
 }
 
 /// One call under way.
@@ -189,6 +191,11 @@ pub enum Why {
         /// When the pool is tried again.
         retry_after: Duration,
     },
+    /// Those that would take calls are left alone by order.
+    Ejected {
+        /// When the first of them is given calls again.
+        retry_after: Duration,
+    },
     /// Those that would take calls serve as many as they can.
     Busy,
     /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
@@ -219,11 +226,51 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
+        let slot = self.turn(target, tried, random, now, |_, _| {})?;
+        self.give(name, target, slot, now)
+    }
+
+    /// Who would have a call whose turn it is.
+    fn turn(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+        see: impl FnMut(Slot, Verdict),
+    ) -> Result<Slot, Why> {
+        let slot = self.prospect(target, tried, random, now, see);
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Err(Why::PoolBreakerOpen { retry_after });
         }
-        let slot = self.prospect(target, tried, random, now);
-        let slot = slot.map_err(|why| self.or_expected(why, target, now))?;
+        slot.map_err(|why| self.or_expected(why, target, now))
+    }
+
+    /// Who would have a call that comes now: nobody while others wait for the same. Tells `see` what speaks against
+    /// each worker that it looks at.
+    pub(crate) fn decide(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+        see: impl FnMut(Slot, Verdict),
+    ) -> Result<Slot, Why> {
+        let slot = self.turn(target, tried, random, now, see)?;
+        match self.others_wait(target) {
+            true => Err(Why::Busy),
+            false => Ok(slot),
+        }
+    }
+
+    /// Counts a call on the worker in this place.
+    pub(crate) fn give(
+        &mut self,
+        name: &PoolName,
+        target: &Target,
+        slot: Slot,
+        now: Tick,
+    ) -> Result<Pick, Why> {
         let live = self
             .slots
             .get_mut(&slot)
@@ -240,10 +287,11 @@ impl Pool {
             limiter.on_call(now);
         }
         let (incarnation, appearance) = (live.incarnation(), live.appearance);
-        let address = live.endpoint.address.clone();
-        let tie = self.tie(target, Bound { slot, incarnation }, now);
+        let (address, tls) = (live.endpoint.address.clone(), live.endpoint.tls);
+        let tie = self.tie(target, Seat { slot, incarnation }, now);
         Ok(Pick {
             address,
+            tls,
             ticket: Ticket {
                 worker: WorkerId {
                     pool: name.clone(),
@@ -262,7 +310,7 @@ impl Pool {
     }
 
     /// A call is given to a worker, which has the state of its key from then on.
-    fn tie(&mut self, target: &Target, to: Bound, now: Tick) -> Option<Box<Tie>> {
+    fn tie(&mut self, target: &Target, to: Seat, now: Tick) -> Option<Box<Tie>> {
         let mark = target.mark()?;
         let before = self.bindings.bind(mark, to, self.keeping, now);
         let is_new = before != Some(to);
@@ -275,17 +323,18 @@ impl Pool {
         }))
     }
 
-    /// The place of the worker that would take a call now.
+    /// The place of the worker that would take a call now. Tells `see` of each that it looks at.
     pub(crate) fn prospect(
         &self,
         target: &Target,
         tried: &[WorkerId],
         random: u64,
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
     ) -> Result<Slot, Why> {
         let slot = match target {
             Target::Any => {
-                return self.choose(tried, now, |slot, live| {
+                return self.choose(tried, now, see, |slot, live| {
                     let chance = stable::finish(random ^ u64::from(slot));
                     (
                         live.endpoint.standing,
@@ -298,10 +347,16 @@ impl Pool {
                 key,
                 affinity: Affinity::Hint,
                 ..
-            } => return self.choose(tried, now, |slot, _| Reverse(affinity::bid(key, slot))),
-            Target::Affinity { .. } => match self.bound(target) {
-                Some(bound) => self.check_bound(bound)?,
-                None => self.home(target).ok_or(Why::NoneReady)?,
+            } => {
+                let pin = self.pins.get(key);
+                return self.choose(tried, now, see, |slot, live| {
+                    let is_pinned = pin.is_some_and(|pin| *pin == live.endpoint.worker);
+                    (!is_pinned, Reverse(affinity::bid(key, slot)))
+                });
+            }
+            Target::Affinity { key, .. } => match (self.pinned(key), self.bound(target)) {
+                (None, Some(bound)) => self.check_bound(bound)?,
+                _ => self.home(target).ok_or(Why::NoneReady)?,
             },
             Target::Worker { slot, incarnation } => {
                 self.meets(*slot, *incarnation)?;
@@ -309,10 +364,12 @@ impl Pool {
             }
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
-        let live = live.filter(|live| !live.is_among(tried));
-        match live.ok_or(Why::NoneReady)?.reluctance(now) {
-            Some(why) => Err(why),
-            None => Ok(slot),
+        let verdict = live.ok_or(Why::NoneReady)?.verdict(tried, now);
+        see(slot, verdict);
+        match verdict {
+            Verdict::Eligible => Ok(slot),
+            Verdict::Tried | Verdict::NotMeant => Err(Why::NoneReady),
+            Verdict::Refused(why) => Err(why),
         }
     }
 
@@ -321,17 +378,22 @@ impl Pool {
         &self,
         tried: &[WorkerId],
         now: Tick,
+        mut see: impl FnMut(Slot, Verdict),
         cost: impl Fn(Slot, &Live) -> C,
     ) -> Result<Slot, Why> {
         let mut why = Why::NoneReady;
         let mut best = None;
         for (&slot, place) in &self.slots {
-            let Some(live) = place.live.as_ref().filter(|live| !live.is_among(tried)) else {
-                continue;
-            };
-            if let Some(reason) = live.reluctance(now) {
-                why = why.or_milder(reason);
-                continue;
+            let Some(live) = &place.live else { continue };
+            let verdict = live.verdict(tried, now);
+            see(slot, verdict);
+            match verdict {
+                Verdict::Eligible => {}
+                Verdict::Tried | Verdict::NotMeant => continue,
+                Verdict::Refused(reason) => {
+                    why = why.or_milder(reason);
+                    continue;
+                }
             }
             let cost = cost(slot, live);
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
@@ -353,25 +415,32 @@ impl Pool {
             Target::Worker { slot, .. } => return Some(*slot),
             Target::Affinity { key, .. } => key,
         };
+        if let Some(slot) = self.pinned(key) {
+            return Some(slot);
+        }
         if let Some(bound) = self.bound(target) {
             return Some(bound.slot);
         }
-        let stays = |place: &Place| {
-            let live = place.live.as_ref();
-            live.is_some_and(|live| !live.endpoint.draining)
-        };
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
         let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
         best.map(|(slot, _)| *slot)
     }
 
+    /// The place of the worker that an order ties this key to, where that one takes calls.
+    fn pinned(&self, key: &[u8]) -> Option<Slot> {
+        let pin = self.pins.get(key)?;
+        let place = self.slots.get(&pin.slot).filter(|place| stays(place))?;
+        let lives = place.live.as_ref().map(Live::incarnation) == Some(pin.incarnation);
+        lives.then_some(pin.slot)
+    }
+
     /// Who was given the last call with the key of this target.
-    fn bound(&self, target: &Target) -> Option<Bound> {
+    fn bound(&self, target: &Target) -> Option<Seat> {
         self.bindings.find(target.mark()?)
     }
 
-    /// The place of one that has a key's state, unless that is lost (E11).
-    fn check_bound(&self, Bound { slot, incarnation }: Bound) -> Result<Slot, Why> {
+    /// The place of one that has a key's state, unless that is lost (E13).
+    fn check_bound(&self, Seat { slot, incarnation }: Seat) -> Result<Slot, Why> {
         match self.meets(slot, incarnation) {
             Ok(()) => Ok(slot),
             Err(Why::Superseded { .. } | Why::Replaced { .. }) => {
@@ -407,11 +476,31 @@ impl Pool {
     }
 }
 
+/// Whether keys may be tied to who lives there: one that is left alone by order is so for long, and what is tied to it
+/// would wait for as long.
+fn stays(place: &Place) -> bool {
+    let live = place.live.as_ref();
+    live.is_some_and(|live| !live.drains() && live.bound.ejected.is_none())
+}
+
 impl Live {
-    /// Why it would not take a call (E1, E8).
+    /// What speaks against it for a call.
+    fn verdict(&self, tried: &[WorkerId], now: Tick) -> Verdict {
+        if self.is_among(tried) {
+            return Verdict::Tried;
+        }
+        self.reluctance(now)
+            .map_or(Verdict::Eligible, Verdict::Refused)
+    }
+
+    /// Why it would not take a call (E1, E8, E11).
     fn reluctance(&self, now: Tick) -> Option<Why> {
-        if self.endpoint.draining {
+        if self.drains() {
             return Some(Why::Draining);
+        }
+        if let Some(until) = self.bound.ejected {
+            let retry_after = until.since(now);
+            return Some(Why::Ejected { retry_after });
         }
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Some(Why::BreakersOpen { retry_after });
@@ -443,6 +532,10 @@ impl Why {
                 }
             }
             (open @ Self::BreakersOpen { .. }, _) | (_, open @ Self::BreakersOpen { .. }) => open,
+            (Self::Ejected { retry_after: a }, Self::Ejected { retry_after: b }) => Self::Ejected {
+                retry_after: a.min(b),
+            },
+            (ejected @ Self::Ejected { .. }, _) | (_, ejected @ Self::Ejected { .. }) => ejected,
             (_, other) => other,
         }
     }

@@ -8,8 +8,9 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
     Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
-    bindings::{Bindings, Bound},
+    bindings::{Bindings, Seat},
     limiter::Limiter,
+    orders::Bound,
     pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
@@ -20,6 +21,8 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
+    /// Keys that an order ties to a worker.
+    pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
     /// Whether workers came, went or changed, or keys, since waiting calls were last given their slots.
     pub(crate) moved: bool,
     pub(crate) bindings: Bindings,
@@ -55,22 +58,36 @@ pub(crate) struct Live {
     pub(crate) breaker: Breaker,
     /// Finds how many calls it can take, where its pool is one in which that is done.
     pub(crate) limiter: Option<Limiter>,
+    /// What orders say of it.
+    pub(crate) bound: Bound,
 }
 
 impl Live {
     /// How many calls whose answer has not begun it may have, where that is being found.
     fn limit(&self) -> Option<NonZeroU32> {
         let limiter = self.limiter.as_ref();
-        let limiter = limiter.filter(|_| self.endpoint.capacity.is_none());
+        let limiter = limiter.filter(|_| self.capacity().is_none());
         NonZeroU32::new(limiter?.limit())
     }
 
     /// Whether it serves as many calls as it can (E8).
     pub(crate) fn is_full(&self) -> bool {
-        match (self.endpoint.capacity, &self.limiter) {
+        match (self.capacity(), &self.limiter) {
             (Some(capacity), _) => self.in_flight >= capacity.get(),
             (None, Some(limiter)) => limiter.is_full(),
             (None, None) => false,
+        }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View {
+            endpoint: self.endpoint.clone(),
+            in_flight: self.in_flight,
+            capacity: self.capacity(),
+            draining: self.drains(),
+            ejected: self.bound.ejected,
+            breaker: self.breaker.snapshot(),
+            limit: self.limit(),
         }
     }
 
@@ -116,7 +133,7 @@ impl Pool {
             let WorkerId {
                 slot, incarnation, ..
             } = ticket.worker;
-            self.bindings.forget(tie.mark, Bound { slot, incarnation });
+            self.bindings.forget(tie.mark, Seat { slot, incarnation });
             self.moved = true;
         }
     }
@@ -153,6 +170,7 @@ impl Pool {
             in_flight: 0,
             breaker: Breaker::new(terms),
             limiter,
+            bound: Bound::default(),
         });
         // Whoever is gone again has to be asked for again.
         self.expected_until = None;
@@ -278,6 +296,21 @@ impl Pool {
             .is_some_and(|live| live.endpoint.draining)
     }
 
+    pub(crate) fn lives(&self) -> impl Iterator<Item = &Live> {
+        self.slots.values().filter_map(|place| place.live.as_ref())
+    }
+
+    pub(crate) fn lives_mut(&mut self) -> impl Iterator<Item = &mut Live> {
+        self.slots
+            .values_mut()
+            .filter_map(|place| place.live.as_mut())
+    }
+
+    pub(crate) fn incarnate_mut(&mut self, worker: &WorkerId) -> Option<&mut Live> {
+        let live = self.slots.get_mut(&worker.slot)?.live.as_mut()?;
+        (live.incarnation() == worker.incarnation).then_some(live)
+    }
+
     fn incarnate(&self, worker: &WorkerId) -> Option<&Live> {
         let live = self.slots.get(&worker.slot)?.live.as_ref()?;
         (live.incarnation() == worker.incarnation).then_some(live)
@@ -324,16 +357,7 @@ impl Pool {
     }
 
     pub(crate) fn views(pool: &Self) -> Vec<View> {
-        let view = |place: &Place| {
-            let live = place.live.as_ref()?;
-            Some(View {
-                endpoint: live.endpoint.clone(),
-                in_flight: live.in_flight,
-                breaker: live.breaker.snapshot(),
-                limit: live.limit(),
-            })
-        };
-        pool.slots.values().filter_map(view).collect()
+        pool.lives().map(Live::view).collect()
     }
 }
 
@@ -366,6 +390,8 @@ mod tests {
             let endpoint = Endpoint {
                 worker: worker.clone(),
                 address: Address::Unix("/w".into()),
+                tls: false,
+                node: None,
                 draining: false,
                 counted: false,
                 unordered: true,

@@ -88,6 +88,14 @@ pub(crate) struct Head {
     pub(crate) tried: Vec<WorkerId>,
 }
 
+/// Where a call may wait.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    slot: Option<Slot>,
+    /// One that loses its place to it.
+    instead_of: Option<Number>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     calls: BTreeMap<Number, Call>,
@@ -125,25 +133,32 @@ impl Waiting {
         }
     }
 
-    /// Lets call `number` wait, for the worker in `slot` alone where there is one, as one of at most `most`.
-    pub(crate) fn push(
-        &mut self,
-        number: Number,
-        ask: Ask,
+    /// Where a call may wait that comes now, for the worker in `slot` alone where there is one, as one of at most `most`.
+    pub(crate) fn may_wait(
+        &self,
+        ask: &Ask,
         slot: Option<Slot>,
         most: usize,
         now: Tick,
-    ) -> Result<(), Overload> {
+    ) -> Result<Place, Overload> {
         if let (None, Some(deadline)) = (slot, ask.deadline)
-            && let Some(expected) = self.pace.expected(self.free.before(&ask), now)
+            && let Some(expected) = self.pace.expected(self.free.before(ask), now)
             && now + expected > deadline
         {
             return Err(Overload::TooLate { expected });
         }
-        if self.calls.len() >= most {
-            let waiting = self.calls.len();
-            let less = self.yields_to(&ask);
-            let less = less.ok_or(Overload::Full { waiting })?;
+        let waiting = self.calls.len();
+        let instead_of = match waiting >= most {
+            true => Some(self.yields_to(ask).ok_or(Overload::Full { waiting })?),
+            false => None,
+        };
+        Ok(Place { slot, instead_of })
+    }
+
+    /// Lets call `number` wait where it may.
+    pub(crate) fn push(&mut self, number: Number, ask: Ask, place: Place) {
+        let Place { slot, instead_of } = place;
+        if let Some(less) = instead_of {
             self.remove(less);
             self.shed.push(less);
         }
@@ -151,7 +166,6 @@ impl Waiting {
         let of_party = self.parties.entry((ask.priority, ask.party.clone()));
         of_party.or_default().insert(number);
         self.calls.insert(number, Call { ask, slot });
-        Ok(())
     }
 
     /// A call that lost its place, to be told so.
@@ -383,8 +397,10 @@ impl Pace {
 
     /// How long a call waits that has so many before it; `None` where nothing was measured.
     fn expected(&self, before: usize, now: Tick) -> Option<Duration> {
-        let mean = self.mean?.max(now.since(self.last?));
+        let mean = self.mean?;
+        // A lull is not what every turn will take, but it may last as long again.
+        let lull = now.since(self.last?).saturating_sub(mean);
         let turns = u32::try_from(before + 1).unwrap_or(u32::MAX);
-        Some(mean.saturating_mul(turns))
+        Some(mean.saturating_mul(turns).saturating_add(lull))
     }
 }

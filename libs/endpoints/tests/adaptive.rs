@@ -36,6 +36,8 @@ fn set(capacity: Option<NonZeroU32>) -> Endpoints {
             capacity,
             weight: 0,
             standing: Standing::Near,
+            tls: false,
+            node: None,
         }],
         ..Update::default()
     });

@@ -1,4 +1,4 @@
-//! E11 over random histories: which incarnation has the state of a key.
+//! E13 over random histories: which incarnation has the state of a key.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -65,6 +65,8 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
             capacity: None,
             weight: 0,
             standing: Standing::Near,
+            tls: false,
+            node: None,
         }],
         ..Update::default()
     }
@@ -147,15 +149,15 @@ proptest! {
                         let is_gone = seat.incarnation > incarnation || seat.dead;
                         match &picked {
                             Ok(pick) => {
-                                prop_assert_eq!(pick.ticket.worker(), &worker(slot, incarnation), "E11");
+                                prop_assert_eq!(pick.ticket.worker(), &worker(slot, incarnation), "E13");
                             }
                             Err(why) if is_gone => {
                                 let incarnation = Incarnation(incarnation);
                                 let expected = Why::SessionGone { slot, incarnation };
-                                prop_assert_eq!(why, &Refusal::NoWorker(expected), "E11");
+                                prop_assert_eq!(why, &Refusal::NoWorker(expected), "E13");
                             }
                             Err(why) => {
-                                prop_assert!(!seat.lives || seat.drains, "E11 {:?} {:?}", why, seat);
+                                prop_assert!(!seat.lives || seat.drains, "E13 {:?} {:?}", why, seat);
                             }
                         }
                     }
@@ -163,7 +165,7 @@ proptest! {
                     let id = pick.ticket.worker().clone();
                     let at = (id.slot, id.incarnation.0);
                     let moved = before.is_some_and(|(slot, incarnation, _)| (slot, incarnation) != at);
-                    prop_assert_eq!(pick.ticket.has_moved(), moved, "E11");
+                    prop_assert_eq!(pick.ticket.has_moved(), moved, "E13");
                     let is_new = before.is_none_or(|(slot, incarnation, _)| (slot, incarnation) != at);
                     if sent {
                         pick.ticket.on_sent(now);

@@ -1,4 +1,4 @@
-//! E12: a pool's breaker and those of its workers over random histories.
+//! E14: a pool's breaker and those of its workers over random histories.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -55,6 +55,8 @@ fn set(workers: u32) -> Endpoints {
         capacity: None,
         weight: 0,
         standing: Standing::Near,
+        tls: false,
+        node: None,
     };
     set.apply_change(Update {
         upserts: (0..workers).map(endpoint).collect(),
@@ -133,7 +135,7 @@ proptest! {
                         Model::Open(_) => !again,
                         Model::Trying(trials, _) => trials >= OF_POOL.half_open_probes && !again,
                     };
-                    prop_assert_eq!(is_open, expected, "E12 {:?}", model);
+                    prop_assert_eq!(is_open, expected, "E14 {:?}", model);
                     let Ok(pick) = picked else { continue };
                     if again {
                         (model, round) = (Model::Trying(0, now), round + 1);

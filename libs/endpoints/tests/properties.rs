@@ -85,7 +85,9 @@ fn up(slot: u32, incarnation: u64, draining: bool) -> Update {
         upserts: vec![Endpoint {
             worker: worker(slot, incarnation),
             address,
+            node: None,
             draining,
+            tls: false,
             counted: !draining,
             unordered: false,
             capacity: None,

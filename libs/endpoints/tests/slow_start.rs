@@ -33,6 +33,8 @@ fn up(set: &mut Endpoints, slot: u32, draining: bool, now: Tick) {
             capacity: None,
             weight: 0,
             standing: Standing::Near,
+            tls: false,
+            node: None,
         }],
         ..Update::default()
     });

@@ -34,6 +34,8 @@ fn up(slot: u32, incarnation: u64, capacity: u32, draining: bool) -> Update {
                 incarnation: Incarnation(incarnation),
             },
             address: Address::Unix(format!("/w{slot}.{incarnation}").into()),
+            tls: false,
+            node: None,
             draining,
             counted: false,
             unordered: false,
@@ -430,6 +432,33 @@ fn a_call_whose_turn_would_come_too_late_is_refused_now() {
         calls.call(first, 0, at(21)).unwrap().is_some(),
         "its turn is the second"
     );
+}
+
+#[test]
+fn a_lull_is_reckoned_once_and_not_for_every_turn() {
+    let mut calls = busy();
+    for _ in 0..4 {
+        calls
+            .call(ask(Target::Any, 1, Priority::Normal), 0, at(1))
+            .unwrap();
+    }
+    for time in [11, 21] {
+        calls.end(0, at(time));
+    }
+    let within = |ms: u64| Ask {
+        deadline: Some(at(121 + ms)),
+        ..ask(Target::Any, 1, Priority::Normal)
+    };
+
+    let late = calls.call(within(119), 0, at(121));
+    let expected = Duration::from_millis(120);
+    let too_late = Refusal::Overloaded(Overload::TooLate { expected });
+    assert_eq!(
+        late,
+        Err(too_late),
+        "three turns of 10 ms, and 90 ms too long since the last"
+    );
+    assert!(calls.call(within(120), 0, at(121)).unwrap().is_some());
 }
 
 #[test]

@@ -18,5 +18,6 @@ mod runtime;
 pub mod serve;
 pub mod stop;
 pub mod telemetry;
+pub mod tls;
 
 pub use runtime::{RuntimeDirError, runtime_dir};

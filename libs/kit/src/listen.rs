@@ -4,16 +4,23 @@
 mod connection;
 mod socket;
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{future::ready, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures::{Stream as Items, stream};
+use futures::{Stream as Items, StreamExt as _, stream};
 use tether_types::Address;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 pub use connection::{Connection, Detached, Peer, Stream};
 
-use crate::network::{self, Accept};
+use crate::{
+    network::{self, Accept},
+    tls::Acceptor,
+};
+
+/// How many clients may be about to agree on TLS at a time, and how long each may take.
+const HANDSHAKES: usize = 100;
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Why an address cannot be listened at.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +85,8 @@ pub enum Listener {
     Unix(UnixListener),
     /// A port of a network that is not the machine's.
     Other(Box<dyn Accept>),
+    /// One of those, where TLS is spoken.
+    Tls(Box<Listener>, Arc<Acceptor>),
 }
 
 /// Whether one may listen at `address` at all; touches nothing.
@@ -131,6 +140,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(tcp),
             Self::Other(port) => port.local().map(tcp),
+            Self::Tls(listener, _) => listener.local_address(),
             Self::Unix(listener) => match listener.local_addr()?.as_pathname() {
                 Some(path) => Ok(Address::Unix(path.to_owned())),
                 None => Err(io::ErrorKind::NotFound.into()),
@@ -141,13 +151,32 @@ impl Listener {
     /// The connections as they come, for `serve_with_incoming_shutdown`; never ends. All of them fail
     /// once `cut` is cancelled. Dropping the stream closes the listener and removes its socket.
     pub fn incoming(self, cut: CancellationToken) -> impl Items<Item = io::Result<Connection>> {
-        stream::unfold((self, cut), |(listener, cut)| async {
-            let connection = Connection::new(listener.next().await, cut.clone());
-            Some((Ok(connection), (listener, cut)))
-        })
+        let tls = self.tls().cloned();
+        let accepted = stream::unfold(self, |listener| async {
+            Some((listener.next().await, listener))
+        });
+        let secured = accepted.map(move |stream| secured(stream, tls.clone()));
+        let connected = move |stream: Option<Stream>| {
+            ready(stream.map(|stream| Ok(Connection::new(stream, cut.clone()))))
+        };
+        secured.buffer_unordered(HANDSHAKES).filter_map(connected)
     }
 
-    /// The next connection, as it is.
+    /// With what TLS is spoken here, where it is: what comes out of `next` is to go through it.
+    pub fn tls(&self) -> Option<&Arc<Acceptor>> {
+        match self {
+            Self::Tls(_, acceptor) => Some(acceptor),
+            Self::Tcp(_) | Self::Unix(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// The same, with TLS.
+    #[must_use]
+    pub fn with_tls(self, acceptor: Arc<Acceptor>) -> Self {
+        Self::Tls(Box::new(self), acceptor)
+    }
+
+    /// The next connection, as it is: where TLS is spoken, before a word of that.
     pub async fn next(&self) -> Stream {
         loop {
             match self.accept().await {
@@ -171,6 +200,20 @@ impl Listener {
                 Ok(Stream::Tcp(stream))
             }
             Self::Other(port) => Ok(Stream::Other(port.accept().await?)),
+            Self::Tls(listener, _) => Box::pin(listener.accept()).await,
+        }
+    }
+}
+
+/// A connection with TLS, where that is to be; none where its client does not manage.
+async fn secured(stream: Stream, tls: Option<Arc<Acceptor>>) -> Option<Stream> {
+    let Some(tls) = tls else { return Some(stream) };
+    let accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
+    match accepted.unwrap_or_else(|late| Err(late.into())) {
+        Ok(stream) => Some(stream),
+        Err(error) => {
+            tracing::debug!(%error, "A client did not come to speak TLS");
+            None
         }
     }
 }

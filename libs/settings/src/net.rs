@@ -3,10 +3,14 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Deserializer, Serialize};
-use tether_kit::listen::{self, Listener};
+use tether_kit::{
+    listen::{self, Listener},
+    tls::{Acceptor, ServerFiles},
+};
 use tether_types::{Address, InvalidAddress};
 
 use crate::{At as _, Wrong};
@@ -14,8 +18,8 @@ use crate::{At as _, Wrong};
 /// The gateway's TCP port, where nothing else is said.
 const GATEWAY_TCP: &str = "127.0.0.1:7437";
 
-/// What can be set under `[listen]`: each service's addresses, `unix:/path` or `host:port`. A service
-/// that is not named listens on a unix socket in the runtime directory; the gateway also on
+/// What can be set under `[listen]`: each service's addresses, `unix:/path` or `host:port`, the gateway's also
+/// `https://host:port` where TLS is spoken. A service that is not named listens on a unix socket in the runtime directory; the gateway also on
 /// 127.0.0.1:7437.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -33,6 +37,8 @@ pub struct Listen {
     pub advertise_arbiter: Option<String>,
     /// Whether plain text is allowed on addresses that other machines can reach.
     pub insecure: bool,
+    /// The certificates of addresses that begin with `https://`.
+    pub tls: Option<ServerFiles>,
     /// The runtime directory: sockets and workers' directories; `/run/tether` for root.
     pub runtime_dir: Option<PathBuf>,
 }
@@ -121,8 +127,10 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
     for place in Place::ALL {
         let key = format!("listen.{}", place.word());
         for text in listen.of(place) {
-            let address: Address = text.parse().at(&key)?;
-            if here.contains(&place) {
+            let (address, tls) = read(text).at(&key)?;
+            if tls {
+                check_tls(listen, place, &address)?;
+            } else if here.contains(&place) {
                 listen::check(&address, listen.insecure).at(&key)?;
             }
         }
@@ -140,6 +148,35 @@ pub fn check_whereabouts(listen: &Listen, connect: &Connect, here: &[Place]) -> 
         if let Address::Tcp { port: 0, .. } = text.parse().at(key)? {
             return Err(Wrong::new(key, "nobody serves at port 0"));
         }
+    }
+    Ok(())
+}
+
+/// What an address of `[listen]` that is for TLS begins with.
+const TLS: &str = "https://";
+
+/// An address of `[listen]`, and whether TLS is spoken there.
+fn read(text: &str) -> Result<(Address, bool), InvalidAddress> {
+    match text.strip_prefix(TLS) {
+        Some(address) => Ok((address.parse()?, true)),
+        None => Ok((text.parse()?, false)),
+    }
+}
+
+fn check_tls(listen: &Listen, place: Place, address: &Address) -> Result<(), Wrong> {
+    let key = format!("listen.{}", place.word());
+    if place != Place::Gateway {
+        let why = "TLS is spoken by the gateway alone: leave out `https://`";
+        return Err(Wrong::new(key, why));
+    }
+    if matches!(address, Address::Unix(_)) {
+        let why =
+            "no TLS is spoken on a unix socket, which nobody can listen to: leave out `https://`";
+        return Err(Wrong::new(key, why));
+    }
+    if listen.tls.is_none() {
+        let why = "an address that begins with `https://` needs a certificate: set `certificate` and `key` under `[listen.tls]`";
+        return Err(Wrong::new(key, why).and("listen.tls"));
     }
     Ok(())
 }
@@ -190,14 +227,20 @@ impl Whereabouts {
     /// # Errors
     /// Says which address is none.
     pub fn listens(&self, place: Place) -> Result<Vec<Address>, InvalidAddress> {
+        let listens = self.listens_how(place)?.into_iter();
+        Ok(listens.map(|(address, _)| address).collect())
+    }
+
+    /// The same, with whether TLS is spoken there.
+    fn listens_how(&self, place: Place) -> Result<Vec<(Address, bool)>, InvalidAddress> {
         let set = self.listen.of(place);
         if !set.is_empty() {
-            return set.iter().map(|text| text.parse()).collect();
+            return set.iter().map(|text| read(text)).collect();
         }
         let socket = Address::Unix(self.runtime.join(format!("{}.sock", place.word())));
         Ok(match place {
-            Place::Gateway => vec![socket, GATEWAY_TCP.parse()?],
-            Place::Arbiter | Place::Discovery | Place::Agent => vec![socket],
+            Place::Gateway => vec![(socket, false), (GATEWAY_TCP.parse()?, false)],
+            Place::Arbiter | Place::Discovery | Place::Agent => vec![(socket, false)],
         })
     }
 
@@ -268,13 +311,24 @@ impl Whereabouts {
     /// # Errors
     /// Names the address, the cause and what to do.
     pub async fn bind(&self, place: Place) -> anyhow::Result<Vec<Listener>> {
-        let addresses = self.listens(place)?;
-        for address in &addresses {
-            listen::check(address, self.listen.insecure)?;
+        let addresses = self.listens_how(place)?;
+        for (address, tls) in &addresses {
+            listen::check(address, self.listen.insecure || *tls)?;
         }
+        let acceptor = match &self.listen.tls {
+            Some(files) if addresses.iter().any(|(_, tls)| *tls) => {
+                Some(Arc::new(Acceptor::new(files.clone(), "listen.tls")?))
+            }
+            _ => None,
+        };
         let mut listeners = Vec::new();
-        for address in addresses {
-            listeners.push(listen::bind(&address, self.listen.insecure).await?);
+        for (address, tls) in addresses {
+            let listener = listen::bind(&address, self.listen.insecure || tls).await?;
+            listeners.push(match (tls, &acceptor) {
+                (false, _) => listener,
+                (true, Some(acceptor)) => listener.with_tls(Arc::clone(acceptor)),
+                (true, None) => anyhow::bail!("`{TLS}{address}` needs `listen.tls`"),
+            });
         }
         Ok(listeners)
     }
@@ -410,5 +464,53 @@ mod tests {
         assert_eq!(advertised(&["10.0.0.1:1"], None).unwrap(), "10.0.0.1:1");
         assert_eq!(advertised(&everywhere, Some("a:1")).unwrap(), "a:1");
         assert_eq!(advertised(&[], None).unwrap(), "unix:/run/t/arbiter.sock");
+    }
+
+    #[tokio::test]
+    async fn an_address_with_tls_needs_a_certificate_and_is_the_gateways() {
+        let listen = |gateway: &str, arbiter: &str| Listen {
+            gateway: vec![gateway.into()],
+            arbiter: vec![arbiter.into()],
+            ..Listen::default()
+        };
+        let plain = "127.0.0.1:0";
+        let refused = |listen: &Listen| {
+            check_whereabouts(listen, &Connect::default(), &[Place::Gateway])
+                .err()
+                .map(|wrong| wrong.to_string())
+        };
+
+        for (listen, why) in [
+            (listen("https://0.0.0.0:0", plain), "`[listen.tls]`"),
+            (listen(plain, "https://0.0.0.0:0"), "by the gateway alone"),
+            (
+                listen("https://unix:/a", plain),
+                "no TLS is spoken on a unix socket",
+            ),
+        ] {
+            let said = refused(&listen).unwrap();
+            assert!(said.contains(why), "{said}");
+        }
+        let with = Listen {
+            tls: Some(ServerFiles {
+                certificate: "/none.pem".into(),
+                ..ServerFiles::default()
+            }),
+            runtime_dir: Some("/run/t".into()),
+            ..listen("https://0.0.0.0:0", plain)
+        };
+        assert_eq!(
+            refused(&with),
+            None,
+            "others can reach it, and it is not plain text"
+        );
+        let text = toml::to_string(&with).unwrap();
+        assert_eq!(toml::from_str::<Listen>(&text).unwrap().tls, with.tls);
+        let at = Whereabouts::new(&with, &Connect::default()).unwrap();
+        let wrong = at.bind(Place::Gateway).await.unwrap_err().to_string();
+        assert!(
+            wrong.starts_with("`listen.tls.certificate`: `/none.pem` cannot be read"),
+            "{wrong}"
+        );
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     deadline::Deadline,
     explain, fields,
     pump::{End, Pump},
+    record::{self, By},
     upload::Upload,
 };
 
@@ -55,6 +56,7 @@ impl Answer {
         };
         let head = Response::from_parts(self.head, ());
         let Some(mut rest) = self.rest else {
+            record::on_end(said.last(), By::Worker);
             client.head(head, true);
             return;
         };
@@ -64,13 +66,17 @@ impl Answer {
         let mut pump = Pump::answer(rest.stream, to, budget);
         let (call, upload) = (&mut rest.call, &mut rest.upload);
         let end = deadline.bound(poll_fn(|cx| exchange(cx, upload, &mut pump, call)));
+        let mut by = By::Gateway;
         let trailers = match end.await {
             Err(late) => {
                 call.on_code(DEADLINE_EXCEEDED);
                 of(call.got(late).into())
             }
             Ok(Ok(End::Over | End::Ended)) => match ending(&mut pump, call, said, deadline).await {
-                Ok(trailers) => trailers,
+                Ok(trailers) => {
+                    by = By::Worker;
+                    trailers
+                }
                 Err(status) => of(status),
             },
             Ok(Ok(End::Broken(error))) => of(Box::pin(call.broke(error, deadline)).await),
@@ -81,6 +87,8 @@ impl Answer {
             Ok(Ok(End::Refused)) => return,
             Ok(Err(status)) => of(status),
         };
+        let code = code_of(&trailers).unwrap_or_else(|| said.last());
+        record::on_end(code, by);
         let _ = match trailers.is_empty() {
             true => pump.to.send_data(Bytes::new(), true),
             false => pump.to.send_trailers(trailers),
@@ -96,7 +104,13 @@ fn exchange(
     call: &mut Call,
 ) -> Poll<Result<End, Status>> {
     if let Err(status) = call.poll_upload(cx, upload) {
-        return Poll::Ready(Err(status));
+        // One that goes breaks off both ways, and it is chance which of them is looked at first.
+        let is_gone = pump.to.poll_reset(cx).is_ready();
+        return Poll::Ready(if is_gone {
+            Ok(End::Refused)
+        } else {
+            Err(status)
+        });
     }
     pump.poll(cx, || call.on_message()).map(Ok)
 }
@@ -106,6 +120,14 @@ fn exchange(
 struct Said {
     status: StatusCode,
     code: Option<u32>,
+}
+
+impl Said {
+    /// The code of an answer that says no other later.
+    fn last(self) -> u32 {
+        self.code
+            .unwrap_or_else(|| code_without(self.status) as u32)
+    }
 }
 
 /// The trailers that a server ended its answer with, completed where it told no code at all.
@@ -135,7 +157,7 @@ async fn ending(
     if code.is_none() {
         add_status(&mut received, said.status);
     }
-    call.on_code(code.unwrap_or_else(|| code_without(said.status) as u32));
+    call.on_code(code.unwrap_or_else(|| said.last()));
     fields::keep_apart(&mut received);
     Ok(received)
 }

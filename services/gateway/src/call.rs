@@ -16,7 +16,7 @@ use crate::{
     answer,
     directory::Directory,
     explain::{self, Progress},
-    route,
+    record, route,
     slots::Slot,
     upload::Upload,
 };
@@ -60,6 +60,7 @@ impl Call {
         death_wait: Duration,
         limit: u32,
     ) -> Self {
+        record::on_worker(ticket.worker());
         Self::new(
             Server::Worker {
                 worker: ticket.worker().clone(),
@@ -152,6 +153,7 @@ impl Call {
         {
             *progress = Progress::SentUnknown;
             ticket.on_sent(BootClock.now());
+            record::on_progress(Progress::SentUnknown);
         }
     }
 
@@ -165,6 +167,7 @@ impl Call {
         } = &mut self.server
         {
             *progress = Progress::Started;
+            record::on_progress(Progress::Started);
             if let Some(ticket) = ticket {
                 // One that is refused out of hand says nothing of how long the work takes.
                 let counts = answer::code_of(headers).is_none_or(|code| code == 0);
@@ -303,6 +306,7 @@ impl Call {
         &mut self,
         error: h2::Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
+        record::on_progress(Progress::Refused);
         // It is full, or about to go: no fault of it.
         self.on_outcome(Outcome::Silent);
         let source = self.source();

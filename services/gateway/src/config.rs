@@ -1,13 +1,17 @@
 //! The part of the configuration that the gateway owns.
 
+mod control;
+
 use std::{num::NonZeroU32, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::{Keeping, Outlook};
-use tether_kit::config::duration;
+use tether_kit::{config::duration, tls::ClientFiles};
 
 use crate::{methods::Methods, pool_breaker::PoolBreaker, pools::Pools};
+
+pub use control::{Control, control_of};
 
 /// How a gateway behaves. Every duration carries its unit: `"30s"`, `"500ms"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,10 +58,15 @@ pub struct Config {
     pub affinity: Keys,
     /// How single pools are treated.
     pub pools: Pools,
+    /// Where orders of people on call are taken.
+    pub control: Control,
     /// How many calls may be made again that a worker may have seen.
     pub retries: Retries,
     /// What may be done with calls of single methods.
     pub methods: Methods,
+    /// Whom the gateway trusts, and what it shows, where workers speak TLS (protocol `grpcs`); none of those is called
+    /// where this is not set.
+    pub worker_tls: Option<ClientFiles>,
 }
 
 /// How calls wait while every worker of their pool serves as many as it can.
@@ -178,8 +187,10 @@ impl Default for Config {
             pool_breaker: PoolBreaker::default(),
             affinity: Keys::default(),
             pools: Pools::default(),
+            control: Control::default(),
             retries: Retries::default(),
             methods: Methods::default(),
+            worker_tls: None,
         }
     }
 }
@@ -284,6 +295,10 @@ mod tests {
 
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
         assert_eq!(toml::from_str::<Config>("").unwrap(), config);
+        let whole = "worker_tls = { ca = '/ca.pem' }\n[methods.'/a.B/*']\nidempotent = true\n[retries]\npercent = 5";
+        let whole: Config = toml::from_str(whole).unwrap();
+        let text = toml::to_string(&whole).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), whole);
     }
 
     #[test]

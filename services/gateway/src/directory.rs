@@ -29,6 +29,10 @@ pub(crate) struct Directory {
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
     counted: Notify,
+    /// Counts what happens to workers and calls while somebody watches.
+    pub(crate) moves: watch::Sender<u64>,
+    /// Counts orders that were given.
+    pub(crate) ordered: watch::Sender<u64>,
     links: Vec<Arc<Links>>,
 }
 
@@ -43,6 +47,7 @@ pub(crate) struct Known {
 pub(crate) struct Chosen {
     pub(crate) ticket: Ticket,
     pub(crate) address: Address,
+    pub(crate) tls: bool,
 }
 
 /// Whether a call may go on.
@@ -69,6 +74,8 @@ impl Directory {
             }),
             told: watch::Sender::new(0),
             counted: Notify::new(),
+            moves: watch::Sender::new(0),
+            ordered: watch::Sender::new(0),
             links,
         }
     }
@@ -89,10 +96,10 @@ impl Directory {
                     links.remove(&worker, died);
                 }
             }
-            let Known { endpoints, waiters } = &mut *known;
-            waiters.settle_all(endpoints);
+            known.settle_all();
         }
         self.told.send_modify(|count| *count += 1);
+        self.moved();
         if counts {
             self.counted.notify_one();
         }
@@ -106,6 +113,11 @@ impl Directory {
     /// Whether discovery has told anything.
     pub(crate) fn is_informed(&self) -> bool {
         self.lock().endpoints.has_heard()
+    }
+
+    /// How long calls of a pool wait, where that is ordered.
+    fn ordered_wait(&self, pool: &PoolName) -> Option<Duration> {
+        self.lock().endpoints.ordered_wait(pool)
     }
 
     /// Waits for discovery's first word.
@@ -122,9 +134,12 @@ impl Directory {
         ask: &Ask,
         wait: Duration,
     ) -> Word {
-        match self.choose_or_wait(pool, ask)? {
+        let turn = self.choose_or_wait(pool, ask);
+        self.moved();
+        match turn? {
             Turn::Now(chosen) => Ok(chosen),
             Turn::Waits(mut place) => {
+                let wait = self.ordered_wait(pool).unwrap_or(wait);
                 let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
                 told.await.unwrap_or_else(|_| {
                     let endpoints = &mut self.lock().endpoints;
@@ -215,6 +230,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_code(ticket, code, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// It is known what a call says about its worker.
@@ -222,6 +239,8 @@ impl Directory {
         let mut known = self.lock();
         known.endpoints.on_outcome(ticket, outcome, BootClock.now());
         known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
     }
 
     /// Nobody waits any more for the answer to a call.
@@ -272,6 +291,7 @@ impl Directory {
             known.settle(&pool);
             counted
         };
+        self.moved();
         if counted {
             self.counted.notify_one();
         }
@@ -313,12 +333,25 @@ impl Directory {
         tokio::time::timeout(within, word).await.ok().flatten()
     }
 
+    /// Something happened that whoever watches may want to see. Costs next to nothing while nobody does.
+    pub(crate) fn moved(&self) {
+        if self.moves.receiver_count() > 0 {
+            self.moves.send_modify(|count| *count += 1);
+        }
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
+    /// Something is known of all pools.
+    pub(crate) fn settle_all(&mut self) {
+        let Self { endpoints, waiters } = self;
+        waiters.settle_all(endpoints);
+    }
+
     /// A call of this pool is over, or something is known of a worker.
     fn settle(&mut self, pool: &PoolName) {
         let Self { endpoints, waiters } = self;
@@ -331,6 +364,7 @@ impl From<Pick> for Chosen {
         Self {
             ticket: pick.ticket,
             address: pick.address,
+            tls: pick.tls,
         }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) enum Progress {
 }
 
 impl Progress {
-    const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::NeverSent => "never_sent",
             Self::Refused => "refused",
@@ -131,7 +131,7 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
         }
         Why::Draining => {
             let text = format!(
-                "{whom}: it is draining and takes no new calls; `tether ps` shows when it is back"
+                "{whom}: it is draining and takes no new calls; `tether ps` shows when it is back, and `tether gateway orders` whether somebody has ordered it here"
             );
             Failure::new(Reason::Draining, text).retry_after(RETRY)
         }
@@ -149,6 +149,13 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
         Why::PoolBreakerOpen { retry_after } => {
             let text = format!(
                 "calls to pool `{pool}` failed too often, whichever of its workers had them, and it is left alone for another {:.1} s; `tether logs {pool}/SLOT` shows what a worker said",
+                retry_after.as_secs_f64()
+            );
+            Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
+        }
+        Why::Ejected { retry_after } => {
+            let text = format!(
+                "{whom}: somebody has ordered this gateway to leave it alone for another {:.1} s; `tether gateway orders` shows who and why, `tether gateway restore` undoes it",
                 retry_after.as_secs_f64()
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)

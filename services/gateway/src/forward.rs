@@ -11,7 +11,7 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tether_endpoints::{Ask, Party, Session, Target};
+use tether_endpoints::{Session, Target};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -34,6 +34,7 @@ use crate::{
     own::OwnServices,
     owners::{Acting, Owners},
     pump::Source,
+    record::{self, By, Tail},
     repeat::{self, Last, Tries},
     route::{self, Destination, Route},
     slots::Sender,
@@ -64,6 +65,7 @@ pub(crate) struct Forwarder {
     pub(crate) owners: Arc<Owners>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) budget: Budget,
+    pub(crate) tail: Tail,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -71,6 +73,15 @@ pub(crate) struct Forwarder {
 impl Forwarder {
     /// Answers a call that came over a connection of this number, one way or the other.
     pub(crate) async fn serve(
+        &self,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        connection: u64,
+    ) {
+        record::keep(self.answer(request, respond, connection)).await;
+    }
+
+    async fn answer(
         &self,
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -86,6 +97,9 @@ impl Forwarder {
         if plan.route == Route::Own {
             let request = Request::from_parts(head, Messages(body));
             return Box::pin(self.answer_itself(request, client)).await;
+        }
+        if let Route::Worker(to) = &plan.route {
+            self.tail.begin(&head.uri, to);
         }
         let answer = pin!(async {
             match plan.route {
@@ -106,7 +120,10 @@ impl Forwarder {
         match client.unless_gone(answer).await {
             None => {}
             Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()).await,
-            Some(Err(status)) => client.refuse(status),
+            Some(Err(status)) => {
+                record::on_end(status.code() as u32, By::Gateway);
+                client.refuse(status);
+            }
         }
     }
 
@@ -121,7 +138,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// Where it has done so before.
-    fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
+    pub(crate) fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
         let mut through = head.headers.get_all(route::VIA).iter();
         if through.any(|word| *word == self.own_word) {
             return Err(explain::came_back(pool));
@@ -224,25 +241,9 @@ impl Forwarder {
         mut source: Source,
         deadline: Deadline,
     ) -> Result<Answer, Status> {
-        let Destination {
-            pool,
-            target,
-            priority,
-            affinity,
-            session,
-        } = to;
-        // Whoever names an owner and no session of it may be anybody.
-        let party = match &session {
-            Some(session) => Party::Owner(session.owner.clone()),
-            None => Party::Connection(connection),
-        };
-        let mut ask = Ask {
-            target,
-            tried: Vec::new(),
-            party,
-            priority,
-            deadline: deadline.on_boot(),
-        };
+        let pool = to.pool.clone();
+        let (session, affinity) = (to.session.clone(), to.affinity);
+        let mut ask = to.ask(connection, deadline.on_boot());
         let rule = self.config.methods.rule(&pool, head.uri.path()).cloned();
         if ask.target == Target::Any
             && let Some(affinity_rule) = rule.as_ref().and_then(|rule| rule.affinity.as_ref())
@@ -383,8 +384,12 @@ impl Forwarder {
 
     /// A call to the worker that was chosen for it, and the connection to that one.
     pub(crate) fn call(&self, chosen: Chosen, attempt: u32, limit: u32) -> (Call, Arc<Upstream>) {
-        let Chosen { ticket, address } = chosen;
-        let upstream = self.links.to(ticket.worker(), address);
+        let Chosen {
+            ticket,
+            address,
+            tls,
+        } = chosen;
+        let upstream = self.links.to(ticket.worker(), address, tls);
         // Whoever let go of it in this moment could not know this link.
         if !self.directory.is_alive(ticket.worker()) {
             self.links.remove(ticket.worker(), true);
@@ -446,7 +451,7 @@ impl Forwarder {
         source: Source,
         deadline: Deadline,
     ) -> Result<Attempt, Failed> {
-        let request = outgoing(head, deadline).map_err(Failed::Said)?;
+        let request = outgoing(head, deadline, sender.scheme.clone()).map_err(Failed::Said)?;
         Attempt::begin(sender, call, request, source, self.budget.clone())
     }
 }
@@ -458,7 +463,7 @@ fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
 }
 
 /// The head of a call as the server gets it. What speaks of one connection alone HTTP/2 has refused already.
-fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
+fn outgoing(head: Parts, deadline: Deadline, scheme: Scheme) -> Result<Request<()>, Status> {
     let mut headers = head.headers;
     headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
@@ -467,7 +472,7 @@ fn outgoing(head: Parts, deadline: Deadline) -> Result<Request<()>, Status> {
     }
     fields::keep_apart(&mut headers);
     let mut uri = head.uri.into_parts();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(scheme);
     uri.authority
         .get_or_insert(Authority::from_static(AUTHORITY));
     let uri = Uri::from_parts(uri).map_err(|error| {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use tether_kit::tls::HANDSHAKE;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 /// What every HTTP/2 connection begins with, and no other.
@@ -29,6 +30,9 @@ where
         }
         let to_see = HTTP2.len().min(first.len());
         if first[so_far..to_see] != HTTP2[so_far..to_see] {
+            if first[0] == HANDSHAKE {
+                tracing::warn!("A client spoke TLS where plain text is spoken");
+            }
             stream.write_all(refusal().as_bytes()).await?;
             stream.shutdown().await?;
             return Ok(None);

@@ -49,7 +49,9 @@ impl Forwarder {
             Ok(Ok(polled)) => return first.end(polled, deadline, true),
             Ok(Err(_)) => {}
         }
-        let Some((call, upstream, source)) = self.second(&first, at.pool, at.ask) else {
+        let may = at.tries.made() < self.config.max_attempts.get();
+        let second = may.then(|| self.second(&first, at.pool, at.ask)).flatten();
+        let Some((call, upstream, source)) = second else {
             return first.answer(deadline, true).await;
         };
         if let Some((worker, _)) = call.at() {

@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use tether_kit::listen::{Detached, Stream};
+use tether_kit::{
+    listen::{Detached, Stream},
+    tls::Acceptor,
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
@@ -19,10 +22,13 @@ use crate::{
     server::{self, Ending},
 };
 
+/// A connection, with what TLS is spoken over it, and its number.
+type Taken = (Detached, Option<Arc<Acceptor>>, u64);
+
 /// Serves connections on lanes, or where it is called when there are none.
 pub(crate) struct Lanes {
     here: Arc<Forwarder>,
-    lanes: Vec<mpsc::UnboundedSender<(Detached, u64)>>,
+    lanes: Vec<mpsc::UnboundedSender<Taken>>,
     connections: TaskTracker,
     ending: Ending,
     /// How many connections have come so far.
@@ -67,18 +73,18 @@ impl Lanes {
     }
 
     /// Serves a connection, on the lane whose turn it is: a BEAM has few connections, and they last.
-    pub(crate) fn serve(&self, stream: Stream) {
+    pub(crate) fn serve(&self, stream: Stream, tls: Option<Arc<Acceptor>>) {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         if self.lanes.is_empty() {
-            let serving =
-                server::serve(stream, number, Arc::clone(&self.here), self.ending.clone());
+            let here = Arc::clone(&self.here);
+            let serving = server::serve(stream, tls, number, here, self.ending.clone());
             self.connections.spawn(serving);
             return;
         }
         let turn = usize::try_from(number).unwrap_or(0) % self.lanes.len();
         match stream.detach() {
             // A lane takes connections for as long as this is here.
-            Ok(stream) => drop(self.lanes[turn].send((stream, number))),
+            Ok(stream) => drop(self.lanes[turn].send((stream, tls, number))),
             Err(error) => tracing::warn!(%error, "A connection could not be given to a lane"),
         }
     }
@@ -86,15 +92,16 @@ impl Lanes {
 
 /// Serves what comes until nothing more can.
 async fn run(
-    mut streams: mpsc::UnboundedReceiver<(Detached, u64)>,
+    mut streams: mpsc::UnboundedReceiver<Taken>,
     forwarder: Arc<Forwarder>,
     connections: TaskTracker,
     ending: Ending,
 ) {
-    while let Some((stream, number)) = streams.recv().await {
+    while let Some((stream, tls, number)) = streams.recv().await {
         match stream.attach() {
             Ok(stream) => {
-                let serving = server::serve(stream, number, Arc::clone(&forwarder), ending.clone());
+                let forwarder = Arc::clone(&forwarder);
+                let serving = server::serve(stream, tls, number, forwarder, ending.clone());
                 connections.spawn(serving);
             }
             Err(error) => tracing::warn!(%error, "A connection could not be taken by a lane"),

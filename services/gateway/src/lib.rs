@@ -8,8 +8,8 @@
 //!   discovery --watch--> directory: endpoints, breakers, connections
 //! ```
 //!
-//! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages, trailers, deadlines, cancellation and backpressure pass
-//! through in both directions; a call whose worker dies ends with real trailers that name the cause
+//! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages,
+//! trailers, deadlines, cancellation and backpressure pass through in both directions; a call whose worker dies ends with real trailers that name the cause
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
 //! told the arbiter, and which of them served an affinity key last.
 
@@ -21,6 +21,7 @@ mod budget;
 mod call;
 mod client;
 mod config;
+mod control;
 mod counts;
 mod deadline;
 mod directory;
@@ -39,6 +40,7 @@ mod owners;
 mod pool_breaker;
 mod pools;
 mod pump;
+mod record;
 mod repeat;
 mod route;
 mod server;
@@ -58,11 +60,15 @@ use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use affinity::{AffinityFrom, AffinityRule};
-pub use config::{Breaker, Config, Keys, Queue, Retries, WhenStale};
+pub use config::{Breaker, Config, Control, Keys, Queue, Retries, WhenStale, control_of};
 pub use methods::{MethodRule, Methods};
 pub use pool_breaker::PoolBreaker;
 pub use pools::{PoolRule, Pools};
 pub use tether_kit::listen::Listener;
+use tether_kit::{
+    serve::Server,
+    tls::{self, Connector},
+};
 
 use arbiters::Arbiters;
 use budget::Budget;
@@ -72,17 +78,24 @@ use lanes::Lanes;
 use links::Links;
 use own::OwnServices;
 use owners::Owners;
+use record::Tail;
 use upstream::Upstream;
 use wake::Wake;
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long orders under way may take to be answered at the end.
+const CONTROL_DRAIN: Duration = Duration::from_secs(1);
+
 /// A gateway, ready to serve.
 pub struct Gateway {
     forwarder: Forwarder,
+    control: Option<Listener>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
+    /// Certificates that cannot be used.
+    wrong: Option<tls::Error>,
 }
 
 impl Gateway {
@@ -108,7 +121,13 @@ impl Gateway {
         arbiters: Vec<Address>,
         discovery: Address,
     ) -> Self {
-        let links = || Arc::new(Links::new(config.connect_timeout));
+        let files = config.worker_tls.clone();
+        let tls = files.map(|files| Connector::new(files, "gateway.worker_tls"));
+        let (tls, wrong) = match tls.transpose() {
+            Ok(tls) => (tls.map(Arc::new), None),
+            Err(wrong) => (None, Some(wrong)),
+        };
+        let links = || Arc::new(Links::new(config.connect_timeout, tls.clone()));
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
@@ -128,24 +147,42 @@ impl Gateway {
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
+                tail: Tail::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             },
             lanes,
+            wrong,
+            control: None,
         }
+    }
+
+    /// Takes orders on `listener`, where there is one.
+    #[must_use]
+    pub fn controlled_at(mut self, listener: Option<Listener>) -> Self {
+        self.control = listener;
+        self
     }
 
     /// Takes calls on `listeners` until told to stop; then takes no more, and ends when the calls
     /// under way have, or after the configured drain time.
     ///
     /// # Errors
-    /// When it stopped without being told to.
+    /// When its certificates cannot be used, or it stopped without being told to.
     pub async fn serve(
         self,
         listeners: Vec<Listener>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { forwarder, lanes } = self;
+        let Self {
+            forwarder,
+            lanes,
+            control,
+            wrong,
+        } = self;
+        if let Some(wrong) = wrong {
+            return Err(wrong.into());
+        }
         let on_lane = |links| Forwarder {
             links,
             ..forwarder.clone()
@@ -157,7 +194,10 @@ impl Gateway {
         background.spawn(watch::follow(
             forwarder.discovery.address().clone(),
             forwarder.config.connect_timeout,
-            forwarder.config.zone.clone(),
+            watch::Terms {
+                zone: forwarder.config.zone.clone(),
+                tls: forwarder.config.worker_tls.is_some(),
+            },
             Arc::clone(&forwarder.directory),
         ));
         background.spawn(counts::report(
@@ -177,6 +217,14 @@ impl Gateway {
         let connections = TaskTracker::new();
         let ending = server::Ending::default();
         let here = Arc::clone(&forwarder);
+        let over = CancellationToken::new();
+        let control = control.map(|listener| {
+            let control =
+                control::Control::new(Arc::clone(&forwarder), ending.notice.clone(), over.clone());
+            background.spawn(control.clone().expire());
+            let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
+            tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
+        });
         let lanes = Lanes::start(here, on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(
@@ -193,6 +241,7 @@ impl Gateway {
             }
         }
         forwarder.own.set_serving(false).await;
+        ending.notice.cancel();
         ending.drain.cancel();
         connections.close();
         let drain = forwarder.config.drain;
@@ -208,6 +257,10 @@ impl Gateway {
             );
             ending.close.cancel();
             connections.wait().await;
+        }
+        over.cancel();
+        if let Some(control) = control {
+            control.await??;
         }
         Ok(())
     }

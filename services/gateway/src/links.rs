@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use tether_kit::tls::Connector;
 use tether_types::{Address, WorkerId};
 
 use crate::upstream::Upstream;
@@ -15,26 +16,33 @@ use crate::upstream::Upstream;
 pub(crate) struct Links {
     upstreams: Mutex<HashMap<WorkerId, Arc<Upstream>>>,
     connect_timeout: Duration,
+    /// For workers that speak TLS, where the gateway does to them.
+    tls: Option<Arc<Connector>>,
 }
 
 impl Links {
-    pub(crate) fn new(connect_timeout: Duration) -> Self {
+    pub(crate) fn new(connect_timeout: Duration, tls: Option<Arc<Connector>>) -> Self {
         Self {
             upstreams: Mutex::default(),
             connect_timeout,
+            tls,
         }
     }
 
-    /// The connection to a worker that listens at `address` now.
-    pub(crate) fn to(&self, worker: &WorkerId, address: Address) -> Arc<Upstream> {
+    /// The connection to a worker that listens at `address` now, with TLS or without.
+    pub(crate) fn to(&self, worker: &WorkerId, address: Address, tls: bool) -> Arc<Upstream> {
         let mut upstreams = self
             .upstreams
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let known = upstreams.get(worker);
-        let known = known.filter(|upstream| *upstream.address() == address);
+        let tls = self.tls.as_ref().filter(|_| tls);
+        let known = known.filter(|upstream| {
+            *upstream.address() == address && upstream.is_tls() == tls.is_some()
+        });
         known.cloned().unwrap_or_else(|| {
-            let upstream = Arc::new(Upstream::new(address, self.connect_timeout));
+            let upstream = Upstream::new(address, self.connect_timeout).with_tls(tls.cloned());
+            let upstream = Arc::new(upstream);
             upstreams.insert(worker.clone(), Arc::clone(&upstream));
             upstream
         })

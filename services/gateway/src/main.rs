@@ -27,6 +27,7 @@ struct Settings {
 impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Gateway])?;
+        self.gateway.control.check()?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)
     }
 }
@@ -38,8 +39,14 @@ fn main() -> ExitCode {
         |settings: Settings, _, stop| async move {
             let at = Whereabouts::new(&settings.listen, &settings.connect)?;
             let listeners = at.bind(Place::Gateway).await?;
+            let control = settings
+                .gateway
+                .control
+                .bind(&at.listens(Place::Gateway)?)
+                .await?;
             let gateway =
-                Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);
+                Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
+                    .controlled_at(control);
             tracing::info!("Gateway serves");
             gateway.serve(listeners, stop).await
         },

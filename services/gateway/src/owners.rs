@@ -133,6 +133,13 @@ impl Owners {
 
     /// Lets a call go on that is made in the name of a session which holds.
     pub(crate) async fn admit(&self, acting: &Acting) -> Result<(), Failure> {
+        let admitted = self.decide(acting).await;
+        note(|| on_record(acting, admitted.is_ok()));
+        admitted
+    }
+
+    /// Whether a call would go on.
+    pub(crate) async fn decide(&self, acting: &Acting) -> Result<(), Failure> {
         let mut table = self.table.subscribe();
         let decided = async {
             loop {
@@ -155,14 +162,12 @@ impl Owners {
             let table = self.table.borrow();
             table.standing(acting, self.oldest, BootClock.now())
         });
-        let admitted = match (standing, self.when_stale) {
+        match (standing, self.when_stale) {
             (Standing::Holds, _) | (Standing::Stale(_), WhenStale::Allow) => Ok(()),
             (Standing::Fenced(by), _) => Err(fenced(acting, by)),
             (Standing::Over | Standing::Ahead, _) => Err(over(acting)),
             (Standing::Stale(age), WhenStale::Refuse) => Err(stale(acting, age)),
-        };
-        note(|| on_record(acting, admitted.is_ok()));
-        admitted
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where a call goes: decided from its path and its metadata alone.
 
 use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
-use tether_endpoints::{Affinity, Priority, Session, Target};
+use tether_clock::Tick;
+use tether_endpoints::{Affinity, Ask, Party, Priority, Session, Target};
 use tether_proto::Failure;
 use tether_types::{Epoch, OwnerName, PoolName, WorkerId};
 
@@ -78,8 +79,28 @@ pub(crate) struct Destination {
     pub(crate) priority: Priority,
     /// What it says of how closely it is tied to the worker of its key.
     pub(crate) affinity: Option<Affinity>,
-    /// In which session of which owner it is made, where it says.
+    /// Whose call it is, where it says.
+    pub(crate) owner: Option<OwnerName>,
+    /// In which session of that owner it is made, where it says.
     pub(crate) session: Option<Arc<Session>>,
+}
+
+impl Destination {
+    /// What a call asks of its pool that came over a connection of this number.
+    pub(crate) fn ask(self, connection: u64, deadline: Option<Tick>) -> Ask {
+        // Whoever names an owner and no session of it may be anybody.
+        let party = match &self.session {
+            Some(session) => Party::Owner(session.owner.clone()),
+            None => Party::Connection(connection),
+        };
+        Ask {
+            target: self.target,
+            tried: Vec::new(),
+            party,
+            priority: self.priority,
+            deadline,
+        }
+    }
 }
 
 /// What a call's head says.
@@ -126,7 +147,10 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
 }
 
 /// The session in whose name a call is made. An owner without an epoch says nothing that could be over.
-fn session(headers: &HeaderMap, owner: Option<OwnerName>) -> Result<Option<Arc<Session>>, Failure> {
+fn session(
+    headers: &HeaderMap,
+    owner: Option<&OwnerName>,
+) -> Result<Option<Arc<Session>>, Failure> {
     let Some(text) = single(headers, EPOCH, "17")? else {
         return Ok(None);
     };
@@ -135,7 +159,7 @@ fn session(headers: &HeaderMap, owner: Option<OwnerName>) -> Result<Option<Arc<S
         Ok(epoch) if epoch > 0 => Epoch(epoch),
         _ => return Err(refuse(EPOCH, text, "it is not a number from 1", "17")),
     };
-    let Some(owner) = owner else {
+    let Some(owner) = owner.cloned() else {
         let why = "it says nothing without `tether-owner` beside it";
         return Err(refuse(EPOCH, text, why, "17"));
     };
@@ -217,7 +241,8 @@ fn worth(headers: &HeaderMap, pool: PoolName, target: Target) -> Result<Destinat
         target,
         priority: word(headers, PRIORITY, &PRIORITIES)?.unwrap_or_default(),
         affinity: word(headers, AFFINITY_MODE, &AFFINITIES)?,
-        session: session(headers, owner)?,
+        session: session(headers, owner.as_ref())?,
+        owner,
     })
 }
 
@@ -286,6 +311,7 @@ mod tests {
             target,
             priority: Priority::Normal,
             affinity: None,
+            owner: None,
             session: None,
         })
     }

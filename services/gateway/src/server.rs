@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::server::Connection;
-use tether_kit::listen::{Listener, Stream};
+use tether_kit::{
+    listen::{Listener, Stream},
+    tls::Acceptor,
+};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,8 @@ const GREETING: Duration = Duration::from_secs(10);
 /// What tells connections to end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ending {
+    /// Whoever watches is to know that it drains.
+    pub(crate) notice: CancellationToken,
     /// Take no new calls, finish those under way.
     pub(crate) drain: CancellationToken,
     /// End now.
@@ -36,14 +41,24 @@ pub(crate) struct Ending {
 /// Accepts connections until told to drain.
 pub(crate) async fn accept(listener: Listener, lanes: Arc<Lanes>, drain: CancellationToken) {
     while let Some(stream) = drain.run_until_cancelled(listener.next()).await {
-        lanes.serve(stream);
+        lanes.serve(stream, listener.tls().cloned());
     }
 }
 
 /// Serves a connection until its client leaves, or for as long as `ending` lets it.
-pub(crate) async fn serve(stream: Stream, number: u64, forwarder: Arc<Forwarder>, ending: Ending) {
+pub(crate) async fn serve(
+    stream: Stream,
+    tls: Option<Arc<Acceptor>>,
+    number: u64,
+    forwarder: Arc<Forwarder>,
+    ending: Ending,
+) {
     let serving = async {
         let greeted = async {
+            let stream = match tls {
+                None => stream,
+                Some(tls) => Box::pin(tls.accept(stream)).await?,
+            };
             match greet(stream).await? {
                 Some(stream) => Ok(Some(settings().handshake(stream).await?)),
                 None => anyhow::Ok(None),

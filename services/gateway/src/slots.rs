@@ -11,16 +11,18 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::uri::Scheme;
 use tokio::sync::Notify;
 
 /// How often those who wait look again: the other side may take more at once than before, and nothing tells.
 const SELDOM: Duration = Duration::from_secs(1);
 
 /// What is under way over a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Slots {
     taken: AtomicUsize,
     freed: Notify,
+    scheme: Scheme,
 }
 
 /// A place for one call, until this is dropped.
@@ -32,6 +34,8 @@ pub(crate) struct Slot(Arc<Slots>);
 pub(crate) struct Sender {
     pub(crate) h2: SendRequest<Bytes>,
     pub(crate) slot: Slot,
+    /// How requests say whether it is secure.
+    pub(crate) scheme: Scheme,
 }
 
 /// Held by the connection: those who wait hear of its end.
@@ -39,6 +43,18 @@ pub(crate) struct Sender {
 pub(crate) struct Open(pub(crate) Arc<Slots>);
 
 impl Slots {
+    /// Of a connection with TLS or without.
+    pub(crate) fn new(tls: bool) -> Self {
+        Self {
+            taken: AtomicUsize::new(0),
+            freed: Notify::new(),
+            scheme: match tls {
+                true => Scheme::HTTPS,
+                false => Scheme::HTTP,
+            },
+        }
+    }
+
     /// Waits for a place. Fails when the connection broke or the other side said goodbye.
     pub(crate) async fn take(
         self: Arc<Self>,
@@ -48,7 +64,11 @@ impl Slots {
         loop {
             let freed = self.freed.notified();
             if let Some(slot) = self.try_take(sender.current_max_send_streams()) {
-                return Ok(Sender { h2: sender, slot });
+                return Ok(Sender {
+                    h2: sender,
+                    slot,
+                    scheme: self.scheme.clone(),
+                });
             }
             // Each time it is woken it looks whether the connection stands.
             let _ = Box::pin(tokio::time::timeout(SELDOM, freed)).await;

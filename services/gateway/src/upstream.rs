@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use tether_kit::tls::Connector;
 use tether_types::Address;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -47,6 +48,8 @@ pub(crate) enum Error {
 #[derive(Debug)]
 pub(crate) struct Upstream {
     address: Address,
+    /// Where TLS is spoken.
+    tls: Option<Arc<Connector>>,
     connect_timeout: Duration,
     link: Mutex<Link>,
     /// Held while connecting, so that a burst of first calls opens one connection; when and why the last attempt failed.
@@ -68,10 +71,20 @@ impl Upstream {
     pub(crate) fn new(address: Address, connect_timeout: Duration) -> Self {
         Self {
             address,
+            tls: None,
             connect_timeout,
             link: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// One with TLS, or without.
+    pub(crate) fn with_tls(self, tls: Option<Arc<Connector>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -136,8 +149,12 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Connected, Error> {
-        self.start(tether_kit::channel::dial(&self.address).await?)
-            .await
+        let stream = tether_kit::channel::dial(&self.address).await?;
+        let stream = match &self.tls {
+            None => stream,
+            Some(tls) => Box::pin(tls.connect(stream, &self.address)).await?,
+        };
+        self.start(stream).await
     }
 
     async fn start<S>(&self, stream: S) -> Result<Connected, Error>
@@ -145,7 +162,7 @@ impl Upstream {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (sender, connection) = settings().handshake(stream).await?;
-        let slots = Arc::new(Slots::default());
+        let slots = Arc::new(Slots::new(self.tls.is_some()));
         let open = Open(Arc::clone(&slots));
         {
             let mut link = self.lock();

@@ -12,7 +12,7 @@ use tether_proto::{
         discovery_service_client::DiscoveryServiceClient,
     },
 };
-use tether_types::{Address, PoolName, WorkerId};
+use tether_types::{Address, NodeName, PoolName, WorkerId};
 use tonic::transport::{Channel, Endpoint as Server};
 
 use crate::directory::{Directory, Extent};
@@ -22,6 +22,15 @@ const PING: Duration = Duration::from_secs(5);
 
 /// The protocol of endpoints that only take TLS.
 const TLS: &str = "grpcs";
+
+/// How a gateway takes what it is told.
+#[derive(Debug, Default)]
+pub(crate) struct Terms {
+    /// Where it is.
+    pub(crate) zone: String,
+    /// Whether it speaks TLS to workers.
+    pub(crate) tls: bool,
+}
 
 /// The last thing discovery said.
 #[derive(Debug, Default)]
@@ -34,7 +43,7 @@ struct Position {
 pub(crate) async fn follow(
     discovery: Address,
     connect_timeout: Duration,
-    zone: String,
+    terms: Terms,
     directory: Arc<Directory>,
 ) {
     let delays = ExponentialBuilder::default()
@@ -50,7 +59,7 @@ pub(crate) async fn follow(
         let end = watch(
             &discovery,
             connect_timeout,
-            &zone,
+            &terms,
             &directory,
             &mut position,
         )
@@ -71,7 +80,7 @@ pub(crate) async fn follow(
 async fn watch(
     discovery: &Address,
     connect_timeout: Duration,
-    zone: &str,
+    terms: &Terms,
     directory: &Directory,
     position: &mut Position,
 ) -> anyhow::Error {
@@ -87,7 +96,7 @@ async fn watch(
         let mut stream = client.watch_endpoints(request).await?.into_inner();
         tracing::info!(%discovery, "Following discovery");
         while let Some(word) = stream.message().await? {
-            take_in(directory, zone, position, word)?;
+            take_in(directory, terms, position, word)?;
         }
         bail!("discovery ended the stream")
     };
@@ -114,7 +123,7 @@ pub(crate) async fn connect(address: &Address, timeout: Duration) -> anyhow::Res
 
 fn take_in(
     directory: &Directory,
-    zone: &str,
+    terms: &Terms,
     position: &mut Position,
     word: WatchEndpointsResponse,
 ) -> anyhow::Result<()> {
@@ -127,7 +136,7 @@ fn take_in(
         *position = Position::default();
         bail!("another life of discovery told a change before a snapshot");
     }
-    directory.apply(extent, update(&word, zone), ages(&word));
+    directory.apply(extent, update(&word, terms), ages(&word));
     *position = Position {
         instance: word.instance,
         revision: word.revision,
@@ -137,30 +146,32 @@ fn take_in(
 
 /// Reads what was told. What cannot be read is left out and reported: one bad endpoint must not
 /// keep all others from being known.
-fn update(word: &WatchEndpointsResponse, zone: &str) -> Update {
+fn update(word: &WatchEndpointsResponse, terms: &Terms) -> Update {
     let (tls, plain): (Vec<&Told>, Vec<&Told>) = word
         .upserts
         .iter()
-        .partition(|endpoint| endpoint.protocol == TLS);
+        .partition(|endpoint| endpoint.protocol == TLS && !terms.tls);
     if let Some(one) = tls.first() {
         let pool = one.worker.as_ref().map_or("", |worker| &worker.pool);
         tracing::warn!(
             count = tls.len(),
             pool,
             address = one.address,
-            "Endpoints that are to be spoken to with TLS get no calls: this gateway speaks none to workers"
+            "Endpoints that are to be spoken to with TLS get no calls: `gateway.worker_tls` is not set here"
         );
     }
     let upserts = plain.into_iter().map(|endpoint| {
         Ok(Endpoint {
             worker: worker(endpoint.worker.as_ref())?,
             address: endpoint.address.parse()?,
+            tls: endpoint.protocol == TLS,
+            node: NodeName::new(&endpoint.node).ok(),
             draining: endpoint.draining,
             counted: endpoint.count_calls,
             unordered: endpoint.node.is_empty(),
             capacity: NonZeroU32::new(endpoint.capacity),
             weight: endpoint.weight,
-            standing: standing(endpoint, zone),
+            standing: standing(endpoint, &terms.zone),
         })
     });
     let removals = word.removals.iter().map(|removal| {
@@ -236,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_wants_tls_is_left_out_and_gone_where_it_was_known_without() {
+    fn who_wants_tls_is_left_out_where_the_gateway_speaks_none() {
         let told = |slot, protocol: &str| Told {
             worker: Some(WorkerRef {
                 pool: "train".to_owned(),
@@ -252,7 +263,14 @@ mod tests {
             ..WatchEndpointsResponse::default()
         };
 
-        let update = update(&word, "");
+        let with = Terms {
+            tls: true,
+            ..Terms::default()
+        };
+        let all = update(&word, &with).upserts;
+        let tls: Vec<bool> = all.iter().map(|endpoint| endpoint.tls).collect();
+        assert_eq!(tls, [false, false, true]);
+        let update = update(&word, &Terms::default());
 
         let slots = |workers: &mut dyn Iterator<Item = &WorkerId>| -> Vec<u32> {
             workers.map(|worker| worker.slot).collect()

@@ -1,5 +1,7 @@
 //! What can be asked on the command line.
 
+pub(crate) mod gateway;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Register(Register),
     /// Lists workers that were registered.
     Registrations(Registrations),
+    /// Orders to one gateway, and what it does with calls: routes, drain, eject, pin, limits, explain, tail.
+    Gateway(gateway::Gateway),
     /// Ends a worker; its pool's restart policy says whether another follows.
     Stop(Stop),
     /// Sends a signal to a worker's main process.

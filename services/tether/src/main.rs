@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod endpoints;
 mod events;
+mod gateway;
 mod lease_check;
 mod logs;
 mod nodes;
@@ -112,6 +113,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Discover(args) => endpoints::discover(&client()?, &args, &out).await,
         Command::Register(args) => register::register(&client()?, args, &out).await,
         Command::Registrations(args) => registrations::registrations(&client()?, &args, &out).await,
+        Command::Gateway(args) => gateway::gateway(cli.gateway.as_deref(), args, &out).await,
         Command::Stop(args) => orders::stop(&client()?, &args).await,
         Command::Signal(args) => orders::signal(&client()?, &args).await,
         Command::Call(args) => call::call(&client()?, args, &out).await,

@@ -37,6 +37,11 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let dns_at = settings.discovery.dns.bind().await?;
     let agent_at = at.bind(Place::Agent).await?;
     let gateway_at = at.bind(Place::Gateway).await?;
+    let control_at = settings
+        .gateway
+        .control
+        .bind(&at.listens(Place::Gateway)?)
+        .await?;
     let xds_at = settings.discovery.xds.bind().await?;
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
@@ -60,7 +65,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         at.ways_to_arbiters()?,
         &mut metrics,
     )?;
-    let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?);
+    let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
+        .controlled_at(control_at);
 
     let stop = tether_kit::stop::on_signals()?;
     // Stopping has an order: workers that end with the agent end while their deaths can still be

@@ -44,7 +44,8 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
         "agent" => drop(command.args(peers::arguments(workspace)?)),
         "leases" => drop(command.args(leases(workspace)?)),
         "discovery" => drop(command.args(discovery(workspace)?)),
-        "gateway" | "isolation" => drop(command.args(proxies::arguments(workspace)?)),
+        "failover" => drop(command.args(failover(workspace)?)),
+        "gateway" | "isolation" => drop(command.args(proxies::arguments(workspace, "")?)),
         _ => {}
     }
     Ok(ExitCode::from(u8::from(!run(command).ok)))
@@ -79,6 +80,20 @@ fn discovery(workspace: &Workspace) -> Result<Vec<String>, String> {
     let program = program.display().to_string();
     let arguments = ["--discovery", &program, "--etcd", "etcd"];
     Ok(arguments.map(str::to_owned).to_vec())
+}
+
+/// The arguments of `bench-failover`: all of ours, and the peers.
+fn failover(workspace: &Workspace) -> Result<Vec<String>, String> {
+    etcd(workspace)?;
+    // With the services, for the same reason as they all together.
+    let more = "--package tether-agent --package tether-tests --bin clerk --bin tether-agent --bin tether-gateway --bin tether-arbiter --bin tether-discovery";
+    let mut arguments = proxies::arguments(workspace, more)?;
+    for (flag, program) in [("--agent", "tether-agent"), ("--clerk", "clerk")] {
+        let program = workspace.target().join("release").join(program);
+        arguments.extend([flag.to_owned(), program.display().to_string()]);
+    }
+    arguments.extend(["--etcd".to_owned(), "etcd".to_owned()]);
+    Ok(arguments)
 }
 
 /// Has etcd there, on `PATH`.

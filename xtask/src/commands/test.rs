@@ -53,6 +53,10 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
                 report.fail("soak", &why);
             }
+            let short = ["--seconds", "45"].map(str::to_owned);
+            if let Err(why) = soak::gateway(workspace, &mut report, &short) {
+                report.fail("soak of the gateway", &why);
+            }
         }
         Ok(report.finish())
     },

@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
@@ -26,6 +27,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// Over a network that is not the machine's.
     Other(Box<dyn Bytes>),
+    /// Over one of those, with TLS.
+    Tls(Box<TlsStream<Stream>>),
 }
 
 /// Who is at the other end; found in a request's extensions.
@@ -49,6 +52,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.peer_addr().map_or(Peer::Unknown, Peer::Address),
             Self::Other(stream) => stream.peer().map_or(Peer::Unknown, Peer::Address),
+            Self::Tls(stream) => stream.get_ref().0.peer(),
             Self::Unix(stream) => stream
                 .peer_cred()
                 .map_or(Peer::Unknown, |peer| Peer::Process {
@@ -80,6 +84,8 @@ impl Stream {
             Self::Tcp(stream) => Detached::Tcp(stream.into_std()?),
             Self::Unix(stream) => Detached::Unix(stream.into_std()?),
             Self::Other(stream) => Detached::Other(stream),
+            // It is agreed on where it is spoken.
+            Self::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
         })
     }
 }
@@ -104,6 +110,7 @@ macro_rules! either {
             Stream::Tcp($stream) => $call,
             Stream::Unix($stream) => $call,
             Stream::Other($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
     };
 }

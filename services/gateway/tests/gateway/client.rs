@@ -64,7 +64,7 @@ impl Decoder for RawCodec {
     }
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
     grpc: Grpc<Channel>,
 }
@@ -105,6 +105,23 @@ impl Client {
                 .await
                 .unary(request, path(method), RawCodec)
                 .await
+        };
+        soon(method, call).await
+    }
+
+    /// The same over a connection that may not stand.
+    pub(crate) async fn try_unary(
+        &self,
+        method: &'static str,
+        metadata: Metadata<'_>,
+        message: impl Into<Bytes>,
+    ) -> Result<tonic::Response<Bytes>, Status> {
+        let request = request(metadata, message.into());
+        let call = async {
+            let mut grpc = self.grpc.clone();
+            let ready = grpc.ready().await;
+            ready.map_err(|error| Status::unknown(error.to_string()))?;
+            grpc.unary(request, path(method), RawCodec).await
         };
         soon(method, call).await
     }

@@ -23,9 +23,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::house::House;
+use super::{
+    house::House,
+    tls::{Papers, secure_house},
+};
 use case::Case;
 use record::{Record, difference};
+pub(crate) use tonic_client::secure;
 
 /// A client of either kind.
 enum Client {
@@ -40,10 +44,17 @@ enum Speaks {
 }
 
 impl Client {
-    async fn connect(speaks: Speaks, address: &str, way: &str) -> Self {
+    async fn connect(speaks: Speaks, address: &str, way: &str, tls: Option<&Papers>) -> Self {
         match speaks {
-            Speaks::Grpcio => Self::Grpcio(Box::new(python::Client::connect(address, way))),
-            Speaks::Tonic => Self::Tonic(tonic_client::Client::connect(address, way).await),
+            Speaks::Grpcio => {
+                let certificates = tls.map(Papers::folder);
+                let client = python::Client::connect(address, way, certificates);
+                Self::Grpcio(Box::new(client))
+            }
+            Speaks::Tonic => {
+                let tls = tls.map(Papers::connector);
+                Self::Tonic(tonic_client::Client::connect(address, way, tls).await)
+            }
         }
     }
 
@@ -64,24 +75,44 @@ impl Client {
 
 /// A gateway whose breakers stay closed: most cases fail, and mean to.
 async fn house() -> House {
+    House::with(patient()).await
+}
+
+fn patient() -> tether_gateway::Config {
     let breaker = tether_gateway::Breaker {
         failure_threshold: NonZeroU32::MAX,
         ..Default::default()
     };
-    House::with(tether_gateway::Config {
+    tether_gateway::Config {
         breaker,
         ..Default::default()
-    })
-    .await
+    }
+}
+
+/// A worker that speaks TLS.
+pub(crate) async fn secure_worker(acceptor: tether_kit::tls::Acceptor) -> contract::Worker {
+    contract::Worker::secure(acceptor).await
 }
 
 /// Plays cases directly and through a gateway, and says of how many the ends were equal.
 async fn compare(client: Speaks, worker: &str, cases: &[Case]) {
     let house = house().await;
     house.tell(0, 1, worker).await;
-    let mut direct = Client::connect(client, worker, "direct").await;
-    let mut through = Client::connect(client, &house.address, "gateway").await;
+    let direct = Client::connect(client, worker, "direct", None).await;
+    let through = Client::connect(client, &house.address, "gateway", None).await;
+    Box::pin(play(client, direct, through, cases)).await;
+}
 
+/// The same with TLS all the way.
+async fn compare_secure(client: Speaks, worker: &str, cases: &[Case], papers: &Papers) {
+    let house = secure_house(papers, patient()).await;
+    house.tell_secure(0, 1, worker).await;
+    let direct = Client::connect(client, worker, "direct", Some(papers)).await;
+    let through = Client::connect(client, &house.secure, "gateway", Some(papers)).await;
+    Box::pin(play(client, direct, through, cases)).await;
+}
+
+async fn play(client: Speaks, mut direct: Client, mut through: Client, cases: &[Case]) {
     let began = Instant::now();
     let mut different = Vec::new();
     for case in cases {
@@ -139,6 +170,34 @@ async fn tonic_calls_grpcio_as_it_does_directly() {
 async fn tonic_calls_tonic_as_it_does_directly() {
     let worker = contract::Worker::start().await;
     Box::pin(compare(Speaks::Tonic, &worker.address, &cases::all())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_grpcio_calls_grpcio_as_it_does_directly() {
+    let papers = Papers::make();
+    let worker = python::Worker::secure(papers.folder()).await;
+    let cases = cases::all();
+    Box::pin(compare_secure(
+        Speaks::Grpcio,
+        &worker.address,
+        &cases,
+        &papers,
+    ))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_tonic_calls_tonic_as_it_does_directly() {
+    let papers = Papers::make();
+    let worker = contract::Worker::secure(papers.acceptor()).await;
+    let cases = cases::all();
+    Box::pin(compare_secure(
+        Speaks::Tonic,
+        &worker.address,
+        &cases,
+        &papers,
+    ))
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,14 @@
 //! A gateway with its discovery, and whatever workers a test starts.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tether_gateway::{Config, Gateway, Listener};
+use tether_kit::tls::Acceptor;
+use tether_proto::{common::Endpoint, gateway::control_service_client::ControlServiceClient};
 use tether_types::Address;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Status, transport::Channel};
 
 use crate::{
     client::{Client, SOON},
@@ -19,10 +21,12 @@ pub(crate) const DIGITS: &[(&str, &str)] = &[("tether-pool", "digits")];
 
 pub(crate) struct House {
     pub(crate) address: String,
+    /// Where TLS is spoken, if anywhere.
+    pub(crate) secure: String,
     pub(crate) discovery: Discovery,
     pub(crate) stop: CancellationToken,
     pub(crate) serving: JoinHandle<anyhow::Result<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl House {
@@ -39,24 +43,48 @@ impl House {
     }
 
     pub(crate) async fn with_arbiters(config: Config, arbiters: &[&str]) -> Self {
+        Self::build(config, arbiters, None).await
+    }
+
+    /// One that speaks TLS too, at a port of its own.
+    pub(crate) async fn with_tls(config: Config, acceptor: Acceptor) -> Self {
+        let arbiters = ["unix:/nonexistent/arbiter.sock"];
+        Self::build(config, &arbiters, Some(acceptor)).await
+    }
+
+    async fn build(config: Config, arbiters: &[&str], tls: Option<Acceptor>) -> Self {
         let directory = tempfile::tempdir().expect("there is a place for files");
         let discovery = Discovery::start(directory.path());
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("there is a port");
-        let address = listener.local_addr().expect("it is bound").to_string();
+        let (listener, address) = port().await;
+        let mut listeners = vec![listener];
+        let mut secure = String::new();
+        if let Some(tls) = tls {
+            let (listener, address) = port().await;
+            listeners.push(listener.with_tls(Arc::new(tls)));
+            secure = address;
+        }
         let stop = CancellationToken::new();
         let parse = |arbiter: &&str| arbiter.parse().expect("it is an address");
         let arbiters = arbiters.iter().map(parse).collect();
-        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()));
-        let serving = tokio::spawn(gateway.serve(vec![Listener::Tcp(listener)], stop.clone()));
+        let control = Address::Unix(directory.path().join("control.sock"));
+        let control = tether_kit::listen::bind(&control, false).await;
+        let gateway = Gateway::build(config, arbiters, Address::Unix(discovery.socket.clone()))
+            .controlled_at(Some(control.expect("the directory is writable")));
+        let serving = tokio::spawn(gateway.serve(listeners, stop.clone()));
         Self {
             address,
+            secure,
             discovery,
             stop,
             serving,
-            _directory: directory,
+            directory,
         }
+    }
+
+    /// Where people on call give orders.
+    pub(crate) fn control(&self) -> ControlServiceClient<Channel> {
+        let address = Address::Unix(self.directory.path().join("control.sock"));
+        ControlServiceClient::new(tether_kit::channel::connect(&address))
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -74,6 +102,21 @@ impl House {
     pub(crate) async fn tell(&self, slot: u32, incarnation: u64, address: &str) {
         self.discovery
             .up(worker("digits", slot, incarnation), address, false);
+        self.knows(slot, incarnation).await;
+    }
+
+    /// The same of one that speaks TLS.
+    pub(crate) async fn tell_secure(&self, slot: u32, incarnation: u64, address: &str) {
+        self.discovery.tell(Endpoint {
+            worker: Some(worker("digits", slot, incarnation)),
+            address: address.to_owned(),
+            protocol: "grpcs".to_owned(),
+            ..Endpoint::default()
+        });
+        self.knows(slot, incarnation).await;
+    }
+
+    async fn knows(&self, slot: u32, incarnation: u64) {
         let client = self.client().await;
         let pin = format!("digits/{slot}.{incarnation}");
         self.until("the worker is known", async || {
@@ -104,6 +147,14 @@ impl Drop for House {
         self.stop.cancel();
         self.serving.abort();
     }
+}
+
+async fn port() -> (Listener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("there is a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    (Listener::Tcp(listener), address)
 }
 
 /// Our reason for a failure.

@@ -272,7 +272,7 @@ async fn the_first_answer_counts_where_one_takes_long_and_the_other_call_is_canc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_not_hedged_without_a_budget_or_a_free_worker() {
+async fn a_call_is_not_hedged_without_a_budget_an_attempt_and_a_free_worker() {
     let none = Retries {
         percent: 0,
         per_second: 0,
@@ -281,11 +281,17 @@ async fn a_call_is_not_hedged_without_a_budget_or_a_free_worker() {
         retries: none,
         ..hedged()
     };
-    let house = House::with(without).await;
-    let workers = pair(&house, Mood::Stuck).await;
+    let once = Config {
+        max_attempts: NonZeroU32::MIN,
+        ..hedged()
+    };
+    for config in [without, once] {
+        let house = House::with(config).await;
+        let workers = pair(&house, Mood::Stuck).await;
 
-    assert_eq!(late(&house, WORK).await.code(), Code::DeadlineExceeded);
-    assert_eq!(begun(&workers), 1);
+        assert_eq!(late(&house, WORK).await.code(), Code::DeadlineExceeded);
+        assert_eq!(begun(&workers), 1);
+    }
 
     // Nobody waits at it.
     let config = Config {

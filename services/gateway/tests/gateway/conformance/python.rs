@@ -64,7 +64,16 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) async fn start() -> Self {
-        let mut python = Python::start("worker.py", &[]);
+        Self::start_with(&[]).await
+    }
+
+    /// One that speaks TLS, and lets in who has a certificate.
+    pub(super) async fn secure(certificates: &str) -> Self {
+        Self::start_with(&[certificates]).await
+    }
+
+    async fn start_with(arguments: &[&str]) -> Self {
+        let mut python = Python::start("worker.py", arguments);
         let address = format!("127.0.0.1:{}", python.line().await);
         Self { address, python }
     }
@@ -78,8 +87,10 @@ impl Worker {
 pub(super) struct Client(Python);
 
 impl Client {
-    pub(super) fn connect(address: &str, way: &str) -> Self {
-        Self(Python::start("client.py", &[address, way]))
+    pub(super) fn connect(address: &str, way: &str, certificates: Option<&str>) -> Self {
+        let mut arguments = vec![address, way];
+        arguments.extend(certificates);
+        Self(Python::start("client.py", &arguments))
     }
 
     pub(super) async fn end(self) {

@@ -139,7 +139,7 @@ async fn a_field_that_grpcio_cannot_read_spoils_nothing_for_others() {
     let worker = python::Worker::start().await;
     let house = super::house().await;
     house.tell(0, 1, &worker.address).await;
-    let mut client = python::Client::connect(&house.address, "gateway");
+    let mut client = python::Client::connect(&house.address, "gateway", None);
     let compressed = Case::unary("Echo", "a compressed call").compressed();
 
     for name in ["an encoding nobody knows", "an encoding nobody uses"] {

@@ -1,10 +1,13 @@
 //! The client's side on tonic: makes a call, and tells how it ended.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use tether_kit::tls::Connector;
+use tether_types::Address;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{
@@ -34,11 +37,14 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) async fn connect(address: &str, way: &str) -> Self {
+    pub(super) async fn connect(address: &str, way: &str, tls: Option<Connector>) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .expect("it is a URI")
             .http2_max_header_list_size(1 << 17);
-        let channel = soon("connecting", endpoint.connect()).await;
+        let channel = match tls {
+            None => soon("connecting", endpoint.connect()).await,
+            Some(tls) => soon("connecting", secure(endpoint, address, tls)).await,
+        };
         Self {
             channel: channel.expect("it listens"),
             way: way.to_owned(),
@@ -164,6 +170,25 @@ impl Client {
             }
         }
     }
+}
+
+/// A channel with TLS.
+pub(crate) async fn secure(
+    endpoint: Endpoint,
+    address: &str,
+    tls: Connector,
+) -> Result<Channel, tonic::transport::Error> {
+    let address: Address = address.parse().expect("it is an address");
+    let tls = Arc::new(tls);
+    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+        let (tls, address) = (Arc::clone(&tls), address.clone());
+        async move {
+            let stream = tether_kit::channel::dial(&address).await?;
+            let stream = tls.connect(stream, &address).await?;
+            std::io::Result::Ok(TokioIo::new(stream))
+        }
+    });
+    endpoint.connect_with_connector(connector).await
 }
 
 /// What has arrived of an answer.

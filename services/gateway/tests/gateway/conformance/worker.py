@@ -5,6 +5,7 @@ its metadata: `h-*` comes back in the initial metadata and `t-*` in the trailing
 the rest.
 """
 
+import pathlib
 import sys
 import threading
 import time
@@ -211,7 +212,7 @@ LIMITS = [
 ]
 
 
-def main():
+def main(certificates=None):
     server = grpc.server(futures.ThreadPoolExecutor(32), options=LIMITS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, METHODS),))
     # Otherwise it waits with its lock held, and hangs when one Watch begins while another ends.
@@ -219,11 +220,18 @@ def main():
     healthy.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if certificates:
+        key, certificate, authority = (
+            pathlib.Path(certificates, name).read_bytes() for name in ("server.key", "server.pem", "ca.pem")
+        )
+        credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(port, flush=True)
     sys.stdin.read()
     server.stop(None)
 
 
-main()
+main(*sys.argv[1:])

@@ -1,0 +1,180 @@
+//! A proxy with its workers, as each turn has it anew.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tether_tests::clerk::book;
+use tokio::time::{Instant, sleep};
+
+use super::{Programs, kept::Kept, ours::Ours, peers, wire::Tap};
+use crate::{
+    cores::Cores,
+    ground::Ground,
+    net::free_port,
+    proxies::{Proxy, Running, launch},
+};
+
+/// Longest time for workers to be there, and to be there again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks whether they are.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How much longer something is waited for.
+#[derive(Debug)]
+pub(super) struct Patience(Instant);
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self(Instant::now() + PATIENCE)
+    }
+
+    /// Waits for the next look; fails where there have been enough.
+    pub(super) async fn pause(&self, missing: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(Instant::now() < self.0, "{missing}");
+        sleep(PAUSE).await;
+        Ok(())
+    }
+}
+
+/// How workers are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) count: usize,
+    /// How many times as long the first of them takes for a call.
+    pub(super) slowness: u32,
+    /// What the first of them has in memory.
+    pub(super) resident_mib: u64,
+    /// When a dead one is started again.
+    pub(super) restart_after: Duration,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            count: super::WORKERS,
+            slowness: 1,
+            resident_mib: 0,
+            restart_after: Duration::from_millis(100),
+        }
+    }
+}
+
+impl Manner {
+    /// As a worker is told.
+    pub(super) fn flags(self) -> [String; 6] {
+        let [slowness, resident] = [u64::from(self.slowness), self.resident_mib];
+        let flag = |name: &str| format!("--{name}");
+        [
+            flag("odd-slot"),
+            "0".to_owned(),
+            flag("slowness"),
+            slowness.to_string(),
+            flag("resident-mib"),
+            resident.to_string(),
+        ]
+    }
+}
+
+/// One worker as it is at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) slot: usize,
+    /// Whose book it writes.
+    pub(super) clerk: String,
+    pub(super) pid: u32,
+    pub(super) port: u16,
+}
+
+/// Where all turns take place.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) ground: Arc<Ground>,
+    pub(super) cores: Cores,
+    pub(super) programs: Programs,
+}
+
+/// A proxy that forwards to workers.
+pub(super) struct Site {
+    proxy: Running,
+    crew: Crew,
+    books: PathBuf,
+    pub(super) tap: Tap,
+}
+
+enum Crew {
+    Ours(Box<Ours>),
+    Kept(Kept),
+}
+
+impl Stage {
+    pub(super) async fn site(&self, proxy: Proxy, manner: Manner) -> anyhow::Result<Site> {
+        let (ground, programs) = (&self.ground, &self.programs);
+        ground.clear()?;
+        let books = ground.fresh("books")?;
+        let tap = Tap::open()?;
+        let port = free_port()?;
+        let (name, mut command, crew) = match proxy {
+            Proxy::Direct => anyhow::bail!("without a proxy there is nobody to choose a worker"),
+            Proxy::Ours => {
+                let ours = Ours::start(ground, programs, &books, manner).await?;
+                ("gateway", ours.gateway(port), Crew::Ours(Box::new(ours)))
+            }
+            Proxy::Peer(index) => {
+                let fronted = peers::ALL[index];
+                let name = fronted.peer.name;
+                let program = programs.proxies.find(name);
+                let program = program.map_err(|why| anyhow::anyhow!("{why}"))?;
+                let clerk = programs.clerk.clone();
+                let kept = Kept::start(ground, clerk, books.clone(), manner).await?;
+                let dir = ground.fresh(name)?;
+                let command = fronted.command(&program, &dir, port, &kept.ports())?;
+                (name, command, Crew::Kept(kept))
+            }
+        };
+        Ok(Site {
+            proxy: launch(ground, self.cores, name, &mut command, port).await?,
+            crew,
+            books,
+            tap,
+        })
+    }
+}
+
+impl Site {
+    pub(super) fn port(&self) -> u16 {
+        self.proxy.port
+    }
+
+    /// What workers have written down.
+    pub(super) fn entries(&self) -> anyhow::Result<Vec<book::Entry>> {
+        Ok(book::read(&self.books)?)
+    }
+
+    /// The workers that are there.
+    pub(super) async fn members(&self) -> anyhow::Result<Vec<Member>> {
+        match &self.crew {
+            Crew::Ours(ours) => ours.members().await,
+            Crew::Kept(kept) => Ok(kept.members().await),
+        }
+    }
+
+    /// Waits until so many are there and none of these any more.
+    pub(super) async fn back(&self, count: usize, gone: &[Member]) -> anyhow::Result<()> {
+        let patience = Patience::new();
+        loop {
+            let members = self.members().await?;
+            if members.len() == count && members.iter().all(|one| !gone.contains(one)) {
+                return Ok(());
+            }
+            patience.pause("not all workers are back").await?;
+        }
+    }
+
+    /// Replaces all workers, one after the other, as is usual beside this proxy.
+    pub(super) async fn roll(&self) -> anyhow::Result<()> {
+        match &self.crew {
+            Crew::Ours(ours) => ours.roll().await,
+            Crew::Kept(kept) => kept.roll().await,
+        }
+    }
+}
