@@ -26,7 +26,7 @@ use crate::{
     figure::Figure,
     ground::Ground,
     proxies::{self, Proxy},
-    turns,
+    scene, turns,
 };
 
 use blows::Harm;
@@ -153,7 +153,8 @@ pub async fn run(
         [] => Part::value_variants(),
         named => named,
     };
-    let mut figures = Vec::new();
+    let mut figures = vec![scene::busy()];
+    figures.iter().for_each(&tell);
     for part in parts {
         let rows = match part {
             Part::Kill => {

@@ -19,7 +19,7 @@ use crate::{
     figure::Figure,
     ground::Ground,
     proxies::{Programs, Proxies},
-    turns,
+    scene, turns,
 };
 
 use idle::Idle;
@@ -74,7 +74,7 @@ pub async fn run(
         figures.extend(more);
     };
     cores::open_many_files()?;
-    keep(vec![rows::busy()]);
+    keep(vec![scene::busy()]);
     let upstream = Upstream::start().await?;
     let proxies = Proxies::new(ground, plan.cores, upstream.port(), &plan.programs).await?;
     let parts = match plan.parts.as_slice() {

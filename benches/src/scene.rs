@@ -42,6 +42,17 @@ where
     })
 }
 
+/// What else the machine does while this begins.
+pub(crate) fn busy() -> Figure {
+    let loads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = loads.split(' ').next().and_then(|load| load.parse().ok());
+    let row = Figure::new("load of the machine before it begins", "processes");
+    match load {
+        Some(load) => row.ours(load),
+        None => row.without("`/proc/loadavg` cannot be read"),
+    }
+}
+
 /// Prints a row as soon as it is there.
 pub fn tell(figure: &Figure) {
     let _ = writeln!(std::io::stdout(), "{}", figure.line());

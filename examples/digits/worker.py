@@ -9,6 +9,7 @@ SIGTERM ends it in order: NOT_SERVING, no new calls, calls in flight get `--grac
 import argparse
 import logging
 import os
+import pathlib
 import signal
 import sys
 
@@ -82,6 +83,18 @@ def prepare_numpy():
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def hold_life():
+    """Has callers know at once when this process is killed, where the SDK is there; whether they will."""
+    # An installed one is found without this.
+    here = pathlib.Path(__file__).resolve()
+    sys.path.append(str(here.parent.parent.parent / "clients" / "python"))
+    try:
+        from tether import life
+    except ImportError:
+        return False
+    return life.hold()
+
+
 def leave(status):
     """Ends the process without waiting for threads: a call that overstayed the grace must not keep it."""
     sys.stderr.flush()
@@ -92,6 +105,7 @@ def main():
     """Runs the worker as a program."""
     prepare_signals()
     prepare_numpy()
+    hold_life()
     leave(run(parsed(parser())))
 
 

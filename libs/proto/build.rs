@@ -14,6 +14,7 @@ const FILES: &[&str] = &[
     "tether/gateway/v1/gateway_service.proto",
     "tether/gateway/v1/control_service.proto",
     "tether/registry/v1/registry_service.proto",
+    "tether/fate/v1/fate_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -19,13 +19,18 @@ struct Apart {
 
 impl Apart {
     async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// With more in its configuration.
+    async fn with(more: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("tether-")
             .tempdir()
             .unwrap();
         let etcd = Setup::members(1).start().await;
         let text = format!(
-            "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [\"unix:{}\"]\n[agent]\nnode = \"node-1\"\n",
+            "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [\"unix:{}\"]\n[agent]\nnode = \"node-1\"\n{more}\n",
             etcd.url("tether"),
             dir.path().display().to_string(),
             dir.path().join("gateway.sock").display(),
@@ -236,4 +241,57 @@ async fn calls_that_were_counted_before_the_arbiter_was_killed_count_after_it() 
         traces.find().is_empty().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_left_alone_gives_no_call_to_a_worker_whose_permission_is_over() {
+    let lease = "[lease]\nha = \"single\"\nnode_ttl = \"4s\"\nnode_beat = \"1s\"";
+    let apart = Apart::with(lease).await;
+    let mut arbiter = apart.start("tether-arbiter");
+    let [mut discovery, mut agent, _gateway] = apart.start_others().await;
+    let client = apart.client();
+    let file = pool_file(apart.dir.path(), 1, "").display().to_string();
+    let tether = Tether::at(&apart.gateway());
+    // It outlives its permission by far.
+    let policy = "[pool.digits.policy]\npartition_grace = \"60s\"\n";
+    let pool = std::fs::read_to_string(&file).unwrap() + policy;
+    std::fs::write(&file, pool).unwrap();
+    let applied = tether
+        .run(&["pool", "apply", "--owner", "beam", "--file", &file])
+        .await;
+    assert_eq!(applied.code, Some(0), "{}", applied.err);
+    let pixels = held_out(1).remove(0).pixels;
+    let predict = async || {
+        let mut digits = digits_client(client.channel(), "digits");
+        let request = PredictRequest {
+            pixels: pixels.clone(),
+        };
+        digits.predict(request).await
+    };
+    eventually("it serves", async || predict().await.ok()).await;
+    let fates = apart.dir.path().join("agent.sock");
+    eventually("the gateway follows the agent", async || {
+        // All that are connected to it.
+        let sockets = std::fs::read_to_string("/proc/net/unix").ok()?;
+        let connected = sockets
+            .lines()
+            .filter(|line| line.ends_with(&*fates.to_string_lossy()));
+        (connected.count() > 1).then_some(())
+    })
+    .await;
+
+    let alone = std::time::Instant::now();
+    for child in [&mut agent, &mut arbiter, &mut discovery] {
+        kill(child.id().unwrap(), rustix::process::Signal::KILL);
+        child.wait().await.unwrap();
+    }
+    predict().await.expect("its permission is not over yet");
+    let (refused, _) = eventually("it is refused", async || predict().await.err()).await;
+    println!("refused after {:?}: {}", alone.elapsed(), refused.message());
+    assert!(alone.elapsed() < std::time::Duration::from_secs(8));
+    assert_eq!(
+        tether_proto::reason_of(&refused),
+        Some(tether_types::Reason::LeaseExpired),
+        "{refused:?}"
+    );
 }

@@ -97,6 +97,27 @@ impl Evidence {
         median(seconds.filter_map(|from| self.p99(from)).collect())
     }
 
+    /// How long workers were idle between two calls although the later one had been made before the earlier one ended.
+    pub(super) fn gaps(&self) -> Vec<u64> {
+        let made: BTreeMap<u64, u64> = self.told.iter().map(|one| (one.id, one.start)).collect();
+        let (mut ended, mut gaps) = (BTreeMap::<&str, u64>::new(), Vec::new());
+        for entry in &self.entries {
+            match entry.step {
+                Step::Came => {}
+                Step::Ended => drop(ended.insert(&entry.clerk, entry.at)),
+                Step::Began => {
+                    let made = made.get(&entry.id);
+                    if let Some((ended, made)) = ended.get(entry.clerk.as_str()).zip(made)
+                        && made < ended
+                    {
+                        gaps.push(entry.at - ended);
+                    }
+                }
+            }
+        }
+        gaps
+    }
+
     /// Of each call that was answered, when it was made, how long it waited to begin, and how long it was served.
     pub(super) fn served(&self) -> Vec<(u64, u64, u64)> {
         let mut begun: BTreeMap<u64, u64> = BTreeMap::new();
@@ -246,6 +267,19 @@ mod tests {
     #[test]
     fn a_call_waits_until_it_begins() {
         assert_eq!(evidence().served(), [(40 * MS, MS, 2 * MS)]);
+    }
+
+    #[test]
+    fn a_worker_is_idle_for_nothing_while_a_call_that_was_made_does_not_begin() {
+        let mut evidence = evidence();
+        evidence.told.push(told(6, 42, 60, End::Answered));
+        evidence.told.push(told(7, 58, 70, End::Answered));
+        let step = |id, step, at| entry(id, step, at, "0.2");
+        evidence.entries.push(step(6, Step::Began, 48));
+        evidence.entries.push(step(6, Step::Ended, 50));
+        evidence.entries.push(step(7, Step::Began, 59));
+
+        assert_eq!(evidence.gaps(), [5 * MS]);
     }
 
     #[test]

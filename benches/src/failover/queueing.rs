@@ -12,7 +12,7 @@ use super::{
     site::{Manner, Stage},
 };
 use crate::{
-    figure::{Figure, Target},
+    figure::{Figure, Target, median},
     proxies::Proxy,
     turns::{Turns, failures, row},
 };
@@ -34,6 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(super) struct Turn {
     wait: Option<f64>,
     ideal: Option<f64>,
+    /// How long a worker is idle between two calls while calls wait.
+    gap: Option<f64>,
     failed: usize,
     why: Option<String>,
 }
@@ -78,6 +80,13 @@ pub(super) async fn turn(stage: &Stage, proxy: Proxy, span: Duration) -> anyhow:
     Ok(Turn {
         wait: p99(served.iter().map(|(_, wait, _)| *wait)),
         ideal: p99(ideal.into_iter()),
+        gap: median(
+            evidence
+                .gaps()
+                .iter()
+                .map(|gap| *gap as f64 / 1e9)
+                .collect(),
+        ),
         why: failed.first().map(|one| words(one)),
         failed: failed.len(),
     })
@@ -97,6 +106,12 @@ pub(super) fn rows(turns: &[Turns<Turn>]) -> Vec<Figure> {
             Some(turn.wait? / turn.ideal?)
         })
         .target(Target::AtMost(1.15)),
+        row(
+            name("a worker idle while calls wait, p50"),
+            "ms",
+            turns,
+            |turn| ms(turn.gap?),
+        ),
         failures(name("failed calls"), "calls", turns, |turn| {
             (turn.failed as f64, turn.why.as_deref())
         }),

@@ -1,7 +1,5 @@
 //! From what turns took to the rows of the evidence.
 
-use std::fs;
-
 use crate::{
     figure::{Figure, Target},
     turns::{Turns, failures, row},
@@ -13,17 +11,6 @@ use super::{
 };
 
 const MIB: f64 = 1_048_576.0;
-
-/// What else the machine does while this begins.
-pub(super) fn busy() -> Figure {
-    let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = loads.split(' ').next().and_then(|load| load.parse().ok());
-    let row = Figure::new("load of the machine before it begins", "processes");
-    match load {
-        Some(load) => row.ours(load),
-        None => row.without("`/proc/loadavg` cannot be read"),
-    }
-}
 
 /// All rows of one load.
 pub(super) fn work(work: &Work, turns: &[Turns<Turn>]) -> Vec<Figure> {

@@ -25,6 +25,12 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
+    /// Until when what discovery says of a pool stands for its workers.
+    pub(crate) fn vouches_for(&self, pool: &PoolName) -> Tick {
+        let old = self.ages.pools.get(pool).copied();
+        (self.at + SILENT).saturating_sub(old.unwrap_or(self.ages.store))
+    }
+
     /// Where what is known of a pool may be out of date, how old it is.
     pub(crate) fn age_of(&self, pool: &PoolName, now: Tick) -> Option<Duration> {
         let silence = now.since(self.at);

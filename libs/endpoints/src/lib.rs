@@ -31,9 +31,13 @@
 //! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
 //!   for no other.
 //! - **E12** What `explain` says of a call is what `pick` and `wait` would do with it, and nothing has changed after it.
-//! - **E13** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
+//! - **E13** What an agent says of an incarnation touches no other one, and none on another node. One that it says is
+//!   dead or about to end is not picked, whatever discovery says later.
+//! - **E14** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
+//! - **E15** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
+//! - **E16** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
 //!   long as that is remembered; a hint that is given to another is told that it has moved.
-//! - **E14** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
+//! - **E17** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
 //!   workers with closed breakers, since last one of those was opened: leaving single workers alone comes first.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
@@ -43,6 +47,7 @@ mod affinity;
 mod ages;
 mod bindings;
 mod explain;
+mod fate;
 mod limiter;
 mod orders;
 mod peek;
@@ -66,12 +71,14 @@ pub use adaptive::Adaptive;
 pub use ages::Ages;
 pub use bindings::{Keeping, Session};
 pub use explain::{Explained, Verdict, Would};
+pub use fate::{Fates, Word};
 pub use orders::{Order, QueueLimits, Scope};
 pub use peek::{FAR, Peek, Peeked};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
+use fate::Feed;
 use orders::Orders;
 use pool::Pool;
 
@@ -156,7 +163,7 @@ pub struct View {
     pub in_flight: u32,
     /// How many calls it serves at once, by order or as discovery tells.
     pub capacity: Option<NonZeroU32>,
-    /// Whether discovery or an order gives it no new calls.
+    /// Whether discovery, its agent or an order gives it no new calls.
     pub draining: bool,
     /// Until when an order leaves it alone.
     pub ejected: Option<Tick>,
@@ -179,9 +186,9 @@ pub struct Outlook {
     pub most_ejected_percent: u32,
     /// How long a worker's share of calls grows after it has become ready; zero gives it all of it at once.
     pub slow_start: Duration,
-    /// Of the breaker that each pool gets beside those of its workers; `None` for none (E12).
+    /// Of the breaker that each pool gets beside those of its workers; `None` for none (E17).
     pub pool_terms: Option<Terms>,
-    /// Of which keys it is remembered who served them (E11).
+    /// Of which keys it is remembered who served them (E16).
     pub keeping: Keeping,
 }
 
@@ -225,6 +232,10 @@ pub struct Endpoints {
     adaptive: Adaptive,
     orders: Orders,
     heard: Option<Heard>,
+    /// Whether discovery has not gone away since.
+    vouches: bool,
+    /// What agents say themselves.
+    feeds: BTreeMap<NodeName, Feed>,
 }
 
 impl Endpoints {
@@ -239,6 +250,8 @@ impl Endpoints {
             adaptive: Adaptive::default(),
             orders: Orders::default(),
             heard: None,
+            vouches: false,
+            feeds: BTreeMap::new(),
         }
     }
 
@@ -310,16 +323,34 @@ impl Endpoints {
             self.appearances += 1;
             let (terms, appearance) = (self.outlook.terms, self.appearances);
             let now = self.heard.as_ref().map_or(Tick::ZERO, |heard| heard.at);
+            let node = endpoint.node.clone();
             let pool = self.pool_mut(&worker.pool);
             gone.extend(pool.upsert(endpoint, terms, appearance, now));
             self.bind(&worker);
+            gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
+        self.vouch();
         gone
     }
 
     /// Discovery spoke at `now`, with knowledge that was so old.
     pub fn on_heard(&mut self, ages: Ages, now: Tick) {
         self.heard = Some(Heard { at: now, ages });
+        self.vouches = true;
+        self.vouch();
+    }
+
+    /// Discovery is away: what it said stands, but vouches for nobody.
+    pub fn on_silence(&mut self) {
+        self.vouches = false;
+        self.vouch();
+    }
+
+    fn vouch(&mut self) {
+        let heard = self.heard.as_ref().filter(|_| self.vouches);
+        for (name, pool) in &mut self.pools {
+            pool.vouched = heard.map_or(Tick::ZERO, |heard| heard.vouches_for(name));
+        }
     }
 
     /// Whether discovery has ever spoken.

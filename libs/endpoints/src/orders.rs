@@ -275,7 +275,7 @@ impl Endpoints {
 impl Live {
     /// Whether it takes no new calls, and finishes those it has.
     pub(crate) fn drains(&self) -> bool {
-        self.endpoint.draining || self.bound.drained
+        self.endpoint.draining || self.bound.drained || self.fate.ends
     }
 
     /// How many calls it serves at once.

@@ -198,6 +198,8 @@ pub enum Why {
     },
     /// Those that would take calls serve as many as they can.
     Busy,
+    /// The permission of those that are ready is over, as their agents said before they fell silent.
+    Lapsed,
     /// Another one serves in the place of the incarnation asked for; no agent runs it, so which was first is not known.
     Replaced {
         /// The one that does.
@@ -364,7 +366,7 @@ impl Pool {
             }
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
-        let verdict = live.ok_or(Why::NoneReady)?.verdict(tried, now);
+        let verdict = self.verdict(live.ok_or(Why::NoneReady)?, tried, now);
         see(slot, verdict);
         match verdict {
             Verdict::Eligible => Ok(slot),
@@ -381,26 +383,33 @@ impl Pool {
         mut see: impl FnMut(Slot, Verdict),
         cost: impl Fn(Slot, &Live) -> C,
     ) -> Result<Slot, Why> {
+        // Of those that give no sign of life the best one is last of all (E14).
+        let mut others_busy = false;
         let mut why = Why::NoneReady;
         let mut best = None;
         for (&slot, place) in &self.slots {
             let Some(live) = &place.live else { continue };
-            let verdict = live.verdict(tried, now);
+            let verdict = self.verdict(live, tried, now);
             see(slot, verdict);
             match verdict {
                 Verdict::Eligible => {}
                 Verdict::Tried | Verdict::NotMeant => continue,
                 Verdict::Refused(reason) => {
+                    others_busy |= reason == Why::Busy && !live.fate.doubted;
                     why = why.or_milder(reason);
                     continue;
                 }
             }
-            let cost = cost(slot, live);
+            let cost = (live.fate.doubted, cost(slot, live));
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, slot));
             }
         }
-        best.map(|(_, slot)| slot).ok_or(why)
+        match best {
+            // Another one will be free.
+            Some(((true, _), _)) if others_busy => Err(Why::Busy),
+            best => best.map(|(_, slot)| slot).ok_or(why),
+        }
     }
 
     /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is where its last call
@@ -439,7 +448,7 @@ impl Pool {
         self.bindings.find(target.mark()?)
     }
 
-    /// The place of one that has a key's state, unless that is lost (E13).
+    /// The place of one that has a key's state, unless that is lost (E16).
     fn check_bound(&self, Seat { slot, incarnation }: Seat) -> Result<Slot, Why> {
         match self.meets(slot, incarnation) {
             Ok(()) => Ok(slot),
@@ -449,6 +458,17 @@ impl Pool {
             // One that left alive may come back.
             Err(why) => Err(why),
         }
+    }
+
+    /// What speaks against a worker for a call.
+    fn verdict(&self, live: &Live, tried: &[WorkerId], now: Tick) -> Verdict {
+        if live.is_among(tried) {
+            return Verdict::Tried;
+        }
+        let lapsed = live.fate.is_over(self.vouched, now);
+        let why = lapsed.then_some(Why::Lapsed);
+        why.or_else(|| live.reluctance(now))
+            .map_or(Verdict::Eligible, Verdict::Refused)
     }
 
     /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
@@ -484,15 +504,6 @@ fn stays(place: &Place) -> bool {
 }
 
 impl Live {
-    /// What speaks against it for a call.
-    fn verdict(&self, tried: &[WorkerId], now: Tick) -> Verdict {
-        if self.is_among(tried) {
-            return Verdict::Tried;
-        }
-        self.reluctance(now)
-            .map_or(Verdict::Eligible, Verdict::Refused)
-    }
-
     /// Why it would not take a call (E1, E8, E11).
     fn reluctance(&self, now: Tick) -> Option<Why> {
         if self.drains() {

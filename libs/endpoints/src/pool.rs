@@ -9,6 +9,7 @@ use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 use crate::{
     Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
     bindings::{Bindings, Seat},
+    fate::Fate,
     limiter::Limiter,
     orders::Bound,
     pool_breaker::PoolBreaker,
@@ -21,6 +22,8 @@ pub(crate) struct Pool {
     /// The slot whose death was told last.
     pub(crate) latest_death: Option<Slot>,
     pub(crate) waiting: Waiting,
+    /// Until when discovery's word stands for workers whose agents are away.
+    pub(crate) vouched: Tick,
     /// Keys that an order ties to a worker.
     pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
     /// Whether workers came, went or changed, or keys, since waiting calls were last given their slots.
@@ -58,6 +61,7 @@ pub(crate) struct Live {
     pub(crate) breaker: Breaker,
     /// Finds how many calls it can take, where its pool is one in which that is done.
     pub(crate) limiter: Option<Limiter>,
+    pub(crate) fate: Fate,
     /// What orders say of it.
     pub(crate) bound: Bound,
 }
@@ -170,6 +174,7 @@ impl Pool {
             in_flight: 0,
             breaker: Breaker::new(terms),
             limiter,
+            fate: Fate::default(),
             bound: Bound::default(),
         });
         // Whoever is gone again has to be asked for again.
@@ -292,8 +297,7 @@ impl Pool {
     }
 
     pub(crate) fn is_draining(&self, worker: &WorkerId) -> bool {
-        self.incarnate(worker)
-            .is_some_and(|live| live.endpoint.draining)
+        self.incarnate(worker).is_some_and(Live::drains)
     }
 
     pub(crate) fn lives(&self) -> impl Iterator<Item = &Live> {

@@ -1,4 +1,4 @@
-//! E13 over random histories: which incarnation has the state of a key.
+//! E16 over random histories: which incarnation has the state of a key.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -149,15 +149,15 @@ proptest! {
                         let is_gone = seat.incarnation > incarnation || seat.dead;
                         match &picked {
                             Ok(pick) => {
-                                prop_assert_eq!(pick.ticket.worker(), &worker(slot, incarnation), "E13");
+                                prop_assert_eq!(pick.ticket.worker(), &worker(slot, incarnation), "E16");
                             }
                             Err(why) if is_gone => {
                                 let incarnation = Incarnation(incarnation);
                                 let expected = Why::SessionGone { slot, incarnation };
-                                prop_assert_eq!(why, &Refusal::NoWorker(expected), "E13");
+                                prop_assert_eq!(why, &Refusal::NoWorker(expected), "E16");
                             }
                             Err(why) => {
-                                prop_assert!(!seat.lives || seat.drains, "E13 {:?} {:?}", why, seat);
+                                prop_assert!(!seat.lives || seat.drains, "E16 {:?} {:?}", why, seat);
                             }
                         }
                     }
@@ -165,7 +165,7 @@ proptest! {
                     let id = pick.ticket.worker().clone();
                     let at = (id.slot, id.incarnation.0);
                     let moved = before.is_some_and(|(slot, incarnation, _)| (slot, incarnation) != at);
-                    prop_assert_eq!(pick.ticket.has_moved(), moved, "E13");
+                    prop_assert_eq!(pick.ticket.has_moved(), moved, "E16");
                     let is_new = before.is_none_or(|(slot, incarnation, _)| (slot, incarnation) != at);
                     if sent {
                         pick.ticket.on_sent(now);

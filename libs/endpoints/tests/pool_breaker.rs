@@ -1,4 +1,4 @@
-//! E14: a pool's breaker and those of its workers over random histories.
+//! E17: a pool's breaker and those of its workers over random histories.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -135,7 +135,7 @@ proptest! {
                         Model::Open(_) => !again,
                         Model::Trying(trials, _) => trials >= OF_POOL.half_open_probes && !again,
                     };
-                    prop_assert_eq!(is_open, expected, "E14 {:?}", model);
+                    prop_assert_eq!(is_open, expected, "E17 {:?}", model);
                     let Ok(pick) = picked else { continue };
                     if again {
                         (model, round) = (Model::Trying(0, now), round + 1);

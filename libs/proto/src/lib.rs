@@ -50,6 +50,11 @@ mod generated {
             tonic::include_proto!("tether.registry.v1");
         }
     }
+    pub mod fate {
+        pub mod v1 {
+            tonic::include_proto!("tether.fate.v1");
+        }
+    }
 }
 
 mod codec;
@@ -61,9 +66,9 @@ pub use codec::SmallCodec;
 pub use convert::Malformed;
 pub use failure::{Failure, NotLeader, reason_of};
 pub use generated::{
-    common::v1 as common, discovery::v1 as discovery, gateway::v1 as gateway, job::v1 as job,
-    node::v1 as node, pool::v1 as pool, registry::v1 as registry, session::v1 as session,
-    worker::v1 as worker,
+    common::v1 as common, discovery::v1 as discovery, fate::v1 as fate, gateway::v1 as gateway,
+    job::v1 as job, node::v1 as node, pool::v1 as pool, registry::v1 as registry,
+    session::v1 as session, worker::v1 as worker,
 };
 pub use shard::{SHARD, admit_shard, expect_shard};
 

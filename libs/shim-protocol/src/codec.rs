@@ -173,6 +173,10 @@ fn write(message: &Message, to: &mut Writer) {
             to.u8(69);
             dead.write(to);
         }
+        Message::Halted { halted } => {
+            to.u8(70);
+            to.u8((*halted).into());
+        }
     }
 }
 
@@ -202,6 +206,9 @@ fn read(from: &mut Reader<'_>) -> Result<Message, Error> {
             cause: Cause::read(from)?,
         },
         69 => Message::Dead(Box::new(Dead::read(from)?)),
+        70 => Message::Halted {
+            halted: from.flag("halted")?,
+        },
         kind => return Err(Error::UnknownKind(kind)),
     })
 }

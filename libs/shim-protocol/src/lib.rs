@@ -6,12 +6,12 @@
 //!
 //! ```text
 //! agent -> shim   Launch  Renew  Look  Ties  Stop  Signal  Acknowledge
-//! shim -> agent   Hello  Started  SpawnFailed  Ending  Dead
+//! shim -> agent   Hello  Started  SpawnFailed  Halted  Ending  Dead
 //! ```
 //!
 //! The shim says `Hello` first on every connection, with its protocol version and, as the first of the
-//! descriptors beside it, the lease page that it reads; an agent speaks to shims of [`BY_MESSAGE_ONLY`] without
-//! one, and of no other version than its own else. `Ending` comes before the first signal, and `Dead` is
+//! descriptors beside it, the lease page that it reads; an agent speaks to shims of [`BY_MESSAGE_ONLY`], which have
+//! none, of the versions since, and of no other. `Ending` comes before the first signal, and `Dead` is
 //! said (and lies in the file [`DEATH_FILE`]) until an agent says `Acknowledge`.
 //!
 //! # Invariants
@@ -39,7 +39,7 @@ pub use message::{
 pub use wire::Error;
 
 /// The version of this protocol; it changes with any change of a message.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 
 /// The version before there was a lease page: its shims live on through an upgrade, and hear of each new end.
 pub const BY_MESSAGE_ONLY: u16 = 3;

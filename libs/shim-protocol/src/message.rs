@@ -58,6 +58,11 @@ pub enum Message {
         /// Why.
         cause: Cause,
     },
+    /// From the shim: the worker's main process was stopped, as by SIGSTOP, or goes on.
+    Halted {
+        /// Whether it is stopped.
+        halted: bool,
+    },
     /// From the shim, last: nothing of the worker is left, but for `survivors`.
     Dead(Box<Dead>),
 }

@@ -279,6 +279,7 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u32>().prop_map(|pid| Message::Started { pid }),
         failure().prop_map(Message::SpawnFailed),
         cause().prop_map(|cause| Message::Ending { cause }),
+        any::<bool>().prop_map(|halted| Message::Halted { halted }),
         dead(),
     ]
 }
@@ -489,4 +490,5 @@ fn what_an_adopting_agent_says_and_hears_has_always_had_these_bytes() {
         }),
         "03000000440400"
     );
+    assert_eq!(hex(&Message::Halted { halted: true }), "020000004601");
 }

@@ -18,7 +18,9 @@ use tether_shim_protocol::{Walls, zygote::Means};
 
 use crate::{
     adopt::{self, Left},
+    fates::Board,
     guarantee::{self, Guarantee},
+    holds::Holds,
     launch,
     limits::Controllers,
     metrics::Metrics,
@@ -51,6 +53,9 @@ pub struct Config {
     pub labels: Labels,
     /// What it has that workers take for themselves alone, as in `gpu = 4`.
     pub resources: Counts,
+    /// Whether gateways learn of workers' ends from the arbiter alone, and not from this agent as well, which tells
+    /// them earlier.
+    pub no_fates: bool,
 }
 
 /// Where workers listen unless it is said.
@@ -120,6 +125,10 @@ pub(crate) struct Ground {
     pub(crate) worker_host: String,
     /// Where shims read how long their workers may go on.
     pub(crate) pages: Arc<Pages>,
+    /// What gateways are told.
+    pub(crate) fates: Arc<Board>,
+    /// Who tells of a worker's death before its pidfd does.
+    pub(crate) holds: Holds,
     pub(crate) metrics: Arc<Metrics>,
     /// Held for as long as the agent lives.
     _lock: File,
@@ -225,6 +234,8 @@ impl Config {
         let (means, reduced) = self.probed(&zygote)?;
         let guarantee = self.judge(means)?;
         let ground = Ground {
+            fates: Arc::new(Board::new(node.clone())),
+            holds: Holds::default(),
             node,
             instance: format!("{boot_id}/{inode:x}"),
             workers,

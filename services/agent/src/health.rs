@@ -9,6 +9,7 @@ mod tests;
 use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -60,6 +61,10 @@ pub(crate) enum HealthEvent {
     Unhealthy { grace_ms: u64 },
     /// What it was to be forked from hangs: end it, with [`Cause::SpawnFailed`].
     Unforked,
+    /// Whether it answered when it was asked: it is another answer than the one before.
+    Well(bool),
+    /// The process with this number shares a lock that it holds, see [`Health::take_hold`].
+    Holds(u32),
 }
 
 /// One worker's health.
@@ -80,6 +85,10 @@ pub(crate) struct Health {
     status: Status,
     /// Why it was never forked, never ready, or is ended as unhealthy.
     detail: String,
+    /// Whether it answered when it was asked last.
+    well: bool,
+    /// Memory with a lock that it shared, until it is taken.
+    hold: Option<OwnedFd>,
 }
 
 impl Health {
@@ -130,6 +139,8 @@ impl Health {
             stage: Stage::Unborn(None),
             status: Status::default(),
             detail: String::new(),
+            well: true,
+            hold: None,
         }
     }
 
@@ -175,6 +186,11 @@ impl Health {
             // Nobody comes after it: what it gave away to have back is closed.
             self.store.take(&self.id.pool, self.id.slot);
         }
+    }
+
+    /// The memory with a lock that it shared last.
+    pub(crate) fn take_hold(&mut self) -> Option<OwnedFd> {
+        self.hold.take()
     }
 
     /// What it said of itself last.
@@ -247,8 +263,11 @@ impl Health {
                     return None;
                 };
                 watch.asking = None;
+                let well = answer.is_ok();
                 let next = watch.liveness.on_answer(answer, now);
-                self.carry_out(next)
+                let was_well = std::mem::replace(&mut self.well, well);
+                let event = self.carry_out(next);
+                event.or_else(|| (well != was_well).then_some(HealthEvent::Well(well)))
             }
             Happened::Due => self.on_due(),
             Happened::StatusDue => {

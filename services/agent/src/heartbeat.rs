@@ -57,6 +57,8 @@ pub(crate) struct Node {
     hands: Box<dyn Hands>,
     metrics: Arc<Metrics>,
     address: Address,
+    /// Where gateways are told of fates.
+    fates: Option<Address>,
     arbiters: Arbiters,
 }
 
@@ -109,8 +111,14 @@ impl Node {
             hands,
             metrics,
             address,
+            fates: None,
             arbiters,
         }
+    }
+
+    /// Has gateways told of fates here.
+    pub(crate) fn telling_at(self, fates: Option<Address>) -> Self {
+        Self { fates, ..self }
     }
 
     pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
@@ -118,8 +126,10 @@ impl Node {
             hands,
             metrics,
             address,
+            fates,
             arbiters,
         } = self;
+        let at = (address, fates);
         let (reports, mut reported) = mpsc::unbounded_channel();
         let (exits, mut exited) = mpsc::unbounded_channel();
         let mut running = Running {
@@ -145,7 +155,7 @@ impl Node {
         let mut search = Search::new(arbiters, running.beats.interval());
         while !stop.is_cancelled() {
             let patience = search.patience(&running.beats, running.clock.now());
-            let opened = timeout(patience, running.open(&address, search.current()));
+            let opened = timeout(patience, running.open(&at, search.current()));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
@@ -181,13 +191,14 @@ impl Running {
     /// would wait for each other.
     async fn open(
         &self,
-        address: &Address,
+        (address, fates): &(Address, Option<Address>),
         arbiter: &Address,
     ) -> Result<(mpsc::Sender<HeartbeatRequest>, Streaming<HeartbeatResponse>), tonic::Status> {
         let (outbox, requests) = mpsc::channel(OUTBOX);
         let hello = Hello {
             node: self.place.node.to_string(),
             address: address.to_string(),
+            fates: fates.as_ref().map(Address::to_string).unwrap_or_default(),
             launchers: vec!["exec".to_owned()],
             boot_id: self.place.view.boot_id.clone(),
             pid_namespace: self.place.view.pid_namespace,

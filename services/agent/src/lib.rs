@@ -20,14 +20,17 @@ mod config;
 mod descriptors;
 mod diagnosis;
 mod epoch;
+mod fates;
 mod forkserver;
 mod guarantee;
 pub mod hands;
 mod health;
 mod heartbeat;
 mod history;
+mod holds;
 mod journal;
 mod launch;
+mod life;
 mod limits;
 mod link;
 mod liveness;
@@ -54,7 +57,10 @@ mod zygote;
 use std::{path::PathBuf, sync::Arc};
 
 use tether_kit::{arbiters::Arbiters, metrics::Metrics};
-use tether_proto::node::agent_service_server::AgentServiceServer;
+use tether_proto::{
+    fate::fate_service_server::{FateService, FateServiceServer},
+    node::agent_service_server::AgentServiceServer,
+};
 use tether_types::Address;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +80,7 @@ pub fn declare_metrics(metrics: &mut Metrics) {
 pub struct Agent {
     node: heartbeat::Node,
     workers: Arc<PathBuf>,
+    fates: Arc<fates::Board>,
 }
 
 impl Agent {
@@ -94,10 +101,14 @@ impl Agent {
         let (ground, left) = config.prepare(runtime, metrics)?;
         let workers = Arc::new(ground.workers.clone());
         let metrics = Arc::clone(&ground.metrics);
+        let fates = Arc::clone(&ground.fates);
         let hands = Box::new(machine::Machine::new(Arc::new(ground), left));
+        let tells = (!config.no_fates).then(|| address.clone());
         Ok(Self {
-            node: heartbeat::Node::new(hands, metrics, address, Arbiters::new(arbiters)),
+            node: heartbeat::Node::new(hands, metrics, address, Arbiters::new(arbiters))
+                .telling_at(tells),
             workers,
+            fates,
         })
     }
 
@@ -126,12 +137,19 @@ impl Agent {
         AgentServiceServer::new(output::Output::new(Arc::clone(&self.workers)))
     }
 
+    /// What gateways follow, beside discovery.
+    pub fn fates(&self) -> FateServiceServer<impl FateService> {
+        FateServiceServer::new(fates::Fates::new(Arc::clone(&self.fates)))
+    }
+
     /// Serves until `stop`. Then workers tied to the agent are ended in good order; the others
     /// live on under their leases, for the next agent to take over.
     ///
     /// # Errors
     /// When what it needs of the operating system fails for good.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        self.node.run(stop).await
+        let ended = self.node.run(stop).await;
+        self.fates.close();
+        ended
     }
 }

@@ -109,6 +109,7 @@ impl Hands for Machine {
     }
 
     fn permit(&mut self, granted: &Permissions, now: Tick) -> bool {
+        self.ground.fates.permit(granted);
         self.ground.pages.store(granted, now)
     }
 
@@ -120,6 +121,7 @@ impl Hands for Machine {
     }
 
     fn forget(&mut self, id: &WorkerId) {
+        self.ground.fates.forget(id);
         self.history
             .keep(worker::directory(&self.ground.workers, id));
     }

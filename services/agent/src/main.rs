@@ -82,8 +82,10 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         });
     }
     for listener in listeners {
-        let server = Server::new(tether_proto::DESCRIPTORS).service(agent.service());
-        serving.spawn(server.serve(listener, stop.clone(), DRAIN));
+        let server = Server::new(tether_proto::DESCRIPTORS)
+            .service(agent.service())
+            .service(agent.fates());
+        serving.spawn(server.serve(listener, over.clone(), DRAIN));
     }
     agent.run(stop).await?;
     over.cancel();

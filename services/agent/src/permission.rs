@@ -318,7 +318,7 @@ pub(crate) async fn tell(mut permissions: watch::Receiver<Permissions>) {
 }
 
 /// What of a span is left to a holder, whose clock may be slow.
-fn shorter(span: Duration) -> Duration {
+pub(crate) fn shorter(span: Duration) -> Duration {
     // The margin for clocks is the same for every lease.
     Terms::usual(USUAL).map_or(Duration::ZERO, |terms| terms.holder_beyond(span))
 }

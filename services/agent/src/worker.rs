@@ -2,6 +2,7 @@
 
 mod begin;
 mod death;
+mod fate;
 mod found;
 mod terms;
 
@@ -17,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::WorkerPhase,
+    fate::Fate,
     node::{StartWorker, WorkerReport},
     pool::Template,
 };
@@ -30,6 +32,7 @@ use tokio::{
 };
 
 use begin::{give_back, prepare, shim_for};
+use fate::Doubt;
 use terms::Terms;
 
 use crate::{
@@ -38,6 +41,7 @@ use crate::{
     health::{self, Health, HealthEvent},
     journal::Entry,
     launch,
+    life::Life,
     link::{FromShim, ToShim},
     memory,
     metrics::FailedAt,
@@ -190,6 +194,11 @@ struct Task {
     measure_at: Option<Instant>,
     /// What that was last.
     memory_bytes: u64,
+    /// Its main process.
+    life: Life,
+    doubt: Doubt,
+    /// Why it is ended, once it is.
+    ending: Option<Cause>,
 }
 
 impl Task {
@@ -226,6 +235,9 @@ impl Task {
             ready_by: None,
             measure_at: None,
             memory_bytes: 0,
+            life: Life::default(),
+            doubt: Doubt::default(),
+            ending: None,
         })
     }
 
@@ -234,6 +246,7 @@ impl Task {
         self.on_demand = true;
         self.pid = shim;
         self.started = BootClock.now();
+        self.doubt(Doubt::default());
         self.report(WorkerPhase::Ready);
     }
 
@@ -288,8 +301,16 @@ impl Task {
                         HealthEvent::Unforked => {
                             self.stop(&mut to, Cause::SpawnFailed, 0).await;
                         }
+                        HealthEvent::Well(well) => self.doubt(Doubt { unwell: !well, ..self.doubt }),
+                        // Of another one it would tell another one's end.
+                        HealthEvent::Holds(by) => if let Some(memory) = health.take_hold()
+                            && by == self.pid
+                        {
+                            self.on_hold(memory);
+                        }
                     }
                 }
+                sign = self.life.next() => self.on_sign(sign),
                 () = until(self.measure_at) => Box::pin(self.measure()).await,
                 () = until(self.unheard.map(|(_, at)| at)) => self.end_deaf_shim(),
                 () = until(self.ready_by) => {
@@ -310,6 +331,9 @@ impl Task {
                     }
                     Some(Order::Signal(signo)) => {
                         self.signalled = Some(signo);
+                        if fate::is_deadly(signo) {
+                            self.announce_end().await;
+                        }
                         to.send(&Message::Signal { signo }).await;
                     }
                     // Only the dead are forgotten; and without a master the link is let go, which
@@ -335,8 +359,13 @@ impl Task {
                 health.on_running(pid);
             }
             Message::SpawnFailed(failure) => self.failure = Some(failure),
+            Message::Halted { halted } => self.doubt(Doubt {
+                halted,
+                ..self.doubt
+            }),
             Message::Ending { cause } => {
                 self.unheard = None;
+                self.ending = Some(cause);
                 health.on_ending(cause);
                 self.measure_at = None;
                 self.report(WorkerPhase::Stopping);
@@ -348,7 +377,7 @@ impl Task {
     /// What a shim that was found says first of all.
     fn on_hello(&mut self, hello: &Hello) -> Option<Running> {
         match hello.phase {
-            _ if ![BY_MESSAGE_ONLY, PROTOCOL].contains(&hello.protocol) => {
+            _ if !(BY_MESSAGE_ONLY..=PROTOCOL).contains(&hello.protocol) => {
                 tracing::error!(worker = %self.id, shim = hello.protocol, agent = PROTOCOL,
                     "Shim speaks another protocol: its worker runs on under its lease, but cannot be steered");
                 None
@@ -379,6 +408,7 @@ impl Task {
 
     fn on_running(&mut self, pid: u32, started: Tick) {
         self.pid = pid;
+        self.life = Life::of(pid);
         self.started = started;
         self.stored.clear();
         if self.on_demand {
@@ -390,6 +420,8 @@ impl Task {
 
     /// Passes an order to stop on to the shim.
     async fn stop(&mut self, to: &mut ToShim, cause: Cause, grace_ms: u64) {
+        self.announce_end().await;
+        self.ending.get_or_insert(cause);
         if cause == Cause::Ordered(tether_shim_protocol::Orderer::Owner) {
             // An owner that said goodbye may be gone a moment later, and that is no news any more: its
             // workers keep the grace they were given.
@@ -457,6 +489,9 @@ impl Task {
             WorkerPhase::Starting if self.on_demand => WorkerPhase::Ready,
             phase => phase,
         };
+        if phase == WorkerPhase::Stopping {
+            self.ties.ground.fates.tell(&self.id, Fate::Ending, None);
+        }
         let uptime = BootClock.now().since(self.started);
         let report = WorkerReport {
             pid: self.pid,
@@ -495,6 +530,10 @@ impl Task {
             self.ties.ground.metrics.start_seconds.observe(seconds);
         }
         self.ready_by = None;
+        self.doubt(Doubt {
+            unwell: false,
+            ..self.doubt
+        });
         self.measure_at = self.wants_measuring().then(Instant::now);
         self.report(WorkerPhase::Ready);
     }

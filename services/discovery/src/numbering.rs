@@ -51,6 +51,7 @@ pub(crate) fn number(pool: &PoolName, members: &BTreeMap<Address, Member>) -> Ve
             protocol: traits.protocol.clone(),
             health: member.health.into(),
             epoch: 0,
+            fates: String::new(),
         };
         taken.insert(free, endpoint);
     }

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     config::Config,
     explain::Refused,
+    fates::Agents,
     links::Links,
     waiters::{Place, Waiters, Word},
 };
@@ -34,6 +35,7 @@ pub(crate) struct Directory {
     /// Counts orders that were given.
     pub(crate) ordered: watch::Sender<u64>,
     links: Vec<Arc<Links>>,
+    pub(crate) agents: Agents,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Directory {
             moves: watch::Sender::new(0),
             ordered: watch::Sender::new(0),
             links,
+            agents: Agents::default(),
         }
     }
 
@@ -98,7 +101,7 @@ impl Directory {
             }
             known.settle_all();
         }
-        self.told.send_modify(|count| *count += 1);
+        self.told();
         self.moved();
         if counts {
             self.counted.notify_one();
@@ -108,6 +111,20 @@ impl Directory {
     /// Workers of this pool are on the way, and may take so long.
     pub(crate) fn expect(&self, pool: &PoolName, within: Duration) {
         self.lock().endpoints.expect(pool, BootClock.now() + within);
+    }
+
+    /// Discovery is away.
+    pub(crate) fn on_silence(&self) {
+        self.lock().endpoints.on_silence();
+    }
+
+    /// Wakes who waits for a death or for another worker.
+    pub(crate) fn told(&self) {
+        self.told.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn links(&self) -> &[Arc<Links>] {
+        &self.links
     }
 
     /// Whether discovery has told anything.

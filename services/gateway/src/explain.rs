@@ -174,6 +174,12 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             );
             overload(text)
         }
+        Why::Lapsed => {
+            let text = format!(
+                "{whom}: the permission to serve is over, as its agent said last, and nobody has said since that it was renewed; `tether nodes` shows which node is cut off"
+            );
+            Failure::new(Reason::LeaseExpired, text).retry_after(RETRY)
+        }
         Why::Replaced { by } => {
             let text = format!(
                 "{whom}: another one serves at its address, of incarnation {by}; leave the incarnation out to reach whichever does"

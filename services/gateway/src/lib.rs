@@ -6,6 +6,7 @@
 //!                                  pure       |            ^
 //!                                             v            |
 //!   discovery --watch--> directory: endpoints, breakers, connections
+//!   agents ---- fates -------^
 //! ```
 //!
 //! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages,
@@ -26,6 +27,7 @@ mod counts;
 mod deadline;
 mod directory;
 mod explain;
+mod fates;
 mod fields;
 mod forward;
 mod greeting;
@@ -199,6 +201,10 @@ impl Gateway {
                 tls: forwarder.config.worker_tls.is_some(),
             },
             Arc::clone(&forwarder.directory),
+        ));
+        background.spawn(fates::follow(
+            Arc::clone(&forwarder.directory),
+            forwarder.config.connect_timeout,
         ));
         background.spawn(counts::report(
             Arc::clone(&forwarder.arbiters),

@@ -60,4 +60,16 @@ impl Links {
             upstream.sever();
         }
     }
+
+    /// Lets go of a worker that gets no more calls, those on their way to its connection included; answers the
+    /// connection, for what comes over it still.
+    pub(crate) fn close(&self, worker: &WorkerId) -> Option<Arc<Upstream>> {
+        let mut upstreams = self
+            .upstreams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let upstream = upstreams.remove(worker)?;
+        upstream.close();
+        Some(upstream)
+    }
 }

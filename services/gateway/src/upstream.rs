@@ -125,12 +125,17 @@ impl Upstream {
     /// Ends the connection with every call on it, for good: whoever was there is dead or does not answer,
     /// and a network that is gone would not say so.
     pub(crate) fn sever(&self) {
+        self.close();
+        for driver in self.lock().drivers.drain(..) {
+            driver.abort();
+        }
+    }
+
+    /// Takes no more calls, for good; those on it go on.
+    pub(crate) fn close(&self) {
         let mut link = self.lock();
         link.severed = true;
         link.connected = None;
-        for driver in link.drivers.drain(..) {
-            driver.abort();
-        }
     }
 
     async fn current(&self) -> Result<Option<Connected>, Error> {

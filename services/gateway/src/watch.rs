@@ -64,6 +64,7 @@ pub(crate) async fn follow(
             &mut position,
         )
         .await;
+        directory.on_silence();
         if position.revision != before {
             delay = delays.build();
             told = false;
@@ -137,6 +138,7 @@ fn take_in(
         bail!("another life of discovery told a change before a snapshot");
     }
     directory.apply(extent, update(&word, terms), ages(&word));
+    directory.agents.find(&word.upserts);
     *position = Position {
         instance: word.instance,
         revision: word.revision,

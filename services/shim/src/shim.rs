@@ -90,6 +90,8 @@ pub(crate) struct Shim {
     held_input: Option<OwnedFd>,
     started: Tick,
     announced: bool,
+    /// Whether the worker's main process is stopped.
+    halted: bool,
     status: Option<Ending>,
     failure: Option<SpawnFailure>,
     /// The kernel said that there is no child left.
@@ -147,6 +149,7 @@ impl Shim {
             held_input: None,
             started: Tick::ZERO,
             announced: false,
+            halted: false,
             status: None,
             failure: None,
             childless: true,
@@ -265,6 +268,9 @@ impl Shim {
         let all: Vec<_> = page.chain(&self.sockets).map(AsFd::as_fd).collect();
         link.send_with(&Message::Hello(self.hello()), &all);
         self.link = Some(link);
+        if self.halted {
+            self.say(&Message::Halted { halted: true });
+        }
         if let Some(cause) = self.plan.cause().filter(|_| self.announced) {
             self.say(&Message::Ending { cause });
         }
@@ -343,6 +349,7 @@ impl Shim {
             | Message::Started { .. }
             | Message::SpawnFailed(_)
             | Message::Ending { .. }
+            | Message::Halted { .. }
             | Message::Dead(_) => {}
         }
     }

@@ -93,7 +93,9 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         ));
     }
     for listener in agent_at {
-        let server = Server::new(tether_proto::DESCRIPTORS).service(agent.service());
+        let server = Server::new(tether_proto::DESCRIPTORS)
+            .service(agent.service())
+            .service(agent.fates());
         serving.spawn(essential(
             "agent",
             server.serve(listener, last.clone(), drain),

@@ -18,6 +18,10 @@ impl Health {
             tracing::debug!(worker = %self.id, pid, "A process that is not of the worker speaks for it, and is not heard");
             return None;
         }
+        if said.holds {
+            self.hold = descriptors.into_iter().next();
+            return self.hold.is_some().then_some(HealthEvent::Holds(pid));
+        }
         self.keep(&said, descriptors);
         if let Some(text) = said.status {
             self.status.said = text;

@@ -377,6 +377,9 @@ async fn a_ready_worker_that_no_longer_answers_is_found_out_by_the_question_of_i
 
     drop(listener);
 
+    // Before it is judged.
+    let unwell = HealthEvent::Well(false);
+    assert_eq!(timeout(DEADLINE, health.next()).await.unwrap(), unwell);
     assert_eq!(timeout(DEADLINE, health.next()).await.unwrap(), ENDED);
     assert!(
         health

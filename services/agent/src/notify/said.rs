@@ -23,6 +23,8 @@ pub(crate) struct Said {
     pub(crate) status: Option<String>,
     /// `FDSTORE=1`.
     pub(crate) store: bool,
+    /// `TETHER_HOLD=1`, which is of our own: beside it is memory with a lock that the worker holds.
+    pub(crate) holds: bool,
     /// `FDSTOREREMOVE=1`.
     pub(crate) remove: bool,
     /// `FDNAME=`, where it is a name.
@@ -53,6 +55,7 @@ impl Said {
                 }
                 ("BUSERROR", name) => error = Some(name.to_owned()),
                 ("FDSTORE", "1") => said.store = true,
+                ("TETHER_HOLD", "1") => said.holds = true,
                 ("FDSTOREREMOVE", "1") => said.remove = true,
                 ("FDNAME", name) => said.name = is_name(name).then(|| name.to_owned()),
                 _ => {}

@@ -6,11 +6,12 @@ use rustix::process::{Signal, pidfd_send_signal};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_proto::{
     common::{self as wire, WorkerPhase},
+    fate::Fate,
     node::WorkerReport,
 };
 use tether_shim_protocol::{DEATH_FILE, Dead, Message};
 use tether_sys::Exit;
-use tether_types::DeathCause;
+use tether_types::{Death, DeathCause};
 use tokio::time::timeout;
 
 use super::{Order, Task};
@@ -158,6 +159,11 @@ impl Task {
         if let Some(seat) = self.seat.take() {
             seat.leave();
         }
+        let death = report.death.as_ref().map(Death::from);
+        self.ties
+            .ground
+            .fates
+            .tell(&self.id, Fate::Dead, death.as_ref());
         let template = self.order.template.as_ref();
         if let Some(template) = template.filter(|it| !it.sockets.is_empty()) {
             let cause = report.death.as_ref().map(|death| death.cause());

@@ -66,6 +66,8 @@ pub(crate) struct Node {
     instance: String,
     /// Where its agent serves.
     pub(crate) address: String,
+    /// Where it tells gateways of its workers' fates; empty where it does not.
+    pub(super) fates: String,
     launchers: Vec<Launcher>,
     pub(super) labels: Labels,
     /// What it has of counted resources, and what of it is not free.
@@ -111,6 +113,7 @@ impl Node {
             loss: None,
             instance,
             address: String::new(),
+            fates: String::new(),
             launchers: Vec::new(),
             labels: Labels::new(),
             resources: Counts::new(),
@@ -352,6 +355,7 @@ impl Ledger {
             loss: None,
             instance: hello.instance.clone(),
             address: hello.address.clone(),
+            fates: hello.fates.clone(),
             launchers,
             boot_id: hello.boot_id.clone(),
             pid_namespace: hello.pid_namespace,
@@ -368,6 +372,7 @@ impl Ledger {
             ..Node::unheard(known.lease, String::new(), now)
         };
         let missed: Vec<_> = node.workers.iter().collect();
+        let moved = known.fates != node.fates;
         let served = known.served;
         self.enter_node(name.clone(), node);
         if joined {
@@ -378,6 +383,10 @@ impl Ledger {
             let count = hello.workers.len();
             let text = format!("node `{name}` joined, with {count} workers and {guarantee}");
             self.effects.node_event(EventKind::NodeUp, name, text);
+        }
+        if moved {
+            // An agent that found its workers may be the first that tells of them.
+            self.publish_anew(&missed);
         }
         // What its loss ended is as it was before, until it says what of it lives.
         self.fold_back(name);

@@ -507,6 +507,7 @@ fn endpoint_of(key: &Key, member: &Member) -> Endpoint {
         protocol: member.protocol.clone(),
         health: condition.health,
         epoch: member.epoch().0,
+        fates: String::new(),
     }
 }
 

@@ -79,12 +79,24 @@ impl Ledger {
                 let zone = node.and_then(|node| node.labels.get(ZONE));
                 let endpoint = Endpoint {
                     zone: zone.cloned().unwrap_or_default(),
+                    fates: node.map(|node| node.fates.clone()).unwrap_or_default(),
                     capacity,
                     weight,
                     epoch,
                     ..endpoint
                 };
                 self.effects.put(keys::endpoint(name, slot), endpoint);
+            }
+        }
+    }
+
+    /// Publishes what was published of these, as something of their node is another.
+    pub(super) fn publish_anew(&mut self, workers: &[WorkerId]) {
+        for id in workers {
+            let place = self.place(&id.pool, id.slot);
+            let live = place.and_then(|place| place.live.as_mut());
+            if live.is_some_and(|live| live.told.take().is_some()) {
+                self.publish(&id.pool, id.slot);
             }
         }
     }

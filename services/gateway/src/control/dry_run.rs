@@ -157,6 +157,7 @@ fn why(verdict: Verdict) -> String {
             )
         }
         Why::SessionGone { .. } => "the worker that had the key is gone".to_owned(),
+        Why::Lapsed => "its permission is over".to_owned(),
         Why::Busy => "it serves as many calls as it can".to_owned(),
         Why::Replaced { by } | Why::Superseded { by } => {
             format!("its place is at incarnation {by}")

@@ -12,6 +12,7 @@ mod calls;
 mod control;
 mod counts;
 mod deaths;
+mod fates;
 mod limits;
 mod memory;
 mod orders;

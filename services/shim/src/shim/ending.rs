@@ -150,7 +150,14 @@ impl Shim {
 
     pub(super) fn reap(&mut self) {
         loop {
-            match wait(WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED | WaitOptions::CONTINUED) {
+                Ok(Some((pid, status))) if status.stopped() || status.continued() => {
+                    if self.worker.as_ref().is_some_and(|worker| worker.pid == pid) {
+                        self.halted = status.stopped();
+                        let halted = self.halted;
+                        self.say(&Message::Halted { halted });
+                    }
+                }
                 Ok(Some((pid, status))) => {
                     if self.worker.as_ref().is_some_and(|worker| worker.pid == pid) {
                         self.status = Some(status.into());

@@ -71,6 +71,21 @@ fn a_polite_worker_stops_on_sigterm_and_the_shim_leaves_when_told() {
 }
 
 #[test]
+fn a_worker_that_is_stopped_and_goes_on_is_told_of_and_to_a_later_agent_too() {
+    let mut shim = Shim::start(sh("kill -STOP $$; sleep 600"));
+
+    shim.hear(|said| (*said == Message::Halted { halted: true }).then_some(()));
+    shim.reconnect();
+    shim.hear(|said| (*said == Message::Halted { halted: true }).then_some(()));
+    shim.say(&Message::Signal {
+        signo: libc::SIGCONT,
+    });
+    shim.hear(|said| (*said == Message::Halted { halted: false }).then_some(()));
+    shim.say(&stop(0));
+    assert_eq!(shim.dead().cause, BY_SCALE);
+}
+
+#[test]
 fn only_orphans_of_the_end_count_as_reaped_with_it() {
     // Forty that were orphaned and ended long before.
     let mut shim = Shim::start(sh(
