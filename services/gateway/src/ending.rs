@@ -65,10 +65,10 @@ impl Ending {
     }
 
     /// That a call is made in the name of this session, where that makes a difference.
-    pub(crate) fn stay(&self, acting: Option<&Acting>, config: &Config) -> Option<Stay> {
+    pub(crate) fn stay(&self, acting: Option<Acting>, config: &Config) -> Option<Stay> {
         let acting = acting.filter(|_| !config.session_drain.is_zero())?;
         Some(Stay {
-            acting: acting.clone(),
+            acting,
             _stays: self.stays.token(),
         })
     }

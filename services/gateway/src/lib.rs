@@ -9,11 +9,12 @@
 //!   agents ---- fates -------^
 //! ```
 //!
-//! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
-//! through in both directions; a call whose worker dies ends with real trailers that name the cause
+//! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages,
+//! trailers, deadlines, cancellation and backpressure pass through in both directions; a call whose worker dies ends with real trailers that name the cause
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
-//! told the arbiter.
+//! told the arbiter, and which of them served an affinity key last.
 
+mod affinity;
 mod answer;
 mod arbiters;
 mod attempt;
@@ -34,12 +35,15 @@ mod forward;
 mod greeting;
 mod handover;
 mod hedge;
+mod held;
 mod lanes;
 mod links;
 mod meter;
 mod methods;
 mod own;
 mod owners;
+mod pool_breaker;
+mod pools;
 mod pump;
 mod record;
 mod repeat;
@@ -51,6 +55,7 @@ mod timeout;
 mod upload;
 mod upstream;
 mod waiters;
+mod wake;
 mod watch;
 mod wire;
 
@@ -61,9 +66,12 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of};
+pub use affinity::{AffinityFrom, AffinityRule};
+pub use config::{Breaker, Config, Control, Keys, Queue, Retries, WhenStale, control_of};
 pub use handover::Handover;
-pub use methods::{AffinityFrom, MethodRule, Methods};
+pub use methods::{MethodRule, Methods};
+pub use pool_breaker::PoolBreaker;
+pub use pools::{PoolRule, Pools};
 pub use tether_kit::listen::Listener;
 use tether_kit::{
     serve::Server,
@@ -83,6 +91,7 @@ use owners::Owners;
 use record::Tail;
 use room::Rooms;
 use upstream::{Dial, Upstream};
+use wake::Wake;
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
@@ -141,11 +150,18 @@ impl Gateway {
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
+        let arbiters = Arc::new(Arbiters::new(arbiters, dial));
+        let wake = Wake::new(
+            Arc::clone(&arbiters),
+            config.connect_timeout,
+            config.pools.clone(),
+        );
         Self {
             forwarder: Forwarder {
                 directory: Arc::new(Directory::new(&config, all)),
                 links: here,
-                arbiters: Arc::new(Arbiters::new(arbiters, dial)),
+                arbiters,
+                wake: Arc::new(wake),
                 discovery: Arc::new(Upstream::new(discovery, dial)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),

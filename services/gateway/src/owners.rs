@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::bail;
 use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::Session;
 use tether_history::{What, note};
 use tether_proto::{
     Failure, NotLeader,
@@ -50,6 +51,15 @@ const AHEAD: Duration = Duration::from_secs(1);
 pub(crate) struct Acting {
     pub(crate) owner: OwnerName,
     pub(crate) epoch: Epoch,
+}
+
+impl From<&Session> for Acting {
+    fn from(session: &Session) -> Self {
+        Self {
+            owner: session.owner.clone(),
+            epoch: session.epoch,
+        }
+    }
 }
 
 /// What is known of sessions.

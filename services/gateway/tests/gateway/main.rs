@@ -7,6 +7,7 @@ mod house;
 mod leader;
 mod worker;
 
+mod affinity;
 mod calls;
 mod control;
 mod counts;
@@ -15,7 +16,9 @@ mod ending;
 mod fates;
 mod handover;
 mod limits;
+mod memory;
 mod orders;
+mod overload;
 mod owners;
 mod picking;
 mod queue;
