@@ -35,7 +35,6 @@ fn endpoint(worker: WorkerId, node: NodeName) -> Endpoint {
         draining: false,
         tls: false,
         counted: false,
-        tls: false,
         node: Some(node),
         unordered: false,
         capacity: None,
