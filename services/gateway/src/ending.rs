@@ -81,6 +81,8 @@ impl Ending {
         };
         let (last, owners) = (self.last.clone(), Arc::clone(owners));
         Dismissal(Box::pin(async move {
+            // Whole, as it counts for as long as it is there.
+            let stay = stay;
             cut.await;
             tokio::select! {
                 () = owners.over(&stay.acting) => {}

@@ -514,6 +514,6 @@ mod tests {
     fn a_call_is_small() {
         let whole = size_of::<crate::room::Serving<Passing>>();
 
-        assert!(whole <= 500, "{whole} bytes");
+        assert!(whole <= 600, "{whole} bytes");
     }
 }
