@@ -13,6 +13,7 @@ const FILES: &[&str] = &[
     "tether/job/v1/job_service.proto",
     "tether/gateway/v1/gateway_service.proto",
     "tether/gateway/v1/control_service.proto",
+    "tether/gateway/v1/handover.proto",
     "tether/registry/v1/registry_service.proto",
     "tether/fate/v1/fate_service.proto",
 ];

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tether_proto::{common::WorkerPhase, worker::Worker};
 use tether_tests::{
-    Cluster, Ran, digits::PredictRequest, digits_client, eventually, held_out, kill,
+    Cluster, Ran, Setup, digits::PredictRequest, digits_client, eventually, held_out, kill,
 };
 
 const STOP: &str = "[template.digits.stop]\ngrace = \"500ms\"";
@@ -238,4 +238,39 @@ async fn workers_are_replaced_after_their_calls_and_no_call_fails_by_it() {
         Some(0),
         "with the stream of counts open"
     );
+}
+
+/// A call to a pool of size 0 has the arbiter raise it, and waits for the worker. One that nobody named stays asleep.
+#[tokio::test]
+async fn a_call_wakes_a_pool_of_size_0_and_waits_for_its_worker() {
+    let cluster = Setup::default()
+        .set("gateway.pools.digits.wake", "1")
+        .start()
+        .await;
+    apply(&cluster, "digits", 0, "", "").await;
+    apply(&cluster, "asleep", 0, "", "").await;
+    let digit = &held_out(1)[0];
+    let call = async |pool: &str| {
+        let pixels = digit.pixels.clone();
+        let mut client = digits_client(cluster.client().channel(), pool);
+        client.predict(PredictRequest { pixels }).await
+    };
+    eventually("the pools are known", async || {
+        let asleep = call("asleep").await.unwrap_err();
+        asleep.message().contains("no worker of pool").then_some(())
+    })
+    .await;
+
+    let (first, second) = tokio::join!(call("digits"), call("digits"));
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    assert_eq!(ready(&cluster, "digits", 1).await.len(), 1);
+    assert!(cluster.workers("asleep").await.is_empty());
+
+    let ran = cluster
+        .tether()
+        .run(&["pool", "scale", "digits", "0"])
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    ready(&cluster, "digits", 0).await;
+    eventually("it is woken again", async || call("digits").await.ok()).await;
 }

@@ -28,6 +28,7 @@
 //! - **B6** In the closed state the last `window` calls are looked at once they are `min_calls`: it opens where
 //!   `failure_percent` of them failed or `slow_percent` were slow. What was before the last change of state is forgotten.
 //! - **B7** One that may not trip stays closed, and trips with the next bad call for which it may.
+//! - **B9** What a closed breaker was told to forget does not open it.
 //!
 //! Beside it is the budget of calls that are made again, [`Retries`], with **B8**.
 //!
@@ -258,6 +259,14 @@ impl Breaker {
         }
     }
 
+    /// What calls have said so far says nothing any more, while it is closed.
+    pub fn forget(&mut self) {
+        if let State::Closed { failures } = &mut self.state {
+            *failures = 0;
+            self.window.clear();
+        }
+    }
+
     /// Only time passed.
     pub fn check(&mut self, now: Tick) {
         let again = match self.state {
@@ -293,6 +302,11 @@ impl Breaker {
     /// Until when probes that began at `since` are waited for.
     fn patience(&self, since: Tick) -> Tick {
         since + self.terms.open_time(self.trips)
+    }
+
+    /// Whether it admits nothing, or did when it was last asked.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
     }
 
     /// Plain data about it.

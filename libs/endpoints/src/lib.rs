@@ -13,7 +13,7 @@
 //! # Invariants
 //!
 //! - **E1** A draining, removed or refused (breaker) endpoint is never picked.
-//! - **E2** Without affinity, a pick has the fewest calls under way for its weight of all that could be picked and
+//! - **E2** Without affinity, a pick has the fewest calls under way for its weight, less while it starts slowly, of all that could be picked and
 //!   have the best standing among these.
 //! - **E3** An incarnation that died or was replaced never comes back within its pool's life, where it is an agent that
 //!   runs it; of all others what was told last counts.
@@ -24,7 +24,8 @@
 //!   what was known before stands, until a change says who serves it.
 //! - **E7** A call that was sent counts once for its incarnation, when it is over; the count of one that
 //!   lives never goes down within its pool's life, and ends with it.
-//! - **E8** Of a worker that serves so many calls at once, no more are under way.
+//! - **E8** Of a worker that serves so many calls at once, no more are under way; where how many is being found, no more
+//!   whose answer has not begun.
 //! - **E9** Once `next` has nothing more to say, no call waits that a worker could take.
 //! - **E10** Of a pool with several workers, calls that fail take no more than a share away at a time, and always one.
 //! - **E11** Whoever an order drains or ejects is not picked, whatever discovery tells; an order for an incarnation is one
@@ -34,17 +35,27 @@
 //!   dead or about to end is not picked, whatever discovery says later.
 //! - **E14** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
 //! - **E15** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
+//! - **E16** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
+//!   long as that is remembered; a hint that is given to another is told that it has moved.
+//! - **E17** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
+//!   workers with closed breakers, since last one of those was opened: leaving single workers alone comes first.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
+mod adaptive;
 mod affinity;
 mod ages;
+mod bindings;
 mod explain;
 mod fate;
+mod limiter;
 mod orders;
+mod peek;
 mod pick;
 mod pool;
+mod pool_breaker;
 mod waiting;
+mod warmth;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,10 +67,13 @@ use tether_breaker::{Codes, Outcome, Retries, Terms};
 use tether_clock::Tick;
 use tether_types::{Address, Death, Incarnation, NodeName, PoolName, Slot, WorkerId};
 
+pub use adaptive::Adaptive;
 pub use ages::Ages;
+pub use bindings::{Keeping, Session};
 pub use explain::{Explained, Verdict, Would};
 pub use fate::{Fates, Word};
 pub use orders::{Order, QueueLimits, Scope};
+pub use peek::{FAR, Peek, Peeked};
 pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
@@ -155,6 +169,8 @@ pub struct View {
     pub ejected: Option<Tick>,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
+    /// How many calls whose answer has not begun it may have, where that is being found.
+    pub limit: Option<NonZeroU32>,
 }
 
 /// How workers are judged by their calls.
@@ -168,6 +184,12 @@ pub struct Outlook {
     pub slow_after: Option<Duration>,
     /// How many of a hundred workers of a pool may be left alone at a time because of their calls; one always may (E10).
     pub most_ejected_percent: u32,
+    /// How long a worker's share of calls grows after it has become ready; zero gives it all of it at once.
+    pub slow_start: Duration,
+    /// Of the breaker that each pool gets beside those of its workers; `None` for none (E17).
+    pub pool_terms: Option<Terms>,
+    /// Of which keys it is remembered who served them (E16).
+    pub keeping: Keeping,
 }
 
 impl Default for Outlook {
@@ -177,6 +199,9 @@ impl Default for Outlook {
             codes: Codes::default(),
             slow_after: None,
             most_ejected_percent: 50,
+            slow_start: Duration::ZERO,
+            pool_terms: None,
+            keeping: Keeping::default(),
         }
     }
 }
@@ -204,6 +229,7 @@ pub struct Endpoints {
     asked: u64,
     /// How many calls of one pool may wait.
     most_waiting: usize,
+    adaptive: Adaptive,
     orders: Orders,
     heard: Option<Heard>,
     /// Whether discovery has not gone away since.
@@ -221,11 +247,19 @@ impl Endpoints {
             appearances: 0,
             asked: 0,
             most_waiting,
+            adaptive: Adaptive::default(),
             orders: Orders::default(),
             heard: None,
             vouches: false,
             feeds: BTreeMap::new(),
         }
+    }
+
+    /// Finds how many calls workers can take in these pools, where nobody knows.
+    #[must_use]
+    pub fn with(mut self, adaptive: Adaptive) -> Self {
+        self.adaptive = adaptive;
+        self
     }
 
     /// Discovery told the whole truth. Endpoints that stay keep their calls and their breaker.
@@ -268,7 +302,7 @@ impl Endpoints {
             }
         }
         for name in &update.pools {
-            self.pools.entry(name.clone()).or_default();
+            self.pool_mut(name);
         }
         for name in &update.heard {
             if let Some(pool) = self.pools.get_mut(name) {
@@ -286,10 +320,12 @@ impl Endpoints {
         }
         for endpoint in update.upserts {
             let worker = endpoint.worker.clone();
-            let pool = self.pools.entry(worker.pool.clone()).or_default();
             self.appearances += 1;
+            let (terms, appearance) = (self.outlook.terms, self.appearances);
+            let now = self.heard.as_ref().map_or(Tick::ZERO, |heard| heard.at);
             let node = endpoint.node.clone();
-            gone.extend(pool.upsert(endpoint, self.outlook.terms, self.appearances));
+            let pool = self.pool_mut(&worker.pool);
+            gone.extend(pool.upsert(endpoint, terms, appearance, now));
             self.bind(&worker);
             gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
@@ -342,8 +378,9 @@ impl Endpoints {
         now: Tick,
     ) -> Result<Pick, Refusal> {
         let known = self.pools.get_mut(pool).ok_or(Refusal::NoPool)?;
+        known.check(now);
         let slot = known.decide(target, tried, random, now, |_, _| {});
-        slot.and_then(|slot| known.give(pool, slot, now))
+        slot.and_then(|slot| known.give(pool, target, slot, now))
             .map_err(Refusal::NoWorker)
     }
 
@@ -359,6 +396,13 @@ impl Endpoints {
         self.asked += 1;
         known.waiting.push(self.asked, ask, place);
         Ok(self.asked)
+    }
+
+    /// A worker of this pool is on the way: until then calls that any may take wait for it, although nobody is there.
+    pub fn expect(&mut self, pool: &PoolName, until: Tick) {
+        if let Some(known) = self.pools.get_mut(pool) {
+            known.expect(until);
+        }
     }
 
     /// A call waits no more: its caller is gone, or has waited for long enough.
@@ -386,6 +430,11 @@ impl Endpoints {
         self.pools.get(pool)?.next_trial()
     }
 
+    /// The breaker of a pool as a whole, where it has one.
+    pub fn pool_breaker(&self, pool: &PoolName) -> Option<tether_breaker::Snapshot> {
+        self.pools.get(pool)?.breaker.snapshot()
+    }
+
     /// Whether a pool is known.
     pub fn knows(&self, pool: &PoolName) -> bool {
         self.pools.contains_key(pool)
@@ -394,6 +443,17 @@ impl Endpoints {
     /// How many calls of a pool wait.
     pub fn waiting(&self, pool: &PoolName) -> usize {
         self.pools.get(pool).map_or(0, |known| known.waiting.len())
+    }
+
+    /// The answer of this ticket's call has begun; `counts` says whether it took as long as the worker's work does.
+    pub fn on_answered(&mut self, ticket: &mut Ticket, counts: bool, now: Tick) {
+        ticket.on_answered(now);
+        if std::mem::take(&mut ticket.is_limited)
+            && let (Some(sent), Some(live)) = (ticket.sent_at, self.live(ticket))
+            && let Some(limiter) = &mut live.limiter
+        {
+            limiter.on_answer(sent, counts, now);
+        }
     }
 
     /// How many calls of a pool were made again of late.
@@ -427,14 +487,20 @@ impl Endpoints {
             Outcome::Success if self.outlook.is_slow(ticket, now) => Outcome::Slow,
             outcome => outcome,
         };
+        let of_pool = ticket.pool_permit.take();
         let most_ejected = self.outlook.most_ejected_percent;
         if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            pool.breaker.on_outcome(of_pool, &permit, outcome, now);
             let may_trip = match outcome {
                 Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
                 Outcome::Success | Outcome::Silent => true,
             };
             if let Some(live) = pool.live_mut(ticket) {
+                let was_open = live.breaker.is_open();
                 live.breaker.on_outcome(permit, outcome, may_trip, now);
+                if live.breaker.is_open() && !was_open {
+                    pool.breaker.on_one_left_alone();
+                }
             }
         }
     }
@@ -445,9 +511,18 @@ impl Endpoints {
         self.on_outcome(&mut ticket, Outcome::Silent, now);
         if let Some(live) = self.live(&ticket) {
             live.in_flight -= 1;
+            if let Some(limiter) = live.limiter.as_mut().filter(|_| ticket.is_limited) {
+                limiter.on_end(ticket.sent_at, now);
+            }
         }
-        let pool = self.pools.get_mut(&ticket.worker.pool);
-        ticket.sent_at.is_some() && pool.is_some_and(|pool| pool.served(&ticket.worker))
+        let Some(pool) = self.pools.get_mut(&ticket.worker.pool) else {
+            return false;
+        };
+        if ticket.sent_at.is_none() {
+            pool.untie(&ticket);
+            return false;
+        }
+        pool.served(&ticket.worker)
     }
 
     /// Calls that each living incarnation has served, of those that somebody wants to know of and that
@@ -502,6 +577,13 @@ impl Endpoints {
     /// Plain data about every endpoint, in order of pool and slot.
     pub fn snapshot(&self) -> Vec<View> {
         self.pools.values().flat_map(Pool::views).collect()
+    }
+
+    /// A pool that is known from then on.
+    fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
+        let (outlook, adaptive) = (&self.outlook, &self.adaptive);
+        let pools = self.pools.entry(name.clone());
+        pools.or_insert_with(|| Pool::new(outlook, adaptive.is_on(name)))
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

@@ -1,14 +1,16 @@
 //! Choosing a worker within one pool.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use tether_breaker::{Admit, Permit};
 use tether_clock::Tick;
 use tether_types::{Address, Incarnation, PoolName, Slot, WorkerId, stable};
 
 use crate::{
-    Overload, Verdict, affinity,
+    Overload, Session, Verdict, affinity,
+    bindings::{Mark, Seat},
     pool::{Live, Place, Pool},
+    warmth,
 };
 
 /// Which worker a caller would like.
@@ -20,6 +22,8 @@ pub enum Target {
     Affinity {
         /// What calls that belong together have in common.
         key: Vec<u8>,
+        /// Whose key it is, where it ends with a session.
+        session: Option<Arc<Session>>,
         /// What if that worker is not free.
         affinity: Affinity,
     },
@@ -38,19 +42,29 @@ pub enum Affinity {
     /// Another one may have it where that one cannot take it at once: the next in the key's order.
     #[default]
     Hint,
-    /// It waits until that one is free.
+    /// It waits until that one is free. Refused where that one is gone, and with it what it knew of the key.
     StrictQueue,
     /// It is refused unless that one is free.
     StrictFailFast,
 }
 
 impl Target {
-    /// Whoever lives in this place.
-    pub(crate) fn any_in(slot: Slot) -> Self {
-        Self::Worker {
-            slot,
-            incarnation: Incarnation(0),
+    /// The key of a call that has one, and what is to be kept of it.
+    fn mark(&self) -> Option<Mark> {
+        match self {
+            Self::Affinity { key, session, .. } => Some(Mark::of(key, session.as_deref())),
+            Self::Any | Self::Worker { .. } => None,
         }
+    }
+
+    fn is_hint(&self) -> bool {
+        matches!(
+            self,
+            Self::Affinity {
+                affinity: Affinity::Hint,
+                ..
+            }
+        )
     }
 
     /// Whether a call that nobody can take at once may wait.
@@ -84,10 +98,26 @@ pub struct Ticket {
     pub(crate) appearance: u64,
     /// There until the outcome is known.
     pub(crate) permit: Option<Permit>,
+    /// That of the pool, where it has a breaker.
+    pub(crate) pool_permit: Option<Box<Permit>>,
     /// When the call was sent, and the worker may have seen it.
     pub(crate) sent_at: Option<Tick>,
     /// When its answer began.
     pub(crate) answered: Option<Tick>,
+    /// Whether it counts in what its worker can take, until its answer begins.
+    pub(crate) is_limited: bool,
+    /// There where the call has a key.
+    pub(crate) tie: Option<Box<Tie>>,
+}
+
+/// How a call's key is bound to its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tie {
+    pub(crate) mark: Mark,
+    /// Whether it was not bound to this one before.
+    pub(crate) is_new: bool,
+    /// Whether it was bound to another.
+    has_moved: bool,
 }
 
 impl Ticket {
@@ -96,9 +126,29 @@ impl Ticket {
         &self.worker
     }
 
+    /// Whether the call has a key, so that it matters which worker serves it.
+    pub fn has_key(&self) -> bool {
+        self.tie.is_some()
+    }
+
+    /// Whether the key's last call was given to another worker.
+    pub fn has_moved(&self) -> bool {
+        self.tie.as_ref().is_some_and(|tie| tie.has_moved)
+    }
+
     /// The call was sent to the worker at `now`.
     pub fn on_sent(&mut self, now: Tick) {
         self.sent_at = Some(now);
+    }
+
+    /// When it was sent.
+    pub fn sent_at(&self) -> Option<Tick> {
+        self.sent_at
+    }
+
+    /// Whether it matters to others that its answer has begun.
+    pub fn is_limited(&self) -> bool {
+        self.is_limited
     }
 
     /// Its answer began at `now`.
@@ -106,9 +156,10 @@ impl Ticket {
         self.answered = Some(now);
     }
 
-    /// Whether the call is a trial of a worker that has failed before, with its outcome still open.
+    /// Whether the call is a trial of a worker that has failed before, or of a pool, with its outcome still open.
     pub fn is_probe(&self) -> bool {
-        self.permit.as_ref().is_some_and(Permit::is_probe)
+        let of_pool = self.pool_permit.as_deref();
+        self.permit.as_ref().is_some_and(Permit::is_probe) || of_pool.is_some_and(Permit::is_probe)
     }
 }
 
@@ -135,6 +186,11 @@ pub enum Why {
         /// When the first of them is tried again.
         retry_after: Duration,
     },
+    /// Calls to the workers of the pool, whichever, have failed too often of late.
+    PoolBreakerOpen {
+        /// When the pool is tried again.
+        retry_after: Duration,
+    },
     /// Those that would take calls are left alone by order.
     Ejected {
         /// When the first of them is given calls again.
@@ -148,6 +204,13 @@ pub enum Why {
     Replaced {
         /// The one that does.
         by: Incarnation,
+    },
+    /// The incarnation that was given the key's last call is gone for good, and with it what it knew of the key.
+    SessionGone {
+        /// Its place.
+        slot: Slot,
+        /// Which one it was.
+        incarnation: Incarnation,
     },
     /// The incarnation asked for is gone for good.
     Superseded {
@@ -165,8 +228,24 @@ impl Pool {
         random: u64,
         now: Tick,
     ) -> Result<Pick, Why> {
-        let slot = self.prospect(target, tried, random, now, |_, _| {})?;
-        self.give(name, slot, now)
+        let slot = self.turn(target, tried, random, now, |_, _| {})?;
+        self.give(name, target, slot, now)
+    }
+
+    /// Who would have a call whose turn it is.
+    fn turn(
+        &self,
+        target: &Target,
+        tried: &[WorkerId],
+        random: u64,
+        now: Tick,
+        see: impl FnMut(Slot, Verdict),
+    ) -> Result<Slot, Why> {
+        let slot = self.prospect(target, tried, random, now, see);
+        if let Some(retry_after) = self.breaker.refusal(now) {
+            return Err(Why::PoolBreakerOpen { retry_after });
+        }
+        slot.map_err(|why| self.or_expected(why, target, now))
     }
 
     /// Who would have a call that comes now: nobody while others wait for the same. Tells `see` what speaks against
@@ -179,7 +258,7 @@ impl Pool {
         now: Tick,
         see: impl FnMut(Slot, Verdict),
     ) -> Result<Slot, Why> {
-        let slot = self.prospect(target, tried, random, now, see)?;
+        let slot = self.turn(target, tried, random, now, see)?;
         match self.others_wait(target) {
             true => Err(Why::Busy),
             false => Ok(slot),
@@ -187,33 +266,63 @@ impl Pool {
     }
 
     /// Counts a call on the worker in this place.
-    pub(crate) fn give(&mut self, name: &PoolName, slot: Slot, now: Tick) -> Result<Pick, Why> {
+    pub(crate) fn give(
+        &mut self,
+        name: &PoolName,
+        target: &Target,
+        slot: Slot,
+        now: Tick,
+    ) -> Result<Pick, Why> {
         let live = self
             .slots
             .get_mut(&slot)
             .and_then(|place| place.live.as_mut());
         let live = live.ok_or(Why::NoneReady)?;
-        match live.breaker.admit(now) {
-            Admit::Refused { retry_after } => Err(Why::BreakersOpen { retry_after }),
-            Admit::Yes(permit) => {
-                live.in_flight += 1;
-                Ok(Pick {
-                    address: live.endpoint.address.clone(),
-                    tls: live.endpoint.tls,
-                    ticket: Ticket {
-                        worker: WorkerId {
-                            pool: name.clone(),
-                            slot,
-                            incarnation: live.incarnation(),
-                        },
-                        appearance: live.appearance,
-                        permit: Some(permit),
-                        sent_at: None,
-                        answered: None,
-                    },
-                })
-            }
+        let permit = match live.breaker.admit(now) {
+            Admit::Refused { retry_after } => return Err(Why::BreakersOpen { retry_after }),
+            Admit::Yes(permit) => permit,
+        };
+        let pool_permit = self.breaker.admit(now);
+        live.in_flight += 1;
+        let is_limited = live.limiter.is_some();
+        if let Some(limiter) = &mut live.limiter {
+            limiter.on_call(now);
         }
+        let (incarnation, appearance) = (live.incarnation(), live.appearance);
+        let (address, tls) = (live.endpoint.address.clone(), live.endpoint.tls);
+        let tie = self.tie(target, Seat { slot, incarnation }, now);
+        Ok(Pick {
+            address,
+            tls,
+            ticket: Ticket {
+                worker: WorkerId {
+                    pool: name.clone(),
+                    slot,
+                    incarnation,
+                },
+                appearance,
+                permit: Some(permit),
+                pool_permit,
+                sent_at: None,
+                answered: None,
+                is_limited,
+                tie,
+            },
+        })
+    }
+
+    /// A call is given to a worker, which has the state of its key from then on.
+    fn tie(&mut self, target: &Target, to: Seat, now: Tick) -> Option<Box<Tie>> {
+        let mark = target.mark()?;
+        let before = self.bindings.bind(mark, to, self.keeping, now);
+        let is_new = before != Some(to);
+        // A hint may bind what others of the same key wait for elsewhere.
+        self.moved |= is_new && target.is_hint();
+        Some(Box::new(Tie {
+            mark,
+            is_new,
+            has_moved: is_new && before.is_some(),
+        }))
     }
 
     /// The place of the worker that would take a call now. Tells `see` of each that it looks at.
@@ -229,12 +338,17 @@ impl Pool {
             Target::Any => {
                 return self.choose(tried, now, see, |slot, live| {
                     let chance = stable::finish(random ^ u64::from(slot));
-                    (live.endpoint.standing, live.load(), chance)
+                    (
+                        live.endpoint.standing,
+                        live.load(self.slow_start, now),
+                        chance,
+                    )
                 });
             }
             Target::Affinity {
                 key,
                 affinity: Affinity::Hint,
+                ..
             } => {
                 let pin = self.pins.get(key);
                 return self.choose(tried, now, see, |slot, live| {
@@ -242,9 +356,12 @@ impl Pool {
                     (!is_pinned, Reverse(affinity::bid(key, slot)))
                 });
             }
-            Target::Affinity { .. } => self.home(target).ok_or(Why::NoneReady)?,
+            Target::Affinity { key, .. } => match (self.pinned(key), self.bound(target)) {
+                (None, Some(bound)) => self.check_bound(bound)?,
+                _ => self.home(target).ok_or(Why::NoneReady)?,
+            },
             Target::Worker { slot, incarnation } => {
-                self.check(*slot, *incarnation)?;
+                self.meets(*slot, *incarnation)?;
                 *slot
             }
         };
@@ -295,8 +412,8 @@ impl Pool {
         }
     }
 
-    /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is the highest
-    /// bidder that does not drain.
+    /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is where its last call
+    /// went, else the highest bidder that does not drain.
     pub(crate) fn home(&self, target: &Target) -> Option<Slot> {
         let key = match target {
             Target::Any
@@ -307,20 +424,40 @@ impl Pool {
             Target::Worker { slot, .. } => return Some(*slot),
             Target::Affinity { key, .. } => key,
         };
-        // One that is left alone by order is so for long, and what is tied to it would wait for as long.
-        let stays = |place: &Place| {
-            let live = place.live.as_ref();
-            live.is_some_and(|live| !live.drains() && live.bound.ejected.is_none())
-        };
-        if let Some(pin) = self.pins.get(key)
-            && let Some(place) = self.slots.get(&pin.slot).filter(|place| stays(place))
-            && place.live.as_ref().map(Live::incarnation) == Some(pin.incarnation)
-        {
-            return Some(pin.slot);
+        if let Some(slot) = self.pinned(key) {
+            return Some(slot);
+        }
+        if let Some(bound) = self.bound(target) {
+            return Some(bound.slot);
         }
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
         let best = bidders.max_by_key(|(slot, _)| affinity::bid(key, **slot));
         best.map(|(slot, _)| *slot)
+    }
+
+    /// The place of the worker that an order ties this key to, where that one takes calls.
+    fn pinned(&self, key: &[u8]) -> Option<Slot> {
+        let pin = self.pins.get(key)?;
+        let place = self.slots.get(&pin.slot).filter(|place| stays(place))?;
+        let lives = place.live.as_ref().map(Live::incarnation) == Some(pin.incarnation);
+        lives.then_some(pin.slot)
+    }
+
+    /// Who was given the last call with the key of this target.
+    fn bound(&self, target: &Target) -> Option<Seat> {
+        self.bindings.find(target.mark()?)
+    }
+
+    /// The place of one that has a key's state, unless that is lost (E16).
+    fn check_bound(&self, Seat { slot, incarnation }: Seat) -> Result<Slot, Why> {
+        match self.meets(slot, incarnation) {
+            Ok(()) => Ok(slot),
+            Err(Why::Superseded { .. } | Why::Replaced { .. }) => {
+                Err(Why::SessionGone { slot, incarnation })
+            }
+            // One that left alive may come back.
+            Err(why) => Err(why),
+        }
     }
 
     /// What speaks against a worker for a call.
@@ -335,7 +472,7 @@ impl Pool {
     }
 
     /// Whether an incarnation that is asked for by its number may still be met; 0 is whichever lives.
-    fn check(&self, slot: Slot, incarnation: Incarnation) -> Result<(), Why> {
+    fn meets(&self, slot: Slot, incarnation: Incarnation) -> Result<(), Why> {
         let place = self.slots.get(&slot).ok_or(Why::NoneReady)?;
         if incarnation == Incarnation(0) {
             return Ok(());
@@ -359,6 +496,13 @@ impl Pool {
     }
 }
 
+/// Whether keys may be tied to who lives there: one that is left alone by order is so for long, and what is tied to it
+/// would wait for as long.
+fn stays(place: &Place) -> bool {
+    let live = place.live.as_ref();
+    live.is_some_and(|live| !live.drains() && live.bound.ejected.is_none())
+}
+
 impl Live {
     /// Why it would not take a call (E1, E8, E11).
     fn reluctance(&self, now: Tick) -> Option<Why> {
@@ -372,16 +516,15 @@ impl Live {
         if let Some(retry_after) = self.breaker.refusal(now) {
             return Some(Why::BreakersOpen { retry_after });
         }
-        let capacity = self.capacity();
-        let is_full = capacity.is_some_and(|capacity| self.in_flight >= capacity.get());
-        is_full.then_some(Why::Busy)
+        self.is_full().then_some(Why::Busy)
     }
 
-    /// Calls that it would have under way with one more, per unit of its weight.
-    fn load(&self) -> u64 {
+    /// Calls that it would have under way with one more, per unit of its weight, as much of it as is due.
+    fn load(&self, slow_start: Duration, now: Tick) -> u128 {
         // As a whole number, which orders and needs no rounding: weights have 32 bits.
-        let weight = u64::from(self.endpoint.weight.max(1));
-        ((u64::from(self.in_flight) + 1) << 31) / weight
+        let due = warmth::due(now.since(self.since), slow_start);
+        let weight = u128::from(self.endpoint.weight.max(1)) * u128::from(due);
+        ((u128::from(self.in_flight) + 1) << 42) / weight
     }
 
     fn is_among(&self, tried: &[WorkerId]) -> bool {

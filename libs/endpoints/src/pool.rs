@@ -1,15 +1,18 @@
 //! One pool: its slots, who lives in them, and how the last one died.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 
 use tether_breaker::{Breaker, Retries, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
-    Endpoint, Gone, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    bindings::{Bindings, Seat},
     fate::Fate,
+    limiter::Limiter,
     orders::Bound,
+    pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
 
@@ -23,8 +26,15 @@ pub(crate) struct Pool {
     pub(crate) vouched: Tick,
     /// Keys that an order ties to a worker.
     pub(crate) pins: BTreeMap<Vec<u8>, WorkerId>,
-    /// Whether workers came, went or changed since waiting calls were last given their slots.
+    /// Whether workers came, went or changed, or keys, since waiting calls were last given their slots.
     pub(crate) moved: bool,
+    pub(crate) bindings: Bindings,
+    pub(crate) keeping: Keeping,
+    pub(crate) breaker: PoolBreaker,
+    pub(crate) slow_start: Duration,
+    is_adaptive: bool,
+    /// Until when calls wait although nobody is there: somebody is on the way.
+    expected_until: Option<Tick>,
     pub(crate) retries: Retries,
 }
 
@@ -45,14 +55,34 @@ pub(crate) struct Live {
     /// Differs each time an endpoint appears: one that left alive and came back has the same
     /// incarnation, but owes nothing to the calls from before.
     pub(crate) appearance: u64,
+    /// When it began to take calls, as far as was heard.
+    pub(crate) since: Tick,
     pub(crate) in_flight: u32,
     pub(crate) breaker: Breaker,
+    /// Finds how many calls it can take, where its pool is one in which that is done.
+    pub(crate) limiter: Option<Limiter>,
     pub(crate) fate: Fate,
     /// What orders say of it.
     pub(crate) bound: Bound,
 }
 
 impl Live {
+    /// How many calls whose answer has not begun it may have, where that is being found.
+    fn limit(&self) -> Option<NonZeroU32> {
+        let limiter = self.limiter.as_ref();
+        let limiter = limiter.filter(|_| self.capacity().is_none());
+        NonZeroU32::new(limiter?.limit())
+    }
+
+    /// Whether it serves as many calls as it can (E8).
+    pub(crate) fn is_full(&self) -> bool {
+        match (self.capacity(), &self.limiter) {
+            (Some(capacity), _) => self.in_flight >= capacity.get(),
+            (None, Some(limiter)) => limiter.is_full(),
+            (None, None) => false,
+        }
+    }
+
     pub(crate) fn view(&self) -> View {
         View {
             endpoint: self.endpoint.clone(),
@@ -61,6 +91,7 @@ impl Live {
             draining: self.drains(),
             ejected: self.bound.ejected,
             breaker: self.breaker.snapshot(),
+            limit: self.limit(),
         }
     }
 
@@ -70,12 +101,54 @@ impl Live {
 }
 
 impl Pool {
+    pub(crate) fn new(outlook: &Outlook, is_adaptive: bool) -> Self {
+        Self {
+            is_adaptive,
+            keeping: outlook.keeping,
+            breaker: PoolBreaker::new(outlook.pool_terms),
+            slow_start: outlook.slow_start,
+            ..Self::default()
+        }
+    }
+
+    /// A worker is on the way, and is waited for.
+    pub(crate) fn expect(&mut self, until: Tick) {
+        self.expected_until = self.expected_until.max(Some(until));
+    }
+
+    /// Why a call has to wait or may not, for this reason of those who are there.
+    pub(crate) fn or_expected(&self, why: Why, target: &Target, now: Tick) -> Why {
+        let names_one = matches!(target, Target::Worker { .. });
+        let is_expected = self.expected_until.is_some_and(|until| now < until);
+        match why {
+            Why::NoneReady if is_expected && !names_one => Why::Busy,
+            why => why,
+        }
+    }
+
+    /// Only time passed.
+    pub(crate) fn check(&mut self, now: Tick) {
+        self.moved |= self.bindings.expire(self.keeping, now);
+    }
+
+    /// The call of this ticket was never sent: its worker has no state of it.
+    pub(crate) fn untie(&mut self, ticket: &Ticket) {
+        if let Some(tie) = ticket.tie.as_ref().filter(|tie| tie.is_new) {
+            let WorkerId {
+                slot, incarnation, ..
+            } = ticket.worker;
+            self.bindings.forget(tie.mark, Seat { slot, incarnation });
+            self.moved = true;
+        }
+    }
+
     /// A new or changed endpoint; answers whom it replaced.
     pub(crate) fn upsert(
         &mut self,
         endpoint: Endpoint,
         terms: Terms,
         appearance: u64,
+        now: Tick,
     ) -> Option<Gone> {
         let worker = endpoint.worker.clone();
         let place = self.slots.entry(worker.slot).or_default();
@@ -83,21 +156,30 @@ impl Pool {
             return None; // E3
         }
         self.moved = true;
+        let limiter = self.is_adaptive.then(|| Limiter::new(appearance));
         place.raise(worker.incarnation);
         if let Some(live) = &mut place.live
             && live.incarnation() == worker.incarnation
         {
+            if live.endpoint.draining && !endpoint.draining {
+                live.since = now;
+            }
             live.endpoint = endpoint;
             return None;
         }
         let replaced = place.live.replace(Live {
             endpoint,
             appearance,
+            since: now,
             in_flight: 0,
             breaker: Breaker::new(terms),
+            limiter,
             fate: Fate::default(),
             bound: Bound::default(),
-        })?;
+        });
+        // Whoever is gone again has to be asked for again.
+        self.expected_until = None;
+        let replaced = replaced?;
         Some(Gone {
             died: false,
             worker: replaced.endpoint.worker,
@@ -160,6 +242,7 @@ impl Pool {
         if self.waiting.is_empty() {
             return None;
         }
+        self.check(now);
         if let Some(shed) = self.waiting.shed() {
             return Some((shed, Err(Refusal::Overloaded(Overload::Shed))));
         }
@@ -320,7 +403,7 @@ mod tests {
                 weight: 0,
                 standing: Standing::Near,
             };
-            assert_eq!(pool.upsert(endpoint, Terms::default(), 1), None);
+            assert_eq!(pool.upsert(endpoint, Terms::default(), 1, Tick::ZERO), None);
             assert!(pool.remove(worker.clone(), None).is_some());
             assert_eq!(pool.remove(worker, None), None, "it is told twice");
         }

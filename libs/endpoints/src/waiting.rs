@@ -178,11 +178,7 @@ impl Waiting {
     pub(crate) fn heads(&self) -> Vec<Head> {
         let head = |number: Number| {
             let call = self.calls.get(&number)?;
-            let target = match (call.slot, &call.ask.target) {
-                (None, _) => Target::Any,
-                (Some(slot), Target::Affinity { .. }) => Target::any_in(slot),
-                (Some(_), target) => target.clone(),
-            };
+            let target = call.ask.target.clone();
             let tried = call.ask.tried.clone();
             let order = (Reverse(call.ask.priority), number);
             Some((
@@ -230,14 +226,17 @@ impl Waiting {
         }
     }
 
-    /// Workers came or went: each call that has a slot is to have the one that `home` names for its target now,
-    /// if it names any.
+    /// Workers came or went: each call is to have the slot that `home` names for its target now, if it names any.
     pub(crate) fn rebind(&mut self, home: impl Fn(&Target) -> Option<Slot>) {
         self.bound.clear();
         for (number, call) in &mut self.calls {
-            let Some(before) = call.slot else { continue };
-            let slot = home(&call.ask.target).unwrap_or(before);
-            call.slot = Some(slot);
+            let Some(slot) = home(&call.ask.target).or(call.slot) else {
+                continue;
+            };
+            if call.slot.replace(slot).is_none() {
+                // Nobody was there when it came.
+                self.free.remove(&call.ask, *number);
+            }
             let line = self.bound.entry(slot).or_default();
             line.push(&call.ask, *number);
         }

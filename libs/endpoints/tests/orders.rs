@@ -90,6 +90,7 @@ fn ask(target: Target) -> Ask {
 fn key(text: &str, affinity: Affinity) -> Target {
     Target::Affinity {
         key: text.into(),
+        session: None,
         affinity,
     }
 }

@@ -36,6 +36,7 @@ enum Step {
 fn hint(key: &[u8]) -> Target {
     Target::Affinity {
         key: key.to_vec(),
+        session: None,
         affinity: Affinity::Hint,
     }
 }

@@ -147,7 +147,7 @@ fn target() -> impl Strategy<Value = Target> {
     prop_oneof![
         3 => Just(Target::Any),
         2 => (any::<u8>(), affinity)
-            .prop_map(|(key, affinity)| Target::Affinity { key: vec![key], affinity }),
+            .prop_map(|(key, affinity)| Target::Affinity { key: vec![key], session: None, affinity }),
         1 => (0..SLOTS, 0u64..3)
             .prop_map(|(slot, incarnation)| Target::Worker { slot, incarnation: Incarnation(incarnation) }),
     ]
@@ -494,7 +494,15 @@ fn strict_affinity_waits_or_fails_while_a_hint_goes_elsewhere() {
     }
     let to = |affinity| {
         let key = b"session-42".to_vec();
-        ask(Target::Affinity { key, affinity }, 1, Priority::Normal)
+        ask(
+            Target::Affinity {
+                key,
+                session: None,
+                affinity,
+            },
+            1,
+            Priority::Normal,
+        )
     };
     assert_eq!(calls.call(to(Affinity::StrictQueue), 0, at(1)), Ok(None));
     let home = calls.under_way[0].worker().slot;
@@ -534,6 +542,7 @@ fn who_waits_for_one_that_is_gone_is_told() {
     }
     let key = Target::Affinity {
         key: b"session-42".to_vec(),
+        session: None,
         affinity: Affinity::StrictQueue,
     };
     calls
@@ -558,6 +567,64 @@ fn who_waits_for_one_that_is_gone_is_told() {
 
     let by = Incarnation(2);
     let gone = Refusal::NoWorker(Why::Superseded { by });
-    assert_eq!(calls.refused, [(pinned, gone)]);
-    assert_eq!(calls.went, [tied]);
+    let lost = Refusal::NoWorker(Why::SessionGone {
+        slot: home,
+        incarnation: Incarnation(1),
+    });
+    assert_eq!(calls.refused, [(pinned, gone), (tied, lost)]);
+    assert_eq!(calls.went, []);
+}
+
+/// Of a pool that was empty somebody may have been asked for.
+#[test]
+fn where_a_worker_is_on_the_way_calls_wait_for_it_and_no_longer_than_it_is_expected() {
+    let mut calls = Calls::new();
+    let any = || ask(Target::Any, 1, Priority::Normal);
+    let none = Err(Refusal::NoWorker(Why::NoneReady));
+    assert_eq!(calls.call(any(), 0, at(1)), none);
+
+    calls.set.expect(&pool(), at(10));
+    let key = Target::Affinity {
+        key: b"session-42".to_vec(),
+        session: None,
+        affinity: Affinity::StrictQueue,
+    };
+    let waits = calls.call(any(), 0, at(1)).unwrap().unwrap();
+    let tied = calls
+        .call(ask(key, 1, Priority::Normal), 0, at(2))
+        .unwrap()
+        .unwrap();
+    let pinned = Target::Worker {
+        slot: 0,
+        incarnation: Incarnation(1),
+    };
+    assert_eq!(calls.call(ask(pinned, 1, Priority::Normal), 0, at(2)), none);
+    calls.settle(0, at(9));
+    assert_eq!(calls.refused, []);
+
+    calls.set.apply_change(up(0, 1, 2, false));
+    calls.settle(0, at(9));
+    assert_eq!(calls.went, [waits, tied]);
+
+    calls.set.apply_change(Update {
+        removals: vec![Removal {
+            worker: WorkerId {
+                pool: pool(),
+                slot: 0,
+                incarnation: Incarnation(1),
+            },
+            death: None,
+        }],
+        ..Update::default()
+    });
+    assert_eq!(
+        calls.call(any(), 0, at(9)),
+        none,
+        "nobody is on the way any more"
+    );
+    calls.set.expect(&pool(), at(10));
+    let again = calls.call(any(), 0, at(9)).unwrap().unwrap();
+    calls.settle(0, at(10));
+    let none = Refusal::NoWorker(Why::NoneReady);
+    assert_eq!(calls.refused, [(again, none)]);
 }

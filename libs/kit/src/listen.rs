@@ -2,6 +2,7 @@
 //! accident.
 
 mod connection;
+mod handle;
 mod socket;
 
 use std::{future::ready, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -12,6 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
 pub use connection::{Connection, Detached, Peer, Stream};
+pub use handle::{Handle, SocketFile};
 
 use crate::{
     network::{self, Accept},
@@ -81,8 +83,8 @@ impl Error {
 pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
-    /// A unix socket.
-    Unix(UnixListener),
+    /// A unix socket. Its file is removed while it still listens, so nobody else can have put theirs in its place.
+    Unix(SocketFile, UnixListener),
     /// A port of a network that is not the machine's.
     Other(Box<dyn Accept>),
     /// One of those, where TLS is spoken.
@@ -110,7 +112,7 @@ pub fn check(address: &Address, insecure: bool) -> Result<(), Error> {
 pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> {
     check(address, insecure)?;
     match address {
-        Address::Unix(path) => socket::bind(path).map(Listener::Unix),
+        Address::Unix(path) => socket::bind(path).map(Listener::from),
         Address::Tcp { host, port } => match network::installed() {
             Some(network) => network.bind(host, *port).await.map(Listener::Other),
             None => TcpListener::bind((host.as_str(), *port))
@@ -118,16 +120,6 @@ pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> 
                 .map(Listener::Tcp),
         }
         .map_err(|error| Error::new(address, error)),
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        // The file is removed while we still listen, so nobody else can have put theirs in its place.
-        if let Ok(Address::Unix(path)) = self.local_address() {
-            // Somebody who removed it before us did what we wanted.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 
@@ -141,7 +133,7 @@ impl Listener {
             Self::Tcp(listener) => listener.local_addr().map(tcp),
             Self::Other(port) => port.local().map(tcp),
             Self::Tls(listener, _) => listener.local_address(),
-            Self::Unix(listener) => match listener.local_addr()?.as_pathname() {
+            Self::Unix(_, listener) => match listener.local_addr()?.as_pathname() {
                 Some(path) => Ok(Address::Unix(path.to_owned())),
                 None => Err(io::ErrorKind::NotFound.into()),
             },
@@ -166,7 +158,7 @@ impl Listener {
     pub fn tls(&self) -> Option<&Arc<Acceptor>> {
         match self {
             Self::Tls(_, acceptor) => Some(acceptor),
-            Self::Tcp(_) | Self::Unix(_) | Self::Other(_) => None,
+            Self::Tcp(_) | Self::Unix(..) | Self::Other(_) => None,
         }
     }
 
@@ -193,7 +185,7 @@ impl Listener {
 
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Self::Unix(_, listener) => Ok(Stream::Unix(listener.accept().await?.0)),
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;

@@ -89,6 +89,7 @@ impl Failure {
             | Reason::AgentUnreachable => Code::Unavailable,
             Reason::NodeTaken
             | Reason::RegistrationTaken
+            | Reason::SessionWorkerGone
             | Reason::LeaseExpired
             | Reason::LeaseFenced
             | Reason::ModeForbids

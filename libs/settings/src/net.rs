@@ -311,6 +311,19 @@ impl Whereabouts {
     /// # Errors
     /// Names the address, the cause and what to do.
     pub async fn bind(&self, place: Place) -> anyhow::Result<Vec<Listener>> {
+        let listen = async |address: &Address, insecure| Ok(listen::bind(address, insecure).await?);
+        self.bind_by(place, listen).await
+    }
+
+    /// The same, where listeners of plain text come from elsewhere.
+    ///
+    /// # Errors
+    /// Names the address, the cause and what to do.
+    pub async fn bind_by(
+        &self,
+        place: Place,
+        mut by: impl AsyncFnMut(&Address, bool) -> anyhow::Result<Listener>,
+    ) -> anyhow::Result<Vec<Listener>> {
         let addresses = self.listens_how(place)?;
         for (address, tls) in &addresses {
             listen::check(address, self.listen.insecure || *tls)?;
@@ -323,7 +336,7 @@ impl Whereabouts {
         };
         let mut listeners = Vec::new();
         for (address, tls) in addresses {
-            let listener = listen::bind(&address, self.listen.insecure || tls).await?;
+            let listener = by(&address, self.listen.insecure || tls).await?;
             listeners.push(match (tls, &acceptor) {
                 (false, _) => listener,
                 (true, Some(acceptor)) => listener.with_tls(Arc::clone(acceptor)),

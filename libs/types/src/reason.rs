@@ -14,6 +14,8 @@ pub enum Reason {
     /// The workers of the pool serve as many calls as they can, and so many wait that this one may not, or it has
     /// waited for long enough.
     Overloaded,
+    /// The worker that served a call's key before is gone, and with it what it knew of the key.
+    SessionWorkerGone,
     /// The owner's lease has run out.
     LeaseExpired,
     /// A later epoch of the same owner exists.
@@ -70,6 +72,7 @@ impl Reason {
         Self::CallReset,
         Self::BreakerOpen,
         Self::Overloaded,
+        Self::SessionWorkerGone,
         Self::LeaseExpired,
         Self::LeaseFenced,
         Self::Draining,
@@ -103,6 +106,7 @@ impl Reason {
             Self::CallReset => "CALL_RESET",
             Self::BreakerOpen => "BREAKER_OPEN",
             Self::Overloaded => "OVERLOADED",
+            Self::SessionWorkerGone => "SESSION_WORKER_GONE",
             Self::LeaseExpired => "LEASE_EXPIRED",
             Self::LeaseFenced => "LEASE_FENCED",
             Self::Draining => "DRAINING",

@@ -18,6 +18,7 @@ use crate::{
     call::{Call, is_cancel},
     client::Client,
     deadline::{Deadline, Timer},
+    ending::Dismissal,
     explain, fields,
     pump::{End, Pump},
     record::{self, By},
@@ -57,6 +58,7 @@ impl Answer {
         client: Client,
         deadline: Deadline,
         budget: Budget,
+        dismissal: Dismissal,
     ) -> Option<Passing> {
         let said = Said {
             status: self.head.status,
@@ -79,6 +81,7 @@ impl Answer {
             call,
             said,
             limit: deadline.timer(),
+            dismissal,
             is_over: false,
             explanation: None,
         })
@@ -94,6 +97,7 @@ pub(crate) struct Passing {
     call: Call,
     said: Said,
     limit: Timer,
+    dismissal: Dismissal,
     /// Whether there are no more messages.
     is_over: bool,
     explanation: Option<Explanation>,
@@ -116,6 +120,9 @@ impl Future for Passing {
         if this.explanation.is_none() {
             let came = match this.poll_end(cx) {
                 Poll::Ready(came) => came,
+                Poll::Pending if this.dismissal.poll(cx).is_ready() => {
+                    Err(explain::dismissed(&record::at()).into())
+                }
                 Poll::Pending => {
                     let late = task::ready!(this.limit.poll(cx));
                     this.call.on_code(DEADLINE_EXCEEDED);
@@ -280,7 +287,7 @@ pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
     )
 }
 
-fn of(status: Status) -> HeaderMap {
+pub(crate) fn of(status: Status) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if status.add_header(&mut headers).is_err() {
         headers.insert(GRPC_STATUS, HeaderValue::from(Code::Unknown as u32));

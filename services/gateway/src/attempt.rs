@@ -163,9 +163,10 @@ impl Attempt {
                 })));
             }
         };
-        call.on_head();
+        call.on_head(response.headers());
         let (mut head, stream) = response.into_parts();
         fields::keep_apart(&mut head.headers);
+        call.sign(&mut head.headers);
         if stream.is_end_stream() {
             // Headers alone, with the status in them.
             let without = || answer::code_without(head.status) as u32;

@@ -18,6 +18,9 @@ use futures::task::AtomicWaker;
 /// A call that has less waiting, in bytes, is not behind: whoever reads has less.
 const FEW: usize = 16 << 10;
 
+/// As much as one part in this many of what may wait is kept of requests beside it, to send them again.
+const COPIES: usize = 4;
+
 /// What may wait in all calls.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Arc<Shared>);
@@ -25,6 +28,8 @@ pub(crate) struct Budget(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     held: AtomicUsize,
+    /// Bytes that are kept to be sent again.
+    copied: AtomicUsize,
     most: usize,
     behind: Mutex<Behind>,
 }
@@ -59,6 +64,7 @@ impl Budget {
     pub(crate) fn new(most: usize) -> Self {
         Self(Arc::new(Shared {
             held: AtomicUsize::new(0),
+            copied: AtomicUsize::new(0),
             most,
             behind: Mutex::default(),
         }))
@@ -71,6 +77,21 @@ impl Budget {
             held: 0,
             place: None,
         }
+    }
+
+    /// So many bytes more are kept to be sent again, unless that would be more than a part of all that may wait.
+    pub(crate) fn copy(&self, bytes: usize) -> bool {
+        let copied = self.0.copied.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let may = copied <= self.0.most / COPIES;
+        if !may {
+            self.0.copied.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// So many of them are kept no more.
+    pub(crate) fn drop_copy(&self, bytes: usize) {
+        self.0.copied.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn behind(&self) -> MutexGuard<'_, Behind> {
@@ -91,6 +112,11 @@ impl Behind {
 }
 
 impl Seat {
+    /// What it is a part of.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// So many more bytes wait.
     pub(crate) fn more(&mut self, bytes: usize) {
         self.held += bytes;
@@ -167,6 +193,16 @@ mod tests {
             ![&seats[0], &catches_up, &comes].into_iter().any(given_up),
             "it is enough"
         );
+    }
+
+    #[test]
+    fn of_what_is_sent_no_more_is_kept_than_a_part_of_what_may_wait() {
+        let budget = Budget::new(400);
+        assert!(budget.copy(60));
+        assert!(!budget.copy(41));
+        assert!(budget.copy(40));
+        budget.drop_copy(60);
+        assert!(budget.copy(60));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::{future::Future, sync::Arc, task::Context, time::Duration};
 
+use http::{HeaderMap, HeaderValue};
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
 use tether_endpoints::Ticket;
@@ -11,9 +12,10 @@ use tether_types::{Address, Reason, WorkerId};
 use tonic::{Code, Status};
 
 use crate::{
+    answer,
     directory::Directory,
     explain::{self, Progress},
-    record,
+    record, route,
     slots::Slot,
     upload::Upload,
     wire::{self, Error},
@@ -156,15 +158,38 @@ impl Call {
     }
 
     /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
-    pub(crate) fn on_head(&mut self) {
+    pub(crate) fn on_head(&mut self, headers: &HeaderMap) {
         if let Server::Worker {
-            progress, ticket, ..
+            progress,
+            ticket,
+            directory,
+            ..
         } = &mut self.server
         {
             *progress = Progress::Started;
             record::on_progress(Progress::Started);
             if let Some(ticket) = ticket {
-                ticket.on_answered(BootClock.now());
+                // One that is refused out of hand says nothing of how long the work takes.
+                let counts = answer::code_of(headers).is_none_or(|code| code == 0);
+                directory.on_answered(ticket, counts);
+            }
+        }
+    }
+
+    /// Says in the head of an answer which worker gives it, where the call has a key: its caller may ask for that one.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
+        if let Server::Worker {
+            ticket: Some(ticket),
+            worker,
+            ..
+        } = &self.server
+            && ticket.has_key()
+        {
+            if let Ok(worker) = HeaderValue::try_from(worker.to_string()) {
+                headers.insert(route::WORKER, worker);
+            }
+            if ticket.has_moved() {
+                headers.insert(route::AFFINITY, HeaderValue::from_static("moved"));
             }
         }
     }

@@ -11,7 +11,11 @@ use http::Response;
 use http_body::{Body, Frame};
 use tonic::Status;
 
-use crate::wire::{Error, Reason, RecvStream, SendResponse, SendStream};
+use crate::{
+    answer::of as trailers_of,
+    explain, record,
+    wire::{Error, Reason, RecvStream, SendResponse, SendStream},
+};
 
 /// Whoever made a call.
 #[derive(Debug)]
@@ -46,13 +50,13 @@ impl Client {
         self.respond.send_response(head, is_all).ok()
     }
 
-    /// Tells an answer that the gateway makes itself.
-    pub(crate) async fn tell<B>(self, answer: Response<B>)
+    /// Tells an answer that the gateway makes itself. One that keeps coming ends when the gateway does.
+    pub(crate) async fn tell<B>(self, answer: Response<B>, over: impl Future<Output = ()>)
     where
         B: Body<Data = Bytes>,
     {
         let (head, body) = answer.into_parts();
-        let mut body = pin!(body);
+        let (mut body, mut over) = (pin!(body), pin!(over));
         let is_all = body.is_end_stream();
         let Some(mut to) = self.head(Response::from_parts(head, ()), is_all) else {
             return;
@@ -62,6 +66,10 @@ impl Client {
                 biased;
                 _ = poll_fn(|cx| to.poll_reset(cx)) => return,
                 frame = poll_fn(|cx| body.as_mut().poll_frame(cx)) => frame,
+                () = &mut over => {
+                    let _ = to.send_trailers(trailers_of(explain::dismissed(&record::at()).into()));
+                    return;
+                }
             };
             let Some(Ok(frame)) = frame else { break };
             let sent = match frame.into_data() {

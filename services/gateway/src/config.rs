@@ -2,14 +2,14 @@
 
 mod control;
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
-use tether_endpoints::Outlook;
+use tether_endpoints::{Keeping, Outlook};
 use tether_kit::{config::duration, tls::ClientFiles};
 
-use crate::{methods::Methods, wire::Engine};
+use crate::{methods::Methods, pool_breaker::PoolBreaker, pools::Pools, wire::Engine};
 
 pub use control::{Control, control_of};
 
@@ -37,6 +37,16 @@ pub struct Config {
     /// How long calls under way may take to end once the gateway is told to stop.
     #[serde(with = "duration")]
     pub drain: Duration,
+    /// How long before it takes no new calls the gateway says that it is about to: NOT_SERVING, and to those who watch.
+    #[serde(with = "duration")]
+    pub drain_notice: Duration,
+    /// How long beyond `drain` calls in the name of a session may go on while that holds.
+    #[serde(with = "duration")]
+    pub session_drain: Duration,
+    /// The socket at which this process hands over to its successor, and takes over from its predecessor: a new process
+    /// with the same path goes on with the listening sockets of the old one, which lets its calls finish. Of
+    /// `tether-gateway` alone.
+    pub handover: Option<PathBuf>,
     /// How old the arbiter's word on sessions may be for calls that carry an epoch.
     #[serde(with = "duration")]
     pub fence_max_age: Duration,
@@ -49,8 +59,17 @@ pub struct Config {
     pub zone: String,
     /// How calls wait for a worker that is free.
     pub queue: Queue,
+    /// How long the share of calls grows of a worker that has just become ready; 0 gives it all of it at once.
+    #[serde(with = "duration")]
+    pub slow_start: Duration,
     /// When a worker that fails calls is left alone.
     pub breaker: Breaker,
+    /// When a pool as a whole is left alone, whose workers fail calls although some of them are.
+    pub pool_breaker: PoolBreaker,
+    /// How long it is remembered which worker served the calls of a key.
+    pub affinity: Keys,
+    /// How single pools are treated.
+    pub pools: Pools,
     /// Where orders of people on call are taken.
     pub control: Control,
     /// How many calls may be made again that a worker may have seen.
@@ -82,6 +101,27 @@ impl Default for Queue {
     }
 }
 
+/// Of which affinity keys it is remembered which worker has their state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Keys {
+    /// How long, from the last call that was given to a worker.
+    #[serde(with = "duration")]
+    pub keep_for: Duration,
+    /// How many of one pool; beyond that the one that was used least recently is forgotten.
+    pub max_keys: usize,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        let keeping = Keeping::default();
+        Self {
+            keep_for: keeping.keep_for,
+            max_keys: keeping.most,
+        }
+    }
+}
+
 /// How many calls of a pool may be made again in ten seconds, of those whose methods are idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -101,6 +141,21 @@ impl Default for Retries {
         Self {
             percent,
             per_second,
+        }
+    }
+}
+
+impl Config {
+    /// How workers are chosen and judged.
+    pub(crate) fn outlook(&self) -> Outlook {
+        Outlook {
+            keeping: Keeping {
+                keep_for: self.affinity.keep_for,
+                most: self.affinity.max_keys,
+            },
+            pool_terms: self.pool_breaker.terms(),
+            slow_start: self.slow_start,
+            ..self.breaker.outlook()
         }
     }
 }
@@ -135,12 +190,19 @@ impl Default for Config {
             max_attempts: NonZeroU32::MIN.saturating_add(2),
             death_wait: Duration::from_millis(500),
             drain: Duration::from_secs(10),
+            drain_notice: Duration::from_millis(100),
+            session_drain: Duration::ZERO,
+            handover: None,
             fence_max_age: Duration::from_secs(2),
             when_fence_is_stale: WhenStale::Refuse,
             relay_nodes: false,
             zone: String::new(),
             queue: Queue::default(),
+            slow_start: Duration::ZERO,
             breaker: Breaker::default(),
+            pool_breaker: PoolBreaker::default(),
+            affinity: Keys::default(),
+            pools: Pools::default(),
             control: Control::default(),
             retries: Retries::default(),
             methods: Methods::default(),
@@ -216,7 +278,7 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    pub(crate) fn outlook(&self) -> Outlook {
+    fn outlook(&self) -> Outlook {
         let terms = Terms {
             failure_threshold: self.failure_threshold.get(),
             open_for: self.open_for,
@@ -233,6 +295,7 @@ impl Breaker {
             codes: Codes::of(self.codes.iter().map(String::as_str)).unwrap_or_default(),
             slow_after: (!self.slow_after.is_zero()).then_some(self.slow_after),
             most_ejected_percent: self.most_ejected_percent,
+            ..Outlook::default()
         }
     }
 }

@@ -138,10 +138,11 @@ impl Control {
     fn give(&self, given: &Given, order: Ordered, until: Option<SystemTime>) -> bool {
         let changes = self.0.forwarder.directory.order(order.clone());
         let Given { id, reason, by } = given;
+        let order_in_words = orders::in_words(&order);
         tracing::info!(
             by,
             request_id = id,
-            ?order,
+            order = order_in_words,
             reason,
             changes,
             "An order to the gateway"

@@ -70,7 +70,8 @@ impl Directory {
     pub(crate) fn new(config: &Config, links: Vec<Arc<Links>>) -> Self {
         Self {
             known: Mutex::new(Known {
-                endpoints: Endpoints::new(config.breaker.outlook(), config.queue.max_calls),
+                endpoints: Endpoints::new(config.outlook(), config.queue.max_calls)
+                    .with(config.pools.adaptive()),
                 waiters: Waiters::default(),
             }),
             told: watch::Sender::new(0),
@@ -105,6 +106,11 @@ impl Directory {
         if counts {
             self.counted.notify_one();
         }
+    }
+
+    /// Workers of this pool are on the way, and may take so long.
+    pub(crate) fn expect(&self, pool: &PoolName, within: Duration) {
+        self.lock().endpoints.expect(pool, BootClock.now() + within);
     }
 
     /// Discovery is away.
@@ -153,9 +159,13 @@ impl Directory {
                 let wait = self.ordered_wait(pool).unwrap_or(wait);
                 let told = Box::pin(tokio::time::timeout(wait, self.turn(pool, &mut place)));
                 told.await.unwrap_or_else(|_| {
-                    let known = self.lock();
-                    let refusal = Refusal::NoWorker(Why::Busy);
-                    Err(refused(&known.endpoints, pool, &ask.target, refusal))
+                    let endpoints = &mut self.lock().endpoints;
+                    // As whoever comes now: those who wait are before it, or nobody has come.
+                    let (random, now) = (fastrand::u64(..), BootClock.now());
+                    match endpoints.pick(pool, &ask.target, &ask.tried, random, now) {
+                        Ok(pick) => Ok(pick.into()),
+                        Err(refusal) => Err(refused(endpoints, pool, &ask.target, refusal)),
+                    }
                 })
             }
         }
@@ -219,6 +229,17 @@ impl Directory {
             // Fails only without a directory, and that is borrowed here.
             let _ = told.changed().await;
         }
+    }
+
+    /// The answer of a call has begun; `counts` says whether its worker has worked for it.
+    pub(crate) fn on_answered(&self, ticket: &mut Ticket, counts: bool) {
+        let now = BootClock.now();
+        if !ticket.is_limited() {
+            return ticket.on_answered(now);
+        }
+        let mut known = self.lock();
+        known.endpoints.on_answered(ticket, counts, now);
+        known.settle(&ticket.worker().pool);
     }
 
     /// A call was answered with this gRPC code.
@@ -372,8 +393,13 @@ pub(crate) fn refused(
     target: &Target,
     refusal: Refusal,
 ) -> Box<Refused> {
-    let death = match target {
-        Target::Worker { slot, .. } => {
+    let home = match (target, &refusal) {
+        (Target::Worker { slot, .. }, _)
+        | (Target::Affinity { .. }, Refusal::NoWorker(Why::SessionGone { slot, .. })) => Some(slot),
+        (Target::Any | Target::Affinity { .. }, _) => None,
+    };
+    let death = match home {
+        Some(slot) => {
             let last = endpoints.last_death(pool, *slot);
             last.map(|(incarnation, death)| {
                 let worker = WorkerId {
@@ -384,7 +410,7 @@ pub(crate) fn refused(
                 (worker, death)
             })
         }
-        Target::Any | Target::Affinity { .. } => endpoints.latest_death(pool),
+        None => endpoints.latest_death(pool),
     };
     Box::new(Refused {
         refusal,

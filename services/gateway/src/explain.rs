@@ -7,6 +7,8 @@ use tether_proto::Failure;
 use tether_types::{Address, Death, DeathCause, PoolName, Reason, WorkerId};
 use tonic::Code;
 
+use crate::record::At;
+
 /// When to try again where nothing better is known: a worker starts in about this time.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -81,6 +83,13 @@ pub(crate) struct Refused {
     pub(crate) death: Option<(WorkerId, Death)>,
 }
 
+impl Refused {
+    /// Whether there is a pool, and nobody in it that serves.
+    pub(crate) fn is_for_want_of_workers(&self) -> bool {
+        matches!(self.refusal, Refusal::NoWorker(Why::NoneReady))
+    }
+}
+
 pub(crate) fn refused(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
     untried(refusal(pool, target, refused))
 }
@@ -139,6 +148,13 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
         }
+        Why::PoolBreakerOpen { retry_after } => {
+            let text = format!(
+                "calls to pool `{pool}` failed too often, whichever of its workers had them, and it is left alone for another {:.1} s; `tether logs {pool}/SLOT` shows what a worker said",
+                retry_after.as_secs_f64()
+            );
+            Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
+        }
         Why::Ejected { retry_after } => {
             let text = format!(
                 "{whom}: somebody has ordered this gateway to leave it alone for another {:.1} s; `tether gateway orders` shows who and why, `tether gateway restore` undoes it",
@@ -155,7 +171,7 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
                 Target::Any => format!("all workers of pool `{pool}` serve"),
             };
             let text = format!(
-                "{who} as many calls as the template's `capacity` allows, and {} calls wait: more workers would help, or a longer `queue.max_wait` of the gateway",
+                "{who} as many calls as the template's `capacity` allows, or as was found to be good for them, and {} calls wait: more workers would help, or a longer `queue.max_wait` of the gateway",
                 refused.waiting
             );
             overload(text)
@@ -172,6 +188,14 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             );
             Failure::new(Reason::UnknownWorker, text)
         }
+        Why::SessionGone { slot, incarnation } => {
+            let gone = WorkerId {
+                pool: pool.clone(),
+                slot,
+                incarnation,
+            };
+            session_gone(&gone, refused.death.as_ref())
+        }
         Why::Superseded { by } => {
             let text = format!(
                 "{whom} and will not be: its place is at incarnation {by} or later; leave the incarnation out to reach whichever lives"
@@ -179,6 +203,17 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
             Failure::new(Reason::UnknownWorker, text)
         }
     }
+}
+
+/// Who had the state that a strict call needs is gone. No other may take the call as if nothing had happened.
+fn session_gone(gone: &WorkerId, death: Option<&(WorkerId, Death)>) -> Failure {
+    let death = death.filter(|(worker, _)| worker == gone);
+    let death = death.map(|(_, death)| death);
+    let how = death.map_or_else(String::new, |death| format!(" ({})", describe(death)));
+    let text = format!(
+        "worker `{gone}`, which served the calls of this affinity key, is gone{how}, and with it what it knew of the key: begin anew with another key or in a new session, or bind the key to another worker by a call with `tether-affinity-mode: hint`"
+    );
+    with_death(Failure::new(Reason::SessionWorkerGone, text), gone, death)
 }
 
 /// A call may not even wait.
@@ -306,6 +341,16 @@ pub(crate) fn got(
         .fact("attempts", attempts)
 }
 
+/// The gateway ends, and the call may go on no longer.
+pub(crate) fn dismissed(at: &At) -> Failure {
+    let text = "this gateway is ending and the call has gone on for as long as it may (`gateway.drain`, and `gateway.session_drain` for calls of sessions that hold): make it again, at its successor or another gateway";
+    let failure = Failure::new(Reason::Draining, text);
+    match &at.worker {
+        Some(worker) => got(failure, worker, at.progress(), at.attempts),
+        None => untried(failure),
+    }
+}
+
 /// No worker has seen the call, since none was tried.
 pub(crate) fn untried(failure: Failure) -> Failure {
     failure
@@ -356,6 +401,14 @@ pub(crate) fn too_large(bytes: u32, limit: u32) -> Failure {
     Failure::new(Reason::MessageTooLarge, text)
         .fact("bytes", bytes)
         .fact("limit_bytes", limit)
+}
+
+/// A call waits for a worker, with more in hand than may wait.
+pub(crate) fn unsent(pool: &PoolName) -> Failure {
+    let text = format!(
+        "all workers of pool `{pool}` are busy, and too many bytes wait in the gateway for those who do not read: more workers would help, or a larger `max_unread_bytes` of the gateway"
+    );
+    overload(text)
 }
 
 /// Whoever is to get messages does not read them.

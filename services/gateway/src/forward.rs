@@ -9,6 +9,7 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
+use tether_endpoints::{Session, Target};
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use crate::{
     config::Config,
     deadline::Deadline,
     directory::{Chosen, Directory},
+    ending::Ending,
     explain::{self, Progress},
     fields,
     hedge::Hedge,
@@ -38,6 +40,7 @@ use crate::{
     slots::Sender,
     timeout, upload,
     upstream::Upstream,
+    wake::Wake,
     wire::{RecvStream, SendResponse},
 };
 
@@ -61,10 +64,12 @@ pub(crate) struct Forwarder {
     pub(crate) discovery: Arc<Upstream>,
     pub(crate) own: OwnServices,
     pub(crate) owners: Arc<Owners>,
+    pub(crate) wake: Arc<Wake>,
     pub(crate) budget: Budget,
     /// Of this lane.
     pub(crate) rooms: Rooms<Passing>,
     pub(crate) tail: Tail,
+    pub(crate) ending: Ending,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
 }
@@ -107,7 +112,13 @@ impl Forwarder {
         if let Route::Worker(to) = &plan.route {
             self.tail.begin(&head.uri, to);
         }
-        let answer = pin!(async {
+        let session = match &plan.route {
+            Route::Worker(to) => to.session.as_deref(),
+            _ => None,
+        };
+        let stay = self.ending.stay(session.map(Acting::from), &self.config);
+        let mut dismissal = self.ending.dismissal(stay, &self.owners);
+        let answer = async {
             let head = &mut head;
             match plan.route {
                 // Each call is a task, which has room for the longest of its ways: those that few go are apart.
@@ -117,16 +128,21 @@ impl Forwarder {
                 }
                 Route::Worker(to) => {
                     self.sign(head, &to.pool).map_err(explain::untried)?;
-                    let may = self.may_act(plan.acting.as_ref(), deadline).await;
+                    let may = self.may_act(to.session.as_deref(), deadline).await;
                     may.map_err(explain::untried)?;
                     let source = Source::live(body);
                     self.to_worker(to, connection, head, source, deadline).await
                 }
             }
-        });
-        match client.unless_gone(answer).await {
+        };
+        let answer = {
+            let answer = pin!(answer);
+            let answer = pin!(dismissal.unless_dismissed(answer));
+            client.unless_gone(answer).await
+        };
+        match answer.map(|answer| answer.map_err(Status::from).flatten()) {
             None => None,
-            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone()),
+            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone(), dismissal),
             Some(Err(status)) => {
                 record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
@@ -138,7 +154,7 @@ impl Forwarder {
     /// Answers a call to a service of its own.
     async fn answer_itself(&self, request: Request<Messages>, mut client: Client) {
         if let Some(answer) = client.unless_gone(pin!(self.own.serve(request))).await {
-            client.tell(answer).await;
+            client.tell(answer, self.ending.drain.cancelled()).await;
         }
     }
 
@@ -156,11 +172,15 @@ impl Forwarder {
     }
 
     /// Whether whoever calls may do so in the name it gives, where it gives one.
-    async fn may_act(&self, acting: Option<&Acting>, deadline: Deadline) -> Result<(), Failure> {
-        match acting {
-            None => Ok(()),
-            Some(acting) => deadline.bound(Box::pin(self.owners.admit(acting))).await?,
-        }
+    async fn may_act(&self, session: Option<&Session>, deadline: Deadline) -> Result<(), Failure> {
+        let Some(session) = session else {
+            return Ok(());
+        };
+        let admitted = async {
+            let acting = Acting::from(session);
+            self.owners.admit(&acting).await
+        };
+        deadline.bound(Box::pin(admitted)).await?
     }
 
     async fn to_discovery(
@@ -200,7 +220,9 @@ impl Forwarder {
             return answer;
         }
         let limit = limit.min(CONTROL_LIMIT);
-        let request = deadline.bound(upload::collect(body, limit)).await?;
+        let request = deadline
+            .bound(upload::collect(body, limit, &self.budget))
+            .await?;
         let request = request.map_err(|why| why.explain(limit))?;
         let mut attempts = self.arbiters.attempts();
         loop {
@@ -242,7 +264,18 @@ impl Forwarder {
         deadline: Deadline,
     ) -> Result<Answer, Status> {
         let pool = to.pool.clone();
+        let (session, affinity) = (to.session.clone(), to.affinity);
         let mut ask = to.ask(connection, deadline.on_boot());
+        let rule = self.config.methods.rule(&pool, head.uri.path()).cloned();
+        if ask.target == Target::Any
+            && let Some(affinity_rule) = rule.as_ref().and_then(|rule| rule.affinity.as_ref())
+        {
+            let key = affinity_rule.key(&head.headers, &mut source, &self.budget);
+            let key = deadline.bound(Box::pin(key)).await;
+            if let Some(key) = key.map_err(explain::untried)? {
+                ask.target = affinity_rule.target(key, session, affinity);
+            }
+        }
         let pool = &pool;
         if !self.directory.is_informed() {
             let informed = Box::pin(self.directory.informed(FIRST_WORD));
@@ -253,7 +286,6 @@ impl Forwarder {
                 return Err(explain::untried(failure).into());
             }
         }
-        let rule = self.config.methods.rule(pool, head.uri.path()).cloned();
         let limit = rule.as_ref().and_then(|rule| rule.max_message_bytes);
         let limit = limit.unwrap_or(self.config.max_message_bytes);
         let rule = rule.filter(|rule| rule.idempotent);
@@ -261,13 +293,29 @@ impl Forwarder {
             self.directory.on_repeatable(pool);
         }
         let mut tries = Tries::default();
+        // One worker by its name is not asked for.
+        let mut may_wake = !matches!(ask.target, Target::Worker { .. });
         while tries.made() < self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
-            let chosen = self.directory.choose(pool, &ask, wait);
-            let chosen = deadline.bound(chosen).await;
-            let chosen = match chosen.map_err(|late| tries.tell(late))? {
+            let chosen = {
+                let chosen = pin!(self.directory.choose(pool, &ask, wait));
+                let chosen = source.hold_while(chosen, &self.budget);
+                let chosen = deadline
+                    .bound(chosen)
+                    .await
+                    .map_err(|late| tries.tell(late))?;
+                chosen.ok_or_else(|| tries.tell(explain::unsent(pool)))?
+            };
+            let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(refused) => {
+                    if std::mem::take(&mut may_wake) && refused.is_for_want_of_workers() {
+                        let woken = deadline.bound(Box::pin(self.wake.wakes(pool))).await;
+                        if woken.map_err(|late| tries.tell(late))? {
+                            self.directory.expect(pool, wait);
+                            continue;
+                        }
+                    }
                     let explanation = match tries.take() {
                         None => return Err(explain::refused(pool, &ask.target, &refused).into()),
                         Some(Last::Answer(answer)) => return Ok(tries.mark(*answer)),

@@ -2,16 +2,24 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tether_kit::tls::HANDSHAKE;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 /// What every HTTP/2 connection begins with, and no other.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+
+/// How long the other side may take to close a connection of which it has had all.
+const LINGER: Duration = Duration::from_secs(1);
 
 const NOT_GRPC: &str = "this is the Tether gateway, a gRPC endpoint over HTTP/2: \
     use a gRPC client, or `curl --http2-prior-knowledge` to look around\n";
@@ -41,6 +49,7 @@ where
     Ok(Some(Rewound {
         first: first.freeze(),
         stream,
+        lingers: None,
     }))
 }
 
@@ -52,10 +61,32 @@ fn refusal() -> String {
 }
 
 /// A stream of which the first bytes were looked at, and are there again.
+///
+/// It is shut down when its other side has heard all: the kernel resets a connection that is closed while something of
+/// the other side is unread, which then loses the last answers, though they have come.
 #[derive(Debug)]
 pub(crate) struct Rewound<S> {
     first: Bytes,
     stream: S,
+    /// There once nothing more is sent; until when the other side is waited for.
+    lingers: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Rewound<S> {
+    /// Waits until the other side has done, and passes over what it says.
+    fn poll_linger(&mut self, cx: &mut Context<'_>, lingers: &mut Pin<Box<Sleep>>) -> Poll<()> {
+        if lingers.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            let mut space = [MaybeUninit::uninit(); 1024];
+            let mut space = ReadBuf::uninit(&mut space);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space));
+            if read.is_err() || space.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
@@ -74,7 +105,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -88,7 +119,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let mut lingers = match self.lingers.take() {
+            Some(lingers) => lingers,
+            None => {
+                ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+                Box::pin(sleep(LINGER))
+            }
+        };
+        let lingered = self.poll_linger(cx, &mut lingers);
+        self.lingers = Some(lingers);
+        lingered.map(Ok)
     }
 
     fn poll_write_vectored(
@@ -142,6 +182,31 @@ mod tests {
             assert!(greeted.await.unwrap().unwrap().is_none());
             assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
             assert!(answer.ends_with(NOT_GRPC), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_shut_down_when_the_other_side_has_done_or_for_too_long_has_not() {
+        for goes in [true, false] {
+            let (mut client, server) = duplex(1024);
+            client.write_all(PREFACE).await.unwrap();
+            let mut stream = greet(server).await.unwrap().unwrap();
+            let shut = tokio::spawn(async move {
+                stream.write_all(b"all").await?;
+                stream.shutdown().await
+            });
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, b"all");
+            client.write_all(b"late").await.unwrap();
+            assert!(!shut.is_finished());
+
+            let began = tokio::time::Instant::now();
+            let client = (!goes).then_some(client);
+            shut.await.unwrap().unwrap();
+
+            assert_eq!(began.elapsed() >= LINGER, !goes);
+            drop(client);
         }
     }
 

@@ -15,20 +15,17 @@ use tether_kit::{
     tls::Acceptor,
 };
 use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use crate::{
-    forward::Forwarder,
-    server::{self, Ending},
-};
+use crate::{ending::Ending, forward::Forwarder, server};
 
-/// A connection, with what TLS is spoken over it, and its number.
-type Taken = (Detached, Option<Arc<Acceptor>>, u64);
+/// A connection on its way to a lane, with what TLS is spoken over it, and its number; it counts as one that is served.
+type Given = (Detached, Option<Arc<Acceptor>>, u64, TaskTrackerToken);
 
 /// Serves connections on lanes, or where it is called when there are none.
 pub(crate) struct Lanes {
     here: Arc<Forwarder>,
-    lanes: Vec<mpsc::UnboundedSender<Taken>>,
+    lanes: Vec<mpsc::UnboundedSender<Given>>,
     connections: TaskTracker,
     ending: Ending,
     /// How many connections have come so far.
@@ -84,7 +81,10 @@ impl Lanes {
         let turn = usize::try_from(number).unwrap_or(0) % self.lanes.len();
         match stream.detach() {
             // A lane takes connections for as long as this is here.
-            Ok(stream) => drop(self.lanes[turn].send((stream, tls, number))),
+            Ok(stream) => {
+                let counts = self.connections.token();
+                drop(self.lanes[turn].send((stream, tls, number, counts)));
+            }
             Err(error) => tracing::warn!(%error, "A connection could not be given to a lane"),
         }
     }
@@ -92,12 +92,12 @@ impl Lanes {
 
 /// Serves what comes until nothing more can.
 async fn run(
-    mut streams: mpsc::UnboundedReceiver<Taken>,
+    mut streams: mpsc::UnboundedReceiver<Given>,
     forwarder: Arc<Forwarder>,
     connections: TaskTracker,
     ending: Ending,
 ) {
-    while let Some((stream, tls, number)) = streams.recv().await {
+    while let Some((stream, tls, number, _counts)) = streams.recv().await {
         match stream.attach() {
             Ok(stream) => {
                 let forwarder = Arc::clone(&forwarder);

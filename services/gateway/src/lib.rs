@@ -9,11 +9,12 @@
 //!   agents ---- fates -------^
 //! ```
 //!
-//! Payloads are never decoded. Messages, trailers, deadlines, cancellation and backpressure pass
-//! through in both directions; a call whose worker dies ends with real trailers that name the cause
+//! Payloads are never decoded; where a method's rule says so, one field of a call's first message is looked at. Messages,
+//! trailers, deadlines, cancellation and backpressure pass through in both directions; a call whose worker dies ends with real trailers that name the cause
 //! of the death. The gateway keeps no state that a restart would lose, but what a worker served since it last
-//! told the arbiter.
+//! told the arbiter, and which of them served an affinity key last.
 
+mod affinity;
 mod answer;
 mod arbiters;
 mod attempt;
@@ -26,18 +27,23 @@ mod counts;
 mod crew;
 mod deadline;
 mod directory;
+mod ending;
 mod explain;
 mod fates;
 mod fields;
 mod forward;
 mod greeting;
+mod handover;
 mod hedge;
+mod held;
 mod lanes;
 mod links;
 mod meter;
 mod methods;
 mod own;
 mod owners;
+mod pool_breaker;
+mod pools;
 mod pump;
 mod record;
 mod repeat;
@@ -49,6 +55,7 @@ mod timeout;
 mod upload;
 mod upstream;
 mod waiters;
+mod wake;
 mod watch;
 mod wire;
 
@@ -59,8 +66,12 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use config::{Breaker, Config, Control, Queue, Retries, WhenStale, control_of};
-pub use methods::{AffinityFrom, MethodRule, Methods};
+pub use affinity::{AffinityFrom, AffinityRule};
+pub use config::{Breaker, Config, Control, Keys, Queue, Retries, WhenStale, control_of};
+pub use handover::Handover;
+pub use methods::{MethodRule, Methods};
+pub use pool_breaker::PoolBreaker;
+pub use pools::{PoolRule, Pools};
 pub use tether_kit::listen::Listener;
 use tether_kit::{
     serve::Server,
@@ -71,6 +82,7 @@ pub use wire::Engine;
 use arbiters::Arbiters;
 use budget::Budget;
 use directory::Directory;
+use ending::Ending;
 use forward::Forwarder;
 use lanes::Lanes;
 use links::Links;
@@ -79,9 +91,13 @@ use owners::Owners;
 use record::Tail;
 use room::Rooms;
 use upstream::{Dial, Upstream};
+use wake::Wake;
 
 /// How often the gateway looks whether it can do its work.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a successor waits at most until those who watch were told.
+const SHORT_NOTICE: Duration = Duration::from_secs(1);
 
 /// How long orders under way may take to be answered at the end.
 const CONTROL_DRAIN: Duration = Duration::from_secs(1);
@@ -90,6 +106,7 @@ const CONTROL_DRAIN: Duration = Duration::from_secs(1);
 pub struct Gateway {
     forwarder: Forwarder,
     control: Option<Listener>,
+    handover: Option<Handover>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
     /// Certificates that cannot be used.
@@ -133,23 +150,32 @@ impl Gateway {
         let here = links();
         let lanes: Vec<_> = std::iter::repeat_with(links).take(lanes).collect();
         let all = lanes.iter().chain([&here]).cloned().collect();
+        let arbiters = Arc::new(Arbiters::new(arbiters, dial));
+        let wake = Wake::new(
+            Arc::clone(&arbiters),
+            config.connect_timeout,
+            config.pools.clone(),
+        );
         Self {
             forwarder: Forwarder {
                 directory: Arc::new(Directory::new(&config, all)),
                 links: here,
-                arbiters: Arc::new(Arbiters::new(arbiters, dial)),
+                arbiters,
+                wake: Arc::new(wake),
                 discovery: Arc::new(Upstream::new(discovery, dial)),
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
                 rooms: Rooms::default(),
                 tail: Tail::default(),
+                ending: Ending::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
                 config,
             },
             lanes,
             wrong,
             control: None,
+            handover: None,
         }
     }
 
@@ -157,6 +183,13 @@ impl Gateway {
     #[must_use]
     pub fn controlled_at(mut self, listener: Option<Listener>) -> Self {
         self.control = listener;
+        self
+    }
+
+    /// Takes the place of another process with it, where there is one, and makes place for another.
+    #[must_use]
+    pub fn handing_over(mut self, handover: Option<Handover>) -> Self {
+        self.handover = handover;
         self
     }
 
@@ -174,14 +207,17 @@ impl Gateway {
             forwarder,
             lanes,
             control,
+            handover,
             wrong,
         } = self;
         if let Some(wrong) = wrong {
             return Err(wrong.into());
         }
+        let ending = forwarder.ending.clone();
         let on_lane = |links| Forwarder {
             links,
             rooms: Rooms::default(),
+            ending: ending.on_lane(),
             ..forwarder.clone()
         };
         let on_lanes = lanes.into_iter().map(on_lane).collect();
@@ -213,11 +249,9 @@ impl Gateway {
             forwarder.config.connect_timeout,
             Arc::clone(&forwarder.owners),
         ));
-        background.spawn(report_health(Arc::clone(&forwarder), stop.clone()));
+        background.spawn(report_health(Arc::clone(&forwarder), ending.notice.clone()));
 
         let connections = TaskTracker::new();
-        let ending = server::Ending::default();
-        let here = Arc::clone(&forwarder);
         let over = CancellationToken::new();
         let control = control.map(|listener| {
             let control =
@@ -226,39 +260,46 @@ impl Gateway {
             let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
             tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
         });
-        let lanes = Lanes::start(here, on_lanes, &connections, &ending)?;
+        if let Some(handover) = &handover {
+            handover.fit(&forwarder.directory).await?;
+        }
+        let lanes = Lanes::start(Arc::clone(&forwarder), on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(
                 listener,
                 lanes.clone(),
                 ending.drain.clone(),
+                connections.token(),
             ));
         }
+        let successor = async {
+            match handover {
+                Some(handover) => handover.succeed().await,
+                None => std::future::pending().await,
+            }
+        };
 
-        tokio::select! {
-            () = stop.cancelled() => {}
+        let handed_over = tokio::select! {
+            () = stop.cancelled() => None,
+            done = successor => Some(done),
             Some(ended) = background.join_next() => {
                 anyhow::bail!("a part of the gateway ended by itself: {ended:?}");
             }
-        }
-        forwarder.own.set_serving(false).await;
+        };
         ending.notice.cancel();
-        ending.drain.cancel();
-        connections.close();
-        let drain = forwarder.config.drain;
-        if tokio::time::timeout(drain, connections.wait())
-            .await
-            .is_err()
-        {
-            let open = connections.len();
-            tracing::warn!(
-                open,
-                ?drain,
-                "Connections still open after the drain time are closed"
-            );
-            ending.close.cancel();
-            connections.wait().await;
+        forwarder.own.set_serving(false).await;
+        let notice = forwarder.config.drain_notice;
+        match handed_over {
+            None => tokio::time::sleep(notice).await,
+            // There is another one already, which orders are for from here on.
+            Some(done) => {
+                tokio::time::sleep(notice.min(SHORT_NOTICE)).await;
+                over.cancel();
+                ending.drain.cancel();
+                done.say();
+            }
         }
+        ending.run(&connections, &forwarder.config).await;
         over.cancel();
         if let Some(control) = control {
             control.await??;

@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
-use tether_gateway::{Config, Gateway};
+use tether_gateway::{Config, Gateway, Handover, Listener};
 use tether_settings::{
     Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
+use tether_types::Address;
 
 /// What the gateway reads of the configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -32,23 +33,54 @@ impl Check for Settings {
     }
 }
 
+/// Where it listens.
+struct Sockets {
+    calls: Vec<Listener>,
+    control: Option<Listener>,
+    handover: Option<Handover>,
+}
+
+async fn sockets(settings: &Settings, at: &Whereabouts) -> anyhow::Result<Sockets> {
+    let addresses = at.listens(Place::Gateway)?;
+    let control = &settings.gateway.control;
+    let Some(path) = &settings.gateway.handover else {
+        return Ok(Sockets {
+            calls: at.bind(Place::Gateway).await?,
+            control: control.bind(&addresses).await?,
+            handover: None,
+        });
+    };
+    let mut handover = Handover::begin(path).await?;
+    let take = async |address: &Address, insecure| handover.listener(address, insecure).await;
+    let calls = at.bind_by(Place::Gateway, take).await?;
+    let control = match control.address(&addresses)? {
+        None => None,
+        Some(address) => Some(handover.listener(&address, control.insecure).await?),
+    };
+    Ok(Sockets {
+        calls,
+        control,
+        handover: Some(handover),
+    })
+}
+
 fn main() -> ExitCode {
     service(
         "tether-gateway",
         "The one address a BEAM application needs",
         |settings: Settings, _, stop| async move {
             let at = Whereabouts::new(&settings.listen, &settings.connect)?;
-            let listeners = at.bind(Place::Gateway).await?;
-            let control = settings
-                .gateway
-                .control
-                .bind(&at.listens(Place::Gateway)?)
-                .await?;
+            let Sockets {
+                calls,
+                control,
+                handover,
+            } = sockets(&settings, &at).await?;
             let gateway =
                 Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
-                    .controlled_at(control);
+                    .controlled_at(control)
+                    .handing_over(handover);
             tracing::info!("Gateway serves");
-            gateway.serve(listeners, stop).await
+            gateway.serve(calls, stop).await
         },
     )
 }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use tether_kit::config::duration;
 use tether_types::PoolName;
 
+use crate::affinity::AffinityRule;
+
 /// What the gateway may do with calls of a method.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,19 +18,9 @@ pub struct MethodRule {
     #[serde(with = "duration")]
     pub hedge_after: Duration,
     /// What calls that go to the same worker have in common, where their metadata names none.
-    pub affinity: Option<AffinityFrom>,
+    pub affinity: Option<AffinityRule>,
     /// The largest message a client may send, in bytes, in the place of `gateway.max_message_bytes`.
     pub max_message_bytes: Option<u32>,
-}
-
-/// Where the affinity of a call is read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AffinityFrom {
-    /// In this key of its metadata.
-    Header(String),
-    /// In this field of its first message, a text or bytes.
-    Field(u32),
 }
 
 /// The rules of all methods. For a call the most specific one holds, whole: one of its pool before one of all pools, its
@@ -189,8 +181,8 @@ mod tests {
     #[test]
     fn rules_read_back_as_they_were_written() {
         let methods = read(
-            "['/a.B/*']\nidempotent = true\nhedge_after = '50ms'\naffinity = { header = 'x-session' }
-            ['digits/a.B/C']\naffinity = { field = 1 }",
+            "['/a.B/*']\nidempotent = true\nhedge_after = '50ms'\naffinity = { metadata = 'x-session' }
+            ['digits/a.B/C']\naffinity = { field = 1, mode = 'strict_queue' }",
         )
         .unwrap();
         let text = toml::to_string(&methods).unwrap();

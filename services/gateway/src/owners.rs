@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::bail;
 use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::Session;
 use tether_history::{What, note};
 use tether_proto::{
     Failure, NotLeader,
@@ -50,6 +51,15 @@ const AHEAD: Duration = Duration::from_secs(1);
 pub(crate) struct Acting {
     pub(crate) owner: OwnerName,
     pub(crate) epoch: Epoch,
+}
+
+impl From<&Session> for Acting {
+    fn from(session: &Session) -> Self {
+        Self {
+            owner: session.owner.clone(),
+            epoch: session.epoch,
+        }
+    }
 }
 
 /// What is known of sessions.
@@ -126,6 +136,17 @@ impl Owners {
         let admitted = self.decide(acting).await;
         note(|| on_record(acting, admitted.is_ok()));
         admitted
+    }
+
+    /// Waits until a session is known to be over. While nobody can tell, it may hold.
+    pub(crate) async fn over(&self, acting: &Acting) {
+        let mut table = self.table.subscribe();
+        let is_over = |table: &Table| {
+            let standing = table.standing(acting, self.oldest, BootClock.now());
+            matches!(standing, Standing::Fenced(_) | Standing::Over)
+        };
+        // Fails only without a table, and that is borrowed here.
+        let _ = table.wait_for(is_over).await;
     }
 
     /// Whether a call would go on.

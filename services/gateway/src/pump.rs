@@ -3,14 +3,18 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
+use tether_endpoints::{Peek, Peeked};
 
 use crate::{
     budget::{Budget, Seat},
+    held::Held,
     meter::Meter,
     wire::{Error, Reason, RecvStream, SendStream},
 };
@@ -25,9 +29,27 @@ const PIECES: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Source {
     kept: VecDeque<Bytes>,
+    /// There where something came before anybody took it.
+    early: Option<Box<Early>>,
     live: Option<RecvStream>,
     /// Bytes that came from the peer, and for which it may not send others yet.
     uncredited: usize,
+}
+
+/// What came before anybody took it, after what was kept; both are counted.
+#[derive(Debug)]
+struct Early {
+    held: Held,
+    seat: Seat,
+}
+
+impl Early {
+    fn new(budget: &Budget) -> Box<Self> {
+        Box::new(Self {
+            held: Held::default(),
+            seat: budget.seat(),
+        })
+    }
 }
 
 impl Source {
@@ -35,6 +57,7 @@ impl Source {
     pub(crate) fn live(stream: RecvStream) -> Self {
         Self {
             kept: VecDeque::new(),
+            early: None,
             live: Some(stream),
             uncredited: 0,
         }
@@ -44,6 +67,7 @@ impl Source {
     pub(crate) fn whole(bytes: Bytes) -> Self {
         Self {
             kept: [bytes].into(),
+            early: None,
             live: None,
             uncredited: 0,
         }
@@ -52,7 +76,9 @@ impl Source {
     /// Whether there is nothing, and will be nothing.
     pub(crate) fn is_over(&self) -> bool {
         let live = self.live.as_ref();
-        self.kept.is_empty() && live.is_none_or(RecvStream::is_end_stream)
+        let none_early = self.early.as_ref();
+        let none_early = none_early.is_none_or(|early| early.held.is_empty());
+        self.kept.is_empty() && none_early && live.is_none_or(RecvStream::is_end_stream)
     }
 
     /// Whether all of a request is here, and it is no more than may be sent twice.
@@ -63,17 +89,54 @@ impl Source {
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        match (self.kept.pop_front(), &mut self.live) {
-            (Some(bytes), _) => Poll::Ready(Some(Ok(bytes))),
-            (None, Some(stream)) => {
-                let came = ready!(stream.poll_data(cx));
-                if let Some(Ok(data)) = &came {
-                    self.uncredited += data.len();
-                }
-                Poll::Ready(came)
-            }
-            (None, None) => Poll::Ready(None),
+        let early = self.early.as_mut();
+        let first = self.kept.pop_front();
+        let first = first.or_else(|| early?.held.take(usize::MAX));
+        let Some(bytes) = first else {
+            self.early = None;
+            return self.poll_peer(cx);
+        };
+        if let Some(early) = &mut self.early {
+            early.seat.less(bytes.len());
         }
+        Poll::Ready(Some(Ok(bytes)))
+    }
+
+    fn poll_peer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let Some(stream) = &mut self.live else {
+            return Poll::Ready(None);
+        };
+        let came = ready!(stream.poll_data(cx));
+        if let Some(Ok(data)) = &came {
+            self.uncredited += data.len();
+        }
+        Poll::Ready(came)
+    }
+
+    /// Takes what the peer sends before anybody takes it, and keeps it. Ready with `None` where nothing more comes; why
+    /// that is, the peer's stream tells again.
+    fn poll_early(&mut self, cx: &mut Context<'_>, budget: &Budget) -> Poll<Option<Bytes>> {
+        let data = match ready!(self.poll_peer(cx)) {
+            Some(Ok(data)) => data,
+            Some(Err(_)) | None => return Poll::Ready(None),
+        };
+        let early = self.early.get_or_insert_with(|| Early::new(budget));
+        early.held.push(&data);
+        early.seat.more(data.len());
+        Poll::Ready(Some(data))
+    }
+
+    /// The key in this field of the first message, as soon as it is known whether there is one.
+    pub(crate) async fn peek(&mut self, field: u32, budget: &Budget) -> Option<Vec<u8>> {
+        let mut peek = Peek::new(field);
+        while let Some(data) = poll_fn(|cx| self.poll_early(cx, budget)).await {
+            match peek.feed(&data) {
+                Peeked::Wants => {}
+                Peeked::Key(key) => return Some(key),
+                Peeked::Nothing => return None,
+            }
+        }
+        None
     }
 
     pub(crate) fn poll_trailers(
@@ -84,6 +147,27 @@ impl Source {
             Some(stream) => stream.poll_trailers(cx),
             None => Poll::Ready(Ok(None)),
         }
+    }
+
+    /// Waits for some work and takes what the peer sends meanwhile, so that it is counted; `None` where that has to stop
+    /// because too much waits in all.
+    pub(crate) async fn hold_while<T>(
+        &mut self,
+        mut work: Pin<&mut impl Future<Output = T>>,
+        budget: &Budget,
+    ) -> Option<T> {
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            while let Poll::Ready(Some(_)) = self.poll_early(cx, budget) {}
+            let early = self.early.as_ref();
+            match early.is_some_and(|early| early.seat.is_given_up(cx)) {
+                true => Poll::Ready(None),
+                false => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// So many bytes went on: the peer may send as many more.
@@ -114,10 +198,38 @@ pub(crate) enum End {
 }
 
 /// What was sent of a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Copy {
+    budget: Budget,
     pieces: Vec<Bytes>,
     bytes: usize,
+}
+
+impl Copy {
+    fn new(budget: &Budget) -> Self {
+        Self {
+            budget: budget.clone(),
+            pieces: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Keeps one more piece, unless that is too much.
+    fn push(&mut self, data: &Bytes) -> bool {
+        let fits = self.bytes + data.len() <= REPEATABLE && self.pieces.len() < PIECES;
+        let may = fits && self.budget.copy(data.len());
+        if may {
+            self.bytes += data.len();
+            self.pieces.push(data.clone());
+        }
+        may
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.budget.drop_copy(self.bytes);
+    }
 }
 
 /// Passes messages on.
@@ -127,9 +239,8 @@ pub(crate) struct Pump {
     pub(crate) to: SendStream,
     meter: Option<Meter>,
     seat: Seat,
-    /// What came while the receiver took nothing, in one piece: HTTP/2 would keep each small frame by itself, at many
-    /// times its size.
-    held: BytesMut,
+    /// What came while the receiver took nothing.
+    held: Held,
     /// What was sent so far, to send it again where the receiver refuses it; `None` where that is too much to keep.
     sent: Option<Copy>,
     end: Option<End>,
@@ -155,9 +266,9 @@ impl Pump {
             to,
             meter,
             seat: budget.seat(),
-            held: BytesMut::new(),
+            held: Held::default(),
             // An answer is never sent again.
-            sent: ends.then(Copy::default),
+            sent: ends.then(|| Copy::new(&budget)),
             end: None,
             ends,
         }
@@ -215,18 +326,14 @@ impl Pump {
                 return Ok(());
             }
         }
-        self.held.extend_from_slice(&data);
+        self.held.push(&data);
         self.seat.more(length);
         Ok(())
     }
 
     fn keep(&mut self, data: &Bytes) {
-        if let Some(sent) = &mut self.sent {
-            sent.bytes += data.len();
-            sent.pieces.push(data.clone());
-            if sent.bytes > REPEATABLE || sent.pieces.len() > PIECES {
-                self.sent = None;
-            }
+        if self.sent.as_mut().is_some_and(|sent| !sent.push(data)) {
+            self.sent = None;
         }
     }
 
@@ -238,10 +345,15 @@ impl Pump {
     /// All messages, where they are over and were kept.
     pub(crate) fn copy(&self) -> Option<Source> {
         let sent = self.sent.as_ref()?.pieces.iter().cloned();
-        let held = (!self.held.is_empty()).then(|| Bytes::copy_from_slice(&self.held));
         let rest = self.from.kept.iter().cloned();
+        let early = self.from.early.iter().flat_map(|early| early.held.copy());
         let copy = Source {
-            kept: sent.chain(held).chain(rest).collect(),
+            kept: sent
+                .chain(self.held.copy())
+                .chain(rest)
+                .chain(early)
+                .collect(),
+            early: None,
             live: None,
             uncredited: 0,
         };
@@ -250,16 +362,17 @@ impl Pump {
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.
     pub(crate) fn again(mut self) -> Option<Source> {
-        let sent = self.sent.take()?;
-        let held = std::mem::take(&mut self.held);
-        self.seat.less(held.len());
-        let held = (!held.is_empty()).then(|| held.freeze());
-        let rest = std::mem::take(&mut self.from.kept);
-        Some(Source {
-            kept: sent.pieces.into_iter().chain(held).chain(rest).collect(),
-            live: self.from.live.take(),
-            uncredited: self.from.uncredited,
-        })
+        let mut sent = self.sent.take()?;
+        let pieces = std::mem::take(&mut sent.pieces);
+        let mut from = self.from;
+        let held = std::iter::from_fn(|| self.held.take(usize::MAX));
+        let kept = pieces.into_iter().chain(held).chain(from.kept);
+        from.kept = kept.collect();
+        let early = from
+            .early
+            .get_or_insert_with(|| Early::new(self.seat.budget()));
+        early.seat.more(from.kept.iter().map(Bytes::len).sum());
+        Some(from)
     }
 
     /// Whether the piece that came last is the end of the stream.
@@ -278,9 +391,12 @@ impl Pump {
                     Poll::Ready(None | Some(Err(_))) => return Err(()),
                 };
             }
-            let chunk = self.held.split_to(capacity.min(self.held.len())).freeze();
-            let length = chunk.len();
-            if length > 0 {
+            let chunk = match capacity {
+                0 => None,
+                capacity => self.held.take(capacity),
+            };
+            if let Some(chunk) = chunk {
+                let length = chunk.len();
                 let last = self.held.is_empty() && self.is_last();
                 self.keep(&chunk);
                 self.seat.less(length);
@@ -291,8 +407,6 @@ impl Pump {
                 }
             }
         }
-        // It would keep its memory for as long as the stream lasts.
-        self.held = BytesMut::new();
         Ok(())
     }
 

@@ -58,6 +58,12 @@ pub(crate) fn keep<F: Future>(call: F) -> impl Future<Output = F::Output> {
     RECORD.scope(RefCell::default(), call)
 }
 
+/// Where the call stands that this is asked by.
+pub(crate) fn at() -> At {
+    let at = RECORD.try_with(|record| record.borrow().at.clone());
+    at.unwrap_or_default()
+}
+
 /// The call goes to this worker.
 pub(crate) fn on_worker(worker: &WorkerId) {
     note(|record| {

@@ -2,13 +2,13 @@
 
 use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
 use tether_clock::Tick;
-use tether_endpoints::{Affinity, Ask, Party, Priority, Target};
+use tether_endpoints::{Affinity, Ask, Party, Priority, Session, Target};
 use tether_proto::Failure;
 use tether_types::{Epoch, OwnerName, PoolName, WorkerId};
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::{explain, owners::Acting, timeout};
+use crate::{explain, timeout};
 
 /// Names the pool whose worker serves a call.
 pub(crate) const POOL: &str = "tether-pool";
@@ -29,7 +29,7 @@ pub(crate) const VIA: &str = "tether-via";
 /// How long the caller waits.
 pub(crate) const TIMEOUT: &str = "grpc-timeout";
 
-const AFFINITIES: [(&str, Affinity); 3] = [
+pub(crate) const AFFINITIES: [(&str, Affinity); 3] = [
     ("hint", Affinity::Hint),
     ("strict_queue", Affinity::StrictQueue),
     ("strict_fail_fast", Affinity::StrictFailFast),
@@ -77,18 +77,26 @@ pub(crate) struct Destination {
     pub(crate) pool: PoolName,
     pub(crate) target: Target,
     pub(crate) priority: Priority,
+    /// What it says of how closely it is tied to the worker of its key.
+    pub(crate) affinity: Option<Affinity>,
     /// Whose call it is, where it says.
     pub(crate) owner: Option<OwnerName>,
+    /// In which session of that owner it is made, where it says.
+    pub(crate) session: Option<Arc<Session>>,
 }
 
 impl Destination {
     /// What a call asks of its pool that came over a connection of this number.
     pub(crate) fn ask(self, connection: u64, deadline: Option<Tick>) -> Ask {
-        let own = Party::Connection(connection);
+        // Whoever names an owner and no session of it may be anybody.
+        let party = match &self.session {
+            Some(session) => Party::Owner(session.owner.clone()),
+            None => Party::Connection(connection),
+        };
         Ask {
             target: self.target,
             tried: Vec::new(),
-            party: self.owner.map_or(own, Party::Owner),
+            party,
             priority: self.priority,
             deadline,
         }
@@ -101,8 +109,6 @@ pub(crate) struct Plan {
     pub(crate) route: Route,
     /// How long the caller waits, where it says.
     pub(crate) timeout: Option<Duration>,
-    /// In whose name it is made, where it says.
-    pub(crate) acting: Option<Acting>,
 }
 
 /// Whether a call to the arbiter can be made again by whoever has its request.
@@ -137,20 +143,14 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
             (None, path) => return Err(explain::no_destination(path)),
         }
     };
-    let acting = match &route {
-        Route::Worker(destination) => acting(&head.headers, destination.owner.as_ref())?,
-        // The arbiter looks at the epoch in the message itself.
-        Route::Arbiter | Route::Discovery | Route::Own => None,
-    };
-    Ok(Plan {
-        route,
-        timeout,
-        acting,
-    })
+    Ok(Plan { route, timeout })
 }
 
 /// The session in whose name a call is made. An owner without an epoch says nothing that could be over.
-fn acting(headers: &HeaderMap, owner: Option<&OwnerName>) -> Result<Option<Acting>, Failure> {
+fn session(
+    headers: &HeaderMap,
+    owner: Option<&OwnerName>,
+) -> Result<Option<Arc<Session>>, Failure> {
     let Some(text) = single(headers, EPOCH, "17")? else {
         return Ok(None);
     };
@@ -163,7 +163,7 @@ fn acting(headers: &HeaderMap, owner: Option<&OwnerName>) -> Result<Option<Actin
         let why = "it says nothing without `tether-owner` beside it";
         return Err(refuse(EPOCH, text, why, "17"));
     };
-    Ok(Some(Acting { owner, epoch }))
+    Ok(Some(Arc::new(Session { owner, epoch })))
 }
 
 fn check_grpc(head: &Parts) -> Result<(), Failure> {
@@ -217,14 +217,15 @@ fn destination(headers: &HeaderMap) -> Result<Option<Destination>, Failure> {
         return Ok(Some(worth(headers, worker.pool, target)?));
     }
     let Some(pool) = pool else { return Ok(None) };
-    let target = match single(headers, AFFINITY, "session-42")? {
-        None => Target::Any,
-        Some(key) => Target::Affinity {
+    let mut destination = worth(headers, pool, Target::Any)?;
+    if let Some(key) = single(headers, AFFINITY, "session-42")? {
+        destination.target = Target::Affinity {
             key: key.into(),
-            affinity: word(headers, AFFINITY_MODE, &AFFINITIES)?.unwrap_or_default(),
-        },
-    };
-    Ok(Some(worth(headers, pool, target)?))
+            session: destination.session.clone(),
+            affinity: destination.affinity.unwrap_or_default(),
+        };
+    }
+    Ok(Some(destination))
 }
 
 /// How much a call to `target` matters, and to whom.
@@ -239,6 +240,8 @@ fn worth(headers: &HeaderMap, pool: PoolName, target: Target) -> Result<Destinat
         pool,
         target,
         priority: word(headers, PRIORITY, &PRIORITIES)?.unwrap_or_default(),
+        affinity: word(headers, AFFINITY_MODE, &AFFINITIES)?,
+        session: session(headers, owner.as_ref())?,
         owner,
     })
 }
@@ -309,8 +312,20 @@ mod tests {
             pool: PoolName::new("digits").unwrap(),
             target,
             priority: Priority::Normal,
+            affinity: None,
             owner: None,
+            session: None,
         })
+    }
+
+    fn strictly_to(target: Target) -> Route {
+        match to(target) {
+            Route::Worker(destination) => Route::Worker(Destination {
+                affinity: Some(Affinity::StrictQueue),
+                ..destination
+            }),
+            other => other,
+        }
     }
 
     fn route(path: &str, metadata: &[(&str, &str)]) -> Result<Route, Failure> {
@@ -387,6 +402,7 @@ mod tests {
         };
         let session = |affinity| Target::Affinity {
             key: b"session-42".to_vec(),
+            session: None,
             affinity,
         };
 
@@ -399,30 +415,37 @@ mod tests {
         let strict = (AFFINITY_MODE, "strict_queue");
         assert_eq!(
             chosen(&[(POOL, "digits"), (AFFINITY, "session-42"), strict]),
-            to(session(Affinity::StrictQueue))
+            strictly_to(session(Affinity::StrictQueue))
         );
     }
 
     #[test]
     fn a_call_says_whose_it_is_and_how_much_it_matters() {
-        let metadata = [(POOL, "digits"), (OWNER, "beam@a"), (PRIORITY, "low")];
+        let metadata = [
+            (POOL, "digits"),
+            (OWNER, "beam@a"),
+            (EPOCH, "7"),
+            (PRIORITY, "low"),
+        ];
 
         let Route::Worker(destination) = route("/a.B/C", &metadata).unwrap() else {
             panic!("it is for a worker");
         };
 
         assert_eq!(destination.priority, Priority::Low);
-        assert_eq!(destination.owner.unwrap().as_str(), "beam@a");
+        assert_eq!(destination.session.unwrap().owner.as_str(), "beam@a");
     }
 
     #[test]
     fn a_call_is_made_in_the_name_of_a_session_where_it_gives_an_epoch() {
-        let acting =
-            |metadata: &[(&str, &str)]| plan(&head("/a.B/C", metadata), false).unwrap().acting;
+        let session = |metadata: &[(&str, &str)]| match route("/a.B/C", metadata).unwrap() {
+            Route::Worker(destination) => destination.session,
+            other => panic!("it is for a worker: {other:?}"),
+        };
 
-        let given = acting(&[(POOL, "a"), (OWNER, "beam@a"), (EPOCH, "7")]).unwrap();
+        let given = session(&[(POOL, "a"), (OWNER, "beam@a"), (EPOCH, "7")]).unwrap();
         assert_eq!((given.owner.as_str(), given.epoch), ("beam@a", Epoch(7)));
-        assert_eq!(acting(&[(POOL, "a"), (OWNER, "beam@a")]), None);
+        assert_eq!(session(&[(POOL, "a"), (OWNER, "beam@a")]), None);
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Serving one connection of a client, and letting go of it in an orderly way.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tether_kit::{
     listen::{Listener, Stream},
     tls::Acceptor,
 };
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 
 use crate::{
     crew::Crew,
+    ending::Ending,
     forward::Forwarder,
     greeting::{Rewound, greet},
     lanes::Lanes,
@@ -19,20 +20,16 @@ use crate::{
 
 /// How long a client may take to say that it speaks HTTP/2.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long one that has just come may take for that and its first call once the gateway drains.
+const FIRST_CALL: Duration = Duration::from_millis(500);
 
-/// What tells connections to end.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Ending {
-    /// Whoever watches is to know that it drains.
-    pub(crate) notice: CancellationToken,
-    /// Take no new calls, finish those under way.
-    pub(crate) drain: CancellationToken,
-    /// End now.
-    pub(crate) close: CancellationToken,
-}
-
-/// Accepts connections until told to drain.
-pub(crate) async fn accept(listener: Listener, lanes: Arc<Lanes>, drain: CancellationToken) {
+/// Accepts connections until told to drain. What is accepted at that moment `counts` already.
+pub(crate) async fn accept(
+    listener: Listener,
+    lanes: Arc<Lanes>,
+    drain: CancellationToken,
+    _counts: TaskTrackerToken,
+) {
     while let Some(stream) = drain.run_until_cancelled(listener.next()).await {
         lanes.serve(stream, listener.tls().cloned());
     }
@@ -61,9 +58,11 @@ pub(crate) async fn serve(
                 None => anyhow::Ok(None),
             }
         };
-        // One that has said nothing has no call that a drain would have to wait for.
-        let greeted = ending.drain.run_until_cancelled(timeout(GREETING, greeted));
-        let Some(Some(connection)) = greeted.await.transpose()?.transpose()? else {
+        let greeted = tokio::select! {
+            greeted = timeout(GREETING, greeted) => greeted??,
+            () = last_call(&ending.drain) => None,
+        };
+        let Some(connection) = greeted else {
             return Ok(());
         };
         take_calls(connection, number, forwarder, &ending.drain).await
@@ -76,6 +75,12 @@ pub(crate) async fn serve(
     }
 }
 
+/// Waits until those who came just before the gateway drains have had the time to make their call.
+async fn last_call(drain: &CancellationToken) {
+    drain.cancelled().await;
+    sleep(FIRST_CALL).await;
+}
+
 async fn take_calls(
     mut connection: Server<Rewound<Stream>>,
     number: u64,
@@ -83,12 +88,20 @@ async fn take_calls(
     drain: &CancellationToken,
 ) -> anyhow::Result<()> {
     let crew = Crew::new();
+    // One that has made no call yet is about to: told to go just before that, many clients have it fail.
+    let mut was_used = false;
+    let mut unused = pin!(last_call(drain));
     let mut drains = false;
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = connection.accept() => accepted,
-            () = drain.cancelled(), if !drains => {
+            () = drain.cancelled(), if !drains && was_used => {
+                drains = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = &mut unused, if !drains => {
                 drains = true;
                 connection.graceful_shutdown();
                 continue;
@@ -98,6 +111,7 @@ async fn take_calls(
             return Ok(());
         };
         let (request, respond) = accepted?;
+        was_used = true;
         crew.take(Arc::clone(&forwarder).serve(request, respond, number));
     }
 }

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use tether_proto::Failure;
 
 use crate::{
+    budget::Budget,
     explain,
     meter::{Meter, PREFIX},
     pump::{End, Pump, Source},
@@ -129,11 +130,24 @@ impl Upload {
 }
 
 /// Takes a request in whole, so that it can be sent more than once.
-pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes, GivenUp> {
+pub(crate) async fn collect(
+    mut stream: RecvStream,
+    limit: u32,
+    budget: &Budget,
+) -> Result<Bytes, GivenUp> {
+    let mut seat = budget.seat();
     let mut meter = Meter::new(limit);
     let mut whole = BytesMut::new();
-    while let Some(data) = poll_fn(|cx| stream.poll_data(cx)).await {
+    loop {
+        let data = poll_fn(|cx| match seat.is_given_up(cx) {
+            true => Poll::Ready(Err(GivenUp::Unread)),
+            false => stream.poll_data(cx).map(Ok),
+        });
+        let Some(data) = data.await? else {
+            return Ok(whole.freeze());
+        };
         let data = data.map_err(|_| GivenUp::Cancelled)?;
+        seat.more(data.len());
         meter.feed(&data).map_err(GivenUp::TooLarge)?;
         whole.extend_from_slice(&data);
         stream.release_capacity(data.len());
@@ -143,5 +157,4 @@ pub(crate) async fn collect(mut stream: RecvStream, limit: u32) -> Result<Bytes,
             return Err(GivenUp::TooLarge(bytes));
         }
     }
-    Ok(whole.freeze())
 }

@@ -32,8 +32,8 @@ impl From<Engine> for either::Engine {
 /// The largest window HTTP/2 knows. Streams share the connection's window, so with a smaller one a
 /// client that does not read its streams would keep all others from the same worker waiting.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// What one stream may hold unread, in bytes: the memory a slow reader can cost.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// What a worker may send of one stream that is not read, in bytes: with the buffer below a MiB in all.
+const STREAM_WINDOW: u32 = 960 << 10;
 /// What one call may send while nobody takes it, in bytes: as long as it waits for a worker nothing is read of it.
 const CLIENT_WINDOW: u32 = 256 << 10;
 /// The most that waits in HTTP/2 for one receiver that does not take it, in bytes: of one connection or, where each of

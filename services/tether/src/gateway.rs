@@ -131,14 +131,16 @@ async fn drain(mut control: Control, args: Drain, out: &Output) -> anyhow::Resul
     while let Some(word) = words.message().await.map_err(Problem::from)? {
         let (workers, calls) = (word.workers, word.under_way);
         match (word.done, word.undone) {
-            (false, _) => out.note(&format!("{workers} workers, {calls} calls under way")),
+            (false, _) => out.note(&format!("calls under way: {calls}, workers: {workers}")),
             (true, false) if calls == 0 => {
-                out.note(&format!("{workers} workers, drained"));
+                out.note(&format!(
+                    "drained, no call is under way, workers: {workers}"
+                ));
                 return Ok(());
             }
             (true, true) => anyhow::bail!("somebody has undone it meanwhile"),
             (true, false) if args.wait.is_zero() => {
-                out.note(&format!("{workers} workers, {calls} calls under way"));
+                out.note(&format!("calls under way: {calls}, workers: {workers}"));
                 return Ok(());
             }
             (true, false) => anyhow::bail!(

@@ -30,6 +30,11 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let templates = tether_settings::named(&settings.template, &base)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let drain = settings.gateway.drain;
+    if settings.gateway.handover.is_some() {
+        tracing::warn!(
+            "`gateway.handover` is for a `tether-gateway` that runs by itself, and is passed over"
+        );
+    }
 
     // Everything that can be refused is refused before anything is served.
     let arbiter_at = at.bind(Place::Arbiter).await?;

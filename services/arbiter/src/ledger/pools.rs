@@ -455,7 +455,7 @@ impl Ledger {
         self.pools.values().map(Pool::view).collect()
     }
 
-    /// Changes a pool's size.
+    /// Changes a pool's size; of one that has another size than `from`, where that is given, nothing.
     ///
     /// # Errors
     /// When there is no such pool, or the size is refused.
@@ -463,10 +463,14 @@ impl Ledger {
         &mut self,
         name: &str,
         size: u32,
+        from: Option<u32>,
         now: Tick,
     ) -> Result<wire::Pool, Failure> {
         let pool = self.lasting(name)?;
         let name = pool.name().clone();
+        if from.is_some_and(|from| from != pool.resolved.spec.size) {
+            return self.get_pool(name.as_str());
+        }
         let spec = PoolSpec {
             size,
             ..pool.resolved.spec.clone()

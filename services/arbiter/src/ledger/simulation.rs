@@ -176,7 +176,9 @@ impl World {
             }
             Action::SetNode(node, state) => self.set_node(node, state),
             Action::ChangeTemplate(pool) => self.change_template(pool),
-            Action::Scale(pool, size) => drop(self.ledger.scale_pool(POOLS[pool].0, size, now)),
+            Action::Scale(pool, size) => {
+                drop(self.ledger.scale_pool(POOLS[pool].0, size, None, now))
+            }
             Action::Drain(pool, drain) => drop(self.ledger.drain_pool(POOLS[pool].0, drain, now)),
             Action::Delete(pool) => drop(self.ledger.delete_pool(POOLS[pool].0, now)),
             Action::StopWorker(pool, slot) => {

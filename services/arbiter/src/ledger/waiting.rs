@@ -201,7 +201,7 @@ mod tests {
             ..hello
         };
         ledger.on_hello(&node, &hello, again);
-        ledger.scale_pool("work", 2, again).unwrap();
+        ledger.scale_pool("work", 2, None, again).unwrap();
         assert_eq!(orders(&mut ledger), 0);
         let second = start + Duration::from_secs(1);
         ledger.check(again);

@@ -75,7 +75,7 @@ impl PoolService for Pools {
             .shared()?
             .act(|ledger, now| {
                 ledger.may_act(&request.owner, request.epoch, &request.name)?;
-                ledger.scale_pool(&request.name, request.size, now)
+                ledger.scale_pool(&request.name, request.size, request.from, now)
             })
             .await?;
         Ok(Response::new(ScalePoolResponse { pool: Some(pool) }))

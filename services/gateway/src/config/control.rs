@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_kit::listen::{self, Listener};
-use tether_settings::{At as _, Wrong, bind_set};
+use tether_settings::{At as _, Wrong};
 use tether_types::Address;
 
 /// Nowhere.
@@ -44,14 +44,25 @@ impl Control {
     /// # Errors
     /// Names the setting, the cause and what to do.
     pub async fn bind(&self, calls: &[Address]) -> anyhow::Result<Option<Listener>> {
-        let beside = control_of(calls).map(|address| address.to_string());
-        let at = match self.listen.as_deref() {
-            Some(OFF) => None,
-            set => set.or(beside.as_deref()),
+        let Some(address) = self.address(calls)? else {
+            return Ok(None);
         };
-        bind_set(at, self.insecure)
-            .await
-            .context("orders cannot be taken where `gateway.control.listen` says")
+        let listener = listen::bind(&address, self.insecure).await;
+        let listener =
+            listener.context("orders cannot be taken where `gateway.control.listen` says")?;
+        Ok(Some(listener))
+    }
+
+    /// Where that is; `calls` are the addresses that calls come to.
+    ///
+    /// # Errors
+    /// Where it is no address.
+    pub fn address(&self, calls: &[Address]) -> anyhow::Result<Option<Address>> {
+        Ok(match self.listen.as_deref() {
+            None => control_of(calls),
+            Some(OFF) => None,
+            Some(text) => Some(text.parse()?),
+        })
     }
 }
 

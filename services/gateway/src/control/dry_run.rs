@@ -14,6 +14,7 @@ use crate::{
     deadline::Deadline,
     directory::refused,
     explain,
+    owners::Acting,
     route::{self, Destination, Route},
 };
 
@@ -48,8 +49,9 @@ impl Control {
             Route::Worker(to) => {
                 answer.set_route(CallRoute::Worker);
                 forwarder.sign(&mut head, &to.pool)?;
-                if let Some(acting) = &plan.acting {
-                    forwarder.owners.decide(acting).await?;
+                if let Some(session) = to.session.as_deref() {
+                    let acting = Acting::from(session);
+                    forwarder.owners.decide(&acting).await?;
                 }
                 return self.choose(to, plan.timeout, answer);
             }
@@ -148,6 +150,13 @@ fn why(verdict: Verdict) -> String {
         Why::Ejected { retry_after } => {
             format!("it is ejected by order for another {}", left(retry_after))
         }
+        Why::PoolBreakerOpen { retry_after } => {
+            format!(
+                "the breaker of its pool is open for another {}",
+                left(retry_after)
+            )
+        }
+        Why::SessionGone { .. } => "the worker that had the key is gone".to_owned(),
         Why::Lapsed => "its permission is over".to_owned(),
         Why::Busy => "it serves as many calls as it can".to_owned(),
         Why::Replaced { by } | Why::Superseded { by } => {

@@ -105,6 +105,31 @@ pub(super) fn told(order: &Order) -> Option<standing_order::Order> {
     })
 }
 
+/// An order, for the log.
+pub(super) fn in_words(order: &Order) -> String {
+    let scope = |scope: &Scope| match scope {
+        Scope::Worker(worker) => worker.to_string(),
+        Scope::Node(node) => format!("node {node}"),
+        Scope::Pool(pool) => format!("pool {pool}"),
+    };
+    let key = String::from_utf8_lossy;
+    match order {
+        Order::Drain(whom) => format!("drain {}", scope(whom)),
+        Order::Undrain(whom) => format!("undrain {}", scope(whom)),
+        Order::Eject(worker, _) => format!("eject {worker}"),
+        Order::Restore(worker) => format!("restore {worker}"),
+        Order::Pin(pinned, worker) => format!("pin `{}` to {worker}", key(pinned)),
+        Order::Unpin(pinned, pool) => format!("unpin `{}` of pool {pool}", key(pinned)),
+        Order::Capacity(worker, Some(capacity), _) => format!("capacity {capacity} of {worker}"),
+        Order::Capacity(worker, None, _) => format!("capacity of {worker} as it is told"),
+        Order::Queue(pool, QueueLimits { most, wait }, _) => {
+            let most = most.map_or_else(|| "as configured".to_owned(), |most| most.to_string());
+            let wait = wait.map_or_else(|| "as configured".to_owned(), |wait| format!("{wait:?}"));
+            format!("queue of pool {pool}: max_calls {most}, max_wait {wait}")
+        }
+    }
+}
+
 impl Control {
     /// The incarnation that an order is for.
     pub(super) fn living(&self, worker: Option<&WorkerRef>) -> Result<WorkerId, Failure> {

@@ -324,7 +324,7 @@ async fn a_worker_behind_a_unix_socket_is_reached() {
         vec![discovery.clone()],
         discovery,
     );
-    let listeners = vec![tether_gateway::Listener::Unix(listener)];
+    let listeners = vec![tether_gateway::Listener::from(listener)];
     let serving = tokio::spawn(gateway.serve(listeners, inner.stop.clone()));
 
     house

@@ -1,7 +1,7 @@
 //! What the gateway refuses, and how it says so.
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, stream, stream::FuturesUnordered};
 use tether_gateway::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
@@ -9,6 +9,7 @@ use tonic::Code;
 use crate::{
     client::{framed, grpc_request, next, raw, soon},
     house::{DIGITS, House, UNARY, fact, reason},
+    queue::{hold, serving},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,6 +106,36 @@ async fn an_http_1_client_is_told_what_this_is() {
 
     assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
     assert!(answer.contains("gRPC endpoint over HTTP/2"), "{answer}");
+}
+
+/// What calls send while they wait for a worker counts too: nobody reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_of_calls_that_wait_for_a_worker_ends_the_one_that_waits_for_longest() {
+    const CALLS: usize = 8;
+    let house = House::with(Config {
+        max_unread_bytes: 1 << 20,
+        ..Config::default()
+    })
+    .await;
+    let worker = serving(&house, 0, 1).await;
+    let client = house.client().await;
+    let held = hold(&client, DIGITS).await;
+
+    let large = vec![7; 200 << 10];
+    let mut waiting: FuturesUnordered<_> = (0..CALLS)
+        .map(|_| client.unary(UNARY, DIGITS, large.clone()))
+        .collect();
+    let first = soon("one is ended", waiting.next()).await.unwrap();
+    let status = first.unwrap_err();
+    assert_eq!(reason(&status), "OVERLOADED", "{status}");
+    assert!(status.message().contains("max_unread_bytes"), "{status}");
+    assert_eq!(fact(&status, "outcome").as_deref(), Some("never_sent"));
+    assert_eq!(worker.calls(), 1, "the worker has seen none of them");
+
+    drop(held);
+    let ends: Vec<_> = soon("all end", waiting.collect()).await;
+    let whole = ends.iter().filter(|end| end.is_ok()).count();
+    assert!((4..CALLS).contains(&whole), "{whole}");
 }
 
 /// What waits for those who do not read is bounded, and ends the call that is behind for longest; whoever reads goes on.

@@ -7,13 +7,18 @@ mod house;
 mod leader;
 mod worker;
 
+mod affinity;
 mod calls;
 mod control;
 mod counts;
 mod deaths;
+mod ending;
 mod fates;
+mod handover;
 mod limits;
+mod memory;
 mod orders;
+mod overload;
 mod owners;
 mod picking;
 mod queue;

@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// An arbiter that knows one owner, and can fall silent without a word.
-struct Arbiter {
+pub(crate) struct Arbiter {
     directory: tempfile::TempDir,
     /// The owner's epoch; 0 without a session.
-    epoch: Arc<watch::Sender<u64>>,
+    pub(crate) epoch: Arc<watch::Sender<u64>>,
     silent: Arc<watch::Sender<bool>>,
     serving: AbortHandle,
 }
@@ -82,7 +82,7 @@ impl GatewayService for Told {
 }
 
 impl Arbiter {
-    fn start(epoch: u64) -> Self {
+    pub(crate) fn start(epoch: u64) -> Self {
         let directory = tempfile::tempdir().expect("there is a place for files");
         let socket = directory.path().join("arbiter.sock");
         let listener = UnixListener::bind(socket).expect("the directory is writable");
@@ -102,7 +102,7 @@ impl Arbiter {
         }
     }
 
-    async fn house(&self, config: Config) -> House {
+    pub(crate) async fn house(&self, config: Config) -> House {
         let socket = self.directory.path().join("arbiter.sock");
         House::with_arbiter(config, &format!("unix:{}", socket.display())).await
     }

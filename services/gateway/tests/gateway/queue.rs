@@ -30,7 +30,7 @@ async fn house(most: usize) -> House {
 }
 
 /// Starts a worker that serves `capacity` calls at once, and waits until the gateway knows.
-async fn serving(house: &House, slot: u32, capacity: u32) -> Worker {
+pub(crate) async fn serving(house: &House, slot: u32, capacity: u32) -> Worker {
     let started = house.worker(slot).await;
     house.discovery.tell(endpoint(&started, slot, capacity));
     started
@@ -54,12 +54,12 @@ async fn is_full(client: &Client) -> bool {
 }
 
 /// Keeps one credit of a worker until it is dropped.
-struct Held {
+pub(crate) struct Held {
     _messages: mpsc::Sender<Bytes>,
     _answers: tonic::Streaming<Bytes>,
 }
 
-async fn hold(client: &Client, metadata: Metadata<'_>) -> Held {
+pub(crate) async fn hold(client: &Client, metadata: Metadata<'_>) -> Held {
     let (messages, sent) = mpsc::channel(1);
     messages.try_send("a".into()).expect("there is room");
     let mut answers = client
