@@ -148,7 +148,7 @@ mod tests {
             ("field = 536870912", "no field has the number"),
             ("metadata = 'a b'", "`a b` is no key"),
             ("field = 1\nmode = 'strict'", "strict_queue"),
-            ("feld = 1", "unknown field `feld`"),
+            ("number = 1", "unknown field `number`"),
         ] {
             let refused = read(text).unwrap_err();
             assert!(refused.contains(why), "{text}: {refused}");

@@ -1,3 +1,5 @@
+//! What gateways are told of workers, in which order, and what an agent waits for before it ends one.
+
 use std::{
     pin::{Pin, pin},
     task::{Context, Waker},
