@@ -195,7 +195,10 @@ fn passes(status: &Status) -> bool {
 /// The same of a failure that was read.
 pub(crate) fn may_pass(reason: Option<Reason>, code: Code) -> bool {
     match reason {
-        Some(reason) => matches!(reason, Reason::ArbiterUnreachable | Reason::NotLeader),
+        Some(reason) => matches!(
+            reason,
+            Reason::ArbiterUnreachable | Reason::NotLeader | Reason::Draining
+        ),
         None => matches!(
             code,
             Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted
