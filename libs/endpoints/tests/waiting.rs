@@ -405,10 +405,21 @@ fn what_matters_more_goes_first_and_is_shed_last() {
 
 #[test]
 fn a_call_whose_turn_would_come_too_late_is_refused_now() {
+    let strict = Target::Affinity {
+        key: b"k".to_vec(),
+        session: None,
+        affinity: Affinity::StrictQueue,
+    };
+    for target in [Target::Any, strict] {
+        refuses_who_would_be_late(&target);
+    }
+}
+
+fn refuses_who_would_be_late(target: &Target) {
     let mut calls = busy();
     for _ in 0..4 {
         calls
-            .call(ask(Target::Any, 1, Priority::Normal), 0, at(1))
+            .call(ask(target.clone(), 1, Priority::Normal), 0, at(1))
             .unwrap();
     }
     for time in [11, 21] {
@@ -416,7 +427,7 @@ fn a_call_whose_turn_would_come_too_late_is_refused_now() {
     }
     let within = |ms: u64| Ask {
         deadline: Some(at(21 + ms)),
-        ..ask(Target::Any, 1, Priority::Normal)
+        ..ask(target.clone(), 1, Priority::Normal)
     };
 
     let late = calls.call(within(29), 0, at(21));
