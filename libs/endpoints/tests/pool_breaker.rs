@@ -159,10 +159,8 @@ proptest! {
             match step {
                 Step::Wait(ms) => now = now + Duration::from_millis(ms),
                 Step::Up(slot) => {
-                    if !lives.contains_key(&slot) {
-                        appeared += 1;
-                        lives.insert(slot, appeared);
-                    }
+                    appeared += 1;
+                    lives.entry(slot).or_insert(appeared);
                     set.apply_change(up(slot..slot + 1));
                 }
                 Step::Gone(slot) => {
