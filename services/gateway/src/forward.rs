@@ -373,6 +373,7 @@ impl Forwarder {
             let again = match sent {
                 Ok(answer) => return Ok(tries.mark(answer)),
                 Err(Failed::Said(status)) => return Err(status),
+                Err(Failed::Late(late)) => return Err(tries.late(*late)),
                 Err(Failed::Ended(ended)) if ended.is_untouched() => {
                     // One that closed its connection may well take the call over another.
                     if !ended.error.is_go_away() {
@@ -433,6 +434,7 @@ impl Forwarder {
         match self.send(sender, call, head, source, deadline, false).await {
             Ok(answer) => Ok(answer),
             Err(Failed::Said(status)) => Err(status),
+            Err(Failed::Late(late)) => Err(late.told()),
             Err(Failed::Unavailable(said)) => Ok(said.0),
             Err(Failed::Ended(ended)) => {
                 let Ended {
