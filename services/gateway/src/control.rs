@@ -40,6 +40,7 @@ use tether_proto::{
     },
 };
 use tether_types::Reason;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -64,6 +65,8 @@ pub(crate) struct Control(Arc<Inner>);
 struct Inner {
     forwarder: Arc<Forwarder>,
     board: Mutex<Board>,
+    /// Somebody has begun to watch routes.
+    watched: Notify,
     receipts: Mutex<Receipts>,
     /// Orders as they were given, beside those that hold.
     given: Mutex<Vec<(Ordered, StandingOrder)>>,
@@ -82,6 +85,7 @@ impl Control {
         Self(Arc::new(Inner {
             forwarder,
             board: Mutex::default(),
+            watched: Notify::new(),
             receipts: Mutex::default(),
             given: Mutex::default(),
             drains,

@@ -257,6 +257,7 @@ impl Gateway {
             let control =
                 control::Control::new(Arc::clone(&forwarder), ending.notice.clone(), over.clone());
             background.spawn(control.clone().expire());
+            background.spawn(control.clone().look_out());
             let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
             tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
         });

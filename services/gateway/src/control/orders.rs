@@ -3,21 +3,21 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use tether_breaker::State;
-use tether_clock::Tick;
-use tether_endpoints::{Order, QueueLimits, Scope, View};
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::{Order, QueueLimits, Scope};
 use tether_proto::{
     Failure,
     common::WorkerRef,
     gateway::{
-        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, TailRequest, WorkerLimits,
-        drain_scope, limits, standing_order,
+        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, RouteState, TailRequest,
+        WorkerLimits, drain_scope, limits, standing_order,
     },
 };
 use tether_types::{Incarnation, NodeName, PoolName, Reason, WorkerId};
 
 use crate::{directory::Directory, record::Filter};
 
-use super::{Control, LONGEST, refuse};
+use super::{Control, LONGEST, board, refuse};
 
 /// How long an order is to last.
 pub(super) fn ttl(ms: u64) -> Result<Duration, Failure> {
@@ -232,15 +232,15 @@ impl Control {
     /// How many workers of a pool take calls.
     pub(super) fn ready(&self, pool: &PoolName) -> u32 {
         let known = self.0.forwarder.directory.lock();
-        let all = known.endpoints.snapshot();
-        let takes = |view: &&View| {
-            let is_closed = matches!(view.breaker.state, State::Closed { .. });
-            view.endpoint.worker.pool == *pool
-                && !view.draining
-                && view.ejected.is_none()
-                && is_closed
-        };
-        u32::try_from(all.iter().filter(takes).count()).unwrap_or(u32::MAX)
+        let breaker = known.endpoints.pool_breaker(pool);
+        if breaker.is_some_and(|breaker| !matches!(breaker.state, State::Closed { .. })) {
+            return 0;
+        }
+        let all = known.endpoints.snapshot_of(pool, BootClock.now());
+        let ready = all
+            .iter()
+            .filter(|view| board::state(view) == RouteState::Ready);
+        u32::try_from(ready.count()).unwrap_or(u32::MAX)
     }
 }
 
