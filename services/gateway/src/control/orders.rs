@@ -1,6 +1,9 @@
 //! Orders as they are told, and what they are to the endpoint set.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
 
 use tether_breaker::State;
 use tether_clock::{BootClock, Clock as _, Tick};
@@ -9,8 +12,8 @@ use tether_proto::{
     Failure,
     common::WorkerRef,
     gateway::{
-        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, RouteState, TailRequest,
-        WorkerLimits, drain_scope, limits, standing_order,
+        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, RouteState, StandingOrder,
+        TailRequest, WorkerLimits, drain_scope, limits, standing_order,
     },
 };
 use tether_types::{Incarnation, NodeName, PoolName, Reason, WorkerId};
@@ -227,6 +230,33 @@ impl Control {
                 Ok(Order::Capacity(worker, capacity, until))
             }
         }
+    }
+
+    /// An order that holds, as another process told it, and until when.
+    pub(super) fn read(
+        &self,
+        standing: &StandingOrder,
+    ) -> Result<(Order, Option<SystemTime>), Failure> {
+        use standing_order::Order as Told;
+        let ms = standing.until_unix_ms;
+        let until = (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        let tick = until.map(|until| {
+            let left = until.duration_since(SystemTime::now());
+            BootClock.now() + left.unwrap_or_default()
+        });
+        let order = match &standing.order {
+            None => return Err(refuse("this version does not know such an order")),
+            Some(Told::Drained(scope)) => Order::Drain(self.scope(Some(scope), false)?),
+            Some(Told::Ejected(worker)) => {
+                let until = tick.ok_or_else(|| refuse("nothing says when it ends"))?;
+                Order::Eject(self.living(Some(worker))?, until)
+            }
+            Some(Told::Pinned(pinned)) => {
+                Order::Pin(key(&pinned.key)?, self.living(pinned.worker.as_ref())?)
+            }
+            Some(Told::Limits(limits)) => self.limits(Some(limits), tick)?,
+        };
+        Ok((order, until))
     }
 
     /// How many workers of a pool take calls.
