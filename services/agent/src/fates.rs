@@ -212,12 +212,13 @@ fn goes_on(before: Fate, after: Fate) -> bool {
     }
 }
 
-/// What is left for the workers of each pool. Whoever counts it may have a clock that is slow.
+/// What is left for the workers of each pool, with the time that they may live without an arbiter: until then nobody
+/// else has their places. Whoever counts it may have a clock that is slow.
 fn permissions(granted: &Permissions, now: Tick) -> Vec<Permission> {
     // Without a lease nothing was granted, and nothing is taken.
     let pools = granted.pools.iter().filter(|_| granted.node != Tick::ZERO);
     let left = |(pool, owner): (&PoolName, &crate::permission::PoolPermission)| {
-        let until = granted.node.min(owner.deadline);
+        let until = owner.alive(granted.node).min(owner.deadline);
         let left = shorter(until.since(now)).as_millis();
         Permission {
             pool: pool.to_string(),

@@ -109,8 +109,13 @@ impl PoolPermission {
     pub(crate) fn until(&self, node: Tick) -> Until {
         Until {
             enabled: self.deadline.as_nanos(),
-            alive: (node + shorter(self.grace)).as_nanos(),
+            alive: self.alive(node).as_nanos(),
         }
+    }
+
+    /// Until when its workers may be there as far as their node goes, whose lease ends at `node`.
+    pub(crate) fn alive(&self, node: Tick) -> Tick {
+        node + shorter(self.grace)
     }
 
     /// What of it is not told by the time on the page.

@@ -160,6 +160,11 @@ fn nothing_is_allowed_or_refused_before_the_arbiter_has_spoken_and_then_the_earl
     assert_eq!(left(&granted), [9_950, 1_990]);
     granted.node = now;
     assert_eq!(left(&granted), [0, 0]);
+    for pool in granted.pools.values_mut() {
+        pool.grace = Duration::from_secs(40);
+    }
+    // They live on without an arbiter, as far as their owner is heard.
+    assert_eq!(left(&granted), [39_601, 1_990]);
 }
 
 #[test]
