@@ -174,7 +174,9 @@ fn orders_for_one_that_was_replaced_go_though_nobody_tells_its_death() {
 
     // Of a place whose next one has died before it was told.
     let next = orders(&worker(0, 2));
-    next.iter().for_each(|order| drop(set.order(order.clone())));
+    for order in &next {
+        set.order(order.clone());
+    }
     set.apply_change(dead(0, 3));
     set.apply_change(up(0, 4));
     assert!(!next.iter().any(|order| set.stands(order)));

@@ -209,7 +209,8 @@ async fn on_node(house: &House, agent: &Agent, count: u32) -> Vec<Worker> {
 /// Whether workers are given calls, as routes say.
 async fn states(house: &House) -> Vec<RouteState> {
     let all = house.control().snapshot(SnapshotRequest::default()).await;
-    let routes = all.unwrap().into_inner().routes.unwrap();
+    let all = all.expect("the gateway answers").into_inner();
+    let routes = all.routes.expect("there are some");
     routes.workers.iter().map(WorkerRoute::state).collect()
 }
 

@@ -349,8 +349,9 @@ async fn where_a_hedged_call_fails_twice_both_attempts_are_told() {
 
 /// A worker in this slot that never says anything about work.
 async fn silent(house: &House, slot: u32) -> JoinHandle<()> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("there is a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
     let serving = tokio::spawn(plain(listener, mpsc::channel(1).0));
     house.tell(slot, 1, &address).await;
     serving
