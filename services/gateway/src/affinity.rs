@@ -6,7 +6,11 @@ use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tether_endpoints::{Affinity, Session, Target};
 
-use crate::{budget::Budget, pump::Source, route::AFFINITIES};
+use crate::{
+    budget::Budget,
+    pump::{Source, TooMuch},
+    route::AFFINITIES,
+};
 
 /// Where the affinity of a call is read, and how closely it then is tied to its worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +53,12 @@ impl AffinityRule {
         headers: &HeaderMap,
         source: &mut Source,
         budget: &Budget,
-    ) -> Option<Vec<u8>> {
+    ) -> Result<Option<Vec<u8>>, TooMuch> {
         let key = match &self.from {
             AffinityFrom::Metadata(name) => headers.get(name).map(|key| key.as_bytes().to_vec()),
-            AffinityFrom::Field(number) => source.peek(*number, budget).await,
+            AffinityFrom::Field(number) => source.peek(*number, budget).await?,
         };
-        key.filter(|key| !key.is_empty())
+        Ok(key.filter(|key| !key.is_empty()))
     }
 
     /// The worker of this key, to which the call is tied as closely as it says itself.
