@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tether_endpoints::Target;
 use tether_proto::{
     NotLeader,
     pool::{ScalePoolRequest, pool_service_client::PoolServiceClient},
@@ -43,13 +44,23 @@ impl Wake {
         }
     }
 
+    /// Whether workers are asked for because of a call with this target: one by its name is not.
+    pub(crate) fn is_for(target: &Target) -> bool {
+        !matches!(target, Target::Worker { .. })
+    }
+
+    /// Whether the arbiter is asked for workers of this pool, where it has none.
+    pub(crate) fn may_wake(&self, pool: &PoolName) -> bool {
+        self.pools.rule(pool).wake > 0
+    }
+
     /// Whether workers of a pool are on the way, after the arbiter was asked for some where it has to be. Calls of one
     /// pool ask one after the other, and only the first goes to the arbiter.
     pub(crate) async fn wakes(&self, pool: &PoolName) -> bool {
-        let size = self.pools.rule(pool).wake;
-        if size == 0 {
+        if !self.may_wake(pool) {
             return false;
         }
+        let size = self.pools.rule(pool).wake;
         let told = self.told(pool);
         let mut told = told.lock().await;
         if let Some((_, comes)) = told.filter(stands) {
