@@ -410,6 +410,16 @@ impl Endpoints {
         Ok(self.asked)
     }
 
+    /// Whether somebody lives in a pool who does not drain.
+    pub fn has_staying(&self, pool: &PoolName) -> bool {
+        let mut lives = self
+            .pools
+            .get(pool)
+            .into_iter()
+            .flat_map(|pool| pool.lives());
+        lives.any(|live| !live.endpoint.draining)
+    }
+
     /// A worker of this pool is on the way: until then calls that any may take wait for it, although nobody is there.
     pub fn expect(&mut self, pool: &PoolName, until: Tick) {
         if let Some(known) = self.pools.get_mut(pool) {

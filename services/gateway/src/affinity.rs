@@ -6,7 +6,11 @@ use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tether_endpoints::{Affinity, Session, Target};
 
-use crate::{budget::Budget, pump::Source, route::AFFINITIES};
+use crate::{
+    budget::Budget,
+    pump::{Source, TooMuch},
+    route::AFFINITIES,
+};
 
 /// Where the affinity of a call is read, and how closely it then is tied to its worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,18 +63,18 @@ impl AffinityRule {
         &self,
         headers: &HeaderMap,
         message: Option<(&mut Source, &Budget)>,
-    ) -> Found {
+    ) -> Result<Found, TooMuch> {
         let key = match (&self.from, message) {
             (AffinityFrom::Metadata(name), _) => {
                 headers.get(name).map(|key| key.as_bytes().to_vec())
             }
             (AffinityFrom::Field(number), Some((source, budget))) => {
-                source.peek(*number, budget).await
+                source.peek(*number, budget).await?
             }
-            (AffinityFrom::Field(number), None) => return Found::InField(*number),
+            (AffinityFrom::Field(number), None) => return Ok(Found::InField(*number)),
         };
         let key = key.filter(|key| !key.is_empty());
-        key.map_or(Found::Nothing, Found::Key)
+        Ok(key.map_or(Found::Nothing, Found::Key))
     }
 
     /// The worker of this key, to which the call is tied as closely as it says itself.

@@ -11,12 +11,19 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Context,
+    time::{Duration, Instant},
 };
 
 use futures::task::AtomicWaker;
 
-/// A call that has less waiting, in bytes, is not behind: whoever reads has less.
+/// A call that has less waiting, in bytes, goes only after those that have more: whoever reads has less.
 const FEW: usize = 16 << 10;
+
+/// Those are known by their order too once one part in this many of what may wait is taken.
+const CROWDED: usize = 2;
+
+/// How long one that was given up has to go, before another one goes in its stead.
+const GOES: Duration = Duration::from_millis(100);
 
 /// As much as one part in this many of what may wait is kept of requests beside it, to send them again.
 const COPIES: usize = 4;
@@ -38,9 +45,16 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Behind {
     last: u64,
-    calls: BTreeMap<u64, Arc<Mark>>,
-    /// The one that was given up last, until it has gone: another one goes only where that was not enough.
-    leaves: Option<u64>,
+    calls: BTreeMap<Place, Arc<Mark>>,
+    /// The one that was given up last, and when, until it has gone: another one goes only where that was not enough.
+    leaves: Option<(Place, Instant)>,
+}
+
+/// Whose turn to go it is: first those that have much waiting, by when they fell behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    has_few: bool,
+    number: u64,
 }
 
 /// Tells a call that it is given up.
@@ -56,7 +70,7 @@ pub(crate) struct Seat {
     budget: Budget,
     held: usize,
     /// There while it is behind.
-    place: Option<(u64, Arc<Mark>)>,
+    place: Option<(Place, Arc<Mark>)>,
 }
 
 impl Budget {
@@ -100,11 +114,22 @@ impl Budget {
 }
 
 impl Behind {
-    fn give_up_one(&mut self) {
-        if self.leaves.is_none()
-            && let Some((place, oldest)) = self.calls.pop_first()
-        {
-            self.leaves = Some(place);
+    /// The last place there is for now.
+    fn place(&mut self, has_few: bool, mark: &Arc<Mark>) -> Place {
+        self.last += 1;
+        let number = self.last;
+        let place = Place { has_few, number };
+        self.calls.insert(place, Arc::clone(mark));
+        place
+    }
+
+    fn give_up_one(&mut self, now: Instant) {
+        // One that stays where it is must not keep all others in their places.
+        let leaves = self
+            .leaves
+            .is_some_and(|(_, since)| now.saturating_duration_since(since) < GOES);
+        if !leaves && let Some((place, oldest)) = self.calls.pop_first() {
+            self.leaves = Some((place, now));
             oldest.given_up.store(true, Ordering::Release);
             oldest.waker.wake();
         }
@@ -121,17 +146,32 @@ impl Seat {
     pub(crate) fn more(&mut self, bytes: usize) {
         self.held += bytes;
         let all = self.budget.0.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if self.held > FEW && self.place.is_none() {
-            let mark = Arc::new(Mark::default());
-            let mut behind = self.budget.behind();
-            behind.last += 1;
-            let place = behind.last;
-            behind.calls.insert(place, Arc::clone(&mark));
-            self.place = Some((place, mark));
+        let most = self.budget.0.most;
+        self.take_place(all > most / CROWDED);
+        if all > most {
+            self.budget.behind().give_up_one(Instant::now());
         }
-        if all > self.budget.0.most {
-            self.budget.behind().give_up_one();
+    }
+
+    fn take_place(&mut self, crowded: bool) {
+        let has_few = self.held <= FEW;
+        let mark = match &self.place {
+            None if has_few && !crowded => return,
+            None => Arc::default(),
+            // One that had few and has more now has its place among those.
+            Some((place, mark)) if place.has_few && !has_few => Arc::clone(mark),
+            Some(_) => return,
+        };
+        let mut behind = self.budget.behind();
+        if let Some((place, _)) = &self.place
+            && behind.calls.remove(place).is_none()
+        {
+            // It is given up already.
+            return;
         }
+        let place = behind.place(has_few, &mark);
+        drop(behind);
+        self.place = Some((place, mark));
     }
 
     /// So many of them went on. One that has caught up is not behind any more.
@@ -143,7 +183,7 @@ impl Seat {
         {
             let mut behind = self.budget.behind();
             behind.calls.remove(&place);
-            behind.leaves.take_if(|leaves| *leaves == place);
+            behind.leaves.take_if(|(leaves, _)| *leaves == place);
         }
     }
 
@@ -184,7 +224,6 @@ mod tests {
         let mut comes = budget.seat();
         comes.more(2 * FEW);
 
-        comes.more(1);
         assert!(given_up(&seats[0]));
         assert!(![&seats[1], &catches_up, &comes].into_iter().any(given_up));
         drop(seats.remove(0));
@@ -206,15 +245,54 @@ mod tests {
     }
 
     #[test]
-    fn whoever_holds_little_is_never_given_up_and_what_is_dropped_is_free() {
-        let budget = Budget::new(FEW);
-        let mut few: Vec<Seat> = (0..10).map(|_| budget.seat()).collect();
+    fn whoever_holds_little_goes_after_all_who_hold_much_and_what_is_dropped_is_free() {
+        let budget = Budget::new(8 * FEW);
+        let mut few: Vec<Seat> = (0..7).map(|_| budget.seat()).collect();
         for seat in &mut few {
             seat.more(FEW);
         }
-        assert!(!few.iter().any(given_up));
+        let mut much = budget.seat();
+        much.more(FEW + 1);
+        assert!(given_up(&much) && !few.iter().any(given_up));
+        drop(much);
 
-        drop(few);
+        let mut comes = budget.seat();
+        comes.more(FEW);
+        assert!(!few.iter().any(given_up), "there is room");
+        comes.more(1);
+        assert!(given_up(&comes), "it holds much now");
+        drop(comes);
+        let mut small = budget.seat();
+        small.more(FEW);
+        let mut last = budget.seat();
+        last.more(1);
+        let gone: Vec<bool> = few.iter().map(given_up).collect();
+        // The first of those that came when it was crowded.
+        assert_eq!(gone.iter().position(|gone| *gone), Some(4), "{gone:?}");
+        assert!(!given_up(&small) && !given_up(&last));
+
+        drop((few, small, last));
         assert_eq!(budget.0.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_that_stays_where_it_is_keeps_no_other_in_its_place() {
+        let mut behind = Behind::default();
+        let marks: [Arc<Mark>; 3] = Default::default();
+        for mark in &marks {
+            behind.place(false, mark);
+        }
+        let gone = || {
+            marks
+                .each_ref()
+                .map(|mark| mark.given_up.load(Ordering::Acquire))
+        };
+        let start = Instant::now();
+
+        behind.give_up_one(start);
+        behind.give_up_one(start + GOES / 2);
+        assert_eq!(gone(), [true, false, false]);
+        behind.give_up_one(start + GOES);
+        assert_eq!(gone(), [true, true, false]);
     }
 }

@@ -138,6 +138,11 @@ impl Directory {
         self.lock().endpoints.ordered_wait(pool)
     }
 
+    /// Whether somebody is there of a pool who does not go.
+    pub(crate) fn has_staying(&self, pool: &PoolName) -> bool {
+        self.lock().endpoints.has_staying(pool)
+    }
+
     /// Waits for discovery's first word.
     pub(crate) async fn informed(&self, within: Duration) -> bool {
         let mut told = self.told.subscribe();

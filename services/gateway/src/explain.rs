@@ -143,7 +143,7 @@ fn refusal(pool: &PoolName, target: &Target, refused: &Refused) -> Failure {
                 Target::Any | Target::Affinity { .. } => "SLOT".to_owned(),
             };
             let text = format!(
-                "{whom}: it failed too many calls in a row and is left alone for another {:.1} s; `tether logs {pool}/{slot}` shows what it said",
+                "{whom}: it failed too many calls, or took too long for them, and is left alone for another {:.1} s; `tether logs {pool}/{slot}` shows what it said",
                 retry_after.as_secs_f64()
             );
             Failure::new(Reason::BreakerOpen, text).retry_after(retry_after)
@@ -223,10 +223,10 @@ fn overloaded(pool: &PoolName, why: Overload) -> Failure {
             "all workers of pool `{pool}` are busy and {waiting} calls wait for them, as many as may: more workers would help, or a larger `queue.max_calls` of the gateway"
         )),
         Overload::Shed => overload(format!(
-            "all workers of pool `{pool}` are busy, and calls with a higher `tether-priority`, or of somebody with fewer of them, have taken the place of this one"
+            "all workers of pool `{pool}` are busy, and calls with a higher `tether-priority`, or of somebody with fewer of them, have taken the place of this one: more workers would help, or a higher `tether-priority`"
         )),
         Overload::TooLate { expected } => overload(format!(
-            "all workers of pool `{pool}` are busy: this call would wait for about {:.1} s, which is longer than its deadline allows",
+            "all workers of pool `{pool}` are busy: this call would wait for about {:.1} s, which is longer than its deadline allows: more workers would help, or a later deadline",
             expected.as_secs_f64()
         ))
         .fact("expected_ms", expected.as_millis()),
@@ -322,7 +322,10 @@ pub(crate) fn reset(
     progress: Progress,
     attempts: u32,
 ) -> Failure {
-    let text = format!("worker `{worker}` reset the call: {error}");
+    let text = format!(
+        "worker `{worker}` reset the call: {error}; `tether logs {}/{}` shows why",
+        worker.pool, worker.slot
+    );
     let failure = Failure::new(Reason::CallReset, text).with_code(code);
     got(failure, worker, progress, attempts)
 }
@@ -403,10 +406,23 @@ pub(crate) fn too_large(bytes: u32, limit: u32) -> Failure {
         .fact("limit_bytes", limit)
 }
 
+/// No attempt was made at a call, and nothing told why.
+pub(crate) fn nowhere() -> Failure {
+    let text = "no worker was tried: that is a fault of the gateway, please report it with its log";
+    Failure::new(Reason::NoWorkerReady, text).with_code(Code::Internal)
+}
+
+/// The path of a call is none that can be sent.
+pub(crate) fn bad_path(error: &dyn Display) -> Failure {
+    let text =
+        format!("the path cannot be sent on: {error}; write it like `/package.Service/Method`");
+    Failure::new(Reason::MetadataInvalid, text).fact("key", ":path")
+}
+
 /// A call waits for a worker, with more in hand than may wait.
 pub(crate) fn unsent(pool: &PoolName) -> Failure {
     let text = format!(
-        "all workers of pool `{pool}` are busy, and too many bytes wait in the gateway for those who do not read: more workers would help, or a larger `max_unread_bytes` of the gateway"
+        "the call had to wait for a worker of pool `{pool}`, and too many bytes wait in the gateway for those who do not read: more workers would help, or a larger `max_unread_bytes` of the gateway"
     );
     overload(text)
 }
@@ -426,7 +442,53 @@ pub(crate) fn cancelled() -> Failure {
 
 pub(crate) fn deadline(timeout: Duration) -> Failure {
     let text = format!(
-        "the deadline passed: there was no answer within {timeout:?}, as the call's `grpc-timeout` asked"
+        "the deadline passed: there was no answer within {timeout:?}, as the call's `grpc-timeout` asked; allow more, or see with `tether ps` what the workers are doing"
     );
     Failure::new(Reason::DeadlineExceeded, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_to_do_about_it() {
+        let pool = PoolName::new("digits").unwrap();
+        let worker: WorkerId = "digits/0.1".parse().unwrap();
+        let refused = |refusal| {
+            let refused = Refused {
+                refusal,
+                pools: Vec::new(),
+                waiting: 0,
+                age: None,
+                death: None,
+            };
+            super::refused(&pool, &Target::Any, &refused)
+        };
+        let expected = Duration::from_secs(3);
+        let retry_after = Duration::from_secs(1);
+        let open = refused(Refusal::NoWorker(Why::BreakersOpen { retry_after }));
+        let text = |failure: Failure| tonic::Status::from(failure).message().to_owned();
+        for (failure, what) in [
+            (open, "`tether logs digits/SLOT`"),
+            (
+                refused(Refusal::Overloaded(Overload::Shed)),
+                "`tether-priority`",
+            ),
+            (
+                refused(Refusal::Overloaded(Overload::TooLate { expected })),
+                "a later deadline",
+            ),
+            (
+                reset(&worker, Code::Internal, &"why", Progress::SentUnknown, 1),
+                "`tether logs digits/0`",
+            ),
+            (deadline(expected), "`tether ps`"),
+            (unsent(&pool), "`max_unread_bytes`"),
+            (bad_path(&"why"), "`/package.Service/Method`"),
+        ] {
+            let text = text(failure);
+            assert!(text.contains(what) && !text.contains("in a row"), "{text}");
+        }
+    }
 }

@@ -1,6 +1,11 @@
 //! The way of a call through the gateway: read its head, choose a server, pass everything on.
 
-use std::{future::ready, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::ready,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::Either;
 use http::{
@@ -33,7 +38,7 @@ use crate::{
     links::Links,
     own::OwnServices,
     owners::{Acting, Owners},
-    pump::Source,
+    pump::{Source, TooMuch},
     record::{self, By, Tail},
     repeat::{self, Last, Tries},
     room::Rooms,
@@ -271,14 +276,16 @@ impl Forwarder {
         if let Some(tie) = rule.as_ref().and_then(|rule| rule.tie(&ask.target)) {
             let found = tie.find(&head.headers, Some((&mut source, &self.budget)));
             let found = deadline.bound(Box::pin(found)).await;
+            let found = found.and_then(|found| found.map_err(|TooMuch| explain::unsent(&pool)));
             if let Found::Key(key) = found.map_err(explain::untried)? {
                 ask.target = tie.target(key, session, affinity);
             }
         }
         let pool = &pool;
         if !self.directory.is_informed() {
-            let informed = Box::pin(self.directory.informed(FIRST_WORD));
-            let informed = deadline.bound(informed).await.map_err(explain::untried)?;
+            let mut informed = Box::pin(self.directory.informed(FIRST_WORD));
+            let informed = self.held(pool, &mut source, deadline, informed.as_mut());
+            let informed = Box::pin(informed).await.map_err(explain::untried)?;
             if !informed {
                 let why = "it has told nothing yet";
                 let failure = explain::discovery_unreachable(self.discovery.address(), &why);
@@ -297,19 +304,22 @@ impl Forwarder {
             let wait = self.config.queue.max_wait;
             let chosen = {
                 let chosen = pin!(self.directory.choose(pool, &ask, wait));
-                let chosen = source.hold_while(chosen, &self.budget);
-                let chosen = deadline
-                    .bound(chosen)
-                    .await
-                    .map_err(|late| tries.tell(late))?;
-                chosen.ok_or_else(|| tries.tell(explain::unsent(pool)))?
+                let chosen = self.held(pool, &mut source, deadline, chosen).await;
+                chosen.map_err(|failure| tries.tell(failure))?
             };
             let chosen = match chosen {
                 Ok(chosen) => chosen,
                 Err(refused) => {
-                    if std::mem::take(&mut may_wake) && refused.is_for_want_of_workers() {
-                        let woken = deadline.bound(Box::pin(self.wake.wakes(pool))).await;
-                        if woken.map_err(|late| tries.tell(late))? {
+                    // Where somebody is there, the pool does not sleep, whatever keeps them from the call.
+                    if std::mem::take(&mut may_wake)
+                        && tries.made() == 0
+                        && refused.is_for_want_of_workers()
+                        && !self.directory.has_staying(pool)
+                    {
+                        let mut woken = Box::pin(self.wake.wakes(pool));
+                        let woken = self.held(pool, &mut source, deadline, woken.as_mut());
+                        let woken = Box::pin(woken).await;
+                        if woken.map_err(|failure| tries.tell(failure))? {
                             self.directory.expect(pool, wait);
                             continue;
                         }
@@ -329,17 +339,25 @@ impl Forwarder {
                             failure = explanation => Err(failure),
                         }
                     };
-                    let told = deadline.bound(Box::pin(told)).await.flatten();
+                    let mut told = Box::pin(told);
+                    let told = self.held(pool, &mut source, deadline, told.as_mut());
+                    let told = Box::pin(told).await.flatten();
                     told.map_err(|failure| tries.tell(failure))?
                 }
             };
             let worker = chosen.ticket.worker().clone();
             tries.begin(&worker);
             let (mut call, upstream) = self.call(chosen, tries.made(), limit);
-            let sender = match deadline.bound(upstream.ready()).await {
-                Ok(Ok(sender)) => sender,
+            let ready = {
+                let ready = pin!(upstream.ready());
+                let ready = source.hold_while(ready, &self.budget);
+                deadline.bound(ready).await
+            };
+            let sender = match ready {
+                Ok(Ok(Ok(sender))) => sender,
+                Ok(Err(TooMuch)) => return Err(tries.tell(explain::unsent(pool)).into()),
                 // Nothing has been sent, so that another worker may have the call.
-                Ok(Err(error)) => {
+                Ok(Ok(Err(error))) => {
                     let explanation = Last::Failure(Box::pin(call.unreachable(error)));
                     tries.failed(Progress::NeverSent, &worker, explanation);
                     ask.tried.push(worker);
@@ -357,7 +375,7 @@ impl Forwarder {
                         pool,
                         ask: &mut ask,
                         tries: &mut tries,
-                        head,
+                        head: &mut *head,
                         deadline,
                     };
                     Box::pin(self.hedged(sender, call, source, hedge)).await
@@ -386,12 +404,17 @@ impl Forwarder {
                     match again {
                         None => None,
                         Some((again, pause)) => {
-                            match pause {
-                                // It says itself when it can serve again.
-                                Some(pause) => Box::pin(tokio::time::sleep(pause)).await,
-                                None => ask.tried.push(worker),
-                            }
                             repeat::count(&mut head.headers);
+                            // It says itself when it can serve again.
+                            if let Some(pause) = pause {
+                                source = again;
+                                let mut pause = Box::pin(tokio::time::sleep(pause));
+                                let paused = self.held(pool, &mut source, deadline, pause.as_mut());
+                                let paused = Box::pin(paused).await;
+                                paused.map_err(|failure| tries.tell(failure))?;
+                                continue;
+                            }
+                            ask.tried.push(worker);
                             Some(again)
                         }
                     }
@@ -401,6 +424,19 @@ impl Forwarder {
             source = again;
         }
         Box::pin(tries.end(deadline)).await
+    }
+
+    /// Waits for some work on the way to a worker while nothing was sent: not beyond the deadline of the call, nor where
+    /// too much waits in all.
+    async fn held<T>(
+        &self,
+        pool: &PoolName,
+        source: &mut Source,
+        deadline: Deadline,
+        work: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, Failure> {
+        let held = deadline.bound(source.hold_while(work, &self.budget)).await;
+        held?.map_err(|TooMuch| explain::unsent(pool))
     }
 
     /// A call to the worker that was chosen for it, and the connection to that one.
@@ -473,7 +509,8 @@ impl Forwarder {
         source: Source,
         deadline: Deadline,
     ) -> Result<Attempt, Failed> {
-        prepare(head, deadline, &sender.scheme).map_err(Failed::Said)?;
+        prepare(head, deadline, &sender.scheme)
+            .map_err(|failure| Failed::Said(call.got(failure).into()))?;
         Attempt::begin(sender, call, head, source, self.budget.clone())
     }
 }
@@ -485,7 +522,7 @@ fn not_leader(answer: &Result<Answer, Status>) -> Option<NotLeader> {
 }
 
 /// Makes of a call's head what the server gets. What speaks of one connection alone HTTP/2 has refused already.
-fn prepare(head: &mut Parts, deadline: Deadline, scheme: &Scheme) -> Result<(), Status> {
+fn prepare(head: &mut Parts, deadline: Deadline, scheme: &Scheme) -> Result<(), Failure> {
     head.headers.remove(header::HOST);
     if let Some(at) = deadline.at() {
         let left = at.saturating_duration_since(Instant::now());
@@ -499,9 +536,7 @@ fn prepare(head: &mut Parts, deadline: Deadline, scheme: &Scheme) -> Result<(), 
     uri.scheme = Some(scheme.clone());
     uri.authority
         .get_or_insert(Authority::from_static(AUTHORITY));
-    head.uri = Uri::from_parts(uri).map_err(|error| {
-        Status::invalid_argument(format!("the path cannot be sent on: {error}"))
-    })?;
+    head.uri = Uri::from_parts(uri).map_err(|error| explain::bad_path(&error))?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A call that is made at a second worker where the first takes long, for whichever answers first.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use futures::future::Either;
 use http::request::Parts;
@@ -27,7 +27,7 @@ pub(crate) struct Hedge<'a> {
     pub(crate) pool: &'a PoolName,
     pub(crate) ask: &'a mut Ask,
     pub(crate) tries: &'a mut Tries,
-    pub(crate) head: &'a Parts,
+    pub(crate) head: &'a mut Parts,
     pub(crate) deadline: Deadline,
 }
 
@@ -67,8 +67,9 @@ impl Forwarder {
             ended
         };
         first.call.on_attempts(tries.made());
-        let mut head = at.head.clone();
-        repeat::count(&mut head.headers);
+        // Whoever has the call after both is told of both.
+        repeat::count(&mut at.head.headers);
+        let head = at.head.clone();
         let mut second = Box::pin(self.at_second(call, &upstream, head, source, deadline, tries));
         let raced = poll_fn(|cx| match first.poll(cx) {
             Poll::Ready(polled) => Poll::Ready(Either::Left(polled)),
@@ -83,7 +84,8 @@ impl Forwarder {
             Ok(Either::Right(None)) => won(first.answer(deadline, true).await),
             Ok(Either::Left(polled)) => match first.end(polled, deadline, true) {
                 Err(failed @ (Failed::Ended(_) | Failed::Unavailable(_))) => {
-                    second.await.ok_or(failed)
+                    let second = deadline.bound(second).await;
+                    second.ok().flatten().ok_or(failed)
                 }
                 ended => won(ended),
             },
@@ -114,12 +116,13 @@ impl Forwarder {
         mut call: Call,
         upstream: &Upstream,
         mut head: Parts,
-        source: Source,
+        mut source: Source,
         deadline: Deadline,
         tries: &mut Tries,
     ) -> Option<Answer> {
-        let sender = match upstream.ready().await {
-            Ok(sender) => sender,
+        let ready = pin!(upstream.ready_at_once());
+        let sender = match source.hold_while(ready, &self.budget).await.ok()? {
+            Ok(sender) => sender?,
             Err(error) => {
                 let worker = call.at()?.0.clone();
                 let explanation = Box::pin(call.unreachable(error));

@@ -52,6 +52,10 @@ impl Early {
     }
 }
 
+/// A call that waits has to go, because too much waits in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooMuch;
+
 impl Source {
     /// From a peer.
     pub(crate) fn live(stream: RecvStream) -> Self {
@@ -127,16 +131,35 @@ impl Source {
     }
 
     /// The key in this field of the first message, as soon as it is known whether there is one.
-    pub(crate) async fn peek(&mut self, field: u32, budget: &Budget) -> Option<Vec<u8>> {
+    pub(crate) async fn peek(
+        &mut self,
+        field: u32,
+        budget: &Budget,
+    ) -> Result<Option<Vec<u8>>, TooMuch> {
         let mut peek = Peek::new(field);
-        while let Some(data) = poll_fn(|cx| self.poll_early(cx, budget)).await {
+        loop {
+            let came = poll_fn(|cx| match self.poll_early(cx, budget) {
+                Poll::Ready(came) => Poll::Ready(Ok(came)),
+                Poll::Pending => self.poll_given_up(cx).map(Err),
+            });
+            let Some(data) = came.await? else {
+                return Ok(None);
+            };
             match peek.feed(&data) {
                 Peeked::Wants => {}
-                Peeked::Key(key) => return Some(key),
-                Peeked::Nothing => return None,
+                Peeked::Key(key) => return Ok(Some(key)),
+                Peeked::Nothing => return Ok(None),
             }
         }
-        None
+    }
+
+    /// Whether a call that waits has to go, for what it has sent early.
+    fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<TooMuch> {
+        let early = self.early.as_ref();
+        match early.is_some_and(|early| early.seat.is_given_up(cx)) {
+            true => Poll::Ready(TooMuch),
+            false => Poll::Pending,
+        }
     }
 
     pub(crate) fn poll_trailers(
@@ -149,23 +172,18 @@ impl Source {
         }
     }
 
-    /// Waits for some work and takes what the peer sends meanwhile, so that it is counted; `None` where that has to stop
-    /// because too much waits in all.
+    /// Waits for some work and takes what the peer sends meanwhile, so that it is counted. Whoever has a source waits so.
     pub(crate) async fn hold_while<T>(
         &mut self,
         mut work: Pin<&mut impl Future<Output = T>>,
         budget: &Budget,
-    ) -> Option<T> {
+    ) -> Result<T, TooMuch> {
         poll_fn(|cx| {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
-                return Poll::Ready(Some(done));
+                return Poll::Ready(Ok(done));
             }
             while let Poll::Ready(Some(_)) = self.poll_early(cx, budget) {}
-            let early = self.early.as_ref();
-            match early.is_some_and(|early| early.seat.is_given_up(cx)) {
-                true => Poll::Ready(None),
-                false => Poll::Pending,
-            }
+            self.poll_given_up(cx).map(Err)
         })
         .await
     }
@@ -275,13 +293,18 @@ impl Pump {
     }
 
     /// Passes on what there is; `on_message` hears of each piece that came.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut on_message: impl FnMut()) -> Poll<End> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, on_message: impl FnMut()) -> Poll<End> {
         if self.to.poll_reset(cx).is_ready() {
             return Poll::Ready(End::Refused);
         }
-        if self.seat.is_given_up(cx) {
-            return Poll::Ready(End::Unread);
+        match self.pass(cx, on_message) {
+            // Looked at last: it may have fallen behind just now.
+            Poll::Pending if self.seat.is_given_up(cx) => Poll::Ready(End::Unread),
+            passed => passed,
         }
+    }
+
+    fn pass(&mut self, cx: &mut Context<'_>, mut on_message: impl FnMut()) -> Poll<End> {
         loop {
             if !self.held.is_empty() && self.send_held(cx).is_err() {
                 return Poll::Ready(End::Refused);
@@ -344,20 +367,29 @@ impl Pump {
 
     /// All messages, where they are over and were kept.
     pub(crate) fn copy(&self) -> Option<Source> {
-        let sent = self.sent.as_ref()?.pieces.iter().cloned();
+        let sent = self.sent.as_ref()?;
+        let rest: usize = self.from.kept.iter().map(Bytes::len).sum();
+        let early = self.from.early.iter();
+        let early_bytes: usize = early.clone().map(|early| early.held.len()).sum();
+        let bytes = sent.bytes + self.held.len() + rest + early_bytes;
+        if bytes > REPEATABLE || !self.from.is_whole() {
+            return None;
+        }
+        let mut counted = Early::new(self.seat.budget());
+        counted.seat.more(bytes);
+        let sent = sent.pieces.iter().cloned();
         let rest = self.from.kept.iter().cloned();
-        let early = self.from.early.iter().flat_map(|early| early.held.copy());
-        let copy = Source {
+        let early = early.flat_map(|early| early.held.copy());
+        Some(Source {
             kept: sent
                 .chain(self.held.copy())
                 .chain(rest)
                 .chain(early)
                 .collect(),
-            early: None,
+            early: Some(counted),
             live: None,
             uncredited: 0,
-        };
-        (self.from.is_whole() && copy.is_whole()).then_some(copy)
+        })
     }
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.

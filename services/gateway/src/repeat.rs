@@ -146,7 +146,7 @@ impl Tries {
                 let failure = explained.unwrap_or_else(|late| late);
                 Err(self.tell(failure).into())
             }
-            None => Err(Status::internal("no worker was tried")),
+            None => Err(self.tell(explain::nowhere()).into()),
         }
     }
 }
@@ -180,6 +180,8 @@ impl Forwarder {
             .map(|at| at.saturating_duration_since(Instant::now()));
         let may = repeatable
             && left.is_none_or(|left| left > pause.unwrap_or_default())
+            // A worker does not say how long its callers wait.
+            && pause.is_none_or(|pause| pause <= self.config.queue.max_wait)
             && tries.made() < self.config.max_attempts.get()
             && self.directory.may_repeat(pool, self.config.retries.terms());
         may.then_some((again, pause))
@@ -234,6 +236,16 @@ mod tests {
         headers.insert(PREVIOUS, "4".parse().unwrap());
         count(&mut headers);
         assert_eq!(headers[PREVIOUS], "5");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_went_nowhere_says_so_too() {
+        let told = Tries::default().end(Deadline::after(None)).await;
+
+        let told = told.unwrap_err();
+        assert_eq!(told.code(), tonic::Code::Internal);
+        assert_eq!(told.metadata().get("tether-outcome").unwrap(), "never_sent");
+        assert_eq!(told.metadata().get("tether-attempts").unwrap(), "0");
     }
 
     #[tokio::test]

@@ -60,25 +60,39 @@ impl Slots {
         let mut sender = sender.ready().await?;
         loop {
             let freed = self.freed.notified();
-            if let Some(slot) = self.try_take(sender.current_max_send_streams()) {
-                return Ok(Sender {
-                    wire: sender,
-                    slot,
-                    scheme: self.scheme.clone(),
-                });
-            }
+            sender = match self.try_take(sender) {
+                Ok(taken) => return Ok(taken),
+                Err(sender) => sender,
+            };
             // Each time it is woken it looks whether the connection stands.
             let _ = Box::pin(tokio::time::timeout(SELDOM, freed)).await;
             sender = sender.ready().await?;
         }
     }
 
-    fn try_take(self: &Arc<Self>, most: usize) -> Option<Slot> {
+    /// A place that is free. Fails when the connection broke or the other side said goodbye.
+    pub(crate) async fn take_free(
+        self: Arc<Self>,
+        sender: SendRequest,
+    ) -> Result<Option<Sender>, Error> {
+        let sender = sender.ready().await?;
+        Ok(self.try_take(sender).ok())
+    }
+
+    fn try_take(self: &Arc<Self>, sender: SendRequest) -> Result<Sender, SendRequest> {
+        let most = sender.current_max_send_streams();
         let more = |taken: usize| (taken < most).then_some(taken + 1);
         let taken = self
             .taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        taken.ok().map(|_| Slot(Arc::clone(self)))
+        match taken {
+            Ok(_) => Ok(Sender {
+                wire: sender,
+                slot: Slot(Arc::clone(self)),
+                scheme: self.scheme.clone(),
+            }),
+            Err(_) => Err(sender),
+        }
     }
 }
 

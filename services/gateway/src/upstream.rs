@@ -100,6 +100,15 @@ impl Upstream {
         Ok(slots.take(sender).await?)
     }
 
+    /// The same, where a place is free: `None` where others would have to end first.
+    pub(crate) async fn ready_at_once(&self) -> Result<Option<Sender>, Error> {
+        let (sender, slots) = match self.current().await? {
+            Some(connected) => connected,
+            None => Box::pin(self.open()).await?,
+        };
+        Ok(slots.take_free(sender).await?)
+    }
+
     async fn open(&self) -> Result<Connected, Error> {
         let asked = Instant::now();
         let mut last = self.connecting.lock().await;

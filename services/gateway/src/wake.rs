@@ -1,6 +1,10 @@
 //! Pools of size 0 that are asked for: the arbiter gives them workers, and calls wait for those.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tether_endpoints::Target;
@@ -9,7 +13,7 @@ use tether_proto::{
     pool::{ScalePoolRequest, pool_service_client::PoolServiceClient},
 };
 use tether_types::PoolName;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 
 use crate::{arbiters::Arbiters, pools::Pools, watch::connect};
 
@@ -24,9 +28,11 @@ pub(crate) struct Wake {
     arbiters: Arc<Arbiters>,
     connect_timeout: Duration,
     pools: Pools,
-    /// When it was asked last, of which pool, and whether that has workers or is about to.
-    told: Mutex<HashMap<PoolName, (Instant, bool)>>,
+    told: Mutex<HashMap<PoolName, Arc<Told>>>,
 }
+
+/// When it was asked last of one pool, and whether that has workers or is about to. Held while it is asked.
+type Told = tokio::sync::Mutex<Option<(Instant, bool)>>;
 
 impl Wake {
     pub(crate) fn new(arbiters: Arc<Arbiters>, connect_timeout: Duration, pools: Pools) -> Self {
@@ -48,17 +54,17 @@ impl Wake {
         self.pools.rule(pool).wake > 0
     }
 
-    /// Whether workers of a pool are on the way, after the arbiter was asked for some where it has to be. Calls of all
-    /// pools ask one after the other: of each only the first goes to the arbiter.
+    /// Whether workers of a pool are on the way, after the arbiter was asked for some where it has to be. Calls of one
+    /// pool ask one after the other, and only the first goes to the arbiter.
     pub(crate) async fn wakes(&self, pool: &PoolName) -> bool {
         if !self.may_wake(pool) {
             return false;
         }
         let size = self.pools.rule(pool).wake;
-        let mut told = self.told.lock().await;
-        told.retain(|_, (at, comes)| at.elapsed() < if *comes { COMES } else { STAYS_AWAY });
-        if let Some((_, comes)) = told.get(pool) {
-            return *comes;
+        let told = self.told(pool);
+        let mut told = told.lock().await;
+        if let Some((_, comes)) = told.filter(stands) {
+            return comes;
         }
         let asked = tokio::time::timeout(self.connect_timeout, self.ask(pool, size)).await;
         let comes = match asked.context("it does not answer").flatten() {
@@ -68,8 +74,21 @@ impl Wake {
                 false
             }
         };
-        told.insert(pool.clone(), (Instant::now(), comes));
+        *told = Some((Instant::now(), comes));
         comes
+    }
+
+    /// What is known of one pool; of the others it is forgotten where it stands no more.
+    fn told(&self, pool: &PoolName) -> Arc<Told> {
+        let mut pools = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|_, told| {
+            let stands = |told: &Arc<Told>| {
+                told.try_lock()
+                    .is_ok_and(|told| told.is_some_and(|told| stands(&told)))
+            };
+            Arc::strong_count(told) > 1 || stands(told)
+        });
+        Arc::clone(pools.entry(pool.clone()).or_default())
     }
 
     /// Answers the size that the pool has then.
@@ -94,5 +113,69 @@ impl Wake {
                 Err(status.into())
             }
         }
+    }
+}
+
+/// Whether what was told is still taken as it was.
+fn stands((at, comes): &(Instant, bool)) -> bool {
+    at.elapsed() < if *comes { COMES } else { STAYS_AWAY }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{upstream::Dial, wire::Engine};
+
+    #[tokio::test]
+    async fn pools_do_not_wait_for_each_other_where_the_arbiter_hangs() {
+        let timeout = Duration::from_millis(200);
+        // It takes connections and says nothing.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let engine = Engine::default();
+        let dial = Dial { timeout, engine };
+        let arbiters = Arc::new(Arbiters::new(vec![address.parse().unwrap()], dial));
+        let pools: Pools = toml::from_str("['*']\nwake = 1").unwrap();
+        let wake = Wake::new(arbiters, timeout, pools);
+        let names: Vec<PoolName> = (0..50)
+            .map(|number| PoolName::new(format!("p{number}")).unwrap())
+            .collect();
+        let asked = Instant::now();
+
+        // Two calls of each.
+        let calls = names.iter().chain(&names).map(|pool| wake.wakes(pool));
+        assert!(!join_all(calls).await.contains(&true));
+
+        // One after the other takes twice as long as that.
+        assert!(asked.elapsed() < 25 * timeout, "{:?}", asked.elapsed());
+    }
+
+    #[test]
+    fn what_stands_no_more_is_forgotten_unless_somebody_has_it() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let (timeout, engine) = (Duration::ZERO, Engine::default());
+        let arbiters = Arc::new(Arbiters::new(vec![address], Dial { timeout, engine }));
+        let wake = Wake::new(arbiters, timeout, Pools::default());
+        let [old, held, new] = ["old", "held", "new"].map(|name| PoolName::new(name).unwrap());
+        let long_ago = Instant::now().checked_sub(2 * STAYS_AWAY);
+        for (pool, at) in [
+            (&old, long_ago),
+            (&held, long_ago),
+            (&new, Some(Instant::now())),
+        ] {
+            let told = at.map(|at| (at, false));
+            let told = Arc::new(Told::new(told));
+            wake.told.lock().unwrap().insert(pool.clone(), told);
+        }
+        let _held = Arc::clone(&wake.told.lock().unwrap()[&held]);
+
+        wake.told(&new);
+
+        let known = wake.told.lock().unwrap();
+        let known = [&old, &held, &new].map(|pool| known.contains_key(pool));
+        assert_eq!(known, [false, true, true]);
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     directory::refused,
     explain,
     owners::Acting,
+    pump::TooMuch,
     route::{self, Destination, Route},
     wake::Wake,
 };
@@ -89,9 +90,10 @@ impl Control {
         let mut in_field = None;
         if let Some(tie) = rule.and_then(|rule| rule.tie(&ask.target)) {
             match tie.find(&head.headers, None).await {
-                Found::Key(key) => ask.target = tie.target(key, session, affinity),
-                Found::Nothing => {}
-                Found::InField(number) => in_field = Some(number),
+                Ok(Found::Key(key)) => ask.target = tie.target(key, session, affinity),
+                // Nothing of a message is here that could be too much.
+                Ok(Found::Nothing) | Err(TooMuch) => {}
+                Ok(Found::InField(number)) => in_field = Some(number),
             }
         }
         let known = directory.lock();
@@ -132,6 +134,7 @@ impl Control {
                 if refused.is_for_want_of_workers()
                     && Wake::is_for(&ask.target)
                     && forwarder.wake.may_wake(&pool)
+                    && !known.endpoints.has_staying(&pool)
                 {
                     answer.set_fate(CallFate::Waits);
                     "it waits, and the arbiter is asked for workers of its pool"

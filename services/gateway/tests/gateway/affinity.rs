@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, stream};
 use tether_gateway::Config;
 use tether_proto::gateway::{CallFate, EjectRequest};
-use tokio::sync::mpsc;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
@@ -186,6 +186,34 @@ async fn a_strict_call_is_told_that_its_worker_is_gone_until_a_hint_begins_anew(
     assert_eq!(server(&again), server(&moved));
     let strict = ask(&client, STRICT).await.unwrap();
     assert_eq!(server(&strict), server(&moved));
+}
+
+/// The arbiter, which says nothing, is asked for workers where there are none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_where_somebody_is_there_or_was_tried_is_not_woken() {
+    let arbiter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = arbiter.local_addr().unwrap().to_string();
+    let config = Config {
+        connect_timeout: std::time::Duration::from_secs(60),
+        pools: toml::from_str("['*']\nwake = 1").unwrap(),
+        ..Config::default()
+    };
+    let house = House::with_arbiter(config, &address).await;
+    let mut workers = [house.worker(0).await, house.worker(1).await];
+    let client = house.client().await;
+    let home = slot(&client, STRICT).await;
+
+    // It may come back, and nobody else may take the call.
+    house.discovery.gone(worker("digits", home, 1), None);
+    let is_away = async || {
+        let answer = ask(&client, STRICT).await;
+        answer.is_err_and(|status| reason(&status) == "NO_WORKER_READY")
+    };
+    house.until("it is away", is_away).await;
+
+    workers.iter_mut().for_each(Worker::kill);
+    let status = ask(&client, DIGITS).await.unwrap_err();
+    assert_eq!(fact(&status, "attempts").as_deref(), Some("1"), "{status}");
 }
 
 /// A worker that comes may win keys of others; those that are bound stay where their state is.

@@ -8,10 +8,14 @@ use std::{
 
 use tether_gateway::{Breaker, Config, MethodRule, Methods, Queue, Retries};
 use tether_proto::{
-    common::Endpoint,
+    common::{Endpoint, EndpointHealth},
     gateway::{SnapshotRequest, TailRequest},
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tonic::{Code, Response, Status};
 
 use crate::{
@@ -19,6 +23,7 @@ use crate::{
     discovery::{sigkill, worker},
     house::{DIGITS, House, UNARY, fact, reason},
     orders::ended,
+    tls::{Papers, secure_house},
     worker::{Mood, Worker, plain, reached},
 };
 
@@ -228,6 +233,12 @@ async fn a_worker_that_cannot_serve_now_says_whether_and_when_to_ask_again() {
     assert_eq!(said.message(), "not now");
     assert_eq!(a.calls(), 6);
 
+    // Nor for longer than anybody waits.
+    a.is(Mood::Unavailable(Some("60000000")));
+    let said = client.unary(WORK, &pin, "").await.unwrap_err();
+    assert_eq!(said.message(), "not now");
+    assert_eq!(a.calls(), 7);
+
     // At once, and elsewhere.
     a.is(Mood::Unavailable(None));
     let before = b.calls();
@@ -235,7 +246,7 @@ async fn a_worker_that_cannot_serve_now_says_whether_and_when_to_ask_again() {
         client.unary(WORK, DIGITS, "").await.unwrap();
     }
     assert_eq!(b.calls(), before + 10);
-    assert!(a.calls() > 6, "both were asked");
+    assert!(a.calls() > 7, "both were asked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -424,6 +435,88 @@ async fn a_deadline_does_not_undo_what_an_earlier_attempt_may_have_done() {
     assert_eq!(fact(&status, "worker").unwrap(), "digits/0.1");
     assert_eq!(refuses.calls(), before + 1);
     held.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_call_after_a_hedge_is_told_of_both() {
+    let house = House::with(Config {
+        breaker: patient().breaker,
+        ..hedged()
+    })
+    .await;
+    let mut workers = pair(&house, Mood::Stuck).await;
+    let under_way = call(&house.client().await, vec![7]);
+    for worker in &workers {
+        reached(&worker.seen.calls, 1).await;
+    }
+    let _third = house.worker(2).await;
+
+    for (slot, echo) in (0..).zip(&mut workers) {
+        echo.kill();
+        house
+            .discovery
+            .gone(worker("digits", slot, 1), Some(sigkill()));
+    }
+
+    let answer = soon("the call", under_way).await.unwrap().unwrap();
+    assert_eq!(answer.metadata().get("x-attempts-before").unwrap(), "2");
+}
+
+/// The connection to the second worker is not there before the deadline, and the first dies meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hedge_that_cannot_begin_keeps_no_call_beyond_its_deadline() {
+    let papers = Papers::make();
+    let config = Config {
+        breaker: patient().breaker,
+        connect_timeout: Duration::from_secs(60),
+        ..hedged()
+    };
+    let house = secure_house(&papers, config).await;
+    let mut first = house.worker(0).await;
+    first.is(Mood::Stuck);
+    // It takes connections, and begins no TLS.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute = listener.local_addr().unwrap().to_string();
+    let connections = watch::Sender::new(0);
+    let counted = connections.clone();
+    let accepts = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok(connection) = listener.accept().await {
+            kept.push(connection);
+            counted.send_modify(|count| *count += 1);
+        }
+    });
+    house.discovery.tell(Endpoint {
+        worker: Some(worker("digits", 1, 1)),
+        address: mute,
+        protocol: "grpcs".to_owned(),
+        // The other one is asked first.
+        health: EndpointHealth::Failing.into(),
+        ..Endpoint::default()
+    });
+    let is_known = async || {
+        let request = grpc_request(
+            WORK,
+            &[("tether-worker", "digits/1"), ("grpc-timeout", "50m")],
+        );
+        let status = raw(&house.address, request, framed(b"a")).await.status();
+        status.code() == Code::DeadlineExceeded
+    };
+    house.until("the second is known", is_known).await;
+
+    let (begun, before) = (first.calls(), *connections.borrow());
+    let address = house.address.clone();
+    let under_way = tokio::spawn(async move {
+        let request = grpc_request(WORK, &[DIGITS[0], ("grpc-timeout", "2S")]);
+        raw(&address, request, framed(b"a")).await.status()
+    });
+    reached(&first.seen.calls, begun + 1).await;
+    reached(&connections, before + 1).await;
+    first.kill();
+
+    let status = soon("the call", under_way).await.unwrap();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    accepts.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
