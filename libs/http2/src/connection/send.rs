@@ -11,9 +11,6 @@ use crate::{
     stream::signed,
 };
 
-/// The last stream that a connection has a number for.
-const LAST_STREAM: u32 = (1 << 31) - 1;
-
 /// Numbers of fields that everybody knows.
 const POST: u8 = 3;
 const HTTP: u8 = 6;
@@ -34,7 +31,7 @@ impl Connection {
         if let Some(error) = self.is_closed() {
             return Err(error);
         }
-        if self.farewell != Farewell::None || self.next > LAST_STREAM {
+        if self.farewell != Farewell::None {
             let reason = Reason::NO_ERROR;
             return Err(Error::GoAway {
                 reason,
@@ -102,7 +99,9 @@ impl Connection {
     pub fn capacity(&self, stream: Key) -> usize {
         let room = self.config.send_buffer.saturating_sub(self.output.len());
         let window = match self.streams.get(stream.index()) {
-            Some(stream) if stream.is_ours_open => stream.send_window.min(self.send_window),
+            Some(stream) if stream.is_ours_open => {
+                stream.window(&self.theirs).min(self.send_window.into())
+            }
             _ => 0,
         };
         usize::try_from(window).unwrap_or(0).min(room)
@@ -119,7 +118,7 @@ impl Connection {
         }
         let length = signed(u32::try_from(data.len()).unwrap_or(u32::MAX));
         self.send_window -= length;
-        self.streams[at].send_window -= length;
+        self.streams[at].given -= i64::from(length);
         loop {
             let piece = data.len().min(self.theirs.max_frame);
             let is_last = piece == data.len();
@@ -226,5 +225,35 @@ fn head_of_answer(encoder: &mut Encoder, to: &mut bytes::BytesMut, status: Statu
 fn plain(encoder: &mut Encoder, to: &mut bytes::BytesMut, fields: &HeaderMap) {
     for (name, value) in fields {
         encoder.field(to, name.as_str(), value.as_bytes(), value.is_sensitive());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Role, connection::LAST_STREAM};
+
+    #[test]
+    fn a_connection_whose_numbers_are_used_up_is_closed_and_over_with_its_last_stream() {
+        let mut connection = Connection::new(Role::Client, Config::default());
+        connection.next = LAST_STREAM - 2;
+        let uri = Uri::from_static("http://site/");
+        let mut open = || {
+            let opened = connection.open(&Method::POST, &uri, &HeaderMap::new(), false);
+            let closed = connection.is_closed();
+            (opened, closed, connection.is_over())
+        };
+        assert!(matches!(open(), (Ok(_), None, false)));
+        let (last, closed, is_over) = open();
+        assert_eq!(
+            closed.clone().and_then(|error| error.reason()),
+            Some(Reason::NO_ERROR)
+        );
+        assert!(!is_over);
+        assert_eq!(open().0.err(), closed);
+
+        connection.forget(Key::at(0));
+        connection.forget(last.expect("it is open"));
+        assert!(connection.is_over());
     }
 }

@@ -305,7 +305,7 @@ impl End {
 }
 
 #[test]
-fn one_that_says_something_on_a_stream_after_its_end_is_told_so() {
+fn one_that_begins_anew_on_a_stream_after_its_end_is_told_so() {
     let mut end = End::server();
     let stream = opened(&mut end, 1, END_STREAM);
     let fields = HeaderMap::new();
@@ -316,7 +316,7 @@ fn one_that_says_something_on_a_stream_after_its_end_is_told_so() {
     end.written();
 
     assert!(
-        end.read(&frame(DATA, 0, 1, b"more"))
+        end.read(&frame(HEADERS, WHOLE, 1, block(CALL)))
             .expect("it is as it should be")
             .is_empty()
     );
