@@ -18,6 +18,8 @@ const READ: usize = 8 << 10;
 const MOST_READ: usize = 64 << 10;
 /// How often is read before others have their turn.
 const READS: usize = 8;
+/// How many times as often where nothing can be written any more.
+const LAST_READS: usize = 16;
 /// How many pieces are written at once.
 const PIECES: usize = 32;
 
@@ -29,6 +31,8 @@ pub(crate) struct Driver<S> {
     read: usize,
     /// Whether what was written is still to be flushed.
     flushes: bool,
+    /// Whether it has asked for another turn although nothing wakes it.
+    pub(crate) comes_back: bool,
     /// Why the connection is over, once it is.
     ended: Option<Result<(), Error>>,
 }
@@ -50,19 +54,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             input: BytesMut::new(),
             read: READ,
             flushes: false,
+            comes_back: false,
             ended: None,
         }
     }
 
     /// Writes what is there, reads what is there, and hands it on. Ends with the connection.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.comes_back = false;
         if let Err(error) = self.write(cx) {
+            self.hear_out(cx);
             return self.lost(error);
         }
         if self.ended.is_none() {
             match self.read(cx) {
                 // What calls have to say to it is written when they have run.
                 Ok(true) => {
+                    self.comes_back = true;
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -84,6 +92,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         // Whether the other side hears of the end does not matter any more.
         let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
         Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
+    }
+
+    /// What the other side said before it closed is still there to be read.
+    fn hear_out(&mut self, cx: &mut Context<'_>) {
+        for _ in 0..LAST_READS {
+            if self.ended.is_some() || !matches!(self.read(cx), Ok(true)) {
+                return;
+            }
+        }
     }
 
     fn lost(&mut self, error: Error) -> Poll<Result<(), Error>> {
@@ -113,11 +130,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             wrote = true;
         }
         if wrote {
-            if core.connection.output().is_empty() {
-                core.connection.on_written();
-            }
+            core.connection.on_written();
             self.flushes = true;
             core.wake_writers();
+            core.wake_openers();
         }
         // With TLS what was written may still be on its way.
         if self.flushes {
@@ -161,10 +177,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn parse(&mut self) -> Result<(), Error> {
         let mut core = self.shared.lock();
-        while let Some(event) = core.connection.next(&mut self.input)? {
-            core.on_event(event);
-        }
-        Ok(())
+        let parsed = loop {
+            match core.connection.next(&mut self.input) {
+                Ok(Some(event)) => core.on_event(event),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        core.on_parsed();
+        parsed
     }
 
     /// Nothing more comes.

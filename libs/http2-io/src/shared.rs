@@ -10,10 +10,17 @@ use http::{HeaderMap, request, response};
 use slab::Slab;
 use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
 
-use crate::received::Received;
+use crate::{openers::Openers, received::Received};
 
 /// So many slots are kept when there are no streams.
 const FEW: usize = 1_024;
+
+#[cfg(test)]
+mod tests;
+
+/// For so much room one of those that wait for it has its turn, and what it may send then.
+const SHARE: usize = 16 << 10;
+const TURN: usize = 64 << 10;
 
 /// A connection, as its driver and its streams see it.
 #[derive(Debug)]
@@ -28,8 +35,9 @@ impl Shared {
             trailers: Slab::new(),
             driver: None,
             to_write: VecDeque::new(),
-            to_open: Vec::new(),
+            openers: Openers::default(),
             promised: 0,
+            all_writable: false,
             senders: 0,
             requests: VecDeque::new(),
         })))
@@ -53,9 +61,11 @@ pub(crate) struct Core {
     /// Streams that wait for the connection to have room, and not for their own window.
     to_write: VecDeque<Key>,
     /// Who waits for room for another stream.
-    pub(crate) to_open: Vec<Waker>,
+    pub(crate) openers: Openers,
     /// Streams that were promised to somebody, and are not open yet.
     pub(crate) promised: u32,
+    /// Whether any stream may have more room than it had.
+    all_writable: bool,
     /// Handles that can open streams.
     pub(crate) senders: usize,
     /// What came and nobody has taken on.
@@ -82,6 +92,8 @@ pub(crate) struct Slot {
     waits_to_write: bool,
     /// Whether it is among those that wait for the connection.
     is_queued: bool,
+    /// Whether it was, and may send before those that still are.
+    has_turn: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -172,6 +184,9 @@ impl Core {
         if let Some(at) = slot.trailers {
             self.trailers.remove(at as usize);
         }
+        if slot.is_queued {
+            self.to_write.retain(|queued| *queued != key);
+        }
         *slot = Slot::default();
         self.connection.forget(key);
         if !self.connection.has_streams() && self.slots.len() > FEW {
@@ -179,6 +194,8 @@ impl Core {
         }
         self.on_output();
         self.wake_openers();
+        // It may have had its turn.
+        self.wake_writers();
     }
 
     /// Nobody reads this stream any more.
@@ -212,27 +229,57 @@ impl Core {
         self.slot(key).fail(&Error::Reset { reason, remote });
     }
 
+    /// How many bytes can be sent over a stream now: none before those that have waited.
+    pub(crate) fn capacity(&self, key: Key) -> usize {
+        match self.to_write.is_empty() || self.slots[key.index()].has_turn {
+            true => self.connection.capacity(key).min(TURN),
+            false => 0,
+        }
+    }
+
+    /// Something was sent over a stream.
+    pub(crate) fn on_sent(&mut self, key: Key) {
+        self.slot(key).has_turn = false;
+        self.on_output();
+    }
+
     /// Who is to be woken when the stream ends or, where it `waits`, when there is room to write.
     pub(crate) fn on_write(&mut self, key: Key, waits: bool, cx: &Context<'_>) {
         let slot = &mut self.slots[key.index()];
         register(&mut slot.writer, cx);
-        if waits && !slot.is_queued && self.connection.waits_for_connection(key) {
+        slot.waits_to_write |= waits;
+        if !waits {
+            return;
+        }
+        slot.has_turn = false;
+        if !slot.is_queued && self.connection.waits_for_connection(key) {
             slot.is_queued = true;
             self.to_write.push_back(key);
         }
-        slot.waits_to_write |= waits;
+        // It may have had a turn that it cannot use, or there is room that those before it have not.
+        self.wake_writers();
     }
 
-    /// Wakes those who wait for room, in their order; who finds none waits behind those who did.
+    /// Wakes as many of those who wait for room as it is for, in their order; who finds none waits behind the others.
     pub(crate) fn wake_writers(&mut self) {
-        if self.to_write.is_empty() || !self.connection.has_room() {
+        let room = match self.to_write.is_empty() {
+            true => 0,
+            false => self.connection.room(),
+        };
+        if room == 0 {
             return;
         }
-        for key in std::mem::take(&mut self.to_write) {
-            let slot = &mut self.slots[key.index()];
+        let mut turns = 1 + room / SHARE;
+        while turns > 0
+            && let Some(key) = self.to_write.pop_front()
+        {
+            let slot = self.slot(key);
             slot.is_queued = false;
+            // One that has ended does not wait any more.
             if slot.waits_to_write {
+                slot.has_turn = true;
                 slot.wake_writer();
+                turns -= 1;
             }
         }
     }
@@ -242,10 +289,29 @@ impl Core {
         self.connection.free().saturating_sub(self.promised)
     }
 
+    /// Promises streams to those who wait for one, in their order; all are to hear that there will be none.
     pub(crate) fn wake_openers(&mut self) {
-        if !self.to_open.is_empty() && (self.free() > 0 || self.connection.is_closed().is_some()) {
-            self.to_open.drain(..).for_each(Waker::wake);
+        if self.openers.is_empty() {
+            return;
         }
+        let most = match self.connection.is_closed() {
+            Some(_) => u32::MAX,
+            None => self.free(),
+        };
+        self.promised += self.openers.wake(most);
+    }
+
+    /// Wakes those that a word of the other side may have made room for.
+    pub(crate) fn on_parsed(&mut self) {
+        if !std::mem::take(&mut self.all_writable) {
+            return;
+        }
+        let waiting = self
+            .slots
+            .iter_mut()
+            .filter(|slot| slot.waits_to_write && !slot.is_queued);
+        waiting.for_each(Slot::wake_writer);
+        self.wake_openers();
     }
 
     /// Hands on what came.
@@ -285,16 +351,12 @@ impl Core {
             Event::Reset { stream, error } => self.slot(stream).fail(&error),
             Event::Writable(stream) => {
                 let slot = self.slot(stream);
-                if slot.waits_to_write {
+                if slot.waits_to_write && !slot.is_queued {
                     slot.wake_writer();
                 }
             }
             Event::ConnectionWritable => self.wake_writers(),
-            Event::AllWritable => {
-                let waiting = self.slots.iter_mut().filter(|slot| slot.waits_to_write);
-                waiting.for_each(Slot::wake_writer);
-                self.wake_openers();
-            }
+            Event::AllWritable => self.all_writable = true,
             Event::GoAway => {
                 let refused = self.connection.refused();
                 if let Some(error) = self.connection.is_closed() {

@@ -31,6 +31,9 @@ const STREAMS_BEFORE: u32 = 100;
 /// The last stream that a connection has a number for.
 const LAST_STREAM: u32 = (1 << 31) - 1;
 
+/// Less is not handed out while more is to come.
+const LITTLE_ROOM: usize = 16 << 10;
+
 /// How many times what may wait to be written there may be before no more requests are taken: what is said to one costs
 /// no room, so that one who does not read may ask for any amount of it.
 const MOST_UNREAD: usize = 4;
@@ -226,9 +229,14 @@ impl Connection {
         known.is_some_and(|stream| stream.window(&self.theirs) > 0)
     }
 
-    /// Whether the connection has room, for those streams that have.
-    pub fn has_room(&self) -> bool {
-        self.send_window > 0 && self.output.len() < self.config.send_buffer
+    /// How much room the connection has, for those streams that have; nothing where it is too little to begin with.
+    pub fn room(&self) -> usize {
+        let room = self.config.send_buffer.saturating_sub(self.output.len());
+        let is_worth_it = room >= LITTLE_ROOM.min(self.config.send_buffer / 4);
+        match usize::try_from(self.send_window) {
+            Ok(window) if is_worth_it || self.output.is_empty() => window.min(room),
+            _ => 0,
+        }
     }
 
     /// The connection is gone: nothing more is read or written.
