@@ -162,9 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.on_end();
                 return Ok(true);
             }
-            if count == room {
-                self.read = (self.read * 2).min(MOST_READ);
-            }
+            self.read = next_read(self.read, room, count);
             has_read = true;
             if let Err(error) = self.parse() {
                 self.shared.lock().fail(&error);
@@ -200,5 +198,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             true => Err(error),
             false => Ok(()),
         });
+    }
+}
+
+/// How much is read at once when so much came where there was this much room: more where it was filled, and less again
+/// when little comes.
+fn next_read(read: usize, room: usize, count: usize) -> usize {
+    if count == room {
+        return (read * 2).min(MOST_READ);
+    }
+    match count < read / 8 {
+        true => (read / 2).max(READ),
+        false => read,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_read_at_once_where_much_comes_and_less_again_where_little_does() {
+        let mut read = READ;
+        for _ in 0..10 {
+            read = next_read(read, read, read);
+        }
+        assert_eq!(read, MOST_READ);
+        assert_eq!(next_read(read, read, read / 2), MOST_READ);
+        for _ in 0..10 {
+            read = next_read(read, read, 100);
+        }
+        assert_eq!(read, READ);
     }
 }

@@ -1,7 +1,7 @@
 //! Who waits for a stream to open, in order.
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     task::{Context, Waker},
 };
 
@@ -12,8 +12,7 @@ pub(crate) struct Ticket(u64);
 /// Those who wait, and were promised nothing yet.
 #[derive(Debug, Default)]
 pub(crate) struct Openers {
-    /// In the order of their tickets.
-    waiting: VecDeque<(Ticket, Waker)>,
+    waiting: BTreeMap<Ticket, Waker>,
     next: u64,
 }
 
@@ -26,45 +25,36 @@ impl Openers {
     pub(crate) fn join(&mut self, cx: &Context<'_>) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.waiting.push_back((ticket, cx.waker().clone()));
+        self.waiting.insert(ticket, cx.waker().clone());
         ticket
     }
 
-    /// Whether it was this one's turn. They have it in their order, so it was where only later ones wait.
+    /// Whether it was this one's turn.
     pub(crate) fn had_turn(&self, ticket: Ticket) -> bool {
-        self.waiting
-            .front()
-            .is_none_or(|(first, _)| *first > ticket)
+        !self.waiting.contains_key(&ticket)
     }
 
     /// Still waits, and is to be woken so.
     pub(crate) fn wait(&mut self, ticket: Ticket, cx: &Context<'_>) {
-        if let Some(at) = self.find(ticket) {
-            self.waiting[at].1.clone_from(cx.waker());
+        if let Some(waker) = self.waiting.get_mut(&ticket) {
+            waker.clone_from(cx.waker());
         }
     }
 
     /// Waits no more.
     pub(crate) fn leave(&mut self, ticket: Ticket) {
-        if let Some(at) = self.find(ticket) {
-            self.waiting.remove(at);
-        }
+        self.waiting.remove(&ticket);
     }
 
     /// Gives the first so many their turn; answers with how many there were.
     pub(crate) fn wake(&mut self, most: u32) -> u32 {
         let mut woken = 0;
         while woken < most
-            && let Some((_, waker)) = self.waiting.pop_front()
+            && let Some((_, waker)) = self.waiting.pop_first()
         {
             waker.wake();
             woken += 1;
         }
         woken
-    }
-
-    fn find(&self, ticket: Ticket) -> Option<usize> {
-        let found = self.waiting.binary_search_by_key(&ticket, |(one, _)| *one);
-        found.ok()
     }
 }

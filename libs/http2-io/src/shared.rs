@@ -1,7 +1,7 @@
 //! What the driver of a connection and the handles of its streams share.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
 };
@@ -34,7 +34,9 @@ impl Shared {
             heads: Slab::new(),
             trailers: Slab::new(),
             driver: None,
-            to_write: VecDeque::new(),
+            to_write: BTreeMap::new(),
+            next_place: 0,
+            to_widen: BTreeSet::new(),
             openers: Openers::default(),
             promised: 0,
             all_writable: false,
@@ -58,8 +60,12 @@ pub(crate) struct Core {
     trailers: Slab<HeaderMap>,
     /// There when the driver is to be woken: it has not been since it last ran.
     driver: Option<Waker>,
-    /// Streams that wait for the connection to have room, and not for their own window.
-    to_write: VecDeque<Key>,
+    /// Streams that wait for the connection to have room, and not for their own window, by their places.
+    to_write: BTreeMap<u64, Key>,
+    /// The next place among them.
+    next_place: u64,
+    /// Streams that wait for their own window.
+    to_widen: BTreeSet<Key>,
     /// Who waits for room for another stream.
     pub(crate) openers: Openers,
     /// Streams that were promised to somebody, and are not open yet.
@@ -90,8 +96,8 @@ pub(crate) struct Slot {
     /// Whether what comes is not wanted.
     unwanted: bool,
     waits_to_write: bool,
-    /// Whether it is among those that wait for the connection.
-    is_queued: bool,
+    /// Its place among those that wait for the connection.
+    place: Option<u64>,
     /// Whether it was, and may send before those that still are.
     has_turn: bool,
     reader: Option<Waker>,
@@ -184,9 +190,10 @@ impl Core {
         if let Some(at) = slot.trailers {
             self.trailers.remove(at as usize);
         }
-        if slot.is_queued {
-            self.to_write.retain(|queued| *queued != key);
+        if let Some(place) = slot.place {
+            self.to_write.remove(&place);
         }
+        self.to_widen.remove(&key);
         *slot = Slot::default();
         self.connection.forget(key);
         if !self.connection.has_streams() && self.slots.len() > FEW {
@@ -252,9 +259,14 @@ impl Core {
             return;
         }
         slot.has_turn = false;
-        if !slot.is_queued && self.connection.waits_for_connection(key) {
-            slot.is_queued = true;
-            self.to_write.push_back(key);
+        if slot.place.is_none() {
+            if self.connection.waits_for_connection(key) {
+                slot.place = Some(self.next_place);
+                self.to_write.insert(self.next_place, key);
+                self.next_place += 1;
+            } else {
+                self.to_widen.insert(key);
+            }
         }
         // It may have had a turn that it cannot use, or there is room that those before it have not.
         self.wake_writers();
@@ -271,10 +283,10 @@ impl Core {
         }
         let mut turns = 1 + room / SHARE;
         while turns > 0
-            && let Some(key) = self.to_write.pop_front()
+            && let Some((_, key)) = self.to_write.pop_first()
         {
             let slot = self.slot(key);
-            slot.is_queued = false;
+            slot.place = None;
             // One that has ended does not wait any more.
             if slot.waits_to_write {
                 slot.has_turn = true;
@@ -306,12 +318,19 @@ impl Core {
         if !std::mem::take(&mut self.all_writable) {
             return;
         }
-        let waiting = self
-            .slots
-            .iter_mut()
-            .filter(|slot| slot.waits_to_write && !slot.is_queued);
-        waiting.for_each(Slot::wake_writer);
+        for key in std::mem::take(&mut self.to_widen) {
+            self.on_wider(key);
+        }
         self.wake_openers();
+    }
+
+    /// A stream's own window may be wider.
+    fn on_wider(&mut self, key: Key) {
+        self.to_widen.remove(&key);
+        let slot = self.slot(key);
+        if slot.waits_to_write && slot.place.is_none() {
+            slot.wake_writer();
+        }
     }
 
     /// Hands on what came.
@@ -349,12 +368,7 @@ impl Core {
                 slot.wake_reader();
             }
             Event::Reset { stream, error } => self.slot(stream).fail(&error),
-            Event::Writable(stream) => {
-                let slot = self.slot(stream);
-                if slot.waits_to_write && !slot.is_queued {
-                    slot.wake_writer();
-                }
-            }
+            Event::Writable(stream) => self.on_wider(stream),
             Event::ConnectionWritable => self.wake_writers(),
             Event::AllWritable => self.all_writable = true,
             Event::GoAway => {

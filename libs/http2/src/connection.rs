@@ -4,7 +4,7 @@ mod messages;
 mod receive;
 mod send;
 
-use std::{collections::HashMap, hash::BuildHasherDefault};
+use std::collections::HashMap;
 
 use slab::Slab;
 
@@ -16,7 +16,7 @@ use crate::{
     hpack::{Decoder, Encoder},
     output::Output,
     settings::{FIRST_WINDOW, LARGEST_WINDOW, Ours, Theirs},
-    spread::Spread,
+    spread::Seed,
     stream::{Stream, signed},
 };
 
@@ -69,7 +69,7 @@ pub struct Connection {
     /// How much of a client's preface is still to come.
     preface: &'static [u8],
     streams: Slab<Stream>,
-    keys: HashMap<u32, u32, BuildHasherDefault<Spread>>,
+    keys: HashMap<u32, u32, Seed>,
     /// What a new stream of the other side may send: never less than it may take for granted.
     first_window: u32,
     /// How many streams of the other side are open, and of ours.

@@ -17,8 +17,9 @@ use crate::{
 pub(super) const MAX_UNREAD_ANSWERS: usize = 10_000;
 /// Frames in a row that may carry nothing.
 const MAX_EMPTY_FRAMES: usize = 1_000;
-/// A piece of a body that is smaller is copied: it would keep all of what was read with it.
-const SMALL: usize = 1 << 10;
+/// A piece of a body that is smaller is copied: it would keep all of what was read with it, which may be eight times as
+/// much.
+const SMALL: usize = 8 << 10;
 /// What becomes of a frame: it may be an event, or the end of the connection.
 pub(super) type Came = Result<Option<Event>, Reason>;
 

@@ -7,7 +7,7 @@ use super::{Connection, Farewell, Key};
 use crate::{
     error::{Error, Reason},
     frame::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, WINDOW_UPDATE},
-    hpack::Encoder,
+    hpack::{ENTRY_OVERHEAD, Encoder},
     stream::signed,
 };
 
@@ -20,7 +20,7 @@ impl Connection {
     /// Opens a stream with a request.
     ///
     /// # Errors
-    /// Where the connection takes no more streams, or not now.
+    /// Where the connection takes no more streams, or not now, or not so much metadata.
     pub fn open(
         &mut self,
         method: &Method,
@@ -41,6 +41,7 @@ impl Connection {
         if !self.can_open() {
             return Err(Error::Misused("the other side takes no more streams now"));
         }
+        self.check_size(method, uri, fields)?;
         let id = self.next;
         self.next += 2;
         let at = self.open_stream(id);
@@ -71,6 +72,34 @@ impl Connection {
             self.end_ours(at);
         }
         Ok(Key::at(at))
+    }
+
+    /// One that is sent more metadata than it takes may close the connection, with the calls of others.
+    fn check_size(&self, method: &Method, uri: &Uri, fields: &HeaderMap) -> Result<(), Error> {
+        let Some(limit) = self.theirs.header_list else {
+            return Ok(());
+        };
+        let head = [
+            (":method", method.as_str().len()),
+            (":scheme", uri.scheme_str().map_or(0, str::len)),
+            (
+                ":path",
+                uri.path_and_query().map_or(0, |path| path.as_str().len()),
+            ),
+            (
+                ":authority",
+                uri.authority().map_or(0, |all| all.as_str().len()),
+            ),
+        ];
+        let head = head.map(|(name, value)| name.len() + value + ENTRY_OVERHEAD);
+        let fields = fields
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + ENTRY_OVERHEAD);
+        let size = head.iter().sum::<usize>() + fields.sum::<usize>();
+        match size > limit {
+            true => Err(Error::TooLarge { size, limit }),
+            false => Ok(()),
+        }
     }
 
     /// Answers a request.

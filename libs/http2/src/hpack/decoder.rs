@@ -36,7 +36,7 @@ impl Decoder {
         mut each: impl FnMut(Field, usize),
     ) -> Result<(), Unreadable> {
         let mut may_resize = true;
-        while let Some(first) = block.first() {
+        while let Some(first) = block.first().copied() {
             let resizes = first >> 5 == 0b001;
             if resizes {
                 let limit = number::read(&mut block, 5)?;
@@ -56,7 +56,14 @@ impl Decoder {
             }
             let keeps = first & 0x40 != 0;
             let at = number::read(&mut block, if keeps { 6 } else { 4 })?;
-            let (field, size) = self.literal(at, &mut block)?;
+            let (mut field, size) = self.literal(at, &mut block)?;
+            // Whoever passes it on is to keep it out of tables too (RFC 7541, 6.2.3).
+            if !keeps
+                && first & 0x10 != 0
+                && let Field::Plain(_, value) = &mut field
+            {
+                value.set_sensitive(true);
+            }
             if keeps {
                 self.keep(&field, size);
             }
@@ -261,6 +268,23 @@ mod tests {
                 "{block:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_no_table_may_have_is_marked_and_nothing_else_is() {
+        let is_sensitive = |first: u8| {
+            let mut sensitive = None;
+            let block = [first, 1, b'a', 1, b'b'];
+            let read = Decoder::default().read(&block, |field, _| {
+                if let Field::Plain(_, value) = field {
+                    sensitive = Some(value.is_sensitive());
+                }
+            });
+            read.map(|()| sensitive)
+        };
+        assert_eq!(is_sensitive(0x10), Ok(Some(true)));
+        assert_eq!(is_sensitive(0), Ok(Some(false)));
+        assert_eq!(is_sensitive(0x40), Ok(Some(false)));
     }
 
     #[test]

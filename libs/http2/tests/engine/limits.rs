@@ -212,3 +212,24 @@ fn settings_cost_no_more_where_there_were_many_streams() {
     // Each of the 900 words would look at 20,000 streams.
     assert!(many < few.map(|few| few * 20), "{many:?} and {few:?}");
 }
+
+#[test]
+fn a_small_piece_of_a_body_does_not_keep_all_that_was_read_with_it() {
+    let mut end = End::server();
+    let call = frame(HEADERS, END_HEADERS, 1, block(CALL));
+    let bodies = [
+        frame(DATA, 0, 1, [7; 4_000]),
+        frame(DATA, 0, 1, [7; 16_000]),
+    ];
+    let rest = frame(PING, 0, 0, [0; 8]).repeat(2_000);
+    let events = end.read(&[call, bodies.concat(), rest].concat());
+    let alone: Vec<bool> = events
+        .expect("it is as it should be")
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Data { data, .. } => Some(data.try_into_mut().is_ok()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(alone, [true, false]);
+}
