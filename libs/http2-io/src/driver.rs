@@ -5,11 +5,15 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use tether_http2::Error;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    time::{Sleep, sleep},
+};
 
 use crate::shared::Shared;
 
@@ -20,6 +24,8 @@ const MOST_READ: usize = 64 << 10;
 const READS: usize = 8;
 /// How many times as often where nothing can be written any more.
 const LAST_READS: usize = 16;
+/// How long a socket may take to be closed: longer than a gateway waits for the other side to do so.
+const CLOSING: Duration = Duration::from_secs(2);
 /// How many pieces are written at once.
 const PIECES: usize = 32;
 
@@ -33,6 +39,8 @@ pub(crate) struct Driver<S> {
     flushes: bool,
     /// Whether it has asked for another turn although nothing wakes it.
     pub(crate) comes_back: bool,
+    /// Until when the socket may take to be closed.
+    closing: Option<Pin<Box<Sleep>>>,
     /// Why the connection is over, once it is.
     ended: Option<Result<(), Error>>,
 }
@@ -55,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             read: READ,
             flushes: false,
             comes_back: false,
+            closing: None,
             ended: None,
         }
     }
@@ -89,9 +98,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         if self.ended.is_none() && !(is_over && is_written) {
             return Poll::Pending;
         }
-        // Whether the other side hears of the end does not matter any more.
-        let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+        ready!(self.poll_close(cx));
         Poll::Ready(self.ended.clone().unwrap_or(Ok(())))
+    }
+
+    /// Whether the other side hears of the end does not matter any more, so that it has not long to.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if Pin::new(&mut self.io).poll_shutdown(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let closing = self.closing.get_or_insert_with(|| Box::pin(sleep(CLOSING)));
+        closing.as_mut().poll(cx)
     }
 
     /// What the other side said before it closed is still there to be read.
@@ -183,6 +200,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
         };
         core.on_parsed();
+        if self.input.is_empty() && self.read == READ && self.input.capacity() > READ {
+            self.input = BytesMut::new();
+        }
         parsed
     }
 
@@ -215,7 +235,33 @@ fn next_read(read: usize, room: usize, count: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
+    use tether_http2::{Config, Role};
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_the_room_that_much_was_read_into() {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let mut driver = Driver::new(far, Shared::new(Role::Server, Config::default()));
+        let mut cx = Context::from_waker(Waker::noop());
+        // Frames of a kind that nobody knows, and then small ones.
+        let large = [&[0, 0x40, 0, 0xee, 0, 0, 0, 0, 0][..], &[0; 0x4000]].concat();
+        let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let said = [&hello[..], &large.repeat(12)].concat();
+        near.write_all(&said).await.expect("there is room");
+        assert!(driver.poll(&mut cx).is_pending());
+        assert_eq!(driver.read, MOST_READ);
+        for _ in 0..4 {
+            near.write_all(&[0, 0, 0, 0xee, 0, 0, 0, 0, 0])
+                .await
+                .expect("there is room");
+            assert!(driver.poll(&mut cx).is_pending());
+        }
+        assert!(driver.input.capacity() <= READ);
+    }
 
     #[test]
     fn more_is_read_at_once_where_much_comes_and_less_again_where_little_does() {

@@ -128,6 +128,7 @@ struct Recorded {
     pieces: std::vec::IntoIter<Vec<u8>>,
     reads: usize,
     takes_words: bool,
+    closes: bool,
 }
 
 impl Recorded {
@@ -136,6 +137,7 @@ impl Recorded {
             pieces: pieces.into_iter(),
             reads: 0,
             takes_words,
+            closes: true,
         }
     }
 }
@@ -171,7 +173,10 @@ impl AsyncWrite for &mut Recorded {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        match self.closes {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
     }
 }
 
@@ -214,4 +219,15 @@ fn a_connection_that_has_much_to_say_leaves_others_their_turn() {
     }
     assert!((1..=8).contains(&io.reads), "{} reads", io.reads);
     assert!(taken > 0, "none of them was handed out");
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_close_is_not_waited_for() {
+    let mut io = Recorded::new(vec![SETTINGS.to_vec()], true);
+    io.closes = false;
+    let (sender, driving) = connect(&mut io, Config::default());
+    drop(sender);
+    let patience = std::time::Duration::from_secs(20);
+    let ended = tokio::time::timeout(patience, driving).await;
+    ended.expect("it ends").expect("it ends well");
 }

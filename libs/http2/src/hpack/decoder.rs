@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 
 use super::{ENTRY_OVERHEAD, Field, TABLE_SIZE, Unreadable, huffman, number, table};
 
+/// What a buffer may keep from one field to the next.
+const KEPT: usize = 4 << 10;
+
 /// Reads the header blocks of one connection, in the order in which they come.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
@@ -79,6 +82,12 @@ impl Decoder {
             std::mem::take(&mut self.value),
         );
         let read = self.parse(at, block, &mut name, &mut value);
+        // A connection of years is not to keep what its largest field took.
+        for room in [&mut name, &mut value] {
+            if room.capacity() > KEPT {
+                *room = Vec::new();
+            }
+        }
         (self.name, self.value) = (name, value);
         read
     }
@@ -298,5 +307,33 @@ mod tests {
         read(&mut decoder, &large).unwrap();
 
         assert_eq!((decoder.size, decoder.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_a_large_field_took() {
+        let mut decoder = Decoder::default();
+        // In Huffman's code each byte of ones and zeros is a letter and more.
+        let mut large = bytes::BytesMut::from(&[0, 1, b'a'][..]);
+        number::write(&mut large, 0x80, 7, 5 * 4_000);
+        large.extend_from_slice(
+            &[
+                0b0001_1000,
+                0b1100_0110,
+                0b0011_0001,
+                0b1000_1100,
+                0b0110_0011,
+            ]
+            .repeat(4_000),
+        );
+        let mut length = 0;
+        let read = decoder.read(&large, |field, _| {
+            if let Field::Plain(_, value) = field {
+                length = value.len();
+            }
+        });
+        read.expect("it is a field");
+
+        assert_eq!(length, 5 * 4_000 * 8 / 5);
+        assert!(decoder.value.capacity() <= KEPT);
     }
 }
