@@ -1,3 +1,5 @@
+//! Who has room to write and streams to open, and when: with a connection that nobody drives.
+
 use std::{
     pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
