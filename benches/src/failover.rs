@@ -123,9 +123,8 @@ pub async fn run(
     cores::open_many_files()?;
     let peers = peers::ALL.iter().enumerate();
     let peers = peers.map(|(index, fronted)| (Proxy::Peer(index), fronted.peer.name));
-    let who: Vec<_> = std::iter::once((Proxy::Ours, "ours"))
-        .chain(peers)
-        .collect();
+    let ours = [(Proxy::Ours, "ours"), (Proxy::OursOwn, "ours-own-engine")];
+    let who: Vec<_> = ours.into_iter().chain(peers).collect();
     let (rounds, span, busy) = (plan.rounds, plan.span, plan.busy);
     let resident_mib = plan
         .resident_mib

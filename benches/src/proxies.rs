@@ -34,6 +34,9 @@ use peers::Peer;
 /// Longest time until a proxy forwards its first call, and for one to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Has our gateway use its own engine for HTTP/2.
+pub(crate) const OWN_ENGINE: &str = "gateway.engine=\"own\"";
+
 /// What a bench of proxies is given.
 #[derive(Debug, clap::Args)]
 pub struct Programs {
@@ -80,6 +83,8 @@ pub(crate) struct Proxies {
 pub(crate) enum Proxy {
     Direct,
     Ours,
+    /// Ours with its own engine for HTTP/2.
+    OursOwn,
     Peer(usize),
 }
 
@@ -105,8 +110,10 @@ impl Proxies {
     /// All of them with their names, in the order of the tables.
     pub(crate) fn all(&self) -> Vec<(Proxy, &'static str)> {
         let peers = self.peers.iter().enumerate();
-        [(Proxy::Direct, "direct"), (Proxy::Ours, "ours")]
+        let ours = [(Proxy::Ours, "ours"), (Proxy::OursOwn, "ours-own-engine")];
+        [(Proxy::Direct, "direct")]
             .into_iter()
+            .chain(ours)
             .chain(peers.map(|(index, (peer, _))| (Proxy::Peer(index), peer.name)))
             .collect()
     }
@@ -124,6 +131,11 @@ impl Proxies {
                 });
             }
             Proxy::Ours => ("ours", self.ours.gateway(port)),
+            Proxy::OursOwn => {
+                let mut command = self.ours.gateway(port);
+                set(&mut command, OWN_ENGINE);
+                ("ours-own-engine", command)
+            }
             Proxy::Peer(index) => {
                 let (peer, found) = &self.peers[index];
                 let program = found.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;

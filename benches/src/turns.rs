@@ -30,7 +30,7 @@ pub(crate) async fn take<'a, T>(
             let Ok(all) = &mut taken.all else { continue };
             match turn(*proxy).await {
                 Ok(one) => all.push(one),
-                Err(why) if matches!(proxy, Proxy::Direct | Proxy::Ours) => return Err(why),
+                Err(why) if !matches!(proxy, Proxy::Peer(_)) => return Err(why),
                 Err(why) => taken.all = Err(format!("{why:#}")),
             }
         }

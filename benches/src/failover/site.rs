@@ -10,7 +10,7 @@ use crate::{
     cores::Cores,
     ground::Ground,
     net::free_port,
-    proxies::{Proxy, Running, launch},
+    proxies::{OWN_ENGINE, Proxy, Running, launch, set},
 };
 
 /// Longest time for workers to be there, and to be there again.
@@ -115,9 +115,13 @@ impl Stage {
         let port = free_port()?;
         let (name, mut command, crew) = match proxy {
             Proxy::Direct => anyhow::bail!("without a proxy there is nobody to choose a worker"),
-            Proxy::Ours => {
+            Proxy::Ours | Proxy::OursOwn => {
                 let ours = Ours::start(ground, programs, &books, manner).await?;
-                ("gateway", ours.gateway(port), Crew::Ours(Box::new(ours)))
+                let mut command = ours.gateway(port);
+                if proxy == Proxy::OursOwn {
+                    set(&mut command, OWN_ENGINE);
+                }
+                ("gateway", command, Crew::Ours(Box::new(ours)))
             }
             Proxy::Peer(index) => {
                 let fronted = peers::ALL[index];

@@ -67,7 +67,7 @@ impl Endpoints {
             let slot = live.endpoint.worker.slot;
             let seen = seen.iter().find(|(of, _)| *of == slot);
             let verdict = seen.map_or(Verdict::NotMeant, |(_, verdict)| *verdict);
-            (live.view(), verdict)
+            (live.view(known, now), verdict)
         });
         Explained {
             would,

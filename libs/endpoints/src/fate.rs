@@ -163,6 +163,7 @@ impl Endpoints {
             return None;
         };
         let death = Some(death.clone());
+        self.forget_orders_of(worker);
         self.pools
             .get_mut(&worker.pool)?
             .remove(worker.clone(), death)

@@ -167,6 +167,10 @@ pub struct View {
     pub draining: bool,
     /// Until when an order leaves it alone.
     pub ejected: Option<Tick>,
+    /// Whether it gives no sign of life, as its agent says.
+    pub doubted: bool,
+    /// Why no call would be given to it, whatever it asks for.
+    pub refusal: Option<Why>,
     /// Its circuit breaker.
     pub breaker: tether_breaker::Snapshot,
     /// How many calls whose answer has not begun it may have, where that is being found.
@@ -311,7 +315,7 @@ impl Endpoints {
         }
         for removal in update.removals {
             if removal.death.is_some() {
-                self.orders.forget(&removal.worker);
+                self.forget_orders_of(&removal.worker);
             }
             // The death of a worker whose pool is gone explains nothing any more.
             if let Some(pool) = self.pools.get_mut(&removal.worker.pool) {
@@ -324,8 +328,13 @@ impl Endpoints {
             let (terms, appearance) = (self.outlook.terms, self.appearances);
             let now = self.heard.as_ref().map_or(Tick::ZERO, |heard| heard.at);
             let node = endpoint.node.clone();
+            let lives = self.living(&worker.pool, worker.slot) == Some(&worker);
+            let replaces = !lives && !endpoint.unordered;
             let pool = self.pool_mut(&worker.pool);
             gone.extend(pool.upsert(endpoint, terms, appearance, now));
+            if replaces {
+                self.forget_orders_before(&worker);
+            }
             self.bind(&worker);
             gone.extend(node.and_then(|node| self.settle(&node, &worker)));
         }
@@ -514,6 +523,8 @@ impl Endpoints {
             if let Some(limiter) = live.limiter.as_mut().filter(|_| ticket.is_limited) {
                 limiter.on_end(ticket.sent_at, now);
             }
+        } else if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            pool.departed_over(&ticket);
         }
         let Some(pool) = self.pools.get_mut(&ticket.worker.pool) else {
             return false;
@@ -574,16 +585,27 @@ impl Endpoints {
         Some((worker, death))
     }
 
-    /// Plain data about every endpoint, in order of pool and slot.
-    pub fn snapshot(&self) -> Vec<View> {
-        self.pools.values().flat_map(Pool::views).collect()
+    /// Plain data about every endpoint, in order of pool and slot, as it stands at `now`.
+    pub fn snapshot(&self, now: Tick) -> Vec<View> {
+        let pools = self.pools.values();
+        pools.flat_map(|pool| pool.views(now)).collect()
+    }
+
+    /// The same of one pool.
+    pub fn snapshot_of(&self, pool: &PoolName, now: Tick) -> Vec<View> {
+        let pool = self.pools.get(pool);
+        pool.map_or_else(Vec::new, |pool| pool.views(now).collect())
     }
 
     /// A pool that is known from then on.
     fn pool_mut(&mut self, name: &PoolName) -> &mut Pool {
-        let (outlook, adaptive) = (&self.outlook, &self.adaptive);
+        let (outlook, adaptive, orders) = (&self.outlook, &self.adaptive, &self.orders);
         let pools = self.pools.entry(name.clone());
-        pools.or_insert_with(|| Pool::new(outlook, adaptive.is_on(name)))
+        pools.or_insert_with(|| {
+            let mut pool = Pool::new(outlook, adaptive.is_on(name));
+            pool.pins = orders.pins(name);
+            pool
+        })
     }
 
     fn live(&mut self, ticket: &Ticket) -> Option<&mut pool::Live> {

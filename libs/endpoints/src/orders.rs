@@ -115,7 +115,7 @@ impl Orders {
         }
     }
 
-    fn pins(&self, pool: &PoolName) -> BTreeMap<Vec<u8>, WorkerId> {
+    pub(crate) fn pins(&self, pool: &PoolName) -> BTreeMap<Vec<u8>, WorkerId> {
         let pins = self.pins.iter().filter(|((of, _), _)| of == pool);
         let pins = pins.map(|((_, key), worker)| (key.clone(), worker.clone()));
         pins.collect()
@@ -160,12 +160,13 @@ impl Orders {
         ejected.chain(capacities).chain(queues).min()
     }
 
-    /// Incarnations that died take their orders with them.
-    pub(crate) fn forget(&mut self, worker: &WorkerId) {
-        self.drained.remove(&Scope::Worker(worker.clone()));
-        self.ejected.remove(worker);
-        self.capacities.remove(worker);
-        self.pins.retain(|_, pinned| pinned != worker);
+    /// Incarnations that never come back take their orders with them.
+    fn forget(&mut self, is_gone: impl Fn(&WorkerId) -> bool) {
+        self.drained
+            .retain(|scope| !matches!(scope, Scope::Worker(worker) if is_gone(worker)));
+        self.ejected.retain(|worker, _| !is_gone(worker));
+        self.capacities.retain(|worker, _| !is_gone(worker));
+        self.pins.retain(|_, pinned| !is_gone(pinned));
     }
 }
 
@@ -227,11 +228,16 @@ impl Endpoints {
         endpoints.filter(|endpoint| scope.has(endpoint))
     }
 
-    /// How many calls are under way on workers that an order to drain is for.
+    /// How many calls are under way on workers that an order to drain is for, those that have left alive too.
     pub fn under_way(&self, scope: &Scope) -> u64 {
         let living = self.pools.values().flat_map(|pool| pool.lives());
-        let within = living.filter(|live| scope.has(&live.endpoint));
-        within.map(|live| u64::from(live.in_flight)).sum()
+        let living = living.map(|live| (&live.endpoint, live.in_flight));
+        let departed = self.pools.values().flat_map(|pool| pool.departed.values());
+        let departed = departed.map(|left| (&left.endpoint, left.in_flight));
+        let within = living
+            .chain(departed)
+            .filter(|(endpoint, _)| scope.has(endpoint));
+        within.map(|(_, in_flight)| u64::from(in_flight)).sum()
     }
 
     /// How many calls of a pool may wait.
@@ -250,6 +256,30 @@ impl Endpoints {
         place.live.as_ref().map(|live| &live.endpoint.worker)
     }
 
+    /// This incarnation died, whether its pool is still known or not.
+    pub(crate) fn forget_orders_of(&mut self, dead: &WorkerId) {
+        self.orders.forget(|worker| worker == dead);
+        self.untie_pins(&dead.pool);
+    }
+
+    /// No incarnation lower than that lives in this place any more, whether anybody told its death or not.
+    pub(crate) fn forget_orders_before(&mut self, next: &WorkerId) {
+        self.orders.forget(|worker| {
+            (&worker.pool, worker.slot) == (&next.pool, next.slot)
+                && worker.incarnation < next.incarnation
+        });
+        self.untie_pins(&next.pool);
+    }
+
+    /// Lets go of keys that no order ties any more.
+    fn untie_pins(&mut self, name: &PoolName) {
+        if let Some(pool) = self.pools.get_mut(name)
+            && !pool.pins.is_empty()
+        {
+            pool.pins = self.orders.pins(name);
+        }
+    }
+
     fn obey(&mut self) {
         for (name, pool) in &mut self.pools {
             pool.pins = self.orders.pins(name);
@@ -265,7 +295,6 @@ impl Endpoints {
         let Some(pool) = self.pools.get_mut(&worker.pool) else {
             return;
         };
-        pool.pins = self.orders.pins(&worker.pool);
         if let Some(live) = pool.incarnate_mut(worker) {
             live.bound = self.orders.of(&live.endpoint);
         }

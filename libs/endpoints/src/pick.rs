@@ -461,7 +461,7 @@ impl Pool {
     }
 
     /// What speaks against a worker for a call.
-    fn verdict(&self, live: &Live, tried: &[WorkerId], now: Tick) -> Verdict {
+    pub(crate) fn verdict(&self, live: &Live, tried: &[WorkerId], now: Tick) -> Verdict {
         if live.is_among(tried) {
             return Verdict::Tried;
         }

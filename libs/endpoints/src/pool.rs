@@ -1,13 +1,17 @@
 //! One pool: its slots, who lives in them, and how the last one died.
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    num::NonZeroU32,
+    time::Duration,
+};
 
 use tether_breaker::{Breaker, Retries, State, Terms};
 use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
-    Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, View, Why,
+    Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, Verdict, View, Why,
     bindings::{Bindings, Seat},
     fate::Fate,
     limiter::Limiter,
@@ -36,6 +40,15 @@ pub(crate) struct Pool {
     /// Until when calls wait although nobody is there: somebody is on the way.
     expected_until: Option<Tick>,
     pub(crate) retries: Retries,
+    /// By their appearance, those that left alive while calls were under way on them, until those are over.
+    pub(crate) departed: BTreeMap<u64, Departed>,
+}
+
+/// One that lives here no more, and has calls under way that may end well.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) in_flight: u32,
 }
 
 #[derive(Debug, Default)]
@@ -83,8 +96,14 @@ impl Live {
         }
     }
 
-    pub(crate) fn view(&self) -> View {
+    /// As `pool` has it, which is its own.
+    pub(crate) fn view(&self, pool: &Pool, now: Tick) -> View {
         View {
+            doubted: self.fate.doubted,
+            refusal: match pool.verdict(self, &[], now) {
+                Verdict::Refused(why) => Some(why),
+                Verdict::Eligible | Verdict::Tried | Verdict::NotMeant => None,
+            },
             endpoint: self.endpoint.clone(),
             in_flight: self.in_flight,
             capacity: self.capacity(),
@@ -180,10 +199,33 @@ impl Pool {
         // Whoever is gone again has to be asked for again.
         self.expected_until = None;
         let replaced = replaced?;
+        let worker = replaced.endpoint.worker.clone();
+        self.depart(replaced);
         Some(Gone {
             died: false,
-            worker: replaced.endpoint.worker,
+            worker,
         })
+    }
+
+    /// One has left alive: its calls go on.
+    fn depart(&mut self, live: Live) {
+        if live.in_flight > 0 {
+            let departed = Departed {
+                endpoint: live.endpoint,
+                in_flight: live.in_flight,
+            };
+            self.departed.insert(live.appearance, departed);
+        }
+    }
+
+    /// The call of this ticket is over, whose worker has left alive, if it has.
+    pub(crate) fn departed_over(&mut self, ticket: &Ticket) {
+        if let Entry::Occupied(mut of) = self.departed.entry(ticket.appearance) {
+            of.get_mut().in_flight -= 1;
+            if of.get().in_flight == 0 {
+                of.remove();
+            }
+        }
     }
 
     /// An endpoint left, dead or alive; answers whether that took anyone away.
@@ -212,15 +254,19 @@ impl Pool {
         if incarnation > worker.incarnation || (unordered && is_another) {
             return None;
         }
-        place.live = None;
+        let left = place.live.take();
         self.moved = true;
         // Nothing of it has to be known when it comes back, and of those that no agent runs each may have a slot that
         // nobody else ever has.
         if unordered && !is_counted && place.death.is_none() {
             self.slots.remove(&worker.slot);
         }
+        let died = died && !is_another;
+        if let Some(left) = left.filter(|_| !died) {
+            self.depart(left);
+        }
         Some(Gone {
-            died: died && incarnation == worker.incarnation,
+            died,
             worker: WorkerId {
                 incarnation,
                 ..worker
@@ -360,8 +406,8 @@ impl Pool {
         Some((*incarnation, death))
     }
 
-    pub(crate) fn views(pool: &Self) -> Vec<View> {
-        pool.lives().map(Live::view).collect()
+    pub(crate) fn views(&self, now: Tick) -> impl Iterator<Item = View> {
+        self.lives().map(move |live| live.view(self, now))
     }
 }
 

@@ -209,6 +209,26 @@ fn one_without_a_sign_of_life_waits_for_others_to_be_gone() {
     assert_eq!(pick(&mut endpoints), Ok(worker(0, 5)));
 }
 
+#[test]
+fn a_view_says_what_an_agent_has_said() {
+    let mut endpoints = serving(&[worker(0, 5)]);
+    let view = |endpoints: &Endpoints, at| {
+        let view = endpoints.snapshot_of(&pool(), at).remove(0);
+        (view.doubted, view.refusal)
+    };
+    assert_eq!(view(&endpoints, Tick::ZERO), (false, None));
+
+    say(&mut endpoints, worker(0, 5), Word::Doubtful);
+    let end = Tick::ZERO + Duration::from_secs(1);
+    endpoints.on_permissions(&node("a"), ends(end));
+    assert_eq!(view(&endpoints, Tick::ZERO), (true, None));
+    assert_eq!(view(&endpoints, end), (true, Some(Why::Lapsed)));
+
+    say(&mut endpoints, worker(0, 5), Word::Ending);
+    let draining = (false, Some(Why::Draining));
+    assert_eq!(view(&endpoints, Tick::ZERO), draining);
+}
+
 fn ends(at: Tick) -> BTreeMap<PoolName, Tick> {
     [(pool(), at)].into()
 }

@@ -150,6 +150,80 @@ fn an_order_binds_one_incarnation_and_goes_with_its_death() {
 }
 
 #[test]
+fn orders_for_one_that_was_replaced_go_though_nobody_tells_its_death() {
+    let orders = |worker: &WorkerId| {
+        [
+            Order::Drain(Scope::Worker(worker.clone())),
+            Order::Eject(worker.clone(), at(5_000)),
+            Order::Capacity(worker.clone(), NonZeroU32::new(1), None),
+            Order::Pin(b"k".to_vec(), worker.clone()),
+        ]
+    };
+    let mut set = three();
+    let (first, other) = (orders(&worker(0, 1)), orders(&worker(1, 1)));
+    // The pin of the other one would take the place of the first one's.
+    for order in first.iter().chain(&other[..3]) {
+        set.order(order.clone());
+    }
+
+    set.apply_change(up(0, 1));
+    assert!(first.iter().all(|order| set.stands(order)), "it lives");
+    set.apply_change(up(0, 2));
+    assert!(!first.iter().any(|order| set.stands(order)));
+    assert!(other[..3].iter().all(|order| set.stands(order)));
+
+    // Of a place whose next one has died before it was told.
+    let next = orders(&worker(0, 2));
+    for order in &next {
+        set.order(order.clone());
+    }
+    set.apply_change(dead(0, 3));
+    set.apply_change(up(0, 4));
+    assert!(!next.iter().any(|order| set.stands(order)));
+}
+
+#[test]
+fn calls_of_a_drained_worker_that_has_left_alive_are_counted_until_they_are_over() {
+    let mut set = three();
+    let low = Scope::Node(node("low"));
+    set.order(Order::Drain(Scope::Worker(worker(2, 1))));
+    let mut calls: Vec<_> = (0..2)
+        .map(|_| set.pick(&pool(), &Target::Any, &[], 0, at(0)).unwrap())
+        .collect();
+    set.order(Order::Drain(low.clone()));
+    assert_eq!(set.under_way(&low), 2);
+
+    // One leaves, another takes the place of the other.
+    set.apply_change(Update {
+        removals: vec![Removal {
+            worker: worker(0, 1),
+            death: None,
+        }],
+        ..up(1, 2)
+    });
+    assert_eq!(set.under_way(&low), 2);
+    set.apply_change(up(0, 1));
+    for left in [1, 0] {
+        set.release(calls.pop().unwrap().ticket, at(0));
+        assert_eq!(set.under_way(&low), left);
+    }
+    let views = set.snapshot(at(0));
+    assert!(views.iter().all(|view| view.in_flight == 0));
+}
+
+#[test]
+fn calls_of_the_dead_are_counted_no_more() {
+    let mut set = three();
+    let all = Scope::Pool(pool());
+    let pick = set.pick(&pool(), &Target::Any, &[], 0, at(0)).unwrap();
+    let slot = pick.ticket.worker().slot;
+
+    set.apply_change(dead(slot, 1));
+
+    assert_eq!(set.under_way(&all), 0);
+}
+
+#[test]
 fn an_ejection_runs_out_by_itself_and_who_waits_goes_on() {
     let mut set = three();
     for slot in 0..3 {
@@ -355,7 +429,7 @@ proptest! {
                     match set.pick(&pool(), &target, &[], random, at(0)) {
                         Ok(pick) => {
                             let had = pick.ticket.worker().clone();
-                            let all = set.snapshot();
+                            let all = set.snapshot(Tick::ZERO);
                             let view = all.iter().find(|view| view.endpoint.worker == had);
                             let view = view.expect("it lives");
                             prop_assert!(!view.draining && view.ejected.is_none());

@@ -104,7 +104,10 @@ struct Call {
 
 fn open_workers(set: &Endpoints) -> usize {
     let open = |view: &tether_endpoints::View| matches!(view.breaker.state, State::Open { .. });
-    set.snapshot().iter().filter(|view| open(view)).count()
+    set.snapshot(Tick::ZERO)
+        .iter()
+        .filter(|view| open(view))
+        .count()
 }
 
 proptest! {
@@ -145,7 +148,7 @@ proptest! {
                         *trials += 1;
                     }
                     let id = pick.ticket.worker().clone();
-                    let views = set.snapshot();
+                    let views = set.snapshot(Tick::ZERO);
                     let view = views.iter().find(|view| view.endpoint.worker == id).unwrap();
                     let is_workers_trial = matches!(view.breaker.state, State::HalfOpen { .. });
                     calls.push(Call { ticket: pick.ticket, round, is_pools_trial, is_workers_trial });

@@ -141,7 +141,7 @@ fn endpoints() -> Endpoints {
 fn told(endpoints: &Endpoints) -> Update {
     Update {
         upserts: endpoints
-            .snapshot()
+            .snapshot(Tick::ZERO)
             .into_iter()
             .map(|view| view.endpoint)
             .collect(),
@@ -252,7 +252,7 @@ proptest! {
             model.apply(step);
             match step {
                 Step::Call(target, random) => {
-                    let before = set.snapshot();
+                    let before = set.snapshot(Tick::ZERO);
                     let Ok(mut pick) = set.pick(&pool(), target, &[], *random, NOW) else { continue };
                     let id = pick.ticket.worker().clone();
                     let sent = random % 3 != 0;
@@ -294,13 +294,13 @@ proptest! {
                 }
                 Step::Up { .. } | Step::Leave { .. } | Step::Snapshot => {}
             }
-            let seen: BTreeMap<u32, (u64, bool)> = set.snapshot().iter()
+            let seen: BTreeMap<u32, (u64, bool)> = set.snapshot(Tick::ZERO).iter()
                 .map(|view| {
                     let id = &view.endpoint.worker;
                     (id.slot, (id.incarnation.0, view.endpoint.draining))
                 }).collect();
             prop_assert_eq!(&seen, &model.live, "E3");
-            for view in set.snapshot() {
+            for view in set.snapshot(Tick::ZERO) {
                 let expected = model.in_flight.get(&view.endpoint.worker.slot).copied().unwrap_or(0);
                 prop_assert_eq!(view.in_flight, expected, "E4");
             }
@@ -314,7 +314,7 @@ proptest! {
         for (ticket, ..) in under_way {
             set.release(ticket, NOW);
         }
-        prop_assert!(set.snapshot().iter().all(|view| view.in_flight == 0), "E4");
+        prop_assert!(set.snapshot(Tick::ZERO).iter().all(|view| view.in_flight == 0), "E4");
     }
 
     /// E5
@@ -374,11 +374,11 @@ fn a_snapshot_keeps_calls_and_breakers_of_workers_that_stay() {
     set.apply_change(up(0, 1, false));
     let mut ticket = set.pick(&pool(), &Target::Any, &[], 0, NOW).unwrap().ticket;
     set.on_outcome(&mut ticket, Outcome::Failure, NOW);
-    let before = set.snapshot();
+    let before = set.snapshot(Tick::ZERO);
 
     set.apply_snapshot(up(0, 1, false));
 
-    assert_eq!(set.snapshot(), before);
+    assert_eq!(set.snapshot(Tick::ZERO), before);
     assert_eq!(before[0].in_flight, 1);
 }
 
@@ -491,7 +491,7 @@ fn of_endpoints_that_nobody_runs_what_was_told_last_counts() {
         let mut update = up(0, incarnation, false);
         update.upserts[0].unordered = unordered;
         set.apply_change(update);
-        let alive = set.snapshot().into_iter().next();
+        let alive = set.snapshot(Tick::ZERO).into_iter().next();
         alive.map(|view| view.endpoint.worker.incarnation.0)
     };
     assert_eq!(tell(&mut set, 9, true), Some(9));
@@ -534,7 +534,7 @@ fn what_a_snapshot_does_not_know_yet_stands_until_it_is_said_who_serves() {
     set.apply_change(up(0, 1, false));
     set.apply_change(up(1, 2, false));
     let alive = |set: &Endpoints| -> Vec<u32> {
-        let views = set.snapshot().into_iter();
+        let views = set.snapshot(Tick::ZERO).into_iter();
         views.map(|view| view.endpoint.worker.slot).collect()
     };
 
@@ -572,7 +572,7 @@ fn calls_that_fail_take_only_a_share_of_the_workers_away() {
             set.on_outcome(&mut ticket, Outcome::Failure, NOW);
             set.release(ticket, NOW);
         }
-        let views = set.snapshot().into_iter();
+        let views = set.snapshot(Tick::ZERO).into_iter();
         let open = |view: &tether_endpoints::View| matches!(view.breaker.state, State::Open { .. });
         views.filter(open).count()
     };

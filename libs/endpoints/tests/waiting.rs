@@ -185,7 +185,7 @@ proptest! {
                     calls.set.apply_change(up(slot, incarnation, capacity, draining));
                     calls.settle(time, now);
                     excess.clear();
-                    for view in calls.set.snapshot() {
+                    for view in calls.set.snapshot(Tick::ZERO) {
                         excess.insert(view.endpoint.worker.slot, view.in_flight);
                     }
                 }
@@ -216,7 +216,7 @@ proptest! {
             prop_assert_eq!(calls.set.waiting(&pool()), calls.waiting.len());
             prop_assert!(calls.waiting.len() <= MOST);
             let mut free = BTreeSet::new();
-            for view in calls.set.snapshot() {
+            for view in calls.set.snapshot(Tick::ZERO) {
                 let slot = view.endpoint.worker.slot;
                 let capacity = view.endpoint.capacity.map_or(u32::MAX, NonZeroU32::get);
                 let most = capacity.max(excess.get(&slot).copied().unwrap_or(0));
@@ -231,7 +231,7 @@ proptest! {
                     Target::Worker { slot, incarnation } => free.iter()
                         .any(|(other, life)| other == slot && (incarnation.0 == 0 || life == incarnation)),
                     // Which one it waits for is the set's to say.
-                    Target::Affinity { .. } => free.len() == calls.set.snapshot().len() && !free.is_empty(),
+                    Target::Affinity { .. } => free.len() == calls.set.snapshot(Tick::ZERO).len() && !free.is_empty(),
                 };
                 prop_assert!(!could, "E9 {number} {target:?} {free:?}");
             }

@@ -18,6 +18,17 @@ pub struct AffinityRule {
     pub mode: Affinity,
 }
 
+/// What a rule says of one call.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// This is its key.
+    Key(Vec<u8>),
+    /// It has none.
+    Nothing,
+    /// That is in this field of a message that is not there.
+    InField(u32),
+}
+
 /// Where the key of a call is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AffinityFrom {
@@ -43,18 +54,23 @@ struct Written {
 const LAST_FIELD: u32 = (1 << 29) - 1;
 
 impl AffinityRule {
-    /// The key of a call, if it has one. Where that is in the first message, it is waited for.
-    pub(crate) async fn key(
+    /// Looks for the key of a call. Where that is in the first message, it is waited for, if there is to be one.
+    pub(crate) async fn find(
         &self,
         headers: &HeaderMap,
-        source: &mut Source,
-        budget: &Budget,
-    ) -> Option<Vec<u8>> {
-        let key = match &self.from {
-            AffinityFrom::Metadata(name) => headers.get(name).map(|key| key.as_bytes().to_vec()),
-            AffinityFrom::Field(number) => source.peek(*number, budget).await,
+        message: Option<(&mut Source, &Budget)>,
+    ) -> Found {
+        let key = match (&self.from, message) {
+            (AffinityFrom::Metadata(name), _) => {
+                headers.get(name).map(|key| key.as_bytes().to_vec())
+            }
+            (AffinityFrom::Field(number), Some((source, budget))) => {
+                source.peek(*number, budget).await
+            }
+            (AffinityFrom::Field(number), None) => return Found::InField(*number),
         };
-        key.filter(|key| !key.is_empty())
+        let key = key.filter(|key| !key.is_empty());
+        key.map_or(Found::Nothing, Found::Key)
     }
 
     /// The worker of this key, to which the call is tied as closely as it says itself.

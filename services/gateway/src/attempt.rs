@@ -39,6 +39,8 @@ pub(crate) struct Attempt {
 pub(crate) enum Failed {
     /// As the client is told.
     Said(Status),
+    /// Its deadline passed.
+    Late(Box<Late>),
     /// The server is not there any more, has reset the call, or would not have it.
     Ended(Box<Ended>),
     /// It answered that it cannot serve now, to a call that may be made again.
@@ -51,6 +53,24 @@ pub(crate) struct Ended {
     pub(crate) error: Error,
     /// The request from its beginning, where it was kept.
     pub(crate) again: Option<Source>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) call: Call,
+    pub(crate) failure: Failure,
+}
+
+impl Late {
+    fn of(mut call: Call, failure: Failure) -> Failed {
+        call.on_code(DEADLINE_EXCEEDED);
+        Failed::Late(Box::new(Self { call, failure }))
+    }
+
+    /// As its client is told where there was no other attempt.
+    pub(crate) fn told(self) -> Status {
+        self.call.got(self.failure).into()
+    }
 }
 
 impl Ended {
@@ -136,9 +156,8 @@ impl Attempt {
     }
 
     /// The deadline passed.
-    pub(crate) fn late(mut self, late: Failure) -> Failed {
-        self.call.on_code(DEADLINE_EXCEEDED);
-        Failed::Said(self.call.got(late).into())
+    pub(crate) fn late(self, late: Failure) -> Failed {
+        Late::of(self.call, late)
     }
 
     /// Makes an answer of its head, or says why there is none.
@@ -161,8 +180,7 @@ impl Attempt {
             Ok(response) => response,
             Err(error) => {
                 if call::is_cancel(&error) && deadline.explains_cancel() {
-                    call.on_code(DEADLINE_EXCEEDED);
-                    return Err(Failed::Said(call.got(deadline.passed()).into()));
+                    return Err(Late::of(call, deadline.passed()));
                 }
                 return Err(Failed::Ended(Box::new(Ended {
                     call,
@@ -180,8 +198,7 @@ impl Attempt {
             let without = || answer::code_without(head.status) as u32;
             let code = answer::code_of(&head.headers).unwrap_or_else(without);
             if code == CANCELLED && deadline.explains_cancel() {
-                call.on_code(DEADLINE_EXCEEDED);
-                return Err(Failed::Said(call.got(deadline.passed()).into()));
+                return Err(Late::of(call, deadline.passed()));
             }
             call.on_code(code);
             let answer = Answer { head, rest: None };

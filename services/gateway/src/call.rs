@@ -147,19 +147,21 @@ impl Call {
         self.slot = Some(slot);
         if let Server::Worker {
             ticket: Some(ticket),
+            worker,
             progress,
             ..
         } = &mut self.server
         {
             *progress = Progress::SentUnknown;
             ticket.on_sent(BootClock.now());
-            record::on_progress(Progress::SentUnknown);
+            record::on_progress(worker, Progress::SentUnknown);
         }
     }
 
     /// The head of the server's answer is there. It says nothing of the worker yet: the failure may be in it, or behind it.
     pub(crate) fn on_head(&mut self, headers: &HeaderMap) {
         if let Server::Worker {
+            worker,
             progress,
             ticket,
             directory,
@@ -167,7 +169,7 @@ impl Call {
         } = &mut self.server
         {
             *progress = Progress::Started;
-            record::on_progress(Progress::Started);
+            record::on_progress(worker, Progress::Started);
             if let Some(ticket) = ticket {
                 // One that is refused out of hand says nothing of how long the work takes.
                 let counts = answer::code_of(headers).is_none_or(|code| code == 0);
@@ -303,7 +305,6 @@ impl Call {
         &mut self,
         error: Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
-        record::on_progress(Progress::Refused);
         // It is full, or about to go: no fault of it.
         self.on_outcome(Outcome::Silent);
         let source = self.source();

@@ -40,6 +40,7 @@ use tether_proto::{
     },
 };
 use tether_types::Reason;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -64,6 +65,8 @@ pub(crate) struct Control(Arc<Inner>);
 struct Inner {
     forwarder: Arc<Forwarder>,
     board: Mutex<Board>,
+    /// Somebody has begun to watch routes.
+    watched: Notify,
     receipts: Mutex<Receipts>,
     /// Orders as they were given, beside those that hold.
     given: Mutex<Vec<(Ordered, StandingOrder)>>,
@@ -82,6 +85,7 @@ impl Control {
         Self(Arc::new(Inner {
             forwarder,
             board: Mutex::default(),
+            watched: Notify::new(),
             receipts: Mutex::default(),
             given: Mutex::default(),
             drains,
@@ -162,7 +166,25 @@ impl Control {
         changes
     }
 
-    fn standing(&self) -> Vec<StandingOrder> {
+    /// Carries out what holds in the process whose place this one takes.
+    pub(crate) fn inherit(&self, orders: Vec<StandingOrder>) {
+        for standing in orders {
+            match self.read(&standing) {
+                Ok((order, until)) => {
+                    let given = Given {
+                        id: String::new(),
+                        reason: standing.reason,
+                        by: standing.by,
+                    };
+                    self.give(&given, order, until);
+                }
+                Err(failure) => warn_of(&[standing], &failure.to_string()),
+            }
+        }
+    }
+
+    /// Orders that hold, as they were given.
+    pub(crate) fn standing(&self) -> Vec<StandingOrder> {
         let all = lock(&self.0.given);
         let known = self.0.forwarder.directory.lock();
         let stand = all
@@ -177,6 +199,23 @@ impl Control {
     ) -> Response<Words<T>> {
         let over = self.0.over.clone().cancelled_owned();
         Response::new(Box::pin(words.take_until(over)))
+    }
+}
+
+/// Says of orders that they held in the process before and do not here.
+pub(crate) fn warn_of(orders: &[StandingOrder], why: &str) {
+    for StandingOrder {
+        order, reason, by, ..
+    } in orders
+    {
+        let order = order.as_ref().map(|order| format!("{order:?}"));
+        tracing::warn!(
+            order,
+            reason,
+            by,
+            why,
+            "An order that held in the old process does not hold here"
+        );
     }
 }
 

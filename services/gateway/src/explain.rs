@@ -345,8 +345,8 @@ pub(crate) fn got(
 pub(crate) fn dismissed(at: &At) -> Failure {
     let text = "this gateway is ending and the call has gone on for as long as it may (`gateway.drain`, and `gateway.session_drain` for calls of sessions that hold): make it again, at its successor or another gateway";
     let failure = Failure::new(Reason::Draining, text);
-    match &at.worker {
-        Some(worker) => got(failure, worker, at.progress(), at.attempts),
+    match at.worker() {
+        Some(worker) => got(failure, worker, at.progress(), at.attempts()),
         None => untried(failure),
     }
 }

@@ -9,13 +9,14 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use tether_endpoints::{Session, Target};
+use tether_endpoints::Session;
 use tether_proto::{Failure, NotLeader};
 use tether_types::PoolName;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    affinity::Found,
     answer::{Answer, DEADLINE_EXCEEDED, Passing},
     arbiters::Arbiters,
     attempt::{Attempt, Ended, Failed},
@@ -267,13 +268,11 @@ impl Forwarder {
         let (session, affinity) = (to.session.clone(), to.affinity);
         let mut ask = to.ask(connection, deadline.on_boot());
         let rule = self.config.methods.rule(&pool, head.uri.path()).cloned();
-        if ask.target == Target::Any
-            && let Some(affinity_rule) = rule.as_ref().and_then(|rule| rule.affinity.as_ref())
-        {
-            let key = affinity_rule.key(&head.headers, &mut source, &self.budget);
-            let key = deadline.bound(Box::pin(key)).await;
-            if let Some(key) = key.map_err(explain::untried)? {
-                ask.target = affinity_rule.target(key, session, affinity);
+        if let Some(tie) = rule.as_ref().and_then(|rule| rule.tie(&ask.target)) {
+            let found = tie.find(&head.headers, Some((&mut source, &self.budget)));
+            let found = deadline.bound(Box::pin(found)).await;
+            if let Found::Key(key) = found.map_err(explain::untried)? {
+                ask.target = tie.target(key, session, affinity);
             }
         }
         let pool = &pool;
@@ -293,8 +292,7 @@ impl Forwarder {
             self.directory.on_repeatable(pool);
         }
         let mut tries = Tries::default();
-        // One worker by its name is not asked for.
-        let mut may_wake = !matches!(ask.target, Target::Worker { .. });
+        let mut may_wake = Wake::is_for(&ask.target);
         while tries.made() < self.config.max_attempts.get() {
             let wait = self.config.queue.max_wait;
             let chosen = {
@@ -373,6 +371,7 @@ impl Forwarder {
             let again = match sent {
                 Ok(answer) => return Ok(tries.mark(answer)),
                 Err(Failed::Said(status)) => return Err(status),
+                Err(Failed::Late(late)) => return Err(tries.late(*late)),
                 Err(Failed::Ended(ended)) if ended.is_untouched() => {
                     // One that closed its connection may well take the call over another.
                     if !ended.error.is_go_away() {
@@ -433,6 +432,7 @@ impl Forwarder {
         match self.send(sender, call, head, source, deadline, false).await {
             Ok(answer) => Ok(answer),
             Err(Failed::Said(status)) => Err(status),
+            Err(Failed::Late(late)) => Err(late.told()),
             Err(Failed::Unavailable(said)) => Ok(said.0),
             Err(Failed::Ended(ended)) => {
                 let Ended {

@@ -4,7 +4,7 @@
 //! ```text
 //!   successor                              predecessor, which takes calls
 //!      |------------- ask ----------------->|
-//!      |<-- offer, with the sockets --------|
+//!      |<-- offer, with the sockets --------|  and the orders that hold
 //!   hears discovery,                        |  goes on as if nothing had been where the
 //!   takes calls                             |  successor ends here
 //!      |------------- ready --------------->|
@@ -22,14 +22,17 @@ use std::{
 };
 
 use anyhow::Context as _;
+use prost::Message as _;
 use tether_kit::listen::{self, Detached, Handle, Listener};
-use tether_proto::gateway::{HandoverAsk, HandoverGone, HandoverOffer, HandoverReady};
+use tether_proto::gateway::{
+    HandoverAsk, HandoverGone, HandoverOffer, HandoverReady, StandingOrder,
+};
 use tether_types::Address;
 use tokio::task::spawn_blocking;
 
 use crate::directory::Directory;
 
-use wire::{receive, send};
+use wire::{LONGEST, receive, send};
 
 /// The version of the exchange.
 const VERSION: u32 = 1;
@@ -58,6 +61,7 @@ struct Predecessor {
     link: UnixStream,
     program: String,
     sockets: Vec<(String, OwnedFd)>,
+    orders: Vec<StandingOrder>,
 }
 
 /// One that has taken over.
@@ -130,8 +134,14 @@ impl Handover {
         Ok(())
     }
 
-    /// Calls are taken here. Ends when a successor takes them; where none can come, never.
-    pub(crate) async fn succeed(mut self) -> Done {
+    /// Orders that hold in the predecessor.
+    pub(crate) fn inherited_orders(&mut self) -> Vec<StandingOrder> {
+        let before = self.before.as_mut();
+        before.map_or_else(Vec::new, |before| std::mem::take(&mut before.orders))
+    }
+
+    /// Calls are taken here, and `orders` hold. Ends when a successor takes them; where none can come, never.
+    pub(crate) async fn succeed(mut self, orders: impl Fn() -> Vec<StandingOrder>) -> Done {
         let asked = match self.take_over().await {
             Ok(asked) => asked,
             Err(error) => {
@@ -151,7 +161,8 @@ impl Handover {
                     .iter()
                     .map(|(name, handle)| Ok((name.clone(), handle.socket().try_clone_to_owned()?)))
                     .collect::<io::Result<_>>()?;
-                anyhow::Ok(spawn_blocking(move || offer(link, &sockets)).await??)
+                let orders = orders();
+                anyhow::Ok(spawn_blocking(move || offer(link, &sockets, orders)).await??)
             };
             match told.await {
                 Ok(successor) => {
@@ -247,6 +258,7 @@ fn ask(path: &Path) -> io::Result<Option<Predecessor>> {
         link,
         program: offer.program,
         sockets: offer.addresses.into_iter().zip(sockets).collect(),
+        orders: offer.orders,
     }))
 }
 
@@ -259,14 +271,26 @@ impl Predecessor {
     }
 }
 
-/// Offers the sockets to one who asks, and waits until it takes calls.
-fn offer(link: UnixStream, sockets: &[(String, OwnedFd)]) -> io::Result<Successor> {
+/// Offers the sockets to one who asks, with the orders that hold, and waits until it takes calls.
+fn offer(
+    link: UnixStream,
+    sockets: &[(String, OwnedFd)],
+    orders: Vec<StandingOrder>,
+) -> io::Result<Successor> {
     let (asked, _): (HandoverAsk, _) = receive(&link)?;
-    let offer = HandoverOffer {
+    let mut offer = HandoverOffer {
         version: asked.version.min(VERSION),
         addresses: sockets.iter().map(|(name, _)| name.clone()).collect(),
         program: env!("CARGO_PKG_VERSION").to_owned(),
+        orders,
     };
+    if offer.encoded_len() > LONGEST {
+        let orders = std::mem::take(&mut offer.orders).len();
+        tracing::warn!(
+            orders,
+            "Orders are too many to be handed over: give them again"
+        );
+    }
     let sockets: Vec<_> = sockets.iter().map(|(_, socket)| socket).collect();
     send(&link, &offer, &sockets)?;
     link.set_read_timeout(Some(READY))?;

@@ -133,6 +133,10 @@ impl Forwarder {
                 tries.failed(Progress::Started, &worker, Last::Answer(Box::new(said.0)));
                 None
             }
+            Err(Failed::Late(late)) => {
+                tries.late(*late);
+                None
+            }
             Err(Failed::Said(_)) => None,
         }
     }

@@ -207,7 +207,7 @@ impl Gateway {
             forwarder,
             lanes,
             control,
-            handover,
+            mut handover,
             wrong,
         } = self;
         if let Some(wrong) = wrong {
@@ -253,15 +253,23 @@ impl Gateway {
 
         let connections = TaskTracker::new();
         let over = CancellationToken::new();
+        let orders =
+            control::Control::new(Arc::clone(&forwarder), ending.notice.clone(), over.clone());
         let control = control.map(|listener| {
-            let control =
-                control::Control::new(Arc::clone(&forwarder), ending.notice.clone(), over.clone());
+            let control = orders.clone();
             background.spawn(control.clone().expire());
+            background.spawn(control.clone().look_out());
             let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
             tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
         });
-        if let Some(handover) = &handover {
+        if let Some(handover) = &mut handover {
             handover.fit(&forwarder.directory).await?;
+            let inherited = handover.inherited_orders();
+            match control {
+                Some(_) => orders.inherit(inherited),
+                // Nobody could undo them.
+                None => control::warn_of(&inherited, "no orders are taken here"),
+            }
         }
         let lanes = Lanes::start(Arc::clone(&forwarder), on_lanes, &connections, &ending)?;
         for listener in listeners {
@@ -274,7 +282,7 @@ impl Gateway {
         }
         let successor = async {
             match handover {
-                Some(handover) => handover.succeed().await,
+                Some(handover) => handover.succeed(|| orders.standing()).await,
                 None => std::future::pending().await,
             }
         };

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tether_endpoints::Target;
 use tether_kit::config::duration;
 use tether_types::PoolName;
 
@@ -39,6 +40,14 @@ struct Pattern {
     /// With the last slash, where it is of all that follow.
     path: String,
     is_exact: bool,
+}
+
+impl MethodRule {
+    /// By what a call with this target is tied to a worker, where it does not say so itself.
+    pub(crate) fn tie(&self, target: &Target) -> Option<&AffinityRule> {
+        let affinity = self.affinity.as_ref();
+        affinity.filter(|_| *target == Target::Any)
+    }
 }
 
 impl Methods {

@@ -26,21 +26,71 @@ struct Record {
     trace: Option<Box<Trace>>,
 }
 
-/// Where a call stands.
+/// Where a call stands: what its attempts have come to, two of which may be under way at a time.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct At {
-    /// The worker that has it, or had it last.
-    pub(crate) worker: Option<WorkerId>,
-    /// How many were tried.
-    pub(crate) attempts: u32,
-    now: Option<Progress>,
-    before: Option<Progress>,
+    /// Most calls have one attempt, which needs no room elsewhere.
+    first: Option<Attempt>,
+    later: Vec<Attempt>,
+    words: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Attempt {
+    worker: WorkerId,
+    progress: Progress,
+    /// When there was last something to note of it: a later word has a higher number.
+    noted: u32,
 }
 
 impl At {
-    /// How far the call has got in the attempt in which it got furthest.
+    /// The worker of the attempt in which the call has got furthest.
+    pub(crate) fn worker(&self) -> Option<&WorkerId> {
+        self.furthest().map(|attempt| &attempt.worker)
+    }
+
+    /// How far it has got in that one.
     pub(crate) fn progress(&self) -> Progress {
-        self.now.max(self.before).unwrap_or(Progress::NeverSent)
+        let furthest = self.furthest();
+        furthest.map_or(Progress::NeverSent, |attempt| attempt.progress)
+    }
+
+    /// How many attempts there were.
+    pub(crate) fn attempts(&self) -> u32 {
+        u32::try_from(self.all().count()).unwrap_or(u32::MAX)
+    }
+
+    /// Of two that have got as far, the one that was noted last.
+    fn furthest(&self) -> Option<&Attempt> {
+        self.all()
+            .max_by_key(|attempt| (attempt.progress, attempt.noted))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Attempt> {
+        self.first.iter().chain(&self.later)
+    }
+
+    fn begin(&mut self, worker: &WorkerId) {
+        self.words += 1;
+        let attempt = Attempt {
+            worker: worker.clone(),
+            progress: Progress::NeverSent,
+            noted: self.words,
+        };
+        match self.first {
+            None => self.first = Some(attempt),
+            Some(_) => self.later.push(attempt),
+        }
+    }
+
+    /// The latest attempt at this worker has got as far as that: none is made at it while another one is under way.
+    fn on_progress(&mut self, worker: &WorkerId, progress: Progress) {
+        self.words += 1;
+        let mut latest = self.later.iter_mut().rev().chain(&mut self.first);
+        if let Some(attempt) = latest.find(|attempt| attempt.worker == *worker) {
+            attempt.progress = progress;
+            attempt.noted = self.words;
+        }
     }
 }
 
@@ -66,18 +116,13 @@ pub(crate) fn at() -> At {
 
 /// The call goes to this worker.
 pub(crate) fn on_worker(worker: &WorkerId) {
-    note(|record| {
-        let at = &mut record.at;
-        at.before = at.before.max(at.now.take());
-        at.worker = Some(worker.clone());
-        at.attempts += 1;
-    });
+    note(|record| record.at.begin(worker));
 }
 
-/// It has got as far as that.
-pub(crate) fn on_progress(progress: Progress) {
+/// It has got as far as that there.
+pub(crate) fn on_progress(worker: &WorkerId, progress: Progress) {
     note(|record| {
-        record.at.now = Some(progress);
+        record.at.on_progress(worker, progress);
         if let Some(trace) = &mut record.trace
             && progress == Progress::SentUnknown
         {
@@ -113,5 +158,34 @@ impl Drop for Record {
         if let Some(trace) = self.trace.take() {
             trace.tell(&self.at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_attempt_that_got_furthest_is_told() {
+        let worker = |text: &str| text.parse::<WorkerId>().unwrap();
+        let (a, b) = (worker("p/0.1"), worker("p/1.1"));
+        let mut at = At::default();
+        let stands = |at: &At| (at.worker().cloned(), at.progress(), at.attempts());
+        assert_eq!(stands(&at), (None, Progress::NeverSent, 0));
+
+        at.begin(&a);
+        at.on_progress(&a, Progress::SentUnknown);
+        at.begin(&b);
+        assert_eq!(stands(&at), (Some(a.clone()), Progress::SentUnknown, 2));
+        at.on_progress(&b, Progress::SentUnknown);
+        assert_eq!(at.worker(), Some(&b));
+        at.on_progress(&a, Progress::Started);
+        assert_eq!(stands(&at), (Some(a.clone()), Progress::Started, 2));
+
+        // Made again at the same one, which has not begun with it this time.
+        at.begin(&a);
+        at.on_progress(&a, Progress::SentUnknown);
+        at.on_progress(&a, Progress::Refused);
+        assert_eq!(stands(&at), (Some(a), Progress::Started, 3));
     }
 }

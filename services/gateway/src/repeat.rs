@@ -10,12 +10,13 @@ use tonic::Status;
 
 use crate::{
     answer::Answer,
-    attempt::{Ended, Failed},
+    attempt::{Ended, Failed, Late},
     call,
     deadline::Deadline,
     explain::{self, Progress},
     forward::Forwarder,
     pump::Source,
+    record,
 };
 
 /// How long a worker asks to be left alone before the call is made again (gRFC A6).
@@ -60,11 +61,7 @@ impl Tries {
 
     /// An attempt failed. What one of before may have done is not undone by it.
     pub(crate) fn failed(&mut self, progress: Progress, worker: &WorkerId, last: Last) {
-        let is_furthest = self.is_furthest(progress);
-        if is_furthest {
-            self.furthest = Some((progress, worker.clone()));
-        }
-        if is_furthest || self.last.is_none() {
+        if self.note(progress, worker) || self.last.is_none() {
             self.last = Some(last);
         }
     }
@@ -90,6 +87,24 @@ impl Tries {
             }
         }
         again
+    }
+
+    /// The deadline passed in an attempt. What is told is how far the call got in all of them.
+    pub(crate) fn late(&mut self, late: Late) -> Status {
+        if let Some((worker, progress)) = late.call.at() {
+            self.note(progress, worker);
+        }
+        self.tell(late.failure).into()
+    }
+
+    /// An attempt is over; answers whether no other has got further. Whoever watches is told of the same one.
+    fn note(&mut self, progress: Progress, worker: &WorkerId) -> bool {
+        record::on_progress(worker, progress);
+        let is_furthest = self.is_furthest(progress);
+        if is_furthest {
+            self.furthest = Some((progress, worker.clone()));
+        }
+        is_furthest
     }
 
     fn is_furthest(&self, progress: Progress) -> bool {
@@ -156,7 +171,7 @@ impl Forwarder {
                 tries.failed(Progress::Started, worker, Last::Answer(Box::new(answer)));
                 (again, pause)
             }
-            Failed::Said(_) => return None,
+            Failed::Said(_) | Failed::Late(_) => return None,
         };
         let again = again.filter(Source::is_whole)?;
         let pause = pause?;

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use tether_endpoints::Target;
 use tether_proto::{
     NotLeader,
     pool::{ScalePoolRequest, pool_service_client::PoolServiceClient},
@@ -37,13 +38,23 @@ impl Wake {
         }
     }
 
+    /// Whether workers are asked for because of a call with this target: one by its name is not.
+    pub(crate) fn is_for(target: &Target) -> bool {
+        !matches!(target, Target::Worker { .. })
+    }
+
+    /// Whether the arbiter is asked for workers of this pool, where it has none.
+    pub(crate) fn may_wake(&self, pool: &PoolName) -> bool {
+        self.pools.rule(pool).wake > 0
+    }
+
     /// Whether workers of a pool are on the way, after the arbiter was asked for some where it has to be. Calls of all
     /// pools ask one after the other: of each only the first goes to the arbiter.
     pub(crate) async fn wakes(&self, pool: &PoolName) -> bool {
-        let size = self.pools.rule(pool).wake;
-        if size == 0 {
+        if !self.may_wake(pool) {
             return false;
         }
+        let size = self.pools.rule(pool).wake;
         let mut told = self.told.lock().await;
         told.retain(|_, (at, comes)| at.elapsed() < if *comes { COMES } else { STAYS_AWAY });
         if let Some((_, comes)) = told.get(pool) {

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::{Arc, MutexGuard},
     time::Duration,
 };
 
 use futures::{Stream, stream};
 use tether_breaker::State;
-use tether_endpoints::{Endpoints, Order, Scope, Standing, View};
+use tether_clock::{BootClock, Clock as _};
+use tether_endpoints::{Endpoints, Order, Scope, Standing, View, Why};
 use tether_proto::{
     common::WorkerRef,
     gateway::{
@@ -15,18 +17,25 @@ use tether_proto::{
         WorkerRoute,
     },
 };
+use tether_types::PoolName;
 use tokio::{
     sync::watch,
-    time::{Interval, MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{Control, lock};
 
-/// Between two looks for one who watches: what changes with each call is told as often as people can read it.
+/// Between two looks for those who watch: what changes with each call is told as often as people can read it.
 const PACE: Duration = Duration::from_millis(100);
 
-/// How many changes are known for those who come back.
-const KEPT: usize = 1_000;
+/// When to look though nothing has happened that is told: permissions and breakers change with time alone.
+const SELDOM: Duration = Duration::from_secs(1);
+
+/// How many pools and workers are kept in changes for those who come back.
+const KEPT: usize = 10_000;
+
+/// How long they are kept while nobody watches.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// What is seen at one time.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -44,7 +53,11 @@ pub(super) struct Board {
     revision: u64,
     seen: Seen,
     /// The last changes; the latest is of the present revision.
-    changes: VecDeque<WatchRoutesResponse>,
+    changes: VecDeque<Arc<WatchRoutesResponse>>,
+    /// How many pools and workers are in them.
+    entries: usize,
+    /// The revision, for those who watch.
+    told: watch::Sender<u64>,
 }
 
 impl Default for Board {
@@ -54,6 +67,8 @@ impl Default for Board {
             revision: 0,
             seen: Seen::default(),
             changes: VecDeque::new(),
+            entries: 0,
+            told: watch::Sender::new(0),
         }
     }
 }
@@ -82,17 +97,30 @@ impl Board {
                 })
                 .collect(),
         };
-        if self.changes.len() >= KEPT {
-            self.changes.pop_front();
+        self.entries += entries(&change);
+        self.changes.push_back(Arc::new(change));
+        while self.entries > KEPT
+            && let Some(oldest) = self.changes.pop_front()
+        {
+            self.entries -= entries(&oldest);
         }
-        self.changes.push_back(change);
+        self.told.send_replace(self.revision);
+    }
+
+    /// Nobody has watched for a while: whoever comes back is told everything.
+    fn forget(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        *self = Self {
+            told,
+            ..Self::default()
+        };
     }
 
     /// What one has to be told who knows this revision of this instance.
-    fn since(&self, instance: &str, revision: u64) -> Vec<WatchRoutesResponse> {
+    fn since(&self, instance: &str, revision: u64) -> Vec<Arc<WatchRoutesResponse>> {
         let oldest = self.revision - self.changes.len() as u64;
         if instance != self.instance || !(oldest..=self.revision).contains(&revision) {
-            return vec![self.snapshot()];
+            return vec![Arc::new(self.snapshot())];
         }
         let later = self.changes.iter().filter(|word| word.revision > revision);
         later.cloned().collect()
@@ -111,6 +139,12 @@ impl Board {
     }
 }
 
+/// How much a change takes.
+fn entries(change: &WatchRoutesResponse) -> usize {
+    let pools = change.pools.len() + change.removed_pools.len();
+    pools + change.workers.len() + change.removed_workers.len()
+}
+
 fn news<K: Ord, V: Clone + PartialEq>(before: &BTreeMap<K, V>, now: &BTreeMap<K, V>) -> Vec<V> {
     let changed = now
         .iter()
@@ -126,56 +160,97 @@ fn gone<'a, K: Ord, V>(
 }
 
 /// Of a word what is about one pool; all of it where that has no name.
-fn about(pool: &str, mut word: WatchRoutesResponse) -> WatchRoutesResponse {
-    if !pool.is_empty() {
-        let of = |worker: &Option<WorkerRef>| worker.as_ref().is_some_and(|of| of.pool == pool);
-        word.pools.retain(|known| known.pool == pool);
-        word.removed_pools.retain(|name| name == pool);
-        word.workers.retain(|known| of(&known.worker));
-        word.removed_workers.retain(|worker| worker.pool == pool);
+fn about(pool: &str, word: &WatchRoutesResponse) -> WatchRoutesResponse {
+    if pool.is_empty() {
+        return word.clone();
     }
-    word
+    let of = |worker: &&WorkerRoute| worker.worker.as_ref().is_some_and(|of| of.pool == pool);
+    let pools = word.pools.iter().filter(|known| known.pool == pool);
+    let removed_pools = word.removed_pools.iter().filter(|name| *name == pool);
+    let removed_workers = word.removed_workers.iter().filter(|of| of.pool == pool);
+    WatchRoutesResponse {
+        instance: word.instance.clone(),
+        pools: pools.cloned().collect(),
+        removed_pools: removed_pools.cloned().collect(),
+        workers: word.workers.iter().filter(of).cloned().collect(),
+        removed_workers: removed_workers.cloned().collect(),
+        ..*word
+    }
 }
 
-fn see(endpoints: &Endpoints, drains: bool) -> Seen {
-    let pools = endpoints.pools().map(|name| {
-        let route = PoolRoute {
-            pool: name.to_string(),
-            queued: u32::try_from(endpoints.waiting(name)).unwrap_or(u32::MAX),
-            max_calls: endpoints.most_waiting(name) as u64,
-            drained: endpoints.stands(&Order::Drain(Scope::Pool(name.clone()))),
-        };
-        (name.to_string(), route)
-    });
-    let workers = endpoints.snapshot();
-    let workers = workers.iter().map(|view| {
-        let of = &view.endpoint.worker;
-        let key = (of.pool.to_string(), of.slot, of.incarnation.0);
-        (key, worker(view))
-    });
-    Seen {
-        state: match drains {
-            true => GatewayState::Draining,
-            false => GatewayState::Serving,
-        },
-        pools: pools.collect(),
-        workers: workers.collect(),
+/// What is known at one moment, not put into words yet: that takes longer than others may wait for the directory.
+struct Glance {
+    pools: Vec<(PoolName, PoolRoute)>,
+    workers: Vec<View>,
+}
+
+impl Glance {
+    fn of(endpoints: &Endpoints) -> Self {
+        let pools = endpoints.pools().map(|name| {
+            let breaker = endpoints.pool_breaker(name);
+            let route = PoolRoute {
+                pool: String::new(),
+                queued: u32::try_from(endpoints.waiting(name)).unwrap_or(u32::MAX),
+                max_calls: endpoints.most_waiting(name) as u64,
+                drained: endpoints.stands(&Order::Drain(Scope::Pool(name.clone()))),
+                breaker: breaker
+                    .map_or(BreakerState::Unspecified, breaker_state)
+                    .into(),
+                trips: breaker.map_or(0, |breaker| breaker.trips),
+            };
+            (name.clone(), route)
+        });
+        Self {
+            pools: pools.collect(),
+            workers: endpoints.snapshot(BootClock.now()),
+        }
+    }
+
+    fn seen(self, drains: bool) -> Seen {
+        let pools = self.pools.into_iter().map(|(name, route)| {
+            let pool = name.to_string();
+            (pool.clone(), PoolRoute { pool, ..route })
+        });
+        let workers = self.workers.iter().map(|view| {
+            let of = &view.endpoint.worker;
+            let key = (of.pool.to_string(), of.slot, of.incarnation.0);
+            (key, worker(view))
+        });
+        Seen {
+            state: match drains {
+                true => GatewayState::Draining,
+                false => GatewayState::Serving,
+            },
+            pools: pools.collect(),
+            workers: workers.collect(),
+        }
+    }
+}
+
+fn breaker_state(breaker: tether_breaker::Snapshot) -> BreakerState {
+    match breaker.state {
+        State::Closed { .. } => BreakerState::Closed,
+        State::Open { .. } => BreakerState::Open,
+        State::HalfOpen { .. } => BreakerState::HalfOpen,
+    }
+}
+
+/// Whether a worker is given calls.
+pub(super) fn state(view: &View) -> RouteState {
+    let is_closed = matches!(view.breaker.state, State::Closed { .. });
+    match view.refusal {
+        Some(Why::Draining) => RouteState::Draining,
+        Some(Why::Lapsed) => RouteState::Lapsed,
+        // A few calls may go to one that is being tried.
+        Some(Why::Ejected { .. } | Why::BreakersOpen { .. }) => RouteState::Ejected,
+        _ if !is_closed => RouteState::Ejected,
+        _ if view.doubted || view.endpoint.standing == Standing::Doubtful => RouteState::Doubtful,
+        _ => RouteState::Ready,
     }
 }
 
 /// A worker, as it is told.
 pub(super) fn worker(view: &View) -> WorkerRoute {
-    let breaker = match view.breaker.state {
-        State::Closed { .. } => BreakerState::Closed,
-        State::Open { .. } => BreakerState::Open,
-        State::HalfOpen { .. } => BreakerState::HalfOpen,
-    };
-    let state = match view {
-        view if view.draining => RouteState::Draining,
-        view if view.ejected.is_some() || breaker != BreakerState::Closed => RouteState::Ejected,
-        view if view.endpoint.standing == Standing::Doubtful => RouteState::Doubtful,
-        _ => RouteState::Ready,
-    };
     WorkerRoute {
         worker: Some((&view.endpoint.worker).into()),
         address: view.endpoint.address.to_string(),
@@ -185,10 +260,10 @@ pub(super) fn worker(view: &View) -> WorkerRoute {
             .as_ref()
             .map(ToString::to_string)
             .unwrap_or_default(),
-        state: state.into(),
+        state: state(view).into(),
         under_way: view.in_flight,
         capacity: view.capacity.map_or(0, std::num::NonZeroU32::get),
-        breaker: breaker.into(),
+        breaker: breaker_state(view.breaker).into(),
         trips: view.breaker.trips,
     }
 }
@@ -201,16 +276,13 @@ struct Watching {
     revision: u64,
     /// Found, and not told yet.
     found: VecDeque<WatchRoutesResponse>,
-    moves: watch::Receiver<u64>,
-    pace: Interval,
-    /// Whether it was seen that the gateway drains.
-    drains: bool,
+    told: watch::Receiver<u64>,
 }
 
 impl Control {
     /// All there is now.
     pub(super) fn all_routes(&self, pool: &str) -> WatchRoutesResponse {
-        about(pool, self.look(|board| board.snapshot()))
+        about(pool, &self.look().snapshot())
     }
 
     /// What somebody has missed, and what comes.
@@ -218,30 +290,65 @@ impl Control {
         &self,
         asked: WatchRoutesRequest,
     ) -> impl Stream<Item = WatchRoutesResponse> + Send + use<> {
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let watching = Watching {
             control: self.clone(),
             pool: asked.pool,
             instance: asked.resume_instance,
             revision: asked.resume_revision,
             found: VecDeque::new(),
-            moves: self.0.forwarder.directory.moves.subscribe(),
-            pace,
-            drains: false,
+            told: self.look().told.subscribe(),
         };
+        self.0.watched.notify_one();
         stream::unfold(watching, async |mut watching| {
             let word = watching.next().await;
             Some((word, watching))
         })
     }
 
-    fn look<T>(&self, say: impl FnOnce(&Board) -> T) -> T {
+    fn look(&self) -> MutexGuard<'_, Board> {
         let mut board = lock(&self.0.board);
         let drains = self.0.drains.is_cancelled();
-        let seen = see(&self.0.forwarder.directory.lock().endpoints, drains);
-        board.take_in(seen);
-        say(&board)
+        let glance = Glance::of(&self.0.forwarder.directory.lock().endpoints);
+        board.take_in(glance.seen(drains));
+        board
+    }
+
+    /// Looks for all who watch, whenever there is one, for ever.
+    pub(crate) async fn look_out(self) {
+        let over = lock(&self.0.board).told.clone();
+        loop {
+            self.0.watched.notified().await;
+            self.look_while_watched(&over).await;
+            let linger = tokio::time::sleep(LINGER);
+            tokio::select! {
+                () = self.0.watched.notified() => self.0.watched.notify_one(),
+                () = linger => lock(&self.0.board).forget(),
+            }
+        }
+    }
+
+    async fn look_while_watched(&self, told: &watch::Sender<u64>) {
+        let mut moves = self.0.forwarder.directory.moves.subscribe();
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drains = false;
+        while told.receiver_count() > 0 {
+            // That the gateway is about to go is told at once.
+            tokio::select! {
+                _ = pace.tick() => {}
+                () = self.0.drains.cancelled(), if !drains => {}
+            }
+            drains = self.0.drains.is_cancelled();
+            moves.borrow_and_update();
+            drop(self.look());
+            tokio::select! {
+                // Fails only without a directory, and that is held here.
+                _ = moves.changed() => {}
+                () = self.0.drains.cancelled(), if !drains => {}
+                () = told.closed() => {}
+                () = sleep(SELDOM) => {}
+            }
+        }
     }
 }
 
@@ -251,33 +358,19 @@ impl Watching {
             if let Some(word) = self.found.pop_front() {
                 return word;
             }
-            let drains = self.control.0.drains.clone();
-            // That the gateway is about to go is told at once.
-            tokio::select! {
-                _ = self.pace.tick() => {}
-                () = drains.cancelled(), if !self.drains => {}
-            }
-            self.drains = drains.is_cancelled();
-            self.moves.borrow_and_update();
-            let news = self
-                .control
-                .look(|board| board.since(&self.instance, self.revision));
+            self.told.borrow_and_update();
+            let news = lock(&self.control.0.board).since(&self.instance, self.revision);
             match news.last() {
                 Some(last) => {
                     self.instance.clone_from(&last.instance);
                     self.revision = last.revision;
                 }
-                None => {
-                    tokio::select! {
-                        // Fails only without a directory, and that is held here.
-                        _ = self.moves.changed() => {}
-                        () = drains.cancelled(), if !self.drains => {}
-                    }
-                }
+                // Fails only without a board, and that is held here.
+                None => drop(self.told.changed().await),
             }
             self.found.extend(
                 news.into_iter()
-                    .map(|word| about(&self.pool, word))
+                    .map(|word| about(&self.pool, &word))
                     .filter(is_news),
             );
         }
@@ -341,6 +434,26 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_kept_of_many_than_of_few() {
+        let mut board = Board::default();
+        let names: Vec<_> = (0..KEPT / 4).map(|number| number.to_string()).collect();
+        for queued in 0..9 {
+            let pools: Vec<_> = names.iter().map(|name| (name.as_str(), queued)).collect();
+            board.take_in(seen(&pools));
+        }
+
+        assert_eq!((board.entries, board.changes.len()), (KEPT, 4));
+        let instance = board.instance.clone();
+        assert_eq!(board.since(&instance, 5).len(), 4);
+        assert!(board.since(&instance, 4)[0].snapshot);
+
+        board.forget();
+        board.take_in(seen(&[("a", 0)]));
+        let told = board.since(&instance, 9);
+        assert!(told[0].snapshot && told[0].instance != instance);
+    }
+
+    #[test]
     fn of_one_pool_nothing_is_told_of_others() {
         let mut board = Board::default();
         board.take_in(seen(&[("a", 0)]));
@@ -348,7 +461,7 @@ mod tests {
 
         let change = board.since(&board.instance, 1).remove(0);
 
-        assert!(!is_news(&about("a", change.clone())));
-        assert!(is_news(&about("b", change)));
+        assert!(!is_news(&about("a", &change)));
+        assert!(is_news(&about("b", &change)));
     }
 }

@@ -11,11 +11,13 @@ use tether_proto::{
 };
 
 use crate::{
+    affinity::Found,
     deadline::Deadline,
     directory::refused,
     explain,
     owners::Acting,
     route::{self, Destination, Route},
+    wake::Wake,
 };
 
 use super::{Control, board};
@@ -53,7 +55,7 @@ impl Control {
                     let acting = Acting::from(session);
                     forwarder.owners.decide(&acting).await?;
                 }
-                return self.choose(to, plan.timeout, answer);
+                return self.choose(to, &head, plan.timeout, answer).await;
             }
             Route::Arbiter => (CallRoute::Arbiter, "it goes to the arbiter that leads"),
             Route::Discovery => (CallRoute::Discovery, "it goes to discovery"),
@@ -66,20 +68,32 @@ impl Control {
     }
 
     /// Which worker would have it.
-    fn choose(
+    async fn choose(
         &self,
         to: Destination,
+        head: &Parts,
         timeout: Option<Duration>,
         answer: &mut ExplainResponse,
     ) -> Result<(), Failure> {
-        let directory = &self.0.forwarder.directory;
+        let forwarder = &self.0.forwarder;
+        let directory = &forwarder.directory;
         if !directory.is_informed() {
             let why = "it has told nothing yet";
-            let discovery = self.0.forwarder.discovery.address();
+            let discovery = forwarder.discovery.address();
             return Err(explain::discovery_unreachable(discovery, &why));
         }
         let pool = to.pool.clone();
-        let ask = to.ask(NOBODY, Deadline::after(timeout).on_boot());
+        let (session, affinity) = (to.session.clone(), to.affinity);
+        let mut ask = to.ask(NOBODY, Deadline::after(timeout).on_boot());
+        let rule = forwarder.config.methods.rule(&pool, head.uri.path());
+        let mut in_field = None;
+        if let Some(tie) = rule.and_then(|rule| rule.tie(&ask.target)) {
+            match tie.find(&head.headers, None).await {
+                Found::Key(key) => ask.target = tie.target(key, session, affinity),
+                Found::Nothing => {}
+                Found::InField(number) => in_field = Some(number),
+            }
+        }
         let known = directory.lock();
         let now = BootClock.now();
         let Explained { would, workers } =
@@ -87,8 +101,8 @@ impl Control {
         let queued = known.endpoints.waiting(&pool);
         answer.queued = u32::try_from(queued).unwrap_or(u32::MAX);
         let chosen = match &would {
-            Ok(Would::Go(worker)) => Some(worker),
-            Ok(Would::Wait) | Err(_) => None,
+            Ok(Would::Go(worker)) if in_field.is_none() => Some(worker),
+            Ok(_) | Err(_) => None,
         };
         answer.candidates = workers
             .iter()
@@ -99,18 +113,31 @@ impl Control {
                 why: why(*verdict),
             })
             .collect();
-        match would {
-            Ok(Would::Go(worker)) => {
+        match (would, in_field) {
+            (Ok(_), Some(number)) => {
+                answer.set_fate(CallFate::Unspecified);
+                answer.text = format!("its worker depends on field {number} of its first message");
+            }
+            (Ok(Would::Go(worker)), None) => {
                 answer.set_fate(CallFate::Sent);
                 answer.text = format!("it goes to worker `{worker}`");
                 answer.worker = Some((&worker).into());
             }
-            Ok(Would::Wait) => {
+            (Ok(Would::Wait), None) => {
                 answer.set_fate(CallFate::Waits);
                 answer.text = format!("it waits for a worker, as {queued} others do");
             }
-            Err(refusal) => {
+            (Err(refusal), _) => {
                 let refused = refused(&known.endpoints, &pool, &ask.target, refusal);
+                if refused.is_for_want_of_workers()
+                    && Wake::is_for(&ask.target)
+                    && forwarder.wake.may_wake(&pool)
+                {
+                    answer.set_fate(CallFate::Waits);
+                    "it waits, and the arbiter is asked for workers of its pool"
+                        .clone_into(&mut answer.text);
+                    return Ok(());
+                }
                 return Err(explain::refused(&pool, &ask.target, &refused));
             }
         }

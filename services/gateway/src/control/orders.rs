@@ -1,23 +1,26 @@
 //! Orders as they are told, and what they are to the endpoint set.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
 
 use tether_breaker::State;
-use tether_clock::Tick;
-use tether_endpoints::{Order, QueueLimits, Scope, View};
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::{Order, QueueLimits, Scope};
 use tether_proto::{
     Failure,
     common::WorkerRef,
     gateway::{
-        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, TailRequest, WorkerLimits,
-        drain_scope, limits, standing_order,
+        DrainScope, Limits, PinnedKey, QueueLimits as ToldQueue, RouteState, StandingOrder,
+        TailRequest, WorkerLimits, drain_scope, limits, standing_order,
     },
 };
 use tether_types::{Incarnation, NodeName, PoolName, Reason, WorkerId};
 
 use crate::{directory::Directory, record::Filter};
 
-use super::{Control, LONGEST, refuse};
+use super::{Control, LONGEST, board, refuse};
 
 /// How long an order is to last.
 pub(super) fn ttl(ms: u64) -> Result<Duration, Failure> {
@@ -229,18 +232,45 @@ impl Control {
         }
     }
 
+    /// An order that holds, as another process told it, and until when.
+    pub(super) fn read(
+        &self,
+        standing: &StandingOrder,
+    ) -> Result<(Order, Option<SystemTime>), Failure> {
+        use standing_order::Order as Told;
+        let ms = standing.until_unix_ms;
+        let until = (ms > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        let tick = until.map(|until| {
+            let left = until.duration_since(SystemTime::now());
+            BootClock.now() + left.unwrap_or_default()
+        });
+        let order = match &standing.order {
+            None => return Err(refuse("this version does not know such an order")),
+            Some(Told::Drained(scope)) => Order::Drain(self.scope(Some(scope), false)?),
+            Some(Told::Ejected(worker)) => {
+                let until = tick.ok_or_else(|| refuse("nothing says when it ends"))?;
+                Order::Eject(self.living(Some(worker))?, until)
+            }
+            Some(Told::Pinned(pinned)) => {
+                Order::Pin(key(&pinned.key)?, self.living(pinned.worker.as_ref())?)
+            }
+            Some(Told::Limits(limits)) => self.limits(Some(limits), tick)?,
+        };
+        Ok((order, until))
+    }
+
     /// How many workers of a pool take calls.
     pub(super) fn ready(&self, pool: &PoolName) -> u32 {
         let known = self.0.forwarder.directory.lock();
-        let all = known.endpoints.snapshot();
-        let takes = |view: &&View| {
-            let is_closed = matches!(view.breaker.state, State::Closed { .. });
-            view.endpoint.worker.pool == *pool
-                && !view.draining
-                && view.ejected.is_none()
-                && is_closed
-        };
-        u32::try_from(all.iter().filter(takes).count()).unwrap_or(u32::MAX)
+        let breaker = known.endpoints.pool_breaker(pool);
+        if breaker.is_some_and(|breaker| !matches!(breaker.state, State::Closed { .. })) {
+            return 0;
+        }
+        let all = known.endpoints.snapshot_of(pool, BootClock.now());
+        let ready = all
+            .iter()
+            .filter(|view| board::state(view) == RouteState::Ready);
+        u32::try_from(ready.count()).unwrap_or(u32::MAX)
     }
 }
 

@@ -16,7 +16,7 @@ use rustix::net::{
 };
 
 /// The longest message, in bytes; whoever says more is none of us.
-const LONGEST: usize = 64 << 10;
+pub(super) const LONGEST: usize = 4 << 20;
 
 /// The most descriptors that go with one.
 const DESCRIPTORS: usize = 64;
@@ -103,7 +103,7 @@ mod tests {
         let offer = HandoverOffer {
             version: 1,
             addresses: vec!["a".to_owned()],
-            program: String::new(),
+            ..HandoverOffer::default()
         };
 
         send(&here, &offer, &[&socket]).unwrap();

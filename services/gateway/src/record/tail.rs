@@ -51,7 +51,7 @@ impl Filter {
 
     fn wants(&self, call: &Trace, at: &At, took: Duration, (code, outcome): (u32, &str)) -> bool {
         let is_of = |worker: &WorkerId| {
-            let had = at.worker.as_ref();
+            let had = at.worker();
             had.is_some_and(|had| {
                 let same = (&had.pool, had.slot) == (&worker.pool, worker.slot);
                 same && [Incarnation(0), had.incarnation].contains(&worker.incarnation)
@@ -199,8 +199,8 @@ impl Trace {
             waited_us: micros(waited),
             path: self.uri.path().to_owned(),
             pool: self.pool.to_string(),
-            worker: at.worker.as_ref().map(Into::into),
-            attempts: at.attempts,
+            worker: at.worker().map(Into::into),
+            attempts: at.attempts(),
             code,
             outcome: outcome.to_owned(),
             owner: self

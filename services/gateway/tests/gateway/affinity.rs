@@ -3,13 +3,16 @@
 use bytes::Bytes;
 use futures::{FutureExt as _, stream};
 use tether_gateway::Config;
+use tether_proto::gateway::{CallFate, EjectRequest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
 use crate::{
     client::{Client, Metadata, framed, grpc_request, raw, soon},
+    discovery::worker,
     house::{DIGITS, House, UNARY, fact, reason},
+    orders::explain_path,
     owners::Arbiter,
     worker::Worker,
 };
@@ -224,4 +227,71 @@ async fn what_a_key_is_bound_to_ends_with_its_session() {
     arbiter.epoch.send_replace(9);
     assert_eq!(act("9").await, Ok(()), "it begins anew");
     assert_eq!(act("7").await, Err("LEASE_FENCED"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_goes_by_the_rules_too() {
+    let (house, _workers) = house(rule("metadata = 'x-session', mode = 'strict_queue'")).await;
+    let client = house.client().await;
+    let mut control = house.control();
+    let metadata = [DIGITS[0], ("x-session", "a")];
+    let slot = slot(&client, &metadata).await;
+
+    for _ in 0..20 {
+        let said = explain_path(&mut control, UNARY, &metadata).await;
+        assert_eq!(said.worker, Some(worker("digits", slot, 1)));
+    }
+    let request = EjectRequest {
+        worker: Some(worker("digits", slot, 1)),
+        ttl_ms: 60_000,
+        ..EjectRequest::default()
+    };
+    control.eject(request).await.unwrap();
+    let refused = ask(&client, &metadata).await.unwrap_err();
+    let said = explain_path(&mut control, UNARY, &metadata).await;
+    assert_eq!(said.reason, reason(&refused));
+    assert_eq!(said.fate(), CallFate::Refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_that_it_has_no_message_to_look_into() {
+    let (house, _workers) = house(rule("field = 3")).await;
+    let mut control = house.control();
+
+    let said = explain_path(&mut control, UNARY, DIGITS).await;
+    assert_eq!((said.fate(), said.worker), (CallFate::Unspecified, None));
+    assert!(
+        said.text.contains("field 3 of its first message"),
+        "{}",
+        said.text
+    );
+    assert!(
+        said.candidates
+            .iter()
+            .all(|one| one.eligible && !one.chosen)
+    );
+
+    let said = explain_path(&mut control, UNARY, HINT).await;
+    assert_eq!(said.fate(), CallFate::Sent, "it says itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_that_workers_would_be_asked_for() {
+    let config = Config {
+        pools: toml::from_str("[digits]\nwake = 1").expect("it is a rule"),
+        ..Config::default()
+    };
+    let house = House::with(config).await;
+    let say = async |metadata| {
+        let said = explain_path(&mut house.control(), UNARY, metadata).await;
+        (said.fate(), said.reason)
+    };
+
+    house
+        .until("discovery has spoken", async || {
+            say(DIGITS).await == (CallFate::Waits, String::new())
+        })
+        .await;
+    let named = &[("tether-worker", "digits/0")];
+    assert_eq!(say(named).await.0, CallFate::Refused, "it names one");
 }

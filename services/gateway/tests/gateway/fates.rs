@@ -13,6 +13,7 @@ use tether_proto::{
         Fate, Permission, WatchFatesRequest, WatchFatesResponse, WorkerFate,
         fate_service_server::{FateService, FateServiceServer},
     },
+    gateway::{EjectRequest, RestoreRequest, RouteState, SnapshotRequest, WorkerRoute},
 };
 use tokio::{
     net::UnixListener,
@@ -205,6 +206,14 @@ async fn on_node(house: &House, agent: &Agent, count: u32) -> Vec<Worker> {
     workers
 }
 
+/// Whether workers are given calls, as routes say.
+async fn states(house: &House) -> Vec<RouteState> {
+    let all = house.control().snapshot(SnapshotRequest::default()).await;
+    let all = all.expect("the gateway answers").into_inner();
+    let routes = all.routes.expect("there are some");
+    routes.workers.iter().map(WorkerRoute::state).collect()
+}
+
 /// Long enough that nobody waits for discovery by mistake.
 fn patient() -> Config {
     Config {
@@ -279,6 +288,20 @@ async fn one_that_is_about_to_end_or_gives_no_sign_gets_no_new_calls_and_keeps_t
         call().await.unwrap();
     }
     assert_eq!(workers[0].calls(), before, "E14");
+    let doubtful_and_ready = [RouteState::Doubtful, RouteState::Ready];
+    assert_eq!(states(&house).await, doubtful_and_ready);
+    let request = EjectRequest {
+        worker: Some(worker("digits", 1, 1)),
+        ttl_ms: 60_000,
+        ..EjectRequest::default()
+    };
+    let ejected = house.control().eject(request).await.unwrap();
+    assert_eq!(ejected.get_ref().ready, 0, "the other one is doubtful");
+    let request = RestoreRequest {
+        worker: Some(worker("digits", 1, 1)),
+        ..RestoreRequest::default()
+    };
+    house.control().restore(request).await.unwrap();
 
     agent.says(0, Fate::Running, None).await;
     agent.says(1, Fate::Ending, None).await;
@@ -326,6 +349,7 @@ async fn a_permission_that_is_over_is_over_though_agent_and_discovery_are_away()
     assert!(alone.elapsed() < Duration::from_secs(5));
     assert_eq!(reason(&status), "LEASE_EXPIRED", "{status:?}");
     assert_eq!(fact(&status, "outcome").unwrap(), "never_sent");
+    assert_eq!(states(&house).await, [RouteState::Lapsed]);
 
     // The arbiter has it serve, as discovery brings it.
     house.discovery.run();

@@ -7,6 +7,10 @@ use std::{
     time::Duration,
 };
 
+use tether_proto::gateway::{
+    EjectRequest, Limits, Order, PinRequest, QueueLimits, SetLimitsRequest, SnapshotRequest,
+    control_service_client::ControlServiceClient, limits,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::UnixStream,
@@ -262,4 +266,65 @@ async fn over_socket(path: &Path) {
     let channel = tether_kit::channel::connect(&address.parse().expect("it is an address"));
     let answer = Client::over(channel).unary(UNARY, DIGITS, "").await;
     assert_eq!(answer.err().map(|status| status.code()), None::<Code>);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_hold_go_with_the_sockets() {
+    let site = Site::open();
+    let workers = [Worker::start().await, Worker::start().await];
+    for (slot, echo) in (0..).zip(&workers) {
+        site.discovery
+            .up(worker("digits", slot, 1), &echo.address, false);
+    }
+    let mut first = site.start();
+    served(&site.address).await;
+    let address = format!("unix:{}", site.path("gateway-control.sock").display());
+    let address = address.parse().expect("it is an address");
+    let control = || ControlServiceClient::new(tether_kit::channel::connect(&address));
+    let standing = async || {
+        let all = control().snapshot(SnapshotRequest::default()).await;
+        all.unwrap().into_inner().orders
+    };
+    let reason = Some(Order {
+        request_id: String::new(),
+        reason: "a test".to_owned(),
+    });
+    let eject = EjectRequest {
+        order: reason.clone(),
+        worker: Some(worker("digits", 0, 1)),
+        ttl_ms: 600_000,
+    };
+    control().eject(eject).await.unwrap();
+    let pin = PinRequest {
+        order: reason.clone(),
+        key: "session-42".to_owned(),
+        worker: Some(worker("digits", 1, 1)),
+    };
+    control().pin(pin).await.unwrap();
+    let limits = SetLimitsRequest {
+        order: reason,
+        limits: Some(Limits {
+            of: Some(limits::Of::Queue(QueueLimits {
+                pool: "digits".to_owned(),
+                max_calls: Some(5),
+                max_wait_ms: None,
+            })),
+        }),
+        ttl_ms: 0,
+    };
+    control().set_limits(limits).await.unwrap();
+    let before = standing().await;
+    assert_eq!(before.len(), 3);
+
+    let mut second = site.start();
+    second.says("Took over").await;
+    assert_eq!(first.ends().await, Some(0));
+
+    assert_eq!(standing().await, before);
+    let asked = workers[0].calls();
+    let client = Client::connect(&site.address).await;
+    for _ in 0..10 {
+        client.unary(UNARY, DIGITS, "").await.unwrap();
+    }
+    assert_eq!(workers[0].calls(), asked, "it is left alone there, too");
 }

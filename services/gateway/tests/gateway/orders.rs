@@ -24,28 +24,28 @@ use crate::{
     house::{DIGITS, House, UNARY, reason},
 };
 
-type Control = ControlServiceClient<Channel>;
+pub(crate) type Control = ControlServiceClient<Channel>;
 
-fn order(id: &str) -> Option<Order> {
+pub(crate) fn order(id: &str) -> Option<Order> {
     Some(Order {
         request_id: id.to_owned(),
         reason: "a test".to_owned(),
     })
 }
 
-fn of_worker(slot: u32) -> Option<DrainScope> {
+pub(crate) fn of_worker(slot: u32) -> Option<DrainScope> {
     Some(DrainScope {
         scope: Some(Scope::Worker(worker("digits", slot, 0))),
     })
 }
 
 /// A stream that is under way until it is dropped.
-struct Held {
-    _messages: mpsc::Sender<Bytes>,
-    answers: Streaming<Bytes>,
+pub(crate) struct Held {
+    pub(crate) _messages: mpsc::Sender<Bytes>,
+    pub(crate) answers: Streaming<Bytes>,
 }
 
-async fn hold(client: &Client, metadata: Metadata<'_>) -> Held {
+pub(crate) async fn hold(client: &Client, metadata: Metadata<'_>) -> Held {
     let (messages, sent) = mpsc::channel(1);
     messages.try_send("a".into()).expect("there is room");
     let mut answers = client
@@ -92,10 +92,18 @@ async fn watch(
 }
 
 async fn explain(control: &mut Control, metadata: &[(&str, &str)]) -> ExplainResponse {
+    explain_path(control, UNARY, metadata).await
+}
+
+pub(crate) async fn explain_path(
+    control: &mut Control,
+    path: &str,
+    metadata: &[(&str, &str)],
+) -> ExplainResponse {
     let pairs = metadata.iter();
     let metadata = pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     let request = ExplainRequest {
-        path: UNARY.to_owned(),
+        path: path.to_owned(),
         metadata: metadata.collect::<HashMap<_, _>>(),
     };
     let answer = control.explain(request).await;
@@ -192,6 +200,33 @@ async fn a_drain_ends_with_the_last_call_and_tells_how_far_it_is() {
     let word = soon("a word", words.into_inner().message()).await;
     assert!(word.unwrap().unwrap().undone);
     client.unary(UNARY, &named, "").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_not_done_while_calls_go_on_at_one_that_has_left_alive() {
+    let house = House::open().await;
+    let _worker = house.worker(0).await;
+    let client = house.client().await;
+    let mut held = hold(&client, DIGITS).await;
+    let request = DrainRequest {
+        order: None,
+        scope: of_worker(0),
+        wait_ms: 60_000,
+    };
+    let words = house.control().drain(request).await;
+    let mut words = words.unwrap().into_inner();
+    let mut told = async || {
+        let word = soon("a word", words.message()).await.unwrap().unwrap();
+        (word.workers, word.under_way, word.done)
+    };
+    assert_eq!(told().await, (1, 1, false));
+
+    house.discovery.gone(worker("digits", 0, 1), None);
+    assert_eq!(told().await, (0, 1, false));
+
+    held._messages = mpsc::channel(1).0;
+    assert_eq!(next(&mut held.answers).await.unwrap(), None, "it ends well");
+    assert_eq!(told().await, (0, 0, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -416,7 +451,7 @@ async fn the_queue_of_a_pool_is_as_long_as_ordered() {
     assert_eq!(started.calls(), 1, "the one that is held");
 }
 
-async fn ended(calls: &mut Streaming<TailResponse>) -> TailResponse {
+pub(crate) async fn ended(calls: &mut Streaming<TailResponse>) -> TailResponse {
     let call = soon("a call", calls.message()).await;
     call.expect("the gateway tells").expect("it goes on")
 }

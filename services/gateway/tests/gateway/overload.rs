@@ -6,10 +6,12 @@ use std::{
 };
 
 use tether_gateway::{Breaker, Config, PoolBreaker};
+use tether_proto::gateway::{BreakerState, EjectRequest, SnapshotRequest};
 use tonic::Code;
 
 use crate::{
     client::soon,
+    discovery::worker,
     house::{DIGITS, House, UNARY, fact, reason, retry_delay},
     queue::hold,
     worker::{Worker, reached},
@@ -55,6 +57,22 @@ async fn a_pool_whose_workers_all_fail_is_left_alone_and_tried_again() {
     assert!(refused.message().contains("pool `digits`"), "{refused}");
     assert!(retry_delay(&refused).is_some_and(|delay| delay <= OPEN));
     assert_eq!(calls(), failed, "no worker has seen it");
+    // It stays open until a call tries it.
+    let mut control = house.control();
+    let seen = control.snapshot(SnapshotRequest::default()).await.unwrap();
+    let pools = seen.into_inner().routes.unwrap().pools;
+    assert_eq!(pools[0].breaker(), BreakerState::Open);
+    let request = EjectRequest {
+        worker: Some(worker("digits", 1, 1)),
+        ttl_ms: 1,
+        ..EjectRequest::default()
+    };
+    let ejected = control.eject(request).await.unwrap();
+    assert_eq!(
+        ejected.get_ref().ready,
+        0,
+        "the other one takes none either"
+    );
 
     let served = async || client.unary(UNARY, DIGITS, "").await.is_ok();
     house.until("it is tried again", served).await;

@@ -7,7 +7,10 @@ use std::{
 };
 
 use tether_gateway::{Breaker, Config, MethodRule, Methods, Queue, Retries};
-use tether_proto::common::Endpoint;
+use tether_proto::{
+    common::Endpoint,
+    gateway::{SnapshotRequest, TailRequest},
+};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tonic::{Code, Response, Status};
 
@@ -15,6 +18,7 @@ use crate::{
     client::{Client, framed, grpc_request, raw, soon},
     discovery::{sigkill, worker},
     house::{DIGITS, House, UNARY, fact, reason},
+    orders::ended,
     worker::{Mood, Worker, plain, reached},
 };
 
@@ -341,6 +345,58 @@ async fn where_a_hedged_call_fails_twice_both_attempts_are_told() {
 
     let status = soon("the call", under_way).await.unwrap().unwrap_err();
     assert_eq!(told(&status), ["sent_unknown", "2", "WORKER_DIED"]);
+}
+
+/// A worker in this slot that never says anything about work.
+async fn silent(house: &House, slot: u32) -> JoinHandle<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("there is a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let serving = tokio::spawn(plain(listener, mpsc::channel(1).0));
+    house.tell(slot, 1, &address).await;
+    serving
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_watches_is_told_of_the_same_attempt_as_the_client() {
+    let house = House::with(hedged()).await;
+    let _workers = [silent(&house, 0).await, silent(&house, 1).await];
+    let calls = house.control().tail(TailRequest::default()).await;
+    let mut calls = calls.unwrap().into_inner();
+
+    let status = late(&house, WORK).await;
+
+    assert_eq!(told(&status), ["sent_unknown", "2", "DEADLINE_EXCEEDED"]);
+    let seen = ended(&mut calls).await;
+    assert_eq!((seen.attempts, seen.outcome.as_str()), (2, "sent_unknown"));
+    let slot = seen.worker.unwrap().slot;
+    assert_eq!(fact(&status, "worker").unwrap(), format!("digits/{slot}.1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_does_not_undo_what_an_earlier_attempt_may_have_done() {
+    let house = House::with(patient()).await;
+    let refuses = house.worker(0).await;
+    refuses.is(Mood::Unavailable(None));
+    let before = refuses.calls();
+    let _silent = silent(&house, 1).await;
+    // The other one has fewer calls, and is asked first.
+    let holder = house.client().await;
+    let pin = [("tether-worker", "digits/1")];
+    let held = tokio::spawn(async move { holder.unary(WORK, &pin, "").await });
+    let is_held = async || {
+        let all = house.control().snapshot(SnapshotRequest::default()).await;
+        let routes = all.unwrap().into_inner().routes.unwrap();
+        routes.workers[1].under_way == 1
+    };
+    house.until("it is held", is_held).await;
+
+    let status = late(&house, WORK).await;
+
+    assert_eq!(told(&status), ["started", "2", "DEADLINE_EXCEEDED"]);
+    assert_eq!(fact(&status, "worker").unwrap(), "digits/0.1");
+    assert_eq!(refuses.calls(), before + 1);
+    held.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

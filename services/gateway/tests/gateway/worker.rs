@@ -430,7 +430,7 @@ pub(crate) enum Upload {
 }
 
 /// A worker without a gRPC library, because some show a cancelled request as a complete one. It
-/// reads the bodies of `Upload` calls and never answers them, refuses `Unary` ones, cancels `Impatient` calls with a
+/// reads the bodies of `Upload` calls and never answers them, nor `Work` ones, refuses `Unary` ones, cancels `Impatient` calls with a
 /// reset and `Polite` ones with a status.
 pub(crate) async fn plain(listener: TcpListener, seen: mpsc::Sender<Upload>) {
     // Each lane of the gateway has a connection of its own.
@@ -445,7 +445,12 @@ async fn plainly(stream: TcpStream, seen: mpsc::Sender<Upload>) {
     let mut connection = h2::server::handshake(stream)
         .await
         .expect("it speaks HTTP/2");
+    let mut left = Vec::new();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
+        if request.uri().path().ends_with("/Work") {
+            left.push((request, respond));
+            continue;
+        }
         let (resets, says) = (
             request.uri().path().ends_with("/Impatient"),
             request.uri().path().ends_with("/Polite"),

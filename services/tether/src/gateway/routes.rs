@@ -7,8 +7,8 @@ use tether_client::Problem;
 use tether_proto::{
     common::WorkerRef,
     gateway::{
-        BreakerState, GatewayState, RouteState, SnapshotRequest, StandingOrder, WatchRoutesRequest,
-        WatchRoutesResponse, WorkerRoute, drain_scope, limits, standing_order,
+        BreakerState, GatewayState, PoolRoute, RouteState, SnapshotRequest, StandingOrder,
+        WatchRoutesRequest, WatchRoutesResponse, WorkerRoute, drain_scope, limits, standing_order,
     },
 };
 use tokio::time::sleep;
@@ -32,6 +32,9 @@ struct RouteRow {
     under_way: u32,
     capacity: u32,
     breaker: &'static str,
+    /// That of its pool, where it has one; only in a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_breaker: Option<&'static str>,
     trips: u32,
     node: String,
     address: String,
@@ -45,12 +48,8 @@ impl RouteRow {
             state: state(route),
             under_way: route.under_way,
             capacity: route.capacity,
-            breaker: match route.breaker() {
-                BreakerState::Unspecified => "unknown",
-                BreakerState::Closed => "closed",
-                BreakerState::Open => "open",
-                BreakerState::HalfOpen => "half-open",
-            },
+            breaker: breaker(route.breaker()),
+            pool_breaker: None,
             trips: route.trips,
             node: route.node.clone(),
             address: route.address.clone(),
@@ -65,6 +64,7 @@ impl RouteRow {
             under_way: 0,
             capacity: 0,
             breaker: "unknown",
+            pool_breaker: None,
             trips: 0,
             node: String::new(),
             address: String::new(),
@@ -85,7 +85,10 @@ impl Row for RouteRow {
             self.worker.clone(),
             self.state.to_owned(),
             share(self.under_way, self.capacity),
-            self.breaker.to_owned(),
+            match self.pool_breaker {
+                None | Some("closed") => self.breaker.to_owned(),
+                Some(of_pool) => format!("pool {of_pool}"),
+            },
             dash(&self.node),
             dash(&self.address),
         ];
@@ -102,7 +105,25 @@ pub(super) fn state(route: &WorkerRoute) -> &'static str {
         RouteState::Draining => "draining",
         RouteState::Ejected => "ejected",
         RouteState::Doubtful => "doubtful",
+        RouteState::Lapsed => "lapsed",
     }
+}
+
+fn breaker(state: BreakerState) -> &'static str {
+    match state {
+        BreakerState::Unspecified => "unknown",
+        BreakerState::Closed => "closed",
+        BreakerState::Open => "open",
+        BreakerState::HalfOpen => "half-open",
+    }
+}
+
+/// The breaker of a worker's pool, where that has one.
+fn pool_breaker(pools: &[PoolRoute], of: &WorkerRoute) -> Option<&'static str> {
+    let name = &of.worker.as_ref()?.pool;
+    let pool = pools.iter().find(|pool| pool.pool == *name)?;
+    let state = pool.breaker();
+    (state != BreakerState::Unspecified).then(|| breaker(state))
 }
 
 /// Calls under way, of as many as a worker serves at once.
@@ -126,7 +147,10 @@ pub(super) async fn routes(
     let answer = control.snapshot(request).await.map_err(Problem::from)?;
     let all = answer.into_inner().routes.unwrap_or_default();
     tell_pools(&all, out);
-    let rows = all.workers.iter().map(|route| RouteRow::new(route, None));
+    let rows = all.workers.iter().map(|route| RouteRow {
+        pool_breaker: pool_breaker(&all.pools, route),
+        ..RouteRow::new(route, None)
+    });
     out.list(&rows.collect::<Vec<_>>())
 }
 
@@ -204,6 +228,10 @@ fn tell_pools(word: &WatchRoutesResponse, out: &Output) {
         }
         if pool.drained {
             out.note(&format!("pool `{name}` is drained by order"));
+        }
+        if let state @ (BreakerState::Open | BreakerState::HalfOpen) = pool.breaker() {
+            let state = breaker(state);
+            out.note(&format!("the breaker of pool `{name}` is {state}"));
         }
     }
 }
