@@ -28,7 +28,7 @@
 //! - **B6** In the closed state the last `window` calls are looked at once they are `min_calls`: it opens where
 //!   `failure_percent` of them failed or `slow_percent` were slow. What was before the last change of state is forgotten.
 //! - **B7** One that may not trip stays closed, and trips with the next bad call for which it may.
-//! - **B9** What a closed breaker was told to forget does not open it.
+//! - **B9** What a closed breaker was told to forget does not open it, nor do the calls that were under way then.
 //!
 //! Beside it is the budget of calls that are made again, [`Retries`], with **B8**.
 //!
@@ -65,9 +65,9 @@ pub struct Terms {
     pub window: u32,
     /// How many there have to be before their shares count.
     pub min_calls: u32,
-    /// How many of a hundred of them have to fail for it to open.
+    /// How many of a hundred of them have to fail for it to open; 0 for never.
     pub failure_percent: u32,
-    /// How many of a hundred of them have to be slow.
+    /// How many of a hundred of them have to be slow; 0 for never.
     pub slow_percent: u32,
 }
 
@@ -259,11 +259,10 @@ impl Breaker {
         }
     }
 
-    /// What calls have said so far says nothing any more, while it is closed.
+    /// What calls have said so far, and those under way will, says nothing any more, while it is closed.
     pub fn forget(&mut self) {
-        if let State::Closed { failures } = &mut self.state {
-            *failures = 0;
-            self.window.clear();
+        if let State::Closed { .. } = self.state {
+            self.enter(State::Closed { failures: 0 });
         }
     }
 

@@ -42,12 +42,12 @@ impl Window {
         u32::try_from(self.marks.len()).unwrap_or(u32::MAX)
     }
 
-    /// Whether at least this many of a hundred failed.
+    /// Whether at least this many of a hundred failed; 0 are never enough.
     pub(crate) fn fails(&self, percent: u32) -> bool {
         reaches(self.failed, self.len(), percent)
     }
 
-    /// Whether at least this many of a hundred were slow.
+    /// Whether at least this many of a hundred were slow; 0 are never enough.
     pub(crate) fn lags(&self, percent: u32) -> bool {
         reaches(self.slow, self.len(), percent)
     }
@@ -66,5 +66,5 @@ impl Window {
 }
 
 fn reaches(some: u32, all: u32, percent: u32) -> bool {
-    all > 0 && u64::from(some) * 100 >= u64::from(percent) * u64::from(all)
+    percent > 0 && all > 0 && u64::from(some) * 100 >= u64::from(percent) * u64::from(all)
 }

@@ -242,3 +242,35 @@ fn tripped() -> Breaker {
     }
     breaker
 }
+
+/// B6
+#[test]
+fn a_share_of_nothing_never_opens_it() {
+    let terms = Terms {
+        failure_threshold: u32::MAX,
+        failure_percent: 0,
+        slow_percent: 0,
+        ..TERMS
+    };
+    let mut breaker = Breaker::new(terms);
+    let now = Tick::from_nanos(1);
+    for outcome in [Outcome::Failure, Outcome::Slow].repeat(20) {
+        let permit = permit(&mut breaker, now);
+        breaker.on_outcome(permit, outcome, true, now);
+    }
+    assert!(matches!(breaker.snapshot().state, State::Closed { .. }));
+}
+
+/// B9
+#[test]
+fn what_it_was_told_to_forget_does_not_open_it() {
+    let mut breaker = Breaker::new(TERMS);
+    let now = Tick::from_nanos(1);
+    let under_way: Vec<Permit> = (0..20).map(|_| permit(&mut breaker, now)).collect();
+    breaker.forget();
+    for permit in under_way {
+        breaker.on_outcome(permit, Outcome::Failure, true, now);
+    }
+    let closed = State::Closed { failures: 0 };
+    assert_eq!(breaker.snapshot().state, closed);
+}

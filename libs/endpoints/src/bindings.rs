@@ -11,7 +11,7 @@ use std::{
 };
 
 use tether_clock::Tick;
-use tether_types::{Epoch, Incarnation, OwnerName, Slot};
+use tether_types::{Epoch, Incarnation, OwnerName, Slot, WorkerId};
 
 /// In whose name a call is made, where it was seen that this session holds: the keys of a session end with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -62,6 +62,15 @@ pub(crate) struct Seat {
     pub(crate) incarnation: Incarnation,
 }
 
+impl Seat {
+    pub(crate) fn of(worker: &WorkerId) -> Self {
+        Self {
+            slot: worker.slot,
+            incarnation: worker.incarnation,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Binding {
     to: Seat,
@@ -78,8 +87,10 @@ pub(crate) struct Bindings {
 }
 
 impl Bindings {
-    pub(crate) fn find(&self, mark: Mark) -> Option<Seat> {
-        self.by_mark.get(&mark).map(|binding| binding.to)
+    pub(crate) fn find(&self, mark: Mark, now: Tick) -> Option<Seat> {
+        let binding = self.by_mark.get(&mark);
+        let binding = binding.filter(|binding| now < binding.until);
+        binding.map(|binding| binding.to)
     }
 
     /// A call of this key is given to a worker; answers whom it was bound to before.
@@ -104,18 +115,28 @@ impl Bindings {
         before.map(|before| before.to)
     }
 
-    /// A key is bound to this worker no more: its call was never sent there.
-    pub(crate) fn forget(&mut self, mark: Mark, to: Seat) {
-        if let Some(binding) = self.by_mark.get(&mark)
-            && binding.to == to
-        {
-            self.by_use.remove(&binding.used);
-            self.by_mark.remove(&mark);
+    /// A key is bound to this worker no more, but to whom it was before: its call was never sent there.
+    pub(crate) fn restore(&mut self, mark: Mark, from: Seat, before: Option<Seat>) {
+        let binding = self.by_mark.get_mut(&mark);
+        let Some(binding) = binding.filter(|binding| binding.to == from) else {
+            return;
+        };
+        match before {
+            Some(before) => binding.to = before,
+            None => {
+                self.by_use.remove(&binding.used);
+                self.by_mark.remove(&mark);
+            }
         }
     }
 
-    /// Forgets what is not to be remembered any more; answers whether that was anything.
-    pub(crate) fn expire(&mut self, keeping: Keeping, now: Tick) -> bool {
+    /// Forgets what is not to be remembered any more; answers whether that was a key that somebody waits for.
+    pub(crate) fn expire(
+        &mut self,
+        keeping: Keeping,
+        now: Tick,
+        is_waited_for: impl Fn(Mark) -> bool,
+    ) -> bool {
         let mut any = false;
         while let Some((_, mark)) = self.by_use.first_key_value() {
             let is_over = self.by_mark.get(mark).is_none_or(|at| at.until <= now);
@@ -124,8 +145,8 @@ impl Bindings {
             }
             if let Some((_, mark)) = self.by_use.pop_first() {
                 self.by_mark.remove(&mark);
+                any |= is_waited_for(mark);
             }
-            any = true;
         }
         any
     }
@@ -157,6 +178,9 @@ mod tests {
 
     #[test]
     fn the_key_that_was_used_least_recently_goes_first_and_each_in_its_time() {
+        let expire = |bindings: &mut Bindings, second| {
+            bindings.expire(KEEPING, at(second), |mark| mark != key("c"))
+        };
         let mut bindings = Bindings::default();
         for (second, text) in (0..).zip(["a", "b", "c"]) {
             assert_eq!(bindings.bind(key(text), to(0), KEEPING, at(second)), None);
@@ -165,15 +189,19 @@ mod tests {
         assert_eq!(before, Some(to(0)));
         bindings.bind(key("d"), to(0), KEEPING, at(4));
 
-        assert!(bindings.expire(KEEPING, at(4)), "there are too many");
-        assert_eq!(bindings.find(key("b")), None);
-        assert!(!bindings.expire(KEEPING, at(11)));
-        assert!(bindings.expire(KEEPING, at(12)));
+        assert!(expire(&mut bindings, 4), "there are too many");
+        assert_eq!(bindings.find(key("b"), at(4)), None);
+        assert_eq!(bindings.find(key("c"), at(12)), None, "its time is over");
+        assert!(!expire(&mut bindings, 11));
+        assert!(!expire(&mut bindings, 12), "nobody waits for it");
         assert_eq!(
-            (bindings.find(key("c")), bindings.find(key("a"))),
+            (
+                bindings.find(key("c"), at(12)),
+                bindings.find(key("a"), at(12))
+            ),
             (None, Some(to(1)))
         );
-        assert!(bindings.expire(KEEPING, at(14)));
+        assert!(expire(&mut bindings, 14));
         assert!(bindings.by_mark.is_empty() && bindings.by_use.is_empty());
     }
 

@@ -82,7 +82,7 @@ impl Pool {
         if !ask.target.waits() {
             return Err(Refusal::NoWorker(Why::Busy));
         }
-        let slot = self.home(&ask.target);
+        let slot = self.home(&ask.target, now);
         self.waiting
             .may_wait(ask, slot, most, now)
             .map_err(Refusal::Overloaded)

@@ -109,12 +109,29 @@ impl Endpoints {
     }
 
     /// The agent of a node says until when the workers of each pool may take calls; nothing where it does not know.
-    pub fn on_permissions(&mut self, node: &NodeName, ends: BTreeMap<PoolName, Tick>) {
+    /// Answers whether one may that might not at `now`, or the other way round.
+    pub fn on_permissions(
+        &mut self,
+        node: &NodeName,
+        ends: BTreeMap<PoolName, Tick>,
+        now: Tick,
+    ) -> bool {
         let Some(feed) = self.feeds.get_mut(node).filter(|_| !ends.is_empty()) else {
-            return;
+            return false;
         };
         feed.ends = ends;
+        let over = self.over(node, now);
         self.settle_all(node);
+        over != self.over(node, now)
+    }
+
+    /// Of the workers of a node, which may take no more calls as their permission is over.
+    fn over(&self, node: &NodeName, now: Tick) -> Vec<bool> {
+        let on_node = self.pools.values().flat_map(|pool| {
+            let lives = pool.lives().filter(|live| live.is_on(node));
+            lives.map(|live| live.fate.is_over(pool.vouched, now))
+        });
+        on_node.collect()
     }
 
     /// The agent of a node says nothing any more. What it said of ends stands, and so does until when it allowed calls.
@@ -159,6 +176,9 @@ impl Endpoints {
                 && let Some(pool) = self.pools.get_mut(&worker.pool)
             {
                 pool.moved = true;
+                if fate.ends {
+                    pool.breaker.on_one_less();
+                }
             }
             return None;
         };

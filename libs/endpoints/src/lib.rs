@@ -36,9 +36,11 @@
 //! - **E14** A worker that gives no sign of life is picked only where no other one of its pool will take the call.
 //! - **E15** One whose permission is over is not picked, unless its agent is away and discovery says it is served.
 //! - **E16** A strict call of a key is given to the incarnation that was given the key's last call, or to nobody, for as
-//!   long as that is remembered; a hint that is given to another is told that it has moved.
+//!   long as that is remembered; a hint that is given to another is told that it has moved. A call that was not sent, or
+//!   that its worker would not have, was given to nobody; one that two have was given to the one that won.
 //! - **E17** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
-//!   workers with closed breakers, since last one of those was opened: leaving single workers alone comes first.
+//!   workers with closed breakers and ended while those were there, since last one of those was opened or ended: leaving
+//!   single workers alone comes first.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -74,13 +76,14 @@ pub use explain::{Explained, Verdict, Would};
 pub use fate::{Fates, Word};
 pub use orders::{Order, QueueLimits, Scope};
 pub use peek::{FAR, Peek, Peeked};
-pub use pick::{Affinity, Pick, Refusal, Target, Ticket, Why};
+pub use pick::{Affinity, Claim, Pick, Refusal, Target, Ticket, Why};
 pub use waiting::{Ask, Overload, Party, Priority};
 
 use ages::Heard;
 use fate::Feed;
 use orders::Orders;
 use pool::Pool;
+use pool_breaker::OfCall;
 
 /// Where one worker serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -435,8 +438,8 @@ impl Endpoints {
 
     /// When a worker of a pool that is left alone because of its calls is tried again: `next` may have something to say
     /// then, though nothing else has happened.
-    pub fn next_trial(&self, pool: &PoolName) -> Option<Tick> {
-        self.pools.get(pool)?.next_trial()
+    pub fn next_trial(&self, pool: &PoolName, now: Tick) -> Option<Tick> {
+        self.pools.get(pool)?.next_trial(now)
     }
 
     /// The breaker of a pool as a whole, where it has one.
@@ -499,18 +502,39 @@ impl Endpoints {
         let of_pool = ticket.pool_permit.take();
         let most_ejected = self.outlook.most_ejected_percent;
         if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
-            pool.breaker.on_outcome(of_pool, &permit, outcome, now);
+            let mut of_call = OfCall {
+                is_probe: permit.is_probe(),
+                is_answered: ticket.answered.is_some(),
+                lives: false,
+            };
             let may_trip = match outcome {
                 Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
                 Outcome::Success | Outcome::Silent => true,
             };
             if let Some(live) = pool.live_mut(ticket) {
+                of_call.lives = true;
                 let was_open = live.breaker.is_open();
                 live.breaker.on_outcome(permit, outcome, may_trip, now);
                 if live.breaker.is_open() && !was_open {
-                    pool.breaker.on_one_left_alone();
+                    pool.breaker.on_one_less();
                 }
             }
+            pool.breaker.on_outcome(of_pool, of_call, outcome, now);
+        }
+    }
+
+    /// The worker has not begun with the call of this ticket and will not: no fault of it, and it has no state of its key.
+    pub fn on_refused(&mut self, ticket: &mut Ticket, now: Tick) {
+        self.on_outcome(ticket, Outcome::Silent, now);
+        if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            pool.untie(ticket);
+        }
+    }
+
+    /// Of two workers that had a call, this one's answer counts.
+    pub fn on_won(&mut self, claim: &Claim, now: Tick) {
+        if let Some(pool) = self.pools.get_mut(&claim.worker.pool) {
+            pool.claim(claim, now);
         }
     }
 
@@ -530,7 +554,7 @@ impl Endpoints {
             return false;
         };
         if ticket.sent_at.is_none() {
-            pool.untie(&ticket);
+            pool.untie(&mut ticket);
             return false;
         }
         pool.served(&ticket.worker)

@@ -50,14 +50,14 @@ pub enum Affinity {
 
 impl Target {
     /// The key of a call that has one, and what is to be kept of it.
-    fn mark(&self) -> Option<Mark> {
+    pub(crate) fn mark(&self) -> Option<Mark> {
         match self {
             Self::Affinity { key, session, .. } => Some(Mark::of(key, session.as_deref())),
             Self::Any | Self::Worker { .. } => None,
         }
     }
 
-    fn is_hint(&self) -> bool {
+    pub(crate) fn is_hint(&self) -> bool {
         matches!(
             self,
             Self::Affinity {
@@ -114,10 +114,15 @@ pub struct Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tie {
     pub(crate) mark: Mark,
-    /// Whether it was not bound to this one before.
-    pub(crate) is_new: bool,
-    /// Whether it was bound to another.
-    has_moved: bool,
+    /// To whom it was bound before.
+    pub(crate) before: Option<Seat>,
+}
+
+/// That a worker has a call, and would have the state of its key.
+#[derive(Debug)]
+pub struct Claim {
+    pub(crate) worker: WorkerId,
+    pub(crate) mark: Mark,
 }
 
 impl Ticket {
@@ -133,7 +138,16 @@ impl Ticket {
 
     /// Whether the key's last call was given to another worker.
     pub fn has_moved(&self) -> bool {
-        self.tie.as_ref().is_some_and(|tie| tie.has_moved)
+        let before = self.tie.as_ref().and_then(|tie| tie.before);
+        before.is_some_and(|before| before != Seat::of(&self.worker))
+    }
+
+    /// What it comes to where another worker has the same call, and this one's answer counts.
+    pub fn claim(&self) -> Option<Claim> {
+        Some(Claim {
+            worker: self.worker.clone(),
+            mark: self.tie.as_ref()?.mark,
+        })
     }
 
     /// The call was sent to the worker at `now`.
@@ -160,6 +174,13 @@ impl Ticket {
     pub fn is_probe(&self) -> bool {
         let of_pool = self.pool_permit.as_deref();
         self.permit.as_ref().is_some_and(Permit::is_probe) || of_pool.is_some_and(Permit::is_probe)
+    }
+}
+
+impl Claim {
+    /// Whose worker it is.
+    pub fn pool(&self) -> &PoolName {
+        &self.worker.pool
     }
 }
 
@@ -259,7 +280,7 @@ impl Pool {
         see: impl FnMut(Slot, Verdict),
     ) -> Result<Slot, Why> {
         let slot = self.turn(target, tried, random, now, see)?;
-        match self.others_wait(target) {
+        match self.others_wait(target, now) {
             true => Err(Why::Busy),
             false => Ok(slot),
         }
@@ -314,15 +335,10 @@ impl Pool {
     /// A call is given to a worker, which has the state of its key from then on.
     fn tie(&mut self, target: &Target, to: Seat, now: Tick) -> Option<Box<Tie>> {
         let mark = target.mark()?;
-        let before = self.bindings.bind(mark, to, self.keeping, now);
-        let is_new = before != Some(to);
+        let before = self.bind(mark, to, now);
         // A hint may bind what others of the same key wait for elsewhere.
-        self.moved |= is_new && target.is_hint();
-        Some(Box::new(Tie {
-            mark,
-            is_new,
-            has_moved: is_new && before.is_some(),
-        }))
+        self.moved |= before != Some(to) && target.is_hint() && self.waiting.has(mark);
+        Some(Box::new(Tie { mark, before }))
     }
 
     /// The place of the worker that would take a call now. Tells `see` of each that it looks at.
@@ -356,9 +372,9 @@ impl Pool {
                     (!is_pinned, Reverse(affinity::bid(key, slot)))
                 });
             }
-            Target::Affinity { key, .. } => match (self.pinned(key), self.bound(target)) {
+            Target::Affinity { key, .. } => match (self.pinned(key), self.bound(target, now)) {
                 (None, Some(bound)) => self.check_bound(bound)?,
-                _ => self.home(target).ok_or(Why::NoneReady)?,
+                _ => self.home(target, now).ok_or(Why::NoneReady)?,
             },
             Target::Worker { slot, incarnation } => {
                 self.meets(*slot, *incarnation)?;
@@ -366,7 +382,14 @@ impl Pool {
             }
         };
         let live = self.slots.get(&slot).and_then(|place| place.live.as_ref());
-        let verdict = self.verdict(live.ok_or(Why::NoneReady)?, tried, now);
+        let live = live.ok_or(Why::NoneReady)?;
+        let verdict = match self.verdict(live, tried, now) {
+            // Nobody knows whether it is free.
+            Verdict::Eligible if live.fate.doubted && !target.waits() => {
+                Verdict::Refused(Why::Busy)
+            }
+            verdict => verdict,
+        };
         see(slot, verdict);
         match verdict {
             Verdict::Eligible => Ok(slot),
@@ -414,7 +437,7 @@ impl Pool {
 
     /// The one place whose worker a call needs, for a target that leaves no choice. For a key that is where its last call
     /// went, else the highest bidder that does not drain.
-    pub(crate) fn home(&self, target: &Target) -> Option<Slot> {
+    pub(crate) fn home(&self, target: &Target, now: Tick) -> Option<Slot> {
         let key = match target {
             Target::Any
             | Target::Affinity {
@@ -427,7 +450,7 @@ impl Pool {
         if let Some(slot) = self.pinned(key) {
             return Some(slot);
         }
-        if let Some(bound) = self.bound(target) {
+        if let Some(bound) = self.bound(target, now) {
             return Some(bound.slot);
         }
         let bidders = self.slots.iter().filter(|(_, place)| stays(place));
@@ -444,8 +467,8 @@ impl Pool {
     }
 
     /// Who was given the last call with the key of this target.
-    fn bound(&self, target: &Target) -> Option<Seat> {
-        self.bindings.find(target.mark()?)
+    fn bound(&self, target: &Target, now: Tick) -> Option<Seat> {
+        self.bindings.find(target.mark()?, now)
     }
 
     /// The place of one that has a key's state, unless that is lost (E16).

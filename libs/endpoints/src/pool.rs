@@ -11,8 +11,9 @@ use tether_clock::Tick;
 use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
-    Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, Verdict, View, Why,
-    bindings::{Bindings, Seat},
+    Claim, Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, Verdict,
+    View, Why,
+    bindings::{Bindings, Mark, Seat},
     fate::Fate,
     limiter::Limiter,
     orders::Bound,
@@ -147,18 +148,30 @@ impl Pool {
 
     /// Only time passed.
     pub(crate) fn check(&mut self, now: Tick) {
-        self.moved |= self.bindings.expire(self.keeping, now);
+        let is_waited_for = |mark| self.waiting.has(mark);
+        self.moved |= self.bindings.expire(self.keeping, now, is_waited_for);
     }
 
-    /// The call of this ticket was never sent: its worker has no state of it.
-    pub(crate) fn untie(&mut self, ticket: &Ticket) {
-        if let Some(tie) = ticket.tie.as_ref().filter(|tie| tie.is_new) {
-            let WorkerId {
-                slot, incarnation, ..
-            } = ticket.worker;
-            self.bindings.forget(tie.mark, Seat { slot, incarnation });
-            self.moved = true;
+    /// The call of this ticket was never sent, or refused: its worker has no state of it.
+    pub(crate) fn untie(&mut self, ticket: &mut Ticket) {
+        let seat = Seat::of(&ticket.worker);
+        if let Some(tie) = ticket.tie.take().filter(|tie| tie.before != Some(seat)) {
+            self.bindings.restore(tie.mark, seat, tie.before);
+            self.moved |= self.waiting.has(tie.mark);
         }
+    }
+
+    /// This worker has the state of a key, whoever else was given the same call.
+    pub(crate) fn claim(&mut self, claim: &Claim, now: Tick) {
+        self.bind(claim.mark, Seat::of(&claim.worker), now);
+        self.moved |= self.waiting.has(claim.mark);
+    }
+
+    /// A key belongs to this worker from now on; answers to whom it did before.
+    pub(crate) fn bind(&mut self, mark: Mark, to: Seat, now: Tick) -> Option<Seat> {
+        let before = self.bindings.bind(mark, to, self.keeping, now);
+        self.check(now);
+        before
     }
 
     /// A new or changed endpoint; answers whom it replaced.
@@ -199,6 +212,7 @@ impl Pool {
         // Whoever is gone again has to be asked for again.
         self.expected_until = None;
         let replaced = replaced?;
+        self.breaker.on_one_less();
         let worker = replaced.endpoint.worker.clone();
         self.depart(replaced);
         Some(Gone {
@@ -255,6 +269,7 @@ impl Pool {
             return None;
         }
         let left = place.live.take();
+        self.breaker.on_one_less();
         self.moved = true;
         // Nothing of it has to be known when it comes back, and of those that no agent runs each may have a slot that
         // nobody else ever has.
@@ -275,8 +290,8 @@ impl Pool {
     }
 
     /// Whether calls wait that one with this target may not overtake.
-    pub(crate) fn others_wait(&self, target: &Target) -> bool {
-        !self.waiting.is_empty() && self.waiting.any_at(self.home(target))
+    pub(crate) fn others_wait(&self, target: &Target, now: Tick) -> bool {
+        !self.waiting.is_empty() && self.waiting.any_at(self.home(target, now))
     }
 
     pub(crate) fn next_waiting(
@@ -294,7 +309,7 @@ impl Pool {
         }
         if std::mem::take(&mut self.moved) {
             let mut waiting = std::mem::take(&mut self.waiting);
-            waiting.rebind(|target| self.home(target));
+            waiting.rebind(|target| self.home(target, now));
             self.waiting = waiting;
         }
         for head in self.waiting.heads() {
@@ -332,10 +347,15 @@ impl Pool {
         ejected == 0 || (ejected + 1) * 100 <= all * u64::from(most_percent)
     }
 
-    /// When the first of those that are left alone because of their calls is tried again.
-    pub(crate) fn next_trial(&self) -> Option<Tick> {
-        let living = self.slots.values().filter_map(|place| place.live.as_ref());
-        living.filter_map(|live| live.breaker.next_deadline()).min()
+    /// When the first is tried again of those that are left alone because of their calls, and for nothing else. Those whose
+    /// time has come can be picked already.
+    pub(crate) fn next_trial(&self, now: Tick) -> Option<Tick> {
+        let willing = self.lives().filter(|live| {
+            let lapsed = live.fate.is_over(self.vouched, now);
+            !live.drains() && live.bound.ejected.is_none() && !lapsed
+        });
+        let trials = willing.filter_map(|live| live.breaker.next_deadline());
+        trials.filter(|at| now < *at).min()
     }
 
     pub(crate) fn is_alive(&self, worker: &WorkerId) -> bool {
@@ -426,7 +446,7 @@ mod tests {
     use tether_types::Address;
 
     use super::*;
-    use crate::Standing;
+    use crate::{Affinity, Ask, Endpoints, Party, Priority, Standing, Update};
 
     #[test]
     fn of_those_that_no_agent_runs_nothing_is_kept_when_they_have_left() {
@@ -454,5 +474,46 @@ mod tests {
             assert_eq!(pool.remove(worker, None), None, "it is told twice");
         }
         assert!(pool.slots.is_empty(), "{}", pool.slots.len());
+    }
+
+    #[test]
+    fn only_those_who_wait_for_a_key_are_sorted_anew_where_it_is_bound() {
+        let name = PoolName::new("p").expect("it is a name");
+        let mut set = Endpoints::new(Outlook::default(), 10);
+        set.apply_change(Update {
+            upserts: vec![Endpoint {
+                worker: "p/0.1".parse().expect("it is a worker"),
+                address: Address::Unix("/w".into()),
+                tls: false,
+                node: None,
+                draining: false,
+                counted: false,
+                unordered: false,
+                capacity: NonZeroU32::new(2),
+                weight: 0,
+                standing: Standing::Near,
+            }],
+            ..Update::default()
+        });
+        let to = |key: &[u8], affinity| Target::Affinity {
+            key: key.to_vec(),
+            session: None,
+            affinity,
+        };
+        let ask = Ask {
+            target: to(b"a", Affinity::StrictQueue),
+            tried: Vec::new(),
+            party: Party::Connection(1),
+            priority: Priority::Normal,
+            deadline: None,
+        };
+        set.wait(&name, ask, Tick::ZERO).expect("it may");
+        for (key, is_waited_for) in [(b"b", false), (b"a", true)] {
+            let pool = set.pools.get_mut(&name).expect("it is there");
+            pool.moved = false;
+            let hint = to(key, Affinity::Hint);
+            let _pick = pool.give(&name, &hint, 0, Tick::ZERO).expect("it is free");
+            assert_eq!(pool.moved, is_waited_for);
+        }
     }
 }

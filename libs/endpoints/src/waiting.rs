@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Bound::{Excluded, Unbounded},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use std::{
 use tether_clock::Tick;
 use tether_types::{OwnerName, Slot, WorkerId};
 
-use crate::Target;
+use crate::{Target, bindings::Mark};
 
 /// How much the last interval between two calls that went on counts in the mean: one part of this many.
 const RECENT: u32 = 8;
@@ -107,7 +107,8 @@ pub(crate) struct Waiting {
     parties: BTreeMap<(Priority, Party), BTreeSet<Number>>,
     /// Calls that lost their place to others and have not been told.
     shed: Vec<Number>,
-    pace: Pace,
+    /// How many wait for the worker of a key.
+    marks: HashMap<Mark, usize>,
 }
 
 #[derive(Debug)]
@@ -123,6 +124,11 @@ impl Waiting {
 
     pub(crate) fn len(&self) -> usize {
         self.calls.len()
+    }
+
+    /// Whether a call waits for the worker of this key.
+    pub(crate) fn has(&self, mark: Mark) -> bool {
+        self.marks.contains_key(&mark)
     }
 
     /// Whether a call waits for the worker in `slot`, or for anyone where there is none.
@@ -141,8 +147,12 @@ impl Waiting {
         most: usize,
         now: Tick,
     ) -> Result<Place, Overload> {
-        if let (None, Some(deadline)) = (slot, ask.deadline)
-            && let Some(expected) = self.pace.expected(self.free.before(ask), now)
+        let line = match slot {
+            Some(slot) => self.bound.get(&slot),
+            None => Some(&self.free),
+        };
+        if let (Some(line), Some(deadline)) = (line, ask.deadline)
+            && let Some(expected) = line.pace.expected(line.before(ask), now)
             && now + expected > deadline
         {
             return Err(Overload::TooLate { expected });
@@ -165,6 +175,9 @@ impl Waiting {
         self.line(slot).push(&ask, number);
         let of_party = self.parties.entry((ask.priority, ask.party.clone()));
         of_party.or_default().insert(number);
+        if let Some(mark) = strict_mark(&ask) {
+            *self.marks.entry(mark).or_default() += 1;
+        }
         self.calls.insert(number, Call { ask, slot });
     }
 
@@ -210,25 +223,21 @@ impl Waiting {
             return;
         };
         let (ask, slot) = (ask.clone(), *slot);
-        self.line(slot).turn(&ask);
+        let line = self.line(slot);
+        line.turn(&ask);
+        line.pace.on_taken(now);
         self.remove(number);
-        if slot.is_none() {
-            self.pace.on_taken(!self.free.is_empty(), now);
-        }
     }
 
     /// A waiting call waits no more.
     pub(crate) fn forget(&mut self, number: Number) {
         self.remove(number);
         self.shed.retain(|shed| *shed != number);
-        if self.free.is_empty() {
-            self.pace = Pace::default();
-        }
     }
 
     /// Workers came or went: each call is to have the slot that `home` names for its target now, if it names any.
     pub(crate) fn rebind(&mut self, home: impl Fn(&Target) -> Option<Slot>) {
-        self.bound.clear();
+        let mut before = std::mem::take(&mut self.bound);
         for (number, call) in &mut self.calls {
             let Some(slot) = home(&call.ask.target).or(call.slot) else {
                 continue;
@@ -237,7 +246,10 @@ impl Waiting {
                 // Nobody was there when it came.
                 self.free.remove(&call.ask, *number);
             }
-            let line = self.bound.entry(slot).or_default();
+            let line = self.bound.entry(slot).or_insert_with(|| Line {
+                pace: before.remove(&slot).unwrap_or_default().pace,
+                ..Line::default()
+            });
             line.push(&call.ask, *number);
         }
     }
@@ -272,6 +284,14 @@ impl Waiting {
         {
             self.bound.remove(&slot);
         }
+        if let Some(mark) = strict_mark(&ask)
+            && let Some(count) = self.marks.get_mut(&mark)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.marks.remove(&mark);
+            }
+        }
         let party = (ask.priority, ask.party);
         if let Some(numbers) = self.parties.get_mut(&party) {
             numbers.remove(&number);
@@ -282,32 +302,43 @@ impl Waiting {
     }
 }
 
+/// The key of a call that only the worker of its key may take.
+fn strict_mark(ask: &Ask) -> Option<Mark> {
+    ask.target.mark().filter(|_| !ask.target.is_hint())
+}
+
 /// Calls that wait for the same, by priority.
 #[derive(Debug, Default)]
-struct Line(BTreeMap<Priority, Lanes>);
+struct Line {
+    lanes: BTreeMap<Priority, Lanes>,
+    pace: Pace,
+}
 
 impl Line {
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lanes.is_empty()
     }
 
     fn push(&mut self, ask: &Ask, number: Number) {
-        let lanes = self.0.entry(ask.priority).or_default();
+        let lanes = self.lanes.entry(ask.priority).or_default();
         lanes.push(ask.party.clone(), number);
     }
 
     fn remove(&mut self, ask: &Ask, number: Number) {
-        if let Some(lanes) = self.0.get_mut(&ask.priority) {
+        if let Some(lanes) = self.lanes.get_mut(&ask.priority) {
             lanes.remove(&ask.party, number);
             if lanes.turns.is_empty() {
-                self.0.remove(&ask.priority);
+                self.lanes.remove(&ask.priority);
             }
+        }
+        if self.is_empty() {
+            self.pace = Pace::default();
         }
     }
 
     /// The party of this call has had its turn.
     fn turn(&mut self, ask: &Ask) {
-        if let Some(lanes) = self.0.get_mut(&ask.priority) {
+        if let Some(lanes) = self.lanes.get_mut(&ask.priority) {
             lanes.turns.retain(|party| *party != ask.party);
             lanes.turns.push_back(ask.party.clone());
         }
@@ -315,14 +346,14 @@ impl Line {
 
     /// The first call of each party, in the order of their turns.
     fn firsts(&self) -> impl Iterator<Item = Number> {
-        self.0.values().rev().flat_map(Lanes::firsts)
+        self.lanes.values().rev().flat_map(Lanes::firsts)
     }
 
     /// How many calls go on before one that would come now.
     fn before(&self, ask: &Ask) -> usize {
-        let above = self.0.range((Excluded(ask.priority), Unbounded));
+        let above = self.lanes.range((Excluded(ask.priority), Unbounded));
         let above: usize = above.map(|(_, lanes)| lanes.len()).sum();
-        let beside = self.0.get(&ask.priority);
+        let beside = self.lanes.get(&ask.priority);
         above + beside.map_or(0, |lanes| lanes.before(&ask.party))
     }
 }
@@ -383,16 +414,13 @@ struct Pace {
 }
 
 impl Pace {
-    fn on_taken(&mut self, more: bool, now: Tick) {
+    fn on_taken(&mut self, now: Tick) {
         let gap = self.last.map(|last| now.since(last));
         self.mean = match (self.mean, gap) {
             (Some(mean), Some(gap)) => Some((mean * (RECENT - 1) + gap) / RECENT),
             (mean, gap) => mean.or(gap),
         };
-        match more {
-            true => self.last = Some(now),
-            false => *self = Self::default(),
-        }
+        self.last = Some(now);
     }
 
     /// How long a call waits that has so many before it; `None` where nothing was measured.

@@ -14,6 +14,14 @@ use tether_types::{Address, Death, DeathCause, Epoch, Incarnation, PoolName, Wor
 const SLOTS: u32 = 4;
 const KEEP: Duration = Duration::from_secs(20);
 
+/// How far a call comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Served,
+    Unsent,
+    Refused,
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Up(u32, bool),
@@ -23,7 +31,15 @@ enum Step {
         key: u8,
         epoch: u64,
         affinity: Affinity,
-        sent: bool,
+        fate: Fate,
+        /// The slot of one that has refused it before.
+        tried: Option<u32>,
+    },
+    /// Two workers have it, and the second wins or the first.
+    Hedged {
+        key: u8,
+        epoch: u64,
+        second_wins: bool,
     },
     Wait(u64),
 }
@@ -32,11 +48,15 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
     let affinity = prop_oneof![
         1 => Just(Affinity::Hint), 2 => Just(Affinity::StrictQueue), 1 => Just(Affinity::StrictFailFast)
     ];
+    let fate =
+        prop_oneof![3 => Just(Fate::Served), 1 => Just(Fate::Unsent), 1 => Just(Fate::Refused)];
     let step = prop_oneof![
         3 => (0..SLOTS, prop::bool::weighted(0.2)).prop_map(|(slot, drains)| Step::Up(slot, drains)),
         2 => (0..SLOTS, any::<bool>()).prop_map(|(slot, dead)| Step::Gone(slot, dead)),
-        8 => (0u8..3, 0u64..3, affinity, prop::bool::weighted(0.8)).prop_map(
-            |(key, epoch, affinity, sent)| Step::Call { key, epoch, affinity, sent }),
+        8 => (0u8..3, 0u64..3, affinity, fate, prop::option::of(0..SLOTS)).prop_map(
+            |(key, epoch, affinity, fate, tried)| Step::Call { key, epoch, affinity, fate, tried }),
+        3 => (0u8..3, 0u64..3, any::<bool>()).prop_map(
+            |(key, epoch, second_wins)| Step::Hedged { key, epoch, second_wins }),
         1 => (1u64..15).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 1..120)
@@ -140,10 +160,12 @@ proptest! {
                     *seat = Seat { lives: false, dead: dead || seat.dead, ..*seat };
                     set.apply_change(gone(slot, seat.incarnation, dead));
                 }
-                Step::Call { key, epoch, affinity, sent } => {
+                Step::Call { key, epoch, affinity, fate, tried } => {
                     let is_kept = |(_, _, at): &(u32, u64, Tick)| now < *at + KEEP;
                     let before = last.get(&(key, epoch)).copied().filter(is_kept);
-                    let picked = set.pick(&pool(), &target(key, epoch, affinity), &[], 0, now);
+                    let tried = tried.map(|slot| worker(slot, seats.get(&slot).map_or(0, |seat| seat.incarnation)));
+                    let tried: Vec<WorkerId> = tried.into_iter().collect();
+                    let picked = set.pick(&pool(), &target(key, epoch, affinity), &tried, 0, now);
                     if let (Some((slot, incarnation, _)), true) = (before, affinity != Affinity::Hint) {
                         let seat = seats[&slot];
                         let is_gone = seat.incarnation > incarnation || seat.dead;
@@ -157,7 +179,8 @@ proptest! {
                                 prop_assert_eq!(why, &Refusal::NoWorker(expected), "E16");
                             }
                             Err(why) => {
-                                prop_assert!(!seat.lives || seat.drains, "E16 {:?} {:?}", why, seat);
+                                let was_tried = tried.contains(&worker(slot, incarnation));
+                                prop_assert!(!seat.lives || seat.drains || was_tried, "E16 {:?} {:?}", why, seat);
                             }
                         }
                     }
@@ -166,17 +189,41 @@ proptest! {
                     let at = (id.slot, id.incarnation.0);
                     let moved = before.is_some_and(|(slot, incarnation, _)| (slot, incarnation) != at);
                     prop_assert_eq!(pick.ticket.has_moved(), moved, "E16");
-                    let is_new = before.is_none_or(|(slot, incarnation, _)| (slot, incarnation) != at);
-                    if sent {
+                    if fate != Fate::Unsent {
                         pick.ticket.on_sent(now);
+                    }
+                    if fate == Fate::Refused {
+                        set.on_refused(&mut pick.ticket, now);
                     }
                     set.on_outcome(&mut pick.ticket, Outcome::Success, now);
                     set.release(pick.ticket, now);
-                    match sent || !is_new {
-                        true => last.insert((key, epoch), (at.0, at.1, now)),
-                        // It has never had the call, and whoever had the one before is not asked again.
-                        false => last.remove(&(key, epoch)),
+                    // Where it has never had the call, whoever had the one before still has what it knew.
+                    let has_it = match fate {
+                        Fate::Served => Some(at),
+                        Fate::Unsent | Fate::Refused => before.map(|(slot, incarnation, _)| (slot, incarnation)),
                     };
+                    match has_it {
+                        Some((slot, incarnation)) => last.insert((key, epoch), (slot, incarnation, now)),
+                        None => last.remove(&(key, epoch)),
+                    };
+                }
+                Step::Hedged { key, epoch, second_wins } => {
+                    let target = target(key, epoch, Affinity::Hint);
+                    let Ok(mut first) = set.pick(&pool(), &target, &[], 0, now) else { continue };
+                    first.ticket.on_sent(now);
+                    let claim = first.ticket.claim().expect("it has a key");
+                    let mut winner = first.ticket.worker().clone();
+                    let tried = [winner.clone()];
+                    if let Ok(mut second) = set.pick(&pool(), &target, &tried, 0, now) {
+                        second.ticket.on_sent(now);
+                        match second_wins {
+                            true => winner = second.ticket.worker().clone(),
+                            false => set.on_won(&claim, now),
+                        }
+                        set.release(second.ticket, now);
+                    }
+                    set.release(first.ticket, now);
+                    last.insert((key, epoch), (winner.slot, winner.incarnation.0, now));
                 }
             }
         }

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
 use proptest::prelude::*;
 use tether_clock::Tick;
 use tether_endpoints::{
-    Ages, Endpoint, Endpoints, Fates, Gone, Outlook, Pick, Refusal, Removal, Standing, Target,
-    Update, Why, Word,
+    Affinity, Ages, Endpoint, Endpoints, Fates, Gone, Outlook, Pick, Refusal, Removal, Standing,
+    Target, Update, Why, Word,
 };
 use tether_types::{Death, DeathCause, Incarnation, NodeName, PoolName, WorkerId};
 
@@ -220,7 +220,7 @@ fn a_view_says_what_an_agent_has_said() {
 
     say(&mut endpoints, worker(0, 5), Word::Doubtful);
     let end = Tick::ZERO + Duration::from_secs(1);
-    endpoints.on_permissions(&node("a"), ends(end));
+    endpoints.on_permissions(&node("a"), ends(end), Tick::ZERO);
     assert_eq!(view(&endpoints, Tick::ZERO), (true, None));
     assert_eq!(view(&endpoints, end), (true, Some(Why::Lapsed)));
 
@@ -241,8 +241,8 @@ fn a_permission_that_is_over_is_over_also_while_everybody_is_away() {
     assert_eq!(at(&mut endpoints, 1_000), Ok(worker(0, 5)), "nobody said");
 
     say(&mut endpoints, worker(0, 5), Word::Running);
-    endpoints.on_permissions(&node("a"), ends(seconds(100)));
-    endpoints.on_permissions(&node("a"), BTreeMap::new());
+    assert!(!endpoints.on_permissions(&node("a"), ends(seconds(100)), seconds(90)));
+    assert!(!endpoints.on_permissions(&node("a"), BTreeMap::new(), seconds(90)));
     assert_eq!(at(&mut endpoints, 99), Ok(worker(0, 5)));
     assert_eq!(at(&mut endpoints, 100), LAPSED);
 
@@ -266,7 +266,8 @@ fn a_permission_that_is_over_is_over_also_while_everybody_is_away() {
     assert_eq!(at(&mut endpoints, 116), LAPSED);
     // The agent is back.
     say(&mut endpoints, worker(0, 5), Word::Running);
-    endpoints.on_permissions(&node("a"), ends(seconds(140)));
+    assert!(endpoints.on_permissions(&node("a"), ends(seconds(140)), seconds(120)));
+    assert!(!endpoints.on_permissions(&node("a"), ends(seconds(150)), seconds(121)));
     assert_eq!(at(&mut endpoints, 120), Ok(worker(0, 5)));
 }
 
@@ -378,4 +379,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn one_that_gives_no_sign_of_life_is_not_free_for_a_call_that_does_not_wait() {
+    let mut endpoints = serving(&[worker(0, 5)]);
+    let strict = |affinity| Target::Affinity {
+        key: b"k".to_vec(),
+        session: None,
+        affinity,
+    };
+    let fail_fast = strict(Affinity::StrictFailFast);
+    let at = Tick::ZERO;
+    assert_eq!(pick_at(&mut endpoints, &fail_fast, at), Ok(worker(0, 5)));
+
+    say(&mut endpoints, worker(0, 5), Word::Doubtful);
+
+    let busy = Err(Refusal::NoWorker(Why::Busy));
+    assert_eq!(pick_at(&mut endpoints, &fail_fast, at), busy);
+    let queue = strict(Affinity::StrictQueue);
+    assert_eq!(pick_at(&mut endpoints, &queue, at), Ok(worker(0, 5)));
 }

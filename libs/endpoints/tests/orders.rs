@@ -3,10 +3,11 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use proptest::prelude::*;
+use tether_breaker::{Outcome, State, Terms};
 use tether_clock::Tick;
 use tether_endpoints::{
-    Affinity, Ask, Endpoint, Endpoints, Order, Outlook, Party, Priority, QueueLimits, Refusal,
-    Removal, Scope, Standing, Target, Update, Verdict, Why, Would,
+    Adaptive, Affinity, Ask, Endpoint, Endpoints, Keeping, Order, Outlook, Party, Priority,
+    QueueLimits, Refusal, Removal, Scope, Standing, Target, Update, Verdict, Why, Would,
 };
 use tether_types::{Address, Death, DeathCause, Incarnation, NodeName, PoolName, WorkerId};
 
@@ -349,8 +350,10 @@ enum Step {
     Up(u32, u64),
     Dead(u32, u64),
     Order(Order),
-    Call(Target),
-    Over,
+    /// With the slot of one that has refused it already.
+    Call(Target, Option<u32>),
+    Over(Outcome),
+    Wait(u64),
 }
 
 fn targets() -> impl Strategy<Value = Target> {
@@ -398,8 +401,9 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (0..3u32, 1..3u64).prop_map(|(slot, incarnation)| Step::Up(slot, incarnation)),
         1 => (0..3u32, 1..3u64).prop_map(|(slot, incarnation)| Step::Dead(slot, incarnation)),
         3 => orders().prop_map(Step::Order),
-        6 => targets().prop_map(Step::Call),
-        2 => Just(Step::Over),
+        6 => (targets(), prop::option::of(0..3u32)).prop_map(|(target, tried)| Step::Call(target, tried)),
+        2 => prop_oneof![Just(Outcome::Failure), Just(Outcome::Success)].prop_map(Step::Over),
+        2 => (0..8u64).prop_map(Step::Wait),
     ]
 }
 
@@ -407,26 +411,42 @@ proptest! {
     /// E11, E12.
     #[test]
     fn what_is_said_of_a_call_is_what_becomes_of_it(steps in prop::collection::vec(steps(), 1..60)) {
-        let mut set = three();
-        let mut under_way = Vec::new();
+        let outlook = Outlook {
+            terms: Terms { failure_threshold: 2, open_for: Duration::from_secs(5), ..Terms::default() },
+            pool_terms: Some(Terms { open_for: Duration::from_secs(3), failure_threshold: 2, ..Terms::default() }),
+            keeping: Keeping { keep_for: Duration::from_secs(6), most: 1 },
+            ..Outlook::default()
+        };
+        let adaptive = Adaptive { others: true, ..Adaptive::default() };
+        let mut set = Endpoints::new(outlook, MOST).with(adaptive);
+        for slot in 0..3 {
+            set.apply_change(up(slot, 1));
+        }
+        let mut under_way = Vec::<tether_endpoints::Ticket>::new();
         let mut random = 0;
+        let mut now = at(0);
         for step in steps {
             match step {
                 Step::Up(slot, incarnation) => drop(set.apply_change(up(slot, incarnation))),
                 Step::Dead(slot, incarnation) => drop(set.apply_change(dead(slot, incarnation))),
                 Step::Order(order) => drop(set.order(order)),
-                Step::Over => {
-                    if let Some(ticket) = under_way.pop() {
-                        set.release(ticket, at(0));
+                Step::Wait(seconds) => now = now + Duration::from_secs(seconds),
+                Step::Over(outcome) => {
+                    if let Some(mut ticket) = under_way.pop() {
+                        ticket.on_sent(now);
+                        set.on_outcome(&mut ticket, outcome, now);
+                        set.release(ticket, now);
                     }
                 }
-                Step::Call(target) => {
+                Step::Call(target, tried) => {
                     random += 1;
-                    let ask = ask(target.clone());
+                    let mut ask = ask(target.clone());
+                    let living = |slot| set.living(&pool(), slot).cloned();
+                    ask.tried.extend(tried.and_then(living));
                     let before = format!("{set:?}");
-                    let said = set.explain(&pool(), &ask, random, at(0)).would;
+                    let said = set.explain(&pool(), &ask, random, now).would;
                     prop_assert_eq!(before, format!("{:?}", &set), "nothing has changed");
-                    match set.pick(&pool(), &target, &[], random, at(0)) {
+                    match set.pick(&pool(), &target, &ask.tried, random, now) {
                         Ok(pick) => {
                             let had = pick.ticket.worker().clone();
                             let all = set.snapshot(Tick::ZERO);
@@ -437,19 +457,65 @@ proptest! {
                             under_way.push(pick.ticket);
                         }
                         Err(Refusal::NoWorker(Why::Busy)) => {
-                            let waits = set.wait(&pool(), ask, at(0));
+                            let waits = set.wait(&pool(), ask, now);
                             prop_assert_eq!(said, waits.map(|_| Would::Wait));
                         }
                         Err(refusal) => prop_assert_eq!(said, Err(refusal)),
                     }
                 }
             }
-            while let Some((_, went)) = set.next(&pool(), random, at(0)) {
+            while let Some((_, went)) = set.next(&pool(), random, now) {
                 under_way.extend(went.ok().map(|pick| pick.ticket));
             }
         }
         for ticket in under_way {
-            set.release(ticket, at(0));
+            set.release(ticket, now);
         }
     }
+}
+
+#[test]
+fn the_trial_of_one_that_takes_no_calls_is_not_waited_for() {
+    let mut set = three();
+    let one = Target::Worker {
+        slot: 0,
+        incarnation: Incarnation(1),
+    };
+    while set.next_trial(&pool(), at(0)).is_none() {
+        let mut pick = set
+            .pick(&pool(), &one, &[], 0, at(0))
+            .expect("it is closed");
+        set.on_outcome(&mut pick.ticket, Outcome::Failure, at(0));
+        set.release(pick.ticket, at(0));
+    }
+    let state = set.snapshot(at(0))[0].breaker.state;
+    let State::Open { until } = state else {
+        panic!("{state:?}");
+    };
+    assert_eq!(set.next_trial(&pool(), at(0)), Some(until));
+
+    for (takes, gives) in [
+        (
+            Order::Drain(Scope::Worker(worker(0, 1))),
+            Order::Undrain(Scope::Worker(worker(0, 1))),
+        ),
+        (
+            Order::Drain(Scope::Pool(pool())),
+            Order::Undrain(Scope::Pool(pool())),
+        ),
+    ] {
+        set.order(takes);
+        assert_eq!(set.next_trial(&pool(), at(0)), None);
+        set.order(gives);
+        assert_eq!(set.next_trial(&pool(), at(0)), Some(until));
+    }
+    set.order(Order::Eject(worker(0, 1), at(40_000)));
+    assert_eq!(set.next_trial(&pool(), at(0)), None);
+    set.check_orders(at(40_000));
+    assert_eq!(
+        set.next_trial(&pool(), at(40_000)),
+        None,
+        "it can be picked already"
+    );
+    assert!(set.pick(&pool(), &one, &[], 0, at(40_000)).is_ok());
 }

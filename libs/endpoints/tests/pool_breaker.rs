@@ -1,12 +1,15 @@
 //! E17: a pool's breaker and those of its workers over random histories.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use tether_breaker::{Outcome, State, Terms};
 use tether_clock::Tick;
 use tether_endpoints::{
-    Endpoint, Endpoints, Outlook, Refusal, Standing, Target, Ticket, Update, Why,
+    Endpoint, Endpoints, Outlook, Refusal, Removal, Standing, Target, Ticket, Update, Why,
 };
 use tether_types::{Address, Incarnation, PoolName, WorkerId};
 
@@ -28,7 +31,7 @@ const OF_POOL: Terms = Terms {
     window: 8,
     min_calls: 6,
     failure_percent: 75,
-    slow_percent: 101,
+    slow_percent: 0,
 };
 
 fn pool() -> PoolName {
@@ -42,12 +45,21 @@ fn set(workers: u32) -> Endpoints {
         ..Outlook::default()
     };
     let mut set = Endpoints::new(outlook, 100);
+    set.apply_change(up(0..workers));
+    set
+}
+
+fn worker(slot: u32) -> WorkerId {
+    WorkerId {
+        pool: pool(),
+        slot,
+        incarnation: Incarnation(1),
+    }
+}
+
+fn up(slots: std::ops::Range<u32>) -> Update {
     let endpoint = |slot| Endpoint {
-        worker: WorkerId {
-            pool: pool(),
-            slot,
-            incarnation: Incarnation(1),
-        },
+        worker: worker(slot),
         address: Address::Unix("/w".into()),
         draining: false,
         counted: false,
@@ -58,28 +70,43 @@ fn set(workers: u32) -> Endpoints {
         tls: false,
         node: None,
     };
-    set.apply_change(Update {
-        upserts: (0..workers).map(endpoint).collect(),
+    Update {
+        upserts: slots.map(endpoint).collect(),
         ..Update::default()
-    });
-    set
+    }
+}
+
+/// It leaves alive, and may come back.
+fn gone(slot: u32) -> Update {
+    Update {
+        removals: vec![Removal {
+            worker: worker(slot),
+            death: None,
+        }],
+        ..Update::default()
+    }
 }
 
 #[derive(Debug, Clone)]
 enum Step {
     Call(u64),
-    End(usize, Outcome),
+    /// The outcome, and whether the answer had begun.
+    End(usize, Outcome, bool),
+    Gone(u32),
+    Up(u32),
     Wait(u64),
 }
 
 fn history() -> impl Strategy<Value = Vec<Step>> {
     let outcome = prop_oneof![
-        6 => Just(Outcome::Failure), 2 => Just(Outcome::Success), 1 => Just(Outcome::Slow), 1 => Just(Outcome::Silent)
+        8 => Just(Outcome::Failure), 2 => Just(Outcome::Success), 2 => Just(Outcome::Slow), 1 => Just(Outcome::Silent)
     ];
     let step = prop_oneof![
-        5 => any::<u64>().prop_map(Step::Call),
-        5 => (any::<usize>(), outcome).prop_map(|(at, outcome)| Step::End(at, outcome)),
-        1 => (0u64..2_500).prop_map(Step::Wait),
+        10 => any::<u64>().prop_map(Step::Call),
+        10 => (any::<usize>(), outcome, any::<bool>()).prop_map(|(at, outcome, begun)| Step::End(at, outcome, begun)),
+        1 => (0..5u32).prop_map(Step::Gone),
+        1 => (0..5u32).prop_map(Step::Up),
+        2 => (0u64..2_500).prop_map(Step::Wait),
     ];
     prop::collection::vec(step, 1..250)
 }
@@ -100,6 +127,8 @@ struct Call {
     round: u32,
     is_pools_trial: bool,
     is_workers_trial: bool,
+    /// Which appearance of its worker had it.
+    life: u32,
 }
 
 fn open_workers(set: &Endpoints) -> usize {
@@ -121,6 +150,8 @@ proptest! {
         let mut now = Tick::from_nanos(1);
         let mut calls: Vec<Call> = Vec::new();
         let (mut model, mut round, mut trips) = (Model::Closed(VecDeque::new()), 0, 0u32);
+        let mut lives: BTreeMap<u32, u32> = (0..workers).map(|slot| (slot, 0)).collect();
+        let mut appeared = 0;
         let open_time = |trips: u32| (OF_POOL.open_for * (1 << (trips - 1).min(9))).min(OF_POOL.max_open_for);
         for step in history {
             let again = match model {
@@ -130,6 +161,18 @@ proptest! {
             };
             match step {
                 Step::Wait(ms) => now = now + Duration::from_millis(ms),
+                Step::Up(slot) => {
+                    appeared += 1;
+                    lives.entry(slot).or_insert(appeared);
+                    set.apply_change(up(slot..slot + 1));
+                }
+                Step::Gone(slot) => {
+                    set.apply_change(gone(slot));
+                    if lives.remove(&slot).is_some() && let Model::Closed(last) = &mut model {
+                        last.clear();
+                        round += 1;
+                    }
+                }
                 Step::Call(random) => {
                     let picked = set.pick(&pool(), &Target::Any, &[], random, now);
                     let is_open = matches!(picked, Err(Refusal::NoWorker(Why::PoolBreakerOpen { .. })));
@@ -151,20 +194,32 @@ proptest! {
                     let views = set.snapshot(Tick::ZERO);
                     let view = views.iter().find(|view| view.endpoint.worker == id).unwrap();
                     let is_workers_trial = matches!(view.breaker.state, State::HalfOpen { .. });
-                    calls.push(Call { ticket: pick.ticket, round, is_pools_trial, is_workers_trial });
+                    let life = lives[&id.slot];
+                    calls.push(Call { ticket: pick.ticket, round, is_pools_trial, is_workers_trial, life });
                 }
                 Step::End(..) if calls.is_empty() => {}
-                Step::End(at, outcome) => {
+                Step::End(at, outcome, begun) => {
                     let mut call = calls.swap_remove(at % calls.len());
                     if again {
                         (model, round) = (Model::Trying(0, now), round + 1);
                     }
+                    if begun {
+                        call.ticket.on_answered(now);
+                    }
+                    let is_there = lives.get(&call.ticket.worker().slot) == Some(&call.life);
                     let before = open_workers(&set);
                     set.on_outcome(&mut call.ticket, outcome, now);
                     set.release(call.ticket, now);
                     let failed = outcome == Outcome::Failure;
-                    let is_silent = outcome == Outcome::Silent
+                    let is_silent = !is_there
+                        || outcome == Outcome::Silent
+                        || (outcome == Outcome::Slow && !begun)
                         || (failed && call.is_workers_trial && !call.is_pools_trial);
+                    // What leaves a worker alone is answered by that, and so is all that is under way.
+                    if open_workers(&set) > before && let Model::Closed(last) = &mut model {
+                        last.clear();
+                        round += 1;
+                    }
                     let counts = call.round == round;
                     match &mut model {
                         Model::Trying(trials, _) if counts && is_silent => *trials -= 1,
@@ -189,9 +244,6 @@ proptest! {
                             (model, round) = (Model::Closed(VecDeque::new()), round + 1);
                         }
                         Model::Closed(_) | Model::Open(_) | Model::Trying(..) => {}
-                    }
-                    if let Model::Closed(last) = &mut model && open_workers(&set) > before {
-                        last.clear();
                     }
                 }
             }
@@ -236,4 +288,45 @@ fn workers_that_can_be_left_alone_are_no_reason_to_leave_the_pool() {
         until_left_alone(1, 1, 200).is_none(),
         "its own breaker is enough"
     );
+}
+
+/// Gives so many calls to the worker in slot 0.
+fn under_way(set: &mut Endpoints, count: usize, now: Tick) -> Vec<Ticket> {
+    let one = Target::Worker {
+        slot: 0,
+        incarnation: Incarnation(1),
+    };
+    let calls = (0..count).map(|_| set.pick(&pool(), &one, &[], 0, now));
+    calls.map(|pick| pick.expect("it lives").ticket).collect()
+}
+
+fn fail_all(set: &mut Endpoints, calls: Vec<Ticket>, now: Tick) {
+    for mut ticket in calls {
+        set.on_outcome(&mut ticket, Outcome::Failure, now);
+        set.release(ticket, now);
+    }
+}
+
+#[test]
+fn the_end_of_one_worker_with_many_calls_is_no_reason_to_leave_the_pool() {
+    let now = Tick::from_nanos(1);
+    for told_first in [false, true] {
+        let mut set = set(8);
+        let calls = under_way(&mut set, 120, now);
+        if told_first {
+            set.apply_change(gone(0));
+        }
+        fail_all(&mut set, calls, now);
+        let state = set.pool_breaker(&pool()).expect("it has one").state;
+        assert_eq!(state, State::Closed { failures: 0 }, "{told_first}");
+    }
+    // It is told when a few have failed.
+    let mut set = set(8);
+    let mut calls = under_way(&mut set, 120, now);
+    fail_all(&mut set, calls.split_off(118), now);
+    set.apply_change(gone(0));
+    set.apply_change(up(0..1));
+    fail_all(&mut set, calls, now);
+    let state = set.pool_breaker(&pool()).expect("it has one").state;
+    assert_eq!(state, State::Closed { failures: 0 });
 }

@@ -405,33 +405,40 @@ fn what_matters_more_goes_first_and_is_shed_last() {
 
 #[test]
 fn a_call_whose_turn_would_come_too_late_is_refused_now() {
-    let mut calls = busy();
-    for _ in 0..4 {
-        calls
-            .call(ask(Target::Any, 1, Priority::Normal), 0, at(1))
-            .unwrap();
-    }
-    for time in [11, 21] {
-        calls.end(0, at(time));
-    }
-    let within = |ms: u64| Ask {
-        deadline: Some(at(21 + ms)),
-        ..ask(Target::Any, 1, Priority::Normal)
+    let strict = Target::Affinity {
+        key: b"k".to_vec(),
+        session: None,
+        affinity: Affinity::StrictQueue,
     };
+    for target in [Target::Any, strict] {
+        let mut calls = busy();
+        for _ in 0..4 {
+            calls
+                .call(ask(target.clone(), 1, Priority::Normal), 0, at(1))
+                .unwrap();
+        }
+        for time in [11, 21] {
+            calls.end(0, at(time));
+        }
+        let within = |ms: u64| Ask {
+            deadline: Some(at(21 + ms)),
+            ..ask(target.clone(), 1, Priority::Normal)
+        };
 
-    let late = calls.call(within(29), 0, at(21));
-    let expected = Duration::from_millis(30);
-    let too_late = Refusal::Overloaded(Overload::TooLate { expected });
-    assert_eq!(late, Err(too_late), "two wait, one goes on each 10 ms");
-    assert!(calls.call(within(30), 0, at(21)).unwrap().is_some());
-    let first = Ask {
-        party: Party::Connection(2),
-        ..within(20)
-    };
-    assert!(
-        calls.call(first, 0, at(21)).unwrap().is_some(),
-        "its turn is the second"
-    );
+        let late = calls.call(within(29), 0, at(21));
+        let expected = Duration::from_millis(30);
+        let too_late = Refusal::Overloaded(Overload::TooLate { expected });
+        assert_eq!(late, Err(too_late), "two wait, one goes on each 10 ms");
+        assert!(calls.call(within(30), 0, at(21)).unwrap().is_some());
+        let first = Ask {
+            party: Party::Connection(2),
+            ..within(20)
+        };
+        assert!(
+            calls.call(first, 0, at(21)).unwrap().is_some(),
+            "its turn is the second"
+        );
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{future::Future, sync::Arc, task::Context, time::Duration};
 use http::{HeaderMap, HeaderValue};
 use tether_breaker::Outcome;
 use tether_clock::{BootClock, Clock as _};
-use tether_endpoints::Ticket;
+use tether_endpoints::{Claim, Ticket};
 use tether_proto::Failure;
 use tether_types::{Address, Reason, WorkerId};
 use tonic::{Code, Status};
@@ -220,6 +220,14 @@ impl Call {
         }
     }
 
+    /// What it comes to where another worker has the same call, and this one's answer counts.
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        match &self.server {
+            Server::Worker { ticket, .. } => ticket.as_ref()?.claim(),
+            Server::Control(..) => None,
+        }
+    }
+
     /// Another worker's answer came first.
     pub(crate) fn on_late(&mut self) {
         if let Server::Worker {
@@ -305,8 +313,15 @@ impl Call {
         &mut self,
         error: Error,
     ) -> impl Future<Output = Failure> + Send + use<> {
-        // It is full, or about to go: no fault of it.
-        self.on_outcome(Outcome::Silent);
+        // It is full, or about to go.
+        if let Server::Worker {
+            directory,
+            ticket: Some(ticket),
+            ..
+        } = &mut self.server
+        {
+            directory.on_refused(ticket);
+        }
         let source = self.source();
         async move {
             match source {

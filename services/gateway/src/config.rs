@@ -2,14 +2,18 @@
 
 mod control;
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tether_breaker::{CODES, Codes, RetryTerms, Terms};
 use tether_endpoints::{Keeping, Outlook};
 use tether_kit::{config::duration, tls::ClientFiles};
 
-use crate::{methods::Methods, pool_breaker::PoolBreaker, pools::Pools, wire::Engine};
+use crate::{bounds, methods::Methods, pool_breaker::PoolBreaker, pools::Pools, wire::Engine};
 
 pub use control::{Control, control_of};
 
@@ -109,7 +113,7 @@ pub struct Keys {
     #[serde(with = "duration")]
     pub keep_for: Duration,
     /// How many of one pool; beyond that the one that was used least recently is forgotten.
-    pub max_keys: usize,
+    pub max_keys: NonZeroUsize,
 }
 
 impl Default for Keys {
@@ -117,7 +121,7 @@ impl Default for Keys {
         let keeping = Keeping::default();
         Self {
             keep_for: keeping.keep_for,
-            max_keys: keeping.most,
+            max_keys: NonZeroUsize::new(keeping.most).unwrap_or(NonZeroUsize::MIN),
         }
     }
 }
@@ -151,7 +155,7 @@ impl Config {
         Outlook {
             keeping: Keeping {
                 keep_for: self.affinity.keep_for,
-                most: self.affinity.max_keys,
+                most: self.affinity.max_keys.get(),
             },
             pool_terms: self.pool_breaker.terms(),
             slow_start: self.slow_start,
@@ -218,7 +222,10 @@ pub struct Breaker {
     /// Failures in a row that open it.
     pub failure_threshold: NonZeroU32,
     /// How long it stays open at first; doubles each time a probe fails.
-    #[serde(with = "duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "bounds::some_time"
+    )]
     pub open_for: Duration,
     /// The longest it stays open.
     #[serde(with = "duration")]
@@ -229,14 +236,17 @@ pub struct Breaker {
     pub window: u32,
     /// How many there have to be before their shares count.
     pub min_calls: u32,
-    /// How many of a hundred of them have to fail.
+    /// How many of a hundred of them have to fail; 0 for never.
+    #[serde(deserialize_with = "bounds::percent")]
     pub failure_percent: u32,
     /// A call whose answer takes this long to begin is slow; 0 for never.
     #[serde(with = "duration")]
     pub slow_after: Duration,
-    /// How many of a hundred have to be slow.
+    /// How many of a hundred have to be slow; 0 for never.
+    #[serde(deserialize_with = "bounds::percent")]
     pub slow_percent: u32,
     /// How many of a hundred workers of a pool may be left alone at a time; one always may.
+    #[serde(deserialize_with = "bounds::percent")]
     pub most_ejected_percent: u32,
     /// The gRPC codes that count as failures of the worker.
     #[serde(deserialize_with = "known_codes")]
@@ -319,11 +329,24 @@ mod tests {
 
     #[test]
     fn a_typo_and_a_missing_unit_are_refused_by_name() {
-        let refused = |text| toml::from_str::<Config>(text).unwrap_err().to_string();
+        let refused = |text: &str| toml::from_str::<Config>(text).unwrap_err().to_string();
 
         assert!(refused("drian = \"5s\"").contains("unknown field `drian`"));
         assert!(refused("drain = \"5\"").contains("`5` has no unit"));
         assert!(refused("max_attempts = 0").contains("nonzero"));
+        assert!(refused("affinity.max_keys = 0").contains("nonzero"));
+        for key in [
+            "breaker.failure_percent",
+            "breaker.slow_percent",
+            "breaker.most_ejected_percent",
+            "pool_breaker.failure_percent",
+        ] {
+            assert!(refused(&format!("{key} = 101")).contains("at most 100"));
+            assert!(toml::from_str::<Config>(&format!("{key} = 100")).is_ok());
+        }
+        for key in ["breaker.open_for", "pool_breaker.open_for"] {
+            assert!(refused(&format!("{key} = '0s'")).contains("longer than 0"));
+        }
         let codes = refused("[breaker]\ncodes = [\"INTERNAL\", \"NOT_FOUND\"]");
         assert!(
             codes.contains("`NOT_FOUND` cannot count against a worker"),

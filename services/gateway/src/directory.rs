@@ -6,8 +6,10 @@ use std::{
 };
 
 use tether_breaker::{Outcome, RetryTerms};
-use tether_clock::{BootClock, Clock as _};
-use tether_endpoints::{Ages, Ask, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why};
+use tether_clock::{BootClock, Clock as _, Tick};
+use tether_endpoints::{
+    Ages, Ask, Claim, Endpoints, Gone, Pick, Refusal, Target, Ticket, Update, Why,
+};
 use tether_types::{Address, Death, PoolName, WorkerId};
 use tokio::sync::{Notify, watch};
 
@@ -19,8 +21,7 @@ use crate::{
     waiters::{Place, Waiters, Word},
 };
 
-/// How often those who wait look again where nothing tells when, and the least time between two looks.
-const SELDOM: Duration = Duration::from_secs(1);
+/// The least time between two looks of one who waits.
 const SOON: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
@@ -172,18 +173,16 @@ impl Directory {
     }
 
     /// Waits for the turn of a call. A worker that was left alone may be tried again without anything else happening,
-    /// so those who wait look when that time has come.
+    /// so those who wait look when that time has come: the first of them for all.
     async fn turn(&self, pool: &PoolName, place: &mut Place) -> Word {
         loop {
-            let trial = self.lock().endpoints.next_trial(pool);
-            let pause = trial.map(|at| at.since(BootClock.now()));
+            let due = self.lock().look(pool);
+            let pause = due.map(|at| at.since(BootClock.now()));
             tokio::select! {
                 biased;
                 // The sender is kept until it has told something.
                 Ok(word) = &mut place.turn => return word,
-                () = tokio::time::sleep(pause.unwrap_or(SELDOM).max(SOON)) => {
-                    self.lock().settle(pool);
-                }
+                () = tokio::time::sleep(pause.unwrap_or_default().max(SOON)) => {}
             }
         }
     }
@@ -258,6 +257,22 @@ impl Directory {
         known.settle(&ticket.worker().pool);
         drop(known);
         self.moved();
+    }
+
+    /// A worker has not begun with a call and will not.
+    pub(crate) fn on_refused(&self, ticket: &mut Ticket) {
+        let mut known = self.lock();
+        known.endpoints.on_refused(ticket, BootClock.now());
+        known.settle(&ticket.worker().pool);
+        drop(known);
+        self.moved();
+    }
+
+    /// Of two workers that had a call, this one's answer came first.
+    pub(crate) fn on_won(&self, claim: &Claim) {
+        let mut known = self.lock();
+        known.endpoints.on_won(claim, BootClock.now());
+        known.settle(claim.pool());
     }
 
     /// Nobody waits any more for the answer to a call.
@@ -373,6 +388,12 @@ impl Known {
     fn settle(&mut self, pool: &PoolName) {
         let Self { endpoints, waiters } = self;
         waiters.settle(pool, endpoints);
+    }
+
+    /// Looks whether time alone has something to say to those who wait; answers when to look again.
+    fn look(&mut self, pool: &PoolName) -> Option<Tick> {
+        let Self { endpoints, waiters } = self;
+        waiters.look(pool, endpoints)
     }
 }
 

@@ -236,10 +236,15 @@ fn until(word: &WatchFatesResponse, as_of: Option<Tick>) -> BTreeMap<PoolName, T
 impl Directory {
     /// The agent of a node speaks.
     fn on_fates(&self, node: &NodeName, fates: Fates, until: BTreeMap<PoolName, Tick>) {
+        let is_news = fates.snapshot || !fates.words.is_empty() || !fates.gone.is_empty();
         let gone = {
             let mut known = self.lock();
             let gone = known.endpoints.on_fates(node, fates);
-            known.endpoints.on_permissions(node, until);
+            let allows = known.endpoints.on_permissions(node, until, BootClock.now());
+            // It answers twice a second, mostly to say that all may go on for longer.
+            if !is_news && !allows {
+                return;
+            }
             known.settle_all();
             gone
         };
@@ -290,9 +295,12 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
+    use tether_endpoints::{Ages, Endpoint, Standing, Update};
     use tether_proto::{common::Death as ToldDeath, fate::Permission};
+    use tether_types::WorkerId;
 
     use super::*;
+    use crate::directory::Extent;
 
     fn worker(slot: u32) -> WorkerRef {
         WorkerRef {
@@ -319,6 +327,49 @@ mod tests {
             [asked + Duration::from_millis(1_500)]
         );
         assert!(until(&word, None).is_empty());
+    }
+
+    #[test]
+    fn who_only_says_for_longer_what_it_said_wakes_nobody() {
+        let directory = Directory::new(&crate::config::Config::default(), Vec::new());
+        let node: NodeName = "n".parse().unwrap();
+        let served = Endpoint {
+            worker: WorkerId::try_from(&worker(0)).unwrap(),
+            address: "unix:/w".parse().unwrap(),
+            tls: false,
+            node: Some(node.clone()),
+            draining: false,
+            counted: false,
+            unordered: false,
+            capacity: None,
+            weight: 0,
+            standing: Standing::Near,
+        };
+        let id = served.worker.clone();
+        let update = Update {
+            upserts: vec![served],
+            ..Update::default()
+        };
+        directory.apply(Extent::Snapshot, update, Ages::default());
+        let mut moves = directory.moves.subscribe();
+        let mut says = |words: &[(WorkerId, Word)], left: Duration| {
+            let fates = Fates {
+                words: words.to_vec(),
+                ..Fates::default()
+            };
+            let until = BTreeMap::from([(id.pool.clone(), BootClock.now() + left)]);
+            directory.on_fates(&node, fates, until);
+            let woke = moves.has_changed().unwrap();
+            moves.mark_unchanged();
+            woke
+        };
+        let long = Duration::from_secs(60);
+
+        assert!(says(&[(id.clone(), Word::Running)], long), "it is new");
+        assert!(!says(&[], long), "nothing is");
+        assert!(says(&[], Duration::ZERO), "its permission is over");
+        assert!(!says(&[], Duration::ZERO), "it is still over");
+        assert!(says(&[], long), "it has one again");
     }
 
     #[test]

@@ -58,6 +58,14 @@ impl Forwarder {
             at.tries.begin(worker);
         }
         let tries = at.tries;
+        // The second was given the key too, and its time here ends with the first one's answer.
+        let claim = first.call.claim();
+        let won = |ended: Result<Answer, Failed>| {
+            if let (Ok(_), Some(claim)) = (&ended, &claim) {
+                self.directory.on_won(claim);
+            }
+            ended
+        };
         first.call.on_attempts(tries.made());
         let mut head = at.head.clone();
         repeat::count(&mut head.headers);
@@ -72,12 +80,12 @@ impl Forwarder {
                 first.call.on_late();
                 Ok(answer)
             }
-            Ok(Either::Right(None)) => first.answer(deadline, true).await,
+            Ok(Either::Right(None)) => won(first.answer(deadline, true).await),
             Ok(Either::Left(polled)) => match first.end(polled, deadline, true) {
                 Err(failed @ (Failed::Ended(_) | Failed::Unavailable(_))) => {
                     second.await.ok_or(failed)
                 }
-                ended => ended,
+                ended => won(ended),
             },
         }
     }

@@ -18,6 +18,7 @@ mod affinity;
 mod answer;
 mod arbiters;
 mod attempt;
+mod bounds;
 mod budget;
 mod call;
 mod client;

@@ -6,18 +6,24 @@ use serde::{Deserialize, Serialize};
 use tether_breaker::Terms;
 use tether_kit::config::duration;
 
+use crate::bounds;
+
 /// When a pool as a whole is left alone. Off unless `failure_percent` is set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolBreaker {
     /// How many of a hundred of its last calls have to fail; 0 never leaves a pool alone.
+    #[serde(deserialize_with = "bounds::percent")]
     pub failure_percent: u32,
     /// How many of its last calls are looked at.
     pub window: NonZeroU32,
     /// How many there have to be: a pool with fewer is never left alone.
     pub min_calls: u32,
     /// How long it is left alone at first; doubles each time a trial fails.
-    #[serde(with = "duration")]
+    #[serde(
+        serialize_with = "duration::serialize",
+        deserialize_with = "bounds::some_time"
+    )]
     pub open_for: Duration,
     /// The longest it is left alone.
     #[serde(with = "duration")]
@@ -44,7 +50,7 @@ impl PoolBreaker {
         (self.failure_percent > 0).then(|| Terms {
             // Those in a row say nothing of a pool, nor does how long answers take.
             failure_threshold: u32::MAX,
-            slow_percent: u32::MAX,
+            slow_percent: 0,
             open_for: self.open_for,
             max_open_for: self.max_open_for.max(self.open_for),
             half_open_probes: self.half_open_probes.get(),

@@ -1,8 +1,8 @@
 //! The calls that wait for a worker, and how each is told that its turn has come.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{BootClock, Clock as _, Tick};
 use tether_endpoints::{Endpoints, Pick, Refusal, Target};
 use tether_types::PoolName;
 use tokio::sync::oneshot;
@@ -15,8 +15,18 @@ use crate::{
 /// What a waiting call is told.
 pub(crate) type Word = Result<Chosen, Box<Refused>>;
 
+/// How often those who wait are looked after where nothing tells when.
+const SELDOM: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
-pub(crate) struct Waiters(HashMap<PoolName, HashMap<u64, Waiter>>);
+pub(crate) struct Waiters(HashMap<PoolName, OfPool>);
+
+#[derive(Debug, Default)]
+struct OfPool {
+    waiters: HashMap<u64, Waiter>,
+    /// When time alone may have something to say to them.
+    due: Tick,
+}
 
 #[derive(Debug)]
 struct Waiter {
@@ -34,7 +44,7 @@ impl Waiters {
     ) -> oneshot::Receiver<Word> {
         let (turn, listens) = oneshot::channel();
         let waiting = self.0.entry(pool.clone()).or_default();
-        waiting.insert(number, Waiter { target, turn });
+        waiting.waiters.insert(number, Waiter { target, turn });
         listens
     }
 
@@ -48,7 +58,11 @@ impl Waiters {
 
     /// Tells every call of a pool of which there is something to say.
     pub(crate) fn settle(&mut self, pool: &PoolName, endpoints: &mut Endpoints) {
-        let Some(waiting) = self.0.get_mut(pool) else {
+        let Some(OfPool {
+            waiters: waiting,
+            due,
+        }) = self.0.get_mut(pool)
+        else {
             return;
         };
         let now = BootClock.now();
@@ -64,14 +78,25 @@ impl Waiters {
                 waiter.tell(pool, Err(Refusal::NoPool), endpoints);
             }
         }
+        *due = now + SELDOM;
         if waiting.is_empty() {
             self.0.remove(pool);
+        } else if let Some(trial) = endpoints.next_trial(pool, now) {
+            *due = trial.min(*due);
         }
+    }
+
+    /// Tells every call of a pool what time has brought, where it is due; answers when that is next.
+    pub(crate) fn look(&mut self, pool: &PoolName, endpoints: &mut Endpoints) -> Option<Tick> {
+        if self.0.get(pool)?.due <= BootClock.now() {
+            self.settle(pool, endpoints);
+        }
+        Some(self.0.get(pool)?.due)
     }
 
     fn remove(&mut self, pool: &PoolName, number: u64) {
         if let Some(waiting) = self.0.get_mut(pool) {
-            waiting.remove(&number);
+            waiting.waiters.remove(&number);
         }
     }
 }

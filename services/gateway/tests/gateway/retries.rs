@@ -276,6 +276,33 @@ async fn the_first_answer_counts_where_one_takes_long_and_the_other_call_is_canc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_belongs_to_the_one_of_two_whose_answer_counts() {
+    let house = House::with(hedged()).await;
+    let workers = pair(&house, Mood::Stuck).await;
+    let key = ("tether-affinity", "session-42");
+    let hint = [DIGITS[0], key];
+    let client = house.client().await;
+    let server = |answer: &Response<bytes::Bytes>| {
+        let worker = answer.metadata().get("tether-worker");
+        let worker = worker.and_then(|worker| worker.to_str().ok());
+        usize::from(worker.expect("it is told") == "digits/1.1")
+    };
+    let home = server(&client.unary(UNARY, &hint, "").await.unwrap());
+    workers[home].is(Mood::Held);
+
+    let caller = client.clone();
+    let under_way = tokio::spawn(async move { caller.unary(WORK, &hint, "").await });
+    reached(&workers[1 - home].seen.calls, 1).await;
+    workers[home].seen.may.send_replace(true);
+    let answer = soon("the call", under_way).await.expect("it ends").unwrap();
+    assert_eq!(server(&answer), home);
+
+    let strict = [DIGITS[0], key, ("tether-affinity-mode", "strict_queue")];
+    let answer = client.unary(UNARY, &strict, "").await.unwrap();
+    assert_eq!(server(&answer), home, "it had the key's last call");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_is_not_hedged_without_a_budget_an_attempt_and_a_free_worker() {
     let none = Retries {
         percent: 0,

@@ -48,6 +48,8 @@ pub(crate) struct Seen {
     pub(crate) sent: AtomicU64,
     /// What becomes of `Work`.
     pub(crate) mood: Mutex<Mood>,
+    /// Whether one that is held may answer.
+    pub(crate) may: watch::Sender<bool>,
 }
 
 /// What a worker does with `Work`.
@@ -58,6 +60,8 @@ pub(crate) enum Mood {
     Well,
     /// Begins with it, and never ends.
     Stuck,
+    /// Answers once it may.
+    Held,
     /// Says that it cannot serve now, and when to ask again.
     Unavailable(Option<&'static str>),
 }
@@ -266,6 +270,10 @@ impl UnaryService<Bytes> for Work {
         Box::pin(async move {
             match mood {
                 Mood::Well => {}
+                Mood::Held => {
+                    let mut may = hanging.0.may.subscribe();
+                    may.wait_for(|may| *may).await.expect("it is kept");
+                }
                 Mood::Stuck => {
                     let _hanging = hanging;
                     return pending().await;
