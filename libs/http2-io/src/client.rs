@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use http::{Response, request::Parts};
@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     driver::Driver,
     handle::Handle,
+    openers::Ticket,
     shared::Shared,
     streams::{RecvStream, SendStream},
 };
@@ -26,8 +27,12 @@ where
     let shared = Shared::new(Role::Client, config);
     shared.lock().senders = 1;
     let driver = Driver::new(io, Arc::clone(&shared));
-    let promised = false;
-    (SendRequest { shared, promised }, ClientConnection(driver))
+    let sender = SendRequest {
+        shared,
+        promised: false,
+        ticket: None,
+    };
+    (sender, ClientConnection(driver))
 }
 
 /// Drives a connection, until nobody needs it or it is gone.
@@ -49,6 +54,8 @@ pub struct SendRequest {
     shared: Arc<Shared>,
     /// Whether a stream is kept free for it.
     promised: bool,
+    /// Its place among those who wait for one.
+    ticket: Option<Ticket>,
 }
 
 impl Clone for SendRequest {
@@ -57,6 +64,7 @@ impl Clone for SendRequest {
         Self {
             shared: Arc::clone(&self.shared),
             promised: false,
+            ticket: None,
         }
     }
 }
@@ -79,13 +87,20 @@ impl SendRequest {
         if self.promised {
             return Poll::Ready(Ok(()));
         }
-        if core.free() == 0 {
-            if !core.to_open.iter().any(|waker| waker.will_wake(cx.waker())) {
-                core.to_open.push(Waker::clone(cx.waker()));
+        match self.ticket {
+            // It was promised to it then.
+            Some(ticket) if core.openers.had_turn(ticket) => self.ticket = None,
+            Some(ticket) => {
+                core.openers.wait(ticket, cx);
+                return Poll::Pending;
             }
-            return Poll::Pending;
+            None if core.free() > 0 && core.openers.is_empty() => core.promised += 1,
+            None => {
+                self.ticket = Some(core.openers.join(cx));
+                core.wake_openers();
+                return Poll::Pending;
+            }
         }
-        core.promised += 1;
         self.promised = true;
         Poll::Ready(Ok(()))
     }
@@ -116,6 +131,10 @@ impl SendRequest {
         let key = core.connection.open(method, uri, fields, ends)?;
         core.occupy(key, 2);
         core.on_output();
+        if core.connection.is_closed().is_some() {
+            // It was the last that there was a number for.
+            core.wake_openers();
+        }
         drop(core);
         let handle = |reads| Handle::new(&self.shared, key, reads);
         let response = ResponseFuture(Some(RecvStream(handle(true))));
@@ -123,12 +142,22 @@ impl SendRequest {
     }
 }
 
+#[cfg(test)]
+impl SendRequest {
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+}
+
 impl Drop for SendRequest {
     fn drop(&mut self) {
         let mut core = self.shared.lock();
-        if self.promised {
+        let had_turn = self.ticket.map(|ticket| core.openers.had_turn(ticket));
+        if self.promised || had_turn == Some(true) {
             core.promised -= 1;
             core.wake_openers();
+        } else if let Some(ticket) = self.ticket {
+            core.openers.leave(ticket);
         }
         core.senders -= 1;
         if core.senders == 0 {

@@ -18,6 +18,7 @@ mod client;
 mod driver;
 pub mod either;
 mod handle;
+mod openers;
 mod received;
 mod server;
 mod shared;

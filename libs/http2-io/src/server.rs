@@ -22,6 +22,8 @@ use crate::{
 pub struct ServerConnection<S> {
     driver: Driver<S>,
     shared: Arc<Shared>,
+    /// Whether others are to have their turn before more is read.
+    yields: bool,
 }
 
 /// A request, and the way to answer it.
@@ -33,6 +35,7 @@ pub fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: Config) -> Serve
     ServerConnection {
         driver: Driver::new(io, Arc::clone(&shared)),
         shared,
+        yields: false,
     }
 }
 
@@ -50,10 +53,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
                 let request = Request::from_parts(head, RecvStream(handle(true)));
                 return Poll::Ready(Some(Ok((request, SendResponse(SendStream(handle(false)))))));
             }
+            if std::mem::take(&mut self.yields) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match self.driver.poll(cx) {
                 Poll::Ready(Ok(())) => return Poll::Ready(None),
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Poll::Pending if self.shared.lock().has_requests() => {}
+                Poll::Pending if self.shared.lock().has_requests() => {
+                    self.yields = self.driver.comes_back;
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -1,7 +1,7 @@
 //! What the driver of a connection and the handles of its streams share.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
 };
@@ -10,10 +10,17 @@ use http::{HeaderMap, request, response};
 use slab::Slab;
 use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
 
-use crate::received::Received;
+use crate::{openers::Openers, received::Received};
 
 /// So many slots are kept when there are no streams.
 const FEW: usize = 1_024;
+
+#[cfg(test)]
+mod tests;
+
+/// For so much room one of those that wait for it has its turn, and what it may send then.
+const SHARE: usize = 16 << 10;
+const TURN: usize = 64 << 10;
 
 /// A connection, as its driver and its streams see it.
 #[derive(Debug)]
@@ -27,9 +34,12 @@ impl Shared {
             heads: Slab::new(),
             trailers: Slab::new(),
             driver: None,
-            to_write: VecDeque::new(),
-            to_open: Vec::new(),
+            to_write: BTreeMap::new(),
+            next_place: 0,
+            to_widen: BTreeSet::new(),
+            openers: Openers::default(),
             promised: 0,
+            all_writable: false,
             senders: 0,
             requests: VecDeque::new(),
         })))
@@ -50,12 +60,18 @@ pub(crate) struct Core {
     trailers: Slab<HeaderMap>,
     /// There when the driver is to be woken: it has not been since it last ran.
     driver: Option<Waker>,
-    /// Streams that wait for the connection to have room, and not for their own window.
-    to_write: VecDeque<Key>,
+    /// Streams that wait for the connection to have room, and not for their own window, by their places.
+    to_write: BTreeMap<u64, Key>,
+    /// The next place among them.
+    next_place: u64,
+    /// Streams that wait for their own window.
+    to_widen: BTreeSet<Key>,
     /// Who waits for room for another stream.
-    pub(crate) to_open: Vec<Waker>,
+    pub(crate) openers: Openers,
     /// Streams that were promised to somebody, and are not open yet.
     pub(crate) promised: u32,
+    /// Whether any stream may have more room than it had.
+    all_writable: bool,
     /// Handles that can open streams.
     pub(crate) senders: usize,
     /// What came and nobody has taken on.
@@ -80,8 +96,10 @@ pub(crate) struct Slot {
     /// Whether what comes is not wanted.
     unwanted: bool,
     waits_to_write: bool,
-    /// Whether it is among those that wait for the connection.
-    is_queued: bool,
+    /// Its place among those that wait for the connection.
+    place: Option<u64>,
+    /// Whether it was, and may send before those that still are.
+    has_turn: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -172,6 +190,10 @@ impl Core {
         if let Some(at) = slot.trailers {
             self.trailers.remove(at as usize);
         }
+        if let Some(place) = slot.place {
+            self.to_write.remove(&place);
+        }
+        self.to_widen.remove(&key);
         *slot = Slot::default();
         self.connection.forget(key);
         if !self.connection.has_streams() && self.slots.len() > FEW {
@@ -179,6 +201,8 @@ impl Core {
         }
         self.on_output();
         self.wake_openers();
+        // It may have had its turn.
+        self.wake_writers();
     }
 
     /// Nobody reads this stream any more.
@@ -212,27 +236,62 @@ impl Core {
         self.slot(key).fail(&Error::Reset { reason, remote });
     }
 
+    /// How many bytes can be sent over a stream now: none before those that have waited.
+    pub(crate) fn capacity(&self, key: Key) -> usize {
+        match self.to_write.is_empty() || self.slots[key.index()].has_turn {
+            true => self.connection.capacity(key).min(TURN),
+            false => 0,
+        }
+    }
+
+    /// Something was sent over a stream.
+    pub(crate) fn on_sent(&mut self, key: Key) {
+        self.slot(key).has_turn = false;
+        self.on_output();
+    }
+
     /// Who is to be woken when the stream ends or, where it `waits`, when there is room to write.
     pub(crate) fn on_write(&mut self, key: Key, waits: bool, cx: &Context<'_>) {
         let slot = &mut self.slots[key.index()];
         register(&mut slot.writer, cx);
-        if waits && !slot.is_queued && self.connection.waits_for_connection(key) {
-            slot.is_queued = true;
-            self.to_write.push_back(key);
-        }
         slot.waits_to_write |= waits;
-    }
-
-    /// Wakes those who wait for room, in their order; who finds none waits behind those who did.
-    pub(crate) fn wake_writers(&mut self) {
-        if self.to_write.is_empty() || !self.connection.has_room() {
+        if !waits {
             return;
         }
-        for key in std::mem::take(&mut self.to_write) {
-            let slot = &mut self.slots[key.index()];
-            slot.is_queued = false;
+        slot.has_turn = false;
+        if slot.place.is_none() {
+            if self.connection.waits_for_connection(key) {
+                slot.place = Some(self.next_place);
+                self.to_write.insert(self.next_place, key);
+                self.next_place += 1;
+            } else {
+                self.to_widen.insert(key);
+            }
+        }
+        // It may have had a turn that it cannot use, or there is room that those before it have not.
+        self.wake_writers();
+    }
+
+    /// Wakes as many of those who wait for room as it is for, in their order; who finds none waits behind the others.
+    pub(crate) fn wake_writers(&mut self) {
+        let room = match self.to_write.is_empty() {
+            true => 0,
+            false => self.connection.room(),
+        };
+        if room == 0 {
+            return;
+        }
+        let mut turns = 1 + room / SHARE;
+        while turns > 0
+            && let Some((_, key)) = self.to_write.pop_first()
+        {
+            let slot = self.slot(key);
+            slot.place = None;
+            // One that has ended does not wait any more.
             if slot.waits_to_write {
+                slot.has_turn = true;
                 slot.wake_writer();
+                turns -= 1;
             }
         }
     }
@@ -242,9 +301,35 @@ impl Core {
         self.connection.free().saturating_sub(self.promised)
     }
 
+    /// Promises streams to those who wait for one, in their order; all are to hear that there will be none.
     pub(crate) fn wake_openers(&mut self) {
-        if !self.to_open.is_empty() && (self.free() > 0 || self.connection.is_closed().is_some()) {
-            self.to_open.drain(..).for_each(Waker::wake);
+        if self.openers.is_empty() {
+            return;
+        }
+        let most = match self.connection.is_closed() {
+            Some(_) => u32::MAX,
+            None => self.free(),
+        };
+        self.promised += self.openers.wake(most);
+    }
+
+    /// Wakes those that a word of the other side may have made room for.
+    pub(crate) fn on_parsed(&mut self) {
+        if !std::mem::take(&mut self.all_writable) {
+            return;
+        }
+        for key in std::mem::take(&mut self.to_widen) {
+            self.on_wider(key);
+        }
+        self.wake_openers();
+    }
+
+    /// A stream's own window may be wider.
+    fn on_wider(&mut self, key: Key) {
+        self.to_widen.remove(&key);
+        let slot = self.slot(key);
+        if slot.waits_to_write && slot.place.is_none() {
+            slot.wake_writer();
         }
     }
 
@@ -283,18 +368,9 @@ impl Core {
                 slot.wake_reader();
             }
             Event::Reset { stream, error } => self.slot(stream).fail(&error),
-            Event::Writable(stream) => {
-                let slot = self.slot(stream);
-                if slot.waits_to_write {
-                    slot.wake_writer();
-                }
-            }
+            Event::Writable(stream) => self.on_wider(stream),
             Event::ConnectionWritable => self.wake_writers(),
-            Event::AllWritable => {
-                let waiting = self.slots.iter_mut().filter(|slot| slot.waits_to_write);
-                waiting.for_each(Slot::wake_writer);
-                self.wake_openers();
-            }
+            Event::AllWritable => self.all_writable = true,
             Event::GoAway => {
                 let refused = self.connection.refused();
                 if let Some(error) = self.connection.is_closed() {

@@ -73,7 +73,7 @@ pub struct SendStream(pub(crate) Handle);
 impl SendStream {
     /// How many bytes can be sent now.
     pub fn capacity(&self) -> usize {
-        self.0.lock().connection.capacity(self.0.key)
+        self.0.lock().capacity(self.0.key)
     }
 
     /// Waits until some can be sent; `None` where the stream is over.
@@ -82,7 +82,7 @@ impl SendStream {
         if let Some(error) = &core.slot(self.0.key).error {
             return Poll::Ready(Some(Err(Error::clone(error))));
         }
-        match core.connection.capacity(self.0.key) {
+        match core.capacity(self.0.key) {
             0 if !core.connection.is_sending(self.0.key) => Poll::Ready(None),
             0 => {
                 core.on_write(self.0.key, true, cx);
@@ -99,7 +99,7 @@ impl SendStream {
     pub fn send_data(&mut self, data: Bytes, ends: bool) -> Result<(), Error> {
         let mut core = self.0.lock();
         let sent = core.connection.send_data(self.0.key, data, ends);
-        core.on_output();
+        core.on_sent(self.0.key);
         sent
     }
 

@@ -76,6 +76,7 @@ fn why(error: &Error) -> String {
         Error::Reset { reason, remote } => format!("reset {reason:?} remote {remote}"),
         Error::GoAway { reason, remote } => format!("gone {reason:?} remote {remote}"),
         Error::Io(..) => "lost".to_owned(),
+        Error::TooLarge { .. } => "too large".to_owned(),
         Error::Misused(what) => (*what).to_owned(),
     }
 }

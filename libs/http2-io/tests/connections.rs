@@ -1,12 +1,17 @@
 //! What calls are told of their connection, and how they wait for it.
 
-use std::future::poll_fn;
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use tether_http2_io::{Config, Error, SendRequest, ServerConnection, accept, connect};
 use tokio::{
-    io::{BufStream, DuplexStream, duplex},
+    io::{AsyncRead, AsyncWrite, BufStream, DuplexStream, ReadBuf, duplex},
     task::JoinHandle,
 };
 
@@ -116,4 +121,113 @@ async fn what_a_stream_keeps_to_itself_is_flushed_however_long_that_takes() {
     drop((answer, to, sender));
     let _ = driving.await.expect("it ends");
     let _ = serving.await.expect("it ends");
+}
+
+/// Where all that is read was there before, a piece at a time.
+struct Recorded {
+    pieces: std::vec::IntoIter<Vec<u8>>,
+    reads: usize,
+    takes_words: bool,
+    closes: bool,
+}
+
+impl Recorded {
+    fn new(pieces: Vec<Vec<u8>>, takes_words: bool) -> Self {
+        Self {
+            pieces: pieces.into_iter(),
+            reads: 0,
+            takes_words,
+            closes: true,
+        }
+    }
+}
+
+impl AsyncRead for &mut Recorded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.reads += 1;
+        if let Some(piece) = self.pieces.next() {
+            to.put_slice(&piece);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for &mut Recorded {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(match self.takes_words {
+            true => Ok(bytes.len()),
+            false => Err(io::ErrorKind::BrokenPipe.into()),
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.closes {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+}
+
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+#[tokio::test]
+async fn what_was_answered_before_the_other_side_closed_is_heard() {
+    // The head of an answer that is all of it: `:status: 200`.
+    let answer = vec![0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+    let mut io = Recorded::new(vec![SETTINGS.to_vec(), answer], false);
+    let (sender, driving) = connect(&mut io, Config::default());
+    let mut sender = sender.ready().await.expect("there is room");
+    let (response, _to) = sender.send_request(&head(), true).expect("it is open");
+
+    let lost = driving.await.expect_err("it cannot be written");
+    assert!(matches!(lost, Error::Io(..)), "{lost}");
+    let answer = response.await.expect("it was answered before");
+    assert_eq!(answer.status(), 200);
+}
+
+#[test]
+fn a_connection_that_has_much_to_say_leaves_others_their_turn() {
+    let mut pieces = vec![[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &SETTINGS[..]].concat()];
+    for at in 0..200_u8 {
+        // A request of nothing but what every request has: `GET http /`.
+        let [high, low] = (2 * u16::from(at) + 1).to_be_bytes();
+        pieces.push(vec![0, 0, 3, 1, 5, 0, 0, high, low, 0x82, 0x86, 0x84]);
+    }
+    let mut io = Recorded::new(pieces, true);
+    let mut taken = 0;
+    {
+        let mut server = accept(&mut io, Config::default());
+        let mut serving = pin!(async {
+            while let Some(Ok(_)) = server.accept().await {
+                taken += 1;
+            }
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(serving.as_mut().poll(&mut cx).is_pending());
+    }
+    assert!((1..=8).contains(&io.reads), "{} reads", io.reads);
+    assert!(taken > 0, "none of them was handed out");
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_close_is_not_waited_for() {
+    let mut io = Recorded::new(vec![SETTINGS.to_vec()], true);
+    io.closes = false;
+    let (sender, driving) = connect(&mut io, Config::default());
+    drop(sender);
+    let patience = std::time::Duration::from_secs(20);
+    let ended = tokio::time::timeout(patience, driving).await;
+    ended.expect("it ends").expect("it ends well");
 }

@@ -4,10 +4,7 @@ mod messages;
 mod receive;
 mod send;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::BuildHasherDefault,
-};
+use std::collections::HashMap;
 
 use slab::Slab;
 
@@ -19,7 +16,7 @@ use crate::{
     hpack::{Decoder, Encoder},
     output::Output,
     settings::{FIRST_WINDOW, LARGEST_WINDOW, Ours, Theirs},
-    spread::Spread,
+    spread::Seed,
     stream::{Stream, signed},
 };
 
@@ -31,8 +28,15 @@ const FAREWELL: [u8; 8] = *b"farewell";
 /// How many streams are opened before the other side has said how many it takes: most take as many.
 const STREAMS_BEFORE: u32 = 100;
 
-/// How many streams that we have reset are remembered, of which frames may still be under way.
-const REMEMBERED: usize = 1_024;
+/// The last stream that a connection has a number for.
+const LAST_STREAM: u32 = (1 << 31) - 1;
+
+/// Less is not handed out while more is to come.
+const LITTLE_ROOM: usize = 16 << 10;
+
+/// How many times what may wait to be written there may be before no more requests are taken: what is said to one costs
+/// no room, so that one who does not read may ask for any amount of it.
+const MOST_UNREAD: usize = 4;
 
 /// How far a farewell of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +51,10 @@ enum Farewell {
 /// Counts of what costs us something and the other side next to nothing.
 #[derive(Debug, Default)]
 struct Guard {
-    /// Answers that nobody has read yet.
+    /// Answers that nobody has read yet, of this period.
     unread_answers: usize,
+    /// A period ends when so much was written: all that waited when it began.
+    ends_at: u64,
     /// Frames in a row that carry nothing.
     empty_frames: usize,
     /// Streams that were given up and not accepted.
@@ -63,7 +69,7 @@ pub struct Connection {
     /// How much of a client's preface is still to come.
     preface: &'static [u8],
     streams: Slab<Stream>,
-    keys: HashMap<u32, u32, BuildHasherDefault<Spread>>,
+    keys: HashMap<u32, u32, Seed>,
     /// What a new stream of the other side may send: never less than it may take for granted.
     first_window: u32,
     /// How many streams of the other side are open, and of ours.
@@ -73,12 +79,12 @@ pub struct Connection {
     next: u32,
     /// The last that the other side opened.
     last: u32,
-    /// Streams that we reset while the other side may not know it.
-    reset: VecDeque<u32>,
     unended: Option<Unended>,
     decoder: Decoder,
     encoder: Encoder,
     theirs: Theirs,
+    /// No stream was given more than this beyond what all begin with.
+    most_given: i64,
     /// Whether they have said anything of themselves.
     has_heard: bool,
     send_window: i32,
@@ -124,11 +130,11 @@ impl Connection {
             ours_open: 0,
             next: 1,
             last: 0,
-            reset: VecDeque::new(),
             unended: None,
             decoder: Decoder::default(),
             encoder: Encoder::default(),
             theirs: Theirs::default(),
+            most_given: 0,
             has_heard: false,
             send_window: signed(FIRST_WINDOW),
             receive_window: signed(connection_window),
@@ -146,9 +152,13 @@ impl Connection {
         &mut self.output
     }
 
-    /// All that was to be written is.
+    /// Some of the output was written.
     pub fn on_written(&mut self) {
-        self.guard.unread_answers = 0;
+        let written = self.output.written();
+        if written >= self.guard.ends_at {
+            self.guard.unread_answers = 0;
+            self.guard.ends_at = written + self.output.len() as u64;
+        }
     }
 
     /// Takes no new streams, in two steps: the other side may have opened some that have not come yet.
@@ -174,7 +184,7 @@ impl Connection {
     /// Whether nothing is left to be done but to write the output and close.
     pub fn is_over(&self) -> bool {
         let says_no_more = matches!(self.farewell, Farewell::Final(_));
-        let hears_no_more = self.role == Role::Client && self.gone.is_some();
+        let hears_no_more = self.role == Role::Client && (self.gone.is_some() || self.is_used_up());
         self.broken.is_some()
             || (says_no_more || hears_no_more) && self.theirs_open == 0 && self.ours_open == 0
     }
@@ -184,11 +194,17 @@ impl Connection {
         if let Some(error) = &self.broken {
             return Some(error.clone());
         }
-        let (_, reason) = self.gone?;
-        Some(Error::GoAway {
-            reason,
-            remote: true,
-        })
+        let (reason, remote) = match self.gone {
+            Some((_, reason)) => (reason, true),
+            None if self.is_used_up() => (Reason::NO_ERROR, false),
+            None => return None,
+        };
+        Some(Error::GoAway { reason, remote })
+    }
+
+    /// Whether there are no numbers left for streams of ours.
+    fn is_used_up(&self) -> bool {
+        self.next > LAST_STREAM
     }
 
     /// Whether there are streams that were not forgotten.
@@ -210,12 +226,17 @@ impl Connection {
     /// Whether a stream has room that the connection does not have.
     pub fn waits_for_connection(&self, stream: Key) -> bool {
         let known = self.streams.get(stream.index());
-        known.is_some_and(|stream| stream.send_window > 0)
+        known.is_some_and(|stream| stream.window(&self.theirs) > 0)
     }
 
-    /// Whether the connection has room, for those streams that have.
-    pub fn has_room(&self) -> bool {
-        self.send_window > 0 && self.output.len() < self.config.send_buffer
+    /// How much room the connection has, for those streams that have; nothing where it is too little to begin with.
+    pub fn room(&self) -> usize {
+        let room = self.config.send_buffer.saturating_sub(self.output.len());
+        let is_worth_it = room >= LITTLE_ROOM.min(self.config.send_buffer / 4);
+        match usize::try_from(self.send_window) {
+            Ok(window) if is_worth_it || self.output.is_empty() => window.min(room),
+            _ => 0,
+        }
     }
 
     /// The connection is gone: nothing more is read or written.
@@ -225,7 +246,7 @@ impl Connection {
 
     /// Whether the other side takes another stream now.
     pub fn can_open(&self) -> bool {
-        self.free() > 0
+        self.ours_open < self.max_streams()
     }
 
     /// How many streams the other side takes at once.
@@ -236,9 +257,12 @@ impl Connection {
         }
     }
 
-    /// How many more streams the other side takes now.
+    /// How many more streams are to be opened now: none where the other side does not read what was said on others.
     pub fn free(&self) -> u32 {
-        self.max_streams().saturating_sub(self.ours_open)
+        match self.output.len() < self.config.send_buffer {
+            true => self.max_streams().saturating_sub(self.ours_open),
+            false => 0,
+        }
     }
 
     /// Streams of ours that the other side has not begun with, and will not: they are over.
@@ -310,17 +334,6 @@ impl Connection {
         let id = self.streams[at].id;
         frame::numbers(self.output.buffer(), RST_STREAM, id, [reason.0]);
         self.end_both(at);
-        self.remember_reset(id);
-    }
-
-    fn remember_reset(&mut self, id: u32) {
-        // A client's peer has no streams of its own, and what comes for one of ours that we do not know is late.
-        if self.role == Role::Server {
-            if self.reset.len() == REMEMBERED {
-                self.reset.pop_front();
-            }
-            self.reset.push_back(id);
-        }
     }
 
     fn end_ours(&mut self, at: usize) {
@@ -353,7 +366,7 @@ impl Connection {
     }
 
     fn open_stream(&mut self, id: u32) -> usize {
-        let stream = Stream::new(id, self.theirs.window, self.first_window);
+        let stream = Stream::new(id, self.first_window);
         let at = self.streams.insert(stream);
         self.keys.insert(id, Key::at(at).0);
         match self.role {
@@ -370,9 +383,6 @@ impl Connection {
     /// How much is remembered, for those who check that it is bounded.
     pub fn held(&self) -> usize {
         let unended = self.unended.as_ref().map_or(0, Unended::held);
-        self.output.len()
-            + unended
-            + self.reset.len() * 4
-            + self.streams.len() * size_of::<Stream>()
+        self.output.len() + unended + self.streams.len() * size_of::<Stream>()
     }
 }

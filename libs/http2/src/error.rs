@@ -85,6 +85,14 @@ pub enum Error {
     /// The connection is gone.
     #[error("connection lost: {1}")]
     Io(io::ErrorKind, String),
+    /// The other side does not take so much metadata; nothing was sent.
+    #[error("{size} bytes of metadata, of which the other side takes {limit}")]
+    TooLarge {
+        /// How much there is, as RFC 9113 counts it (6.5.2).
+        size: usize,
+        /// How much it takes.
+        limit: usize,
+    },
     /// What was asked for does not fit the state of the stream.
     #[error("{0}")]
     Misused(&'static str),
@@ -117,7 +125,7 @@ impl Error {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Reset { reason, .. } | Self::GoAway { reason, .. } => Some(*reason),
-            Self::Io(..) | Self::Misused(_) => None,
+            Self::Io(..) | Self::TooLarge { .. } | Self::Misused(_) => None,
         }
     }
 }

@@ -18,6 +18,8 @@ pub struct Output {
     last: BytesMut,
     /// How many bytes are in `first`.
     length: usize,
+    /// How many there were before them.
+    written: u64,
 }
 
 impl Output {
@@ -29,6 +31,11 @@ impl Output {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.length == 0 && self.last.is_empty()
+    }
+
+    /// How many were written, ever.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
     }
 
     /// Where the next frame is written to.
@@ -61,6 +68,7 @@ impl Output {
 
     /// So many bytes were written.
     pub fn advance(&mut self, mut written: usize) {
+        self.written += written as u64;
         while let Some(piece) = self.first.front_mut() {
             let part = piece.len().min(written);
             self.length -= part;
@@ -82,6 +90,7 @@ impl Output {
 
     /// All of it, in one piece.
     pub fn take(&mut self) -> Bytes {
+        self.written += self.len() as u64;
         let mut whole = BytesMut::with_capacity(self.len());
         self.first
             .drain(..)

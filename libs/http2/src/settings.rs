@@ -30,6 +30,8 @@ pub(crate) struct Theirs {
     pub(crate) max_streams: u32,
     pub(crate) window: u32,
     pub(crate) max_frame: usize,
+    /// The most metadata of one message.
+    pub(crate) header_list: Option<usize>,
 }
 
 impl Default for Theirs {
@@ -39,6 +41,7 @@ impl Default for Theirs {
             max_streams: u32::MAX,
             window: FIRST_WINDOW,
             max_frame: MAX_FRAME,
+            header_list: None,
         }
     }
 }
@@ -65,6 +68,7 @@ impl Theirs {
                     size @ MAX_FRAME..=0xff_ffff => self.max_frame = size.min(LARGEST_WRITTEN),
                     _ => return Err(Reason::PROTOCOL_ERROR),
                 },
+                MAX_HEADER_LIST_SIZE => self.header_list = Some(value as usize),
                 // Others are to be ignored.
                 _ => {}
             }
@@ -154,5 +158,6 @@ mod tests {
         theirs.read(&to[frame::HEAD..], false).unwrap();
 
         assert_eq!((theirs.max_streams, theirs.window), (5, 70_000));
+        assert_eq!(theirs.header_list, Some(9));
     }
 }

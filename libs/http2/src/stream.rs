@@ -1,13 +1,14 @@
 //! One stream: which of its sides are open, and what may be sent over it.
 
-use crate::settings::LARGEST_WINDOW;
+use crate::settings::{LARGEST_WINDOW, Theirs};
 
 /// What is known of a stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) id: u32,
-    /// What may be sent over it; less than nothing where the other side took back what it had given.
-    pub(crate) send_window: i32,
+    /// What was given for it beyond what all streams begin with, less what was sent: a word on what they begin with
+    /// changes nothing here, however many there are.
+    pub(crate) given: i64,
     /// What the other side may send.
     pub(crate) receive_window: i32,
     /// What was taken of it, and not told yet.
@@ -28,10 +29,10 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(id: u32, send_window: u32, receive_window: u32) -> Self {
+    pub(crate) fn new(id: u32, receive_window: u32) -> Self {
         Self {
             id,
-            send_window: signed(send_window),
+            given: 0,
             receive_window: signed(receive_window),
             taken: 0,
             to_come: None,
@@ -42,6 +43,11 @@ impl Stream {
             is_accepted: false,
             is_abandoned: false,
         }
+    }
+
+    /// What may be sent over it; less than nothing where the other side took back what it had given.
+    pub(crate) fn window(&self, theirs: &Theirs) -> i64 {
+        i64::from(theirs.window) + self.given
     }
 
     pub(crate) fn is_open(&self) -> bool {

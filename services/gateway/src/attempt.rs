@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{Response, header, request::Parts};
+use tether_breaker::Outcome;
 use tether_proto::Failure;
 use tonic::{Code, Status};
 
@@ -16,7 +17,7 @@ use crate::{
     budget::Budget,
     call::{self, Call},
     deadline::Deadline,
-    explain::Progress,
+    explain::{self, Progress},
     fields,
     pump::{Pump, Source},
     slots::Sender,
@@ -95,6 +96,13 @@ impl Attempt {
         let bodiless = source.is_over();
         let (response, stream) = match sender.wire.send_request(head, bodiless) {
             Ok(sent) => sent,
+            // The others that share the connection have nothing to do with it, nor has the server.
+            Err(Error::TooLarge { size, limit }) => {
+                call.on_outcome(Outcome::Silent);
+                return Err(Failed::Said(
+                    explain::metadata_too_large(size, limit).into(),
+                ));
+            }
             Err(error) => {
                 return Err(Failed::Ended(Box::new(Ended {
                     call,

@@ -14,7 +14,10 @@ use pin_project_lite::pin_project;
 const KEPT: usize = 64;
 
 /// All tasks of a connection. Those without a call end with it; the others when they have served theirs.
-pub(crate) struct Crew<F>(Arc<Mutex<Vec<Arc<Hand<F>>>>>);
+pub(crate) struct Crew<F>(Arc<Idle<F>>);
+
+/// The tasks without a call; `None` when there will be no more for them.
+type Idle<F> = Mutex<Option<Vec<Arc<Hand<F>>>>>;
 
 /// How a call is given to a task.
 struct Hand<F>(Mutex<Given<F>>);
@@ -31,12 +34,12 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     pub(crate) fn new() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(Mutex::new(Some(Vec::new()))))
     }
 
     /// Serves a call.
     pub(crate) fn take(&self, call: F) {
-        let idle = lock(&self.0).pop();
+        let idle = lock(&self.0).as_mut().and_then(Vec::pop);
         match idle {
             Some(hand) => hand.give(Given::Call(call)),
             None => drop(tokio::spawn(Task {
@@ -50,7 +53,8 @@ where
 
 impl<F> Drop for Crew<F> {
     fn drop(&mut self) {
-        for hand in lock(&self.0).drain(..) {
+        let idle = lock(&self.0).take();
+        for hand in idle.into_iter().flatten() {
             hand.give(Given::Leave);
         }
     }
@@ -82,7 +86,7 @@ pin_project! {
         #[pin]
         call: Option<F>,
         hand: Arc<Hand<F>>,
-        crew: Weak<Mutex<Vec<Arc<Hand<F>>>>>,
+        crew: Weak<Idle<F>>,
     }
 }
 
@@ -98,11 +102,11 @@ impl<F: Future<Output = ()>> Future for Task<F> {
                 let Some(crew) = this.crew.upgrade() else {
                     return Poll::Ready(());
                 };
-                let mut idle = lock(&crew);
-                if idle.len() == KEPT {
-                    return Poll::Ready(());
+                match &mut *lock(&crew) {
+                    Some(idle) if idle.len() < KEPT => idle.push(Arc::clone(this.hand)),
+                    // One that joins now would wait for a call that nobody gives it.
+                    _ => return Poll::Ready(()),
                 }
-                idle.push(Arc::clone(this.hand));
             }
             match ready!(this.hand.poll(cx)) {
                 Some(call) => this.call.set(Some(call)),
@@ -142,7 +146,7 @@ mod tests {
             let (end, served) = call();
             crew.take(served);
             end.send(()).unwrap();
-            while lock(&crew.0).is_empty() {
+            while lock(&crew.0).as_ref().is_some_and(Vec::is_empty) {
                 yield_now().await;
             }
             assert_eq!(tasks(), 1);
@@ -153,7 +157,7 @@ mod tests {
         crew.take(served);
         assert_eq!(tasks(), 2);
         second.send(()).unwrap();
-        while lock(&crew.0).is_empty() {
+        while lock(&crew.0).as_ref().is_some_and(Vec::is_empty) {
             yield_now().await;
         }
 
@@ -169,6 +173,22 @@ mod tests {
         }
     }
 
+    /// Another thread may have it in hand while it is dropped.
+    #[tokio::test]
+    async fn a_task_whose_call_ends_while_the_connection_does_ends_too() {
+        let crew = Crew::new();
+        let (end, served) = call();
+        crew.take(served);
+        let in_hand = Arc::clone(&crew.0);
+        drop(crew);
+        end.send(()).unwrap();
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        assert_eq!(tasks(), 0);
+        drop(in_hand);
+    }
+
     #[tokio::test]
     async fn no_more_tasks_are_kept_than_a_few() {
         let crew = Crew::new();
@@ -179,6 +199,6 @@ mod tests {
         while tasks() > KEPT {
             yield_now().await;
         }
-        assert_eq!(lock(&crew.0).len(), KEPT);
+        assert_eq!(lock(&crew.0).as_ref().map(Vec::len), Some(KEPT));
     }
 }

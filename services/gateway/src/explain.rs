@@ -419,6 +419,16 @@ pub(crate) fn bad_path(error: &dyn Display) -> Failure {
     Failure::new(Reason::MetadataInvalid, text).fact("key", ":path")
 }
 
+/// The server has said how much metadata it takes.
+pub(crate) fn metadata_too_large(bytes: usize, limit: usize) -> Failure {
+    let text = format!(
+        "the call has {bytes} bytes of metadata, of which the server takes at most {limit}; send less"
+    );
+    Failure::new(Reason::MessageTooLarge, text)
+        .fact("bytes", bytes)
+        .fact("limit_bytes", limit)
+}
+
 /// A call waits for a worker, with more in hand than may wait.
 pub(crate) fn unsent(pool: &PoolName) -> Failure {
     let text = format!(

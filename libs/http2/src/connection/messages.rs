@@ -2,7 +2,10 @@
 
 use http::{Method, StatusCode};
 
-use super::{Connection, Event, Farewell, Key, Role, receive::Came};
+use super::{
+    Connection, Event, Farewell, Key, MOST_UNREAD, Role,
+    receive::{Came, MAX_UNREAD_ANSWERS},
+};
 use crate::{
     error::Reason,
     frame::{self, END_HEADERS, END_STREAM, Head, PRIORITISED},
@@ -90,10 +93,7 @@ impl Connection {
         self.guard.empty_frames = 0;
         if let Some(at) = self.find(id) {
             if !self.streams[at].is_theirs_open {
-                if !self.streams[at].is_ours_open && self.was_reset(id) {
-                    return Ok(None);
-                }
-                return self.stream_error(at, Reason::STREAM_CLOSED);
+                return self.on_closed(at);
             }
             if depends_on_itself {
                 return self.stream_error(at, Reason::PROTOCOL_ERROR);
@@ -104,7 +104,11 @@ impl Connection {
             };
         }
         if !self.is_idle(id) {
-            return self.on_late(id);
+            // A client's stream was given up, and this was under way. A server's cannot begin anew.
+            return match self.role {
+                Role::Client => Ok(None),
+                Role::Server => self.refuse(id, Reason::STREAM_CLOSED),
+            };
         }
         // A server's, for a client has refused it before.
         self.last = id;
@@ -114,7 +118,8 @@ impl Connection {
         if depends_on_itself {
             return self.refuse(id, Reason::PROTOCOL_ERROR);
         }
-        if self.theirs_open >= self.config.max_streams {
+        let is_unread = self.output.len() > MOST_UNREAD * self.config.send_buffer;
+        if is_unread || self.theirs_open >= self.config.max_streams {
             return self.refuse(id, Reason::REFUSED_STREAM);
         }
         self.request(id, fields, ends)
@@ -125,6 +130,7 @@ impl Connection {
             Ok(head) => head,
             Err(Flaw::Malformed) => return self.refuse(id, Reason::PROTOCOL_ERROR),
             Err(Flaw::TooLarge) => {
+                Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
                 self.answer_too_large(id);
                 return match ends {
                     true => Ok(None),

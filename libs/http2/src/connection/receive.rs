@@ -9,15 +9,17 @@ use crate::{
         self, ACK, CONTINUATION, DATA, END_STREAM, GOAWAY, HEAD, HEADERS, Head, MAX_FRAME, PING,
         PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
     },
+    settings::LARGEST_WINDOW,
     stream::widened,
 };
 
 /// Answers to the other side's questions that it may leave unread.
-const MAX_UNREAD_ANSWERS: usize = 10_000;
+pub(super) const MAX_UNREAD_ANSWERS: usize = 10_000;
 /// Frames in a row that may carry nothing.
 const MAX_EMPTY_FRAMES: usize = 1_000;
-/// A piece of a body that is smaller is copied: it would keep all of what was read with it.
-const SMALL: usize = 1 << 10;
+/// A piece of a body that is smaller is copied: it would keep all of what was read with it, which may be eight times as
+/// much.
+const SMALL: usize = 8 << 10;
 /// What becomes of a frame: it may be an event, or the end of the connection.
 pub(super) type Came = Result<Option<Event>, Reason>;
 
@@ -131,15 +133,11 @@ impl Connection {
             self.guard.empty_frames = 0;
         }
         let Some(at) = self.find(head.stream) else {
-            return self.on_late(head.stream);
+            return Ok(None);
         };
         let stream = &mut self.streams[at];
         if !stream.is_theirs_open {
-            // We have reset it, and this was under way.
-            if !stream.is_ours_open && self.was_reset(head.stream) {
-                return Ok(None);
-            }
-            return self.stream_error(at, Reason::STREAM_CLOSED);
+            return self.on_closed(at);
         }
         if self.role == Role::Client && !stream.has_head {
             return self.stream_error(at, Reason::PROTOCOL_ERROR);
@@ -236,18 +234,18 @@ impl Connection {
         let before = self.theirs;
         self.theirs.read(payload, self.role == Role::Client)?;
         self.encoder.resize(self.theirs.table);
-        let change = i64::from(self.theirs.window) - i64::from(before.window);
-        for (_, stream) in self
-            .streams
-            .iter_mut()
-            .filter(|(_, stream)| stream.is_ours_open)
-        {
-            let window = i32::try_from(i64::from(stream.send_window) + change);
-            stream.send_window = window.map_err(|_| Reason::FLOW_CONTROL_ERROR)?;
+        if i64::from(self.theirs.window) + self.most_given > i64::from(LARGEST_WINDOW) {
+            // The one that was given most may be over. Then it takes another to come here again.
+            let open = self.streams.iter().filter(|(_, one)| one.is_ours_open);
+            self.most_given = open.map(|(_, one)| one.given).max().unwrap_or(0).max(0);
+            if i64::from(self.theirs.window) + self.most_given > i64::from(LARGEST_WINDOW) {
+                return Err(Reason::FLOW_CONTROL_ERROR);
+            }
         }
         self.answer(SETTINGS, &[])?;
         let is_first = !std::mem::replace(&mut self.has_heard, true);
-        let more = change > 0 || self.theirs.max_streams > before.max_streams || is_first;
+        let is_wider = self.theirs.window > before.window;
+        let more = is_wider || self.theirs.max_streams > before.max_streams || is_first;
         Ok(more.then_some(Event::AllWritable))
     }
 
@@ -255,6 +253,9 @@ impl Connection {
     fn on_acknowledged(&mut self) {
         let before = std::mem::replace(&mut self.first_window, self.config.stream_window);
         let less = super::signed(before - self.config.stream_window);
+        if less == 0 {
+            return;
+        }
         for (_, stream) in &mut self.streams {
             stream.receive_window -= less;
         }
@@ -312,13 +313,12 @@ impl Connection {
         if more == 0 {
             return self.stream_error(at, Reason::PROTOCOL_ERROR);
         }
-        match widened(stream.send_window, more) {
-            None => self.stream_error(at, Reason::FLOW_CONTROL_ERROR),
-            Some(window) => {
-                stream.send_window = window;
-                Ok(stream.is_ours_open.then(|| Event::Writable(Key::at(at))))
-            }
+        if stream.window(&self.theirs) + i64::from(more) > i64::from(LARGEST_WINDOW) {
+            return self.stream_error(at, Reason::FLOW_CONTROL_ERROR);
         }
+        stream.given += i64::from(more);
+        self.most_given = self.most_given.max(stream.given);
+        Ok(stream.is_ours_open.then(|| Event::Writable(Key::at(at))))
     }
 
     /// Answers a frame with one of its kind.
@@ -334,7 +334,6 @@ impl Connection {
     pub(super) fn refuse(&mut self, id: u32, reason: Reason) -> Came {
         Self::count(&mut self.guard.unread_answers, MAX_UNREAD_ANSWERS)?;
         frame::numbers(self.output.buffer(), RST_STREAM, id, [reason.0]);
-        self.remember_reset(id);
         Ok(None)
     }
 
@@ -351,16 +350,13 @@ impl Connection {
         Ok(was_open.then_some(Event::Reset { stream, error }))
     }
 
-    /// Something came for a stream that is over and forgotten.
-    pub(super) fn on_late(&mut self, id: u32) -> Came {
-        match self.role == Role::Client || self.was_reset(id) {
-            true => Ok(None),
-            false => self.refuse(id, Reason::STREAM_CLOSED),
+    /// Something came behind the end of what they send. Where the stream is over it may have been under way when we reset
+    /// it, which is no offence.
+    pub(super) fn on_closed(&mut self, at: usize) -> Came {
+        match self.streams[at].is_ours_open {
+            true => self.stream_error(at, Reason::STREAM_CLOSED),
+            false => Ok(None),
         }
-    }
-
-    pub(super) fn was_reset(&self, id: u32) -> bool {
-        self.role == Role::Client || self.reset.contains(&id)
     }
 
     /// Whether a stream has not been opened by anybody.

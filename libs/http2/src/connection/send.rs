@@ -7,12 +7,9 @@ use super::{Connection, Farewell, Key};
 use crate::{
     error::{Error, Reason},
     frame::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEAD, HEADERS, WINDOW_UPDATE},
-    hpack::Encoder,
+    hpack::{ENTRY_OVERHEAD, Encoder},
     stream::signed,
 };
-
-/// The last stream that a connection has a number for.
-const LAST_STREAM: u32 = (1 << 31) - 1;
 
 /// Numbers of fields that everybody knows.
 const POST: u8 = 3;
@@ -23,7 +20,7 @@ impl Connection {
     /// Opens a stream with a request.
     ///
     /// # Errors
-    /// Where the connection takes no more streams, or not now.
+    /// Where the connection takes no more streams, or not now, or not so much metadata.
     pub fn open(
         &mut self,
         method: &Method,
@@ -34,7 +31,7 @@ impl Connection {
         if let Some(error) = self.is_closed() {
             return Err(error);
         }
-        if self.farewell != Farewell::None || self.next > LAST_STREAM {
+        if self.farewell != Farewell::None {
             let reason = Reason::NO_ERROR;
             return Err(Error::GoAway {
                 reason,
@@ -44,6 +41,7 @@ impl Connection {
         if !self.can_open() {
             return Err(Error::Misused("the other side takes no more streams now"));
         }
+        self.check_size(method, uri, fields)?;
         let id = self.next;
         self.next += 2;
         let at = self.open_stream(id);
@@ -76,6 +74,34 @@ impl Connection {
         Ok(Key::at(at))
     }
 
+    /// One that is sent more metadata than it takes may close the connection, with the calls of others.
+    fn check_size(&self, method: &Method, uri: &Uri, fields: &HeaderMap) -> Result<(), Error> {
+        let Some(limit) = self.theirs.header_list else {
+            return Ok(());
+        };
+        let head = [
+            (":method", method.as_str().len()),
+            (":scheme", uri.scheme_str().map_or(0, str::len)),
+            (
+                ":path",
+                uri.path_and_query().map_or(0, |path| path.as_str().len()),
+            ),
+            (
+                ":authority",
+                uri.authority().map_or(0, |all| all.as_str().len()),
+            ),
+        ];
+        let head = head.map(|(name, value)| name.len() + value + ENTRY_OVERHEAD);
+        let fields = fields
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + ENTRY_OVERHEAD);
+        let size = head.iter().sum::<usize>() + fields.sum::<usize>();
+        match size > limit {
+            true => Err(Error::TooLarge { size, limit }),
+            false => Ok(()),
+        }
+    }
+
     /// Answers a request.
     ///
     /// # Errors
@@ -102,7 +128,9 @@ impl Connection {
     pub fn capacity(&self, stream: Key) -> usize {
         let room = self.config.send_buffer.saturating_sub(self.output.len());
         let window = match self.streams.get(stream.index()) {
-            Some(stream) if stream.is_ours_open => stream.send_window.min(self.send_window),
+            Some(stream) if stream.is_ours_open => {
+                stream.window(&self.theirs).min(self.send_window.into())
+            }
             _ => 0,
         };
         usize::try_from(window).unwrap_or(0).min(room)
@@ -119,7 +147,7 @@ impl Connection {
         }
         let length = signed(u32::try_from(data.len()).unwrap_or(u32::MAX));
         self.send_window -= length;
-        self.streams[at].send_window -= length;
+        self.streams[at].given -= i64::from(length);
         loop {
             let piece = data.len().min(self.theirs.max_frame);
             let is_last = piece == data.len();
@@ -226,5 +254,35 @@ fn head_of_answer(encoder: &mut Encoder, to: &mut bytes::BytesMut, status: Statu
 fn plain(encoder: &mut Encoder, to: &mut bytes::BytesMut, fields: &HeaderMap) {
     for (name, value) in fields {
         encoder.field(to, name.as_str(), value.as_bytes(), value.is_sensitive());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Role, connection::LAST_STREAM};
+
+    #[test]
+    fn a_connection_whose_numbers_are_used_up_is_closed_and_over_with_its_last_stream() {
+        let mut connection = Connection::new(Role::Client, Config::default());
+        connection.next = LAST_STREAM - 2;
+        let uri = Uri::from_static("http://site/");
+        let mut open = || {
+            let opened = connection.open(&Method::POST, &uri, &HeaderMap::new(), false);
+            let closed = connection.is_closed();
+            (opened, closed, connection.is_over())
+        };
+        assert!(matches!(open(), (Ok(_), None, false)));
+        let (last, closed, is_over) = open();
+        assert_eq!(
+            closed.clone().and_then(|error| error.reason()),
+            Some(Reason::NO_ERROR)
+        );
+        assert!(!is_over);
+        assert_eq!(open().0.err(), closed);
+
+        connection.forget(Key::at(0));
+        connection.forget(last.expect("it is open"));
+        assert!(connection.is_over());
     }
 }

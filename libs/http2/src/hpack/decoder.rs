@@ -4,6 +4,9 @@ use std::collections::VecDeque;
 
 use super::{ENTRY_OVERHEAD, Field, TABLE_SIZE, Unreadable, huffman, number, table};
 
+/// What a buffer may keep from one field to the next.
+const KEPT: usize = 4 << 10;
+
 /// Reads the header blocks of one connection, in the order in which they come.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
@@ -36,7 +39,7 @@ impl Decoder {
         mut each: impl FnMut(Field, usize),
     ) -> Result<(), Unreadable> {
         let mut may_resize = true;
-        while let Some(first) = block.first() {
+        while let Some(first) = block.first().copied() {
             let resizes = first >> 5 == 0b001;
             if resizes {
                 let limit = number::read(&mut block, 5)?;
@@ -56,7 +59,14 @@ impl Decoder {
             }
             let keeps = first & 0x40 != 0;
             let at = number::read(&mut block, if keeps { 6 } else { 4 })?;
-            let (field, size) = self.literal(at, &mut block)?;
+            let (mut field, size) = self.literal(at, &mut block)?;
+            // Whoever passes it on is to keep it out of tables too (RFC 7541, 6.2.3).
+            if !keeps
+                && first & 0x10 != 0
+                && let Field::Plain(_, value) = &mut field
+            {
+                value.set_sensitive(true);
+            }
             if keeps {
                 self.keep(&field, size);
             }
@@ -72,6 +82,12 @@ impl Decoder {
             std::mem::take(&mut self.value),
         );
         let read = self.parse(at, block, &mut name, &mut value);
+        // A connection of years is not to keep what its largest field took.
+        for room in [&mut name, &mut value] {
+            if room.capacity() > KEPT {
+                *room = Vec::new();
+            }
+        }
         (self.name, self.value) = (name, value);
         read
     }
@@ -264,6 +280,23 @@ mod tests {
     }
 
     #[test]
+    fn what_no_table_may_have_is_marked_and_nothing_else_is() {
+        let is_sensitive = |first: u8| {
+            let mut sensitive = None;
+            let block = [first, 1, b'a', 1, b'b'];
+            let read = Decoder::default().read(&block, |field, _| {
+                if let Field::Plain(_, value) = field {
+                    sensitive = Some(value.is_sensitive());
+                }
+            });
+            read.map(|()| sensitive)
+        };
+        assert_eq!(is_sensitive(0x10), Ok(Some(true)));
+        assert_eq!(is_sensitive(0), Ok(Some(false)));
+        assert_eq!(is_sensitive(0x40), Ok(Some(false)));
+    }
+
+    #[test]
     fn a_field_larger_than_the_table_empties_it() {
         let mut decoder = Decoder::default();
         read(&mut decoder, &[0x40, 1, b'a', 1, b'b']).unwrap();
@@ -274,5 +307,33 @@ mod tests {
         read(&mut decoder, &large).unwrap();
 
         assert_eq!((decoder.size, decoder.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_a_large_field_took() {
+        let mut decoder = Decoder::default();
+        // In Huffman's code each byte of ones and zeros is a letter and more.
+        let mut large = bytes::BytesMut::from(&[0, 1, b'a'][..]);
+        number::write(&mut large, 0x80, 7, 5 * 4_000);
+        large.extend_from_slice(
+            &[
+                0b0001_1000,
+                0b1100_0110,
+                0b0011_0001,
+                0b1000_1100,
+                0b0110_0011,
+            ]
+            .repeat(4_000),
+        );
+        let mut length = 0;
+        let read = decoder.read(&large, |field, _| {
+            if let Field::Plain(_, value) = field {
+                length = value.len();
+            }
+        });
+        read.expect("it is a field");
+
+        assert_eq!(length, 5 * 4_000 * 8 / 5);
+        assert!(decoder.value.capacity() <= KEPT);
     }
 }

@@ -1,6 +1,7 @@
 //! The engine by itself: what it says to what it is told.
 
 mod arbitrary;
+mod limits;
 mod pairs;
 mod rules;
 mod wire;

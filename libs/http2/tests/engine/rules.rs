@@ -305,7 +305,7 @@ impl End {
 }
 
 #[test]
-fn one_that_says_something_on_a_stream_after_its_end_is_told_so() {
+fn one_that_begins_anew_on_a_stream_after_its_end_is_told_so() {
     let mut end = End::server();
     let stream = opened(&mut end, 1, END_STREAM);
     let fields = HeaderMap::new();
@@ -316,7 +316,7 @@ fn one_that_says_something_on_a_stream_after_its_end_is_told_so() {
     end.written();
 
     assert!(
-        end.read(&frame(DATA, 0, 1, b"more"))
+        end.read(&frame(HEADERS, WHOLE, 1, block(CALL)))
             .expect("it is as it should be")
             .is_empty()
     );
@@ -427,4 +427,40 @@ fn too_much_metadata_is_answered_and_the_next_request_is_read() {
     let said = end.written();
     assert_eq!((said[0].kind, said[0].flags), (HEADERS, WHOLE));
     opened(&mut end, 3, END_STREAM);
+}
+
+#[test]
+fn a_request_with_more_metadata_than_the_other_side_takes_is_not_sent_and_the_next_is() {
+    let mut end = End::client();
+    end.read(&frame(SETTINGS, 0, 0, [0, 6, 0, 0, 4, 0]))
+        .expect("it is as it should be");
+    end.written();
+    let uri = Uri::from_static("http://site/a.B/Echo");
+    let mut fields = HeaderMap::new();
+    // Beside it there is its head, and 32 bytes count for each of the five.
+    let room = 1_024 - (7 + 4) - (7 + 4) - (5 + 9) - (10 + 4) - 5 * 32;
+    fields.insert(
+        "x",
+        "v".repeat(room).parse().expect("it is as it should be"),
+    );
+    let mut ask = |fields: &HeaderMap| end.connection.open(&Method::POST, &uri, fields, true);
+    let refused = ask(&fields).expect_err("it is one byte too large");
+    assert_eq!(
+        refused,
+        Error::TooLarge {
+            size: 1_025,
+            limit: 1_024
+        }
+    );
+    fields.insert(
+        "x",
+        "v".repeat(room - 1).parse().expect("it is as it should be"),
+    );
+    ask(&fields).expect("it is as large as it may be");
+
+    let written = end.written();
+    assert_eq!(
+        written.iter().map(|one| one.stream).collect::<Vec<_>>(),
+        [1]
+    );
 }
