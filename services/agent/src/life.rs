@@ -40,6 +40,8 @@ pub(crate) enum Sign {
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     pid: u32,
+    /// Not waited for yet: those that are found are heard on threads where nothing can be waited for.
+    opened: Option<OwnedFd>,
     pidfd: Option<AsyncFd<OwnedFd>>,
     let_go: Option<oneshot::Receiver<()>>,
     /// Until when it is looked at whether it is dying.
@@ -52,12 +54,11 @@ impl Life {
     pub(crate) fn of(pid: u32) -> Self {
         let opened = || {
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-            let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-            polled::readable(pidfd).ok()
+            pidfd_open(pid, PidfdFlags::empty()).ok()
         };
         Self {
             pid,
-            pidfd: opened(),
+            opened: opened(),
             ..Self::default()
         }
     }
@@ -69,6 +70,9 @@ impl Life {
 
     /// The next sign of its end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Sign {
+        if let Some(opened) = self.opened.take() {
+            self.pidfd = polled::readable(opened).ok();
+        }
         loop {
             if let Some(until) = self.suspected {
                 let seen = Stat::of(self.pid).filter(Stat::is_dying);
@@ -183,6 +187,18 @@ mod tests {
     #[test]
     fn the_kernel_shows_this_very_process_as_alive() {
         assert!(!Stat::of(std::process::id()).unwrap().is_dying());
+    }
+
+    #[test]
+    fn one_that_is_found_is_made_where_nothing_can_be_waited_for() {
+        let mut life = Life::of(std::process::id());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(async {
+            let sign = tokio::time::timeout(Duration::ZERO, life.next()).await;
+            assert!(sign.is_err(), "it lives");
+        });
     }
 
     #[tokio::test]
