@@ -120,7 +120,7 @@ impl House {
         self.knows(slot, incarnation).await;
     }
 
-    async fn knows(&self, slot: u32, incarnation: u64) {
+    pub(crate) async fn knows(&self, slot: u32, incarnation: u64) {
         let client = self.client().await;
         let pin = format!("digits/{slot}.{incarnation}");
         self.until("the worker is known", async || {

@@ -31,8 +31,9 @@ async fn house(most: usize) -> House {
 
 /// Starts a worker that serves `capacity` calls at once, and waits until the gateway knows.
 pub(crate) async fn serving(house: &House, slot: u32, capacity: u32) -> Worker {
-    let started = house.worker(slot).await;
+    let started = Worker::start().await;
     house.discovery.tell(endpoint(&started, slot, capacity));
+    house.knows(slot, 1).await;
     started
 }
 
