@@ -183,7 +183,11 @@ impl Seat {
         {
             let mut behind = self.budget.behind();
             behind.calls.remove(&place);
-            behind.leaves.take_if(|(leaves, _)| *leaves == place);
+            let left = behind.leaves.take_if(|(leaves, _)| *leaves == place);
+            // Nobody may come any more who would have the next one go.
+            if left.is_some() && self.budget.0.held.load(Ordering::Relaxed) > self.budget.0.most {
+                behind.give_up_one(Instant::now());
+            }
         }
     }
 
