@@ -239,6 +239,23 @@ mod tests {
     }
 
     #[test]
+    fn when_one_has_left_and_too_much_still_waits_the_next_has_to_go_though_nobody_comes() {
+        let budget = Budget::new(2 * FEW);
+        let mut seats: Vec<Seat> = (0..4).map(|_| budget.seat()).collect();
+        for seat in &mut seats {
+            seat.more(FEW + 1);
+        }
+        assert!(given_up(&seats[0]) && !given_up(&seats[1]));
+
+        drop(seats.remove(0));
+        assert!(given_up(&seats[0]) && !given_up(&seats[1]));
+        drop(seats.remove(0));
+        assert!(given_up(&seats[0]) && !given_up(&seats[1]));
+        drop(seats.remove(0));
+        assert!(!given_up(&seats[0]), "it is enough");
+    }
+
+    #[test]
     fn of_what_is_sent_no_more_is_kept_than_a_part_of_what_may_wait() {
         let budget = Budget::new(400);
         assert!(budget.copy(60));
