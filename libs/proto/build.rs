@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "tether/node/v1/node_service.proto",
     "tether/discovery/v1/discovery_service.proto",
     "tether/job/v1/job_service.proto",
+    "tether/checkpoint/v1/checkpoint_service.proto",
     "tether/gateway/v1/gateway_service.proto",
     "tether/gateway/v1/control_service.proto",
     "tether/gateway/v1/handover.proto",

@@ -61,6 +61,8 @@ async fn start(cluster: &Cluster) -> (Job, WorkerId) {
     let ask = || StartJobRequest {
         pool: "p".to_owned(),
         key: "train".to_owned(),
+        restarts: Some(0),
+        ..StartJobRequest::default()
     };
     let (job, _) = eventually("a worker takes the job", async || {
         let answer = cluster.client().jobs().start_job(ask()).await.ok()?;

@@ -193,6 +193,8 @@ async fn a_job_runs_on_beyond_the_grace_and_is_found_again_and_its_checkpoint_is
         let start = StartJobRequest {
             pool: "p".to_owned(),
             key: key.to_owned(),
+            restarts: Some(0),
+            ..StartJobRequest::default()
         };
         let job = client.jobs().start_job(start).await.unwrap().into_inner();
         doing = doing.or_else(|| job.job.filter(|job| job.worker == worker.worker));

@@ -92,6 +92,8 @@ async fn start(site: &Site) -> Worker {
         let start = StartJobRequest {
             pool: "p".to_owned(),
             key: key.to_owned(),
+            restarts: Some(0),
+            ..StartJobRequest::default()
         };
         site.cluster.client().jobs().start_job(start).await.unwrap();
     }

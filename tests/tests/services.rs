@@ -72,6 +72,8 @@ async fn a_job_is_found_again_by_key_and_is_lost_with_its_worker() {
     let start = || StartJobRequest {
         pool: "digits".into(),
         key: "night".into(),
+        restarts: Some(0),
+        ..StartJobRequest::default()
     };
     let get = || GetJobRequest {
         pool: "digits".into(),

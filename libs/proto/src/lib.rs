@@ -40,6 +40,11 @@ mod generated {
             tonic::include_proto!("tether.job.v1");
         }
     }
+    pub mod checkpoint {
+        pub mod v1 {
+            tonic::include_proto!("tether.checkpoint.v1");
+        }
+    }
     pub mod gateway {
         pub mod v1 {
             tonic::include_proto!("tether.gateway.v1");
@@ -66,9 +71,9 @@ pub use codec::SmallCodec;
 pub use convert::Malformed;
 pub use failure::{Failure, NotLeader, reason_of};
 pub use generated::{
-    common::v1 as common, discovery::v1 as discovery, fate::v1 as fate, gateway::v1 as gateway,
-    job::v1 as job, node::v1 as node, pool::v1 as pool, registry::v1 as registry,
-    session::v1 as session, worker::v1 as worker,
+    checkpoint::v1 as checkpoint, common::v1 as common, discovery::v1 as discovery,
+    fate::v1 as fate, gateway::v1 as gateway, job::v1 as job, node::v1 as node, pool::v1 as pool,
+    registry::v1 as registry, session::v1 as session, worker::v1 as worker,
 };
 pub use shard::{SHARD, admit_shard, expect_shard};
 

@@ -10,6 +10,7 @@ mod pool;
 mod process;
 mod service;
 pub mod signals;
+mod state;
 mod template;
 
 pub use check::{At, Check, Wrong};
@@ -22,6 +23,7 @@ pub use process::{
     Bound, Limits, Liveness, Mask, Process, Recycle, ResourceLimit, Socket, Unlimited,
 };
 pub use service::{Ignored, service, warn};
+pub use state::state_dir;
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,
     Templates, check_templates, named,

@@ -56,6 +56,8 @@ pub struct Config {
     /// Whether gateways learn of workers' ends from the arbiter alone, and not from this agent as well, which tells
     /// them earlier.
     pub no_fates: bool,
+    /// Where checkpoints of jobs are kept.
+    pub checkpoints: tether_checkpoints::Config,
 }
 
 /// Where workers listen unless it is said.
@@ -107,6 +109,8 @@ pub enum Error {
 #[derive(Debug)]
 pub(crate) struct Ground {
     pub(crate) node: NodeName,
+    /// Where this agent serves.
+    pub(crate) address: Address,
     /// Which runtime directory, in which life of the machine: another agent on it knows the same workers.
     pub(crate) instance: String,
     /// One directory per incarnation below it.
@@ -181,6 +185,7 @@ impl Config {
     pub(crate) fn prepare(
         &self,
         runtime: &Path,
+        address: &Address,
         metrics: &mut tether_kit::metrics::Metrics,
     ) -> Result<(Ground, Left), Error> {
         let node = self.node()?;
@@ -235,6 +240,7 @@ impl Config {
         let guarantee = self.judge(means)?;
         let ground = Ground {
             fates: Arc::new(Board::new(node.clone())),
+            address: address.clone(),
             holds: Holds::default(),
             node,
             instance: format!("{boot_id}/{inode:x}"),

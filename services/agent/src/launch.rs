@@ -50,6 +50,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) own_dir: &'a Path,
     pub(crate) address: &'a Address,
     pub(crate) node: &'a str,
+    /// Where its agent serves.
+    pub(crate) agent: &'a Address,
     pub(crate) walls: Walls,
     pub(crate) passed: &'a Passed,
     pub(crate) credentials: Option<Credentials>,
@@ -168,6 +170,7 @@ pub(crate) fn launch(
         ("TETHER_INCARNATION", id.incarnation.to_string()),
         ("TETHER_LISTEN", at.address.to_string()),
         ("TETHER_NODE", at.node.to_owned()),
+        ("TETHER_AGENT", at.agent.to_string()),
         ("TETHER_DIR", at.dir.display().to_string()),
         (
             "NOTIFY_SOCKET",
@@ -488,6 +491,7 @@ mod tests {
                     port: 4711,
                 },
                 node: "n1",
+                agent: &Address::Unix("/run/agent.sock".into()),
                 walls: Walls::default(),
                 passed: &Passed::default(),
                 credentials: None,

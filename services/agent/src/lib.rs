@@ -16,6 +16,7 @@
 
 mod adopt;
 mod beat;
+mod checkpoints;
 mod config;
 mod descriptors;
 mod diagnosis;
@@ -28,6 +29,7 @@ mod health;
 mod heartbeat;
 mod history;
 mod holds;
+mod jobs;
 mod journal;
 mod launch;
 mod life;
@@ -50,15 +52,18 @@ mod report;
 mod search;
 mod sockets;
 mod sweep;
+mod upstream;
 mod users;
 mod worker;
 mod zygote;
 
 use std::{path::PathBuf, sync::Arc};
 
-use tether_kit::{arbiters::Arbiters, metrics::Metrics};
+use tether_kit::{arbiters::Arbiters, metrics::Metrics, serve::MESSAGE_LIMIT};
 use tether_proto::{
+    checkpoint::checkpoint_service_server::{CheckpointService, CheckpointServiceServer},
     fate::fate_service_server::{FateService, FateServiceServer},
+    job::job_service_server::{JobService, JobServiceServer},
     node::agent_service_server::AgentServiceServer,
 };
 use tether_types::Address;
@@ -81,6 +86,8 @@ pub struct Agent {
     node: heartbeat::Node,
     workers: Arc<PathBuf>,
     fates: Arc<fates::Board>,
+    shelf: Arc<checkpoints::Shelf>,
+    upstream: Arc<upstream::Upstream>,
 }
 
 impl Agent {
@@ -98,17 +105,22 @@ impl Agent {
         arbiters: Vec<Address>,
         metrics: &mut Metrics,
     ) -> Result<Self, Error> {
-        let (ground, left) = config.prepare(runtime, metrics)?;
+        let (ground, left) = config.prepare(runtime, &address, metrics)?;
         let workers = Arc::new(ground.workers.clone());
         let metrics = Arc::clone(&ground.metrics);
         let fates = Arc::clone(&ground.fates);
         let hands = Box::new(machine::Machine::new(Arc::new(ground), left));
+        let own = tether_settings::state_dir().map(|state| state.join(own_checkpoints(runtime)));
+        let shelf = Arc::new(checkpoints::Shelf::new(&config.checkpoints, own));
+        let upstream = Arc::new(upstream::Upstream::new(Arbiters::new(arbiters.clone())));
         let tells = (!config.no_fates).then(|| address.clone());
         Ok(Self {
             node: heartbeat::Node::new(hands, metrics, address, Arbiters::new(arbiters))
                 .telling_at(tells),
             workers,
             fates,
+            shelf,
+            upstream,
         })
     }
 
@@ -142,14 +154,35 @@ impl Agent {
         FateServiceServer::new(fates::Fates::new(Arc::clone(&self.fates)))
     }
 
+    /// What workers say of their jobs.
+    pub fn jobs(&self) -> JobServiceServer<impl JobService> {
+        JobServiceServer::new(jobs::Jobs(Arc::clone(&self.upstream)))
+    }
+
+    /// Where workers save what their jobs go on from.
+    pub fn checkpoints(&self) -> CheckpointServiceServer<impl CheckpointService> {
+        let (shelf, upstream) = (Arc::clone(&self.shelf), Arc::clone(&self.upstream));
+        CheckpointServiceServer::new(checkpoints::Checkpoints::new(shelf, upstream))
+            .max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
     /// Serves until `stop`. Then workers tied to the agent are ended in good order; the others
     /// live on under their leases, for the next agent to take over.
     ///
     /// # Errors
     /// When what it needs of the operating system fails for good.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let sweeping = tokio::spawn(checkpoints::sweep(self.shelf, self.upstream));
         let ended = self.node.run(stop).await;
+        sweeping.abort();
         self.fates.close();
         ended
     }
+}
+
+/// Where an agent on this runtime directory keeps checkpoints if nobody says: what is in the state directory
+/// outlives the machine, which a runtime directory may not, and another agent has another one.
+fn own_checkpoints(runtime: &std::path::Path) -> PathBuf {
+    let name = runtime.display().to_string();
+    PathBuf::from("checkpoints").join(name.trim_matches('/').replace('/', "-"))
 }

@@ -38,7 +38,8 @@ impl Check for Settings {
             .check_worker_host(self.listen.insecure)
             .at("agent.worker_host")?;
         self.agent.check_labels().at("agent.labels")?;
-        self.agent.check_resources().at("agent.resources")
+        self.agent.check_resources().at("agent.resources")?;
+        self.agent.checkpoints.check().at("agent.checkpoints")
     }
 }
 
@@ -84,7 +85,9 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
     for listener in listeners {
         let server = Server::new(tether_proto::DESCRIPTORS)
             .service(agent.service())
-            .service(agent.fates());
+            .service(agent.fates())
+            .service(agent.jobs())
+            .service(agent.checkpoints());
         serving.spawn(server.serve(listener, over.clone(), DRAIN));
     }
     agent.run(stop).await?;

@@ -1,11 +1,12 @@
 //! What follows from a decision: collected by the ledger, carried out by the service around it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tether_proto::{
     Failure,
     common::{Death, WorkerRef},
+    job::Job,
     node,
     worker::{Event, EventKind},
 };
@@ -18,6 +19,15 @@ pub(crate) struct Ack {
     pub(crate) ttl_ms: u64,
     /// Whether its sum is another than what was told.
     pub(crate) resync: bool,
+}
+
+/// What somebody may follow of jobs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Followed {
+    /// Those that a worker does.
+    Worker(WorkerId),
+    /// One.
+    Key(PoolName, String),
 }
 
 /// Everything that follows. Answers go out at once; writes come before all else, so that nothing is
@@ -33,6 +43,8 @@ pub(crate) struct Effects {
     pub(crate) ended: Vec<(OwnerName, Epoch, Failure)>,
     /// Nodes whose record was written, and in which revision: the epoch of their lease.
     pub(crate) epochs: Vec<(NodeName, Epoch)>,
+    /// What changed of jobs, for those who follow them.
+    pub(crate) jobs: BTreeSet<Followed>,
 }
 
 impl Effects {
@@ -42,6 +54,23 @@ impl Effects {
 
     pub(crate) fn put_empty(&mut self, key: String) {
         self.writes.insert(key, Some(Bytes::new()));
+    }
+
+    pub(crate) fn put_bytes(&mut self, key: String, value: Vec<u8>) {
+        self.writes.insert(key, Some(value.into()));
+    }
+
+    /// A job, and what its worker has to do, is another.
+    pub(crate) fn touch_job(&mut self, pool: &PoolName, job: &Job) {
+        let worker = WorkerRef::required(job.worker.as_ref()).ok();
+        self.jobs.extend(worker.map(Followed::Worker));
+        self.touch_key(pool, &job.key);
+    }
+
+    /// A job has got on, or is gone.
+    pub(crate) fn touch_key(&mut self, pool: &PoolName, key: &str) {
+        self.jobs
+            .insert(Followed::Key(pool.clone(), key.to_owned()));
     }
 
     pub(crate) fn delete(&mut self, key: String) {
@@ -111,6 +140,7 @@ impl Effects {
         self.acks.extend(later.acks);
         self.ended.extend(later.ended);
         self.epochs.extend(later.epochs);
+        self.jobs.extend(later.jobs);
     }
 }
 
@@ -126,6 +156,8 @@ pub(crate) mod keys {
     pub(crate) const NODES: &str = "arbiter/nodes/";
     pub(crate) const CORDONS: &str = "arbiter/cordons/";
     pub(crate) const JOBS: &str = "arbiter/jobs/";
+    /// What each was started with.
+    pub(crate) const JOB_SPECS: &str = "arbiter/job-specs/";
     pub(crate) const HOLDS: &str = "arbiter/holds/";
     pub(crate) const EVENTS: &str = "arbiter/events/";
     pub(crate) const REGISTRATIONS: &str = "arbiter/registrations/";
@@ -155,6 +187,10 @@ pub(crate) mod keys {
 
     pub(crate) fn job(pool: &PoolName, key: &str) -> String {
         format!("{JOBS}{pool}/{key}")
+    }
+
+    pub(crate) fn job_spec(pool: &PoolName, key: &str) -> String {
+        format!("{JOB_SPECS}{pool}/{key}")
     }
 
     pub(crate) fn hold(pool: &PoolName, slot: Slot) -> String {

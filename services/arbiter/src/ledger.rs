@@ -21,7 +21,8 @@
 //!   out of order they tell.
 //! - **A8** Nothing on a node whose lease is over is told to gateways; it serves again once the node is back.
 //! - **A9** Of a job's attempts only the last one is heard: its fence is greater than that of any before, also
-//!   over a restart, and progress, checkpoints and results with another are refused.
+//!   over a restart, and progress, checkpoints and results with another are refused. The next one begins only after
+//!   the death of the last one's worker is recorded, or when somebody takes the job over.
 //! - **A10** A worker is started only on a node that is open and has the labels its pool asks for; no two workers
 //!   that live have the same unit of a node's resource.
 //! - **A11** Replacing workers that run, because of a change or to empty a node, takes no pool below its size less
@@ -31,6 +32,7 @@
 
 mod attempts;
 mod calls;
+mod cancels;
 mod cordons;
 mod dependencies;
 mod epochs;
@@ -50,6 +52,7 @@ mod reached;
 mod readable;
 mod registrations;
 mod reports;
+mod restarts;
 mod restore;
 mod rollout;
 mod roster;
@@ -149,6 +152,8 @@ enum Timed {
     Registration(Key),
     /// What a pool of registrations keeps of those that are gone.
     Vacancy(PoolName),
+    /// A job that was cancelled, and until when it has to stop.
+    Cancel(PoolName, String, Tick),
 }
 
 /// Incarnations whose death is recorded, the last ones only.
@@ -199,6 +204,8 @@ impl Ledger {
 
     /// What is to be carried out.
     pub(crate) fn take_effects(&mut self) -> Effects {
+        // With whatever made a worker ready, or a job wait.
+        self.place_waiting_jobs();
         let effects = std::mem::take(&mut self.effects);
         // But for the next start of one that has to wait for it, which is noted where it is found out, nothing
         // brings a pool's deadline forward without a word to anybody.
@@ -219,6 +226,7 @@ impl Ledger {
                 Timed::Place(pool, slot) => places.push((at, pool, slot)),
                 Timed::Registration(key) => self.check_registration(&key, at, now),
                 Timed::Vacancy(pool) => self.check_vacancy(&pool, at, now),
+                Timed::Cancel(pool, key, due) => self.check_cancel(pool, key, due, now),
             }
         }
         self.check_nodes(nodes, now);

@@ -11,6 +11,7 @@ mod config;
 mod effects;
 mod election;
 mod events;
+mod followers;
 mod ledger;
 mod mandate;
 mod origins;

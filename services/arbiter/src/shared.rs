@@ -25,6 +25,7 @@ use tonic::Status;
 use crate::{
     effects::{Ack, Effects, keys},
     events::Events,
+    followers::Followers,
     ledger::{Granted, Ledger},
     mandate::Mandate,
     owners::Owners,
@@ -57,6 +58,7 @@ pub(crate) struct Shared {
     store: Arc<dyn Store>,
     pub(crate) events: Events,
     pub(crate) owners: Owners,
+    pub(crate) followers: Arc<Followers>,
     clock: Arc<dyn Clock>,
     core: Mutex<Core>,
     writer: Mutex<Writer>,
@@ -187,6 +189,7 @@ impl Shared {
             store,
             events,
             owners,
+            followers: Arc::default(),
             clock,
             core: Mutex::new(core),
             writer: Mutex::new(writer),
@@ -299,6 +302,7 @@ impl Shared {
         let ended = done.ended.iter();
         self.owners
             .ended(ended.map(|(owner, epoch, _)| (owner, *epoch)));
+        self.followers.wake(done.jobs.iter());
         core.deliver(done, self.clock.now());
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What can be asked on the command line.
 
 pub(crate) mod gateway;
+pub(crate) mod job;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Applies, lists, scales, drains and removes pools.
     #[command(subcommand)]
     Pool(Pool),
+    /// Long work that outlives its owner: lists, starts, follows and cancels jobs.
+    #[command(subcommand)]
+    Job(job::Job),
     /// Lists workers.
     Ps(Ps),
     /// Lists nodes, with how surely their workers' processes end, their labels and their resources.

@@ -52,6 +52,7 @@ impl Check for Settings {
             .at("agent.worker_host")?;
         self.agent.check_labels().at("agent.labels")?;
         self.agent.check_resources().at("agent.resources")?;
+        self.agent.checkpoints.check().at("agent.checkpoints")?;
         self.gateway.control.check()?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;

@@ -7,6 +7,7 @@ mod doctor;
 mod endpoints;
 mod events;
 mod gateway;
+mod job;
 mod lease_check;
 mod logs;
 mod nodes;
@@ -103,6 +104,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Version => out.version(),
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
+        Command::Job(args) => job::job(&client()?, args, &out).await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
         Command::Node(args) => nodes::node(&client()?, args, &out).await,

@@ -100,7 +100,9 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     for listener in agent_at {
         let server = Server::new(tether_proto::DESCRIPTORS)
             .service(agent.service())
-            .service(agent.fates());
+            .service(agent.fates())
+            .service(agent.jobs())
+            .service(agent.checkpoints());
         serving.spawn(essential(
             "agent",
             server.serve(listener, last.clone(), drain),
@@ -162,18 +164,8 @@ async fn essential<E: Into<anyhow::Error>>(
 
 /// Where state is kept when nothing is said.
 fn state_file() -> anyhow::Result<PathBuf> {
-    let dir = match (
-        rustix::process::geteuid().is_root(),
-        std::env::var_os("XDG_STATE_HOME"),
-        std::env::var_os("HOME"),
-    ) {
-        (true, ..) => PathBuf::from("/var/lib/tether"),
-        (false, Some(state), _) => PathBuf::from(state).join("tether"),
-        (false, None, Some(home)) => PathBuf::from(home).join(".local/state/tether"),
-        (false, None, None) => {
-            anyhow::bail!("there is no home directory to keep state in: give `--store`")
-        }
-    };
+    let dir = tether_settings::state_dir();
+    let dir = dir.context("there is no home directory to keep state in: give `--store`")?;
     std::fs::create_dir_all(&dir).with_context(|| {
         format!(
             "cannot make the state directory `{}`: make it writable, or give `--store`",

@@ -142,6 +142,8 @@ async fn train(client: &Client, job: &str, args: &Args) -> anyhow::Result<()> {
     let start = StartJobRequest {
         pool: args.pool.clone(),
         key: job.to_owned(),
+        restarts: Some(0),
+        ..StartJobRequest::default()
     };
     let started = client.jobs().start_job(start).await;
     let started = started.map_err(Problem::from)?.into_inner();

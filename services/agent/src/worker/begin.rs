@@ -110,6 +110,7 @@ pub(super) async fn prepare(
             own_dir: &own_dir,
             address: &address,
             node: ground.node.as_str(),
+            agent: &ground.address,
             walls,
             passed: &passed,
             credentials,

@@ -15,7 +15,11 @@ use tether_proto::{
 };
 use tether_types::{Incarnation, OwnerName, PoolName, Reason, Slot, WorkerId};
 
-use super::{Ledger, unknown_pool};
+use super::{
+    Ledger,
+    restarts::{Waiting, lose},
+    unknown_pool,
+};
 use crate::effects::{Effects, keys};
 
 /// Longest result, in bytes.
@@ -23,6 +27,9 @@ const RESULT_MAX: usize = 64 << 10;
 
 /// Results of one pool that are kept at once, in bytes; nothing is dropped for a new one.
 const RESULTS_MAX: usize = 64 << 20;
+
+/// Longest word on why a job cannot be done, in bytes.
+const ERROR_MAX: usize = 4 << 10;
 
 /// Longest address of a checkpoint, in bytes.
 const URI_MAX: usize = 2 << 10;
@@ -35,29 +42,43 @@ pub(super) type Busy = BTreeMap<(Slot, Incarnation), usize>;
 
 /// Every job, by pool and key.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(pub(super) BTreeMap<PoolName, BTreeMap<String, Job>>);
+pub(crate) struct Jobs {
+    pub(super) all: BTreeMap<PoolName, BTreeMap<String, Job>>,
+    pub(super) waiting: Waiting,
+}
 
 impl Jobs {
     pub(super) fn restore(&mut self, rest: &str, value: &[u8]) {
         if let Some((pool, key)) = rest.split_once('/')
             && let (Ok(pool), Ok(job)) = (PoolName::new(pool), Job::decode(value))
         {
-            self.0.entry(pool).or_default().insert(key.to_owned(), job);
+            self.waiting.note(&pool, key, &job);
+            let jobs = self.all.entry(pool).or_default();
+            jobs.insert(key.to_owned(), job);
+        }
+    }
+
+    /// What a job was started with, which is kept beside it. Read after the jobs.
+    pub(super) fn restore_spec(&mut self, rest: &str, value: &[u8], effects: &mut Effects) {
+        let parts = rest.split_once('/');
+        let names = parts.and_then(|(pool, key)| Some((PoolName::new(pool).ok()?, key)));
+        let job = names.and_then(|(pool, key)| self.all.get_mut(&pool)?.get_mut(key));
+        match job {
+            Some(job) => job.spec = value.to_vec(),
+            None => effects.delete(format!("{}{rest}", keys::JOB_SPECS)),
         }
     }
 
     pub(super) fn forget_pool(&mut self, pool: &PoolName, effects: &mut Effects) {
-        for key in self.0.remove(pool).unwrap_or_default().into_keys() {
-            effects.delete(keys::job(pool, &key));
+        self.waiting.forget(pool);
+        for key in self.all.remove(pool).unwrap_or_default().into_keys() {
+            erase(pool, &key, effects);
         }
     }
 
-    /// The jobs a dead worker did are lost.
+    /// The jobs a dead worker did wait for another one, or are lost.
     pub(super) fn on_death(&mut self, id: &WorkerId, death: &Death, effects: &mut Effects) {
-        self.change_of(id, is_open, effects, |job| {
-            job.set_state(JobState::Lost);
-            job.death = Some(death.clone());
-        });
+        self.change_of(id, is_open, effects, |job| lose(job, Some(death)));
     }
 
     /// The node of a worker is lost: what it does may go on, and nobody hears of it.
@@ -84,14 +105,15 @@ impl Jobs {
         change: impl Fn(&mut Job),
     ) {
         // Most pools have none, and a million workers may be asked about at once.
-        let Some(jobs) = self.0.get_mut(&id.pool) else {
+        let Some(jobs) = self.all.get_mut(&id.pool) else {
             return;
         };
         let worker = Some(WorkerRef::from(id));
         for (key, job) in jobs {
             if job.worker == worker && which(job) {
                 change(job);
-                effects.put(keys::job(&id.pool, key), job.clone());
+                save(&id.pool, key, job, effects);
+                self.waiting.note(&id.pool, key, job);
             }
         }
     }
@@ -99,13 +121,17 @@ impl Jobs {
     /// Whether a worker does a job, as far as is known.
     pub(super) fn has_open(&self, id: &WorkerId) -> bool {
         let worker = Some(WorkerRef::from(id));
-        let mut jobs = self.0.get(&id.pool).into_iter().flat_map(BTreeMap::values);
+        let mut jobs = self
+            .all
+            .get(&id.pool)
+            .into_iter()
+            .flat_map(BTreeMap::values);
         jobs.any(|job| job.worker == worker && is_open(job))
     }
 
     /// Workers of a pool that do jobs, or may, and how many each: one look at all of its jobs.
     pub(super) fn busy(&self, pool: &PoolName) -> Busy {
-        let jobs = self.0.get(pool).into_iter().flat_map(BTreeMap::values);
+        let jobs = self.all.get(pool).into_iter().flat_map(BTreeMap::values);
         let mut busy = Busy::new();
         for worker in jobs
             .filter(|job| is_open(job))
@@ -124,10 +150,11 @@ impl Jobs {
             let worker = job.worker.as_ref();
             worker.is_some_and(|worker| worker.slot == slot)
         };
-        for (key, job) in self.0.get_mut(pool).into_iter().flatten() {
+        for (key, job) in self.all.get_mut(pool).into_iter().flatten() {
             if at(job) && is_open(job) {
-                job.set_state(JobState::Lost);
-                effects.put(keys::job(pool, key), job.clone());
+                lose(job, None);
+                save(pool, key, job, effects);
+                self.waiting.note(pool, key, job);
             }
         }
     }
@@ -138,14 +165,19 @@ impl Jobs {
         there: impl Fn(&PoolName) -> bool,
         effects: &mut Effects,
     ) {
-        let gone: Vec<_> = self.0.keys().filter(|pool| !there(pool)).cloned().collect();
+        let gone: Vec<_> = self
+            .all
+            .keys()
+            .filter(|pool| !there(pool))
+            .cloned()
+            .collect();
         for pool in gone {
             self.forget_pool(&pool, effects);
         }
     }
 
     pub(super) fn get(&self, pool: &PoolName, key: &str) -> Result<&Job, Failure> {
-        let found = self.0.get(pool).and_then(|jobs| jobs.get(key));
+        let found = self.all.get(pool).and_then(|jobs| jobs.get(key));
         found.ok_or_else(|| {
             let text = format!(
                 "pool `{pool}` has no job with key `{}`: start it first",
@@ -155,22 +187,28 @@ impl Jobs {
         })
     }
 
-    fn get_mut(&mut self, pool: &PoolName, key: &str) -> Result<&mut Job, Failure> {
+    pub(super) fn get_mut(&mut self, pool: &PoolName, key: &str) -> Result<&mut Job, Failure> {
         self.get(pool, key)?;
-        let found = self.0.get_mut(pool).and_then(|jobs| jobs.get_mut(key));
+        let found = self.all.get_mut(pool).and_then(|jobs| jobs.get_mut(key));
         found.ok_or_else(|| Failure::new(Reason::UnknownJob, "the job is gone"))
     }
 
     /// Keys of results nobody has acknowledged.
     fn unacknowledged(&self, pool: &PoolName) -> Vec<&str> {
-        let jobs = self.0.get(pool).into_iter().flatten();
-        let done = jobs.filter(|(_, job)| job.state() == JobState::Done);
+        let jobs = self.all.get(pool).into_iter().flatten();
+        let done = jobs.filter(|(_, job)| matches!(job.state(), JobState::Done | JobState::Failed));
         done.map(|(key, _)| key.as_str()).collect()
+    }
+
+    /// Bytes of what jobs of a pool were started with.
+    pub(super) fn spec_bytes(&self, pool: &PoolName) -> usize {
+        let jobs = self.all.get(pool).into_iter().flat_map(BTreeMap::values);
+        jobs.map(|job| job.spec.len()).sum()
     }
 
     /// Bytes of results that a pool keeps.
     fn result_bytes(&self, pool: &PoolName) -> usize {
-        let jobs = self.0.get(pool).into_iter().flat_map(BTreeMap::values);
+        let jobs = self.all.get(pool).into_iter().flat_map(BTreeMap::values);
         jobs.map(|job| job.result.len()).sum()
     }
 }
@@ -178,6 +216,28 @@ impl Jobs {
 /// Whether somebody does it, or may.
 pub(super) fn is_open(job: &Job) -> bool {
     matches!(job.state(), JobState::Running | JobState::Orphaned)
+}
+
+/// What is written of a job, and who is told of it. What it was started with has a key of its own, as it never
+/// changes.
+pub(super) fn save(pool: &PoolName, key: &str, job: &Job, effects: &mut Effects) {
+    effects.put(keys::job(pool, key), told(job));
+    effects.touch_job(pool, job);
+}
+
+/// Nothing is left of a job.
+fn erase(pool: &PoolName, key: &str, effects: &mut Effects) {
+    effects.delete(keys::job(pool, key));
+    effects.delete(keys::job_spec(pool, key));
+    effects.touch_key(pool, key);
+}
+
+/// A job without what it was started with.
+fn told(job: &Job) -> Job {
+    Job {
+        spec: Vec::new(),
+        ..job.clone()
+    }
 }
 
 /// Who does it.
@@ -190,8 +250,10 @@ fn fenced(job: &Job, who: &str, fence: u64) -> Failure {
     let holder = worker_of(job).map_or_else(|| "nobody".to_owned(), |id| format!("worker `{id}`"));
     let (state, now) = match job.state() {
         JobState::Done => ("was done by", job.fence),
-        JobState::Lost => ("is lost with", job.fence),
-        _ => ("is done by", job.fence),
+        JobState::Lost | JobState::Waiting => ("is lost with", job.fence),
+        JobState::Cancelled => ("was cancelled with", job.fence),
+        JobState::Failed => ("was given up by", job.fence),
+        JobState::Running | JobState::Orphaned | JobState::Unspecified => ("is done by", job.fence),
     };
     let text = format!(
         "{who} is fenced off from the job `{}`, which {state} {holder} (attempt {}, fence {now}): stop working on it, and write nothing more",
@@ -215,10 +277,26 @@ impl Ledger {
     pub(crate) fn list_jobs(&self, pool: &str) -> Vec<Job> {
         let pools = self
             .jobs
-            .0
+            .all
             .iter()
             .filter(|(name, _)| pool.is_empty() || name.as_str() == pool);
-        pools.flat_map(|(_, jobs)| jobs.values().cloned()).collect()
+        pools
+            .flat_map(|(_, jobs)| jobs.values().map(told))
+            .collect()
+    }
+
+    /// The jobs that a worker does.
+    pub(crate) fn jobs_of(&self, id: &WorkerId) -> Vec<Job> {
+        let worker = Some(WorkerRef::from(id));
+        let jobs = self.jobs.all.get(&id.pool).into_iter();
+        let its = jobs.flat_map(BTreeMap::values);
+        let its = its.filter(|job| job.worker == worker && is_open(job));
+        its.map(told).collect()
+    }
+
+    /// The job with this key, if there is one.
+    pub(crate) fn find_job(&self, pool: &PoolName, key: &str) -> Option<Job> {
+        self.jobs.get(pool, key).ok().map(told)
     }
 
     /// Records what a worker says of its job. Progress is kept in memory; only the end is written.
@@ -237,25 +315,33 @@ impl Ledger {
             && [0, job.fence].contains(&report.fence);
         if !same || !is_open(job) {
             // Said again, as the answer may have been lost.
-            let told = report.result.as_ref() == Some(&job.result) && job.state() == JobState::Done;
-            return match same && told {
+            return match same && is_repeated(job, &report) {
                 true => Ok(()),
                 false => Err(fenced(job, &format!("worker `{worker}`"), report.fence)),
             };
         }
+        check_end(job, &report)?;
         if let Some(result) = &report.result {
             check_result(&worker.pool, result.len(), kept)?;
         }
         job.progress = job.progress.max(report.progress.clamp(0.0, 1.0));
         job.message = report.message;
-        if let Some(result) = report.result {
+        let ended = if let Some(result) = report.result {
             job.result = result;
             job.progress = 1.0;
-            job.set_state(JobState::Done);
-            let job = job.clone();
-            self.effects.put(keys::job(&worker.pool, &report.key), job);
-            self.end_hold(worker, now);
-        }
+            JobState::Done
+        } else if let Some(error) = report.error {
+            job.message = error;
+            JobState::Failed
+        } else if report.cancelled {
+            JobState::Cancelled
+        } else {
+            self.effects.touch_key(&worker.pool, &report.key);
+            return Ok(());
+        };
+        job.set_state(ended);
+        save(&worker.pool, &report.key, job, &mut self.effects);
+        self.end_hold(worker, now);
         Ok(())
     }
 
@@ -299,27 +385,28 @@ impl Ledger {
             }
         }
         job.checkpoint = Some(checkpoint);
-        let job = job.clone();
-        self.effects.put(keys::job(&name, &request.key), job);
+        save(&name, &request.key, job, &mut self.effects);
         Ok(())
     }
 
-    /// Forgets a job that is done or lost.
+    /// Forgets a job that is over.
     ///
     /// # Errors
     /// When it is unknown or still being done.
     pub(crate) fn acknowledge_job(&mut self, pool: &str, key: &str) -> Result<(), Failure> {
-        if is_open(&self.get_job(pool, key)?) {
+        let name = PoolName::new(pool).map_err(|_| unknown_pool(pool, &self.pools))?;
+        let job = self.jobs.get(&name, key)?;
+        if is_open(job) || job.state() == JobState::Waiting {
             let text = format!(
                 "job `{key}` of pool `{pool}` is still being done: its result cannot be let go yet"
             );
             return Err(Failure::new(Reason::ConfigInvalid, text));
         }
         let name = PoolName::new(pool).map_err(|_| unknown_pool(pool, &self.pools))?;
-        if let Some(jobs) = self.jobs.0.get_mut(&name) {
+        if let Some(jobs) = self.jobs.all.get_mut(&name) {
             jobs.remove(key);
         }
-        self.effects.delete(keys::job(&name, key));
+        erase(&name, key, &mut self.effects);
         Ok(())
     }
 
@@ -347,6 +434,41 @@ impl Ledger {
         }
         self.jobs.forget_pool(pool, &mut self.effects);
     }
+}
+
+/// Whether this was reported already, and is so.
+fn is_repeated(job: &Job, report: &ReportJobRequest) -> bool {
+    match job.state() {
+        JobState::Done => report.result.as_ref() == Some(&job.result),
+        JobState::Failed => report.error.as_ref() == Some(&job.message),
+        JobState::Cancelled => report.cancelled,
+        JobState::Unspecified
+        | JobState::Running
+        | JobState::Lost
+        | JobState::Orphaned
+        | JobState::Waiting => false,
+    }
+}
+
+/// Whether a job can end as is said.
+fn check_end(job: &Job, report: &ReportJobRequest) -> Result<(), Failure> {
+    let ends = [
+        report.result.is_some(),
+        report.error.is_some(),
+        report.cancelled,
+    ];
+    let error = report.error.as_ref().map_or(0, String::len);
+    let why = if ends.into_iter().filter(|&end| end).count() > 1 {
+        "it has more than one end: give a `result`, an `error` or `cancelled`".to_owned()
+    } else if error > ERROR_MAX {
+        format!("its `error` has {error} bytes, use up to {ERROR_MAX}")
+    } else if report.cancelled && job.cancelled_by.is_empty() {
+        "nobody has asked for its cancelling".to_owned()
+    } else {
+        return Ok(());
+    };
+    let text = format!("a report of job `{}` is refused: {why}", job.key);
+    Err(Failure::new(Reason::ConfigInvalid, text))
 }
 
 fn check_result(pool: &PoolName, bytes: usize, kept: usize) -> Result<(), Failure> {

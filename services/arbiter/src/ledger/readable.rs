@@ -88,6 +88,11 @@ fn look_at(entry: &Entry) -> Result<bool, Unreadable> {
         let pool = rest.split_once('/').map(|(pool, _)| PoolName::new(pool));
         return Ok(matches!(pool, Some(Ok(_))) && must::<Job>(entry, risk).map(|_| true)?);
     }
+    if let Some(rest) = key.strip_prefix(keys::JOB_SPECS) {
+        // Bytes of its owner, which are read by nobody here.
+        let pool = rest.split_once('/').map(|(pool, _)| PoolName::new(pool));
+        return Ok(matches!(pool, Some(Ok(_))));
+    }
     if let Some(rest) = key.strip_prefix(keys::REGISTRATIONS) {
         let risk = "a name and an address could be given to others while they are somebody's";
         let ours = rest.split_once('/').is_some_and(|(pool, name)| {

@@ -72,7 +72,10 @@ impl Ledger {
             }
         }
         for entry in &listing.entries {
-            if let Some(rest) = entry.key.strip_prefix(keys::HOLDS) {
+            if let Some(rest) = entry.key.strip_prefix(keys::JOB_SPECS) {
+                let effects = &mut self.effects;
+                self.jobs.restore_spec(rest, &entry.value, effects);
+            } else if let Some(rest) = entry.key.strip_prefix(keys::HOLDS) {
                 let record = HoldRecord::decode(&*entry.value).unwrap_or_default();
                 if !self.restore_hold(rest, &record.node, record.incarnation, now) {
                     self.effects.delete(entry.key.clone());
@@ -98,6 +101,7 @@ impl Ledger {
             |pool| self.pools.contains_key(pool) || recorded(pool),
             &mut self.effects,
         );
+        self.restore_cancels(now);
         self.fill_all(now);
         Ok(())
     }

@@ -46,6 +46,7 @@ impl Ledger {
     }
 
     fn publish_slots(&mut self, name: &PoolName, slots: std::ops::RangeInclusive<Slot>) {
+        self.jobs.waiting.look_again(name);
         let Some(pool) = self.pools.get_mut(name) else {
             return;
         };

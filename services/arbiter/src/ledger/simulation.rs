@@ -57,6 +57,7 @@ enum Action {
     AdoptJob(usize, usize),
     ReportJob(usize, usize, bool),
     AcknowledgeJob(usize, usize),
+    CancelJob(usize, usize),
     ChangeGrace(u64, u64),
     DeclareDead(usize),
     LoseReports(usize),
@@ -103,6 +104,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::AdoptJob(pool, nth)),
         6 => (0..POOLS.len(), 0..8_usize, prop::bool::weighted(0.2)).prop_map(|(pool, nth, done)| Action::ReportJob(pool, nth, done)),
         1 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::AcknowledgeJob(pool, nth)),
+        1 => (0..POOLS.len(), 0..8_usize).prop_map(|(pool, nth)| Action::CancelJob(pool, nth)),
         1 => graces().prop_map(|(grace, job)| Action::ChangeGrace(grace, job)),
         1 => (0..3_usize).prop_map(Action::DeclareDead),
         1 => (0..3_usize).prop_map(Action::LoseReports),
@@ -155,6 +157,7 @@ impl World {
             Action::AdoptJob(pool, nth) => self.adopt_job(pool, nth),
             Action::ReportJob(pool, nth, done) => self.report_job(pool, nth, done),
             Action::AcknowledgeJob(pool, nth) => self.acknowledge_job(pool, nth),
+            Action::CancelJob(pool, nth) => self.cancel_job(pool, nth),
             Action::ChangeGrace(grace, job) => {
                 (self.wishes.grace_ms, self.wishes.job_ttl_ms) = (grace, job);
             }

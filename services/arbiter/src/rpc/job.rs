@@ -4,17 +4,23 @@ use std::sync::Arc;
 
 use tether_history::{What, note};
 use tether_proto::{
+    Failure,
     common::WorkerRef,
     job::{
         AcknowledgeJobRequest, AcknowledgeJobResponse, AdoptJobRequest, AdoptJobResponse,
-        GetJobRequest, GetJobResponse, ListJobsRequest, ListJobsResponse, PutCheckpointRequest,
-        PutCheckpointResponse, ReportJobRequest, ReportJobResponse, StartJobRequest,
-        StartJobResponse, job_service_server::JobService,
+        CancelJobRequest, CancelJobResponse, GetJobRequest, GetJobResponse, Job, ListJobsRequest,
+        ListJobsResponse, PutCheckpointRequest, PutCheckpointResponse, ReportJobRequest,
+        ReportJobResponse, StartJobRequest, StartJobResponse, WatchJobsRequest, WatchJobsResponse,
+        job_service_server::JobService,
     },
 };
+use tether_types::{PoolName, Reason};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::seat::Seat;
+use super::Answers;
+use crate::{effects::Followed, ledger::Ledger, seat::Seat};
 
 /// Serves [`JobService`].
 #[derive(Debug)]
@@ -30,7 +36,7 @@ impl JobService for Jobs {
         let (job, found) = self
             .0
             .shared()?
-            .act(|ledger, _| ledger.start_job(&request.pool, &request.key))
+            .act(|ledger, _| ledger.start_job(request))
             .await?;
         Ok(Response::new(StartJobResponse {
             job: Some(job),
@@ -115,6 +121,64 @@ impl JobService for Jobs {
         }))
     }
 
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
+        let request = request.into_inner();
+        let job = self
+            .0
+            .shared()?
+            .act(|ledger, now| {
+                ledger.may_act(&request.owner, request.epoch, &request.pool)?;
+                ledger.cancel_job(&request, now)
+            })
+            .await?;
+        Ok(Response::new(CancelJobResponse { job: Some(job) }))
+    }
+
+    type WatchJobsStream = Answers<WatchJobsResponse>;
+
+    async fn watch_jobs(
+        &self,
+        request: Request<WatchJobsRequest>,
+    ) -> Result<Response<Self::WatchJobsStream>, Status> {
+        let request = request.into_inner();
+        let shared = self.0.shared()?;
+        let what = match &request.worker {
+            Some(worker) => Followed::Worker(WorkerRef::required(Some(worker))?),
+            None => {
+                let look = |ledger: &Ledger| ledger.get_job(&request.pool, &request.key);
+                // Asked before the stream begins, so that a wrong name is an error and not an empty answer.
+                let job = shared.read(|ledger, _| look(ledger)).await??;
+                let pool = PoolName::new(&job.pool)
+                    .map_err(|error| Failure::new(Reason::ConfigInvalid, error.to_string()))?;
+                Followed::Key(pool, job.key)
+            }
+        };
+        let (send, receive) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut follower = shared.followers.follow(what.clone());
+            loop {
+                let jobs = shared.read(|ledger, _| look(ledger, &what)).await;
+                let ended = jobs.is_err();
+                let answer = jobs.map(|jobs| WatchJobsResponse { jobs });
+                if send.send(answer.map_err(Status::from)).await.is_err() || ended {
+                    return;
+                }
+                tokio::select! {
+                    () = follower.changed() => {}
+                    () = send.closed() => return,
+                    () = shared.over() => {
+                        let _ = send.send(Err(shared.why_over())).await;
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+
     async fn acknowledge_job(
         &self,
         request: Request<AcknowledgeJobRequest>,
@@ -125,5 +189,13 @@ impl JobService for Jobs {
             .act(|ledger, _| ledger.acknowledge_job(&request.pool, &request.key))
             .await?;
         Ok(Response::new(AcknowledgeJobResponse {}))
+    }
+}
+
+/// What somebody follows, as it is now.
+fn look(ledger: &Ledger, what: &Followed) -> Vec<Job> {
+    match what {
+        Followed::Worker(id) => ledger.jobs_of(id),
+        Followed::Key(pool, key) => ledger.find_job(pool, key).into_iter().collect(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tether_clock::Tick;
 use tether_types::{DeathCause, Epoch, Incarnation, OwnerName, Reason};
 
+use super::jobs::plain;
 use super::{
     owner::{POOLS, Wishes},
     world::{World, empty_ledger},
@@ -92,7 +93,10 @@ fn a_job_of_which_its_node_did_not_hear_ends_with_the_grace_and_is_waited_for_as
 
     world.nodes[node].cut = true;
     world.lose_stream(node, true);
-    let (job, _) = world.ledger.start_job(POOLS[SPREAD].0, "train").unwrap();
+    let (job, _) = world
+        .ledger
+        .start_job(plain(POOLS[SPREAD].0, "train"))
+        .unwrap();
     world.settle();
     assert_eq!(job.worker.unwrap().incarnation, id.incarnation.0);
     let cut = world.now;

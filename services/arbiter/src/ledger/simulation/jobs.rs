@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tether_proto::job::{Job, JobState, PutCheckpointRequest, ReportJobRequest};
+use tether_proto::job::{
+    CancelJobRequest, Job, JobState, PutCheckpointRequest, ReportJobRequest, StartJobRequest,
+};
 use tether_types::WorkerId;
 
 use super::{owner::POOLS, world::World};
@@ -22,6 +24,16 @@ pub(super) struct Attempts {
 /// By pool and key.
 pub(super) type Jobs = BTreeMap<(usize, usize), Attempts>;
 
+/// A job that is not done again by itself.
+pub(super) fn plain(pool: &str, key: &str) -> StartJobRequest {
+    StartJobRequest {
+        pool: pool.to_owned(),
+        key: key.to_owned(),
+        restarts: Some(0),
+        ..StartJobRequest::default()
+    }
+}
+
 impl World {
     fn key(nth: usize) -> (usize, String) {
         (nth % KEYS, format!("job-{}", nth % KEYS))
@@ -30,7 +42,12 @@ impl World {
     /// An owner starts a job, or finds it.
     pub(super) fn start_job(&mut self, pool: usize, nth: usize) {
         let (index, key) = Self::key(nth);
-        if let Ok((job, found)) = self.ledger.start_job(POOLS[pool].0, &key) {
+        let request = StartJobRequest {
+            restarts: Some(if nth < 2 * KEYS { 0 } else { 2 }),
+            spec: b"spec".to_vec(),
+            ..plain(POOLS[pool].0, &key)
+        };
+        if let Ok((job, found)) = self.ledger.start_job(request) {
             self.note_attempt((pool, index), &job, !found);
         }
         self.settle();
@@ -43,6 +60,42 @@ impl World {
             self.note_attempt((pool, index), &job, adopted);
         }
         self.settle();
+    }
+
+    /// An owner has a job end.
+    pub(super) fn cancel_job(&mut self, pool: usize, nth: usize) {
+        let (_, key) = Self::key(nth);
+        let request = CancelJobRequest {
+            pool: POOLS[pool].0.to_owned(),
+            key,
+            grace_ms: Some(500),
+            ..CancelJobRequest::default()
+        };
+        drop(self.ledger.cancel_job(&request, self.now));
+        self.settle();
+    }
+
+    /// What the ledger has begun by itself, which needs the proof that nobody else is at it.
+    pub(super) fn note_attempts(&mut self) {
+        for job in self.ledger.list_jobs("") {
+            let pool = POOLS.iter().position(|(name, ..)| *name == job.pool);
+            let nth = job.key.strip_prefix("job-");
+            let Some(at) = pool.zip(nth.and_then(|nth| nth.parse().ok())) else {
+                continue;
+            };
+            let before = self.jobs.get(&at).and_then(|it| it.all.last().cloned());
+            let Some((fence, worker)) = before.filter(|(fence, _)| *fence < job.fence) else {
+                continue;
+            };
+            let mut workers = self.nodes.iter().flat_map(|node| &node.workers);
+            let lives = workers.any(|(id, it)| *id == worker && it.alive);
+            assert!(
+                !lives,
+                "A9: {worker} is at {} with fence {fence}, and it is done again",
+                job.key
+            );
+            self.note_attempt(at, &job, true);
+        }
     }
 
     fn note_attempt(&mut self, at: (usize, usize), job: &Job, new: bool) {
@@ -137,8 +190,9 @@ impl World {
                     job.key
                 ),
                 JobState::Done => assert_eq!(job.result, b"done", "a result is lost"),
-                JobState::Lost => {}
-                JobState::Unspecified => panic!("{} is nothing", job.key),
+                JobState::Lost | JobState::Cancelled => {}
+                JobState::Waiting => assert!(!live, "A9: {id} lives, and {} waits", job.key),
+                JobState::Failed | JobState::Unspecified => panic!("{} is nothing", job.key),
             }
         }
         for node in self.ledger.nodes.values() {

@@ -11,6 +11,7 @@ use tether_types::{DeathCause, NodeName, Reason, WorkerId};
 
 use crate::effects::Ack;
 
+use super::jobs::plain;
 use super::{
     owner::{POOLS, Wishes},
     world::{STEP, World},
@@ -96,7 +97,10 @@ impl World {
     }
 
     fn start(&mut self) -> tether_proto::job::Job {
-        let (job, found) = self.ledger.start_job(POOLS[SPREAD].0, "train").unwrap();
+        let (job, found) = self
+            .ledger
+            .start_job(plain(POOLS[SPREAD].0, "train"))
+            .unwrap();
         assert!(!found);
         self.settle();
         job
@@ -336,7 +340,10 @@ fn a_fence_is_greater_than_any_before_also_where_an_older_worker_takes_over_and_
     let (mut world, _, older) = world(GRACE);
     world.apply(SPREAD, 2);
     world.run(Duration::from_secs(1));
-    world.ledger.start_job(POOLS[SPREAD].0, "other").unwrap();
+    world
+        .ledger
+        .start_job(plain(POOLS[SPREAD].0, "other"))
+        .unwrap();
     let first = world.start();
     let younger = WorkerId::try_from(first.worker.as_ref().unwrap()).unwrap();
     assert!(younger.incarnation > older.incarnation);
@@ -413,7 +420,10 @@ fn a_checkpoint_is_kept_for_the_next_attempt_and_an_earlier_one_saves_no_more() 
     world.nodes[node].kill_worker(0, DeathCause::Exited(1), now);
     world.await_that("it is lost", |world| world.job().state() == JobState::Lost);
     world.await_that("another is ready", |world| world.ready_workers() == 1);
-    let (second, _) = world.ledger.start_job(POOLS[SPREAD].0, "train").unwrap();
+    let (second, _) = world
+        .ledger
+        .start_job(plain(POOLS[SPREAD].0, "train"))
+        .unwrap();
     world.settle();
     assert!(second.fence > first.fence && second.attempt == 2);
     assert_eq!(

@@ -11,6 +11,7 @@ use tether_proto::{
 };
 use tether_types::{PoolName, Slot, WorkerId};
 
+use super::jobs::plain;
 use super::{
     Action,
     owner::{POOLS, Wishes},
@@ -428,7 +429,7 @@ fn a_step_takes_no_longer_for_each_worker_with_a_job() {
         (format!("{nth:04}"), job)
     });
     let jobs = jobs.collect();
-    world.ledger.jobs.0.insert(name.clone(), jobs);
+    world.ledger.jobs.all.insert(name.clone(), jobs);
 
     let best = |what: &mut dyn FnMut()| {
         let once = |_| {
@@ -447,7 +448,7 @@ fn a_step_takes_no_longer_for_each_worker_with_a_job() {
     let mut another = 5_000..;
     let start = best(&mut || {
         let key = another.next().unwrap().to_string();
-        assert!(world.ledger.start_job(name.as_str(), &key).is_ok());
+        assert!(world.ledger.start_job(plain(name.as_str(), &key)).is_ok());
     });
     assert!(step < look * 8, "{step:?} for a step, {look:?} for a look");
     assert!(

@@ -370,6 +370,7 @@ impl World {
             self.tell(&node, Ack::default(), orders);
         }
         self.check_serving();
+        self.note_attempts();
     }
 
     fn tell(&mut self, node: &NodeName, ack: Ack, orders: Vec<tether_proto::node::Order>) {

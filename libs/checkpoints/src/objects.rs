@@ -1,0 +1,269 @@
+//! The objects themselves.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::{
+    ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder, buffered::BufWriter,
+    local::LocalFileSystem, path::Path, prefix::PrefixStore,
+};
+use ring::digest::{Context, SHA256};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    config::{Config, Place, Wrong},
+    name::{JobDir, Name, Sha256},
+};
+
+/// Held in memory of each upload; what is smaller goes in one piece.
+const PIECE: usize = 8 << 20;
+
+/// An upload that was left in a directory for so long is nobody's.
+const ABANDONED: Duration = Duration::from_hours(24);
+
+/// Why bytes cannot be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What was written is not what was announced.
+    #[error("the bytes are not those that were announced: {0}")]
+    Torn(&'static str),
+    /// An address of somebody else's.
+    #[error(
+        "`{uri}` is not in `{store}`, where this node keeps checkpoints: set `agent.checkpoints.store` of all nodes to one place that they share"
+    )]
+    Elsewhere {
+        /// The address.
+        uri: String,
+        /// What there is.
+        store: String,
+    },
+    /// The store cannot be used.
+    #[error("cannot use `{0}` for checkpoints")]
+    Unusable(String, #[source] io::Error),
+    /// The store says so.
+    #[error(transparent)]
+    Store(#[from] object_store::Error),
+}
+
+/// Checkpoints of one cluster.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    objects: Arc<dyn ObjectStore>,
+    /// Its address, without a slash at its end.
+    store: Arc<str>,
+    directory: Option<PathBuf>,
+    keep: usize,
+}
+
+impl Objects {
+    /// Opens the store; a directory is made where it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn open(config: &Config, store: &str) -> Result<Self, Error> {
+        let unusable = |error| Error::Unusable(store.to_owned(), error);
+        let wrong = |wrong: Wrong| unusable(io::Error::other(wrong));
+        let (objects, directory): (Arc<dyn ObjectStore>, _) =
+            match Place::of(store).map_err(wrong)? {
+                Place::Directory(path) => {
+                    fs::create_dir_all(path).map_err(unusable)?;
+                    let files = LocalFileSystem::new_with_prefix(path)?.with_fsync(true);
+                    let files = files.with_automatic_cleanup(true);
+                    (Arc::new(files), Some(path.to_owned()))
+                }
+                Place::Bucket { bucket, prefix } => {
+                    // Somebody else in this process may have set one, which is as good.
+                    let _ = rustls::crypto::ring::default_provider().install_default();
+                    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+                    if let Some(endpoint) = &config.s3_endpoint {
+                        builder = builder
+                            .with_endpoint(endpoint)
+                            .with_allow_http(endpoint.starts_with("http://"));
+                    }
+                    if let Some(region) = &config.s3_region {
+                        builder = builder.with_region(region);
+                    }
+                    (Arc::new(PrefixStore::new(builder.build()?, prefix)), None)
+                }
+            };
+        Ok(Self {
+            objects,
+            store: store.trim_end_matches('/').into(),
+            directory,
+            keep: usize::try_from(config.keep).unwrap_or(usize::MAX).max(1),
+        })
+    }
+
+    /// The address of a checkpoint.
+    pub fn uri(&self, name: &Name) -> String {
+        format!("{}/{}", self.store, name.path())
+    }
+
+    /// Begins to save.
+    pub fn save(&self, name: &Name, sha256: Sha256, bytes: u64) -> Upload {
+        Upload {
+            writer: BufWriter::with_capacity(Arc::clone(&self.objects), name.path(), PIECE),
+            hash: Context::new(&SHA256),
+            left: bytes,
+            sha256,
+        }
+    }
+
+    /// The bytes of a checkpoint.
+    ///
+    /// # Errors
+    /// When it is kept elsewhere, or gone.
+    pub async fn load(
+        &self,
+        uri: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + 'static, Error> {
+        let path = uri.strip_prefix(&*self.store);
+        let path = path.and_then(|rest| rest.strip_prefix('/'));
+        let path = path.and_then(|rest| Path::parse(rest).ok());
+        let elsewhere = || Error::Elsewhere {
+            uri: uri.to_owned(),
+            store: self.store.to_string(),
+        };
+        let found = self.objects.get(&path.ok_or_else(elsewhere)?).await?;
+        Ok(found.into_stream().map_err(Error::from))
+    }
+
+    /// Removes one that nobody recorded.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn remove(&self, name: &Name) -> Result<(), Error> {
+        Ok(self.objects.delete(&name.path()).await?)
+    }
+
+    /// Removes what is not to be kept any more once this one is recorded (C3).
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn prune(&self, recorded: &Name) -> Result<usize, Error> {
+        let mut names = self.names(Some(&recorded.dir.path())).await?;
+        names.retain(|name| name <= recorded);
+        names.sort();
+        let many = names.len().saturating_sub(self.keep);
+        for name in &names[..many] {
+            self.remove(name).await?;
+        }
+        Ok(many)
+    }
+
+    /// Every job of which there is something. To be asked before it is asked which jobs there are: what is found
+    /// here of one that is not there then is nobody's.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn jobs(&self) -> Result<BTreeSet<JobDir>, Error> {
+        if let Some(directory) = self.directory.clone() {
+            let swept = tokio::task::spawn_blocking(move || drop_abandoned(&directory));
+            let swept = swept.await.map_err(io::Error::other).flatten();
+            swept.map_err(|error| Error::Unusable(self.store.to_string(), error))?;
+        }
+        let names = self.names(None).await?;
+        Ok(names.into_iter().map(|name| name.dir).collect())
+    }
+
+    /// Removes all of a job that is forgotten.
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn forget(&self, job: &JobDir) -> Result<usize, Error> {
+        let names = self.names(Some(&job.path())).await?;
+        for name in &names {
+            self.remove(name).await?;
+        }
+        Ok(names.len())
+    }
+
+    /// What else is there is left alone.
+    async fn names(&self, below: Option<&Path>) -> Result<Vec<Name>, Error> {
+        let found = self.objects.list(below);
+        let names = found.try_filter_map(async |object| Ok(Name::of(&object.location)));
+        Ok(names.boxed().try_collect().await?)
+    }
+}
+
+/// Bytes on their way. Nothing can be seen of them before they are whole.
+pub struct Upload {
+    writer: BufWriter,
+    hash: Context,
+    left: u64,
+    sha256: Sha256,
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut told = f.debug_struct("Upload");
+        told.field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl Upload {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// When there are more than were announced, or as the store says.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
+        let many = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let left = self.left.checked_sub(many);
+        self.left = left.ok_or(Error::Torn("there are more"))?;
+        self.hash.update(&bytes);
+        Ok(self.writer.put(bytes).await?)
+    }
+
+    /// That was all: it is durable when this returns.
+    ///
+    /// # Errors
+    /// When that is not what was announced, or as the store says.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        if self.left > 0 {
+            self.abort().await;
+            return Err(Error::Torn("there are less"));
+        }
+        if self.hash.clone().finish().as_ref() != self.sha256 {
+            self.abort().await;
+            return Err(Error::Torn("their SHA-256 is another"));
+        }
+        let store = |source: io::Error| object_store::Error::Generic {
+            store: "checkpoints",
+            source: source.into(),
+        };
+        Ok(self.writer.shutdown().await.map_err(store)?)
+    }
+
+    /// Lets go of what was written.
+    pub async fn abort(&mut self) {
+        // What a bucket keeps of it is for its lifecycle rules, and of a directory for the next sweep.
+        let _ = self.writer.abort().await;
+    }
+}
+
+/// Removes uploads that nobody has finished since long.
+fn drop_abandoned(directory: &FilePath) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            drop_abandoned(&path)?;
+        } else if entry.file_name().to_string_lossy().contains('#') {
+            let age = entry.metadata()?.modified()?.elapsed();
+            if age.is_ok_and(|age| age > ABANDONED) {
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+use futures::TryStreamExt as _;
+use ring::digest::digest;
+
+use super::*;
+
+fn sha(bytes: &[u8]) -> Sha256 {
+    digest(&SHA256, bytes).as_ref().try_into().unwrap()
+}
+
+fn open(directory: &tempfile::TempDir) -> Objects {
+    let store = format!("file://{}", directory.path().join("made").display());
+    let config = Config {
+        keep: 2,
+        ..Config::default()
+    };
+    Objects::open(&config, &store).unwrap()
+}
+
+fn name(key: &str, fence: u64, seq: u64, bytes: &[u8]) -> Name {
+    let dir = JobDir::new(&"train".parse().unwrap(), key);
+    Name::new(dir, fence, seq, &sha(bytes))
+}
+
+async fn save(objects: &Objects, key: &str, fence: u64, seq: u64, bytes: &'static [u8]) -> Name {
+    let name = name(key, fence, seq, bytes);
+    let mut upload = objects.save(&name, sha(bytes), bytes.len() as u64);
+    upload.write(Bytes::from_static(bytes)).await.unwrap();
+    upload.finish().await.unwrap();
+    name
+}
+
+async fn load(objects: &Objects, name: &Name) -> Result<Vec<u8>, Error> {
+    let pieces = objects.load(&objects.uri(name)).await?;
+    let pieces: Vec<Bytes> = pieces.try_collect().await?;
+    Ok(pieces.concat())
+}
+
+#[tokio::test]
+async fn what_was_saved_is_loaded_whatever_its_key_and_what_is_torn_is_never_seen() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = open(&directory);
+    let key = "ü ? #".repeat(30);
+
+    let saved = save(&objects, &key, 7, 0, b"state").await;
+    assert_eq!(load(&objects, &saved).await.unwrap(), b"state");
+
+    let torn = name(&key, 7, 1, b"whole");
+    for bytes in [&b"whol"[..], b"wholf", b"wholes"] {
+        let mut upload = objects.save(&torn, sha(b"whole"), 5);
+        let written = upload.write(Bytes::from_static(bytes)).await;
+        let ended = match written {
+            Ok(()) => upload.finish().await,
+            Err(error) => Err(error),
+        };
+        assert!(matches!(ended, Err(Error::Torn(_))), "C2: {bytes:?}");
+        assert!(load(&objects, &torn).await.is_err(), "C2: {bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_each_job_the_last_ones_are_kept_and_an_attempt_leaves_those_of_later_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = open(&directory);
+    let other = save(&objects, "other", 1, 1, b"o").await;
+    let mut saved = Vec::new();
+    for (fence, seq) in [(5, 1), (5, 2), (5, 9), (7, 3), (7, 4)] {
+        saved.push(save(&objects, "job", fence, seq, b"s").await);
+    }
+
+    // The one of the fenced attempt, which goes on.
+    assert_eq!(objects.prune(&saved[2]).await.unwrap(), 1, "C3");
+    for later in &saved[1..] {
+        assert!(load(&objects, later).await.is_ok(), "C3: {later:?}");
+    }
+    assert_eq!(objects.prune(&saved[4]).await.unwrap(), 2, "C3");
+    for kept in [&saved[3], &saved[4], &other] {
+        assert!(load(&objects, kept).await.is_ok(), "C3: {kept:?}");
+    }
+
+    let jobs = objects.jobs().await.unwrap();
+    assert_eq!(jobs.len(), 2);
+    assert_eq!(objects.forget(&saved[4].dir).await.unwrap(), 2);
+    assert_eq!(objects.jobs().await.unwrap(), BTreeSet::from([other.dir]));
+}
+
+#[tokio::test]
+async fn what_is_kept_elsewhere_is_not_looked_for_here() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = open(&directory);
+
+    for uri in ["s3://models/a", "file:///etc/passwd", ""] {
+        let loaded = objects.load(uri).await.map(drop);
+        assert!(matches!(loaded, Err(Error::Elsewhere { .. })), "{uri}");
+    }
+    let outside = format!("{}/../../etc/passwd", objects.store);
+    assert!(objects.load(&outside).await.is_err());
+}
+
+#[test]
+fn a_bucket_is_opened_without_asking_it_and_nonsense_is_refused() {
+    let config = |store: &str| Config {
+        store: Some(store.to_owned()),
+        s3_endpoint: Some("http://127.0.0.1:9".to_owned()),
+        s3_region: Some("there".to_owned()),
+        ..Config::default()
+    };
+    let bucket = "s3://models/tether/one/";
+    let objects = Objects::open(&config(bucket), bucket).unwrap();
+
+    let uri = objects.uri(&name("job", 1, 2, b"s"));
+    assert!(uri.starts_with("s3://models/tether/one/train/"), "{uri}");
+    for nonsense in ["", "models", "file://models", "s3://", "gs://models"] {
+        assert!(config(nonsense).check().is_err(), "{nonsense}");
+    }
+}

@@ -1,0 +1,241 @@
+//! Checkpoints of this node's workers: their bytes go into the object store, and then the arbiter is told where
+//! they are. It is the one who says whether they count: bytes of an attempt that was fenced off lie under a name of
+//! its own, where nobody looks, until they are removed.
+
+mod sweep;
+
+use std::{path::PathBuf, pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use tether_checkpoints::{Config, Error, JobDir, Name, Objects, Sha256};
+use tether_proto::{
+    Failure,
+    checkpoint::{
+        LoadCheckpointRequest, LoadCheckpointResponse, SaveCheckpointBegin, SaveCheckpointRequest,
+        SaveCheckpointResponse, checkpoint_service_server::CheckpointService,
+        load_checkpoint_response as loaded, save_checkpoint_request::Part,
+    },
+    job::{Checkpoint, GetJobRequest, PutCheckpointRequest},
+    reason_of,
+};
+use tether_types::{PoolName, Reason};
+use tokio::sync::OnceCell;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::upstream::{Client, Upstream};
+
+pub(crate) use sweep::sweep;
+
+/// One message carries at most this much: clients take 4 MiB unless told otherwise.
+const PIECE: usize = 1 << 20;
+
+/// The store, opened when it is first needed: most nodes never do.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    config: Config,
+    /// A directory of this node's own, where nothing else is set.
+    own: Option<PathBuf>,
+    opened: OnceCell<Objects>,
+}
+
+impl Shelf {
+    pub(crate) fn new(config: &Config, own: Option<PathBuf>) -> Self {
+        Self {
+            config: config.clone(),
+            own,
+            opened: OnceCell::new(),
+        }
+    }
+
+    /// Whether there can be anything in it.
+    fn is_used(&self) -> bool {
+        let made = || self.own.as_ref().is_some_and(|own| own.is_dir());
+        self.config.store.is_some() || self.opened.initialized() || made()
+    }
+
+    async fn objects(&self) -> Result<Objects, Failure> {
+        let opened = self.opened.get_or_try_init(|| async { self.open() });
+        opened.await.cloned()
+    }
+
+    fn open(&self) -> Result<Objects, Failure> {
+        let own = self.own.as_ref();
+        let own = || own.map(|own| format!("file://{}", own.display()));
+        let store = self.config.store.clone().or_else(own).ok_or_else(|| {
+            let text = "this node has no place for checkpoints: set `agent.checkpoints.store`";
+            Failure::new(Reason::ConfigInvalid, text)
+        })?;
+        Objects::open(&self.config, &store).map_err(failure)
+    }
+}
+
+/// Why bytes are not saved or not loaded, as callers are told.
+fn failure(error: Error) -> Failure {
+    let mut text = format!("checkpoint: {error}");
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    let reason = match error {
+        Error::Torn(_) | Error::Elsewhere { .. } => Reason::ConfigInvalid,
+        Error::Unusable(..) | Error::Store(_) => Reason::StoreFailed,
+    };
+    Failure::new(reason, text)
+}
+
+fn refused(why: impl std::fmt::Display) -> Failure {
+    Failure::new(
+        Reason::ConfigInvalid,
+        format!("a checkpoint is refused: {why}"),
+    )
+}
+
+/// Serves [`CheckpointService`].
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoints {
+    shelf: Arc<Shelf>,
+    upstream: Arc<Upstream>,
+}
+
+impl Checkpoints {
+    pub(crate) fn new(shelf: Arc<Shelf>, upstream: Arc<Upstream>) -> Self {
+        Self { shelf, upstream }
+    }
+
+    /// Has the arbiter record what is saved, or removes it where that is refused for good.
+    async fn record(
+        &self,
+        objects: &Objects,
+        name: &Name,
+        begin: SaveCheckpointBegin,
+    ) -> Result<Checkpoint, Status> {
+        let uri = objects.uri(name);
+        let ask = PutCheckpointRequest {
+            pool: begin.pool,
+            key: begin.key,
+            fence: begin.fence,
+            seq: begin.seq,
+            uri: uri.clone(),
+            sha256: begin.sha256.clone(),
+            bytes: begin.bytes,
+        };
+        let put = |mut arbiter: Client| {
+            let ask = ask.clone();
+            async move { arbiter.put_checkpoint(ask).await }
+        };
+        if let Err(status) = self.upstream.ask(put).await {
+            let for_good = [Reason::LeaseFenced, Reason::UnknownJob, Reason::UnknownPool];
+            if reason_of(&status).is_some_and(|reason| for_good.contains(&reason))
+                && let Err(error) = objects.remove(name).await
+            {
+                tracing::warn!(%error, uri, "Cannot remove a checkpoint that does not count");
+            }
+            return Err(status);
+        }
+        Ok(Checkpoint {
+            seq: begin.seq,
+            uri,
+            sha256: begin.sha256,
+            bytes: begin.bytes,
+            fence: begin.fence,
+        })
+    }
+}
+
+/// What a checkpoint is called, and its hash.
+fn named(begin: &SaveCheckpointBegin) -> Result<(Name, Sha256), Failure> {
+    let pool = PoolName::new(&begin.pool).map_err(refused)?;
+    let sha256: Sha256 = begin.sha256.as_slice().try_into().map_err(|_| {
+        let bytes = begin.sha256.len();
+        refused(format!("`sha256` has {bytes} bytes, use 32"))
+    })?;
+    if begin.fence == 0 || begin.key.is_empty() {
+        return Err(refused("it needs the `key` and the `fence` of a job"));
+    }
+    let dir = JobDir::new(&pool, &begin.key);
+    Ok((Name::new(dir, begin.fence, begin.seq, &sha256), sha256))
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = Result<LoadCheckpointResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl CheckpointService for Checkpoints {
+    async fn save_checkpoint(
+        &self,
+        request: Request<Streaming<SaveCheckpointRequest>>,
+    ) -> Result<Response<SaveCheckpointResponse>, Status> {
+        let mut parts = request.into_inner();
+        let Some(Part::Begin(begin)) = parts.message().await?.and_then(|first| first.part) else {
+            return Err(refused("its first part is not `begin`").into());
+        };
+        let (name, sha256) = named(&begin)?;
+        let objects = self.shelf.objects().await?;
+        let mut upload = objects.save(&name, sha256, begin.bytes);
+        let taken: Result<(), Status> = async {
+            while let Some(part) = parts.message().await? {
+                let Some(Part::Chunk(bytes)) = part.part else {
+                    return Err(refused("only `chunk` follows `begin`").into());
+                };
+                upload.write(bytes.into()).await.map_err(failure)?;
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(status) = taken {
+            upload.abort().await;
+            return Err(status);
+        }
+        upload.finish().await.map_err(failure)?;
+        let checkpoint = self.record(&objects, &name, begin).await?;
+        tokio::spawn(async move {
+            if let Err(error) = objects.prune(&name).await {
+                tracing::warn!(%error, "Cannot remove checkpoints that are not to be kept any more");
+            }
+        });
+        Ok(Response::new(SaveCheckpointResponse {
+            checkpoint: Some(checkpoint),
+        }))
+    }
+
+    type LoadCheckpointStream = Pieces;
+
+    async fn load_checkpoint(
+        &self,
+        request: Request<LoadCheckpointRequest>,
+    ) -> Result<Response<Self::LoadCheckpointStream>, Status> {
+        let LoadCheckpointRequest { pool, key } = request.into_inner();
+        let ask = GetJobRequest { pool, key };
+        let get = |mut arbiter: Client| {
+            let ask = ask.clone();
+            async move { arbiter.get_job(ask).await }
+        };
+        let job = self.upstream.ask(get).await?.into_inner().job;
+        let Some(checkpoint) = job.and_then(|job| job.checkpoint) else {
+            return Ok(Response::new(Box::pin(futures::stream::empty())));
+        };
+        let objects = self.shelf.objects().await?;
+        let bytes = objects.load(&checkpoint.uri).await.map_err(failure)?;
+        let first = futures::stream::iter([Ok(loaded::Part::Checkpoint(checkpoint))]);
+        let pieces = bytes.flat_map(|bytes| {
+            let pieces: Vec<_> = match bytes {
+                Ok(bytes) => split(&bytes)
+                    .map(|piece| Ok(loaded::Part::Chunk(piece.into())))
+                    .collect(),
+                Err(error) => vec![Err(failure(error).into())],
+            };
+            futures::stream::iter(pieces)
+        });
+        let answers = first
+            .chain(pieces)
+            .map(|part| part.map(|part| LoadCheckpointResponse { part: Some(part) }));
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// In parts that fit into messages.
+fn split(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
+    let starts = (0..bytes.len()).step_by(PIECE);
+    starts.map(|at| bytes.slice(at..bytes.len().min(at + PIECE)))
+}

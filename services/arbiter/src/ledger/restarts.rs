@@ -1,0 +1,93 @@
+//! Jobs that go on by themselves: from the end of one attempt to the next.
+//!
+//! An attempt ends with the recorded death of its worker, and not before: one whose node is lost may go on there,
+//! and is followed once that is provably over. The next one begins as soon as a worker of the pool is ready. A job
+//! that gets on may die as often as it likes; one that dies again and again without a checkpoint is given up.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tether_proto::{
+    common::Death,
+    job::{Job, JobState},
+};
+use tether_types::PoolName;
+
+use super::Ledger;
+
+/// Jobs that no worker does and one is to do, by pool.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    keys: BTreeMap<PoolName, BTreeSet<String>>,
+    /// Pools where one may be found for them now.
+    due: BTreeSet<PoolName>,
+}
+
+impl Waiting {
+    /// A job is as it is.
+    pub(super) fn note(&mut self, pool: &PoolName, key: &str, job: &Job) {
+        if job.state() == JobState::Waiting {
+            let keys = self.keys.entry(pool.clone()).or_default();
+            keys.insert(key.to_owned());
+            self.due.insert(pool.clone());
+        } else if let Some(keys) = self.keys.get_mut(pool)
+            && keys.remove(key)
+            && keys.is_empty()
+        {
+            self.forget(pool);
+        }
+    }
+
+    pub(super) fn forget(&mut self, pool: &PoolName) {
+        self.keys.remove(pool);
+        self.due.remove(pool);
+    }
+
+    /// Workers of a pool may be ready that were not.
+    pub(super) fn look_again(&mut self, pool: &PoolName) {
+        if self.keys.contains_key(pool) {
+            self.due.insert(pool.clone());
+        }
+    }
+}
+
+/// The attempt at a job is over, as its worker is gone.
+pub(super) fn lose(job: &mut Job, death: Option<&Death>) {
+    job.death = death.cloned();
+    let saved = job.checkpoint.as_ref().map(|saved| saved.fence);
+    job.failures = match saved == Some(job.fence) {
+        true => 0,
+        false => job.failures.saturating_add(1),
+    };
+    job.set_state(if !job.cancelled_by.is_empty() {
+        JobState::Cancelled
+    } else if job.restarts > 0 && job.failures <= job.restarts {
+        JobState::Waiting
+    } else {
+        JobState::Lost
+    });
+}
+
+impl Ledger {
+    /// Gives jobs that wait to workers that are ready, those with the fewest first.
+    pub(super) fn place_waiting_jobs(&mut self) {
+        for pool in std::mem::take(&mut self.jobs.waiting.due) {
+            let takers = self.takers(&pool);
+            let mut takers: BTreeSet<_> = takers.into_iter().collect();
+            if takers.is_empty() {
+                continue;
+            }
+            let keys = self.jobs.waiting.keys.get(&pool);
+            for key in keys.cloned().unwrap_or_default() {
+                let Some(((stale, jobs), worker)) = takers.pop_first() else {
+                    break;
+                };
+                if let Ok(job) = self.jobs.get(&pool, &key) {
+                    self.attempt_by(&worker, job.clone());
+                    takers.insert(((stale, jobs + 1), worker));
+                } else {
+                    takers.insert(((stale, jobs), worker));
+                }
+            }
+        }
+    }
+}
