@@ -104,6 +104,11 @@ impl Cluster {
                 &format!("listen.runtime_dir={}", self.runtime().display()),
             ])
             .args(["--set", "agent.node=node-1"])
+            .args([
+                "--set",
+                &format!("agent.checkpoints.store={}", self.checkpoints()),
+            ])
+            .args(["--set", "agent.checkpoints.sweep_seconds=1"])
             .args(self.sets.iter().flat_map(|set| ["--set", set]))
             .env_remove("TETHER_CONFIG")
             .stdin(Stdio::null())
@@ -154,6 +159,11 @@ impl Cluster {
     /// The runtime directory.
     pub fn runtime(&self) -> PathBuf {
         self.path("run")
+    }
+
+    /// Where its nodes keep checkpoints.
+    pub fn checkpoints(&self) -> String {
+        format!("file://{}", self.path("checkpoints").display())
     }
 
     /// The gateway's address.

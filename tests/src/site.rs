@@ -65,9 +65,10 @@ impl Site {
     /// When it cannot be started.
     pub fn start_agent(&mut self) {
         let text = format!(
-            "[listen]\nruntime_dir = {:?}\n[connect]\narbiter = \"unix:{}\"\n[agent]\nnode = \"node-2\"\n",
+            "[listen]\nruntime_dir = {:?}\n[connect]\narbiter = \"unix:{}\"\n[agent]\nnode = \"node-2\"\n[agent.checkpoints]\nstore = \"{}\"\nsweep_seconds = 1\n",
             self.runtime().display().to_string(),
             self.cluster.dir().join("cable.sock").display(),
+            self.cluster.checkpoints(),
         );
         let file = self.cluster.dir().join("agent.toml");
         std::fs::write(&file, text).expect("the directory can be written");

@@ -15,29 +15,54 @@ dead may still run when another has taken its job over: whatever it tells from t
 `Fenced` here. Stop working then, and write nothing more. Bytes belong into a place of one's own fence, as above:
 so not even a paused writer overwrites what a later attempt has saved.
 
-Calls go to the gateway at `TETHER_GATEWAY`, or where `attach` is told. What must not be lost (`checkpoint`, `done`)
-is told until it is acknowledged, for `patience` seconds; telling it twice does no harm.
+Or have the agent keep the bytes, which needs no place of one's own and no credentials:
+
+    state = work.load()                     # of the last checkpoint, whoever saved it; none for a first attempt
+    for step in range(work.step, STEPS):
+        train()
+        work.save(state, step=step + 1)     # bytes, a path or a file; on disk when this returns
+
+Calls go to the agent of this node, which `TETHER_AGENT` names, or to the gateway at `TETHER_GATEWAY`, or where
+`attach` is told. What must not be lost (`save`, `checkpoint`, `done`) is told until it is acknowledged, for `patience`
+seconds; telling it twice does no harm.
 
 Needs Python 3.8 and grpcio.
 """
 
+from __future__ import annotations
+
 import os
 import random
+import threading
 import time
-from collections import namedtuple
+from typing import Any, BinaryIO, Callable, Iterator, NamedTuple, Optional, Union
 
 import grpc
 
-from tether import _wire as wire
+from tether import _bytes, _wire as wire
 
 SERVICE = "/tether.job.v1.JobService/"
+CHECKPOINTS = "/tether.checkpoint.v1.CheckpointService/"
 
 # Of the arbiter: what it would refuse is not sent.
 URI_MAX, RESULT_MAX = 2048, 65536
 
+ERROR_MAX = 4096
+
 RUNNING, DONE, LOST, ORPHANED = 1, 2, 3, 4
 
-Checkpoint = namedtuple("Checkpoint", "seq uri sha256 bytes fence")
+# What can be saved.
+Data = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]", BinaryIO]
+
+
+class Checkpoint(NamedTuple):
+    """Where the state of a job was saved."""
+
+    seq: int
+    uri: str
+    sha256: bytes
+    bytes: int
+    fence: int
 
 
 class Failed(Exception):
@@ -46,7 +71,7 @@ class Failed(Exception):
     # Whether asking again may help.
     passes = False
 
-    def __init__(self, text, reason=""):
+    def __init__(self, text: str, reason: str = "") -> None:
         super().__init__(text)
         self.reason = reason
 
@@ -54,41 +79,128 @@ class Failed(Exception):
 class Fenced(Failed):
     """Another attempt does this job, or it is over. Stop working on it, and write nothing more."""
 
-    def __init__(self, text, holder="", fence=0):
+    def __init__(self, text: str, holder: str = "", fence: int = 0) -> None:
         super().__init__(text, "LEASE_FENCED")
         self.holder, self.fence = holder, fence
 
 
-def attach(key, pool=None, gateway=None, patience=30.0):
+class Cancelled(Exception):
+    """Somebody has cancelled this job: save nothing more, and let this pass."""
+
+
+class Stopping(Exception):
+    """This worker is to end: another one goes on from the last checkpoint. Let this pass."""
+
+
+def attach(
+    key: str, pool: Optional[str] = None, gateway: Optional[str] = None, patience: float = 30.0
+) -> Job:
     """The job with this key, where this worker does it."""
     worker = os.environ.get("TETHER_WORKER", "")
-    gateway = gateway or os.environ.get("TETHER_GATEWAY", "")
+    gateway = gateway or whom()
     if not worker:
         raise Failed("TETHER_WORKER is not set: only a worker of Tether does jobs")
-    if not gateway:
-        raise Failed("nobody to tell: set TETHER_GATEWAY in the template's `env`, or give `gateway`")
     return Job(key, pool or worker.partition("/")[0], worker, gateway, patience)
+
+
+def whom() -> str:
+    """Who is told of jobs: the agent of this node, or a gateway."""
+    found = os.environ.get("TETHER_AGENT") or os.environ.get("TETHER_GATEWAY", "")
+    if not found:
+        raise Failed("nobody to tell: set TETHER_GATEWAY in the template's `env`, or give `gateway`")
+    return found
+
+
+def connect(address: str) -> grpc.Channel:
+    """A channel to an agent or a gateway."""
+    # Of a unix socket's path grpcio makes a name of a host that no HTTP/2 server of ours takes for one. And whoever is
+    # restarted is to be found again soon.
+    options = (("grpc.default_authority", "localhost"), ("grpc.max_reconnect_backoff_ms", 1000))
+    return grpc.insecure_channel(address, options=options)
 
 
 class Job:
     """One attempt at a job."""
 
-    def __init__(self, key, pool, worker, gateway, patience):
+    def __init__(self, key: str, pool: str, worker: str, gateway: str, patience: float) -> None:
         self.key, self.pool, self.worker, self._patience = key, pool, worker, patience
-        # Of a unix socket's path grpcio makes a name of a host that no HTTP/2 server of ours takes for one.
-        self._channel = grpc.insecure_channel(gateway, options=(("grpc.default_authority", "localhost"),))
+        self._ended: Optional[Callable[[], Exception]] = None
+        self._news = threading.Event()
+        self._channel = connect(gateway)
         ask = wire.field(1, pool) + wire.field(2, key)
         job = wire.last(wire.last(self._persist("GetJob", ask)).get(1, b""))
+        self.spec: bytes = job.get(12, b"")
         holder = _worker(job.get(3, b""))
-        self.fence, self.attempt = job.get(9, 0), job.get(10, 0)
+        self.fence: int = job.get(9, 0)
+        self.attempt: int = job.get(10, 0)
         if holder != worker or job.get(4) not in (RUNNING, ORPHANED):
             self.close()
             raise Fenced(f"job `{key}` is not done by `{worker}` but by `{holder}`", holder, self.fence)
         saved = job.get(11)
-        self.saved = _checkpoint(saved) if saved is not None else None
+        self.saved: Optional[Checkpoint] = _checkpoint(saved) if saved is not None else None
 
-    def progress(self, part, message=""):
+    @property
+    def step(self) -> int:
+        """Up to where an attempt has saved; 0 where none has."""
+        return self.saved.seq if self.saved else 0
+
+    def check(self) -> None:
+        """Raises `Cancelled`, `Fenced` or `Stopping` where this job is not to go on here."""
+        if self._ended:
+            raise self._ended()
+
+    def wait(self, seconds: float) -> None:
+        """Sleeps, and raises as `check` does as soon as that would."""
+        self._news.wait(seconds)
+        self.check()
+
+    def end(self, why: Callable[[], Exception]) -> None:
+        """Has `check` raise from now on; the first reason counts."""
+        self._ended = self._ended or why
+        self._news.set()
+
+    def save(self, data: Data, step: Optional[int] = None) -> Checkpoint:
+        """Saves bytes, or what is in a file, as the checkpoint of this step: it is durable when this returns. `step`
+        is greater each time, over all attempts; the next one where it is not given."""
+        self.check()
+        seq = self.step + 1 if step is None else step
+        source = _bytes.Source(data)
+        begin = [(1, self.pool), (2, self.key), (3, self.fence), (4, seq), (5, source.sha256), (6, source.size)]
+        first = wire.present(1, b"".join(wire.field(*it) for it in begin))
+
+        def save(timeout: float) -> bytes:
+            call = self._channel.stream_unary(CHECKPOINTS + "SaveCheckpoint")
+            return call(_parts(first, source), timeout=timeout + source.size / _bytes.SLOWEST)
+
+        self.saved = _checkpoint(wire.last(self._until(save)).get(1, b""))
+        return self.saved
+
+    def load(self, to: Optional[BinaryIO] = None) -> Optional[bytes]:
+        """The bytes of the last checkpoint, none where there is none; written to `to` instead where that is given,
+        from where it stands."""
+        if not self.saved:
+            return None
+        ask, start = wire.field(1, self.pool) + wire.field(2, self.key), to.tell() if to else 0
+
+        def load(timeout: float) -> Optional[bytes]:
+            sink = _bytes.Sink(to, start)
+            call = self._channel.unary_stream(CHECKPOINTS + "LoadCheckpoint")
+            size = self.saved.bytes if self.saved else 0
+            for part in call(ask, timeout=timeout + size / _bytes.SLOWEST):
+                for number, value in wire.fields(part):
+                    if number == 1:
+                        self.saved = _checkpoint(value)
+                    else:
+                        sink.write(value)
+            if self.saved and sink.sha256() != self.saved.sha256:
+                raise Failed(f"the bytes at `{self.saved.uri}` are not those that were saved there")
+            return sink.done()
+
+        return self._until(load)
+
+    def progress(self, part: float, message: str = "") -> bool:
         """Tells how far it is, from 0 to 1. False where nobody heard it, which matters to nobody either."""
+        self.check()
         try:
             self._call("ReportJob", self._report(part, message), 5)
         except Fenced:
@@ -97,7 +209,9 @@ class Job:
             return False
         return True
 
-    def checkpoint(self, uri, seq=None, sha256=b"", size=0):
+    def checkpoint(
+        self, uri: str, seq: Optional[int] = None, sha256: bytes = b"", size: int = 0
+    ) -> Checkpoint:
         """Records where the state was saved; it is on disk when this returns. `seq` is the next one where it is
         not given."""
         seq = seq if seq is not None else (self.saved.seq + 1 if self.saved else 1)
@@ -108,46 +222,57 @@ class Job:
         self.saved = Checkpoint(seq, uri, sha256, size, self.fence)
         return self.saved
 
-    def done(self, result=b"", message=""):
+    def done(self, result: bytes = b"", message: str = "") -> None:
         """Gives the result, which is kept until the owner acknowledges it."""
         if len(result) > RESULT_MAX:
             raise ValueError(f"a result has at most {RESULT_MAX} bytes: keep it elsewhere and give its address")
         self._persist("ReportJob", self._report(1.0, message) + wire.present(5, result))
 
-    def close(self):
+    def failed(self, why: str) -> None:
+        """Says that it cannot be done, and that no other attempt would: why is kept as a result is."""
+        cut = why.encode()[:ERROR_MAX].decode(errors="ignore")
+        self._persist("ReportJob", self._report(0.0, "") + wire.present(7, cut.encode()))
+
+    def cancelled(self) -> None:
+        """Says that it has stopped, as it was asked to."""
+        self._persist("ReportJob", self._report(0.0, "") + wire.field(8, 1))
+
+    def close(self) -> None:
         """Lets go of the connection."""
         self._channel.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Job:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _report(self, part, message):
+    def _report(self, part: float, message: str) -> bytes:
         pool, _, rest = self.worker.partition("/")
         slot, _, incarnation = rest.partition(".")
         worker = wire.field(1, pool) + wire.field(2, int(slot)) + wire.field(3, int(incarnation or 0))
         told = [(1, worker), (2, self.key), (3, float(part)), (4, message), (6, self.fence)]
         return b"".join(wire.field(*it) for it in told)
 
-    def _persist(self, method, ask):
+    def _persist(self, method: str, ask: bytes) -> bytes:
+        return self._until(lambda timeout: self._channel.unary_unary(SERVICE + method)(ask, timeout=timeout))
+
+    def _until(self, call: Callable[[float], Any]) -> Any:
         """Asks until there is an answer, or a refusal that will stay one."""
         deadline, pause = time.monotonic() + self._patience, 0.05
         while True:
             left = deadline - time.monotonic()
             try:
-                return self._call(method, ask, max(0.1, min(left, 10)))
-            except Fenced:
-                raise
-            except Failed as failed:
-                if not failed.passes or left <= pause:
-                    raise
+                return call(max(0.1, min(left, 10)))
+            except grpc.RpcError as error:
+                failed = _failed(error)
+            if not failed.passes or left <= pause:
+                raise failed from None
             # So that a thousand workers do not ask in the same moment.
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, 2)
 
-    def _call(self, method, ask, timeout):
+    def _call(self, method: str, ask: bytes, timeout: float) -> bytes:
         call = self._channel.unary_unary(SERVICE + method)
         try:
             return call(ask, timeout=timeout)
@@ -155,7 +280,13 @@ class Job:
             raise _failed(error) from None
 
 
-def _failed(error):
+def _parts(first: bytes, source: _bytes.Source) -> Iterator[bytes]:
+    yield first
+    for piece in source.pieces():
+        yield wire.present(2, piece)
+
+
+def _failed(error: Any) -> Failed:
     """What a status says, with the reason and the facts of its `google.rpc.ErrorInfo`."""
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
     reason, facts = "", {}
@@ -177,12 +308,11 @@ def _failed(error):
     return failed
 
 
-
-def _worker(ref):
+def _worker(ref: bytes) -> str:
     parts = wire.last(ref)
     return f"{parts.get(1, b'').decode()}/{parts.get(2, 0)}.{parts.get(3, 0)}"
 
 
-def _checkpoint(data):
+def _checkpoint(data: bytes) -> Checkpoint:
     parts = wire.last(data)
     return Checkpoint(parts.get(1, 0), parts.get(2, b"").decode(), parts.get(3, b""), parts.get(4, 0), parts.get(5, 0))

@@ -29,7 +29,7 @@ pub(super) const TASK: Task = Task {
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),
             );
             report.suite("digits", unittest(workspace, "examples/digits/tests"));
-            report.suite("fork server", unittest(workspace, "clients/python/tests"));
+            report.suite("Python SDK", unittest(workspace, "clients/python/tests"));
             if let Err(why) = sim::sim(workspace, &mut report, &[]) {
                 report.fail("simulation", &why);
             }

@@ -1,0 +1,228 @@
+//! A long job on the example worker, while everything around it is killed.
+
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
+use std::{path::Path, time::Duration};
+
+use rustix::process::Signal;
+use tether_proto::job::{
+    CancelJobRequest, GetJobRequest, Job, JobState, PutCheckpointRequest, StartJobRequest,
+};
+use tether_tests::{Owner, Site, eventually, eventually_within, example, kill, python};
+use tether_types::Reason;
+
+/// Ten minutes of work, a second each step, at a twenty-fifth of the time.
+const STEPS: u32 = 600;
+const STEP_SECONDS: f64 = 0.04;
+const SAVE_EVERY: u32 = 10;
+
+/// With saving, starts and whatever else runs on this machine.
+const LONG: Duration = Duration::from_secs(180);
+
+const POOL: &str = "adders";
+
+/// Two workers on the second node alone, whose agent can be killed by itself.
+async fn site() -> (Site, std::path::PathBuf) {
+    let site = Site::start().await;
+    let ran = site
+        .cluster
+        .tether()
+        .run(&["node", "cordon", "node-1"])
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let text = format!(
+        "[template.adders]\ncommand = {python:?}\nargs = [\"worker.py\"]\ncwd = {cwd:?}\nenv = {{ PYTHONPATH = {sdk:?} }}\n\n[pool.{POOL}]\ntemplate = \"adders\"\nmode = \"independent\"\nsize = 2\n[pool.{POOL}.policy]\nheartbeat_timeout = \"60s\"\n",
+        python = python().display().to_string(),
+        cwd = example("jobs").display().to_string(),
+        sdk = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/python"),
+    );
+    let file = site.cluster.dir().join("adders.toml");
+    std::fs::write(&file, text).unwrap();
+    (site, file)
+}
+
+async fn start(site: &Site, key: &str, seconds: f64) -> Job {
+    let spec =
+        format!("{{\"steps\": {STEPS}, \"seconds\": {seconds}, \"save_every\": {SAVE_EVERY}}}");
+    let ask = StartJobRequest {
+        pool: POOL.to_owned(),
+        key: key.to_owned(),
+        spec: spec.into_bytes(),
+        ..StartJobRequest::default()
+    };
+    let answer = site.cluster.client().jobs().start_job(ask).await.unwrap();
+    answer.into_inner().job.unwrap()
+}
+
+async fn look(site: &Site, key: &str) -> Job {
+    let ask = GetJobRequest {
+        pool: POOL.to_owned(),
+        key: key.to_owned(),
+    };
+    let answer = site.cluster.client().jobs().get_job(ask).await.unwrap();
+    answer.into_inner().job.unwrap()
+}
+
+/// Waits until it is so of the job, which is not over before.
+async fn until(site: &Site, key: &str, what: &str, is: impl Fn(&Job) -> bool) -> Job {
+    let (job, _) = eventually_within(LONG, what, async || {
+        let job = look(site, key).await;
+        if is(&job) {
+            return Some(job);
+        }
+        let goes_on = matches!(job.state(), JobState::Running | JobState::Waiting);
+        assert!(goes_on, "{what}: {job:?}");
+        None
+    })
+    .await;
+    job
+}
+
+async fn pid_of(site: &Site, job: &Job) -> u32 {
+    let workers = site.cluster.workers(POOL).await;
+    let its = workers.iter().find(|worker| worker.worker == job.worker);
+    its.unwrap().pid
+}
+
+fn saved(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let many = entries.map(|entry| match entry.path() {
+        path if path.is_dir() => saved(&path),
+        _ => 1,
+    });
+    many.sum()
+}
+
+#[tokio::test]
+async fn ten_minutes_of_work_survive_three_owners_an_agent_and_a_worker_and_end_as_if_nothing_was()
+{
+    let (mut site, file) = site().await;
+    let mut owner = Owner::with_pool(&site.cluster, "beam", &file).await;
+    start(&site, "calm", 0.0).await;
+    let calm = until(&site, "calm", "the undisturbed run is done", |job| {
+        job.state() == JobState::Done
+    })
+    .await;
+
+    let begun = start(&site, "long", STEP_SECONDS).await;
+    let pid = pid_of(&site, &begun).await;
+    for part in [0.05, 0.1, 0.15] {
+        until(&site, "long", "it gets on", |job| job.progress >= part).await;
+        owner.kill().await;
+        owner = Owner::with_pool(&site.cluster, "beam", &file).await;
+        let found = start(&site, "long", STEP_SECONDS).await;
+        assert_eq!(
+            (found.fence, found.state()),
+            (begun.fence, JobState::Running),
+            "an owner finds the job that the one before it started"
+        );
+    }
+    site.kill_agent().await;
+    site.start_agent();
+    let at = look(&site, "long").await.progress;
+    let job = until(&site, "long", "it gets on with the next agent", |job| {
+        job.progress > at
+    })
+    .await;
+    assert_eq!(
+        (job.fence, job.attempt),
+        (begun.fence, 1),
+        "all of that was one attempt"
+    );
+    assert_eq!(pid_of(&site, &job).await, pid, "and one process");
+
+    kill(pid, Signal::KILL);
+    let next = until(&site, "long", "another worker goes on", |job| {
+        job.attempt == 2 && job.progress > 0.0
+    })
+    .await;
+    let saved_before = job.checkpoint.unwrap().seq;
+    assert!(
+        next.progress * f64::from(STEPS) > f64::from(u32::try_from(saved_before).unwrap()),
+        "it goes on from checkpoint {saved_before} and not from the start: {next:?}"
+    );
+    assert_ne!(next.worker, begun.worker);
+    // What the first attempt would still save.
+    let late = PutCheckpointRequest {
+        pool: POOL.to_owned(),
+        key: "long".to_owned(),
+        fence: begun.fence,
+        seq: u64::from(STEPS) + 1,
+        uri: "file:///late".to_owned(),
+        ..PutCheckpointRequest::default()
+    };
+    let refused = site.cluster.client().jobs().put_checkpoint(late).await;
+    let reason = tether_proto::reason_of(&refused.unwrap_err());
+    assert_eq!(reason, Some(Reason::LeaseFenced));
+
+    let attached = site
+        .cluster
+        .tether()
+        .run(&["job", "attach", POOL, "long"])
+        .await;
+    assert_eq!(attached.code, Some(0), "{}", attached.err);
+    assert_eq!(
+        attached.out.trim_end().as_bytes(),
+        calm.result,
+        "it ends as if nothing had been"
+    );
+    let done = look(&site, "long").await;
+    assert_eq!((done.attempt, done.failures), (2, 0));
+    assert_eq!(done.result, calm.result);
+    let (kept, _) = eventually("earlier checkpoints are removed", async || {
+        let kept = saved(&site.cluster.dir().join("checkpoints"));
+        (kept <= 6).then_some(kept)
+    })
+    .await;
+    assert!(kept > 0);
+
+    for key in ["calm", "long"] {
+        let ran = site.cluster.tether().run(&["job", "ack", POOL, key]).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+    eventually("nothing is kept of jobs that are forgotten", async || {
+        (saved(&site.cluster.dir().join("checkpoints")) == 0).then_some(())
+    })
+    .await;
+    drop(owner);
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_stops_at_once_and_its_worker_stays() {
+    let (site, file) = site().await;
+    let owner = Owner::with_pool(&site.cluster, "beam", &file).await;
+    let job = start(&site, "long", 1000.0).await;
+    let pid = pid_of(&site, &job).await;
+
+    let cancel = CancelJobRequest {
+        pool: POOL.to_owned(),
+        key: "long".to_owned(),
+        ..CancelJobRequest::default()
+    };
+    site.cluster
+        .client()
+        .jobs()
+        .cancel_job(cancel)
+        .await
+        .unwrap();
+    let (job, _) = eventually("its worker has stopped it", async || {
+        let job = look(&site, "long").await;
+        (job.state() == JobState::Cancelled).then_some(job)
+    })
+    .await;
+
+    assert_eq!(job.cancelled_by, "an operator");
+    let workers = site.cluster.workers(POOL).await;
+    assert!(
+        workers.iter().any(|worker| worker.pid == pid),
+        "it lives on"
+    );
+    let ran = site
+        .cluster
+        .tether()
+        .run(&["job", "attach", POOL, "long"])
+        .await;
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("cancelled"), "{}", ran.err);
+    drop(owner);
+}
