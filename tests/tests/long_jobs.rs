@@ -65,7 +65,7 @@ async fn look(site: &Site, key: &str) -> Job {
 
 /// Waits until it is so of the job, which is not over before.
 async fn until(site: &Site, key: &str, what: &str, is: impl Fn(&Job) -> bool) -> Job {
-    let (job, _) = eventually_within(LONG, what, async || {
+    let (job, _) = eventually_within(LONG, async || {
         let job = look(site, key).await;
         if is(&job) {
             return Some(job);
@@ -74,7 +74,8 @@ async fn until(site: &Site, key: &str, what: &str, is: impl Fn(&Job) -> bool) ->
         assert!(goes_on, "{what}: {job:?}");
         None
     })
-    .await;
+    .await
+    .unwrap_or_else(|| panic!("not within {LONG:?}: {what}"));
     job
 }
 
