@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import random
@@ -36,7 +37,7 @@ class Attempts(threading.Thread):
 
     def run(self) -> None:
         """Hears of jobs, and hears again when nobody tells any more."""
-        channel = job.connect(self._agent)
+        channel: Any = job.connect(self._agent)
         ask = wire.field(1, worker_ref(self._worker))
         while not self._stopping.is_set():
             try:
@@ -73,8 +74,7 @@ class Attempts(threading.Thread):
                 if fence not in jobs:
                     self._end(fence, lambda: job.Fenced("this job is another's, or over"))
                 elif jobs[fence].get(15):
-                    by = jobs[fence][15].decode()
-                    self._end(fence, lambda by=by: job.Cancelled(f"{by} has cancelled this job"))
+                    self._end(fence, functools.partial(job.Cancelled, f"{jobs[fence][15].decode()} has cancelled this job"))
             # What was done may be told once more, from before that was heard.
             self._seen &= jobs.keys()
             new = [] if self._stopping.is_set() else [fence for fence in jobs if fence not in self._seen]

@@ -18,11 +18,11 @@ class Source:
     def __init__(self, data: Any) -> None:
         self._data: Optional[memoryview] = None
         self._file: Optional[BinaryIO] = None
-        self._start = 0
+        self._start, self._is_own = 0, False
         if isinstance(data, (bytes, bytearray, memoryview)):
             self._data = memoryview(data).cast("B")
         elif isinstance(data, (str, os.PathLike)):
-            self._file = open(data, "rb")
+            self._file, self._is_own = open(data, "rb"), True
         else:
             self._file, self._start = data, data.tell()
         digest, self.size = hashlib.sha256(), 0
@@ -30,6 +30,13 @@ class Source:
             digest.update(piece)
             self.size += len(piece)
         self.sha256 = digest.digest()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file and self._is_own:
+            self._file.close()
 
     def pieces(self) -> Iterator[bytes]:
         """All of it, from the start."""

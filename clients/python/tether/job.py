@@ -126,7 +126,7 @@ class Job:
         self.key, self.pool, self.worker, self._patience = key, pool, worker, patience
         self._ended: Optional[Callable[[], Exception]] = None
         self._news = threading.Event()
-        self._channel = connect(gateway)
+        self._channel: Any = connect(gateway)
         ask = wire.field(1, pool) + wire.field(2, key)
         job = wire.last(wire.last(self._persist("GetJob", ask)).get(1, b""))
         self.spec: bytes = job.get(12, b"")
@@ -164,15 +164,16 @@ class Job:
         is greater each time, over all attempts; the next one where it is not given."""
         self.check()
         seq = self.step + 1 if step is None else step
-        source = _bytes.Source(data)
-        begin = [(1, self.pool), (2, self.key), (3, self.fence), (4, seq), (5, source.sha256), (6, source.size)]
-        first = wire.present(1, b"".join(wire.field(*it) for it in begin))
+        with _bytes.Source(data) as source:
+            begin = [(1, self.pool), (2, self.key), (3, self.fence), (4, seq), (5, source.sha256), (6, source.size)]
+            first = wire.present(1, b"".join(wire.field(*it) for it in begin))
 
-        def save(timeout: float) -> bytes:
-            call = self._channel.stream_unary(CHECKPOINTS + "SaveCheckpoint")
-            return call(_parts(first, source), timeout=timeout + source.size / _bytes.SLOWEST)
+            def save(timeout: float) -> bytes:
+                call = self._channel.stream_unary(CHECKPOINTS + "SaveCheckpoint")
+                return call(_parts(first, source), timeout=timeout + source.size / _bytes.SLOWEST)
 
-        self.saved = _checkpoint(wire.last(self._until(save)).get(1, b""))
+            answer = self._until(save)
+        self.saved = _checkpoint(wire.last(answer).get(1, b""))
         return self.saved
 
     def load(self, to: Optional[BinaryIO] = None) -> Optional[bytes]:

@@ -20,11 +20,14 @@ Where `TETHER_LEASE` is not set, as outside of Tether, no end is known: it is va
 Needs Python 3.8 and Linux; grpcio only for the interceptors.
 """
 
+from __future__ import annotations
+
 import math
 import mmap
 import os
 import threading
 import time
+from typing import Mapping, Optional
 
 from . import _wire
 
@@ -47,7 +50,7 @@ class Over(Exception):
 class Lease:
     """One worker's view of its permission."""
 
-    def __init__(self, environment=None):
+    def __init__(self, environment: Optional[Mapping[str, str]] = None) -> None:
         environment = os.environ if environment is None else environment
         self._words, self._place, self._moves = None, (0, 0), 0
         self._incarnation = int(environment.get("TETHER_INCARNATION") or 0)
@@ -93,36 +96,36 @@ class Lease:
         ends = self._look(of_node, of_slot)
         return 0 if ends is None else min(ends)
 
-    def until(self):
+    def until(self) -> int:
         """Until when it may act, in nanoseconds of CLOCK_BOOTTIME; `NEVER` where there is no end, 0 without a seat."""
         return self._earliest([NODE_ENABLED], [ENABLED])
 
-    def alive_until(self):
+    def alive_until(self) -> int:
         """Until when it may be there, in the same terms."""
         return self._earliest([NODE_ALIVE], [ENABLED, ALIVE])
 
-    def remaining(self):
+    def remaining(self) -> float:
         """Seconds for which it may act; 0 when it may not, infinity where there is no end."""
         return _seconds_to(self.until())
 
-    def lifetime(self):
+    def lifetime(self) -> float:
         """Seconds for which it may be there, whether it may act or not; infinity where there is no end."""
         return _seconds_to(self.alive_until())
 
-    def is_valid(self):
+    def is_valid(self) -> bool:
         """Whether it may act."""
         return self.remaining() > 0
 
-    def check(self):
+    def check(self) -> None:
         """Raises `Over` where it may not act."""
         if not self.is_valid():
             raise Over("this worker's permission is over: what it does is not to be seen any more")
 
-    def incarnation(self):
+    def incarnation(self) -> int:
         """Which start of its place this worker is, 0 outside of Tether: higher than that of any before it."""
         return self._incarnation
 
-    def epoch(self):
+    def epoch(self) -> int:
         """Which session of its owner it works for: the highest it was told of, by its node or by a call."""
         told = None if self._words is None else self._look([], [EPOCH])
         with self._lock:
@@ -162,7 +165,7 @@ def _seconds_to(end):
 _own, _own_pid, _own_lock = None, None, threading.Lock()
 
 
-def own():
+def own() -> Lease:
     """This worker's own lease, looked up at the first question and again after a fork."""
     global _own, _own_pid
     with _own_lock:
@@ -171,32 +174,32 @@ def own():
         return _own
 
 
-def remaining():
+def remaining() -> float:
     """Seconds for which this worker may act; 0 when it may not, infinity where there is no end."""
     return own().remaining()
 
 
-def lifetime():
+def lifetime() -> float:
     """Seconds for which this worker may be there, whether it may act or not; infinity where there is no end."""
     return own().lifetime()
 
 
-def is_valid():
+def is_valid() -> bool:
     """Whether this worker may act."""
     return own().is_valid()
 
 
-def check():
+def check() -> None:
     """Raises `Over` where this worker may not act."""
     own().check()
 
 
-def incarnation():
+def incarnation() -> int:
     """Which start of its place this worker is, 0 outside of Tether."""
     return own().incarnation()
 
 
-def epoch():
+def epoch() -> int:
     """Which session of its owner this worker works for, 0 where nobody has told."""
     return own().epoch()
 
@@ -217,7 +220,7 @@ def _details(code, reason, text, lease):
 try:
     import grpc
 except ImportError:
-    grpc = None
+    grpc = None  # type: ignore[assignment]
 else:
     # Whoever asks whether this process lives is to hear it for as long as it does.
     SPARED = "/grpc.health.v1.Health/"

@@ -16,6 +16,8 @@ library without such locks, `hold` says so with False, and the death is seen as 
 Needs Python 3.8 and Linux.
 """
 
+from __future__ import annotations
+
 import array
 import ctypes
 import fcntl
@@ -24,6 +26,7 @@ import os
 import socket
 import sys
 import threading
+from typing import Mapping, Optional
 
 MARK = b"tetherH1"
 BYTES = 4096
@@ -37,7 +40,7 @@ PTHREAD_MUTEX_ROBUST = 1
 _held = False
 
 
-def hold(environment=None):
+def hold(environment: Optional[Mapping[str, str]] = None) -> bool:
     """Has the agent know of this process's death early; whether that can be. To be called in the main thread."""
     global _held
     if threading.current_thread() is not threading.main_thread():

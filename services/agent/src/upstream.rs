@@ -100,3 +100,53 @@ impl Upstream {
         next == Next::AskLeader && way.arbiters.current() != asked
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tether_proto::Failure;
+    use tether_types::Reason;
+
+    use super::*;
+
+    /// What becomes of a call to the first of two, and who was asked on the way.
+    async fn ask(first: impl Fn() -> Status) -> (Result<(), Status>, Vec<String>) {
+        let known = ["a:1", "b:1"].map(|it| it.parse().unwrap());
+        let upstream = Upstream::new(Arbiters::new(known.to_vec()));
+        let asked = Mutex::new(Vec::new());
+        let answer = upstream
+            .ask(|_| {
+                let at = upstream.current().0.to_string();
+                asked.lock().unwrap().push(at.clone());
+                let refused = (at == "a:1").then(&first);
+                async { refused.map_or(Ok(()), Err) }
+            })
+            .await;
+        (answer, asked.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_call_goes_on_to_the_arbiter_that_leads() {
+        let leader: Address = "b:1".parse().unwrap();
+        let standby = || {
+            Failure::from(NotLeader {
+                leader: Some(leader.clone()),
+            })
+            .into()
+        };
+        let gone = || Status::unavailable("connection refused");
+
+        for first in [&standby as &dyn Fn() -> Status, &gone] {
+            let (answer, asked) = ask(first).await;
+            assert!(answer.is_ok(), "{asked:?}");
+            assert_eq!(asked, ["a:1", "b:1"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_leader_refuses_is_refused() {
+        let (answer, asked) = ask(|| Failure::new(Reason::LeaseFenced, "another's").into()).await;
+
+        assert_eq!(reason_of(&answer.unwrap_err()), Some(Reason::LeaseFenced));
+        assert_eq!(asked, ["a:1"]);
+    }
+}

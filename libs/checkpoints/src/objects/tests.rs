@@ -1,3 +1,5 @@
+//! Objects in a directory.
+
 use futures::TryStreamExt as _;
 use ring::digest::digest;
 

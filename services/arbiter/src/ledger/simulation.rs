@@ -5,6 +5,7 @@
 //! workers, that discovery is told exactly what is ready, and **A4** when everything is deleted.
 
 mod gateway;
+mod going_on;
 mod grants;
 mod growth;
 mod invariants;
