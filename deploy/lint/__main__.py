@@ -3,15 +3,16 @@
 import argparse
 import sys
 
-from . import kubernetes
+from . import kubernetes, nomad
 
 
 def main():
     parser = argparse.ArgumentParser(prog="lint", description=__doc__)
     parser.add_argument("--tether", help="the program `tether`, which is asked whether settings can be used")
     tether = parser.parse_args().tether
-    found = kubernetes.check(tether)
-    print(f"Kubernetes versions: {', '.join(kubernetes.checks.versions())}; rules: {len(kubernetes.rules.ALL)}; findings: {found}")
+    found = kubernetes.check(tether) + nomad.check(tether)
+    versions, rules = ", ".join(kubernetes.checks.versions()), len(kubernetes.rules.ALL) + len(nomad.RULES)
+    print(f"{found} findings, by {rules} rules and the schemas of Kubernetes {versions}")
     return 1 if found else 0
 
 

@@ -4,16 +4,14 @@
 node=$TETHER_AGENT__NODE
 until=$(($(date +%s) + DRAIN_SECONDS))
 
-# The column STATE is `up, drained` once the last one has left.
+# `up, drained` once the last one has left.
 is_drained() { tether nodes | grep -Eq "^$node +up, drained( |$)"; }
 
-tether node drain "$node" || exit 0
-until is_drained; do
-    if [ "$(date +%s)" -ge "$until" ]; then break; fi
-    sleep 1
-done
+# WORKER PHASE PID NODE
+workers() { tether ps | awk -v node="$node" '$4 == node { print $1 }'; }
 
-tether ps | awk -v node="$node" '{ for (i = 2; i <= NF; i++) if ($i == node) print $1 }' | while read -r worker; do
-    tether stop "$worker" &
-done
-wait
+tether node drain "$node" || exit 0
+until is_drained || [ "$(date +%s)" -ge "$until" ]; do sleep 1; done
+
+for worker in $(workers); do tether stop "$worker"; done
+while [ -n "$(workers)" ]; do sleep 1; done

@@ -14,6 +14,7 @@ ALL = [
     ("addresses", references.addresses),
     ("probes", lifetime.probes),
     ("grace", lifetime.grace),
+    ("drain", lifetime.drain),
     ("lease", lifetime.lease),
     ("sidecar", programs.sidecar),
     ("hooks", programs.hooks),

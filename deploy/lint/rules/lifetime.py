@@ -73,6 +73,29 @@ def after_stop(cluster, workload, container):
     return DRAINS.get(container.program, 0)
 
 
+# From the order to start a worker until it is ready, as is allowed for here.
+START = 10
+
+
+def drain(cluster):
+    """Each worker that is replaced takes its whole grace, and no more at a time than their pool's rollout allows."""
+    for workload in cluster.workloads:
+        for container in workload.containers:
+            env = container.env()
+            slots, given = int(env.get("TETHER_AGENT__RESOURCES__SLOT", 0)), int(env.get("DRAIN_SECONDS", 0))
+            if not container.is_agent or not slots:
+                continue
+            for file in cluster.pools():
+                for name, pool in file["pool"].items():
+                    rollout = pool.get("rollout", {})
+                    at_once = rollout.get("surge", 1) + rollout.get("max_unavailable", 0)
+                    stop = file.get("template", {}).get(pool["template"], {}).get("stop", {})
+                    each = seconds(stop.get("grace", STOP_GRACE)) + START
+                    taken = -(-slots // at_once) * each
+                    if given < taken:
+                        yield f"{workload}: its {slots} workers of the pool {name} leave within {taken:g}s, and DRAIN_SECONDS is {given}"
+
+
 def lease(cluster):
     """A node that cannot tell anybody that it ends loses its lease before it is killed, and its workers end in good order."""
     for workload in cluster.workloads:

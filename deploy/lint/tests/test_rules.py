@@ -110,6 +110,7 @@ FAULTS = [
     ("grace", "has 45s", lambda p: p.file("tether.toml", 'drain = "20s"', 'drain = "20s"\nsession_drain = "6h"')),
     ("grace", "has 300s", lambda p: p.variable(p.agent(), "DRAIN_SECONDS").update(value="280")),
     ("grace", "has 30s", lambda p: p.pod(*WORKERS).pop("terminationGracePeriodSeconds")),
+    ("drain", "leave within 120s", lambda p: p.file("digits.toml", "surge = 2", "surge = 1") or p.variable(p.agent(), "DRAIN_SECONDS").update(value="100")),
     ("lease", "lease.node_ttl (300s)", lambda p: p.file("tether.toml", 'node_ttl = "20s"', 'node_ttl = "300s"')),
     ("sidecar", "nothing else of its pod ever starts", lambda p: p.beam()["initContainers"][0].pop("restartPolicy")),
     ("sidecar", "must be an initContainer", lambda p: p.beam()["containers"].append({**p.beam()["initContainers"].pop(), "restartPolicy": None})),
