@@ -1,5 +1,7 @@
 """Checks that others make: schemas of Kubernetes, and Tether's own of its configuration."""
 
+import functools
+import json
 import os
 import re
 import subprocess
@@ -21,15 +23,24 @@ def versions():
 
 def schemas(cluster):
     """What the schemas refuse, unknown fields too."""
+    for one in cluster.objects:
+        yield from refused(json.dumps(one))
+
+
+# Most objects of an overlay are those of the base, and to look at one takes its time.
+@functools.cache
+def refused(text):
+    """What the schema of each version refuses of one object."""
+    one, found = json.loads(text), []
     for version in versions():
-        for one in cluster.objects:
-            try:
-                kubernetes_validate.validate(one, version, strict=True)
-            except kubernetes_validate.ValidationError as error:
-                place = ".".join(map(str, error.path))
-                yield f"schema {version}: {one['kind']} {one['metadata']['name']}: {place}: {error.message}"
-            except kubernetes_validate.SchemaNotFoundError:
-                yield f"schema {version}: there is no {one['apiVersion']} {one['kind']}"
+        try:
+            kubernetes_validate.validate(one, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            place = ".".join(map(str, error.path))
+            found.append(f"schema {version}: {one['kind']} {one['metadata']['name']}: {place}: {error.message}")
+        except kubernetes_validate.SchemaNotFoundError:
+            found.append(f"schema {version}: there is no {one['apiVersion']} {one['kind']}")
+    return found
 
 
 def configurations(cluster, tether):

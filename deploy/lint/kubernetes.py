@@ -17,10 +17,10 @@ def folders():
 def check(tether):
     """Says what it looked at and what it found; the number of findings."""
     found = 0
-    ways = [(BASE, render.plainly, "read directly")]
     if render.has_kubectl():
-        ways += [(folder, render.with_kubectl, "by kubectl") for folder in folders()]
+        ways = [(folder, render.with_kubectl, "by kubectl") for folder in folders()]
     else:
+        ways = [(BASE, render.plainly, "read directly")]
         print("skipped: overlays are not rendered, since there is no `kubectl`; the base was read directly")
     if tether is None:
         print("skipped: settings are not checked, since `tether` is not built")

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import yaml
 
+# The one in C, where this PyYAML has it, is ten times as fast.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def has_kubectl():
     return shutil.which("kubectl") is not None
@@ -16,7 +19,7 @@ def with_kubectl(folder):
     made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     if made.returncode:
         raise ValueError(f"`kubectl kustomize {folder}` failed: {made.stderr.strip()}")
-    return list(yaml.safe_load_all(made.stdout))
+    return list(yaml.load_all(made.stdout, LOADER))
 
 
 def plainly(folder):
@@ -26,11 +29,11 @@ def plainly(folder):
     and where images come from, which is said in the same file.
     """
     folder = Path(folder)
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    said = yaml.load((folder / "kustomization.yaml").read_text(), LOADER)
     unknown = set(said) - {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
     if unknown:
         raise ValueError(f"`{folder}` is read without kubectl, which is not there, and has {sorted(unknown)}")
-    objects = [one for name in said["resources"] for one in yaml.safe_load_all((folder / name).read_text())]
+    objects = [one for name in said["resources"] for one in yaml.load_all((folder / name).read_text(), LOADER)]
     for config in said.get("configMapGenerator", []):
         data = {name: (folder / name).read_text() for name in config["files"]}
         objects.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": config["name"]}, "data": data})

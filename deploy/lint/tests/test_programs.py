@@ -167,8 +167,8 @@ class World:
 
 
 @unittest.skipUnless(BIN and shutil.which("etcd"), "TETHER_BIN is not set, or there is no etcd")
-class Running(unittest.TestCase):
-    """A world that serves."""
+class Serving(unittest.TestCase):
+    """A world that serves: every probe of the manifests is answered as they want it."""
 
     def setUp(self):
         self.world = World()
@@ -177,6 +177,8 @@ class Running(unittest.TestCase):
             for kind, probe in pod.container.probes():
                 until(f"{pod.name}, {kind}", lambda: ((said := pod.answer(probe)) == "SERVING", said + pod.log.read_text()[-500:]))
 
+
+class Programs(Serving):
     def test_hooks_empty_a_node_and_open_it_again(self):
         world, first, second = self.world, "workers-digits-0", "workers-digits-1"
         until("all nodes are up", lambda: (len(rows := world.rows("nodes")) == 3, rows))
