@@ -105,7 +105,6 @@ class World:
         pid = os.getpid()
         self.net = f"127.{100 + pid % 100}.{pid // 100 % 250}"
         cluster = Cluster(render.plainly(kubernetes.BASE))
-        workloads = {workload.name: workload for workload in cluster.workloads}
         names = ["tether-etcd", "tether-arbiter", "tether-discovery", "tether-gateway"]
         self.ips = {name: f"{self.net}.{number + 1}" for number, name in enumerate(names)}
         self.places = [(f"{name}-0.{name}:", f"{ip}:") for name, ip in self.ips.items()]
@@ -113,8 +112,12 @@ class World:
         # That of one of each; the base's differs by the members of etcd and the arbiters that it names.
         self.settings = (kubernetes.HERE / "overlays/single/tether.toml").read_text()
         self.processes, self.pods = [], {}
+        self.workloads = {workload.name: workload for workload in cluster.workloads}
+
+    def start(self):
         self.start_etcd(self.ips["tether-etcd"])
-        for name in names[1:]:
+        workloads = self.workloads
+        for name in ("tether-arbiter", "tether-discovery", "tether-gateway"):
             workload = workloads[name]
             self.add(Pod(self, workload, workload.containers[0], self.ips[name]))
         workers = workloads["workers-digits"]
@@ -173,6 +176,7 @@ class Serving(unittest.TestCase):
     def setUp(self):
         self.world = World()
         self.addCleanup(self.world.end)
+        self.world.start()
         for pod in self.world.pods.values():
             for kind, probe in pod.container.probes():
                 until(f"{pod.name}, {kind}", lambda: ((said := pod.answer(probe)) == "SERVING", said + pod.log.read_text()[-500:]))
@@ -225,6 +229,35 @@ class Programs(Serving):
         for pod in pods.values():
             given = pod.workload.pod["terminationGracePeriodSeconds"]
             self.assertEqual(pod.process.wait(given), 0, pod.log.read_text()[-500:])
+
+    def test_an_application_that_is_killed_finds_its_workers_when_it_is_started_again(self):
+        world, file = self.world, self.pool_file()
+        until("all nodes are up", lambda: (len(rows := world.rows("nodes")) == 3, rows))
+
+        def application():
+            """As the BEAM's container: an owner by its pod's name."""
+            command = ["tether", "run", "--file", str(file), "--owner", "beam-0", "--ready-timeout", "30s"]
+            env = world.pods["workers-digits-0"].env
+            process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            world.processes.append(process)
+            self.addCleanup(process.stdout.close)
+            return process
+
+        def workers():
+            """Each with its process."""
+            return {line.split()[0]: line.split()[2] for line in world.rows("ps").values() if " ready " in line}
+
+        first = application()
+        until("three workers and a spare are ready", lambda: (len(seen := workers()) == 4, seen))
+        before = workers()
+
+        first.kill()
+        first.wait()
+        second = application()
+        said = []
+        until("it has its workers", lambda: (said.append(second.stdout.readline()) or said[-1].startswith("ready: "), said))
+
+        self.assertEqual(workers(), before)
 
     def test_the_task_of_nomad_empties_its_node_before_it_ends(self):
         world, task = self.world, "workers-digits-2"

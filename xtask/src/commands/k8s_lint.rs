@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{Task, no_arguments, test};
-use crate::{report::Report, workspace::Workspace};
+use crate::{report::Report, run::run, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "k8s-lint",
@@ -27,11 +27,12 @@ const ENVIRONMENT: &str = "Python environment of deploy/lint";
 
 /// As a step among others: left out, with the reason, where its environment cannot be had.
 pub(super) fn take_step(workspace: &Workspace, report: &mut Report) {
-    if workspace.runs(environment(workspace)) {
+    println!("\n== {ENVIRONMENT}");
+    let made = run(environment(workspace));
+    if made.ok {
         report.step(NAME, lint(workspace));
     } else {
-        let why = "`tools/python-env.sh deploy` cannot make its environment, and says why";
-        report.skip(NAME, why);
+        report.skip(NAME, &made.last_line);
     }
 }
 
