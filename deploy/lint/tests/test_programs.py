@@ -3,6 +3,7 @@
 Needs etcd on the PATH and, in TETHER_BIN, the folder of Tether's programs.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -162,10 +163,14 @@ class World:
         # Here an agent is not the first process of a container, whose end would be that of its workers.
         for left in Path("/proc").glob("[0-9]*"):
             try:
-                if str(self.folder).encode() in (left / "environ").read_bytes():
-                    os.kill(int(left.name), signal.SIGKILL)
+                pidfd = os.pidfd_open(int(left.name))
             except OSError:
                 continue
+            # The environment is looked at once nobody else can have this process's id.
+            with contextlib.suppress(OSError):
+                if str(self.folder).encode() in (left / "environ").read_bytes():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
