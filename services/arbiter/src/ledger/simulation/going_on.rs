@@ -19,7 +19,11 @@ const SPEC: &[u8] = b"{\"steps\": 3}";
 
 /// A world with so many ready workers of one pool.
 fn world(size: u32) -> World {
-    let mut world = World::with(11, Wishes::default());
+    world_with(size, Wishes::default())
+}
+
+fn world_with(size: u32, wishes: Wishes) -> World {
+    let mut world = World::with(11, wishes);
     world.open(1, false);
     assert!(world.apply(SPREAD, size));
     world.run(Duration::from_secs(1));
@@ -125,6 +129,40 @@ fn a_job_goes_on_for_as_long_as_it_saves_and_is_lost_after_too_many_deaths_witho
     assert!(lost.death.is_some());
     world.run(Duration::from_secs(5));
     assert_eq!(job(&world).attempt, 7, "nobody begins it again");
+}
+
+#[test]
+fn a_job_on_a_node_that_is_cut_off_is_done_again_once_its_worker_can_live_no_more_and_not_before() {
+    let wishes = Wishes {
+        grace_ms: 3_000,
+        job_ttl_ms: 20_000,
+        ..Wishes::default()
+    };
+    let mut world = world_with(2, wishes);
+    let first = start(&mut world, 3);
+    let id = worker(&first);
+    let has = |node: &super::node::Node| node.workers.contains_key(&id);
+    let node = world.nodes.iter().position(has).unwrap();
+
+    world.nodes[node].cut = true;
+    world.lose_stream(node, true);
+    let cut = world.now;
+
+    until(&mut world, "it is orphaned", |job| {
+        job.state() == JobState::Orphaned
+    });
+    let mut gone = None;
+    while job(&world).attempt == 1 {
+        assert!(world.now.since(cut) < Duration::from_secs(60), "never");
+        let lives = world.workers().any(|(other, it)| *other == id && it.alive);
+        gone = gone.or((!lives).then_some(world.now));
+        world.run(super::world::STEP);
+    }
+    assert!(gone.is_some_and(|gone| gone < world.now), "A9: both lived");
+    assert!(world.now.since(cut) > Duration::from_secs(19));
+    let second = job(&world);
+    assert_eq!(second.state(), JobState::Running);
+    assert!(second.fence > first.fence && worker(&second) != id);
 }
 
 #[test]
