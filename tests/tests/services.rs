@@ -31,15 +31,15 @@ async fn every_service_answers_to_health_and_reflection() {
         let address = format!("unix:{}", cluster.runtime().join(socket).display());
         let channel = Client::connect(&address.parse().unwrap()).channel();
 
-        let health = HealthClient::new(channel.clone())
-            .check(HealthCheckRequest::default())
-            .await
-            .unwrap();
-        assert_eq!(
-            health.into_inner().status(),
-            ServingStatus::Serving,
-            "{socket}"
-        );
+        // A gateway serves once discovery has told it all, which may be a moment after its node has joined.
+        eventually(&format!("{socket} says that it serves"), async || {
+            let health = HealthClient::new(channel.clone())
+                .check(HealthCheckRequest::default())
+                .await
+                .unwrap();
+            (health.into_inner().status() == ServingStatus::Serving).then_some(())
+        })
+        .await;
 
         let ask = ServerReflectionRequest {
             host: String::new(),
