@@ -148,7 +148,7 @@ fn start(launch: &Launch, relay: String, port: u16, ready: &Path) -> anyhow::Res
         .args(args)
         .args(["--port", &port.to_string(), "--elixir-address", &relay])
         .env_clear()
-        .envs(&launch.env)
+        .envs(launch.env.iter().map(|(name, value)| (name, value)))
         .envs(ours)
         .env("SNAKEPIT_READY_FILE", ready)
         .current_dir(&launch.cwd)

@@ -149,7 +149,10 @@ pub(crate) fn relay(dir: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
+    use std::{
+        ffi::OsString,
+        os::unix::{ffi::OsStringExt as _, net::UnixListener},
+    };
 
     use super::*;
 
@@ -193,5 +196,24 @@ mod tests {
             !dead_dir.exists(),
             "what nobody has and nothing lives in is cleared away"
         );
+    }
+
+    #[test]
+    fn what_is_to_be_started_is_read_as_it_was_written_by_this_user_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let place = Place::claim(base.path(), 1, true).unwrap();
+        let odd = OsString::from_vec(vec![b'a', 0xff]);
+        let written = Launch {
+            argv: vec!["python3".into(), odd.clone()],
+            cwd: "/srv".into(),
+            env: vec![("SECRET".into(), odd)],
+            port: Some(5000),
+        };
+
+        place.write(&written).unwrap();
+
+        assert_eq!(launch(place.dir()).unwrap(), written);
+        let mode = fs::metadata(place.dir().join(LAUNCH)).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 }

@@ -17,6 +17,9 @@ use crate::{
 /// Snakepit has a time of its own for a worker to be ready, and ends what takes longer.
 const READY_TIMEOUT_MS: u64 = 3600 * 1000;
 
+/// How often a program beats in the time that its worker waits for it.
+const BEATS: u32 = 6;
+
 /// Between SIGTERM and SIGKILL.
 pub(crate) const GRACE_MS: u64 = 10_000;
 
@@ -68,6 +71,7 @@ pub(crate) fn spec(place: &Place, request: &Request) -> io::Result<PoolSpec> {
             ..Template::default()
         }),
         policy: Some(PolicyOverrides {
+            heartbeat_interval_ms: timeout.map(|timeout| millis(timeout / BEATS)),
             heartbeat_timeout_ms: timeout.map(millis),
             ..PolicyOverrides::default()
         }),

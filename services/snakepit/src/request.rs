@@ -82,7 +82,8 @@ pub(crate) struct Launch {
     /// The real Python, its options, the script and its flags.
     pub(crate) argv: Vec<OsString>,
     pub(crate) cwd: PathBuf,
-    pub(crate) env: BTreeMap<OsString, OsString>,
+    /// By name.
+    pub(crate) env: Vec<(OsString, OsString)>,
     /// Where it is to listen; any port that is free where there is none.
     pub(crate) port: Option<u16>,
 }
@@ -168,7 +169,7 @@ impl Request {
                 .chain(argv)
                 .collect(),
             cwd: here.cwd,
-            env,
+            env: env.into_iter().collect(),
             port,
         };
         let who = [
