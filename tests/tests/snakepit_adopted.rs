@@ -83,6 +83,23 @@ async fn the_next_beam_gets_the_workers_of_the_last_one() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_program_its_own_beam_killed_is_replaced() {
+    let cluster = Cluster::start().await;
+    let beam = beam(&cluster, "beam").await;
+    let mut ports = beam.pool(1).await;
+    let (distrusted, process) = (ports[0].identity().await, pids(&cluster).await);
+    // As Snakepit does with a worker that does not answer it, without a word before.
+    ports[0].signal(Signal::KILL);
+    ports[0].gone().await;
+
+    let mut next = beam.pool(1).await;
+
+    assert_ne!(next[0].identity().await, distrusted);
+    assert!(pids(&cluster).await.is_disjoint(&process));
+    end(&cluster, &mut next).await;
+}
+
+#[tokio::test]
 async fn another_application_gets_workers_of_its_own() {
     let cluster = Cluster::start().await;
     let named = |name: &'static str| [ADAPTER, &["--snakepit-instance-name", name]].concat();

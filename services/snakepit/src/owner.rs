@@ -168,6 +168,7 @@ impl Owner<'_> {
             |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
         let adopts = matches!(self.request.mode, Mode::Independent(_))
             && before.as_ref().is_some_and(lives)
+            && !self.place.is_known_to(&self.request.run_id)
             && self.place.has_worker();
         if !adopts {
             self.place
@@ -177,6 +178,10 @@ impl Owner<'_> {
             self.delete(&name).await?;
         }
         self.apply().await?;
+        // From here on it is this BEAM's, also if there is no time to say so.
+        self.place
+            .note(&self.request.run_id)
+            .context("cannot write down whose it is")?;
         let is_ours = |event: &Event| {
             let number = event.worker.as_ref().map_or(0, |worker| worker.incarnation);
             if adopts {

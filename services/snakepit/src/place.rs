@@ -24,6 +24,9 @@ use crate::request::Launch;
 /// What its worker is started by.
 const LAUNCH: &str = "launch.json";
 
+/// Which life of the BEAM had its worker last.
+const RUN_ID: &str = "run-id";
+
 /// Where the process beside its worker is told who is attached.
 const RELAY: &str = "relay.sock";
 
@@ -114,6 +117,21 @@ impl Place {
         UnixStream::connect(self.relay()).is_ok()
     }
 
+    /// Whether this life of the BEAM has had the worker before. It has then killed its program, as it does with a
+    /// worker that it distrusts: that one is not to come back.
+    pub(crate) fn is_known_to(&self, run_id: &str) -> bool {
+        let last = fs::read_to_string(self.dir.join(RUN_ID));
+        !run_id.is_empty() && last.is_ok_and(|last| last == run_id)
+    }
+
+    /// Writes down which life of the BEAM has the worker from here on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn note(&self, run_id: &str) -> io::Result<()> {
+        fs::write(self.dir.join(RUN_ID), run_id)
+    }
+
     /// Writes down what is to be started here.
     ///
     /// # Errors
@@ -196,6 +214,18 @@ mod tests {
             !dead_dir.exists(),
             "what nobody has and nothing lives in is cleared away"
         );
+    }
+
+    #[test]
+    fn a_place_knows_the_beam_that_had_it() {
+        let base = tempfile::tempdir().unwrap();
+        let place = Place::claim(base.path(), 1, true).unwrap();
+
+        assert!(!place.is_known_to("a") && !place.is_known_to(""));
+        place.note("a").unwrap();
+        assert!(place.is_known_to("a") && !place.is_known_to("b"));
+        place.note("").unwrap();
+        assert!(!place.is_known_to(""), "nobody can tell");
     }
 
     #[test]

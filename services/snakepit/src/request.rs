@@ -18,11 +18,12 @@ use crate::{Refusal, python};
 const ELIXIR_ADDRESS: &str = "--elixir-address";
 const PORT: &str = "--port";
 const INSTANCE_NAME: &str = "--snakepit-instance-name";
+const RUN_ID: &str = "--snakepit-run-id";
 const TAKEN: &[&str] = &[
     ELIXIR_ADDRESS,
     PORT,
     INSTANCE_NAME,
-    "--snakepit-run-id",
+    RUN_ID,
     "--snakepit-instance-token",
 ];
 
@@ -95,6 +96,8 @@ pub(crate) struct Request {
     /// The same for all workers that can stand in for each other.
     pub(crate) key: u64,
     pub(crate) mode: Mode,
+    /// Which life of the BEAM asks; empty where it does not say.
+    pub(crate) run_id: String,
     /// Where the BEAM serves what its workers ask of it.
     pub(crate) elixir_address: String,
     pub(crate) ready_file: PathBuf,
@@ -182,6 +185,7 @@ impl Request {
             key: key(&launch, &who, &passing),
             launch,
             mode,
+            run_id: taken.get(RUN_ID).cloned().unwrap_or_default(),
             elixir_address: elixir_address.clone(),
             ready_file: ready_file.into(),
             labels,
@@ -348,6 +352,7 @@ mod tests {
             ]
         );
         assert_eq!(request.elixir_address, "localhost:5051");
+        assert_eq!(request.run_id, "abc1234");
         assert_eq!((request.launch.port, request.mode), (None, Mode::Coupled));
         let env: Vec<_> = request
             .launch
