@@ -129,6 +129,11 @@ async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
             && *arg != beam.address()),
         "{argv:?}"
     );
+    let seen = fs::read_to_string(format!("/proc/{}/cmdline", port.pid())).unwrap();
+    assert!(
+        seen.contains("grpc_server.py") && !seen.contains("run-id") && !seen.contains("instance"),
+        "a BEAM that starts would take it for one to be killed: {seen}"
+    );
     let env = &who["env"];
     assert!(
         env["SNAKEPIT_HEARTBEAT_CONFIG"]

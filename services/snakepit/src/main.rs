@@ -36,19 +36,21 @@ const EXIT_UNAVAILABLE: u8 = 69;
 /// The first argument of the process that stands beside a worker; no option of Python begins so.
 const BESIDE: &str = "--tether-beside";
 
+/// Likewise of a program that owns a worker.
+const OWN: &str = "--tether-own";
+
 #[expect(
     clippy::print_stderr,
     reason = "Snakepit logs what its Python writes to standard error"
 )]
 fn main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().skip(1).collect();
-    let ended = if args.first().is_some_and(|first| first == BESIDE) {
-        beside::stand(&args[1..])
-    } else if python::is_worker_server(&args) {
-        owner::own(&args)
-    } else {
-        // Comes back only where it cannot be run.
-        Err(python::become_it(&args))
+    let ended = match args.first() {
+        Some(first) if first == BESIDE => beside::stand(&args[1..]),
+        Some(first) if first == OWN => owner::own(),
+        // These two come back only where there is nothing to become.
+        _ if python::is_worker_server(&args) => Err(owner::begin(&args)),
+        _ => Err(python::become_it(&args)),
     };
     match ended {
         Ok(code) => ExitCode::from(code),

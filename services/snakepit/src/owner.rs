@@ -2,13 +2,17 @@
 //! the worker's code.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     io::{self, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use backon::Retryable as _;
 use tether_client::{Client, Problem, Session, SessionOptions};
 use tether_kit::stop::{EXIT_FAILURE, on_signals};
@@ -24,11 +28,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::{
-    Refusal,
+    OWN, Refusal,
     attach::{Attach, End, Word},
     place::Place,
     pool, python,
-    request::{Here, Mode, Request},
+    request::{self, Here, Mode, Request},
     story::{Story, pauses},
 };
 
@@ -44,11 +48,31 @@ const TIDY_WAIT: Duration = Duration::from_secs(2);
 /// What a shell tells of a process that was ended by SIGTERM.
 const TERMINATED: u8 = 128 + 15;
 
+/// Goes on as [`own`] under a command line that says nothing of a run or an instance: by those a BEAM that starts
+/// looks for processes to kill, also for those of another application. Comes back only where that cannot be.
+pub(crate) fn begin(args: &[OsString]) -> anyhow::Error {
+    let become_it = || {
+        let own = env::current_exe()?;
+        let error = Command::new(own)
+            .arg(OWN)
+            .args(request::shown(args))
+            .env(request::ARGS, serde_json::to_string(args)?)
+            .exec();
+        Err::<(), _>(error)
+    };
+    let error = become_it()
+        .err()
+        .map_or_else(|| anyhow!("nothing was run"), anyhow::Error::from);
+    error.context("cannot go on as another program")
+}
+
 /// Owns a worker from here to its end; tells the status to exit with.
 ///
 /// # Errors
 /// Where there is no worker, or it is another's.
-pub(crate) fn own(args: &[std::ffi::OsString]) -> anyhow::Result<u8> {
+pub(crate) fn own() -> anyhow::Result<u8> {
+    let args = env::var(request::ARGS).context("`--tether-own` is for Tether's own use")?;
+    let args: Vec<OsString> = serde_json::from_str(&args)?;
     let here = Here {
         python: python::find()?,
         cwd: env::current_dir().context("the current directory is gone")?,
@@ -59,7 +83,7 @@ pub(crate) fn own(args: &[std::ffi::OsString]) -> anyhow::Result<u8> {
             .into_owned(),
         uid: rustix::process::getuid().as_raw(),
     };
-    let request = Request::read(args, here)?;
+    let request = Request::read(&args, here)?;
     if request.own_group {
         // Fails where it leads one already, which is as good.
         let _ = rustix::process::setsid();

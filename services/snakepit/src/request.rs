@@ -27,11 +27,15 @@ const TAKEN: &[&str] = &[
     "--snakepit-instance-token",
 ];
 
+/// Where a program that owns a worker finds its arguments, as it got them.
+pub(crate) const ARGS: &str = "TETHER_SNAKEPIT_ARGS";
+
 const READY_FILE: &str = "SNAKEPIT_READY_FILE";
 const HEARTBEAT: &str = "SNAKEPIT_HEARTBEAT_CONFIG";
 
 /// Of the service that the BEAM is, not of its workers: they would speak to its supervisor in its name.
 const NOT_PASSED: &[&str] = &[
+    ARGS,
     READY_FILE,
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -222,6 +226,11 @@ fn matches<'a>(name: &OsStr, mut patterns: impl Iterator<Item = &'a str>) -> boo
         Some(start) => name.starts_with(start.as_bytes()),
         None => name == pattern.as_bytes(),
     })
+}
+
+/// The arguments as everybody may see them.
+pub(crate) fn shown(args: &[OsString]) -> Vec<OsString> {
+    without(args, TAKEN).0
 }
 
 /// The arguments without these flags of the script, and the values they had.
