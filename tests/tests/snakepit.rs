@@ -162,7 +162,7 @@ async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
             .unwrap()
             .count(),
         0,
-        "nothing is left of its place"
+        "nothing is left of its berth"
     );
 }
 
@@ -227,6 +227,43 @@ async fn a_coupled_worker_goes_with_its_beam_and_with_its_program() {
 
     beam.kill(&mut ports).await;
     assert_eq!(ports[1].gone().await.0, Some(0));
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_end_when_it_is_asked_to_is_killed_also_when_nobody_is_left_to_ask()
+{
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let flags = ["--adapter", "pretend.Stubborn", "--port", "0"];
+    let mut port = beam.port(0, "light/grpc_server.py", &flags);
+    port.ready().await;
+
+    port.signal(Signal::KILL);
+
+    port.gone().await;
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_worker_can_be_ended_before_it_is_ready() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let flags = ["--adapter", "pretend.Slow", "--port", "0"];
+    let mut port = beam.port(0, "light/grpc_server.py", &flags);
+    let traces = cluster.traces();
+    eventually("the worker runs", async || {
+        let found = traces.find();
+        found
+            .iter()
+            .any(|process| process.command.contains("pretend.Slow"))
+            .then_some(())
+    })
+    .await;
+
+    port.signal(Signal::TERM);
+
+    assert_eq!(port.gone().await.0, Some(143));
     cluster.no_orphans().await;
 }
 

@@ -207,19 +207,19 @@ async fn a_program_that_was_taken_over_ends_and_its_worker_does_not() {
     let mut ports = first.pool(1).await;
     let own = ports[0].identity().await;
     // As where somebody clears away what is locked: the name is the same, the lock is not.
-    let places = cluster.runtime().join("snakepit");
-    let place = fs::read_dir(&places)
+    let berths = cluster.runtime().join("snakepit");
+    let berth = fs::read_dir(&berths)
         .unwrap()
         .next()
         .unwrap()
         .unwrap()
         .path();
     let aside = cluster.dir().join("aside");
-    fs::rename(&place, &aside).unwrap();
-    fs::create_dir(&place).unwrap();
+    fs::rename(&berth, &aside).unwrap();
+    fs::create_dir(&berth).unwrap();
     for entry in fs::read_dir(&aside).unwrap() {
         let entry = entry.unwrap();
-        fs::rename(entry.path(), place.join(entry.file_name())).unwrap();
+        fs::rename(entry.path(), berth.join(entry.file_name())).unwrap();
     }
 
     let second = beam(&cluster, "second").await;

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    place,
+    berth,
     ports::{self, Reserved},
     relay::{self, Owners},
     request::Launch,
@@ -52,21 +52,21 @@ const OURS: &[&str] = &[
     "NOTIFY_SOCKET",
 ];
 
-/// Starts the worker of a place and stands beside it to its end: `PLACE DIR SOCKET`. Tells its exit code.
+/// Starts the worker of a berth and stands beside it to its end: `BERTH DIR SOCKET`. Tells its exit code.
 ///
 /// # Errors
 /// When it cannot be started, or not be told from another.
 pub(crate) fn stand(args: &[OsString]) -> anyhow::Result<u8> {
-    let [place, dir, socket] = args else {
+    let [berth, dir, socket] = args else {
         bail!("`--tether-beside` is for Tether's own use");
     };
-    let launch = place::launch(place.as_ref()).with_context(|| {
-        format!("cannot read what to start in `{}`: the worker has to run on the machine of its BEAM, see TETHER_SNAKEPIT_LABELS", place.display())
+    let launch = berth::launch(berth.as_ref()).with_context(|| {
+        format!("cannot read what to start in `{}`: the worker has to run on the machine of its BEAM, see TETHER_SNAKEPIT_LABELS", berth.display())
     })?;
     let runtime = crate::runtime().context("cannot begin")?;
     let ended = runtime.block_on(beside(
         &launch,
-        place.as_ref(),
+        berth.as_ref(),
         dir.as_ref(),
         socket.as_ref(),
     ))?;
@@ -89,7 +89,7 @@ fn pass_on(ended: ExitStatus) -> u8 {
 
 async fn beside(
     launch: &Launch,
-    place: &Path,
+    berth: &Path,
     dir: &Path,
     socket: &Path,
 ) -> anyhow::Result<ExitStatus> {
@@ -102,7 +102,7 @@ async fn beside(
         .await
         .context("no port is free for the relay")?;
     let relay = callbacks.local_addr()?;
-    let listener = bind_anew(&place::relay(place))?;
+    let listener = bind_anew(&berth::relay(berth))?;
     let port = Reserved::take(launch.port)
         .with_context(|| format!("the worker cannot have port {}", launch.port.unwrap_or(0)))?;
     tokio::spawn(relay::serve_callbacks(callbacks, Arc::clone(&owners)));

@@ -13,11 +13,11 @@
 //! Whatever is not Snakepit's worker server is handed to the real Python by exec.
 
 mod attach;
+mod berth;
 mod beside;
 mod local;
 mod owner;
 mod passing;
-mod place;
 mod pool;
 mod ports;
 mod python;

@@ -30,7 +30,7 @@ use tonic::{Code, Status};
 use crate::{
     OWN, Refusal,
     attach::{Attach, End, Word},
-    place::Place,
+    berth::Berth,
     pool, python,
     request::{self, Here, Mode, Request},
     story::{Story, pauses},
@@ -96,7 +96,7 @@ struct Owner<'a> {
     request: &'a Request,
     client: Client,
     session: Session,
-    place: Place,
+    berth: Berth,
 }
 
 /// Why to end before the worker does.
@@ -131,10 +131,10 @@ impl Owner<'_> {
         };
         let adopts = matches!(request.mode, Mode::Independent(_));
         let base = at.runtime().join("snakepit");
-        let place = Place::claim(&base, request.key, adopts)
+        let berth = Berth::claim(&base, request.key, adopts)
             .with_context(|| format!("cannot use `{}`", base.display()))?;
         let client = Client::connect(&gateway);
-        let session = match open_session(&client, &pool::name(&place)).await {
+        let session = match open_session(&client, &pool::name(&berth)).await {
             Err(problem) if problem.code == Code::Unavailable => {
                 return Err(Refusal::Unavailable(format!(
                     "no gateway serves at `{gateway}`, so there is nobody to start the worker: start `tether up` on this machine, or name another gateway with TETHER_GATEWAY, or set python_executable back to the real Python ({problem})"
@@ -147,7 +147,7 @@ impl Owner<'_> {
             request,
             client,
             session,
-            place,
+            berth,
         };
         let stopped = async || {
             tokio::select! {
@@ -179,12 +179,12 @@ impl Owner<'_> {
         }
     }
 
-    /// Has the worker of this place, adopted or new, until it ends or is left.
+    /// Has the worker of this berth, adopted or new, until it ends or is left.
     async fn have_one(
         &self,
         mut stopped: impl Future<Output = Stopped> + Unpin,
     ) -> anyhow::Result<Outcome> {
-        let name = pool::name(&self.place);
+        let name = pool::name(&self.berth);
         let mut story = Story::from_here(&self.client, &name).await?;
         let before = self.worker(&name).await?;
         let known = before.as_ref().map_or(0, incarnation);
@@ -192,10 +192,10 @@ impl Owner<'_> {
             |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
         let adopts = matches!(self.request.mode, Mode::Independent(_))
             && before.as_ref().is_some_and(lives)
-            && !self.place.is_known_to(&self.request.run_id)
-            && self.place.has_worker();
+            && !self.berth.is_known_to(&self.request.run_id)
+            && self.berth.has_worker();
         if !adopts {
-            self.place
+            self.berth
                 .write(&self.request.launch)
                 .context("cannot write down what is to be started")?;
             // What is applied after it comes when the last of it is gone.
@@ -203,7 +203,7 @@ impl Owner<'_> {
         }
         self.apply().await?;
         // From here on it is this BEAM's, also if there is no time to say so.
-        self.place
+        self.berth
             .note(&self.request.run_id)
             .context("cannot write down whose it is")?;
         let is_ours = |event: &Event| {
@@ -272,7 +272,7 @@ impl Owner<'_> {
 
     /// Tells the worker where the BEAM is.
     async fn attach(&self) -> Option<End> {
-        let mut link = End::connect(&self.place.relay()).await.ok()?;
+        let mut link = End::connect(&self.berth.relay()).await.ok()?;
         let attach = Attach {
             epoch: self.session.epoch().0,
             elixir_address: self.request.elixir_address.clone(),
@@ -293,7 +293,7 @@ impl Owner<'_> {
 
     async fn apply(&self) -> anyhow::Result<()> {
         let request = ApplyPoolRequest {
-            pool: Some(pool::spec(&self.place, self.request)?),
+            pool: Some(pool::spec(&self.berth, self.request)?),
             owner: self.session.owner().to_string(),
             epoch: self.session.epoch().0,
         };
@@ -316,8 +316,8 @@ impl Owner<'_> {
 
     /// Leaves nothing behind of a worker that is gone.
     async fn tidy(self) -> Result<(), Problem> {
-        self.delete(&pool::name(&self.place)).await?;
-        self.place.remove();
+        self.delete(&pool::name(&self.berth)).await?;
+        self.berth.remove();
         self.session.close().await
     }
 }

@@ -10,7 +10,7 @@ use tether_proto::pool::{
 
 use crate::{
     BESIDE,
-    place::Place,
+    berth::Berth,
     request::{Mode, Request},
 };
 
@@ -23,16 +23,16 @@ const BEATS: u32 = 6;
 /// Between SIGTERM and SIGKILL.
 pub(crate) const GRACE_MS: u64 = 10_000;
 
-/// The name of the pool of a place, and of its owner.
-pub(crate) fn name(place: &Place) -> String {
-    format!("snakepit-{}", place.name())
+/// The name of the pool of a berth, and of its owner.
+pub(crate) fn name(berth: &Berth) -> String {
+    format!("snakepit-{}", berth.name())
 }
 
-/// The pool of this place. It says nothing of what is started there, which may be secret: that is in the place.
+/// The pool of this berth. It says nothing of what is started there, which may be secret: that is in the berth.
 ///
 /// # Errors
 /// When this program cannot be named to an agent.
-pub(crate) fn spec(place: &Place, request: &Request) -> io::Result<PoolSpec> {
+pub(crate) fn spec(berth: &Berth, request: &Request) -> io::Result<PoolSpec> {
     let text = |path: &Path| {
         let text = OsString::from(path).into_string();
         text.map_err(|path| io::Error::other(format!("`{}` is not UTF-8", path.display())))
@@ -43,9 +43,9 @@ pub(crate) fn spec(place: &Place, request: &Request) -> io::Result<PoolSpec> {
     };
     let millis =
         |timeout: std::time::Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-    let args = [BESIDE, &text(place.dir())?, "{dir}", "{socket}"].map(str::to_owned);
+    let args = [BESIDE, &text(berth.dir())?, "{dir}", "{socket}"].map(str::to_owned);
     Ok(PoolSpec {
-        name: name(place),
+        name: name(berth),
         mode: mode.to_owned(),
         size: 1,
         template: Some(Template {

@@ -237,3 +237,59 @@ fn refuse(why: &str) -> Response<Passing> {
     response.headers_mut().extend(unavailable(why));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// Attaches an owner of this epoch.
+    async fn attach(owners: &Arc<Owners>, epoch: u64) -> End {
+        let (own, other) = UnixStream::pair().unwrap();
+        let owners = Arc::clone(owners);
+        tokio::spawn(async move { owners.serve(End::of(other)).await });
+        let mut end = End::of(own);
+        let elixir_address = format!("h:{epoch}");
+        let attach = Attach {
+            epoch,
+            elixir_address,
+        };
+        end.say(&attach).await.unwrap();
+        end
+    }
+
+    #[tokio::test]
+    async fn an_earlier_owner_is_put_out_by_a_later_one_and_does_not_come_back() {
+        let owners = Arc::new(Owners::default());
+        owners.serves(4711);
+        let mut first = attach(&owners, 5).await;
+        assert_eq!(first.next().await.unwrap(), Some(Word::Serves(4711)));
+        let call = owners.current().unwrap().over;
+
+        let mut second = attach(&owners, 7).await;
+        assert_eq!(second.next().await.unwrap(), Some(Word::Serves(4711)));
+        assert_eq!(first.next().await.unwrap(), Some(Word::Fenced(7)));
+        assert!(call.is_cancelled(), "what waits for the first is told so");
+
+        let mut again = attach(&owners, 5).await;
+        assert_eq!(again.next().await.unwrap(), Some(Word::Fenced(7)));
+        assert_eq!(again.next::<Word>().await.unwrap(), None);
+        assert!(!owners.current().unwrap().over.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn who_is_attached_early_hears_of_the_port_once_there_is_one_and_is_gone_with_its_connection()
+     {
+        let owners = Arc::new(Owners::default());
+        let mut early = attach(&owners, 1).await;
+        owners.serves(4711);
+        assert_eq!(early.next().await.unwrap(), Some(Word::Serves(4711)));
+        let over = owners.current().unwrap().over;
+
+        drop(early);
+
+        over.cancelled().await;
+        assert!(owners.current().is_none());
+    }
+}

@@ -81,7 +81,7 @@ pub(crate) enum Mode {
     Independent(Option<Duration>),
 }
 
-/// What is started: kept in a file of the place, that this user alone can read, as an environment may hold secrets.
+/// What is started: kept in a file of the berth, that this user alone can read, as an environment may hold secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Launch {
     /// The real Python, its options, the script and its flags.

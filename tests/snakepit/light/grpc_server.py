@@ -1,7 +1,7 @@
 """As little of a worker as can be started 200 times at once: a port that may be shared, and a file that says which.
 
 Its adapter says what is to go wrong: `pretend.Shared` has a process that is none of this worker's children listen at
-the same port, which nobody hears of.
+the same port, which nobody hears of; `pretend.Slow` is never ready; `pretend.Stubborn` does not end when it is asked to.
 """
 
 import os
@@ -24,6 +24,10 @@ def listen(port):
     return listener
 
 
+if value("--adapter") == "pretend.Slow":
+    signal.pause()
+if value("--adapter") == "pretend.Stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 own = listen(int(value("--port")))
 port = own.getsockname()[1]
 if value("--adapter") == "pretend.Shared":

@@ -1,7 +1,7 @@
-//! Places: each program takes one of its own for as long as it lives, and finds there what an earlier one left.
+//! Berths: each program takes one of its own for as long as it lives, and finds there what an earlier one left.
 //!
-//! A place is a directory, locked by whoever has it: the kernel lets go of the lock when the program ends, however it
-//! ends. Of several programs that ask for the same worker at once each gets another place; they look one after the
+//! A berth is a directory, locked by whoever has it: the kernel lets go of the lock when the program ends, however it
+//! ends. Of several programs that ask for the same worker at once each gets another berth; they look one after the
 //! other, so that nobody passes over what another only looks at.
 
 use std::{
@@ -30,17 +30,17 @@ const RUN_ID: &str = "run-id";
 /// Where the process beside its worker is told who is attached.
 const RELAY: &str = "relay.sock";
 
-/// A place that this program has.
+/// A berth that this program has.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Berth {
     dir: PathBuf,
     name: String,
     _lock: File,
 }
 
-impl Place {
-    /// Takes a place for a worker of this key: one where a worker lives, where that is wanted and there is one that
-    /// nobody has, else the first that is free. Clears away places that nobody has and nothing lives in.
+impl Berth {
+    /// Takes a berth for a worker of this key: one where a worker lives, where that is wanted and there is one that
+    /// nobody has, else the first that is free. Clears away berths that nobody has and nothing lives in.
     ///
     /// # Errors
     /// When the directory cannot be used.
@@ -54,13 +54,13 @@ impl Place {
             .collect();
         names.sort_by_key(|name| (name.len(), name.clone()));
         for name in names {
-            let Some(place) = Self::lock(base, &name)? else {
+            let Some(berth) = Self::lock(base, &name)? else {
                 continue;
             };
-            if !place.has_worker() {
-                place.remove();
+            if !berth.has_worker() {
+                berth.remove();
             } else if with_worker && name.starts_with(&own) {
-                return Ok(place);
+                return Ok(berth);
             }
         }
         for index in 0.. {
@@ -69,8 +69,8 @@ impl Place {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 made => made?,
             }
-            if let Some(place) = Self::lock(base, &name)? {
-                return Ok(place);
+            if let Some(berth) = Self::lock(base, &name)? {
+                return Ok(berth);
             }
         }
         unreachable!("numbers do not end")
@@ -87,7 +87,7 @@ impl Place {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             locked => locked?,
         }
-        // What was locked may have been removed by who had it, and another one made in its place.
+        // What was locked may have been removed by who had it, and another one made in its berth.
         let same = fs::metadata(&dir).is_ok_and(|there| {
             lock.metadata()
                 .is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
@@ -99,7 +99,7 @@ impl Place {
         }))
     }
 
-    /// The same name for whoever has this place after us.
+    /// The same name for whoever has this berth after us.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -153,7 +153,7 @@ impl Place {
     }
 }
 
-/// What is to be started in this place.
+/// What is to be started in this berth.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn each_has_a_place_of_its_own_and_it_is_free_again_when_its_holder_is_gone() {
         let base = tempfile::tempdir().unwrap();
-        let claim = |key| Place::claim(base.path(), key, true).unwrap();
+        let claim = |key| Berth::claim(base.path(), key, true).unwrap();
 
         let (first, second, other) = (claim(1), claim(1), claim(2));
         assert_eq!(
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn where_a_worker_lives_is_taken_first_and_only_by_who_wants_that() {
         let base = tempfile::tempdir().unwrap();
-        let claim = |key, with_worker| Place::claim(base.path(), key, with_worker).unwrap();
+        let claim = |key, with_worker| Berth::claim(base.path(), key, with_worker).unwrap();
         let (dead, living) = (claim(1, true), claim(1, true));
         let _worker = UnixListener::bind(living.relay()).unwrap();
         let dead_dir = dead.dir().to_owned();
@@ -219,19 +219,19 @@ mod tests {
     #[test]
     fn a_place_knows_the_beam_that_had_it() {
         let base = tempfile::tempdir().unwrap();
-        let place = Place::claim(base.path(), 1, true).unwrap();
+        let berth = Berth::claim(base.path(), 1, true).unwrap();
 
-        assert!(!place.is_known_to("a") && !place.is_known_to(""));
-        place.note("a").unwrap();
-        assert!(place.is_known_to("a") && !place.is_known_to("b"));
-        place.note("").unwrap();
-        assert!(!place.is_known_to(""), "nobody can tell");
+        assert!(!berth.is_known_to("a") && !berth.is_known_to(""));
+        berth.note("a").unwrap();
+        assert!(berth.is_known_to("a") && !berth.is_known_to("b"));
+        berth.note("").unwrap();
+        assert!(!berth.is_known_to(""), "nobody can tell");
     }
 
     #[test]
     fn what_is_to_be_started_is_read_as_it_was_written_by_this_user_alone() {
         let base = tempfile::tempdir().unwrap();
-        let place = Place::claim(base.path(), 1, true).unwrap();
+        let berth = Berth::claim(base.path(), 1, true).unwrap();
         let odd = OsString::from_vec(vec![b'a', 0xff]);
         let written = Launch {
             argv: vec!["python3".into(), odd.clone()],
@@ -240,10 +240,10 @@ mod tests {
             port: Some(5000),
         };
 
-        place.write(&written).unwrap();
+        berth.write(&written).unwrap();
 
-        assert_eq!(launch(place.dir()).unwrap(), written);
-        let mode = fs::metadata(place.dir().join(LAUNCH)).unwrap().mode();
+        assert_eq!(launch(berth.dir()).unwrap(), written);
+        let mode = fs::metadata(berth.dir().join(LAUNCH)).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }
