@@ -6,10 +6,13 @@ use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use rustix::process::Signal;
 use tether_tests::{
-    Cluster, Traces, eventually, kill, program,
+    Cluster, Traces,
+    bridge::{ExecuteToolRequest, bridge_service_client::BridgeServiceClient},
+    eventually, kill, program,
     snakepit::{ADAPTER, Beam, script_named},
 };
 use tokio::time::timeout;
+use tonic::Request;
 
 /// Longer than anything that is not waited out takes, and shorter than what is.
 const SOON: Duration = Duration::from_secs(5);
@@ -164,6 +167,29 @@ async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
         0,
         "nothing is left of its berth"
     );
+}
+
+#[tokio::test]
+async fn gateways_reach_the_worker_as_any_other() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let mut port = beam.port(0, WORKER, ADAPTER);
+    let own = port.identity().await;
+    let pool = cluster.workers("").await.remove(0).worker.unwrap().pool;
+    let mut worker = BridgeServiceClient::new(cluster.client().channel());
+    let mut request = Request::new(ExecuteToolRequest {
+        session_id: "s2".to_owned(),
+        tool_name: "who".to_owned(),
+        ..ExecuteToolRequest::default()
+    });
+    request
+        .metadata_mut()
+        .insert("tether-pool", pool.parse().unwrap());
+
+    let answer = worker.execute_tool(request).await.unwrap().into_inner();
+
+    let who = String::from_utf8(answer.result.unwrap().value).unwrap();
+    assert!(answer.success && who.contains(&own), "{who}");
 }
 
 #[tokio::test]
