@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use rustix::process::Signal;
 use tether_tests::{
-    Cluster, Traces,
+    Cluster, Setup, Traces,
     bridge::{ExecuteToolRequest, bridge_service_client::BridgeServiceClient},
     eventually, kill, program,
     snakepit::{ADAPTER, Beam, script_named},
@@ -315,16 +315,20 @@ async fn without_a_gateway_it_says_what_to_do() {
 
 #[tokio::test]
 async fn a_worker_whose_port_somebody_shares_is_not_ready() {
-    let cluster = Cluster::start().await;
-    let beam = Beam::start(&cluster, "beam", &[]).await;
-    let flags = ["--adapter", "pretend.Shared", "--port", "0"];
+    // Where processes without a parent fall to is another one in each.
+    for no_namespaces in ["false", "true"] {
+        let setup = Setup::default().set("agent.no_namespaces", no_namespaces);
+        let cluster = setup.start().await;
+        let beam = Beam::start(&cluster, "beam", &[]).await;
+        let flags = ["--adapter", "pretend.Shared", "--port", "0"];
 
-    let mut port = beam.port(0, "light/grpc_server.py", &flags);
+        let mut port = beam.port(0, "light/grpc_server.py", &flags);
 
-    let (code, said) = port.gone().await;
-    assert_eq!(code, Some(75), "{said}");
-    assert!(said.contains("another process listens there too"), "{said}");
-    cluster.no_orphans().await;
+        let (code, said) = port.gone().await;
+        assert_eq!(code, Some(75), "{said}");
+        assert!(said.contains("another process listens there too"), "{said}");
+        cluster.no_orphans().await;
+    }
 }
 
 #[tokio::test]

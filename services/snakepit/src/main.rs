@@ -16,6 +16,7 @@ mod attach;
 mod berth;
 mod beside;
 mod local;
+mod outward;
 mod owner;
 mod passing;
 mod pool;

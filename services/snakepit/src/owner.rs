@@ -4,10 +4,8 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::process::CommandExt as _,
-    path::Path,
     process::Command,
     time::Duration,
 };
@@ -15,7 +13,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use backon::Retryable as _;
 use tether_client::{Client, Problem, Session, SessionOptions};
-use tether_kit::stop::{EXIT_FAILURE, on_signals};
+use tether_kit::stop::on_signals;
 use tether_proto::{
     common::WorkerPhase,
     pool::{ApplyPoolRequest, DeletePoolRequest},
@@ -31,6 +29,7 @@ use crate::{
     OWN, Refusal,
     attach::{Attach, End, Word},
     berth::Berth,
+    outward::{announce, told},
     pool, python,
     request::{self, Here, Mode, Request},
     story::{Story, pauses},
@@ -375,83 +374,4 @@ fn incarnation(worker: &Worker) -> u64 {
         .worker
         .as_ref()
         .map_or(0, |worker| worker.incarnation)
-}
-
-/// Says where the worker serves, as Snakepit waits for it: a file that is there is whole.
-fn announce(ready_file: &Path, port: u16) -> io::Result<()> {
-    let mut temporary = ready_file.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(port.to_string().as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, ready_file)
-}
-
-/// The status that tells of this death, as a shell would; and the words for it, where it was not asked for.
-#[expect(
-    clippy::print_stderr,
-    reason = "Snakepit logs what its Python writes to standard error"
-)]
-fn told(name: &str, death: Option<&Death>, text: &str, asked: bool) -> u8 {
-    let Some(death) = death else {
-        eprintln!("tether-python: the worker of `{name}` is gone: {text}");
-        return EXIT_FAILURE;
-    };
-    let code = status(death);
-    if code != 0 && !asked {
-        eprintln!(
-            "tether-python: the worker of `{name}` ended: {} {}",
-            death.cause, death.detail
-        );
-        if !death.stderr_tail.is_empty() {
-            eprintln!("{}", death.stderr_tail.trim_end());
-        }
-    }
-    code
-}
-
-fn status(death: &Death) -> u8 {
-    let byte = |code: i32| u8::try_from(code).unwrap_or(EXIT_FAILURE);
-    match (death.exit_code, death.signal) {
-        (Some(code), _) => byte(code),
-        (None, Some(signal)) => byte(128 + signal),
-        (None, None) => EXIT_FAILURE,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tether_types::DeathCause;
-
-    use super::*;
-
-    #[test]
-    fn the_status_is_the_workers_as_a_shell_tells_it() {
-        let of = |exit_code, signal| {
-            status(&Death {
-                cause: DeathCause::Unknown,
-                exit_code,
-                signal,
-                detail: String::new(),
-                stderr_tail: String::new(),
-                measures: None,
-            })
-        };
-
-        assert_eq!(of(Some(0), None), 0);
-        assert_eq!(of(Some(70), None), 70);
-        assert_eq!(of(None, Some(9)), 137);
-        assert_eq!(of(None, None), 1);
-    }
-
-    #[test]
-    fn the_ready_file_is_whole_or_not_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("ready");
-
-        announce(&file, 4711).unwrap();
-
-        assert_eq!(fs::read_to_string(&file).unwrap(), "4711");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
 }

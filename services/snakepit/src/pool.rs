@@ -1,6 +1,6 @@
 //! A worker as a pool of one: what the arbiter is asked for.
 
-use std::{ffi::OsString, io, path::Path};
+use std::{ffi::OsString, io, path::Path, time::Duration};
 
 use rustix::process::{getgid, getuid};
 use tether_proto::pool::{
@@ -16,6 +16,10 @@ use crate::{
 
 /// Snakepit has a time of its own for a worker to be ready, and ends what takes longer.
 const READY_TIMEOUT_MS: u64 = 3600 * 1000;
+
+/// How long a program may be silent that is seen to live: one that was killed is seen at once, and on a machine that
+/// is busy with the start of hundreds nobody should die of that.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// How often a program beats in the time that its worker waits for it.
 const BEATS: u32 = 6;
@@ -38,11 +42,10 @@ pub(crate) fn spec(berth: &Berth, request: &Request) -> io::Result<PoolSpec> {
         text.map_err(|path| io::Error::other(format!("`{}` is not UTF-8", path.display())))
     };
     let (mode, timeout) = match request.mode {
-        Mode::Coupled => ("coupled", None),
+        Mode::Coupled => ("coupled", Some(SILENCE)),
         Mode::Independent(timeout) => ("independent", timeout),
     };
-    let millis =
-        |timeout: std::time::Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let millis = |timeout: Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let args = [BESIDE, &text(berth.dir())?, "{dir}", "{socket}"].map(str::to_owned);
     Ok(PoolSpec {
         name: name(berth),

@@ -107,7 +107,7 @@ fn descendants() -> io::Result<BTreeSet<u32>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if let Some(parent) = parent_of(pid) {
+        if let Some(parent) = tether_kit::process::parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
     }
@@ -119,13 +119,6 @@ fn descendants() -> io::Result<BTreeSet<u32>> {
         }
     }
     Ok(found)
-}
-
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name stands in parentheses and may hold anything.
-    let after_name = &stat[stat.rfind(')')? + 1..];
-    after_name.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Inodes of all sockets that these processes hold.
