@@ -155,7 +155,9 @@ fn a_job_on_a_node_that_is_cut_off_is_done_again_once_its_worker_can_live_no_mor
     while job(&world).attempt == 1 {
         assert!(world.now.since(cut) < Duration::from_secs(60), "never");
         let lives = world.workers().any(|(other, it)| *other == id && it.alive);
-        gone = gone.or((!lives).then_some(world.now));
+        if !lives && gone.is_none() {
+            gone = Some(world.now);
+        }
         world.run(super::world::STEP);
     }
     assert!(gone.is_some_and(|gone| gone < world.now), "A9: both lived");
