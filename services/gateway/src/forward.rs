@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::Either;
 use http::{
-    HeaderValue, Request, Uri,
+    HeaderName, HeaderValue, Request, Uri,
     header::{self, HeaderMap},
     request::Parts,
     uri::{Authority, Scheme},
@@ -59,6 +59,8 @@ const CONTROL_LIMIT: u32 = 4 << 20;
 
 /// Stands in a request that names no authority: what a gRPC server is called does not matter to it.
 const AUTHORITY: &str = "localhost";
+
+const VIA: HeaderName = HeaderName::from_static(route::VIA);
 
 /// Everything that calls need. Each lane has one, with connections of its own to workers.
 #[derive(Clone)]
@@ -169,11 +171,11 @@ impl Forwarder {
     /// # Errors
     /// Where it has done so before.
     pub(crate) fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
-        let mut through = head.headers.get_all(route::VIA).iter();
-        if through.any(|word| *word == self.own_word) {
+        let mut through = head.headers.iter().filter(|(name, _)| name.as_str() == route::VIA);
+        if through.any(|(_, word)| *word == self.own_word) {
             return Err(explain::came_back(pool));
         }
-        head.headers.append(route::VIA, self.own_word.clone());
+        head.headers.append(VIA, self.own_word.clone());
         Ok(())
     }
 
@@ -446,9 +448,9 @@ impl Forwarder {
             address,
             tls,
         } = chosen;
-        let upstream = self.links.to(ticket.worker(), address, tls);
+        let (upstream, is_new) = self.links.to(ticket.worker(), address, tls);
         // Whoever let go of it in this moment could not know this link.
-        if !self.directory.is_alive(ticket.worker()) {
+        if is_new && !self.directory.is_alive(ticket.worker()) {
             self.links.remove(ticket.worker(), true);
         }
         let directory = Arc::clone(&self.directory);
