@@ -278,7 +278,9 @@ impl Call {
 /// The code in headers or trailers; one that is not a number is none of gRPC's.
 pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
     // There are few: to look is quicker than to hash.
-    let (_, value) = headers.iter().find(|(name, _)| name.as_str() == GRPC_STATUS)?;
+    let (_, value) = headers
+        .iter()
+        .find(|(name, _)| name.as_str() == GRPC_STATUS)?;
     Some(
         value
             .to_str()

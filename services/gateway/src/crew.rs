@@ -266,7 +266,11 @@ mod tests {
             let mut polls = 0;
             std::future::poll_fn(move |_| {
                 polls += 1;
-                if polls == 2 { Poll::Ready(()) } else { Poll::Pending }
+                if polls == 2 {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
             })
         });
         crew.take(());

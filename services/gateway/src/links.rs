@@ -41,9 +41,8 @@ impl Links {
             .unwrap_or_else(PoisonError::into_inner);
         let known = upstreams.get(worker);
         let tls = self.tls.as_ref().filter(|_| tls);
-        let known = known.filter(|upstream| {
-            upstream.is_to(&address) && upstream.is_tls() == tls.is_some()
-        });
+        let known =
+            known.filter(|upstream| upstream.is_to(&address) && upstream.is_tls() == tls.is_some());
         if let Some(known) = known {
             return (Arc::clone(known), false);
         }

@@ -88,9 +88,8 @@ async fn take_calls(
     ending: &Ending,
 ) -> anyhow::Result<()> {
     let drain = &ending.drain;
-    let crew = Crew::new(move |(request, respond)| {
-        Arc::clone(&forwarder).serve(request, respond, number)
-    });
+    let crew =
+        Crew::new(move |(request, respond)| Arc::clone(&forwarder).serve(request, respond, number));
     let mut cut = pin!(ending.cut.cancelled());
     let mut is_cut = false;
     // One that has made no call yet is about to: told to go just before that, many clients have it fail.
