@@ -48,25 +48,30 @@ defmodule Tether.Stream do
     end
   end
 
-  # One message needs no process of its own, and neither can it be too many.
-  defp feed(request, message, encode) when is_binary(message) or is_struct(message) do
-    Request.push(request, {:send, request.id, IO.iodata_to_binary(encode.(message))})
-    Request.tell(request, {:close_send, request.id})
-    nil
+  defp feed(request, messages, encode) do
+    if one?(messages) do
+      # Needs no process of its own, as the port always has room for it.
+      Request.push(request, {:send, request.id, IO.iodata_to_binary(encode.(messages))})
+      Request.tell(request, {:close_send, request.id})
+      nil
+    else
+      # Linked: when the messages raise, so does their reader.
+      spawn_link(fn -> feed_all(request, messages, encode) end)
+    end
   end
 
-  # Linked: when the messages raise, so does their reader.
-  defp feed(request, messages, encode) do
-    spawn_link(fn ->
-      Enum.reduce_while(messages, :ok, fn message, :ok ->
-        case Request.push(request, {:send, request.id, IO.iodata_to_binary(encode.(message))}) do
-          :ok -> {:cont, :ok}
-          :ended -> {:halt, :ended}
-        end
-      end)
+  # A message as somebody's library has it is a struct; so are ranges and streams, which are many.
+  defp one?(messages), do: is_binary(messages) or Enumerable.impl_for(messages) == nil
 
-      Request.tell(request, {:close_send, request.id})
+  defp feed_all(request, messages, encode) do
+    Enum.reduce_while(messages, :ok, fn message, :ok ->
+      case Request.push(request, {:send, request.id, IO.iodata_to_binary(encode.(message))}) do
+        :ok -> {:cont, :ok}
+        :ended -> {:halt, :ended}
+      end
     end)
+
+    Request.tell(request, {:close_send, request.id})
   end
 
   defp next({:done, state}, _decode), do: {:halt, {:done, state}}
