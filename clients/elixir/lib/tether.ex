@@ -83,7 +83,7 @@ defmodule Tether do
   | `metadata` | map or list of what goes along; values of `-bin` keys are bytes |
   | `traceparent` | of W3C trace context |
   | `encode`, `decode` | functions from and to what you have; protobuf bytes where they are absent |
-  | `full` | `true`: `{:ok, %{body, metadata, trailers, worker}}` rather than the body |
+  | `full` | `true`: `{:ok, %{body, metadata, trailers, worker}}` rather than the body; the worker is told of calls with a `session` |
   """
   @spec call(pool, String.t(), term, keyword) :: {:ok, term} | {:error, Error.t()}
   def call(pool, method, request, opts \\ []) do

@@ -306,7 +306,9 @@ defmodule Tether.Connection do
       {nil, state} ->
         state
 
-      {_request, state} ->
+      {%{ref: ref}, state} ->
+        # To a task whose caller is gone; whoever cancelled it listens no more.
+        send(ref, {ref, :reply, {:error, Protocol.cancelled()}})
         {:ok, frame} = Protocol.encode({:cancel, id})
         command(state, frame)
         state

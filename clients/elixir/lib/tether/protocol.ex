@@ -150,6 +150,10 @@ defmodule Tether.Protocol do
     }
   end
 
+  @doc "The error of a call that was cancelled here."
+  @spec cancelled :: map
+  def cancelled, do: %{reason: "", code: 1, outcome: :unknown, message: "the caller is gone"}
+
   @doc "The error of a frame that is too large to send."
   @spec too_large :: map
   def too_large do

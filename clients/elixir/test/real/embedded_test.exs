@@ -16,10 +16,9 @@ defmodule Tether.EmbeddedTest do
       assert Digits.fields(body)[2] > 0.0
 
       assert {:ok, reply} = Tether.call(context.pool, Digits.predict(), Digits.image(), full: true)
-      assert %Worker{pool: pool} = reply.worker
-      assert pool == to_string(context.pool)
+      assert %{body: ^body, metadata: [], trailers: []} = reply
 
-      metadata = %{pool: pool, method: Digits.predict()}
+      metadata = %{pool: to_string(context.pool), method: Digits.predict()}
       assert_received {:telemetry, [:tether, :call, :start], %{system_time: _}, told}
       assert Map.take(told, [:pool, :method]) == metadata
       assert_received {:telemetry, [:tether, :call, :stop], %{duration: _}, %{outcome: :ok}}
@@ -49,7 +48,10 @@ defmodule Tether.EmbeddedTest do
 
       serving = fn key ->
         opts = [session: key, affinity: :strict_queue, full: true]
-        {:ok, %{worker: worker}} = Tether.call(context.pool, Digits.predict(), Digits.image(), opts)
+
+        {:ok, %{worker: %Worker{} = worker}} =
+          Tether.call(context.pool, Digits.predict(), Digits.image(), opts)
+
         worker
       end
 
@@ -59,9 +61,11 @@ defmodule Tether.EmbeddedTest do
       end
 
       [worker, _other] = Tether.workers(context.pool)
+      assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image(), worker: worker)
+      gone = %{worker | incarnation: worker.incarnation + 1_000}
 
-      assert {:ok, %{worker: ^worker}} =
-               Tether.call(context.pool, Digits.predict(), Digits.image(), worker: worker, full: true)
+      assert {:error, %Error{reason: :no_worker, outcome: :not_sent}} =
+               Tether.call(context.pool, Digits.predict(), Digits.image(), worker: gone)
     end
   end
 

@@ -34,7 +34,7 @@ defmodule Tether.Test.Cluster do
       Port.open({:spawn_executable, "/bin/sh"}, [
         :exit_status,
         args: ["-c", command, "sh", Digits.program() | args],
-        env: [{'LOG', to_charlist(log)}, {'TETHER_CONFIG', false}]
+        env: [{'LOG', to_charlist(log)}, {'TETHER_LOG', 'info'}, {'TETHER_CONFIG', false}]
       ])
 
     {:os_pid, pid} = Port.info(port, :os_pid)
