@@ -14,6 +14,9 @@ defmodule Tether.Beat do
   @doc "Beats into this Port from now on."
   def into(tether, port), do: GenServer.cast(via(tether), {:into, port})
 
+  @doc "The Port it beats into, and its program's process id."
+  def port(tether), do: GenServer.call(via(tether), :port)
+
   @impl true
   def init(config) do
     Process.flag(:priority, :high)
@@ -22,6 +25,12 @@ defmodule Tether.Beat do
 
   @impl true
   def handle_cast({:into, port}, state), do: {:noreply, beat(%{state | port: port})}
+
+  @impl true
+  def handle_call(:port, _from, %{port: port} = state) do
+    found = with true <- is_port(port), {:os_pid, pid} <- Port.info(port, :os_pid), do: {port, pid}
+    {:reply, found, state}
+  end
 
   @impl true
   def handle_info({:timeout, timer, :beat}, %{timer: timer} = state), do: {:noreply, beat(state)}

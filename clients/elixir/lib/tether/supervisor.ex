@@ -7,7 +7,8 @@ defmodule Tether.Supervisor do
       |- workers                   a Tether.Worker for each worker
       |- tasks                     calls of Tether.async/4
       |- Tether.Events             follows what happens
-      `- Tether.Connection         owns the Port
+      |- Tether.Connection         owns the Port
+      `- Tether.Watchdog           kills a program that does not answer
 
   It exits `{:shutdown, :lease_expired}` or `{:shutdown, :fenced}` when the lease is lost.
   """
@@ -30,7 +31,8 @@ defmodule Tether.Supervisor do
       {DynamicSupervisor, name: workers(config.name), strategy: :one_for_one},
       {Task.Supervisor, name: tasks(config.name)},
       {Tether.Events, config},
-      {Tether.Connection, config}
+      {Tether.Connection, config},
+      {Tether.Watchdog, config}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

@@ -73,6 +73,16 @@ defmodule Tether.OddPortTest do
     assert Process.info(self(), :message_queue_len) == {:message_queue_len, 0}
   end
 
+  @tag scenario: "works"
+  test "a program that is stopped is killed, and another one serves", context do
+    start(context, heartbeat_timeout: 1_000)
+    eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
+    {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
+    kill(pid, "STOP")
+    eventually("another one serves", fn -> match?({:ok, "body"}, call(context, timeout: 100)) end)
+    refute alive?(pid)
+  end
+
   @tag scenario: "vanishes"
   test "without a program the lease is counted here: a warning at half of it, then the end", context do
     supervisor = start(context)
