@@ -78,6 +78,7 @@ defmodule Tether.OddPortTest do
     start(context, heartbeat_timeout: 1_000)
     eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
     {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
+    on_exit(fn -> if alive?(pid), do: kill(pid) end)
     kill(pid, "STOP")
     eventually("another one serves", fn -> match?({:ok, "body"}, call(context, timeout: 100)) end)
     refute alive?(pid)
