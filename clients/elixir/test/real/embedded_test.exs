@@ -110,17 +110,7 @@ defmodule Tether.EmbeddedTest do
     end
 
     test "a task that is cancelled is, and one whose caller ends in order", context do
-      train = fn ->
-        Tether.stream(context.pool, Digits.train(), Digits.training("held", 1_000, 100)) |> Enum.take(1)
-      end
-
-      train.()
-
-      holder =
-        Task.async(fn ->
-          context.pool |> Tether.stream(Digits.train(), Digits.training("held", 1_000, 100)) |> Stream.run()
-        end)
-
+      holder = hold(context)
       test = self()
 
       spawn(fn ->
@@ -135,7 +125,7 @@ defmodule Tether.EmbeddedTest do
 
       mine = Tether.async(context.pool, Digits.predict(), Digits.image(), timeout: 60_000)
       assert Tether.cancel(mine) == nil
-      Task.shutdown(holder, :brutal_kill)
+      Process.exit(holder, :kill)
       assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
     end
 
@@ -247,13 +237,7 @@ defmodule Tether.EmbeddedTest do
       ref = Tether.monitor(worker)
 
       # A stream has the one worker, so that the call is under way when the program dies.
-      [_first] =
-        context.pool |> Tether.stream(Digits.train(), Digits.training("busy", 1_000, 100)) |> Enum.take(1)
-
-      holder =
-        spawn(fn ->
-          context.pool |> Tether.stream(Digits.train(), Digits.training("busy", 1_000, 100)) |> Stream.run()
-        end)
+      holder = hold(context)
 
       call =
         Task.async(fn -> Tether.call(context.pool, Digits.predict(), Digits.image(), timeout: 60_000) end)
@@ -291,6 +275,20 @@ defmodule Tether.EmbeddedTest do
       :ok = stop_supervised(context.tether)
       none_left(context.marker)
     end
+  end
+
+  # A process whose stream has the pool's one worker, which takes one call at a time.
+  defp hold(context) do
+    test = self()
+    training = Digits.training("held", 10_000, 100)
+
+    holder =
+      spawn(fn ->
+        context.pool |> Tether.stream(Digits.train(), training) |> Enum.each(&send(test, {:held, &1}))
+      end)
+
+    assert_receive {:held, _answer}, 30_000
+    holder
   end
 
   defp connection_state(tether) do
