@@ -274,8 +274,15 @@ defmodule Tether do
   def acknowledge_job(pool, key), do: with({:ok, _done} <- job_control(pool, :job_acknowledge, key), do: :ok)
 
   defp job_control(pool, op, key) do
-    with {:ok, {tether, name}} <- Pool.address(pool), do: control(tether, op, %{pool: name, key: key})
+    with {:ok, {tether, name}} <- Pool.address(pool),
+         {:ok, told} <- control(tether, op, %{pool: name, key: key}) do
+      {:ok, with_job(told, tether)}
+    end
   end
+
+  defp with_job(%{job: %{} = job} = told, tether), do: %{told | job: with_worker(job, tether)}
+  defp with_job(%{worker: _worker} = job, tether), do: with_worker(job, tether)
+  defp with_job(other, _tether), do: other
 
   @doc "This BEAM's own lease: `%{owner, epoch, ttl, state}`, where state is `:none`, `:held`, `:doubtful` or `:lost`."
   @spec owner_lease(atom) :: {:ok, map} | {:error, Error.t()}

@@ -189,6 +189,38 @@ defmodule Tether.EmbeddedTest do
       assert_receive {:DOWN, _ref, :tether_worker, ^left, {:ordered, _by}}, 20_000
     end
 
+    test "a pool that drains takes no calls, and takes them again", context do
+      start_all(context, [])
+      :ok = Pool.await_ready(context.pool)
+      assert {:ok, %{draining: true}} = Tether.drain(context.pool)
+
+      eventually("calls are refused", fn ->
+        match?(
+          {:error, %Error{outcome: :not_sent}},
+          Tether.call(context.pool, Digits.predict(), Digits.image(), timeout: 500)
+        )
+      end)
+
+      assert {:ok, %{draining: false}} = Tether.drain(context.pool, undo: true)
+
+      eventually("calls are taken", fn ->
+        match?({:ok, _body}, Tether.call(context.pool, Digits.predict(), Digits.image()))
+      end)
+    end
+
+    test "a job is begun once, and found by whoever asks for it again", context do
+      start_all(context, [])
+      :ok = Pool.await_ready(context.pool)
+      [worker] = Tether.workers(context.pool)
+
+      assert {:ok, %{found: false, job: %{key: "night-run", worker: ^worker}}} =
+               Tether.job(context.pool, "night-run")
+
+      assert {:ok, %{found: true, job: %{fence: fence}}} = Tether.job(context.pool, "night-run")
+      assert {:ok, %{state: "RUNNING", fence: ^fence}} = Tether.job_status(context.pool, "night-run")
+      assert {:error, %Error{reason: :unknown_job}} = Tether.job_status(context.pool, "another")
+    end
+
     test "what a worker writes can be read, also as it writes", context do
       start_all(context, [])
       :ok = Pool.await_ready(context.pool)
@@ -275,6 +307,43 @@ defmodule Tether.EmbeddedTest do
       :ok = stop_supervised(context.tether)
       none_left(context.marker)
     end
+  end
+
+  describe "workers that run already" do
+    test "are connected to by their addresses, and called", context do
+      address = "127.0.0.1:#{free_port()}"
+      [command: [python, worker], cwd: cwd, env: env, template: _] = Digits.spec(context.marker)
+      script = ~S(cd "$1" && exec setpriv --pdeathsig KILL "$2" "$3" --listen "$4" </dev/null >/dev/null 2>&1)
+
+      Port.open({:spawn_executable, "/bin/sh"}, [
+        :exit_status,
+        args: ["-c", script, "sh", cwd, python, worker, address],
+        env: for({key, value} <- env, do: {to_charlist(key), to_charlist(value)})
+      ])
+
+      on_exit(fn -> for pid <- with_marker(context.marker), do: kill(pid) end)
+
+      start_tether(context,
+        worker_lifecycle_mode: :distributed,
+        python_pool_strategy: :connect,
+        python_pool_addresses: [address],
+        python_service_name: "elsewhere",
+        circuit_breaker: [failure_threshold: 5, timeout: 1_000]
+      )
+
+      start_supervised!({Pool, name: :elsewhere, tether: context.tether, apply: false})
+
+      eventually("it is found", fn ->
+        match?({:ok, _body}, Tether.call(:elsewhere, Digits.predict(), Digits.image(), timeout: 1_000))
+      end)
+    end
+  end
+
+  defp free_port do
+    {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
+    {:ok, port} = :inet.port(socket)
+    :gen_tcp.close(socket)
+    port
   end
 
   # A process whose stream has the pool's one worker, which takes one call at a time.
