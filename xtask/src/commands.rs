@@ -11,6 +11,7 @@ mod docs;
 mod e2e;
 mod elixir;
 mod faults;
+mod k8s_lint;
 mod matrix;
 mod sim;
 mod soak;
@@ -33,6 +34,7 @@ pub(crate) const ALL: &[Task] = &[
     demo::TASK,
     test::TASK,
     check::TASK,
+    k8s_lint::TASK,
     e2e::TASK,
     matrix::TASK,
     sim::TASK,

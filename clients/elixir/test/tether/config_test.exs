@@ -77,7 +77,7 @@ defmodule Tether.ConfigTest do
           heartbeat_interval: 0,
           supervisor_type: :upstart,
           gateway: ["gw:0", "unix:/x"],
-          circuit_breaker: [treshold: 1],
+          circuit_breaker: [threshold: 1],
           python_discovery: {:static, ["nowhere"]},
           tls: [certfile: 1],
           bogus: 1
@@ -91,7 +91,7 @@ defmodule Tether.ConfigTest do
     assert message =~ "`heartbeat_interval` is 0: expected milliseconds"
     assert message =~ "`supervisor_type` is :upstart: expected :agent, :systemd, :supervisord, :runit"
     assert message =~ ~s("gw:0" is no address)
-    assert message =~ "has no `treshold`; it has `failure_threshold`"
+    assert message =~ "has no `threshold`; it has `failure_threshold`"
   end
 
   test "a mode whose needs are not met is refused, with what would meet them" do

@@ -64,13 +64,13 @@ defmodule Tether.Pool.SpecTest do
       mode: :independent,
       restart: :sometimes,
       shutdown: "1s",
-      spec: [command: "w", ready: :soon, lmits: []]
+      spec: [command: "w", ready: :soon, limit: []]
     ]
 
     assert {:error, problems} = Spec.tree(opts, config())
     text = Enum.join(problems, "\n")
     assert length(problems) == 6
-    assert text =~ "`lmits` is no key of `spec`"
+    assert text =~ "`limit` is no key of `spec`"
     assert text =~ "mode `independent` needs a `gateway`"
     assert text =~ "`ready` is :soon"
   end

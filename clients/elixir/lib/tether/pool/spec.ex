@@ -46,8 +46,8 @@ defmodule Tether.Pool.Spec do
       iex> {:ok, tree} = Tether.Pool.Spec.tree([size: 2, shutdown: 500, spec: [command: ["python3", "w.py"], cwd: "/srv"]], config)
       iex> {tree["size"], tree["mode"], tree["template"]["args"], tree["template"]["stop"]}
       {2, "coupled", ["w.py"], %{"grace" => "500ms"}}
-      iex> Tether.Pool.Spec.tree([sise: 2, spec: []], config)
-      {:error, ["`sise` is no option of a pool", "`spec` needs a `command`"]}
+      iex> Tether.Pool.Spec.tree([workers: 2, spec: []], config)
+      {:error, ["`workers` is no option of a pool", "`spec` needs a `command`"]}
   """
   @spec tree(keyword, Tether.Config.t()) :: {:ok, map} | {:error, [String.t()]}
   def tree(opts, config) do
