@@ -31,6 +31,7 @@ defmodule Tether.Config do
           tls: map | nil,
           settings: map,
           policy: map,
+          launcher: String.t() | nil,
           restart: String.t() | nil,
           liveness: pos_integer | nil,
           port_program: Path.t() | nil,
@@ -44,6 +45,7 @@ defmodule Tether.Config do
     :owner,
     :mode,
     :mode_why,
+    :launcher,
     :restart,
     :liveness,
     :port_program,
@@ -154,6 +156,8 @@ defmodule Tether.Config do
       {values.heartbeat_interval && values.heartbeat_timeout &&
          values.heartbeat_interval * 2 > values.heartbeat_timeout,
        "`heartbeat_timeout` is less than two of `heartbeat_interval`: one lost beat would end everything"},
+      {mode == :coupled and values.beam_crash_policy == :python_continues,
+       "`beam_crash_policy: :python_continues` is not mode `coupled`, in which workers end with the BEAM: take `:independent`"},
       {secure?(values) and values.tls == nil, "`gateway` has an https address: set `tls: [cacertfile: ...]`"},
       {values.tls != nil and values.tls[:certfile] == nil != (values.tls[:keyfile] == nil),
        "`tls` needs both of `certfile` and `keyfile`, or neither"}
@@ -177,7 +181,8 @@ defmodule Tether.Config do
       hung_after: values.heartbeat_timeout || if(mode == :coupled, do: 10_000, else: 60_000),
       tls: tls(values.tls),
       settings: settings(values),
-      policy: policy(values, mode),
+      policy: policy(values),
+      launcher: if(values.supervisor_type != :agent, do: to_string(values.supervisor_type)),
       restart: if(values.python_crash_policy == :beam_notified, do: nil, else: "always"),
       liveness: values.health_check_interval,
       port_program: values.port_program,
@@ -205,10 +210,8 @@ defmodule Tether.Config do
   end
 
   # The policy of a pool: what this configuration changes in the preset of its mode.
-  defp policy(values, mode) do
+  defp policy(values) do
     [
-      {"launcher", values.supervisor_type != :agent && to_string(values.supervisor_type)},
-      {"launcher", mode == :supervised && values.supervisor_type == :agent && "exec"},
       {"heartbeat_interval", values.heartbeat_interval && "#{values.heartbeat_interval}ms"},
       {"heartbeat_timeout", values.heartbeat_timeout && "#{values.heartbeat_timeout}ms"},
       {"on_owner_exit", crash(values.beam_crash_policy)},

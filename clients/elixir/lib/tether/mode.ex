@@ -10,8 +10,6 @@ defmodule Tether.Mode do
   @type t :: :coupled | :supervised | :independent | :distributed
   @type where :: %{optional(:env) => %{String.t() => String.t()}, optional(:socket) => Path.t() | nil}
 
-  @socket "/run/tether/gateway.sock"
-
   @doc "Every mode."
   @spec all :: [t]
   def all, do: [:coupled, :supervised, :independent, :distributed]
@@ -21,8 +19,23 @@ defmodule Tether.Mode do
   def where do
     %{
       env: System.get_env() |> Map.take(["KUBERNETES_SERVICE_HOST", "NOMAD_ALLOC_ID"]),
-      socket: if(File.exists?(@socket), do: @socket)
+      socket: System.get_env() |> sockets() |> Enum.find(&File.exists?/1)
     }
+  end
+
+  @doc """
+  Where the socket of a Tether on this machine may be: in its runtime directory.
+
+      iex> Tether.Mode.sockets(%{"XDG_RUNTIME_DIR" => "/run/user/1"})
+      ["/run/tether/gateway.sock", "/run/user/1/tether/gateway.sock"]
+  """
+  @spec sockets(%{String.t() => String.t()}) :: [Path.t()]
+  def sockets(env) do
+    user = env["XDG_RUNTIME_DIR"] && Path.join(env["XDG_RUNTIME_DIR"], "tether")
+
+    for dir <- [env["TETHER_RUNTIME_DIR"], "/run/tether", user],
+        dir != nil,
+        do: Path.join(dir, "gateway.sock")
   end
 
   @doc """

@@ -67,7 +67,7 @@ defmodule Tether.ConfigTest do
       gateway: "unix:/run/tether/gateway.sock"
     ]
 
-    assert valid(production).policy["launcher"] == "systemd"
+    assert valid(production).launcher == "systemd"
   end
 
   test "one error lists every problem" do
@@ -105,6 +105,8 @@ defmodule Tether.ConfigTest do
     assert problem =~ "`python_pool_strategy: :connect`"
     assert [problem] = problems(heartbeat_interval: 10_000, heartbeat_timeout: 15_000)
     assert problem =~ "one lost beat"
+    assert [problem] = problems(worker_lifecycle_mode: :coupled, beam_crash_policy: :python_continues)
+    assert problem =~ "take `:independent`"
     assert [problem] = problems(gateway: "https://gw:1")
     assert problem =~ "`tls:"
   end

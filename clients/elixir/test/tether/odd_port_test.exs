@@ -80,8 +80,8 @@ defmodule Tether.OddPortTest do
     {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
     on_exit(fn -> if alive?(pid), do: kill(pid) end)
     kill(pid, "STOP")
+    eventually("it is dead", fn -> not alive?(pid) end)
     eventually("another one serves", fn -> match?({:ok, "body"}, call(context, timeout: 100)) end)
-    refute alive?(pid)
   end
 
   @tag scenario: "vanishes"
@@ -102,6 +102,29 @@ defmodule Tether.OddPortTest do
     starts = byte_size(File.read!(context.starts))
     eventually("it is tried again", fn -> byte_size(File.read!(context.starts)) > starts end)
     assert Process.alive?(supervisor)
+  end
+
+  @tag scenario: "loses"
+  test "under a supervisor that wants it back, it comes back, and its pools with it", context do
+    name = :"pool_#{System.unique_integer([:positive])}"
+    # There before its Tether, and there after its end.
+    start_supervised!({Tether.Pool, name: name, tether: context.tether, min_ready: 0, spec: [command: "w"]})
+    assert {:error, %Error{reason: :deadline}} = Tether.Pool.await_ready(name, 10)
+
+    opts = [
+      name: context.tether,
+      port_program: context.program,
+      worker_lifecycle_mode: :coupled,
+      gateway: "gw:1"
+    ]
+
+    start_supervised!({Tether, [restart: :permanent] ++ opts})
+    assert :ok = Tether.Pool.await_ready(name)
+    supervisor = Process.monitor(context.tether)
+    assert {:error, %Error{outcome: :unknown}} = Tether.call(name, "a/B", "body")
+    assert_receive {:DOWN, ^supervisor, :process, _pid, {:shutdown, :lease_expired}}
+    eventually("it is applied again", fn -> File.read(context.starts <> ".applied") == {:ok, ".."} end)
+    assert {:ok, "body"} = Tether.call(name, "a/B", "body")
   end
 
   @tag scenario: "garbage"

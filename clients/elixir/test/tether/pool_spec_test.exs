@@ -58,6 +58,16 @@ defmodule Tether.Pool.SpecTest do
     assert tree["policy"] == %{"heartbeat_timeout" => "60000ms"}
   end
 
+  test "a supervised pool is the agent's, where nobody else is named" do
+    launcher = fn opts ->
+      {:ok, tree} = Spec.tree([mode: :supervised, spec: [command: "w"]], config([gateway: "gw:1"] ++ opts))
+      tree["policy"]["launcher"]
+    end
+
+    assert launcher.([]) == "exec"
+    assert launcher.(supervisor_type: :systemd) == "systemd"
+  end
+
   test "everything that is wrong is said at once" do
     opts = [
       size: -1,

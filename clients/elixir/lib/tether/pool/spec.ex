@@ -91,10 +91,13 @@ defmodule Tether.Pool.Spec do
   end
 
   defp build(opts, spec, config) do
+    mode = opts[:mode] || config.mode
+    policy = put(config.policy, "launcher", launcher(mode, config.launcher))
+
     %{
-      "mode" => to_string(opts[:mode] || config.mode),
+      "mode" => to_string(mode),
       "size" => opts[:size] || 1,
-      "policy" => Map.merge(config.policy, strings(opts[:policy] || %{}))
+      "policy" => Map.merge(policy, strings(opts[:policy] || %{}))
     }
     |> put("depends_on", opts[:depends_on] && Enum.map(opts[:depends_on], &to_string/1))
     |> put("spares", opts[:spares])
@@ -103,6 +106,10 @@ defmodule Tether.Pool.Spec do
     |> put("rollout", opts[:rollout] && strings(opts[:rollout]))
     |> put("template", spec[:template_name] || template(opts, spec, config))
   end
+
+  # Mode `supervised` would have systemd for an agent, where nothing else is said.
+  defp launcher(:supervised, nil), do: "exec"
+  defp launcher(_mode, launcher), do: launcher
 
   defp template(opts, spec, config) do
     {command, args} = command(spec[:command])
