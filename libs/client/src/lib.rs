@@ -52,6 +52,11 @@ impl Client {
         }
     }
 
+    /// A client over a channel that finds its gateway by itself.
+    pub fn over(channel: Channel) -> Self {
+        Self { channel }
+    }
+
     /// The channel, for calls to workers: set the metadata `tether-pool` on each. Calls in the name of a
     /// session go over [`Session::channel`].
     pub fn channel(&self) -> Channel {
