@@ -35,7 +35,7 @@ pub use problem::Problem;
 pub use registration::{Registrant, Registration};
 pub use session::{Session, SessionOptions};
 pub use standing::Acting;
-pub use tether_lease::Standing;
+pub use tether_lease::{Holder, Standing};
 pub use tether_proto::registry::Condition;
 
 /// A connection to one gateway; cheap to clone.

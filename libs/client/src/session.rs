@@ -179,6 +179,11 @@ impl Session {
         self.ttl
     }
 
+    /// The lease, and each change of it: a beat was answered.
+    pub fn lease(&self) -> watch::Receiver<Holder> {
+        self.kept.holder()
+    }
+
     /// What is left of the lease.
     pub fn remaining(&self) -> Duration {
         let deadline = self.kept.holder().borrow().deadline();

@@ -53,3 +53,18 @@ pub const ATOMS: &[&str] = &[
     "attempts",
     "details",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_atoms_are_those_that_are_said() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/port.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (_, page) = page.split_once("## Atoms").unwrap();
+        let documented: Vec<_> = page.split('`').skip(1).step_by(2).collect();
+
+        assert_eq!(documented, ATOMS);
+    }
+}

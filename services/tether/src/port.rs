@@ -63,9 +63,12 @@ pub(crate) async fn port() -> anyhow::Result<()> {
         };
         out.refuse(reason, &format!("{error:#}")).await;
     }
-    // What was said before that is on its way; whoever says more is not waited for.
-    drop(out);
-    let _ = timeout(LAST_WORDS, writing).await;
+    // A BEAM that reads nothing is not waited for.
+    let last_words = async {
+        out.end().await;
+        writing.await
+    };
+    let _ = timeout(LAST_WORDS, last_words).await;
     served
 }
 

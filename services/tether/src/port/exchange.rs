@@ -205,7 +205,7 @@ pub(crate) async fn send_whole(
         let request = head.request(Body::Whole(Some(message.clone())));
         match ready.send(request).await {
             Sent::Answered(answer) => return begun(answer, progress),
-            Sent::NotSent(_) => progress.set(Outcome::NotSent),
+            Sent::Unsent(_) => progress.set(Outcome::NotSent),
             Sent::Unknown(error) => return Err(broken(&error, Outcome::Unknown)),
         }
     }
@@ -224,11 +224,11 @@ pub(crate) async fn send_pieces(
         progress.set(Outcome::Unknown);
         match ready.send(head.request(body)).await {
             Sent::Answered(answer) => return begun(answer, progress),
-            Sent::NotSent(Some(unsent)) => {
+            Sent::Unsent(Some(unsent)) => {
                 progress.set(Outcome::NotSent);
                 body = unsent.into_body();
             }
-            Sent::NotSent(None) => {
+            Sent::Unsent(None) => {
                 let text = "the gateway refused the call unbegun, and what it had sent is not kept";
                 return Err(Failed::broken(text.to_owned(), Outcome::NotSent));
             }

@@ -55,11 +55,6 @@ impl Gateways {
         })
     }
 
-    /// Whether each of them is reached in plain text.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.tls.is_none()
-    }
-
     /// A connection to the first that takes one; the next call begins with the same.
     pub(crate) async fn dial(&self) -> io::Result<(Stream, Address)> {
         let first = self.first.load(Ordering::Relaxed);

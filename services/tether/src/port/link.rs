@@ -42,7 +42,7 @@ pub(crate) enum Sent {
     /// There is an answer.
     Answered(Response<Incoming>),
     /// It went nowhere, and is here again where it is whole.
-    NotSent(Option<Request<Body>>),
+    Unsent(Option<Request<Body>>),
     /// It is not known how far it got.
     Unknown(hyper::Error),
 }
@@ -114,7 +114,7 @@ impl Ready<'_> {
                 .is_none_or(|current| current.number > number)
         };
         let _ = current.wait_for(is_other).await;
-        Sent::NotSent(unsent)
+        Sent::Unsent(unsent)
     }
 }
 

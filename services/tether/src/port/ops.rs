@@ -85,3 +85,19 @@ pub(crate) const ALL: &[Op] = &[
     op("events", (WORKERS, "WatchEvents"), Told::Followed("event"))
         .renaming(&[("after", "after_revision")]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_operations_are_those_that_there_are() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/port.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (_, page) = page.split_once("## Operations").unwrap();
+
+        for op in ALL {
+            assert!(page.contains(&format!("`{}`", op.name)), "{}", op.name);
+        }
+    }
+}

@@ -59,9 +59,9 @@ impl Out {
         self.say(Term::tagged(what, [id.into(), value])).await;
     }
 
-    /// Waits until all that was said is written.
-    pub(crate) async fn close(self) {
-        self.0.closed().await;
+    /// Nothing that is said after this is written.
+    pub(crate) async fn end(&self) {
+        let _ = self.0.send(END).await;
     }
 
     /// Says why nothing more is said.
@@ -71,13 +71,21 @@ impl Out {
     }
 }
 
-/// Writes frames until nobody has any more, or nobody reads them.
+/// Stands for the end; no frame is empty.
+const END: Bytes = Bytes::new();
+
+/// Writes frames until the end, or until nobody reads them.
 pub(crate) async fn write(mut frames: mpsc::Receiver<Bytes>, mut pipe: impl AsyncWrite + Unpin) {
     let mut some = Vec::with_capacity(WAITING);
     let mut together = Vec::new();
     while frames.recv_many(&mut some, WAITING).await > 0 {
         together.clear();
+        let mut is_over = false;
         for frame in some.drain(..) {
+            if frame == END {
+                is_over = true;
+                break;
+            }
             // What is small goes together, in one write.
             if together.len() + frame.len() <= TOGETHER {
                 together.extend_from_slice(&frame);
@@ -96,7 +104,7 @@ pub(crate) async fn write(mut frames: mpsc::Receiver<Bytes>, mut pipe: impl Asyn
                 }
             }
         }
-        if pipe.write_all(&together).await.is_err() || pipe.flush().await.is_err() {
+        if pipe.write_all(&together).await.is_err() || pipe.flush().await.is_err() || is_over {
             return;
         }
     }

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use backon::BackoffBuilder as _;
-use tether_client::{Acting, Client, Lost, Session, SessionOptions, Standing};
+use tether_client::{Acting, Client, Lost, Session, SessionOptions};
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_port::{Hello, Pulse, Term};
 use tether_proto::Failure;
 use tether_types::{OwnerName, ProcessIdentity, Reason};
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::sleep,
 };
 use tonic::Status;
 
@@ -21,6 +21,9 @@ use super::{
     out::Out,
 };
 use crate::run::{delays, may_pass};
+
+/// How long nothing is looked at, at most.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// Whose calls these are; cheap to clone.
 #[derive(Debug, Clone)]
@@ -159,7 +162,7 @@ impl Keeping {
     async fn follow(&self, session: &Session) {
         let mut pulse = Pulse::new(self.heartbeat_timeout, session.ttl());
         let mut beats = self.beats.clone();
-        let mut standing = session.standing();
+        let mut lease = session.lease();
         let (mut is_held, mut is_warned) = (false, false);
         loop {
             if let Some(beat) = *beats.borrow_and_update() {
@@ -176,10 +179,12 @@ impl Keeping {
                 _ => {}
             }
             is_held = holds;
-            let is_fine = *standing.borrow_and_update() == Standing::Valid;
+            lease.borrow_and_update();
+            let (left, half) = (session.remaining(), session.ttl() / 2);
+            let is_fine = left > half;
             match (is_warned, is_fine) {
                 (false, false) => {
-                    let about = Term::map([("remaining", millis(session.remaining()).into())]);
+                    let about = Term::map([("remaining", millis(left).into())]);
                     self.out.soon(session_is("warning", about));
                 }
                 (true, true) => {
@@ -189,12 +194,15 @@ impl Keeping {
                 _ => {}
             }
             is_warned = !is_fine;
-            let due = pulse.next_deadline().filter(|_| !is_held);
-            let due = due.map(|due| Instant::now() + due.since(now));
+            let next = pulse.next_deadline().filter(|_| !is_held);
+            let next = next.map_or(Duration::MAX, |next| next.since(now));
+            let next = if is_fine { next.min(left - half) } else { next };
+            // To the next millisecond, for what is told of time is no finer.
+            let next = next.min(LOOK).max(Duration::from_millis(1));
             tokio::select! {
                 changed = beats.changed() => if changed.is_err() { return },
-                changed = standing.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                changed = lease.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                () = sleep(next) => {}
             }
         }
     }

@@ -107,7 +107,7 @@ fn word(words: &EnumDescriptor, number: i32) -> Term {
     value
         .name()
         .strip_prefix(&prefix)
-        .unwrap_or(value.name())
+        .unwrap_or_else(|| value.name())
         .into()
 }
 
