@@ -1,6 +1,6 @@
 //! A real BEAM that opens `tether port`: what is said to that is Erlang, and what it says is read as text.
 
-use std::{path::Path, process::Stdio};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -181,6 +181,18 @@ impl Beam {
     /// When it was waited for.
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it was not waited for")
+    }
+
+    /// Has it measure something, and tells the median and the 99th of a hundred.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn measure(&mut self, what: &str) -> [Duration; 2] {
+        self.say(what).await;
+        let measured = self.until("{measured,").await;
+        let numbers = measured.split(|letter: char| !letter.is_ascii_digit());
+        let nanos: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
+        [nanos[0], nanos[1]].map(Duration::from_nanos)
     }
 
     /// Sends it a signal.

@@ -1,5 +1,7 @@
 //! Whatever comes out of the pipe does no harm, and what is said is heard.
 
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use proptest::{collection::vec, prelude::*};
 use tether_port::{

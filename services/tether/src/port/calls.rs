@@ -12,8 +12,7 @@ use bytes::Bytes;
 use tether_port::{Call, Id, NIL, Term, UNSENT_MAX};
 use tether_proto::Failure;
 use tether_types::Reason;
-use tokio::sync::{Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     body::Piece,
@@ -36,7 +35,9 @@ pub(crate) struct Calls {
 /// One of them.
 #[derive(Debug)]
 struct Live {
-    cancel: CancellationToken,
+    progress: Progress,
+    /// Gives it up, and says why.
+    end: oneshot::Sender<Failed>,
     /// Where the messages of a stream go, until the last.
     pieces: Option<mpsc::Sender<Piece>>,
     credit: Arc<Semaphore>,
@@ -97,9 +98,10 @@ impl Calls {
     ) where
         F: Future<Output = Result<Term, Failed>> + Send + 'static,
     {
-        let cancel = CancellationToken::new();
+        let (end, given_up) = oneshot::channel();
         let live = Live {
-            cancel: cancel.clone(),
+            progress,
+            end,
             pieces,
             credit,
         };
@@ -110,7 +112,7 @@ impl Calls {
         tokio::spawn(async move {
             let answer = tokio::select! {
                 answer = work => answer,
-                () = cancel.cancelled() => Err(Failed::cancelled(progress.get())),
+                Ok(why) = given_up => Err(why),
             };
             calls.live().remove(&id);
             calls.out.reply(id, answer).await;
@@ -218,9 +220,7 @@ impl Calls {
             Ok(()) if is_last => stream.pieces = None,
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
-                live.remove(&id);
-                drop(live);
-                self.refuse(id, too_fast());
+                give_up(&mut live, id, |_| too_fast());
             }
         }
     }
@@ -236,15 +236,23 @@ impl Calls {
 
     /// It is not wanted any more.
     pub(crate) fn cancel(&self, id: Id) {
-        if let Some(live) = self.live().get(&id) {
-            live.cancel.cancel();
-        }
+        give_up(&mut self.live(), id, |progress| {
+            Failed::cancelled(progress.get())
+        });
     }
 
     /// Replies without doing anything.
     pub(crate) fn refuse(&self, id: Id, why: Failed) {
         let out = self.out.clone();
         tokio::spawn(async move { out.reply(id, Err(why)).await });
+    }
+}
+
+/// Has what is under way end, and reply why.
+fn give_up(live: &mut HashMap<Id, Live>, id: Id, why: impl FnOnce(&Progress) -> Failed) {
+    if let Some(live) = live.remove(&id) {
+        // What has just ended by itself has replied.
+        let _ = live.end.send(why(&live.progress));
     }
 }
 

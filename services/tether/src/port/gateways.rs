@@ -142,6 +142,35 @@ impl Place {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn the_first_that_takes_a_connection_is_taken_again_until_it_is_turned_away() {
+        let (one, other) = (listen().await, listen().await);
+        let port = |listener: &tokio::net::TcpListener| listener.local_addr().unwrap().port();
+        let (one_port, other_port) = (port(&one), port(&other));
+        let texts = [
+            "unix:/nowhere/gateway.sock".to_owned(),
+            format!("dns:localhost:{one_port}"),
+            format!("127.0.0.1:{other_port}"),
+        ];
+        let gateways = Gateways::new(&texts, None).unwrap();
+        let dialled = async || match gateways.dial().await.unwrap().1 {
+            Address::Tcp { port, .. } => port,
+            Address::Unix(_) => 0,
+        };
+
+        assert_eq!([dialled().await, dialled().await], [one_port; 2]);
+        gateways.turn_away();
+        assert_eq!([dialled().await, dialled().await], [other_port; 2]);
+        drop(other);
+        assert_eq!(dialled().await, one_port);
+        drop(one);
+        assert!(gateways.dial().await.is_err());
+    }
+
+    async fn listen() -> tokio::net::TcpListener {
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap()
+    }
+
     #[test]
     fn an_address_is_a_place_or_a_name_of_places() {
         let read = |text: &str| Place::read(text).map_err(|error| error.to_string());

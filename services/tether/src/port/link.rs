@@ -21,6 +21,9 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// A gateway that says nothing for so long, and does not answer a ping for as long again, is gone.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 
+/// Before a gateway is tried again.
+const LEAST_PAUSE: Duration = Duration::from_millis(10);
+
 /// A way to the gateways; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
@@ -140,7 +143,7 @@ async fn keep(
     mut stale: watch::Receiver<u64>,
 ) {
     let schedule = backon::ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(10))
+        .with_min_delay(LEAST_PAUSE)
         .with_max_delay(Duration::from_millis(500))
         .with_jitter()
         .without_max_times();
@@ -176,6 +179,8 @@ async fn keep(
                         told.send_replace(None);
                         gateways.turn_away();
                         out.soon(connection_is("down", gateway()));
+                        // One that takes connections and drops them must not be asked without a pause.
+                        tokio::time::sleep(LEAST_PAUSE).await;
                         continue;
                     }
                     Err(error) => error.to_string(),
