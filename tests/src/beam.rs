@@ -22,8 +22,8 @@ pub struct Beam {
     child: Child,
     input: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    said: Vec<String>,
-    read: usize,
+    /// With whether somebody waited for it already.
+    said: Vec<(String, bool)>,
 }
 
 impl Beam {
@@ -57,7 +57,6 @@ impl Beam {
             input,
             lines: BufReader::new(output).lines(),
             said: Vec::new(),
-            read: 0,
         }
     }
 
@@ -136,43 +135,39 @@ impl Beam {
         .await;
     }
 
-    /// Waits until the port says something like this, and tells the whole. What was said before is looked at only
-    /// once.
+    /// Waits until the port has said something like this that nobody has waited for yet, and tells the whole.
     ///
     /// # Panics
     /// When it does not, or the BEAM ends.
     pub async fn until(&mut self, what: &str) -> String {
-        if let Some(at) = self.said[self.read..]
-            .iter()
-            .position(|line| line.contains(what))
-        {
-            self.read += at + 1;
-            return self.said[self.read - 1].clone();
+        let new = |(line, taken): &&mut (String, bool)| !*taken && line.contains(what);
+        if let Some((line, taken)) = self.said.iter_mut().find(new) {
+            *taken = true;
+            return line.clone();
         }
         let found = timeout(DEADLINE, async {
             while let Some(line) = self.lines.next_line().await.expect("it can be read") {
-                self.said.push(line.clone());
-                if line.contains(what) {
+                let found = line.contains(what);
+                self.said.push((line.clone(), found));
+                if found {
                     return line;
                 }
             }
             panic!("the BEAM ended before it said `{what}`: {:#?}", self.said)
         });
         let found = found.await;
-        let found = found.unwrap_or_else(|_| panic!("nobody said `{what}`: {:#?}", self.said));
-        self.read = self.said.len();
-        found
+        found.unwrap_or_else(|_| panic!("nobody said `{what}`: {:#?}", self.said))
     }
 
     /// How often something like this was said by now.
     pub fn count(&self, what: &str) -> usize {
-        self.said.iter().filter(|line| line.contains(what)).count()
+        self.said(what).len()
     }
 
     /// All that was said by now, like this.
     pub fn said(&self, what: &str) -> Vec<String> {
-        let said = self.said.iter().filter(|line| line.contains(what));
-        said.cloned().collect()
+        let said = self.said.iter().map(|(line, _)| line);
+        said.filter(|line| line.contains(what)).cloned().collect()
     }
 
     /// Its process id.

@@ -1,7 +1,6 @@
 //! Messages as gRPC frames them, on their way out and in, whatever they are.
 
 use std::{
-    convert::identity,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -123,7 +122,7 @@ impl Messages {
 
     /// What came after the last message.
     pub(crate) fn trailers(self) -> HeaderMap {
-        self.trailers.map_or_else(HeaderMap::new, identity)
+        self.trailers.unwrap_or_default()
     }
 
     fn whole(&mut self) -> Result<Option<Bytes>, Broken> {

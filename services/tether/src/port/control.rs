@@ -226,3 +226,47 @@ fn signal(text: &str) -> Result<Term, Meaningless> {
         .map(Term::from)
         .map_err(|error| Meaningless(format!("{error:#}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_in_the_schemas_with_what_is_told_of_it() {
+        for op in ops::ALL {
+            let service = SCHEMAS.get_service_by_name(op.service).unwrap();
+            let method = service.methods().find(|method| method.name() == op.method);
+            let output = method.unwrap_or_else(|| panic!("{}", op.name)).output();
+            if let Told::Field(field) | Told::Followed(field) = op.told {
+                assert!(output.get_field_by_name(field).is_some(), "{}", op.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_before_anybody_is_asked() {
+        let read = |name: &str, key: &str, value: Term| {
+            let args = Term::Map(vec![(key.into(), value)]);
+            Order::read(name, args).map_err(|why| why.to_string())
+        };
+
+        assert!(read("worker_stop", "grace", Term::from(5_u32)).is_ok());
+        assert!(read("worker_signal", "signal", "TERM".into()).is_ok());
+        for (name, key, value, said) in [
+            ("pool_sclae", "name", "p".into(), "pool_scale"),
+            ("pool_scale", "sise", Term::from(1_u32), "`sise`"),
+            ("pool_scale", "size", "many".into(), "`size` is a binary"),
+            (
+                "worker_get",
+                "worker",
+                "p/0".into(),
+                "`{pool, slot, incarnation}`",
+            ),
+            ("worker_signal", "signal", "NONE".into(), "NONE"),
+            ("pool_apply", "pool", "p".into(), "has no `spec`"),
+        ] {
+            let refused = read(name, key, value).err().unwrap_or_default();
+            assert!(refused.contains(said), "{name}: {refused}");
+        }
+    }
+}

@@ -175,7 +175,7 @@ pub(crate) fn headers(headers: HeaderMap) -> Term {
     metadata(&MetadataMap::from_headers(headers))
 }
 
-/// What a nil stands for where there is no worker to tell.
+/// The worker that an answer's head names.
 pub(crate) fn worker_of(headers: &HeaderMap) -> Option<Term> {
     let text = headers.get("tether-worker")?.to_str().ok()?;
     let worker = worker(Some(text));

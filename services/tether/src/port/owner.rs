@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
 use backon::BackoffBuilder as _;
 use tether_client::{Acting, Client, Lost, Session, SessionOptions};
 use tether_clock::{BootClock, Clock as _, Tick};
@@ -244,7 +243,7 @@ impl Owner {
         }
         ended
             .await
-            .unwrap_or_else(|_| Err(Failed::internal(anyhow!("the session is gone").to_string())))
+            .unwrap_or_else(|_| Err(Failed::internal("the session is gone")))
     }
 }
 
