@@ -1,6 +1,10 @@
 //! A real BEAM that opens `tether port`: what is said to that is Erlang, and what it says is read as text.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -10,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{DEADLINE, kill, program, python};
+use crate::{DEADLINE, kill, mentioning, program, python};
 
 const BEAM: &str = include_str!("beam/beam.escript");
 const TALKER: &str = include_str!("beam/talker.py");
@@ -178,7 +182,7 @@ impl Beam {
         self.child.id().expect("it was not waited for")
     }
 
-    /// Has it measure something, and tells the median and the 99th of a hundred.
+    /// Has it measure something, and tells the median and the tail: of a hundred the last but one.
     ///
     /// # Panics
     /// When it does not.
@@ -198,5 +202,16 @@ impl Beam {
     /// Where it is: its port's own services, if there are any, have their directory below.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+impl Drop for Beam {
+    fn drop(&mut self) {
+        let _ = self.child.start_kill();
+        // Its port ends in good order, and what it has started.
+        let start = Instant::now();
+        while !mentioning(self.dir()).is_empty() && start.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -41,7 +41,7 @@ struct Args {
     quick: bool,
 }
 
-/// The medians and the 99ths of a hundred of the turns of one kind.
+/// The medians and the tails of the turns of one kind.
 #[derive(Debug, Default)]
 struct Times {
     medians: Vec<Duration>,

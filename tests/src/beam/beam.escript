@@ -42,7 +42,8 @@ loop(Port) ->
     loop(Port).
 
 beat(Port, Interval) ->
-    port_command(Port, term_to_binary({beat, 1})),
+    %% Of a port that has ended whoever waits for that is told.
+    catch port_command(Port, term_to_binary({beat, 1})),
     timer:sleep(Interval),
     beat(Port, Interval).
 

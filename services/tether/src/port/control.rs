@@ -254,7 +254,7 @@ mod tests {
         assert!(read("worker_signal", "signal", "TERM".into()).is_ok());
         for (name, key, value, said) in [
             ("pool_sclae", "name", "p".into(), "pool_scale"),
-            ("pool_scale", "sise", Term::from(1_u32), "`sise`"),
+            ("pool_scale", "sizes", Term::from(1_u32), "`sizes`"),
             ("pool_scale", "size", "many".into(), "`size` is a binary"),
             (
                 "worker_get",

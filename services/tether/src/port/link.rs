@@ -65,7 +65,13 @@ impl Link {
     /// Waits for a connection.
     pub(crate) async fn ready(&self) -> Ready<'_> {
         let mut current = self.current.clone();
-        let found = match current.wait_for(Option::is_some).await.as_deref() {
+        let takes_calls = |current: &Option<Current>| {
+            let stale = *self.stale.borrow();
+            current
+                .as_ref()
+                .is_some_and(|current| current.number > stale)
+        };
+        let found = match current.wait_for(takes_calls).await.as_deref() {
             Ok(Some(current)) => Some(current.clone()),
             _ => None,
         };
@@ -106,18 +112,10 @@ impl Ready<'_> {
         if unsent.is_some() || was_refused || sender.is_closed() {
             self.link.give_up(number);
         }
-        if unsent.is_none() && !was_refused {
-            return Sent::Unknown(failed.into_error());
+        match unsent {
+            None if !was_refused => Sent::Unknown(failed.into_error()),
+            unsent => Sent::Unsent(unsent),
         }
-        // Nothing is tried again on this one.
-        let mut current = self.link.current.clone();
-        let is_other = |current: &Option<Current>| {
-            current
-                .as_ref()
-                .is_none_or(|current| current.number > number)
-        };
-        let _ = current.wait_for(is_other).await;
-        Sent::Unsent(unsent)
     }
 }
 

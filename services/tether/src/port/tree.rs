@@ -110,9 +110,9 @@ mod tests {
 
     #[test]
     fn what_a_pool_file_would_not_take_is_refused_by_its_key() {
-        let wrong = pool("ml", map(&[("sise", 3_u32.into())])).unwrap_err();
+        let wrong = pool("ml", map(&[("sizes", 3_u32.into())])).unwrap_err();
         assert!(
-            wrong.0.contains("sise") && wrong.0.contains("size"),
+            wrong.0.contains("`sizes`") && wrong.0.contains("`size`"),
             "{wrong}"
         );
 
