@@ -47,6 +47,7 @@ impl Beam {
             .arg(&script)
             .arg(program("tether"))
             .env("TMPDIR", dir.path())
+            .env("ERL_CRASH_DUMP_BYTES", "0")
             .env_remove("TETHER_CONFIG")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -409,8 +409,9 @@ async fn gateways_are_found_by_name_and_known_by_their_certificates() {
     let certificates = Certificates::make(cluster.dir(), &[Ipv4Addr::LOCALHOST.into()]);
     let file = |name: &str| certificates.file(name).display().to_string();
     // Nobody else takes it in the moment between.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = port.local_addr().unwrap().port();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
     let tls = format!(
         "[listen.tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {:?}\n",
         file("server.pem"),
