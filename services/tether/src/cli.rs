@@ -39,6 +39,9 @@ pub(crate) enum Command {
     /// Applies, lists, scales, drains and removes pools.
     #[command(subcommand)]
     Pool(Pool),
+    /// Stands between a BEAM and the gateways: opened by the BEAM as a port, with frames of terms on standard input and
+    /// output.
+    Port,
     /// Lists workers.
     Ps(Ps),
     /// Lists nodes, with how surely their workers' processes end, their labels and their resources.

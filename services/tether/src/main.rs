@@ -13,6 +13,7 @@ mod nodes;
 mod orders;
 mod output;
 mod pool;
+mod port;
 mod ps;
 mod reflection;
 mod register;
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> ExitCode {
     // The long-running commands log; the others print what was asked for and nothing else.
     let telemetry = match &cli.command {
-        Command::Up(_) => telemetry::start("tether", &Telemetry::from_env()),
+        Command::Up(_) | Command::Port => telemetry::start("tether", &Telemetry::from_env()),
         _ => telemetry::start(
             "tether",
             &Telemetry {
@@ -103,6 +104,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Version => out.version(),
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
+        Command::Port => port::port().await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
         Command::Node(args) => nodes::node(&client()?, args, &out).await,
