@@ -104,6 +104,29 @@ defmodule Tether.OddPortTest do
     assert Process.alive?(supervisor)
   end
 
+  @tag scenario: "vanishes"
+  test "where it is wanted, the VM ends with the lease", context do
+    script = """
+    {:ok, _apps} = Application.ensure_all_started(:tether)
+    [program] = System.argv()
+    opts = [port_program: program, worker_lifecycle_mode: :coupled, gateway: "gw:1", on_lease_loss: :halt]
+    {:ok, _pid} = Tether.start_link(opts)
+    Process.sleep(:infinity)
+    """
+
+    ebin = :tether |> :code.lib_dir() |> Path.join("ebin")
+    args = ["-pa", ebin, "-e", script, "--", context.program]
+
+    port =
+      Port.open({:spawn_executable, System.find_executable("elixir")}, [
+        :exit_status,
+        :stderr_to_stdout,
+        args: args
+      ])
+
+    assert_receive {^port, {:exit_status, 70}}, 30_000
+  end
+
   @tag scenario: "loses"
   test "under a supervisor that wants it back, it comes back, and its pools with it", context do
     name = :"pool_#{System.unique_integer([:positive])}"
