@@ -130,16 +130,15 @@ defmodule Tether do
   """
   @spec async(pool, String.t(), term, keyword) :: Task.t()
   def async(pool, method, request, opts \\ []) do
-    case Pool.address(pool) do
-      {:ok, {tether, _name}} ->
-        opts = Keyword.put(opts, :owner, self())
+    with {:ok, {tether, _name}} <- Pool.address(pool),
+         {:ok, _config} <- config(tether) do
+      opts = Keyword.put(opts, :owner, self())
 
-        Task.Supervisor.async_nolink(Tether.Supervisor.tasks(tether), fn ->
-          call(pool, method, request, opts)
-        end)
-
-      {:error, error} ->
-        raise error
+      Task.Supervisor.async_nolink(Tether.Supervisor.tasks(tether), fn ->
+        call(pool, method, request, opts)
+      end)
+    else
+      {:error, error} -> raise error
     end
   end
 
