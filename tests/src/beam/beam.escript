@@ -20,7 +20,10 @@ hear(To) ->
 loop(Port) ->
     receive
         {say, {beats, Interval}} ->
-            spawn_opt(fun() -> beat(Port, Interval) end, [link, {priority, high}]);
+            put(beats, spawn_opt(fun() -> beat(Port, Interval) end, [{priority, high}]));
+        {say, still} ->
+            %% What is written to a port that ends is its owner's end too.
+            exit(get(beats), kill);
         {say, {measure, Times, Term}} ->
             tell([ask(Port, setelement(2, Term, element(2, Term) + N)) || N <- lists:seq(1, Times)]);
         {say, {measure_cat, Times, Size}} ->
@@ -42,8 +45,7 @@ loop(Port) ->
     loop(Port).
 
 beat(Port, Interval) ->
-    %% Of a port that has ended whoever waits for that is told.
-    catch port_command(Port, term_to_binary({beat, 1})),
+    port_command(Port, term_to_binary({beat, 1})),
     timer:sleep(Interval),
     beat(Port, Interval).
 
