@@ -4,11 +4,8 @@ use std::process::Command;
 
 use crate::{report::Report, workspace::Workspace};
 
-/// Formats, compiles and tests it.
+/// Looks at its format and warnings, and tests it. What it needs was installed before.
 pub(super) fn elixir(workspace: &Workspace, report: &mut Report) {
-    if !report.prepare("Elixir", workspace.program("tools/elixir-env.sh")) {
-        return;
-    }
     report.step("Elixir format", mix(workspace, "format --check-formatted"));
     report.step(
         "Elixir warnings",

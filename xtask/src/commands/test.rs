@@ -76,8 +76,8 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         "Python environment",
         workspace.program("tools/python-env.sh"),
     );
-    // For BEAMs that open `tether port`.
-    report.prepare("Erlang", workspace.program("tools/elixir-env.sh"));
+    // For BEAMs that open `tether port`, and for the client that does.
+    report.prepare("Elixir", workspace.program("tools/elixir-env.sh"));
     let mut envoy = workspace.program("tools/python-env.sh");
     envoy.arg("envoy");
     if !workspace.runs(envoy) {
