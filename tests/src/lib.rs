@@ -1,6 +1,7 @@
 //! What end-to-end tests and the demonstration share: a real `tether up`, real clients, real Python
 //! workers, and a look into `/proc` that finds everything that was left behind.
 
+mod beam;
 mod by_hand;
 mod cable;
 pub mod clerk;
@@ -16,6 +17,7 @@ mod steady;
 mod tidy;
 mod wait;
 
+pub use beam::Beam;
 pub use by_hand::{ByHand, Registrar};
 pub use cable::Cable;
 pub use cluster::{Cluster, Owner, Setup};

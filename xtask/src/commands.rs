@@ -9,6 +9,7 @@ mod check;
 mod demo;
 mod docs;
 mod e2e;
+mod elixir;
 mod faults;
 mod k8s_lint;
 mod matrix;

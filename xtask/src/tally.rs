@@ -1,4 +1,4 @@
-//! Counts results as test runners announce them: nextest, libtest (doc tests too) and unittest.
+//! Counts results as test runners announce them: nextest, libtest (doc tests too), unittest and ExUnit.
 
 use std::{fmt, ops::AddAssign};
 
@@ -52,7 +52,10 @@ impl Announcements {
 
     /// Takes the next line of output, without colours.
     pub(crate) fn on_line(&mut self, line: &str) {
-        if let Some(tally) = nextest(line).or_else(|| libtest(line)) {
+        if let Some(tally) = nextest(line)
+            .or_else(|| libtest(line))
+            .or_else(|| ex_unit(line))
+        {
             self.tally += tally;
         } else if let Some(rest) = line.strip_prefix("Ran ") {
             self.ran = rest.split(' ').next().and_then(|count| count.parse().ok());
@@ -100,6 +103,30 @@ fn libtest(line: &str) -> Option<Tally> {
         }
     }
     Some(tally)
+}
+
+/// `14 doctests, 21 tests, 1 failure, 2 excluded, 3 skipped`
+fn ex_unit(line: &str) -> Option<Tally> {
+    let (mut ran, mut failed, mut left_out) = (None, None, 0);
+    for part in line.trim_end().split(", ") {
+        let (count, what) = part.split_once(' ')?;
+        let count: u64 = count.parse().ok()?;
+        match what {
+            "doctest" | "doctests" | "test" | "tests" | "property" | "properties" => {
+                ran = Some(ran.unwrap_or(0) + count);
+            }
+            // Of a module whose preparation failed, all tests are invalid.
+            "failure" | "failures" | "invalid" => failed = Some(failed.unwrap_or(0) + count),
+            "skipped" | "excluded" => left_out += count,
+            _ => return None,
+        }
+    }
+    let (ran, failed) = (ran?, failed?);
+    Some(Tally {
+        passed: ran.saturating_sub(failed + left_out),
+        failed,
+        skipped: left_out,
+    })
 }
 
 /// `OK (skipped=1)` or `FAILED (failures=1, errors=2, skipped=3)`
@@ -206,11 +233,34 @@ mod tests {
     }
 
     #[test]
+    fn ex_unit_is_counted_with_its_doctests() {
+        let cases = [
+            (
+                "14 doctests, 21 tests, 0 failures",
+                "35 passed, 0 failed, 0 skipped",
+            ),
+            (
+                "1 test, 1 failure, 2 invalid",
+                "0 passed, 3 failed, 0 skipped",
+            ),
+            (
+                "9 tests, 1 failure, 2 excluded, 3 skipped",
+                "3 passed, 1 failed, 5 skipped",
+            ),
+        ];
+
+        for (line, expected) in cases {
+            assert_eq!(read(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn what_merely_looks_like_a_result_is_not_counted() {
         let seen = read(&[
             "OK",
             "    test result: ok. 3 passed; 0 failed",
             "Summary of 3 tests",
+            "3 tests, of which 0 failures",
         ]);
 
         assert_eq!(seen, "0 passed, 0 failed, 0 skipped");

@@ -68,6 +68,8 @@ pub(crate) struct KeepAlive<L> {
     pub(crate) clock: HolderClock,
     pub(crate) interval: Duration,
     pub(crate) stop: CancellationToken,
+    /// Whether beats are held back.
+    pub(crate) held: watch::Receiver<bool>,
     pub(crate) beats: Beats,
     /// Tells what is known of the lease.
     pub(crate) told: watch::Sender<Holder>,
@@ -137,12 +139,17 @@ impl<L: Lease> KeepAlive<L> {
 
     /// Beats over one stream, until it breaks.
     async fn beat(&mut self) -> Result<(), Status> {
+        let end = self.end();
+        tokio::select! {
+            () = until(&mut self.held, false) => {}
+            () = sleep_until(end) => return Err(late()),
+            () = self.stop.cancelled() => return Ok(()),
+        }
         let (outbox, requests) = mpsc::channel(2);
         // What was on its way over an earlier stream is answered by nobody.
         self.beats.sent.clear();
         // Queued before the call is awaited: the other side answers only once it has heard something.
         let _ = outbox.try_send(self.next_beat(true));
-        let end = self.end();
         let opening = self.lease.open(ReceiverStream::new(requests));
         let mut inbox = tokio::select! {
             opened = opening => opened?,
@@ -152,7 +159,7 @@ impl<L: Lease> KeepAlive<L> {
         };
         let mut due = Instant::now() + self.interval;
         loop {
-            let end = self.end();
+            let (end, held) = (self.end(), *self.held.borrow_and_update());
             tokio::select! {
                 answer = inbox.message() => {
                     let answer = answer?.ok_or_else(|| Status::unavailable("the gateway closed the stream"))?;
@@ -163,13 +170,14 @@ impl<L: Lease> KeepAlive<L> {
                         Heard::TooLate => return Err(Status::deadline_exceeded("the answer came too late")),
                     }
                 }
-                () = sleep_until(due), if self.beats.may_send() => {
+                () = sleep_until(due), if !held && self.beats.may_send() => {
                     if outbox.send(self.next_beat(false)).await.is_err() {
                         return Err(Status::unavailable("the stream to the gateway is closed"));
                     }
                     due = Instant::now() + self.interval;
                 }
                 () = self.lease.news() => due = Instant::now(),
+                () = until(&mut self.held, !held) => {}
                 () = sleep_until(end) => return Err(late()),
                 () = self.stop.cancelled() => return Ok(()),
             }
@@ -203,6 +211,14 @@ impl<L: Lease> KeepAlive<L> {
             _ if ttl.is_zero() => Heard::NotExtended,
             _ => Heard::Fine,
         }
+    }
+}
+
+/// Comes back once beats are held back, or are not.
+async fn until(held: &mut watch::Receiver<bool>, wanted: bool) {
+    if held.wait_for(|&is| is == wanted).await.is_err() {
+        // Whoever could change it has gone, and these beats with it.
+        pending::<()>().await;
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) struct Kept {
     lost: watch::Receiver<Option<Lost>>,
     standing: watch::Receiver<Standing>,
     stop: CancellationToken,
+    held: watch::Sender<bool>,
     _beats: AbortOnDropHandle<()>,
     _standing: AbortOnDropHandle<()>,
 }
@@ -55,6 +56,7 @@ impl Kept {
         let (told_holder, known) = watch::channel(holder.clone());
         let (told_standing, standing) = watch::channel(Standing::Valid);
         let stop = CancellationToken::new();
+        let (hold, held) = watch::channel(false);
         let telling = standing::tell(clock.clone(), known.clone(), told_standing);
         let beats = KeepAlive {
             lease,
@@ -62,6 +64,7 @@ impl Kept {
             clock: clock.clone(),
             interval: Duration::from_millis(beat_ms.max(BEAT_MIN_MS)),
             stop: stop.clone(),
+            held,
             beats,
             told: told_holder,
         };
@@ -77,6 +80,7 @@ impl Kept {
             lost,
             standing,
             stop,
+            held: hold,
             _beats: AbortOnDropHandle::new(tokio::spawn(beats)),
             _standing: AbortOnDropHandle::new(tokio::spawn(telling)),
         }
@@ -111,6 +115,12 @@ impl Kept {
             // The beats ended without a word: it was given back.
             Err(_) => closed(),
         }
+    }
+
+    /// Has beats held back, or let go again.
+    pub(crate) fn hold_back(&self, held: bool) {
+        let change = |before: &mut bool| std::mem::replace(before, held) != held;
+        self.held.send_if_modified(change);
     }
 
     /// No further beat.

@@ -35,7 +35,7 @@ pub use problem::Problem;
 pub use registration::{Registrant, Registration};
 pub use session::{Session, SessionOptions};
 pub use standing::Acting;
-pub use tether_lease::Standing;
+pub use tether_lease::{Holder, Standing};
 pub use tether_proto::registry::Condition;
 
 /// A connection to one gateway; cheap to clone.
@@ -50,6 +50,11 @@ impl Client {
         Self {
             channel: tether_kit::channel::connect(address),
         }
+    }
+
+    /// A client over a channel that finds its gateway by itself.
+    pub fn over(channel: Channel) -> Self {
+        Self { channel }
     }
 
     /// The channel, for calls to workers: set the metadata `tether-pool` on each. Calls in the name of a

@@ -9,7 +9,7 @@ use tether_proto::{
     SHARD, expect_shard,
     session::{CloseSessionRequest, KeepAliveRequest, KeepAliveResponse, OpenSessionRequest},
 };
-use tether_types::{Epoch, OwnerName};
+use tether_types::{Epoch, OwnerName, ProcessIdentity};
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
@@ -25,15 +25,16 @@ use crate::{
 pub struct SessionOptions {
     /// Wished lease; the arbiter's default when none is given.
     pub ttl: Option<Duration>,
-    /// Whether the death of this process is the death of the owner. Needed for coupled pools.
-    pub this_process: bool,
+    /// The process whose death is the death of the owner, this one unless another is named. Needed for coupled
+    /// pools.
+    pub process: Option<ProcessIdentity>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             ttl: None,
-            this_process: true,
+            process: tether_kit::process::own_identity().ok(),
         }
     }
 }
@@ -45,6 +46,7 @@ pub struct Session {
     client: Client,
     owner: OwnerName,
     epoch: Epoch,
+    ttl: Duration,
     pools: Vec<String>,
     acting: Acting,
     kept: Kept,
@@ -101,15 +103,11 @@ impl Session {
         owner: OwnerName,
         options: SessionOptions,
     ) -> Result<Self, Problem> {
-        let process = match options.this_process {
-            true => tether_kit::process::own_identity().ok(),
-            false => None,
-        };
         let clock = HolderClock::start();
         let sent = clock.now();
         let request = OpenSessionRequest {
             owner: owner.to_string(),
-            process: process.as_ref().map(Into::into),
+            process: options.process.as_ref().map(Into::into),
             ttl_ms: options.ttl.map_or(0, kept::millis),
             shard: SHARD,
         };
@@ -130,6 +128,7 @@ impl Session {
             client,
             owner,
             epoch,
+            ttl: Duration::from_millis(granted.ttl_ms),
             pools: granted.pools,
             acting,
             kept,
@@ -167,6 +166,28 @@ impl Session {
     /// lease.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.kept.standing()
+    }
+
+    /// Has beats held back, or let go again: for one who keeps the session of another, and does not know whether
+    /// that one still lives. While they are held back the lease runs on.
+    pub fn hold_back(&self, held: bool) {
+        self.kept.hold_back(held);
+    }
+
+    /// The lease that was granted with the session.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// The lease, and each change of it: a beat was answered.
+    pub fn lease(&self) -> watch::Receiver<Holder> {
+        self.kept.holder()
+    }
+
+    /// What is left of the lease.
+    pub fn remaining(&self) -> Duration {
+        let deadline = self.kept.holder().borrow().deadline();
+        deadline.since(self.kept.clock().now())
     }
 
     /// Comes back when the session is lost, with the reason. From then on nothing may be done in

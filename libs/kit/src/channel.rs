@@ -1,6 +1,6 @@
 //! Connecting to a service by its address.
 
-use std::{io, time::Duration};
+use std::{future::Future, io, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tether_types::Address;
@@ -46,6 +46,21 @@ pub async fn connect_as(
     endpoint
         .connect_with_connector(service_fn(move |_: Uri| within(address.clone())))
         .await
+}
+
+/// A channel whose connections are made by `dial`, when it is first used and again when one was cut; with settings
+/// of its own.
+pub fn connect_by<F>(endpoint: Endpoint, dial: impl Fn() -> F + Send + 'static) -> Channel
+where
+    F: Future<Output = io::Result<Stream>> + Send + 'static,
+{
+    let endpoint = endpoint
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW);
+    endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+        let dialled = dial();
+        async { dialled.await.map(TokioIo::new) }
+    }))
 }
 
 /// A connection to `address`, however long it takes.

@@ -14,7 +14,14 @@ use tether_types::ProcessIdentity;
 /// # Errors
 /// When `/proc` cannot be read.
 pub fn own_identity() -> io::Result<ProcessIdentity> {
-    let pid = std::process::id();
+    identity(std::process::id())
+}
+
+/// The identity of a process that this one sees.
+///
+/// # Errors
+/// When there is no such process, or `/proc` cannot be read.
+pub fn identity(pid: u32) -> io::Result<ProcessIdentity> {
     let missing = || io::Error::other(format!("`/proc/{pid}/stat` tells no start time"));
     Ok(ProcessIdentity {
         pid,

@@ -27,7 +27,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tether_clock::{Clock, GrantorClock, HolderClock};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
-use tether_lifecycle::Environment;
+use tether_lifecycle::{Chosen, Environment};
 use tether_proto::{
     gateway::gateway_service_server::GatewayServiceServer,
     job::job_service_server::JobServiceServer,
@@ -44,6 +44,22 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Error, Ha};
 
 use crate::{election::Election, mandate::Mandate, origins::Origins, seat::Seat, shared::Shared};
+
+/// The mode that `auto` chooses where an arbiter runs here, and why.
+pub fn usual_mode() -> Chosen {
+    tether_lifecycle::detect(&environment())
+}
+
+/// Where this process finds itself.
+fn environment() -> Environment {
+    Environment {
+        kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),
+        // No agent has a launcher for it yet, so it is not usable by us.
+        systemd_usable: false,
+        production: std::env::var("TETHER_PROFILE").is_ok_and(|profile| profile == "production"),
+    }
+}
 
 /// An arbiter that is ready to serve.
 #[derive(Debug)]
@@ -75,18 +91,10 @@ impl Arbiter {
         address: Option<Address>,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(GrantorClock::start(shared::ATTENTION));
-        let environment = Environment {
-            kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
-            nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),
-            // No agent has a launcher for it yet, so it is not usable by us.
-            systemd_usable: false,
-            production: std::env::var("TETHER_PROFILE")
-                .is_ok_and(|profile| profile == "production"),
-        };
         let origins = Origins {
             terms: config.terms()?,
             templates,
-            environment,
+            environment: environment(),
             clock,
         };
         let seat = Arc::new(Seat::empty());

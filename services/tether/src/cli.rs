@@ -43,6 +43,9 @@ pub(crate) enum Command {
     /// Long work that outlives its owner: lists, starts, follows and cancels jobs.
     #[command(subcommand)]
     Job(job::Job),
+    /// Stands between a BEAM and the gateways: opened by the BEAM as a port, with frames of terms on standard input and
+    /// output.
+    Port,
     /// Lists workers.
     Ps(Ps),
     /// Lists nodes, with how surely their workers' processes end, their labels and their resources.

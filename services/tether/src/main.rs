@@ -14,6 +14,7 @@ mod nodes;
 mod orders;
 mod output;
 mod pool;
+mod port;
 mod ps;
 mod reflection;
 mod register;
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> ExitCode {
     // The long-running commands log; the others print what was asked for and nothing else.
     let telemetry = match &cli.command {
-        Command::Up(_) => telemetry::start("tether", &Telemetry::from_env()),
+        Command::Up(_) | Command::Port => telemetry::start("tether", &Telemetry::from_env()),
         _ => telemetry::start(
             "tether",
             &Telemetry {
@@ -105,6 +106,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
         Command::Job(args) => job::job(&client()?, args, &out).await,
+        Command::Port => port::port().await,
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
         Command::Node(args) => nodes::node(&client()?, args, &out).await,

@@ -15,7 +15,10 @@ use tether_types::Address;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli, config};
+use crate::{
+    cli,
+    config::{self, Settings},
+};
 
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let (mut loaded, base) = config::load(&args.settings)?;
@@ -26,7 +29,20 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
             .insert("store".to_owned(), tether_kit::config::Origin::Flag);
     }
     config::check(&loaded)?;
-    let settings = loaded.value;
+    if loaded.value.store.is_none() {
+        loaded.value.store = Some(format!("redb:{}", state_file()?.display()));
+    }
+    let stop = tether_kit::stop::on_signals()?;
+    serve(loaded.value, base, stop, CancellationToken::new()).await
+}
+
+/// Serves until `stop`; `is_up` is cancelled once everything listens.
+pub(crate) async fn serve(
+    settings: Settings,
+    base: PathBuf,
+    stop: CancellationToken,
+    is_up: CancellationToken,
+) -> anyhow::Result<()> {
     let templates = tether_settings::named(&settings.template, &base)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let drain = settings.gateway.drain;
@@ -51,10 +67,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
 
-    let url = match settings.store {
-        Some(url) => url,
-        None => format!("redb:{}", state_file()?.display()),
-    };
+    let url = settings.store.context("no store is named")?;
     let store: std::sync::Arc<dyn Store> = tether_store::open(&url).await?;
     let arbiter = {
         let address = at.advertised_arbiter()?;
@@ -73,7 +86,6 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
         .controlled_at(control_at);
 
-    let stop = tether_kit::stop::on_signals()?;
     // Stopping has an order: workers that end with the agent end while their deaths can still be
     // recorded and calls under way can still be told why.
     let last = CancellationToken::new();
@@ -129,6 +141,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         .map(Address::to_string)
         .collect();
     tracing::info!(gateway = addresses.join(", "), store = url, "Tether is up");
+    is_up.cancel();
 
     while let Some(ended) = serving.join_next_with_id().await {
         let (id, ended) = match ended {

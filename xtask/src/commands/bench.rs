@@ -45,10 +45,20 @@ fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode, String
         "leases" => drop(command.args(leases(workspace)?)),
         "discovery" => drop(command.args(discovery(workspace)?)),
         "failover" => drop(command.args(failover(workspace)?)),
+        "beam" => beam(workspace)?,
         "gateway" | "isolation" => drop(command.args(proxies::arguments(workspace, "")?)),
         _ => {}
     }
     Ok(ExitCode::from(u8::from(!run(command).ok)))
+}
+
+/// Builds what a BEAM opens as a port.
+fn beam(workspace: &Workspace) -> Result<(), String> {
+    let build = "build --release --locked --package tether";
+    match run(workspace.cargo(build)).ok {
+        true => Ok(()),
+        false => Err("`tether` does not build, so there is nothing to measure".to_owned()),
+    }
 }
 
 /// The arguments of `bench-leases`.

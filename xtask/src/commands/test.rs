@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, faults, k8s_lint, matrix, sim, soak};
+use super::{Task, check, elixir, faults, k8s_lint, matrix, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -30,6 +30,7 @@ pub(super) const TASK: Task = Task {
             );
             report.suite("digits", unittest(workspace, "examples/digits/tests"));
             report.suite("Python SDK", unittest(workspace, "clients/python/tests"));
+            elixir::elixir(workspace, &mut report);
             report.suite(k8s_lint::SUITE, k8s_lint::tests(workspace));
             if let Err(why) = sim::sim(workspace, &mut report, &[]) {
                 report.fail("simulation", &why);
@@ -75,6 +76,8 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         "Python environment",
         workspace.program("tools/python-env.sh"),
     );
+    // For BEAMs that open `tether port`, and for the client that does.
+    report.prepare("Elixir", workspace.program("tools/elixir-env.sh"));
     let mut envoy = workspace.program("tools/python-env.sh");
     envoy.arg("envoy");
     if !workspace.runs(envoy) {

@@ -135,7 +135,7 @@ pub(crate) async fn owner(host: Host, gateway: Address) -> Ended {
         let client = Client::connect(&gateway);
         let options = SessionOptions {
             ttl: None,
-            this_process: false,
+            process: None,
         };
         if let Ok(session) = client.open_session("beam@sim".parse()?, options).await {
             let mut applied = 0;

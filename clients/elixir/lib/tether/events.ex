@@ -1,0 +1,461 @@
+defmodule Tether.Events do
+  @moduledoc """
+  Follows what happens: keeps a proxy for each worker, tells subscribers, sends the deaths that are waited for.
+
+  When a session is opened, what happened since the last revision is asked for first, then what comes from there on, and the list of
+  workers beside it: so nothing of an absence is lost, and nothing told twice. What decides is `Tether.Roster`.
+  """
+
+  use GenServer
+
+  require Logger
+
+  alias Tether.{Death, Event, Protocol, Request, Roster, Telemetry, Worker}
+
+  # How long to wait for the event that says why a worker is no longer on the list.
+  @settle 2_000
+  @again 500
+
+  @doc false
+  def start_link(config), do: GenServer.start_link(__MODULE__, config, name: via(config.name))
+
+  defp via(tether), do: {:via, Registry, {Tether.Registry, {:events, tether}}}
+
+  @doc false
+  def tell(tether, what), do: GenServer.cast(via(tether), {:told, what})
+
+  @doc "Has the caller told of a worker's death."
+  @spec monitor(Worker.t()) :: reference
+  def monitor(%Worker{} = worker) do
+    ref = make_ref()
+
+    try do
+      :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()})
+    catch
+      :exit, _reason -> send(self(), {:DOWN, ref, :tether_worker, worker, :noproc})
+    end
+
+    ref
+  end
+
+  @doc "Ends that; a death that is in the mailbox already is taken out of it."
+  @spec demonitor(atom, reference) :: :ok
+  def demonitor(tether, ref) do
+    try do
+      GenServer.call(via(tether), {:demonitor, ref})
+    catch
+      :exit, _reason -> :ok
+    end
+
+    receive do
+      {:DOWN, ^ref, :tether_worker, _worker, _reason} -> :ok
+    after
+      0 -> :ok
+    end
+  end
+
+  @doc false
+  def pool_started(tether, pool), do: GenServer.cast(via(tether), {:pool, pool, self()})
+
+  @doc false
+  def workers(tether, pool), do: GenServer.call(via(tether), {:workers, pool})
+
+  @impl true
+  def init(config) do
+    state = %{
+      config: config,
+      roster: Roster.new(),
+      # How far the history was read: :closed, {:catching_up, request}, {:following, request}.
+      sync: :closed,
+      session: nil,
+      silent?: true,
+      lists: %{},
+      watchers: %{},
+      pools: %{},
+      proxies: %{},
+      suspected?: false
+    }
+
+    {:ok, _owner} = Registry.register(Tether.Registry, {:config, config.name}, config)
+    {:ok, state, {:continue, :gather}}
+  end
+
+  # Pools may have been there before: their supervisor kept them while this Tether was away.
+  @impl true
+  def handle_continue(:gather, %{config: %{name: name}} = state) do
+    pools = Registry.select(Tether.Registry, [{{{:pool, :_}, :"$1", {name, :_}}, [], [:"$1"]}])
+    for pid <- pools, do: send(pid, {:tether_joined, name})
+    {:noreply, state}
+  end
+
+  @impl true
+  def handle_call({:monitor, worker, ref, pid}, _from, state) do
+    watcher = {pid, worker, Process.monitor(pid)}
+    state = put_in(state.watchers[ref], watcher)
+    {roster, actions} = Roster.watch(state.roster, worker, ref)
+    {:reply, :ok, act(%{state | roster: roster}, actions)}
+  end
+
+  def handle_call({:demonitor, ref}, _from, state), do: {:reply, :ok, forget_watcher(state, ref)}
+
+  def handle_call({:workers, pool}, _from, state), do: {:reply, Roster.workers(state.roster, pool), state}
+
+  @impl true
+  def handle_cast({:pool, pool, pid}, state) do
+    state = put_in(state.pools[pool], pid)
+    if open?(state), do: send(pid, {:tether_session, :open, state.session})
+    tell_pool(state, pool)
+    {:noreply, state}
+  end
+
+  def handle_cast({:told, what}, state), do: told(what, state)
+
+  @impl true
+  def handle_info({ref, :item, item}, %{sync: {_stage, %{ref: ref}}} = state) do
+    event = item |> Protocol.fields() |> Event.from_port(state.config.name)
+    {:noreply, if(ours?(event, state), do: happened(event, state), else: skipped(event, state))}
+  end
+
+  def handle_info({ref, :reply, reply}, %{sync: {stage, %{ref: ref} = request}} = state) do
+    Process.demonitor(request.ref, [:flush])
+
+    case {stage, reply} do
+      {:catching_up, {:ok, _value}} -> {:noreply, follow(state)}
+      {_stage, _ended} -> {:noreply, later(%{state | sync: :closed})}
+    end
+  end
+
+  def handle_info({ref, :reply, reply}, state) when is_map_key(state.lists, ref) do
+    {{_request, asked}, lists} = Map.pop(state.lists, ref)
+    Process.demonitor(ref, [:flush])
+    state = %{state | lists: lists}
+
+    case reply do
+      {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, state)}
+      {:error, _told} -> {:noreply, state}
+    end
+  end
+
+  def handle_info({:settle, worker}, state) do
+    if is_map_key(state.roster.workers, worker) do
+      {roster, actions} = Roster.died(state.roster, worker, :unknown)
+      {:noreply, act(%{state | roster: roster}, actions)}
+    else
+      {:noreply, state}
+    end
+  end
+
+  def handle_info(:again, %{sync: :closed, session: session} = state) when session != nil do
+    {:noreply, catch_up(state)}
+  end
+
+  def handle_info({:DOWN, ref, :process, pid, _reason}, state) do
+    cond do
+      match?({_stage, %{ref: ^ref}}, state.sync) -> {:noreply, %{state | sync: :closed}}
+      is_map_key(state.lists, ref) -> {:noreply, %{state | lists: Map.delete(state.lists, ref)}}
+      is_map_key(state.proxies, pid) -> {:noreply, proxy_ended(pid, state)}
+      true -> {:noreply, forget_watcher_of(state, ref)}
+    end
+  end
+
+  def handle_info(_other, state), do: {:noreply, state}
+
+  # What the connection tells.
+
+  defp told({:opened, session, welcome}, state) do
+    metadata = %{tether: state.config.name, owner: state.config.owner, epoch: session.epoch}
+    Telemetry.execute([:lease, :granted], %{ttl: session.ttl}, metadata)
+    embedded? = welcome != nil and welcome[:embedded] == true
+    # Another cluster than the one that was known, where the connection itself was started anew.
+    state = if embedded? and state.roster.revision > 0, do: lose_all(state, :agent_lost, :forget), else: state
+    state = %{state | session: session}
+    {:noreply, state |> local(:lease_granted, generation: session.epoch) |> catch_up()}
+  end
+
+  defp told({:renewed, ttl}, state) do
+    Telemetry.execute([:lease, :renewed], %{ttl: ttl}, metadata(state))
+    {:noreply, local(state, :lease_renewed)}
+  end
+
+  defp told({:warning, remaining}, state) do
+    Telemetry.execute([:lease, :warning], %{remaining: remaining}, metadata(state))
+    {:noreply, local(state, :lease_warning, text: "#{remaining} ms are left")}
+  end
+
+  defp told({:connection, :up, gateway, _up}, state) do
+    Telemetry.execute([:connection, :up], %{count: 1}, Map.put(metadata(state), :gateway, gateway))
+    state = local(state, :connection_up, text: gateway)
+    {:noreply, if(state.suspected?, do: partition(state, :healed, false), else: state)}
+  end
+
+  defp told({:connection, :down, gateway, up}, state) do
+    Telemetry.execute([:connection, :down], %{count: 1}, Map.put(metadata(state), :gateway, gateway))
+    state = local(state, :connection_down, text: gateway)
+    {:noreply, if(up == 0 and not state.suspected?, do: partition(state, :suspected, true), else: state)}
+  end
+
+  # The embedded cluster ends with the port, and what comes next is another one.
+  defp told({:port_down, status, embedded?}, state) do
+    Telemetry.execute([:port, :down], %{count: 1}, Map.put(metadata(state), :status, status))
+    Logger.warning("Tether: the Port's program ended (#{inspect(status)}); it is started again")
+    state = local(%{state | sync: :closed, lists: %{}}, :port_down, text: "status #{inspect(status)}")
+    {:noreply, if(embedded?, do: lose_all(%{state | session: nil}, :agent_lost, :forget), else: state)}
+  end
+
+  defp told({:lost, reason, message}, state) do
+    Telemetry.execute([:lease, :expired], %{remaining: 0}, Map.put(metadata(state), :reason, reason))
+    Logger.error("Tether: #{state.config.owner} has lost its lease (#{reason}): #{message}")
+    state = if state.suspected?, do: partition(state, :confirmed, false), else: state
+    state = local(state, :lease_lost, reason: reason, text: message)
+    state = lose_all(%{state | sync: :closed, session: nil}, :lease_expired, :keep)
+    after_loss(reason, state.config)
+    {:noreply, state}
+  end
+
+  # One that was fenced must not come back by itself: two owners of one name would fence each other for ever.
+  defp after_loss(:lease_expired, %{on_lease_loss: :reopen} = config) do
+    spawn(fn -> GenServer.call({:via, Registry, {Tether.Registry, {:connection, config.name}}}, :reopen) end)
+  end
+
+  defp after_loss(_reason, %{on_lease_loss: :halt}), do: System.halt(70)
+  defp after_loss(reason, config), do: Tether.Supervisor.stop(config.name, {:shutdown, reason})
+
+  defp lose_all(state, reason, keep) do
+    {roster, actions} = Roster.lose_all(state.roster, reason, keep)
+    act(%{state | roster: roster}, actions)
+  end
+
+  defp partition(state, stage, suspected?) do
+    Telemetry.execute([:partition, stage], %{count: 1}, metadata(state))
+    local(%{state | suspected?: suspected?}, :"partition_#{stage}")
+  end
+
+  # Reading the history.
+
+  defp catch_up(state), do: request(state, :catching_up, false)
+
+  defp follow(state) do
+    state = request(%{state | silent?: false}, :following, true)
+    adopted(state)
+    for {_pool, pid} <- state.pools, do: send(pid, {:tether_session, :open, state.session})
+    pools = Enum.uniq(Map.keys(state.pools) ++ List.wrap(state.session[:pools]))
+    Enum.reduce(pools, state, &list(&2, &1))
+  end
+
+  defp request(state, stage, follow?) do
+    args = %{after: state.roster.revision, follow: follow?, pool: nil}
+
+    case Request.control(state.config.name, :events, args) do
+      {:ok, request} -> %{state | sync: {stage, request}}
+      {:error, _error} -> later(%{state | sync: :closed})
+    end
+  end
+
+  defp later(state) do
+    Process.send_after(self(), :again, @again)
+    state
+  end
+
+  defp open?(state), do: match?({:following, _request}, state.sync)
+
+  defp list(state, pool) do
+    asked = for {worker, _known} <- Roster.workers(state.roster, pool), do: worker
+
+    case Request.control(state.config.name, :worker_list, %{pool: pool}) do
+      {:ok, request} -> put_in(state.lists[request.ref], {request, asked})
+      {:error, _error} -> state
+    end
+  end
+
+  defp listed(list, asked, state) do
+    living = for %{phase: phase} = told <- list, phase in ["STARTING", "READY", "STOPPING"], do: told
+
+    known =
+      for told <- living do
+        {Worker.from_port(told.worker, state.config.name),
+         %{phase: phase(told.phase), node: told[:node], pid: told[:pid], address: told[:address]}}
+      end
+
+    {roster, actions, missing} = Roster.listed(state.roster, asked, known)
+    for worker <- missing, do: Process.send_after(self(), {:settle, worker}, @settle)
+    act(%{state | roster: roster}, actions)
+  end
+
+  defp phase("READY"), do: :ready
+  defp phase("STARTING"), do: :starting
+  defp phase("STOPPING"), do: :ending
+
+  # Workers that an earlier life of this owner left behind, and that live.
+  defp adopted(%{config: %{orphan_detection: true}, session: %{pools: [_ | _]}} = state) do
+    case Roster.workers(state.roster, :all) do
+      [] ->
+        :ok
+
+      workers ->
+        workers = for {worker, _known} <- workers, do: worker
+
+        Telemetry.execute(
+          [:orphans, :detected],
+          %{count: length(workers)},
+          Map.put(metadata(state), :workers, workers)
+        )
+    end
+  end
+
+  defp adopted(_state), do: :ok
+
+  # What concerns other owners is not for this BEAM; what concerns a node is for all.
+  defp ours?(event, state), do: event.owner in [state.config.owner, "", nil]
+
+  defp skipped(event, state), do: put_in(state.roster.revision, max(event.revision, state.roster.revision))
+
+  defp happened(event, state) do
+    case Roster.event(state.roster, event) do
+      :seen ->
+        state
+
+      {roster, actions} ->
+        state = act(%{state | roster: roster}, actions)
+        if not state.silent?, do: publish(event, state)
+        measure(event, state)
+        if event.type == :worker_crash_loop, do: tell_crash_loop(event, state)
+        state
+    end
+  end
+
+  defp tell_crash_loop(event, state) do
+    with pid when pid != nil <- state.pools[event.worker.pool], do: send(pid, {:tether_crash_loop, event})
+  end
+
+  # What the roster decided.
+
+  defp act(state, actions) do
+    state = Enum.reduce(actions, state, &carry_out/2)
+    for pool <- actions |> Enum.map(&elem_pool/1) |> Enum.uniq(), do: tell_pool(state, pool)
+    state
+  end
+
+  defp elem_pool({:down, _ref, worker, _reason}), do: worker.pool
+  defp elem_pool({_what, worker, _more}), do: worker.pool
+
+  defp carry_out({:born, worker, known}, state), do: start_proxy(worker, known, state)
+
+  defp carry_out({:changed, worker, known}, state) do
+    with pid when pid != nil <- Worker.whereis(worker), do: Worker.changed(pid, known)
+    state
+  end
+
+  defp carry_out({:died, worker, reason}, state) do
+    case Worker.whereis(worker) do
+      nil ->
+        state
+
+      pid ->
+        Worker.ended(pid, reason)
+        %{state | proxies: Map.delete(state.proxies, pid)}
+    end
+  end
+
+  defp carry_out({:down, ref, worker, reason}, state) do
+    with {pid, ^worker, _monitor} <- state.watchers[ref] do
+      send(pid, {:DOWN, ref, :tether_worker, worker, reason})
+    end
+
+    forget_watcher(state, ref)
+  end
+
+  defp start_proxy(worker, known, state) do
+    case DynamicSupervisor.start_child(
+           Tether.Supervisor.workers(state.config.name),
+           {Worker, {worker, known}}
+         ) do
+      {:ok, pid} ->
+        Process.monitor(pid)
+        put_in(state.proxies[pid], worker)
+
+      {:error, why} ->
+        Logger.error("Tether: no proxy for #{worker}: #{inspect(why)}")
+        state
+    end
+  end
+
+  # Somebody ended a proxy; its worker lives.
+  defp proxy_ended(pid, state) do
+    {worker, proxies} = Map.pop(state.proxies, pid)
+    state = %{state | proxies: proxies}
+
+    case state.roster.workers do
+      %{^worker => known} -> start_proxy(worker, known, state)
+      _gone -> state
+    end
+  end
+
+  defp tell_pool(state, pool) do
+    with pid when pid != nil <- state.pools[pool] do
+      send(pid, {:tether_workers, Roster.count(state.roster, pool)})
+    end
+  end
+
+  # Watchers.
+
+  defp forget_watcher(state, ref) do
+    case Map.pop(state.watchers, ref) do
+      {nil, _watchers} ->
+        state
+
+      {{_pid, worker, monitor}, watchers} ->
+        Process.demonitor(monitor, [:flush])
+        %{state | watchers: watchers, roster: Roster.unwatch(state.roster, worker, ref)}
+    end
+  end
+
+  defp forget_watcher_of(state, monitor) do
+    case Enum.find(state.watchers, fn {_ref, {_pid, _worker, theirs}} -> theirs == monitor end) do
+      {ref, _watcher} -> forget_watcher(state, ref)
+      nil -> state
+    end
+  end
+
+  # Telling.
+
+  defp local(state, type, fields \\ []) do
+    publish(struct!(Event, [type: type, owner: state.config.owner, at: DateTime.utc_now()] ++ fields), state)
+    state
+  end
+
+  defp publish(event, %{config: %{name: name}}) do
+    Registry.dispatch(Tether.Subscribers, name, fn subscribers ->
+      for {pid, topics} <- subscribers, topics == :all or event.type in topics do
+        send(pid, {:tether, name, event})
+      end
+    end)
+  end
+
+  defp metadata(state) do
+    %{tether: state.config.name, owner: state.config.owner, epoch: state.session && state.session.epoch}
+  end
+
+  @worker_events %{
+    worker_up: [:worker, :spawn],
+    worker_ready: [:worker, :ready],
+    worker_adopted: [:worker, :adopted],
+    worker_down: [:worker, :down]
+  }
+
+  defp measure(%{type: type} = event, %{silent?: false} = state) when is_map_key(@worker_events, type) do
+    metadata = %{tether: state.config.name, worker: event.worker, node: event.node, reason: event.reason}
+    Telemetry.execute(Map.fetch!(@worker_events, type), %{count: 1}, metadata)
+    if type == :worker_down, do: measure_death(event.reason, metadata, state)
+  end
+
+  defp measure(_event, _state), do: :ok
+
+  defp measure_death(reason, metadata, state) do
+    if Death.crash?(reason), do: Telemetry.execute([:worker, :crash], %{count: 1}, metadata)
+    if reason == :recycled, do: Telemetry.execute([:worker, :recycled], %{count: 1}, metadata)
+
+    if reason == :owner_gone and state.config.orphan_detection do
+      Telemetry.execute([:orphans, :reaped], %{count: 1}, metadata)
+    end
+  end
+end

@@ -1,0 +1,148 @@
+defmodule Tether.Roster do
+  @moduledoc """
+  Which workers of this owner live, and who waits for their deaths. Decides only: each function returns what is to be done.
+
+  Invariants:
+
+    * **R1** A worker that has died never lives again: a list that was made before the death cannot bring it back.
+    * **R2** Each watcher is told of a death exactly once, whatever tells of it: an event, a list, or the loss of all.
+    * **R3** A revision that was seen changes nothing.
+  """
+
+  alias Tether.{Death, Event, Worker}
+
+  # So many deaths are remembered, for R1 and for those who ask late.
+  @remembered 1_024
+
+  defstruct workers: %{}, dead: %{}, order: :queue.new(), watchers: %{}, revision: 0
+
+  @type known :: %{optional(atom) => term}
+  @type action ::
+          {:born, Worker.t(), known}
+          | {:changed, Worker.t(), known}
+          | {:died, Worker.t(), Death.reason()}
+          | {:down, reference, Worker.t(), Death.reason()}
+  @type t :: %__MODULE__{}
+
+  @doc "Nobody yet."
+  @spec new :: t
+  def new, do: %__MODULE__{}
+
+  @doc "Takes in an event; `:seen` when it was before."
+  @spec event(t, Event.t()) :: {t, [action]} | :seen
+  def event(%{revision: seen}, %Event{revision: revision}) when revision <= seen, do: :seen
+
+  def event(roster, %Event{} = event) do
+    roster = %{roster | revision: event.revision}
+
+    case {event.type, event.worker} do
+      {_type, nil} -> {roster, []}
+      {:worker_up, worker} -> seen(roster, worker, %{phase: :starting, node: event.node})
+      {:worker_ready, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
+      {:worker_registered, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
+      {:worker_ending, worker} -> seen(roster, worker, %{phase: :ending})
+      {type, worker} when type in [:worker_down, :worker_crash_loop] -> died(roster, worker, event.reason)
+      {_other, _worker} -> {roster, []}
+    end
+  end
+
+  @doc """
+  Takes in the list of a pool's workers, asked for when `asked` were known. Returns also those who should have been on it, and
+  are not: what became of them an event will say, or nobody.
+  """
+  @spec listed(t, [Worker.t()], [{Worker.t(), known}]) :: {t, [action], [Worker.t()]}
+  def listed(roster, asked, list) do
+    {roster, actions} =
+      Enum.reduce(list, {roster, []}, fn {worker, known}, {roster, actions} ->
+        {roster, more} = seen(roster, worker, known)
+        {roster, actions ++ more}
+      end)
+
+    there = MapSet.new(list, fn {worker, _known} -> worker end)
+
+    {roster, actions,
+     for(worker <- asked, is_map_key(roster.workers, worker), worker not in there, do: worker)}
+  end
+
+  defp seen(%{dead: dead} = roster, worker, _known) when is_map_key(dead, worker), do: {roster, []}
+
+  defp seen(%{workers: workers} = roster, worker, known) do
+    case workers do
+      %{^worker => before} ->
+        now = Map.merge(before, known)
+        actions = if now == before, do: [], else: [{:changed, worker, now}]
+        {%{roster | workers: %{workers | worker => now}}, actions}
+
+      _new ->
+        {%{roster | workers: Map.put(workers, worker, known)}, [{:born, worker, known}]}
+    end
+  end
+
+  @doc "A worker is dead."
+  @spec died(t, Worker.t(), Death.reason()) :: {t, [action]}
+  def died(%{dead: dead} = roster, worker, _reason) when is_map_key(dead, worker), do: {roster, []}
+
+  def died(roster, worker, reason) do
+    {watchers, others} = Map.pop(roster.watchers, worker, [])
+    downs = for ref <- watchers, do: {:down, ref, worker, reason}
+    roster = %{roster | workers: Map.delete(roster.workers, worker), watchers: others}
+    {remember(roster, worker, reason), [{:died, worker, reason} | downs]}
+  end
+
+  defp remember(roster, worker, reason) do
+    roster = %{roster | dead: Map.put(roster.dead, worker, reason), order: :queue.in(worker, roster.order)}
+
+    if map_size(roster.dead) > @remembered do
+      {{:value, oldest}, order} = :queue.out(roster.order)
+      %{roster | dead: Map.delete(roster.dead, oldest), order: order}
+    else
+      roster
+    end
+  end
+
+  @doc """
+  All workers are lost, for one reason. With `:forget` what comes is another cluster, whose workers and revisions begin anew.
+  """
+  @spec lose_all(t, Death.reason(), :keep | :forget) :: {t, [action]}
+  def lose_all(roster, reason, keep) do
+    {roster, actions} =
+      Enum.reduce(Map.keys(roster.workers), {roster, []}, fn worker, {roster, actions} ->
+        {roster, more} = died(roster, worker, reason)
+        {roster, more ++ actions}
+      end)
+
+    if keep == :forget, do: {new(), actions}, else: {roster, actions}
+  end
+
+  @doc "Has somebody told of a worker's death, at once when it is not known to live."
+  @spec watch(t, Worker.t(), reference) :: {t, [action]}
+  def watch(%{workers: workers} = roster, worker, ref) when is_map_key(workers, worker) do
+    {%{roster | watchers: Map.update(roster.watchers, worker, [ref], &[ref | &1])}, []}
+  end
+
+  def watch(roster, worker, ref) do
+    {roster, [{:down, ref, worker, Map.get(roster.dead, worker, :noproc)}]}
+  end
+
+  @doc "Has nobody told by this reference."
+  @spec unwatch(t, Worker.t(), reference) :: t
+  def unwatch(roster, worker, ref) do
+    case Map.get(roster.watchers, worker, []) -- [ref] do
+      [] -> %{roster | watchers: Map.delete(roster.watchers, worker)}
+      rest -> %{roster | watchers: Map.put(roster.watchers, worker, rest)}
+    end
+  end
+
+  @doc "The workers of a pool, or all."
+  @spec workers(t, String.t() | :all) :: [{Worker.t(), known}]
+  def workers(roster, pool) do
+    for {worker, known} <- roster.workers, pool in [:all, worker.pool], do: {worker, known}
+  end
+
+  @doc "How many of a pool's workers live, and how many are ready."
+  @spec count(t, String.t()) :: %{live: non_neg_integer, ready: non_neg_integer}
+  def count(roster, pool) do
+    workers = workers(roster, pool)
+    %{live: length(workers), ready: Enum.count(workers, fn {_worker, known} -> known[:phase] == :ready end)}
+  end
+end

@@ -1,0 +1,168 @@
+defmodule Tether.ClusterTest do
+  @moduledoc "A `tether up` that outlives the BEAM: leases, other owners, and what is found again."
+
+  use Tether.Test.Case
+
+  alias Tether.{Pool, Worker}
+  alias Tether.Test.Beam
+
+  test "the Port's program dies: workers live, proxies stay, the epoch is another", context do
+    cluster = Cluster.start()
+    start_all(context, [gateway: Cluster.gateway(cluster)], mode: :independent)
+    :ok = Pool.await_ready(context.pool)
+    :ok = Tether.subscribe(context.tether, [:lease_granted])
+    [worker] = Tether.workers(context.pool)
+    proxy = Worker.whereis(worker)
+    %{epoch: epoch} = await_lease(context.tether)
+
+    kill(port_pid(context.tether))
+    assert_receive {:tether, _name, %{type: :lease_granted}}, 30_000
+    assert await_lease(context.tether).epoch > epoch
+    assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
+    assert {Tether.workers(context.pool), Worker.whereis(worker)} == {[worker], proxy}
+    stop_pool(context)
+  end
+
+  test "a worker that dies while nothing is connected is told of once, afterwards", context do
+    cluster = Cluster.start()
+    start_all(context, [gateway: Cluster.gateway(cluster)], mode: :independent)
+    :ok = Pool.await_ready(context.pool)
+    :ok = Tether.subscribe(context.tether, [:lease_granted, :worker_down])
+    [worker] = Tether.workers(context.pool)
+    ref = Tether.monitor(worker)
+    {:ok, [%{pid: pid}]} = Tether.list_workers(context.pool)
+
+    # The connection sees its program's end only when it looks, which is after the worker's.
+    [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
+    program = port_pid(context.tether)
+    :sys.suspend(connection)
+    kill(program)
+    kill(pid)
+    eventually("the worker is dead", fn -> not alive?(pid) end)
+    :sys.resume(connection)
+
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, {:signal, :sigkill}}, 30_000
+    assert_receive {:tether, _name, %{type: :worker_down, worker: ^worker}}, 5_000
+    :ok = Pool.await_ready(context.pool)
+    refute_received {:DOWN, ^ref, _type, _worker, _reason}
+    refute_received {:tether, _name, %{type: :worker_down}}
+    stop_pool(context)
+  end
+
+  test "on loss of its lease the supervisor exits, after a warning at half of it", context do
+    cluster = Cluster.start()
+    Process.flag(:trap_exit, true)
+
+    {:ok, supervisor} =
+      Tether.start_link(
+        name: context.tether,
+        owner: "owner-#{context.tether}",
+        port_program: Digits.program(),
+        worker_lifecycle_mode: :coupled,
+        gateway: Cluster.gateway(cluster),
+        heartbeat_timeout: 4_000
+      )
+
+    start_pool(context)
+    :ok = Pool.await_ready(context.pool)
+    :ok = Tether.subscribe(context.tether)
+    [worker] = Tether.workers(context.pool)
+    ref = Tether.monitor(worker)
+    proxy = Process.monitor(Worker.whereis(worker))
+
+    Cluster.kill(cluster)
+    killed = System.monotonic_time(:millisecond)
+    assert_receive {:tether, _name, %{type: :partition_suspected}}, 5_000
+    assert_receive {:tether, _name, %{type: :lease_warning}}, 5_000
+    warned = System.monotonic_time(:millisecond)
+    assert_receive {:tether, _name, %{type: :lease_lost, reason: :lease_expired}}, 6_000
+    assert_receive {:EXIT, ^supervisor, {:shutdown, :lease_expired}}, 10_000
+    # Half of it, and not the two thirds at which others begin to doubt.
+    assert warned - killed < 2_500
+    assert_received {:tether, _name, %{type: :partition_confirmed}}
+    assert_received {:DOWN, ^ref, :tether_worker, ^worker, _reason}
+    assert_received {:DOWN, ^proxy, :process, _pid, {:shutdown, _why}}
+    assert {:error, %{reason: :not_running}} = Tether.owner_lease(context.tether)
+    none_left(context.marker)
+  end
+
+  test "of two owners with one name the later fences the earlier, which is told so", context do
+    cluster = Cluster.start()
+    Process.flag(:trap_exit, true)
+    later = :"#{context.tether}_later"
+
+    opts = [
+      owner: "the-same",
+      port_program: Digits.program(),
+      worker_lifecycle_mode: :coupled,
+      gateway: Cluster.gateway(cluster)
+    ]
+
+    {:ok, first} = Tether.start_link([name: context.tether] ++ opts)
+    await_lease(context.tether)
+    :ok = Tether.subscribe(context.tether, [:lease_lost])
+    {:ok, second} = Tether.start_link([name: later] ++ opts)
+
+    assert_receive {:tether, _name, %{type: :lease_lost, reason: :fenced}}, 10_000
+    assert_receive {:EXIT, ^first, {:shutdown, :fenced}}, 10_000
+    await_lease(later)
+    refute_receive {:EXIT, ^second, _reason}, 500
+    Supervisor.stop(second)
+  end
+
+  test "a BEAM that is killed takes its coupled workers along, and nobody else's", context do
+    cluster = Cluster.start()
+    theirs = unique("theirs")
+    gateway = Cluster.gateway(cluster)
+    start_all(context, gateway: gateway)
+    :ok = Pool.await_ready(context.pool)
+    [worker] = Tether.workers(context.pool)
+    ref = Tether.monitor(worker)
+
+    other = Beam.start(theirs, [gateway: gateway, owner: "other", worker_lifecycle_mode: :coupled], size: 2)
+    assert length(with_marker(theirs)) >= 2
+    # What is theirs is not known here, though it is in the same cluster.
+    assert Tether.workers({context.tether, "theirs"}) == []
+    kill(other.pid)
+    none_left(theirs)
+
+    assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
+    assert Tether.workers(context.pool) == [worker]
+    refute_received {:DOWN, ^ref, _type, _worker, _reason}
+  end
+
+  test "a BEAM that is killed and comes back finds its independent workers again", context do
+    cluster = Cluster.start()
+    config = [gateway: Cluster.gateway(cluster), owner: "comes-back", worker_lifecycle_mode: :independent]
+    other = Beam.start(context.marker, config, size: 1)
+    before = with_marker(context.marker)
+    kill(other.pid)
+    eventually("it is dead", fn -> not alive?(other.pid) end)
+
+    :telemetry.attach_to(self())
+    on_exit(fn -> :telemetry.detach(self()) end)
+    start_tether(context, config)
+
+    start_supervised!(
+      {Pool, name: :theirs, tether: context.tether, spec: Digits.spec(context.marker), on_stop: :delete}
+    )
+
+    :ok = Pool.await_ready(:theirs)
+    assert with_marker(context.marker) == before
+    assert_receive {:telemetry, [:tether, :orphans, :detected], %{count: 1}, %{workers: [%Worker{}]}}
+  end
+
+  test "a BEAM that is killed in development leaves nothing" do
+    marker = unique("embedded")
+    other = Beam.start(marker, [worker_lifecycle_mode: :coupled], size: 2)
+    assert length(with_marker(marker)) >= 2
+    kill(other.pid)
+    none_left(marker)
+  end
+
+  # Independent workers would outlive the test by their grace.
+  defp stop_pool(context) do
+    {:ok, _done} = Tether.control(context.tether, :pool_delete, %{name: to_string(context.pool)})
+    none_left(context.marker)
+  end
+end

@@ -1,0 +1,67 @@
+# A port program that misbehaves as told, to show what the library does about it. What the real one does is tested with the real one.
+#
+#     elixir odd_port.exs SCENARIO FILE      FILE remembers how often it was started
+
+[scenario, file, "port"] = System.argv()
+# One that is started as its test ends finds no file any more.
+if File.write(file, ".", [:append]) != :ok, do: System.halt(0)
+starts = byte_size(File.read!(file))
+port = Port.open({:fd, 0, 1}, [:binary, :eof, packet: 4])
+say = fn term -> Port.command(port, :erlang.term_to_binary(term)) end
+open = fn ttl -> say.({:session, :opened, %{epoch: starts, ttl: ttl, pools: []}}) end
+
+receive do
+  {^port, {:data, hello}} -> {:hello, %{version: 1, owner: _, beam: _}} = :erlang.binary_to_term(hello)
+end
+
+say.({:welcome, %{version: 1, program: "odd", embedded: false, gateways: []}})
+
+case {scenario, starts} do
+  {"vanishes", 1} -> open.(1_000) && System.halt(3)
+  {"vanishes", _again} -> System.halt(3)
+  {"garbage", 1} -> open.(60_000) && Port.command(port, <<131, 119, 10, "never_seen">>)
+  {"refuses", _any} -> say.({:refused, %{reason: "CONFIG_INVALID", message: "no such setting: `gatewy`"}})
+  {_other, _any} -> open.(60_000)
+end
+
+answer = fn answer ->
+  receive do
+    {^port, :eof} ->
+      System.halt(0)
+
+    {^port, {:data, frame}} ->
+      case {scenario, :erlang.binary_to_term(frame)} do
+        {_any, {:bye, id}} ->
+          say.({:reply, id, {:ok, %{}}}) && System.halt(0)
+
+        {_any, {:control, id, :pool_apply, _args}} ->
+          File.write(file <> ".applied", ".", [:append])
+          say.({:reply, id, {:ok, %{}}})
+
+        {_any, {:control, id, _op, _args}} ->
+          say.({:reply, id, {:ok, []}})
+
+        {"hangs", _frame} ->
+          :ok
+
+        {"loses", {:call, _id, _call}} when starts == 1 ->
+          say.({:session, :lost, %{reason: :lease_expired, message: "odd"}})
+
+        {_any, {:call, id, call}} ->
+          say.({:reply, id, {:ok, %{body: call.body, metadata: [], trailers: [], worker: nil}}})
+
+        {_any, {:close_send, id}} ->
+          say.({:reply, id, {:ok, %{trailers: [], worker: nil}}})
+
+        {"slow", {:send, id, _body}} ->
+          say.({:sent, id, 1}) && say.({:message, id, "got one"})
+
+        _other ->
+          :ok
+      end
+
+      answer.(answer)
+  end
+end
+
+answer.(answer)

@@ -1,0 +1,159 @@
+defmodule Tether.ConfigTest do
+  use ExUnit.Case, async: true
+
+  alias Tether.Config
+
+  @nowhere %{env: %{}, socket: nil}
+
+  defp valid(opts, where \\ @nowhere), do: Config.validate!([name: MyApp.Tether] ++ opts, where)
+
+  defp problems(opts) do
+    {:error, problems} = Config.validate(opts, @nowhere)
+    problems
+  end
+
+  test "the first design's examples are taken as they were written" do
+    development = [
+      worker_lifecycle_mode: :coupled,
+      use_erlexec: true,
+      cleanup_strategy: :aggressive,
+      orphan_detection: :enabled,
+      dets_cleanup: :aggressive
+    ]
+
+    assert valid(development).mode == :coupled
+
+    independent = [
+      worker_lifecycle_mode: :independent,
+      python_pool_strategy: :connect,
+      python_pool_addresses: ["python-node-1:50051", "python-node-2:50052"],
+      heartbeat_interval: 10_000,
+      heartbeat_timeout: 60_000,
+      gateway: "gw:7443"
+    ]
+
+    config = valid(independent)
+    assert config.ttl == 60_000
+    assert config.policy["heartbeat_interval"] == "10000ms"
+
+    kubernetes = [
+      worker_lifecycle_mode: :distributed,
+      topology: :kubernetes,
+      python_discovery: :dns,
+      python_pool_strategy: :connect,
+      python_service_name: "snakepit-python-workers",
+      beam_crash_policy: :python_continues,
+      python_crash_policy: :beam_notified,
+      health_check_interval: 5_000,
+      circuit_breaker: [failure_threshold: 5, timeout: 30_000]
+    ]
+
+    config = valid(kubernetes)
+
+    assert config.settings["discovery"]["pools"]["snakepit-python-workers"] == %{
+             "source" => "dns://snakepit-python-workers:50051"
+           }
+
+    assert config.settings["gateway"]["breaker"] == %{"failure_threshold" => 5, "open_for" => "30000ms"}
+    assert config.policy["on_owner_exit"] == "continue"
+
+    production = [
+      worker_lifecycle_mode: :supervised,
+      supervisor_type: :systemd,
+      python_service_pattern: "snakepit-python-worker@*.service",
+      python_service_name: "snakepit-python-pool",
+      connection_mode: :connect,
+      health_check_interval: 10_000,
+      gateway: "unix:/run/tether/gateway.sock"
+    ]
+
+    assert valid(production).launcher == "systemd"
+  end
+
+  test "one error lists every problem" do
+    error =
+      assert_raise Config.Error, fn ->
+        valid(
+          heartbeat_interval: 0,
+          supervisor_type: :upstart,
+          gateway: ["gw:0", "unix:/x"],
+          circuit_breaker: [threshold: 1],
+          python_discovery: {:static, ["nowhere"]},
+          tls: [certfile: 1],
+          bogus: 1
+        )
+      end
+
+    message = Exception.message(error)
+    assert length(error.problems) == 7
+    assert message =~ "has 7 problems:"
+    assert message =~ "`bogus` is no key"
+    assert message =~ "`heartbeat_interval` is 0: expected milliseconds"
+    assert message =~ "`supervisor_type` is :upstart: expected :agent, :systemd, :supervisord, :runit"
+    assert message =~ ~s("gw:0" is no address)
+    assert message =~ "has no `threshold`; it has `failure_threshold`"
+  end
+
+  test "a mode whose needs are not met is refused, with what would meet them" do
+    assert [problem] = problems(worker_lifecycle_mode: :independent)
+    assert problem =~ "run `tether up` and set `gateway:"
+    assert [problem] = problems(worker_lifecycle_mode: :distributed)
+    assert problem =~ "`python_discovery`"
+    assert [problem] = problems(python_pool_strategy: :connect)
+    assert problem =~ "`python_pool_addresses`"
+    assert [problem] = problems(python_pool_addresses: ["a:1"])
+    assert problem =~ "`python_pool_strategy: :connect`"
+    assert [problem] = problems(heartbeat_interval: 10_000, heartbeat_timeout: 15_000)
+    assert problem =~ "one lost beat"
+    assert [problem] = problems(worker_lifecycle_mode: :coupled, beam_crash_policy: :python_continues)
+    assert problem =~ "take `:independent`"
+    assert [problem] = problems(gateway: "https://gw:1")
+    assert problem =~ "`tls:"
+  end
+
+  test "auto says what it chose, and takes the Tether that is at hand" do
+    config = valid([], %{env: %{}, socket: "/run/tether/gateway.sock"})
+    assert {config.mode, config.gateways} == {:supervised, ["unix:/run/tether/gateway.sock"]}
+    assert config.mode_why =~ "serves on this machine"
+    assert valid([]).mode == :coupled
+    assert {:error, [problem]} = Config.validate([], %{env: %{"NOMAD_ALLOC_ID" => "1"}, socket: nil})
+    assert problem =~ "mode `distributed` needs `gateway`"
+  end
+
+  test "addresses are taken as people write them" do
+    config =
+      valid(gateway: ["http://gw1:7443/", "[::1]:7", {:dns, "gw.svc", 7443}, "dns:gw.svc:1", "unix:/a"])
+
+    assert config.gateways == ["gw1:7443", "[::1]:7", "dns:gw.svc:7443", "dns:gw.svc:1", "unix:/a"]
+  end
+
+  test "what a user sets for the port wins over what keys stand for" do
+    config =
+      valid(
+        circuit_breaker: [failure_threshold: 5],
+        settings: %{gateway: %{breaker: %{window: 9}, zone: "a"}}
+      )
+
+    assert config.settings == %{
+             "gateway" => %{"breaker" => %{"failure_threshold" => 5, "window" => 9}, "zone" => "a"}
+           }
+  end
+
+  test "the doctor says the mode, why, and what each key does" do
+    where = %{env: %{"KUBERNETES_SERVICE_HOST" => "10.0.0.1"}, socket: nil}
+    program = System.find_executable("sh")
+
+    assert {:ok, lines} =
+             Tether.Doctor.report([gateway: "gw:1", topology: :kubernetes, port_program: program], where)
+
+    text = Enum.join(lines, "\n")
+    assert text =~ "mode:     distributed, because this runs in Kubernetes"
+    assert text =~ "gateways: gw:1"
+    assert text =~ "topology: :kubernetes\n    no meaning: it is seen from the environment"
+
+    assert {:error, lines} = Tether.Doctor.report([port_program: "/nowhere/tether"], where)
+    text = Enum.join(lines, "\n")
+    assert text =~ "The configuration is refused:"
+    assert text =~ "no program is there"
+  end
+end

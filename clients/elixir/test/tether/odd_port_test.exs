@@ -1,0 +1,191 @@
+defmodule Tether.OddPortTest do
+  @moduledoc "What the library does when the Port's program misbehaves."
+
+  use ExUnit.Case, async: true
+
+  import Tether.Test.Processes
+
+  alias Tether.Error
+
+  setup context do
+    dir = Path.join(System.tmp_dir!(), unique("odd"))
+    File.mkdir_p!(dir)
+    on_exit(fn -> File.rm_rf!(dir) end)
+    program = Path.join(dir, "tether")
+    script = Path.expand("../support/odd_port.exs", __DIR__)
+    elixir = System.find_executable("elixir")
+
+    File.write!(
+      program,
+      "#!/bin/sh\nexec #{elixir} --erl -noinput #{script} #{context[:scenario]} #{dir}/starts \"$@\"\n"
+    )
+
+    File.chmod!(program, 0o755)
+    Process.flag(:trap_exit, true)
+
+    {:ok,
+     tether: :"odd_#{System.unique_integer([:positive])}", program: program, starts: Path.join(dir, "starts")}
+  end
+
+  defp start(context, opts \\ []) do
+    opts =
+      [name: context.tether, port_program: context.program, worker_lifecycle_mode: :coupled, gateway: "gw:1"] ++
+        opts
+
+    {:ok, pid} = Tether.start_link(opts)
+
+    on_exit(fn ->
+      ref = Process.monitor(pid)
+      Tether.Supervisor.stop(context.tether, :shutdown)
+      assert_receive {:DOWN, ^ref, :process, _pid, _reason}, 10_000
+    end)
+
+    pid
+  end
+
+  defp call(context, opts \\ []), do: Tether.call({context.tether, "ml"}, "a/B", "body", opts)
+
+  @tag scenario: "works"
+  test "a call comes back; one of a program that was killed may be tried or is unknown, and the next one comes back",
+       context do
+    start(context)
+    assert {:ok, "body"} = call(context)
+    {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
+    kill(pid)
+
+    answer =
+      eventually("it is answered again", fn ->
+        case call(context) do
+          {:ok, body} -> body
+          {:error, %Error{reason: :port_down, outcome: outcome}} when outcome in [:not_sent, :unknown] -> nil
+        end
+      end)
+
+    assert answer == "body"
+    assert File.read!(context.starts) == ".."
+  end
+
+  @tag scenario: "hangs"
+  test "a program that does not answer is not waited for beyond the deadline, and what it has is unknown",
+       context do
+    start(context)
+    assert {:error, %Error{reason: :deadline, outcome: :unknown}} = call(context, timeout: 50)
+    assert Process.info(self(), :message_queue_len) == {:message_queue_len, 0}
+  end
+
+  @tag scenario: "works"
+  test "a program that is stopped is killed, and another one serves", context do
+    start(context, heartbeat_timeout: 1_000)
+    eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
+    {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
+    on_exit(fn -> if alive?(pid), do: kill(pid) end)
+    kill(pid, "STOP")
+    eventually("it is dead", fn -> not alive?(pid) end)
+    eventually("another one serves", fn -> match?({:ok, "body"}, call(context, timeout: 100)) end)
+  end
+
+  @tag scenario: "vanishes"
+  test "without a program the lease is counted here: a warning at half of it, then the end", context do
+    supervisor = start(context)
+    :ok = Tether.subscribe(context.tether, [:port_down, :lease_warning, :lease_lost])
+    assert_receive {:tether, _name, %{type: :port_down}}, 10_000
+    assert_receive {:tether, _name, %{type: :lease_warning}}, 5_000
+    assert_receive {:tether, _name, %{type: :lease_lost, reason: :lease_expired}}, 5_000
+    assert_receive {:EXIT, ^supervisor, {:shutdown, :lease_expired}}, 5_000
+  end
+
+  @tag scenario: "vanishes"
+  test "where only a notice is wanted, another session is tried for", context do
+    supervisor = start(context, on_partition: :notify_only)
+    :ok = Tether.subscribe(context.tether, [:lease_lost])
+    assert_receive {:tether, _name, %{type: :lease_lost}}, 10_000
+    starts = byte_size(File.read!(context.starts))
+    eventually("it is tried again", fn -> byte_size(File.read!(context.starts)) > starts end)
+    assert Process.alive?(supervisor)
+  end
+
+  @tag scenario: "vanishes"
+  test "where it is wanted, the VM ends with the lease", context do
+    script = """
+    {:ok, _apps} = Application.ensure_all_started(:tether)
+    [program] = System.argv()
+    opts = [port_program: program, worker_lifecycle_mode: :coupled, gateway: "gw:1", on_lease_loss: :halt]
+    {:ok, _pid} = Tether.start_link(opts)
+    Process.sleep(:infinity)
+    """
+
+    ebin = :tether |> :code.lib_dir() |> Path.join("ebin")
+    args = ["-pa", ebin, "-e", script, "--", context.program]
+
+    port =
+      Port.open({:spawn_executable, System.find_executable("elixir")}, [
+        :exit_status,
+        :stderr_to_stdout,
+        args: args
+      ])
+
+    assert_receive {^port, {:exit_status, 70}}, 30_000
+  end
+
+  @tag scenario: "loses"
+  test "under a supervisor that wants it back, it comes back, and its pools with it", context do
+    name = :"pool_#{System.unique_integer([:positive])}"
+    # There before its Tether, and there after its end.
+    start_supervised!({Tether.Pool, name: name, tether: context.tether, min_ready: 0, spec: [command: "w"]})
+    assert {:error, %Error{reason: :deadline}} = Tether.Pool.await_ready(name, 10)
+
+    opts = [
+      name: context.tether,
+      port_program: context.program,
+      worker_lifecycle_mode: :coupled,
+      gateway: "gw:1"
+    ]
+
+    start_supervised!({Tether, [restart: :permanent] ++ opts})
+    assert :ok = Tether.Pool.await_ready(name)
+    supervisor = Process.monitor(context.tether)
+    assert {:error, %Error{outcome: :unknown}} = Tether.call(name, "a/B", "body")
+    assert_receive {:DOWN, ^supervisor, :process, _pid, {:shutdown, :lease_expired}}
+    eventually("it is applied again", fn -> File.read(context.starts <> ".applied") == {:ok, ".."} end)
+    assert {:ok, "body"} = Tether.call(name, "a/B", "body")
+  end
+
+  @tag scenario: "garbage"
+  test "what is no term of the protocol makes no atom, and the program is started again", context do
+    start(context)
+    eventually("the second one serves", fn -> File.read(context.starts) == {:ok, ".."} end)
+    eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
+    assert_raise ArgumentError, fn -> String.to_existing_atom("never" <> "_seen") end
+  end
+
+  @tag scenario: "refuses"
+  test "a refusal ends the Tether with its words", context do
+    supervisor = start(context)
+    [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
+    ref = Process.monitor(connection)
+
+    assert_receive {:DOWN, ^ref, :process, _pid, {:refused, "CONFIG_INVALID", "no such setting: `gatewy`"}},
+                   10_000
+
+    assert_receive {:EXIT, ^supervisor, :shutdown}, 20_000
+  end
+
+  @tag scenario: "slow"
+  test "requests of a stream go as the program has room, and answers as they are read", context do
+    start(context)
+    messages = Stream.map(1..200, fn _n -> "m" end)
+    answers = {context.tether, "ml"} |> Tether.stream("a/B", messages) |> Enum.to_list()
+    assert length(answers) == 200
+  end
+
+  @tag scenario: "slow"
+  test "a stream whose requests raise ends with them", context do
+    start(context)
+    messages = Stream.map(1..3, fn n -> if n == 3, do: raise("no more"), else: "m" end)
+    reader = spawn(fn -> {context.tether, "ml"} |> Tether.stream("a/B", messages) |> Stream.run() end)
+    ref = Process.monitor(reader)
+    assert_receive {:DOWN, ^ref, :process, _pid, {%RuntimeError{message: "no more"}, _stack}}, 10_000
+    [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
+    eventually("nothing of it is left", fn -> map_size(:sys.get_state(connection).requests) <= 1 end)
+  end
+end

@@ -1,0 +1,110 @@
+defmodule Tether.RosterTest do
+  use ExUnit.Case, async: true
+
+  alias Tether.{Event, Roster, Worker}
+
+  defp worker(incarnation), do: %Worker{tether: T, pool: "ml", slot: 0, incarnation: incarnation}
+
+  defp event(type, revision, worker, reason \\ nil) do
+    %Event{type: type, revision: revision, worker: worker, reason: reason, node: "a"}
+  end
+
+  defp after_events(roster \\ Roster.new(), events) do
+    Enum.reduce(events, {roster, []}, fn event, {roster, all} ->
+      case Roster.event(roster, event) do
+        :seen -> {roster, all}
+        {roster, actions} -> {roster, all ++ actions}
+      end
+    end)
+  end
+
+  test "a worker is born once, changes, and dies once" do
+    worker = worker(1)
+
+    {roster, actions} =
+      after_events([
+        event(:worker_up, 1, worker),
+        event(:worker_ready, 2, worker),
+        event(:worker_ending, 3, worker),
+        event(:worker_down, 4, worker, :oom),
+        event(:worker_crash_loop, 5, worker, :oom)
+      ])
+
+    assert [
+             {:born, ^worker, _},
+             {:changed, ^worker, %{phase: :ready}},
+             {:changed, ^worker, _},
+             {:died, ^worker, :oom}
+           ] = actions
+
+    assert roster.workers == %{}
+  end
+
+  test "R1: neither a list that is older than its death nor an event brings a worker back" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_up, 1, worker), event(:worker_down, 2, worker, :normal)])
+
+    assert {^roster, [], []} = Roster.listed(roster, [], [{worker, %{phase: :ready}}])
+    assert {later, []} = Roster.event(roster, event(:worker_ready, 3, worker))
+    assert later.workers == %{}
+  end
+
+  test "R2: each watcher is told once, whatever tells of it" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_up, 1, worker)])
+    [one, two] = [make_ref(), make_ref()]
+    {roster, []} = Roster.watch(roster, worker, one)
+    {roster, []} = Roster.watch(roster, worker, two)
+
+    {roster, actions} = Roster.lose_all(roster, :lease_expired, :keep)
+    downs = for {:down, ref, ^worker, :lease_expired} <- actions, do: ref
+    assert Enum.sort(downs) == Enum.sort([one, two])
+
+    assert {_roster, []} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
+    late = make_ref()
+    assert {_roster, [{:down, ^late, ^worker, :lease_expired}]} = Roster.watch(roster, worker, late)
+    assert {_roster, [{:down, ^late, _worker, :noproc}]} = Roster.watch(roster, worker(9), late)
+  end
+
+  test "a watcher that left is not told" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_up, 1, worker)])
+    ref = make_ref()
+    {roster, []} = Roster.watch(roster, worker, ref)
+    roster = Roster.unwatch(roster, worker, ref)
+    assert roster.watchers == %{}
+    assert {_roster, [{:died, ^worker, :unknown}]} = Roster.died(roster, worker, :unknown)
+  end
+
+  test "R3: a revision that was seen changes nothing" do
+    {roster, _actions} = after_events([event(:worker_up, 5, worker(1))])
+    assert :seen = Roster.event(roster, event(:worker_down, 5, worker(1), :normal))
+    assert :seen = Roster.event(roster, event(:worker_up, 4, worker(2)))
+  end
+
+  test "who is missing from a list is named, but for those who came after it was asked for" do
+    {roster, _actions} = after_events([event(:worker_up, 1, worker(1)), event(:worker_up, 2, worker(2))])
+    [old, young] = [worker(1), worker(2)]
+    assert {_roster, [], [^old]} = Roster.listed(roster, [old], [])
+    assert {_roster, _actions, []} = Roster.listed(roster, [old], [{old, %{phase: :ready}}])
+    assert {_roster, [], []} = Roster.listed(roster, [], [{young, %{phase: :starting}}])
+  end
+
+  test "of another cluster nothing is remembered, so that its numbers may begin anew" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_up, 7, worker)])
+    {roster, [{:died, ^worker, :agent_lost}]} = Roster.lose_all(roster, :agent_lost, :forget)
+    assert {_roster, [{:born, ^worker, _known}]} = Roster.event(roster, event(:worker_up, 1, worker))
+  end
+
+  test "memory of deaths is bounded" do
+    {roster, _actions} =
+      after_events(
+        for n <- 1..5_000,
+            do: event(if(rem(n, 2) == 1, do: :worker_up, else: :worker_down), n, worker(div(n, 2)))
+      )
+
+    assert map_size(roster.dead) == 1_024
+    assert :queue.len(roster.order) == 1_024
+  end
+end

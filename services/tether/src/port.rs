@@ -1,0 +1,233 @@
+//! `tether port`: between one BEAM and the gateways. What is said is in `libs/port`; here it is done.
+//!
+//! ```text
+//! BEAM ==pipe==> stdio -> Asked -> calls, control ---- link ----> gateway -> worker, arbiter
+//!      <=pipe=== out <- terms <----------+                 (or the one in this process: embedded)
+//!                                   owner: the session, renewed while the BEAM beats
+//! ```
+//!
+//! The loop that reads never waits for anything but the BEAM: so it sees at once that the pipe has ended, and nothing
+//! that is stuck keeps a beat or a `cancel` from being heard.
+
+mod beam;
+mod body;
+mod calls;
+mod control;
+mod doctor;
+mod embedded;
+mod exchange;
+mod failure;
+mod gateways;
+mod link;
+mod ops;
+mod out;
+mod owner;
+mod stdio;
+mod transcode;
+mod tree;
+
+use std::{io, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tether_client::Client;
+use tether_clock::{BootClock, Clock as _};
+use tether_port::{Asked, Frames, Hello, Id, Refused, Term, VERSION, decode};
+use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::watch, time::timeout};
+use tonic::transport::Endpoint;
+
+use self::{
+    body::Piece, calls::Calls, embedded::Embedded, failure::Failed, gateways::Gateways, link::Link,
+    out::Out, owner::Keeping,
+};
+
+/// How long the BEAM may take to read the last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Something the BEAM said, for which nothing more can be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Garbage {
+    reason: &'static str,
+    text: String,
+}
+
+pub(crate) async fn port() -> anyhow::Result<()> {
+    let (reads, writes) = stdio::take()?;
+    let (out, frames) = Out::new();
+    let writing = tokio::spawn(out::write(frames, writes));
+    let served = serve(Heard::new(reads), &out).await;
+    if let Err(error) = &served {
+        let reason = match error.downcast_ref::<Garbage>() {
+            Some(garbage) => garbage.reason,
+            None => "FAILED",
+        };
+        out.refuse(reason, &format!("{error:#}")).await;
+    }
+    // A BEAM that reads nothing is not waited for.
+    let last_words = async {
+        out.end().await;
+        writing.await
+    };
+    let _ = timeout(LAST_WORDS, last_words).await;
+    served
+}
+
+/// What comes from the BEAM, one thing after the other.
+struct Heard {
+    pipe: Receiver,
+    frames: Frames,
+}
+
+impl Heard {
+    fn new(pipe: Receiver) -> Self {
+        Self {
+            pipe,
+            frames: Frames::default(),
+        }
+    }
+
+    /// The next thing; none once the BEAM is dead or has closed the port.
+    async fn next(&mut self) -> anyhow::Result<Option<Result<Asked, (Id, Failed)>>> {
+        let frame = loop {
+            let next = self.frames.next_frame();
+            if let Some(frame) =
+                next.map_err(|error| garbage("FRAME_TOO_LARGE", error.to_string()))?
+            {
+                break frame;
+            }
+            match self.pipe.read_buf(self.frames.space()).await {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot read what the BEAM says"),
+            }
+        };
+        let term = decode(frame).map_err(|error| {
+            garbage(
+                "NOT_A_TERM",
+                format!("a frame is no term that is taken: {error}"),
+            )
+        })?;
+        match Asked::read(term) {
+            Ok(asked) => Ok(Some(Ok(asked))),
+            Err(Refused { id: Some(id), why }) => Ok(Some(Err((id, Failed::meaningless(&why))))),
+            Err(Refused { id: None, why }) => {
+                Err(garbage("NOT_UNDERSTOOD", why.to_string()).into())
+            }
+        }
+    }
+}
+
+fn garbage(reason: &'static str, text: String) -> Garbage {
+    Garbage { reason, text }
+}
+
+async fn serve(mut heard: Heard, out: &Out) -> anyhow::Result<()> {
+    let hello = match heard.next().await? {
+        None => return Ok(()),
+        Some(Ok(Asked::Hello(hello))) => hello,
+        Some(_) => return Err(garbage("NOT_UNDERSTOOD", "hello is said first".to_owned()).into()),
+    };
+    let beam = beam::find(hello.beam)?;
+    let mut embedded = match hello.gateways.is_empty() {
+        true => Some(Embedded::start(hello.config.clone()).await?),
+        false => None,
+    };
+    let ended = attend(&mut heard, *hello, beam, &mut embedded, out).await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    ended
+}
+
+/// Does what the BEAM asks for, until it says goodbye or is dead.
+async fn attend(
+    heard: &mut Heard,
+    hello: Hello,
+    beam: tether_types::ProcessIdentity,
+    embedded: &mut Option<Embedded>,
+    out: &Out,
+) -> anyhow::Result<()> {
+    let texts = match embedded {
+        Some(embedded) => vec![embedded.gateway()],
+        None => hello.gateways.clone(),
+    };
+    let gateways = Arc::new(Gateways::new(&texts, hello.tls.clone())?);
+    let (beat, beats) = watch::channel(None);
+    let client = Client::over(channel(&gateways));
+    let keeping = Keeping::new(&hello, client, Some(beam), beats, out.clone())?;
+    out.soon(welcome(embedded.is_some(), &texts));
+    let link = Link::open(gateways, out.clone());
+    let calls = Calls::new(link, keeping.begin(), out.clone());
+
+    let stop = tether_kit::stop::on_signals()?;
+    let bye = loop {
+        let next = tokio::select! {
+            next = heard.next() => next?,
+            error = failed(embedded) => return Err(error.context("the services in this process failed")),
+            () = stop.cancelled() => return Ok(()),
+        };
+        match next {
+            None => {
+                tracing::info!("The BEAM has gone");
+                return Ok(());
+            }
+            Some(Err((id, why))) => calls.refuse(id, why),
+            Some(Ok(Asked::Beat)) => drop(beat.send_replace(Some(BootClock.now()))),
+            Some(Ok(Asked::Call(id, call, body))) => calls.call(id, *call, body),
+            Some(Ok(Asked::Stream(id, call))) => calls.stream(id, *call),
+            Some(Ok(Asked::Send(id, body))) => calls.send(id, Piece::Message(body)),
+            Some(Ok(Asked::CloseSend(id))) => calls.send(id, Piece::End),
+            Some(Ok(Asked::Credit(id, more))) => calls.credit(id, more),
+            Some(Ok(Asked::Cancel(id))) => calls.cancel(id),
+            Some(Ok(Asked::Control(id, op, args))) => calls.control(id, &op, args),
+            Some(Ok(Asked::Bye(id))) => break id,
+            Some(Ok(Asked::Hello(_))) => {
+                bail!(garbage("NOT_UNDERSTOOD", "hello is said once".to_owned()))
+            }
+        }
+    };
+    // Whether or not anybody hears of it, this is the end; and the BEAM may be dead before it is.
+    let closed = tokio::select! {
+        closed = calls.owner.close() => closed,
+        () = gone(heard) => return Ok(()),
+    };
+    out.reply(bye, closed.map(|()| Term::Map(Vec::new()))).await;
+    Ok(())
+}
+
+/// Comes back once nothing more is heard.
+async fn gone(heard: &mut Heard) {
+    while let Ok(Some(_)) = heard.next().await {}
+}
+
+async fn failed(embedded: &mut Option<Embedded>) -> anyhow::Error {
+    match embedded {
+        Some(embedded) => embedded.failed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The way of what keeps the session: a connection of its own, on which no call is in the way of a beat.
+fn channel(gateways: &Arc<Gateways>) -> tonic::transport::Channel {
+    let endpoint = Endpoint::from_static("http://localhost")
+        .http2_keep_alive_interval(link::SIGN_OF_LIFE)
+        .keep_alive_timeout(link::SIGN_OF_LIFE)
+        .keep_alive_while_idle(true);
+    let gateways = Arc::clone(gateways);
+    tether_kit::channel::connect_by(endpoint, move || {
+        let gateways = Arc::clone(&gateways);
+        async move { gateways.dial().await.map(|(stream, _)| stream) }
+    })
+}
+
+fn welcome(embedded: bool, gateways: &[String]) -> Term {
+    let gateways = gateways.iter().map(|gateway| gateway.as_str().into());
+    let about = Term::map([
+        ("version", VERSION.into()),
+        ("program", env!("CARGO_PKG_VERSION").into()),
+        ("embedded", embedded.into()),
+        ("gateways", Term::List(gateways.collect())),
+    ]);
+    Term::tagged("welcome", [about])
+}

@@ -1,0 +1,95 @@
+//! The services in this very process, for a BEAM that has none to go to: in a directory of their own, with a store in
+//! memory.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tempfile::TempDir;
+use tether_port::Term;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::tree;
+use crate::{cli, config, up};
+
+/// What serves.
+#[derive(Debug)]
+pub(crate) struct Embedded {
+    dir: TempDir,
+    stop: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Embedded {
+    /// Starts them with these settings, and waits until they listen.
+    pub(crate) async fn start(settings: Option<Term>) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("tether-port-")
+            .tempdir()
+            .context("cannot make a directory for sockets")?;
+        let table = match settings {
+            Some(tree) => tree::table(tree)?,
+            None => toml::Table::new(),
+        };
+        let has = |section: &str, key: &str| match table.get(section) {
+            Some(toml::Value::Table(section)) => section.contains_key(key),
+            _ => false,
+        };
+        let mut sets = vec![format!("listen.runtime_dir={}", dir.path().display())];
+        if !has("listen", "gateway") {
+            sets.push(format!("listen.gateway=[{:?}]", socket(&dir)));
+        }
+        if !table.contains_key("store") {
+            sets.push("store=memory:".to_owned());
+        }
+        if !has("agent", "node") {
+            sets.push(format!("agent.node=port-{}", std::process::id()));
+        }
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, table.to_string()).context("cannot write down the settings")?;
+        let args = cli::Settings {
+            config: Some(file),
+            sets,
+        };
+        let (loaded, _) = config::load(&args)?;
+        config::check(&loaded)?;
+
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        let (stop, is_up) = (CancellationToken::new(), CancellationToken::new());
+        let serving = up::serve(loaded.value, here, stop.clone(), is_up.clone());
+        let mut serving = tokio::spawn(serving);
+        tokio::select! {
+            () = is_up.cancelled() => Ok(Self { dir, stop, serving }),
+            ended = &mut serving => Err(match ended? {
+                Ok(()) => anyhow::anyhow!("the services ended as soon as they were started"),
+                Err(error) => error,
+            }),
+        }
+    }
+
+    /// Where its gateway is.
+    pub(crate) fn gateway(&self) -> String {
+        socket(&self.dir)
+    }
+
+    /// Comes back when they end, which they are not to.
+    pub(crate) async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.serving).await {
+            Ok(Ok(())) => anyhow::anyhow!("the services ended without being asked to"),
+            Ok(Err(error)) => error,
+            Err(panic) => panic.into(),
+        }
+    }
+
+    /// Ends them in good order, and what ends with them.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        if let Ok(Err(error)) = self.serving.await {
+            tracing::error!("The services did not end well: {error:#}");
+        }
+    }
+}
+
+fn socket(dir: &TempDir) -> String {
+    format!("unix:{}", dir.path().join("gateway.sock").display())
+}

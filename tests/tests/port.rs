@@ -1,0 +1,465 @@
+//! `tether port` under a real BEAM: what is asked is answered, what is not read is not sent, and what is coupled goes
+//! with the BEAM, however that goes.
+
+#![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tether_etcd_cluster::Certificates;
+use tether_tests::{Beam, Cluster, eventually, kill, mentioning, program};
+
+/// Within which a coupled worker is gone after its BEAM.
+const AT_ONCE: Duration = Duration::from_millis(250);
+
+/// Of sessions here.
+const LEASE: Duration = Duration::from_secs(4);
+
+#[tokio::test]
+async fn a_call_is_answered_with_what_the_worker_says_and_fails_as_it_fails() {
+    let mut beam = Beam::usual(&[]).await;
+    beam.with_talker(&[]).await;
+
+    beam.call(
+        10,
+        "Echo",
+        "body => <<1, 2, 3>>, timeout => 20000, metadata => [{<<\"x-say\">>, <<\"hey\">>}]",
+    )
+    .await;
+    let answer = beam.until("{reply,10,").await;
+    assert!(
+        answer.contains("{ok,") && answer.contains("body => <<1,2,3>>"),
+        "{answer}"
+    );
+    assert!(answer.contains("{<<\"x-said\">>,<<\"hey\">>}"), "{answer}");
+    let opened = beam.said("{session,opened,").concat();
+    let (_, epoch) = opened.split_once("epoch => ").unwrap();
+    let epoch = epoch.split(',').next().unwrap();
+    let in_its_name = format!("{{<<\"x-epoch\">>,<<\"{epoch}\">>}}");
+    assert!(answer.contains(&in_its_name), "{answer}");
+    assert!(
+        answer.contains("{<<\"x-bytes-bin\">>,<<0,255>>}"),
+        "{answer}"
+    );
+
+    beam.call(11, "Fail", "body => <<>>").await;
+    let answer = beam.until("{reply,11,").await;
+    assert!(
+        answer.contains("code => 9") && answer.contains("outcome => failed"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("not like this") && answer.contains("reason => <<>>"),
+        "{answer}"
+    );
+
+    // Whoever sees first that it is over: worker, gateway or port.
+    beam.call(12, "Hang", "body => <<>>, timeout => 200").await;
+    let answer = beam.until("{reply,12,").await;
+    assert!(answer.contains("code => 4"), "{answer}");
+
+    beam.say("{call, 13, #{pool => <<\"nobody\">>, method => <<\"/a.B/C\">>, body => <<>>}}")
+        .await;
+    let answer = beam.until("{reply,13,").await;
+    assert!(
+        answer.contains("UNKNOWN_POOL") && answer.contains("outcome => not_sent"),
+        "{answer}"
+    );
+
+    beam.call(14, "Echo", "bodi => <<>>, body => <<>>").await;
+    let answer = beam.until("{reply,14,").await;
+    assert!(answer.contains("no use for `bodi`"), "{answer}");
+
+    beam.say("still").await;
+    beam.say("{bye, 15}").await;
+    beam.until("{reply,15,{ok,").await;
+    beam.until("{exit,0}").await;
+    assert_eq!(mentioning(&beam.dir().join("talker.py")), []);
+    let left = std::fs::read_dir(beam.dir()).unwrap().flatten();
+    let left = left.filter(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("tether-port-")
+    });
+    assert_eq!(left.count(), 0, "its directory is gone");
+}
+
+#[tokio::test]
+async fn a_stream_gives_what_there_is_credit_for_and_the_worker_waits_meanwhile() {
+    let mut beam = Beam::usual(&[]).await;
+    beam.with_talker(&[]).await;
+
+    beam.stream(10, "Flood").await;
+    beam.say("{send, 10, <<\"3000 65536\">>}").await;
+    beam.say("{close_send, 10}").await;
+    beam.say("{credit, 10, 3}").await;
+    beam.until("{headers,10,").await;
+    for _ in 0..3 {
+        beam.until("{message,10,").await;
+    }
+    // What is on its way fits into windows and sockets: a small part of what there is to say.
+    let produced = settled(&mut beam, 100).await;
+    assert!(
+        (3..1_500).contains(&produced),
+        "{produced} messages were sent for 3 that are read"
+    );
+    assert_eq!(beam.count("{message,10,"), 3);
+
+    beam.say("{credit, 10, 10000}").await;
+    let end = beam.until("{reply,10,").await;
+    assert!(end.contains("{ok,"), "{end}");
+    assert_eq!(beam.count("{message,10,"), 3_000);
+}
+
+/// How many messages of a flood the worker has made, once that does not change any more.
+async fn settled(beam: &mut Beam, first_id: u64) -> usize {
+    let mut before = 0;
+    for id in first_id.. {
+        beam.say(&format!(
+            "{{control, {id}, logs, #{{worker => {{<<\"talk\">>, 0, 0}}, tail_bytes => 64}}}}"
+        ))
+        .await;
+        beam.until(&format!("{{reply,{id},{{ok,")).await;
+        let log = beam.said(&format!("{{item,{id},")).concat();
+        let last = log.rsplit("flood ").find_map(|rest| {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse::<usize>().ok()
+        });
+        let made = last.map_or(0, |last| last + 1);
+        if made > 0 && made == before {
+            return made;
+        }
+        before = made;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    unreachable!("there are ids enough")
+}
+
+#[tokio::test]
+async fn a_stream_in_both_directions_is_said_again_and_one_that_nobody_hears_takes_no_more_than_may_be_unsent()
+ {
+    let mut beam = Beam::usual(&[]).await;
+    beam.with_talker(&[]).await;
+
+    beam.stream(10, "Chat").await;
+    beam.say("{credit, 10, 100}").await;
+    for text in ["one", "two"] {
+        beam.say(&format!("{{send, 10, <<\"{text}\">>}}")).await;
+        beam.until(&format!("{{message,10,<<\"{text}\">>}}")).await;
+    }
+    assert_eq!(beam.count("{sent,10,1}"), 2);
+    beam.say("{close_send, 10}").await;
+    beam.until("{reply,10,{ok,").await;
+
+    beam.stream(11, "Deaf").await;
+    let mut given = 0;
+    while beam.count("{reply,11,") == 0 && given < 3_000 {
+        beam.say("{send, 11, <<0:8000000>>}").await;
+        beam.say(&format!(
+            "{{control, {}, session_list, #{{}}}}",
+            1_000 + given
+        ))
+        .await;
+        beam.until(&format!("{{reply,{},", 1_000 + given)).await;
+        given += 1;
+    }
+    let end = beam.said("{reply,11,").concat();
+    assert!(
+        end.contains("code => 8") && end.contains("OVERLOADED"),
+        "{end}"
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_call_is_cancelled_at_the_worker() {
+    let mut beam = Beam::usual(&[]).await;
+    beam.with_talker(&[]).await;
+    beam.say("{control, 3, logs, #{worker => {<<\"talk\">>, 0, 0}, follow => true}}")
+        .await;
+
+    beam.call(10, "Hang", "body => <<>>").await;
+    beam.until("hangs").await;
+    beam.say("{cancel, 10}").await;
+
+    let answer = beam.until("{reply,10,").await;
+    assert!(
+        answer.contains("code => 1") && answer.contains("outcome => unknown"),
+        "{answer}"
+    );
+    beam.until("gone").await;
+
+    beam.stream(11, "Deaf").await;
+    beam.until("hangs").await;
+    beam.say("{cancel, 11}").await;
+    beam.until("gone").await;
+    assert_eq!(beam.count("{reply,11,"), 1);
+}
+
+#[tokio::test]
+async fn a_coupled_worker_and_its_daemon_go_with_a_killed_beam_at_once() {
+    let cluster = Cluster::start().await;
+    for gateways in [vec![], vec![cluster.gateway()]] {
+        let gateways: Vec<_> = gateways.iter().map(String::as_str).collect();
+        let mut took = Vec::new();
+        for _ in 0..3 {
+            took.push(kill_with_daemon(&gateways).await);
+        }
+        // On a machine that does nothing else all of them are; none waits for a lease, which is of 4 s.
+        let (least, most) = (took.iter().min().unwrap(), took.iter().max().unwrap());
+        assert!(
+            *least < AT_ONCE && *most < LEASE / 2,
+            "{took:?}, with gateways {gateways:?}"
+        );
+    }
+}
+
+/// How long a coupled worker and its daemon live on after their BEAM is killed.
+async fn kill_with_daemon(gateways: &[&str]) -> Duration {
+    let mut beam = Beam::usual(gateways).await;
+    beam.with_talker(&["--daemonize-child"]).await;
+    let script = beam.dir().join("talker.py");
+    eventually("the worker and its daemon are there", async || {
+        (mentioning(&script).len() >= 2).then_some(())
+    })
+    .await;
+
+    let start = Instant::now();
+    beam.signal(Signal::KILL);
+    let (took, _) = eventually("the worker and its daemon are gone", async || {
+        mentioning(&script).is_empty().then(|| start.elapsed())
+    })
+    .await;
+    eventually("nothing is left", async || {
+        mentioning(beam.dir()).is_empty().then_some(())
+    })
+    .await;
+    took
+}
+
+#[tokio::test]
+async fn the_session_of_a_beam_that_hangs_ends_at_its_timeout_and_that_of_one_that_comes_back_goes_on()
+ {
+    let cluster = Cluster::start().await;
+    let mut beam = Beam::usual(&[&cluster.gateway()]).await;
+    beam.with_talker(&[]).await;
+    let script = beam.dir().join("talker.py");
+
+    // Half of the timeout is not enough.
+    beam.signal(Signal::STOP);
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    beam.signal(Signal::CONT);
+    beam.call(10, "Echo", "body => <<\"still\">>").await;
+    beam.until("{reply,10,{ok,").await;
+
+    let start = Instant::now();
+    beam.signal(Signal::STOP);
+    let (took, _) = eventually("its worker is gone", async || {
+        mentioning(&script).is_empty().then(|| start.elapsed())
+    })
+    .await;
+    beam.signal(Signal::CONT);
+
+    beam.until("{session,warning,").await;
+    let lost = beam.until("{session,lost,").await;
+    assert!(
+        lost.contains("lease_expired") || lost.contains("closed"),
+        "{lost}"
+    );
+    let (least, most) = (Duration::from_secs(2), Duration::from_secs(7));
+    assert!((least..most).contains(&took), "{took:?} after it hung");
+    beam.call(11, "Echo", "body => <<>>").await;
+    let refused = beam.until("{reply,11,").await;
+    assert!(
+        refused.contains("LEASE_EXPIRED") && refused.contains("not_sent"),
+        "{refused}"
+    );
+}
+
+/// A gateway beside that of the cluster, which can be killed alone.
+struct Beside {
+    file: std::path::PathBuf,
+    address: String,
+    child: tokio::process::Child,
+}
+
+impl Beside {
+    fn start(cluster: &Cluster, name: &str) -> Self {
+        let socket = cluster.dir().join(name).join("gateway.sock");
+        Self::at(cluster, name, &format!("unix:{}", socket.display()), "")
+    }
+
+    fn at(cluster: &Cluster, name: &str, address: &str, more: &str) -> Self {
+        let at = |name: &str| format!("unix:{}", cluster.runtime().join(name).display());
+        let text = format!(
+            "[listen]\nruntime_dir = {:?}\ngateway = [{address:?}]\n{more}[connect]\narbiter = {:?}\ndiscovery = {:?}\n",
+            cluster.dir().join(name).display().to_string(),
+            at("arbiter.sock"),
+            at("discovery.sock"),
+        );
+        let file = cluster.dir().join(format!("{name}.toml"));
+        std::fs::write(&file, text).unwrap();
+        let child = Self::run(&file);
+        Self {
+            file,
+            address: address.to_owned(),
+            child,
+        }
+    }
+
+    fn run(file: &std::path::Path) -> tokio::process::Child {
+        let log = std::fs::File::create(file.with_extension("log")).unwrap();
+        tokio::process::Command::new(program("tether-gateway"))
+            .arg("--config")
+            .arg(file)
+            .stdin(std::process::Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    async fn kill(&mut self) {
+        kill(self.child.id().unwrap(), Signal::KILL);
+        self.child.wait().await.unwrap();
+    }
+
+    fn again(&mut self) {
+        self.child = Self::run(&self.file);
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_killed_and_comes_back_costs_the_calls_it_had_and_no_event_is_missed_or_told_twice()
+ {
+    let cluster = Cluster::start().await;
+    let mut gateway = Beside::start(&cluster, "one");
+    let mut beam = Beam::usual(&[&gateway.address]).await;
+    beam.with_talker(&[]).await;
+    beam.say("{control, 3, logs, #{worker => {<<\"talk\">>, 0, 0}, follow => true}}")
+        .await;
+    beam.call(10, "Hang", "body => <<>>").await;
+    beam.until("hangs").await;
+
+    gateway.kill().await;
+    beam.until("{connection,down,").await;
+    let broken = beam.until("{reply,10,").await;
+    assert!(
+        broken.contains("code => 14") && broken.contains("outcome => unknown"),
+        "{broken}"
+    );
+    // It waits for a connection, and its answer shows that there is one.
+    beam.call(11, "Echo", "body => <<\"waits\">>, timeout => 30000")
+        .await;
+    let scaled = cluster.tether().run(&["pool", "scale", "talk", "2"]).await;
+    assert_eq!(scaled.code, Some(0), "{}", scaled.err);
+    gateway.again();
+
+    beam.until("{reply,11,{ok,").await;
+    assert_eq!(beam.count("{connection,up,"), 2);
+    beam.say("{control, 12, pool_scale, #{name => <<\"talk\">>, size => 3}}")
+        .await;
+    beam.until("{reply,12,{ok,").await;
+    while beam.count("<<\"WORKER_READY\">>") < 3 {
+        beam.until("<<\"WORKER_READY\">>").await;
+    }
+    let told = revisions(&beam.said("{item,2,"));
+    let lines = cluster
+        .tether()
+        .json_lines(&["events", "--pool", "talk"])
+        .await;
+    let all: Vec<u64> = lines
+        .iter()
+        .map(|event| event["revision"].as_u64().unwrap())
+        .collect();
+    assert_eq!(told, all[..told.len()]);
+    assert_eq!(beam.count("{session,lost,"), 0);
+}
+
+fn revisions(items: &[String]) -> Vec<u64> {
+    let of = |item: &String| {
+        let (_, rest) = item.split_once("<<\"revision\">> => ")?;
+        rest.split(',').next()?.parse().ok()
+    };
+    items.iter().filter_map(of).collect()
+}
+
+#[tokio::test]
+async fn of_several_gateways_one_that_is_there_is_taken_and_another_when_it_goes() {
+    let cluster = Cluster::start().await;
+    let mut first = Beside::start(&cluster, "one");
+    let second = Beside::start(&cluster, "two");
+    let nobody = format!("unix:{}", cluster.dir().join("nobody.sock").display());
+    let mut beam = Beam::usual(&[&nobody, &first.address, &second.address]).await;
+    beam.with_talker(&[]).await;
+    assert!(beam.said("{connection,up,")[0].contains("/one/"));
+
+    first.kill().await;
+    beam.call(10, "Echo", "body => <<\"on\">>, timeout => 20000")
+        .await;
+
+    beam.until("{reply,10,{ok,").await;
+    assert!(beam.said("{connection,up,")[1].contains("/two/"));
+    // The session goes on over the other one too.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    beam.call(11, "Echo", "body => <<\"on\">>").await;
+    beam.until("{reply,11,{ok,").await;
+    assert_eq!(beam.count("{session,lost,"), 0);
+}
+
+#[tokio::test]
+async fn gateways_are_found_by_name_and_known_by_their_certificates() {
+    let cluster = Cluster::start().await;
+    let certificates = Certificates::make(cluster.dir(), &[Ipv4Addr::LOCALHOST.into()]);
+    let file = |name: &str| certificates.file(name).display().to_string();
+    // Nobody else takes it in the moment between.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let tls = format!(
+        "[listen.tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {:?}\n",
+        file("server.pem"),
+        file("server.key"),
+        file("ca.pem")
+    );
+    let _gateway = Beside::at(&cluster, "one", &format!("https://127.0.0.1:{port}"), &tls);
+
+    let tls = format!(
+        ", ttl => 4000, heartbeat_timeout => 4000, tls => #{{ca => <<{:?}>>, cert => <<{:?}>>, key => <<{:?}>>, name => <<\"127.0.0.1\">>}}",
+        file("ca.pem"),
+        file("client.pem"),
+        file("client.key")
+    );
+    let mut beam = Beam::with(&[&format!("dns:localhost:{port}")], &tls).await;
+    beam.until("{session,opened,").await;
+    beam.with_talker(&[]).await;
+    beam.call(10, "Echo", "body => <<\"in private\">>").await;
+
+    beam.until("{reply,10,{ok,").await;
+}
+
+#[tokio::test]
+async fn what_is_no_frame_is_refused_in_words() {
+    for (raw, reason) in [
+        ("<<\"garbage\">>", "NOT_A_TERM"),
+        ("<<131, 108, 255, 255, 255, 255, 106>>", "NOT_A_TERM"),
+        ("<<131, 97, 1>>", "NOT_UNDERSTOOD"),
+        ("<<>>", "NOT_A_TERM"),
+    ] {
+        let mut beam = Beam::start();
+        beam.say(&format!("{{raw, {raw}}}")).await;
+
+        let refused = beam.until("{refused,").await;
+
+        assert!(refused.contains(reason), "{raw}: {refused}");
+        beam.until("{exit,1}").await;
+    }
+    let mut beam = Beam::start();
+    beam.say("{hello, #{version => 2, owner => <<\"beam\">>, heartbeat_timeout => 1000}}")
+        .await;
+    let refused = beam.until("{refused,").await;
+    assert!(refused.contains("belong together"), "{refused}");
+}
