@@ -34,9 +34,7 @@ pub(crate) fn find(named: Option<u32>) -> anyhow::Result<ProcessIdentity> {
 }
 
 fn is_forker(pid: u32) -> bool {
-    // The kernel keeps 15 letters of a name.
-    fs::read_to_string(format!("/proc/{pid}/comm"))
-        .is_ok_and(|name| FORKER.starts_with(name.trim_end()) && name.trim_end().len() >= 15)
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == FORKER)
 }
 
 #[cfg(test)]
