@@ -256,9 +256,13 @@ defmodule Tether do
 
   @doc """
   Starts a job or finds the one of this key: the same for who begins, and for who comes back after a crash.
+
+  `spec:` is what its worker is given, at most 64 KiB; `restarts:` how many attempts in a row may die without a checkpoint.
+  Both count only where the job is started.
   """
-  @spec job(pool, String.t()) :: {:ok, map} | {:error, Error.t()}
-  def job(pool, key), do: job_control(pool, :job_start, key)
+  @spec job(pool, String.t(), keyword) :: {:ok, map} | {:error, Error.t()}
+  def job(pool, key, opts \\ []),
+    do: job_control(pool, :job_start, key, Map.new(Keyword.take(opts, [:spec, :restarts])))
 
   @doc "Where a job stands."
   @spec job_status(pool, String.t()) :: {:ok, map} | {:error, Error.t()}
@@ -268,13 +272,20 @@ defmodule Tether do
   @spec adopt_job(pool, String.t()) :: {:ok, map} | {:error, Error.t()}
   def adopt_job(pool, key), do: job_control(pool, :job_adopt, key)
 
+  @doc """
+  Has a job end: its worker is told, and ended where it goes on for longer than `grace:` (milliseconds, 10 s).
+  """
+  @spec cancel_job(pool, String.t(), keyword) :: {:ok, map} | {:error, Error.t()}
+  def cancel_job(pool, key, opts \\ []),
+    do: job_control(pool, :job_cancel, key, Map.new(Keyword.take(opts, [:grace])))
+
   @doc "Lets the result of a job go."
   @spec acknowledge_job(pool, String.t()) :: :ok | {:error, Error.t()}
   def acknowledge_job(pool, key), do: with({:ok, _done} <- job_control(pool, :job_acknowledge, key), do: :ok)
 
-  defp job_control(pool, op, key) do
+  defp job_control(pool, op, key, more \\ %{}) do
     with {:ok, {tether, name}} <- Pool.address(pool),
-         {:ok, told} <- control(tether, op, %{pool: name, key: key}) do
+         {:ok, told} <- control(tether, op, Map.merge(more, %{pool: name, key: key})) do
       {:ok, with_job(told, tether)}
     end
   end

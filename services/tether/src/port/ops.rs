@@ -80,6 +80,8 @@ pub(crate) const ALL: &[Op] = &[
     op("job_get", (JOBS, "GetJob"), Told::Field("job")),
     op("job_list", (JOBS, "ListJobs"), Told::Field("jobs")),
     op("job_adopt", (JOBS, "AdoptJob"), Told::Whole),
+    op("job_cancel", (JOBS, "CancelJob"), Told::Field("job")).renaming(&[("grace", "grace_ms")]),
+    op("job_watch", (JOBS, "WatchJobs"), Told::Items),
     op("job_acknowledge", (JOBS, "AcknowledgeJob"), Told::Whole),
     op("logs", (WORKERS, "ReadLogs"), Told::Items),
     op("events", (WORKERS, "WatchEvents"), Told::Followed("event"))
