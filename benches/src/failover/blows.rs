@@ -26,6 +26,9 @@ const STOPPED: Duration = Duration::from_secs(5);
 /// A call that takes longer is stuck.
 const STUCK: Duration = Duration::from_secs(1);
 
+const LAST_SENT: &str = "last call sent to it afterwards";
+const ANSWERED: &str = "last of the calls at it answered";
+
 /// What is done to workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Harm {
@@ -176,14 +179,25 @@ impl Turn {
 }
 
 impl Harm {
+    /// How soon the dead are known, and nothing that has to be so.
+    pub(super) fn remarks(name: &str, turns: &[Turns<Turn>]) -> Vec<Figure> {
+        let ms = |name: &str, read: fn(&Turn) -> f64| {
+            row(name.to_owned(), "ms", turns, |turn| Some(read(turn) * 1e3))
+        };
+        vec![
+            ms(&format!("{name}: {LAST_SENT}"), |turn| turn.last_sent),
+            ms(&format!("{name}: {ANSWERED}"), |turn| turn.answered),
+        ]
+    }
+
     pub(super) fn rows(self, name: &str, turns: &[Turns<Turn>]) -> Vec<Figure> {
         let name = |what: &str| format!("{name}: {what}");
         let ms = |seconds: f64| Some(seconds * 1e3);
         let last = |most: f64| {
-            let last = name("last call sent to it afterwards");
+            let last = name(LAST_SENT);
             row(last, "ms", turns, |turn| ms(turn.last_sent)).target(Target::AtMost(most))
         };
-        let answered = name("last of the calls at it answered");
+        let answered = name(ANSWERED);
         let answered = row(answered, "ms", turns, |turn| ms(turn.answered));
         let mut rows = match self {
             Self::Kill { .. } => vec![

@@ -10,7 +10,7 @@ use crate::{
     cores::Cores,
     ground::Ground,
     net::free_port,
-    proxies::{OWN_ENGINE, Proxy, Running, launch, set},
+    proxies::{OWN_ENGINE, Proxy, Running, launch, peers::ALL, set},
 };
 
 /// Longest time for workers to be there, and to be there again.
@@ -44,6 +44,8 @@ pub(super) struct Manner {
     pub(super) slowness: u32,
     /// What the first of them has in memory.
     pub(super) resident_mib: u64,
+    /// Whether workers have their agent know early of their death, where they have one.
+    pub(super) holds: bool,
     /// When a dead one is started again.
     pub(super) restart_after: Duration,
 }
@@ -54,6 +56,7 @@ impl Default for Manner {
             count: super::WORKERS,
             slowness: 1,
             resident_mib: 0,
+            holds: true,
             restart_after: Duration::from_millis(100),
         }
     }
@@ -61,17 +64,13 @@ impl Default for Manner {
 
 impl Manner {
     /// As a worker is told.
-    pub(super) fn flags(self) -> [String; 6] {
-        let [slowness, resident] = [u64::from(self.slowness), self.resident_mib];
-        let flag = |name: &str| format!("--{name}");
-        [
-            flag("odd-slot"),
-            "0".to_owned(),
-            flag("slowness"),
-            slowness.to_string(),
-            flag("resident-mib"),
-            resident.to_string(),
-        ]
+    pub(super) fn flags(self) -> Vec<String> {
+        let (slowness, resident) = (self.slowness, self.resident_mib);
+        let mut flags = format!("--odd-slot 0 --slowness {slowness} --resident-mib {resident}");
+        if self.holds {
+            flags.push_str(" --hold");
+        }
+        flags.split(' ').map(str::to_owned).collect()
     }
 }
 
@@ -124,14 +123,15 @@ impl Stage {
                 ("gateway", command, Crew::Ours(Box::new(ours)))
             }
             Proxy::Peer(index) => {
-                let fronted = peers::ALL[index];
-                let name = fronted.peer.name;
+                let peer = ALL[index];
+                let name = peer.name;
                 let program = programs.proxies.find(name);
                 let program = program.map_err(|why| anyhow::anyhow!("{why}"))?;
                 let clerk = programs.clerk.clone();
                 let kept = Kept::start(ground, clerk, books.clone(), manner).await?;
                 let dir = ground.fresh(name)?;
-                let command = fronted.command(&program, &dir, port, &kept.ports())?;
+                let care = peers::care(name);
+                let command = peer.command(&program, &dir, port, &kept.ports(), care)?;
                 (name, command, Crew::Kept(kept))
             }
         };
