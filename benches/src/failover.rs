@@ -20,6 +20,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::ValueEnum as _;
 use futures::FutureExt as _;
+use tokio::sync::Mutex;
 
 use crate::{
     cores::{self, Cores},
@@ -101,6 +102,8 @@ pub struct Plan {
     pub kills: usize,
     /// How often one with a lot of memory is.
     pub fat_kills: usize,
+    /// How often one is stopped.
+    pub stops: usize,
     /// How much memory that is, in MiB, where there is as much.
     pub resident_mib: u64,
     /// How long calls go on where nothing is done.
@@ -142,6 +145,8 @@ pub async fn run(
         ground,
         cores: plan.cores,
         programs: plan.programs,
+        span,
+        healthy: Mutex::default(),
     };
     let harm = async |who: &[(Proxy, &'static str)], harm: Harm, manner: Manner| {
         let turn = |proxy| harm.turn(&stage, proxy, manner, span).boxed();
@@ -178,8 +183,9 @@ pub async fn run(
                 rows
             }
             Part::Stop => {
-                let turns = harm(&who, Harm::Stop, Manner::default()).await?;
-                Harm::Stop.rows("a worker stopped", &turns)
+                let harmed = Harm::Stop { times: plan.stops };
+                let turns = harm(&who, harmed, Manner::default()).await?;
+                harmed.rows("a worker stopped", &turns)
             }
             Part::Slow => {
                 let turns = harm(&who, Harm::Slow, slow).await?;

@@ -36,11 +36,12 @@ async fn main() -> anyhow::Result<()> {
     let seconds =
         |quick: u64, whole: u64| Duration::from_secs(if args.quick { quick } else { whole });
     let plan = Plan {
-        kills: of(3, 20),
-        fat_kills: of(1, 5),
+        kills: of(3, 10),
+        fat_kills: of(1, 3),
+        stops: of(1, 2),
         resident_mib: 4_096,
-        span: seconds(2, 5),
-        busy: seconds(8, 40),
+        span: seconds(3, 6),
+        busy: seconds(8, 30),
         parts: args.only,
         programs: args.programs,
         rounds: args.rounds,

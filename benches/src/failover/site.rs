@@ -3,9 +3,15 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tether_tests::clerk::book;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
-use super::{Programs, kept::Kept, ours::Ours, peers, wire::Tap};
+use super::{
+    DEADLINE, Programs, RATE, SETTLING, WORKERS, blows::evidence, kept::Kept, load::Steady,
+    ours::Ours, peers, wire::Tap,
+};
 use crate::{
     cores::Cores,
     ground::Ground,
@@ -53,7 +59,7 @@ pub(super) struct Manner {
 impl Default for Manner {
     fn default() -> Self {
         Self {
-            count: super::WORKERS,
+            count: WORKERS,
             slowness: 1,
             resident_mib: 0,
             holds: true,
@@ -90,6 +96,10 @@ pub(super) struct Stage {
     pub(super) ground: Arc<Ground>,
     pub(super) cores: Cores,
     pub(super) programs: Programs,
+    /// How long calls go on where nothing is done to workers.
+    pub(super) span: Duration,
+    /// Whose nine healthy workers were measured, and their p99 in seconds.
+    pub(super) healthy: Mutex<Vec<(Proxy, Option<f64>)>>,
 }
 
 /// A proxy that forwards to workers.
@@ -106,6 +116,24 @@ enum Crew {
 }
 
 impl Stage {
+    /// The p99 of one worker less to which nothing is done; measured once for all parts of a run.
+    pub(super) async fn healthy(&self, proxy: Proxy) -> anyhow::Result<Option<f64>> {
+        let mut healthy = self.healthy.lock().await;
+        if let Some((_, known)) = healthy.iter().find(|(whose, _)| *whose == proxy) {
+            return Ok(*known);
+        }
+        let manner = Manner {
+            count: WORKERS - 1,
+            ..Manner::default()
+        };
+        let site = self.site(proxy, manner).await?;
+        let load = Steady::start(site.port(), RATE, DEADLINE);
+        sleep(SETTLING + self.span).await;
+        let p99 = evidence(&site, load).await?.p99_of_seconds();
+        healthy.push((proxy, p99));
+        Ok(p99)
+    }
+
     pub(super) async fn site(&self, proxy: Proxy, manner: Manner) -> anyhow::Result<Site> {
         let (ground, programs) = (&self.ground, &self.programs);
         ground.clear()?;
