@@ -75,6 +75,7 @@ pub enum Part {
 
 /// Programs that this bench needs.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Programs {
     #[command(flatten)]
     pub(crate) proxies: proxies::Programs,

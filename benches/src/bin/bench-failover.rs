@@ -16,7 +16,7 @@ struct Args {
     /// Writes the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// One short turn of each, for a look in some five minutes.
+    /// One short turn of each, for a look in some six minutes.
     #[arg(long)]
     quick: bool,
     /// Measures this part alone; can be given several times.
@@ -50,4 +50,16 @@ async fn main() -> anyhow::Result<()> {
     let work = async move |ground: Arc<Ground>| failover::run(ground, plan, scene::tell).await;
     let figures = scene::play("gateway.log", work).await?;
     scene::keep(figures, args.json.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn no_flag_is_in_the_way_of_another() {
+        Args::command().debug_assert();
+    }
 }
