@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::{
     DEADLINE, RATE, SECOND, SETTLING, WORKERS,
-    judge::{Blow, Evidence, words},
+    judge::{Blow, Evidence, KNOWN_WITHIN, words},
     load::Steady,
     site::{Manner, Member, Site, Stage},
 };
@@ -202,7 +202,7 @@ impl Harm {
         let answered = row(answered, "ms", turns, |turn| ms(turn.answered));
         let mut rows = match self {
             Self::Kill { .. } => vec![
-                last(5.0),
+                last(KNOWN_WITHIN as f64 / 1e6),
                 answered.target(Target::AtMost(10.0)),
                 row(name("calls at it that failed"), "calls", turns, |turn| {
                     Some(turn.failed_under_way as f64)
