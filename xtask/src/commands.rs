@@ -10,6 +10,7 @@ mod demo;
 mod docs;
 mod e2e;
 mod faults;
+mod k8s_lint;
 mod matrix;
 mod sim;
 mod soak;
@@ -32,6 +33,7 @@ pub(crate) const ALL: &[Task] = &[
     demo::TASK,
     test::TASK,
     check::TASK,
+    k8s_lint::TASK,
     e2e::TASK,
     matrix::TASK,
     sim::TASK,

@@ -1,12 +1,12 @@
 //! `cargo xtask check`: everything that is checked without running what was built.
 
-use super::{Task, no_arguments};
+use super::{Task, k8s_lint, no_arguments};
 use crate::{lints, report::Report, run::run, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "check",
     arguments: "",
-    summary: "fmt, clippy, buf, typos, taplo, the workspace's own lints, deny",
+    summary: "fmt, clippy, buf, typos, taplo, the workspace's own lints, k8s-lint, deny",
     run: |workspace, arguments| {
         no_arguments(arguments)?;
         let mut report = Report::default();
@@ -41,6 +41,7 @@ pub(super) fn take_steps(workspace: &Workspace, report: &mut Report) {
         Report::fail,
     );
     linters(workspace, report);
+    k8s_lint::take_step(workspace, report);
     for lint in lints::ALL {
         report.lint(lint.name, || lints::check(workspace, lint));
     }

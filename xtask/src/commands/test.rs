@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, faults, matrix, sim, soak};
+use super::{Task, check, faults, k8s_lint, matrix, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -30,6 +30,7 @@ pub(super) const TASK: Task = Task {
             );
             report.suite("digits", unittest(workspace, "examples/digits/tests"));
             report.suite("fork server", unittest(workspace, "clients/python/tests"));
+            report.suite(k8s_lint::SUITE, k8s_lint::tests(workspace));
             if let Err(why) = sim::sim(workspace, &mut report, &[]) {
                 report.fail("simulation", &why);
             }

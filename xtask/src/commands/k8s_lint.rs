@@ -1,0 +1,72 @@
+//! `cargo xtask k8s-lint`: the files for Kubernetes and Nomad, and the rules on them.
+
+use std::process::Command;
+
+use super::{Task, no_arguments, test};
+use crate::{report::Report, run::run, workspace::Workspace};
+
+pub(super) const TASK: Task = Task {
+    name: "k8s-lint",
+    arguments: "",
+    summary: "what is wrong with the files for Kubernetes and Nomad",
+    run: |workspace, arguments| {
+        no_arguments(arguments)?;
+        let mut report = Report::default();
+        if report.prepare(ENVIRONMENT, environment(workspace)) {
+            test::provide_programs(workspace, &mut report);
+            report.step(NAME, lint(workspace));
+            report.suite(SUITE, tests(workspace));
+        }
+        Ok(report.finish())
+    },
+};
+
+const NAME: &str = "Kubernetes and Nomad";
+pub(super) const SUITE: &str = "rules and hooks for Kubernetes and Nomad";
+const ENVIRONMENT: &str = "Python environment of deploy/lint";
+
+/// As a step among others: left out, with the reason, where its environment cannot be had.
+pub(super) fn take_step(workspace: &Workspace, report: &mut Report) {
+    println!("\n== {ENVIRONMENT}");
+    let made = run(environment(workspace));
+    if made.ok {
+        report.step(NAME, lint(workspace));
+    } else {
+        report.skip(NAME, &made.last_line);
+    }
+}
+
+fn environment(workspace: &Workspace) -> Command {
+    let mut environment = workspace.program("tools/python-env.sh");
+    environment.arg("deploy");
+    environment
+}
+
+fn lint(workspace: &Workspace) -> Command {
+    let mut lint = python(workspace);
+    lint.args(["-m", "lint"]);
+    let tether = workspace.target().join("debug/tether");
+    // Without it settings are not looked at, and it says so.
+    if tether.exists() {
+        lint.arg("--tether").arg(tether);
+    }
+    lint
+}
+
+/// Its tests; those that run Tether's programs are skipped where they are not built.
+pub(super) fn tests(workspace: &Workspace) -> Command {
+    let mut tests = python(workspace);
+    tests.args(["-m", "unittest", "discover", "-s", "deploy/lint/tests"]);
+    tests.args(["-t", "deploy"]);
+    let programs = workspace.target().join("debug");
+    if programs.join("tether-agent").exists() {
+        tests.env("TETHER_BIN", programs);
+    }
+    tests
+}
+
+fn python(workspace: &Workspace) -> Command {
+    let mut python = workspace.program(workspace.root().join("target/venv/deploy/bin/python"));
+    python.env("PYTHONPATH", workspace.root().join("deploy"));
+    python
+}
