@@ -16,7 +16,7 @@ struct Args {
     /// Writes the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// One short turn of each, for a look in some six minutes.
+    /// One short turn of each, for a look in some seven minutes.
     #[arg(long)]
     quick: bool,
     /// Measures this part alone; can be given several times.
