@@ -76,7 +76,7 @@ impl Harm {
             Self::Slow => sleep(span).await,
             Self::Stop { times } => {
                 for number in 0..times {
-                    blows.push(stop(&site, number % WORKERS).await?);
+                    blows.push(stop(&site, number % WORKERS, hits_a_call(number)).await?);
                 }
             }
             Self::Kill { times } => {
@@ -87,7 +87,7 @@ impl Harm {
                     } else {
                         number % WORKERS
                     };
-                    blows.push(kill(&site, slot).await?);
+                    blows.push(kill(&site, slot, hits_a_call(number)).await?);
                 }
             }
         }
@@ -106,8 +106,14 @@ pub(super) async fn evidence(site: &Site, load: Steady) -> anyhow::Result<Eviden
     })
 }
 
-async fn kill(site: &Site, slot: usize) -> anyhow::Result<Blow> {
-    let victims = victims(site, slot).await?;
+/// Every other blow comes while its victim has a call, which is to be answered; the others whenever, as to one without a
+/// call the next one may be on its way.
+fn hits_a_call(number: usize) -> bool {
+    number.is_multiple_of(2)
+}
+
+async fn kill(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Blow> {
+    let victims = victims(site, slot, busy).await?;
     let pinned = Pinned::of(victims.iter().map(|victim| victim.pid));
     let at = now();
     pinned.signal(Signal::KILL);
@@ -119,8 +125,8 @@ async fn kill(site: &Site, slot: usize) -> anyhow::Result<Blow> {
     Ok(Blow { at, victims, until })
 }
 
-async fn stop(site: &Site, slot: usize) -> anyhow::Result<Blow> {
-    let victims = victims(site, slot).await?;
+async fn stop(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Blow> {
+    let victims = victims(site, slot, busy).await?;
     let pinned = Pinned::of(victims.iter().map(|victim| victim.pid));
     let at = now();
     pinned.signal(Signal::STOP);
@@ -131,11 +137,14 @@ async fn stop(site: &Site, slot: usize) -> anyhow::Result<Blow> {
     Ok(Blow { at, victims, until })
 }
 
-/// Who is there in this place.
-async fn victims(site: &Site, slot: usize) -> anyhow::Result<Vec<Member>> {
+/// Who is there in this place; with a call, where that is wanted.
+async fn victims(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Vec<Member>> {
     let mut members = site.members().await?;
     members.retain(|member| member.slot == slot);
     anyhow::ensure!(!members.is_empty(), "the victim is not there");
+    for victim in members.iter().filter(|_| busy) {
+        site.busy(victim).await;
+    }
     Ok(members)
 }
 

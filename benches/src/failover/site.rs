@@ -182,6 +182,15 @@ impl Site {
         Ok(book::read(&self.books)?)
     }
 
+    /// Waits a while for a worker to have a call.
+    pub(super) async fn busy(&self, worker: &Member) {
+        let book = self.books.join(&worker.clerk);
+        let until = Instant::now() + SETTLING;
+        while !book::is_busy(&book) && Instant::now() < until {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// The workers that are there.
     pub(super) async fn members(&self) -> anyhow::Result<Vec<Member>> {
         match &self.crew {
