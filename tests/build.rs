@@ -1,4 +1,4 @@
-//! Compiles the example worker's schema, and the small programs of the kill matrix and of fault injection.
+//! Compiles the schemas of the example worker and of Snakepit's, and the small programs of the kill matrix and of fault injection.
 
 use std::{env, error::Error, path::PathBuf, process::Command};
 
@@ -9,8 +9,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(descriptors)?;
+    snakepit_bridge()?;
     matrix_worker()?;
     fault_injector()
+}
+
+/// What Snakepit's BEAM and its workers say to each other; the tests are the BEAM.
+fn snakepit_bridge() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("snakepit");
+    println!(
+        "cargo:rerun-if-changed={}",
+        root.join("bridge.proto").display()
+    );
+    let descriptors = protox::compile(["bridge.proto"], [&root])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
 }
 
 /// One file without dependencies, for its words are not those of the harness.

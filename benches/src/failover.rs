@@ -127,7 +127,7 @@ pub async fn run(
     cores::open_many_files()?;
     let peers = proxies::peers::ALL.iter().enumerate();
     let peers = peers.map(|(index, peer)| (Proxy::Peer(index), peer.name));
-    let ours = [(Proxy::Ours, "ours"), (Proxy::OursOwn, "ours-own-engine")];
+    let ours = [(Proxy::Ours, "ours"), (Proxy::OursH2, "ours-h2")];
     let who: Vec<_> = ours.into_iter().chain(peers).collect();
     let (rounds, span, busy) = (plan.rounds, plan.span, plan.busy);
     let resident_mib = plan

@@ -34,8 +34,8 @@ use peers::{Care, Peer};
 /// Longest time until a proxy forwards its first call, and for one to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Has our gateway use its own engine for HTTP/2.
-pub(crate) const OWN_ENGINE: &str = "gateway.engine=\"own\"";
+/// Has our gateway use the h2 library in the place of its own engine.
+pub(crate) const H2_ENGINE: &str = "gateway.engine=\"h2\"";
 
 /// What a bench of proxies is given.
 #[derive(Debug, clap::Args)]
@@ -83,8 +83,8 @@ pub(crate) struct Proxies {
 pub(crate) enum Proxy {
     Direct,
     Ours,
-    /// Ours with its own engine for HTTP/2.
-    OursOwn,
+    /// Ours on the h2 library.
+    OursH2,
     Peer(usize),
 }
 
@@ -110,7 +110,7 @@ impl Proxies {
     /// All of them with their names, in the order of the tables.
     pub(crate) fn all(&self) -> Vec<(Proxy, &'static str)> {
         let peers = self.peers.iter().enumerate();
-        let ours = [(Proxy::Ours, "ours"), (Proxy::OursOwn, "ours-own-engine")];
+        let ours = [(Proxy::Ours, "ours"), (Proxy::OursH2, "ours-h2")];
         [(Proxy::Direct, "direct")]
             .into_iter()
             .chain(ours)
@@ -131,10 +131,10 @@ impl Proxies {
                 });
             }
             Proxy::Ours => ("ours", self.ours.gateway(port)),
-            Proxy::OursOwn => {
+            Proxy::OursH2 => {
                 let mut command = self.ours.gateway(port);
-                set(&mut command, OWN_ENGINE);
-                ("ours-own-engine", command)
+                set(&mut command, H2_ENGINE);
+                ("ours-h2", command)
             }
             Proxy::Peer(index) => {
                 let (peer, found) = &self.peers[index];

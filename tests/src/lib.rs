@@ -11,6 +11,7 @@ mod processes;
 mod programs;
 pub mod proxy;
 mod site;
+pub mod snakepit;
 mod steady;
 mod tidy;
 mod wait;
@@ -30,6 +31,12 @@ pub use wait::{DEADLINE, eventually, eventually_within};
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 pub mod digits {
     tonic::include_proto!("digits.v1");
+}
+
+/// Snakepit's service, which its BEAM and its workers both serve.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod bridge {
+    tonic::include_proto!("snakepit.bridge");
 }
 
 use digits::digits_service_client::DigitsServiceClient;

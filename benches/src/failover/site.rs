@@ -16,7 +16,7 @@ use crate::{
     cores::Cores,
     ground::Ground,
     net::free_port,
-    proxies::{OWN_ENGINE, Proxy, Running, launch, peers::ALL, set},
+    proxies::{H2_ENGINE, Proxy, Running, launch, peers::ALL, set},
 };
 
 /// Longest time for workers to be there, and to be there again.
@@ -142,11 +142,11 @@ impl Stage {
         let port = free_port()?;
         let (name, mut command, crew) = match proxy {
             Proxy::Direct => anyhow::bail!("without a proxy there is nobody to choose a worker"),
-            Proxy::Ours | Proxy::OursOwn => {
+            Proxy::Ours | Proxy::OursH2 => {
                 let ours = Ours::start(ground, programs, &books, manner).await?;
                 let mut command = ours.gateway(port);
-                if proxy == Proxy::OursOwn {
-                    set(&mut command, OWN_ENGINE);
+                if proxy == Proxy::OursH2 {
+                    set(&mut command, H2_ENGINE);
                 }
                 ("gateway", command, Crew::Ours(Box::new(ours)))
             }

@@ -365,11 +365,6 @@ impl Endpoints {
         }
     }
 
-    /// Whether discovery has ever spoken.
-    pub fn has_heard(&self) -> bool {
-        self.heard.is_some()
-    }
-
     /// How old what is known of a pool is, where it may be out of date: discovery, its store or a source of the pool
     /// is away.
     pub fn age_of(&self, pool: &PoolName, now: Tick) -> Option<Duration> {

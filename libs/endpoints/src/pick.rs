@@ -85,7 +85,7 @@ pub struct Pick {
     /// Stands for the call; goes back through `release`.
     pub ticket: Ticket,
     /// Where the worker listens.
-    pub address: Address,
+    pub address: Arc<Address>,
     /// Whether TLS is spoken there.
     pub tls: bool,
 }
@@ -305,7 +305,7 @@ impl Pool {
             limiter.on_call(now);
         }
         let (incarnation, appearance) = (live.incarnation(), live.appearance);
-        let (address, tls) = (live.endpoint.address.clone(), live.endpoint.tls);
+        let (address, tls) = (Arc::clone(&live.address), live.endpoint.tls);
         let tie = self.tie(target, Seat { slot, incarnation }, now);
         Ok(Pick {
             address,

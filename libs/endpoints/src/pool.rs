@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     num::NonZeroU32,
+    sync::Arc,
     time::Duration,
 };
 
 use tether_breaker::{Breaker, Retries, State, Terms};
 use tether_clock::Tick;
-use tether_types::{Death, Incarnation, PoolName, Slot, WorkerId};
+use tether_types::{Address, Death, Incarnation, PoolName, Slot, WorkerId};
 
 use crate::{
     Claim, Endpoint, Gone, Keeping, Outlook, Overload, Pick, Refusal, Target, Ticket, Verdict,
@@ -66,6 +67,8 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) endpoint: Endpoint,
+    /// The endpoint's, for those that are given it with each call.
+    pub(crate) address: Arc<Address>,
     /// Differs each time an endpoint appears: one that left alive and came back has the same
     /// incarnation, but owes nothing to the calls from before.
     pub(crate) appearance: u64,
@@ -196,10 +199,12 @@ impl Pool {
             if live.endpoint.draining && !endpoint.draining {
                 live.since = now;
             }
+            live.address = Arc::new(endpoint.address.clone());
             live.endpoint = endpoint;
             return None;
         }
         let replaced = place.live.replace(Live {
+            address: Arc::new(endpoint.address.clone()),
             endpoint,
             appearance,
             since: now,

@@ -25,14 +25,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let shared = Shared::new(Role::Client, config);
-    shared.lock().senders = 1;
     let driver = Driver::new(io, Arc::clone(&shared));
-    let sender = SendRequest {
-        shared,
-        promised: false,
-        ticket: None,
-    };
-    (sender, ClientConnection(driver))
+    let senders = Arc::new(Senders(shared));
+    (SendRequest::new(senders), ClientConnection(driver))
 }
 
 /// Drives a connection, until nobody needs it or it is gone.
@@ -48,28 +43,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for ClientConnection<S> {
     }
 }
 
+/// What those who can open streams share: with the last of them it is gone.
+#[derive(Debug)]
+struct Senders(Arc<Shared>);
+
+impl Drop for Senders {
+    fn drop(&mut self) {
+        let mut core = self.0.lock();
+        core.connection.close();
+        core.on_output();
+    }
+}
+
 /// The way to send requests.
 #[derive(Debug)]
 pub struct SendRequest {
-    shared: Arc<Shared>,
+    senders: Arc<Senders>,
     /// Whether a stream is kept free for it.
     promised: bool,
     /// Its place among those who wait for one.
     ticket: Option<Ticket>,
+    /// How many streams the other side takes at once, as it was last found.
+    most: u32,
 }
 
 impl Clone for SendRequest {
     fn clone(&self) -> Self {
-        self.shared.lock().senders += 1;
-        Self {
-            shared: Arc::clone(&self.shared),
-            promised: false,
-            ticket: None,
-        }
+        Self::new(Arc::clone(&self.senders))
     }
 }
 
 impl SendRequest {
+    fn new(senders: Arc<Senders>) -> Self {
+        Self {
+            senders,
+            promised: false,
+            ticket: None,
+            most: 0,
+        }
+    }
+
     /// Waits until the other side takes another stream, and keeps that for the request to come.
     ///
     /// # Errors
@@ -80,10 +93,11 @@ impl SendRequest {
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let mut core = self.shared.lock();
+        let mut core = self.senders.0.lock();
         if let Some(error) = core.connection.is_closed() {
             return Poll::Ready(Err(error));
         }
+        self.most = core.connection.max_streams();
         if self.promised {
             return Poll::Ready(Ok(()));
         }
@@ -105,9 +119,9 @@ impl SendRequest {
         Poll::Ready(Ok(()))
     }
 
-    /// How many streams the other side takes at once.
+    /// How many streams the other side takes at once, as it was when this was last ready.
     pub fn current_max_send_streams(&self) -> usize {
-        self.shared.lock().connection.max_streams() as usize
+        self.most as usize
     }
 
     /// Sends the head of a request, which may be all of it.
@@ -119,7 +133,8 @@ impl SendRequest {
         head: &Parts,
         ends: bool,
     ) -> Result<(ResponseFuture, SendStream), Error> {
-        let mut core = self.shared.lock();
+        let shared = &self.senders.0;
+        let mut core = shared.lock();
         if std::mem::take(&mut self.promised) {
             core.promised -= 1;
         } else if core.free() == 0 && core.connection.is_closed().is_none() {
@@ -136,8 +151,8 @@ impl SendRequest {
             core.wake_openers();
         }
         drop(core);
-        let handle = |reads| Handle::new(&self.shared, key, reads);
-        let response = ResponseFuture(Some(RecvStream(handle(true))));
+        let handle = |reads| Handle::new(shared, key, reads);
+        let response = ResponseFuture(Some(RecvStream::new(handle(true))));
         Ok((response, SendStream(handle(false))))
     }
 }
@@ -145,24 +160,22 @@ impl SendRequest {
 #[cfg(test)]
 impl SendRequest {
     pub(crate) fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.shared)
+        Arc::clone(&self.senders.0)
     }
 }
 
 impl Drop for SendRequest {
     fn drop(&mut self) {
-        let mut core = self.shared.lock();
+        if !self.promised && self.ticket.is_none() {
+            return;
+        }
+        let mut core = self.senders.0.lock();
         let had_turn = self.ticket.map(|ticket| core.openers.had_turn(ticket));
         if self.promised || had_turn == Some(true) {
             core.promised -= 1;
             core.wake_openers();
         } else if let Some(ticket) = self.ticket {
             core.openers.leave(ticket);
-        }
-        core.senders -= 1;
-        if core.senders == 0 {
-            core.connection.close();
-            core.on_output();
         }
     }
 }
@@ -179,9 +192,9 @@ impl Future for ResponseFuture {
             return Poll::Ready(Err(Error::Misused("the answer was taken before")));
         };
         let head = {
-            let mut core = stream.0.lock();
-            let head = core.take_head(stream.0.key);
-            let slot = core.slot(stream.0.key);
+            let mut core = stream.handle.lock();
+            let head = core.take_head(stream.handle.key);
+            let slot = core.slot(stream.handle.key);
             match (head, &slot.error) {
                 (Some(head), _) => head,
                 (None, Some(error)) => return Poll::Ready(Err(Error::clone(error))),

@@ -144,7 +144,7 @@ impl SendRequest {
         }
     }
 
-    /// How many streams the other side takes at once.
+    /// How many streams the other side takes at once, as it was when this was last ready.
     pub fn current_max_send_streams(&self) -> usize {
         match self {
             Self::H2(sender) => sender.current_max_send_streams(),
@@ -316,7 +316,25 @@ impl SendStream {
     pub fn send_data(&mut self, data: Bytes, ends: bool) -> Result<(), Error> {
         match self {
             Self::H2(stream) => stream.send_data(data, ends).map_err(of_h2),
-            Self::Own(stream) => stream.send_data(data, ends),
+            Self::Own(stream) => stream.send_data(&data, ends),
+        }
+    }
+
+    /// Sends a piece if there is capacity for it, and asks for that otherwise; answers whether there was.
+    ///
+    /// # Errors
+    /// Where the stream is over.
+    pub fn try_send(&mut self, data: &Bytes, ends: bool) -> Result<bool, Error> {
+        match self {
+            Self::H2(stream) => {
+                stream.reserve_capacity(data.len());
+                if stream.capacity() < data.len() {
+                    return Ok(false);
+                }
+                stream.send_data(data.clone(), ends).map_err(of_h2)?;
+                Ok(true)
+            }
+            Self::Own(stream) => stream.try_send(data, ends),
         }
     }
 

@@ -12,6 +12,8 @@ pub(crate) struct Handle {
     pub(crate) key: Key,
     /// Whether what comes is for whoever holds it.
     reads: bool,
+    /// How many bytes were taken, of which the other side is still to hear.
+    pub(crate) untold: usize,
 }
 
 impl Handle {
@@ -21,6 +23,7 @@ impl Handle {
             shared: Arc::clone(shared),
             key,
             reads,
+            untold: 0,
         }
     }
 
@@ -33,7 +36,7 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let mut core = self.shared.lock();
         if self.reads {
-            core.leave_reader(self.key);
+            core.leave_reader(self.key, self.untold);
         }
         core.leave(self.key);
     }

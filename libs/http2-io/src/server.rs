@@ -50,7 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             let next = self.shared.lock().next_request();
             if let Some((key, head)) = next {
                 let handle = |reads| Handle::new(&self.shared, key, reads);
-                let request = Request::from_parts(head, RecvStream(handle(true)));
+                let request = Request::from_parts(head, RecvStream::new(handle(true)));
                 return Poll::Ready(Some(Ok((request, SendResponse(SendStream(handle(false)))))));
             }
             if std::mem::take(&mut self.yields) {

@@ -6,6 +6,7 @@ use std::{
     task::{Context, Waker},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, request, response};
 use slab::Slab;
 use tether_http2::{Config, Connection, Error, Event, Key, Reason, Role};
@@ -40,7 +41,6 @@ impl Shared {
             openers: Openers::default(),
             promised: 0,
             all_writable: false,
-            senders: 0,
             requests: VecDeque::new(),
         })))
     }
@@ -72,8 +72,6 @@ pub(crate) struct Core {
     pub(crate) promised: u32,
     /// Whether any stream may have more room than it had.
     all_writable: bool,
-    /// Handles that can open streams.
-    pub(crate) senders: usize,
     /// What came and nobody has taken on.
     requests: VecDeque<(Key, request::Parts)>,
 }
@@ -105,8 +103,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn has_trailers(&self) -> bool {
-        self.trailers.is_some()
+    /// Whether all was taken and nothing more comes, not even the word that it is over.
+    pub(crate) fn is_over(&self) -> bool {
+        let has_more = self.ends_by_itself || self.trailers.is_some();
+        self.has_ended && self.received.is_empty() && !has_more
     }
 
     /// Who is to be woken when something comes.
@@ -205,11 +205,16 @@ impl Core {
         self.wake_writers();
     }
 
-    /// Nobody reads this stream any more.
-    pub(crate) fn leave_reader(&mut self, key: Key) {
+    /// Nobody reads this stream any more, of which so many bytes were taken and not told.
+    pub(crate) fn leave_reader(&mut self, key: Key, untold: usize) {
         let slot = self.slot(key);
         slot.unwanted = true;
         let bytes = slot.received.clear();
+        self.release(key, untold + bytes);
+    }
+
+    /// So many bytes of a stream were taken.
+    pub(crate) fn release(&mut self, key: Key, bytes: usize) {
         if bytes > 0 {
             self.connection.release(key, bytes);
             self.on_output();
@@ -244,10 +249,12 @@ impl Core {
         }
     }
 
-    /// Something was sent over a stream.
-    pub(crate) fn on_sent(&mut self, key: Key) {
+    /// Sends a piece over a stream that has capacity for it.
+    pub(crate) fn send_data(&mut self, key: Key, data: &Bytes, ends: bool) -> Result<(), Error> {
+        let sent = self.connection.send_data(key, data, ends);
         self.slot(key).has_turn = false;
         self.on_output();
+        sent
     }
 
     /// Who is to be woken when the stream ends or, where it `waits`, when there is room to write.

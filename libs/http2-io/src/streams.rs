@@ -10,14 +10,31 @@ use crate::handle::Handle;
 
 /// What the other side sends.
 #[derive(Debug)]
-pub struct RecvStream(pub(crate) Handle);
+pub struct RecvStream {
+    pub(crate) handle: Handle,
+    /// Whether that was found when the last piece was taken.
+    is_over: bool,
+}
 
 impl RecvStream {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            is_over: false,
+        }
+    }
+
     /// The next piece of the body; `None` behind its last.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        let mut core = self.0.lock();
-        let slot = core.slot(self.0.key);
+        let key = self.handle.key;
+        let untold = std::mem::take(&mut self.handle.untold);
+        let mut core = self.handle.lock();
+        core.release(key, untold);
+        let slot = core.slot(key);
         if let Some(data) = slot.received.pop() {
+            let is_over = slot.is_over();
+            drop(core);
+            self.is_over = is_over;
             return Poll::Ready(Some(Ok(data)));
         }
         if slot.has_ended {
@@ -36,10 +53,13 @@ impl RecvStream {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<HeaderMap>, Error>> {
-        let mut core = self.0.lock();
-        let slot = core.slot(self.0.key);
+        let key = self.handle.key;
+        let untold = std::mem::take(&mut self.handle.untold);
+        let mut core = self.handle.lock();
+        core.release(key, untold);
+        let slot = core.slot(key);
         if slot.has_ended && slot.received.is_empty() {
-            return Poll::Ready(Ok(core.take_trailers(self.0.key)));
+            return Poll::Ready(Ok(core.take_trailers(key)));
         }
         if !slot.has_ended
             && let Some(error) = &slot.error
@@ -52,17 +72,12 @@ impl RecvStream {
 
     /// Whether all was taken and nothing more comes, not even the word that it is over.
     pub fn is_end_stream(&self) -> bool {
-        let mut core = self.0.lock();
-        let slot = core.slot(self.0.key);
-        let has_more = slot.ends_by_itself || slot.has_trailers();
-        slot.has_ended && slot.received.is_empty() && !has_more
+        self.is_over || self.handle.lock().slot(self.handle.key).is_over()
     }
 
-    /// So many bytes were taken: the other side may send as many more.
+    /// So many bytes were taken: the other side may send as many more, and hears of it when somebody asks for what came.
     pub fn release_capacity(&mut self, bytes: usize) {
-        let mut core = self.0.lock();
-        core.connection.release(self.0.key, bytes);
-        core.on_output();
+        self.handle.untold += bytes;
     }
 }
 
@@ -96,11 +111,20 @@ impl SendStream {
     ///
     /// # Errors
     /// Where the stream is over.
-    pub fn send_data(&mut self, data: Bytes, ends: bool) -> Result<(), Error> {
+    pub fn send_data(&mut self, data: &Bytes, ends: bool) -> Result<(), Error> {
+        self.0.lock().send_data(self.0.key, data, ends)
+    }
+
+    /// Sends a piece if there is capacity for it; answers whether there was.
+    ///
+    /// # Errors
+    /// Where the stream is over.
+    pub fn try_send(&mut self, data: &Bytes, ends: bool) -> Result<bool, Error> {
         let mut core = self.0.lock();
-        let sent = core.connection.send_data(self.0.key, data, ends);
-        core.on_sent(self.0.key);
-        sent
+        if core.capacity(self.0.key) < data.len() {
+            return Ok(false);
+        }
+        core.send_data(self.0.key, data, ends).map(|()| true)
     }
 
     /// Ends the body with fields.

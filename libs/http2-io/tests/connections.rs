@@ -83,7 +83,7 @@ async fn calls_beyond_what_the_other_side_takes_wait_for_their_turn() {
             for _ in 0..2 {
                 let mut sender = sender.clone().ready().await?;
                 let (response, mut to) = sender.send_request(&head(), false)?;
-                to.send_data(Bytes::new(), true)?;
+                to.send_data(&Bytes::new(), true)?;
                 let (_, mut from) = response.await?.into_parts();
                 assert!(poll_fn(|cx| from.poll_data(cx)).await.is_none());
             }
@@ -91,7 +91,11 @@ async fn calls_beyond_what_the_other_side_takes_wait_for_their_turn() {
         }
     });
     // More would be refused of those that were sent before that was known.
-    while sender.current_max_send_streams() != 2 {
+    let most = async || {
+        let sender = sender.clone().ready().await.expect("it stands");
+        sender.current_max_send_streams()
+    };
+    while most().await != 2 {
         tokio::task::yield_now().await;
     }
     for ended in futures::future::join_all(calls).await {

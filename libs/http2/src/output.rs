@@ -1,6 +1,6 @@
 //! What is to be written: small frames side by side in one piece, large ones as they came.
 
-use std::{collections::VecDeque, io::IoSlice};
+use std::{collections::VecDeque, io::IoSlice, ops::Range};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
@@ -43,15 +43,15 @@ impl Output {
         &mut self.last
     }
 
-    /// Takes the payload of a frame whose head was written.
-    pub(crate) fn payload(&mut self, data: Bytes) {
-        if data.len() < LARGE {
-            self.last.extend_from_slice(&data);
+    /// Takes the payload of a frame whose head was written: this part of some data.
+    pub(crate) fn payload(&mut self, data: &Bytes, part: Range<usize>) {
+        if part.len() < LARGE {
+            self.last.extend_from_slice(&data[part]);
             return;
         }
         let head = self.last.split().freeze();
-        self.length += head.len() + data.len();
-        self.first.extend([head, data]);
+        self.length += head.len() + part.len();
+        self.first.extend([head, data.slice(part)]);
     }
 
     /// The first of what is to be written, as many pieces as there is room for; answers with their number.
@@ -115,7 +115,7 @@ mod tests {
                 output.buffer().extend_from_slice(&[round; 9]);
                 expected.extend([round; 9]);
                 let size = if round % 2 == 0 { LARGE + 3 } else { 10 };
-                output.payload(Bytes::from(vec![round + 100; size]));
+                output.payload(&Bytes::from(vec![round + 100; size]), 0..size);
                 expected.extend(vec![round + 100; size]);
             }
             let mut written: Vec<u8> = Vec::new();

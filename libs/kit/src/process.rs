@@ -50,13 +50,23 @@ pub fn pid_namespace() -> io::Result<u64> {
 
 /// When a process was started, in clock ticks since boot; none when there is no such process.
 pub fn start_ticks(pid: u32) -> Option<u64> {
+    stat(pid, 22)
+}
+
+/// The process that this one is a child of; none when there is no such process.
+pub fn parent(pid: u32) -> Option<u32> {
+    stat(pid, 4)
+}
+
+/// A field of `/proc/PID/stat` after the command name, numbered as in proc(5).
+fn stat<T: std::str::FromStr>(pid: u32, field: usize) -> Option<T> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name stands in parentheses and may hold anything, even a closing one.
     let after_name = &stat[stat.rfind(')')? + 1..];
-    // Field 22; the first after the name is field 3.
+    // The first after the name is field 3.
     after_name
         .split_ascii_whitespace()
-        .nth(22 - 3)?
+        .nth(field - 3)?
         .parse()
         .ok()
 }
@@ -72,5 +82,7 @@ mod tests {
         assert_eq!(first, own_identity().unwrap());
         assert!(first.start_ticks > 0 && first.pid_namespace > 0 && first.boot_id.len() == 36);
         assert_eq!(start_ticks(u32::MAX), None);
+        let parent_id = std::os::unix::process::parent_id();
+        assert_eq!(parent(std::process::id()), Some(parent_id));
     }
 }

@@ -11,18 +11,27 @@ use tether_shim_protocol::Credentials;
 /// # Errors
 /// Names the user or group that does not exist here.
 pub(crate) fn resolve(template: &Template) -> io::Result<Option<Credentials>> {
+    resolve_for((Uid::effective(), Gid::effective()), template)
+}
+
+fn resolve_for(agent: (Uid, Gid), template: &Template) -> io::Result<Option<Credentials>> {
     if template.user.is_empty() && template.group.is_empty() && template.groups.is_empty() {
         return Ok(None);
     }
     let user = match template.user.as_str() {
-        "" => User::from_uid(Uid::effective())?,
+        "" => User::from_uid(agent.0)?,
         name => Some(user(name)?),
     };
     let gid = match (template.group.as_str(), &user) {
         ("", Some(user)) => user.gid,
-        ("", None) => Gid::effective(),
+        ("", None) => agent.1,
         (name, _) => group(name)?,
     };
+    let uid = user.as_ref().map_or(agent.0, |user| user.uid);
+    // One that may not become anybody need not become who it is.
+    if !agent.0.is_root() && (uid, gid) == agent && template.groups.is_empty() {
+        return Ok(None);
+    }
     let groups = if !template.groups.is_empty() {
         template
             .groups
@@ -39,7 +48,7 @@ pub(crate) fn resolve(template: &Template) -> io::Result<Option<Credentials>> {
         }
     };
     Ok(Some(Credentials {
-        uid: user.map_or_else(Uid::effective, |user| user.uid).as_raw(),
+        uid: uid.as_raw(),
         gid: gid.as_raw(),
         groups: groups.into_iter().map(Gid::as_raw).collect(),
     }))
@@ -110,6 +119,22 @@ mod tests {
             groups: vec![54323],
         };
         assert_eq!(number, expected);
+    }
+
+    #[test]
+    fn an_agent_without_rights_can_run_its_own_user_by_name() {
+        let own = |groups: &[&str]| {
+            let template = Template {
+                user: "54321".into(),
+                group: "54322".into(),
+                groups: groups.iter().map(|&name| name.to_owned()).collect(),
+                ..Template::default()
+            };
+            resolve_for((Uid::from_raw(54321), Gid::from_raw(54322)), &template).unwrap()
+        };
+
+        assert_eq!(own(&[]), None);
+        assert!(own(&["54323"]).is_some());
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Passing {
         if code.is_none() {
             add_status(&mut received, said.status);
         }
-        self.call.on_code(code.unwrap_or_else(|| said.last()));
+        self.call.over(code.unwrap_or_else(|| said.last()));
         fields::keep_apart(&mut received);
         Ok(received)
     }
@@ -277,7 +277,10 @@ impl Call {
 
 /// The code in headers or trailers; one that is not a number is none of gRPC's.
 pub(crate) fn code_of(headers: &HeaderMap) -> Option<u32> {
-    let value: &HeaderValue = headers.get(GRPC_STATUS)?;
+    // There are few: to look is quicker than to hash.
+    let (_, value) = headers
+        .iter()
+        .find(|(name, _)| name.as_str() == GRPC_STATUS)?;
     Some(
         value
             .to_str()

@@ -200,7 +200,7 @@ impl Attempt {
             if code == CANCELLED && deadline.explains_cancel() {
                 return Err(Late::of(call, deadline.passed()));
             }
-            call.on_code(code);
+            call.over(code);
             let answer = Answer { head, rest: None };
             return match repeatable && code == Code::Unavailable as u32 {
                 true => Err(Failed::Unavailable(Box::new((answer, again(upload))))),

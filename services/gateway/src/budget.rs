@@ -176,6 +176,9 @@ impl Seat {
 
     /// So many of them went on. One that has caught up is not behind any more.
     pub(crate) fn less(&mut self, bytes: usize) {
+        if bytes == 0 && self.place.is_none() {
+            return;
+        }
         self.held -= bytes;
         self.budget.0.held.fetch_sub(bytes, Ordering::Relaxed);
         if self.held == 0

@@ -208,6 +208,17 @@ impl Call {
         }
     }
 
+    /// The server has ended the call, with this gRPC code.
+    pub(crate) fn over(&mut self, code: u32) {
+        if let Server::Worker {
+            directory, ticket, ..
+        } = &mut self.server
+            && let Some(ticket) = ticket.take()
+        {
+            directory.over(ticket, code);
+        }
+    }
+
     /// It is known what the call says about its worker.
     pub(crate) fn on_outcome(&mut self, outcome: Outcome) {
         if let Server::Worker {

@@ -26,7 +26,7 @@ pub struct Config {
     /// How many bytes may wait, in all calls, for clients and workers that do not read them; beyond that calls of those
     /// are ended.
     pub max_unread_bytes: usize,
-    /// Who reads and writes HTTP/2: `h2`, the library, or `own`, our own relay of frames, which is quicker and younger.
+    /// Who reads and writes HTTP/2: `own`, our own engine, or `h2`, the library, which is older and costs more.
     pub engine: Engine,
     /// Threads that serve connections, each with connections of its own to every worker; 0 means one for each processor.
     pub threads: usize,

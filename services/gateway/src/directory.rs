@@ -1,7 +1,10 @@
 //! What the gateway knows of workers, shared by the calls of all lanes: the endpoint set, and who waits for one of them.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +30,8 @@ const SOON: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Directory {
     known: Mutex<Known>,
+    /// Whether discovery has told anything, for calls, which all ask.
+    is_informed: AtomicBool,
     /// Counts what discovery has told; zero while it has told nothing.
     told: watch::Sender<u64>,
     /// A call that somebody wants to know of is over, or somebody wants to know of more workers.
@@ -49,7 +54,7 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub(crate) ticket: Ticket,
-    pub(crate) address: Address,
+    pub(crate) address: Arc<Address>,
     pub(crate) tls: bool,
 }
 
@@ -75,6 +80,7 @@ impl Directory {
                     .with(config.pools.adaptive()),
                 waiters: Waiters::default(),
             }),
+            is_informed: AtomicBool::new(false),
             told: watch::Sender::new(0),
             counted: Notify::new(),
             moves: watch::Sender::new(0),
@@ -102,6 +108,7 @@ impl Directory {
             }
             known.settle_all();
         }
+        self.is_informed.store(true, Ordering::Release);
         self.told();
         self.moved();
         if counts {
@@ -130,7 +137,7 @@ impl Directory {
 
     /// Whether discovery has told anything.
     pub(crate) fn is_informed(&self) -> bool {
-        self.lock().endpoints.has_heard()
+        self.is_informed.load(Ordering::Acquire)
     }
 
     /// How long calls of a pool wait, where that is ordered.
@@ -255,6 +262,14 @@ impl Directory {
         self.moved();
     }
 
+    /// A call is over that was answered with this gRPC code.
+    pub(crate) fn over(&self, mut ticket: Ticket, code: u32) {
+        self.end(|endpoints, now| {
+            endpoints.on_code(&mut ticket, code, now);
+            ticket
+        });
+    }
+
     /// It is known what a call says about its worker.
     pub(crate) fn on_outcome(&self, ticket: &mut Ticket, outcome: Outcome) {
         let mut known = self.lock();
@@ -321,10 +336,17 @@ impl Directory {
 
     /// A call is over.
     pub(crate) fn release(&self, ticket: Ticket) {
+        self.end(|_, _| ticket);
+    }
+
+    /// A call is over, of which `last` says what there is to say.
+    fn end(&self, last: impl FnOnce(&mut Endpoints, Tick) -> Ticket) {
         let counted = {
             let mut known = self.lock();
+            let now = BootClock.now();
+            let ticket = last(&mut known.endpoints, now);
             let pool = ticket.worker().pool.clone();
-            let counted = known.endpoints.release(ticket, BootClock.now());
+            let counted = known.endpoints.release(ticket, now);
             known.settle(&pool);
             counted
         };

@@ -11,7 +11,10 @@ use std::{
     fmt,
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -40,7 +43,9 @@ pub(crate) struct Ending {
     /// Take no new calls, finish those under way.
     pub(crate) drain: CancellationToken,
     /// End calls, but of sessions that hold.
-    cut: CancellationToken,
+    pub(crate) cut: CancellationToken,
+    /// The same, for calls that are woken by their connection when it is.
+    is_cut: Arc<AtomicBool>,
     /// End all calls.
     last: CancellationToken,
     /// End now.
@@ -75,12 +80,12 @@ impl Ending {
 
     /// Tells when a call may go on no longer.
     pub(crate) fn dismissal(&self, stay: Option<Stay>, owners: &Arc<Owners>) -> Dismissal {
-        let cut = self.cut.clone().cancelled_owned();
         let Some(stay) = stay else {
-            return Dismissal(Box::pin(cut));
+            return Dismissal::Cut(Arc::clone(&self.is_cut));
         };
+        let cut = self.cut.clone().cancelled_owned();
         let (last, owners) = (self.last.clone(), Arc::clone(owners));
-        Dismissal(Box::pin(async move {
+        Dismissal::Over(Box::pin(async move {
             // Whole, as it counts for as long as it is there.
             let stay = stay;
             cut.await;
@@ -104,6 +109,7 @@ impl Ending {
             drain = ?config.drain,
             "Calls still under way at the end of the drain are told so"
         );
+        self.is_cut.store(true, Ordering::Release);
         self.cut.cancel();
         if !within(config.session_drain, &self.stays).await && !self.stays.is_empty() {
             tracing::warn!(
@@ -125,11 +131,20 @@ async fn within(time: Duration, all: &TaskTracker) -> bool {
 }
 
 /// Tells when a call may go on no longer.
-pub(crate) struct Dismissal(Pin<Box<dyn Future<Output = ()> + Send>>);
+pub(crate) enum Dismissal {
+    /// With all others: then its task is woken by the connection that it came over.
+    Cut(Arc<AtomicBool>),
+    /// With its session.
+    Over(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
 
 impl Dismissal {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
+        match self {
+            Self::Cut(is_cut) if is_cut.load(Ordering::Acquire) => Poll::Ready(()),
+            Self::Cut(_) => Poll::Pending,
+            Self::Over(over) => over.as_mut().poll(cx),
+        }
     }
 
     /// What comes of some work, unless its call may go on no longer: then what its caller is told.

@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::Either;
 use http::{
-    HeaderValue, Request, Uri,
+    HeaderName, HeaderValue, Request, Uri,
     header::{self, HeaderMap},
     request::Parts,
     uri::{Authority, Scheme},
@@ -60,6 +60,8 @@ const CONTROL_LIMIT: u32 = 4 << 20;
 /// Stands in a request that names no authority: what a gRPC server is called does not matter to it.
 const AUTHORITY: &str = "localhost";
 
+const VIA: HeaderName = HeaderName::from_static(route::VIA);
+
 /// Everything that calls need. Each lane has one, with connections of its own to workers.
 #[derive(Clone)]
 pub(crate) struct Forwarder {
@@ -73,11 +75,19 @@ pub(crate) struct Forwarder {
     pub(crate) wake: Arc<Wake>,
     pub(crate) budget: Budget,
     /// Of this lane.
-    pub(crate) rooms: Rooms<Passing>,
+    pub(crate) rooms: Rooms<Came, Passing>,
     pub(crate) tail: Tail,
     pub(crate) ending: Ending,
     /// What stands for this gateway in calls that it has sent on.
     pub(crate) own_word: HeaderValue,
+}
+
+/// A call as it came, over a connection of this number.
+pub(crate) struct Came {
+    forwarder: Arc<Forwarder>,
+    request: Request<RecvStream>,
+    respond: SendResponse,
+    connection: u64,
 }
 
 impl Forwarder {
@@ -89,20 +99,30 @@ impl Forwarder {
         connection: u64,
     ) -> impl Future<Output = ()> + Send + use<> {
         let rooms = self.rooms.clone();
-        let begins = async move { self.reach(request, respond, connection).await };
-        record::keep(rooms.begin(begins))
+        record::keep(rooms.serve(Came {
+            forwarder: self,
+            request,
+            respond,
+            connection,
+        }))
+    }
+
+    /// Room for calls of one lane.
+    pub(crate) fn rooms() -> Rooms<Came, Passing> {
+        Rooms::new(Self::reach)
     }
 
     /// Takes a call as far as the head of its answer; the rest is to be awaited, where there is any.
-    async fn reach(
-        &self,
-        request: Request<RecvStream>,
-        respond: SendResponse,
-        connection: u64,
-    ) -> Option<Passing> {
+    async fn reach(came: Came) -> Option<Passing> {
+        let Came {
+            forwarder: this,
+            request,
+            respond,
+            connection,
+        } = came;
         let mut client = Client::new(respond);
         let (mut head, body) = request.into_parts();
-        let plan = match route::plan(&head, self.config.relay_nodes) {
+        let plan = match route::plan(&head, this.config.relay_nodes) {
             Ok(plan) => plan,
             Err(failure) => {
                 client.refuse(explain::untried(failure).into());
@@ -112,32 +132,32 @@ impl Forwarder {
         let deadline = Deadline::after(plan.timeout);
         if plan.route == Route::Own {
             let request = Request::from_parts(head, Messages(body));
-            Box::pin(self.answer_itself(request, client)).await;
+            Box::pin(this.answer_itself(request, client)).await;
             return None;
         }
         if let Route::Worker(to) = &plan.route {
-            self.tail.begin(&head.uri, to);
+            this.tail.begin(&head.uri, to);
         }
         let session = match &plan.route {
             Route::Worker(to) => to.session.as_deref(),
             _ => None,
         };
-        let stay = self.ending.stay(session.map(Acting::from), &self.config);
-        let mut dismissal = self.ending.dismissal(stay, &self.owners);
+        let stay = this.ending.stay(session.map(Acting::from), &this.config);
+        let mut dismissal = this.ending.dismissal(stay, &this.owners);
         let answer = async {
             let head = &mut head;
             match plan.route {
                 // Each call is a task, which has room for the longest of its ways: those that few go are apart.
-                Route::Arbiter => Box::pin(self.to_arbiter(head, body, deadline)).await,
+                Route::Arbiter => Box::pin(this.to_arbiter(head, body, deadline)).await,
                 Route::Discovery | Route::Own => {
-                    Box::pin(self.to_discovery(head, body, deadline)).await
+                    Box::pin(this.to_discovery(head, body, deadline)).await
                 }
                 Route::Worker(to) => {
-                    self.sign(head, &to.pool).map_err(explain::untried)?;
-                    let may = self.may_act(to.session.as_deref(), deadline).await;
+                    this.sign(head, &to.pool).map_err(explain::untried)?;
+                    let may = this.may_act(to.session.as_deref(), deadline).await;
                     may.map_err(explain::untried)?;
                     let source = Source::live(body);
-                    self.to_worker(to, connection, head, source, deadline).await
+                    this.to_worker(to, connection, head, source, deadline).await
                 }
             }
         };
@@ -148,7 +168,7 @@ impl Forwarder {
         };
         match answer.map(|answer| answer.map_err(Status::from).flatten()) {
             None => None,
-            Some(Ok(answer)) => answer.pass(client, deadline, self.budget.clone(), dismissal),
+            Some(Ok(answer)) => answer.pass(client, deadline, this.budget.clone(), dismissal),
             Some(Err(status)) => {
                 record::on_end(status.code() as u32, By::Gateway);
                 client.refuse(status);
@@ -169,11 +189,14 @@ impl Forwarder {
     /// # Errors
     /// Where it has done so before.
     pub(crate) fn sign(&self, head: &mut Parts, pool: &PoolName) -> Result<(), Failure> {
-        let mut through = head.headers.get_all(route::VIA).iter();
-        if through.any(|word| *word == self.own_word) {
+        let mut through = head
+            .headers
+            .iter()
+            .filter(|(name, _)| name.as_str() == route::VIA);
+        if through.any(|(_, word)| *word == self.own_word) {
             return Err(explain::came_back(pool));
         }
-        head.headers.append(route::VIA, self.own_word.clone());
+        head.headers.append(VIA, self.own_word.clone());
         Ok(())
     }
 
@@ -446,9 +469,9 @@ impl Forwarder {
             address,
             tls,
         } = chosen;
-        let upstream = self.links.to(ticket.worker(), address, tls);
+        let (upstream, is_new) = self.links.to(ticket.worker(), address, tls);
         // Whoever let go of it in this moment could not know this link.
-        if !self.directory.is_alive(ticket.worker()) {
+        if is_new && !self.directory.is_alive(ticket.worker()) {
             self.links.remove(ticket.worker(), true);
         }
         let directory = Arc::clone(&self.directory);
@@ -547,7 +570,7 @@ mod tests {
     /// Each call is a task of its own, which is moved when it is made and kept for as long as the call lasts.
     #[test]
     fn a_call_is_small() {
-        let whole = size_of::<crate::room::Serving<Passing>>();
+        let whole = size_of::<crate::room::Serving<Came, Passing>>();
 
         assert!(whole <= 600, "{whole} bytes");
     }

@@ -91,7 +91,6 @@ use links::Links;
 use own::OwnServices;
 use owners::Owners;
 use record::Tail;
-use room::Rooms;
 use upstream::{Dial, Upstream};
 use wake::Wake;
 
@@ -168,7 +167,7 @@ impl Gateway {
                 own: OwnServices::new(),
                 owners: Arc::new(Owners::new(&config)),
                 budget: Budget::new(config.max_unread_bytes),
-                rooms: Rooms::default(),
+                rooms: Forwarder::rooms(),
                 tail: Tail::default(),
                 ending: Ending::default(),
                 own_word: HeaderValue::from(fastrand::u64(..)),
@@ -218,7 +217,7 @@ impl Gateway {
         let ending = forwarder.ending.clone();
         let on_lane = |links| Forwarder {
             links,
-            rooms: Rooms::default(),
+            rooms: Forwarder::rooms(),
             ending: ending.on_lane(),
             ..forwarder.clone()
         };

@@ -28,23 +28,28 @@ impl Links {
         }
     }
 
-    /// The connection to a worker that listens at `address` now, with TLS or without.
-    pub(crate) fn to(&self, worker: &WorkerId, address: Address, tls: bool) -> Arc<Upstream> {
+    /// The connection to a worker that listens at `address` now, with TLS or without; and whether nobody had it before.
+    pub(crate) fn to(
+        &self,
+        worker: &WorkerId,
+        address: Arc<Address>,
+        tls: bool,
+    ) -> (Arc<Upstream>, bool) {
         let mut upstreams = self
             .upstreams
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let known = upstreams.get(worker);
         let tls = self.tls.as_ref().filter(|_| tls);
-        let known = known.filter(|upstream| {
-            *upstream.address() == address && upstream.is_tls() == tls.is_some()
-        });
-        known.cloned().unwrap_or_else(|| {
-            let upstream = Upstream::new(address, self.dial).with_tls(tls.cloned());
-            let upstream = Arc::new(upstream);
-            upstreams.insert(worker.clone(), Arc::clone(&upstream));
-            upstream
-        })
+        let known =
+            known.filter(|upstream| upstream.is_to(&address) && upstream.is_tls() == tls.is_some());
+        if let Some(known) = known {
+            return (Arc::clone(known), false);
+        }
+        let upstream = Upstream::new(address, self.dial).with_tls(tls.cloned());
+        let upstream = Arc::new(upstream);
+        upstreams.insert(worker.clone(), Arc::clone(&upstream));
+        (upstream, true)
     }
 
     /// Lets go of a worker that gets no more calls. With `sever` those under way on it end too.

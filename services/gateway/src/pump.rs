@@ -233,12 +233,12 @@ impl Copy {
     }
 
     /// Keeps one more piece, unless that is too much.
-    fn push(&mut self, data: &Bytes) -> bool {
+    fn push(&mut self, data: Bytes) -> bool {
         let fits = self.bytes + data.len() <= REPEATABLE && self.pieces.len() < PIECES;
         let may = fits && self.budget.copy(data.len());
         if may {
             self.bytes += data.len();
-            self.pieces.push(data.clone());
+            self.pieces.push(data);
         }
         may
     }
@@ -294,10 +294,8 @@ impl Pump {
 
     /// Passes on what there is; `on_message` hears of each piece that came.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, on_message: impl FnMut()) -> Poll<End> {
-        if self.to.poll_reset(cx).is_ready() {
-            return Poll::Ready(End::Refused);
-        }
         match self.pass(cx, on_message) {
+            Poll::Pending if self.to.poll_reset(cx).is_ready() => Poll::Ready(End::Refused),
             // Looked at last: it may have fallen behind just now.
             Poll::Pending if self.seat.is_given_up(cx) => Poll::Ready(End::Unread),
             passed => passed,
@@ -339,9 +337,10 @@ impl Pump {
         if self.held.is_empty() {
             // Capacity is asked for only with the data in hand: held for data that is yet to come, it would be
             // missing to other calls on the connection.
-            if self.to.reserve(length) >= length {
-                self.keep(&data);
-                self.to.send_data(data, last).map_err(|_| End::Refused)?;
+            let sent = self.to.try_send(&data, last);
+            if !matches!(sent, Ok(false)) {
+                self.keep(data);
+                sent.map_err(|_| End::Refused)?;
                 self.from.credit(length);
                 if last {
                     self.end = Some(End::Ended);
@@ -354,7 +353,7 @@ impl Pump {
         Ok(())
     }
 
-    fn keep(&mut self, data: &Bytes) {
+    fn keep(&mut self, data: Bytes) {
         if self.sent.as_mut().is_some_and(|sent| !sent.push(data)) {
             self.sent = None;
         }
@@ -430,7 +429,7 @@ impl Pump {
             if let Some(chunk) = chunk {
                 let length = chunk.len();
                 let last = self.held.is_empty() && self.is_last();
-                self.keep(&chunk);
+                self.keep(chunk.clone());
                 self.seat.less(length);
                 self.to.send_data(chunk, last).map_err(|_| ())?;
                 self.from.credit(length);

@@ -1,5 +1,5 @@
 //! Room for the beginnings of calls: each needs a few KiB for as long as it waits for its answer to begin, and another call
-//! has the same room after it.
+//! has the same room after it. A beginning is made where it stays: to move one would cost as much as to make it.
 
 use std::{
     fmt,
@@ -8,77 +8,122 @@ use std::{
     task::{self, Context, Poll},
 };
 
-use tokio_util::sync::ReusableBoxFuture;
+use pin_project_lite::pin_project;
 
 /// How many are kept.
 const KEPT: usize = 256;
 
-/// What a beginning comes to.
-type Beginning<T> = ReusableBoxFuture<'static, Option<T>>;
+/// Has room for one call; what comes of its beginning is how it goes on, where it does.
+pub(crate) trait Room<C, T>: Send {
+    fn begin(self: Pin<&mut Self>, call: C);
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>>;
+}
 
-/// The rooms of one lane that are free.
-pub(crate) struct Rooms<T>(Arc<Mutex<Vec<Beginning<T>>>>);
+pin_project! {
+    struct Space<B, F> {
+        begin: B,
+        #[pin]
+        beginning: Option<F>,
+    }
+}
 
-impl<T> Clone for Rooms<T> {
+impl<C, T, B, F> Room<C, T> for Space<B, F>
+where
+    B: Fn(C) -> F + Send,
+    F: Future<Output = Option<T>> + Send,
+{
+    fn begin(self: Pin<&mut Self>, call: C) {
+        let mut this = self.project();
+        this.beginning.set(Some((this.begin)(call)));
+    }
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let mut this = self.project();
+        let begun = match this.beginning.as_mut().as_pin_mut() {
+            Some(beginning) => task::ready!(beginning.poll(cx)),
+            None => None,
+        };
+        this.beginning.set(None);
+        Poll::Ready(begun)
+    }
+}
+
+pub(crate) type Free<C, T> = Pin<Box<dyn Room<C, T>>>;
+
+/// The rooms of one lane.
+pub(crate) struct Rooms<C, T>(Arc<Shared<C, T>>);
+
+struct Shared<C, T> {
+    free: Mutex<Vec<Free<C, T>>>,
+    build: Box<dyn Fn() -> Free<C, T> + Send + Sync>,
+}
+
+impl<C, T> Clone for Rooms<C, T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<T> Default for Rooms<T> {
-    fn default() -> Self {
-        Self(Arc::default())
-    }
-}
-
-impl<T> fmt::Debug for Rooms<T> {
+impl<C, T> fmt::Debug for Rooms<C, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rooms").finish_non_exhaustive()
     }
 }
 
-impl<T> Rooms<T> {
-    /// What begins with `beginning`, and goes on as that says.
-    pub(crate) fn begin<F>(&self, beginning: F) -> Serving<T>
+impl<C: 'static, T: 'static> Rooms<C, T> {
+    /// For calls that begin so.
+    pub(crate) fn new<B, F>(begin: B) -> Self
     where
+        B: Fn(C) -> F + Copy + Send + Sync + 'static,
         F: Future<Output = Option<T>> + Send + 'static,
     {
-        let used = self.lock().pop();
-        let beginning = match used {
-            Some(mut room) => {
-                room.set(beginning);
-                room
-            }
-            None => ReusableBoxFuture::new(beginning),
+        let build = move || -> Free<C, T> {
+            Box::pin(Space {
+                begin,
+                beginning: None,
+            })
         };
-        Serving::Begins(Some(beginning), self.clone())
+        Self(Arc::new(Shared {
+            free: Mutex::default(),
+            build: Box::new(build),
+        }))
     }
 
-    fn free(&self, room: Beginning<T>) {
+    /// Serves a call.
+    pub(crate) fn serve(&self, call: C) -> Serving<C, T> {
+        let used = self.lock().pop();
+        let mut room = used.unwrap_or_else(|| (self.0.build)());
+        room.as_mut().begin(call);
+        Serving::Begins(Some(room), self.clone())
+    }
+}
+
+impl<C, T> Rooms<C, T> {
+    fn free(&self, room: Free<C, T>) {
         let mut kept = self.lock();
         if kept.len() < KEPT {
             kept.push(room);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Beginning<T>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Free<C, T>>> {
+        self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A call that is served. Its beginning takes much more room than the rest, which may last for hours.
-pub(crate) enum Serving<T> {
-    Begins(Option<Beginning<T>>, Rooms<T>),
+pub(crate) enum Serving<C, T> {
+    Begins(Option<Free<C, T>>, Rooms<C, T>),
     Goes(T),
 }
 
-impl<T: Future<Output = ()> + Unpin> Future for Serving<T> {
+impl<C, T: Future<Output = ()> + Unpin> Future for Serving<C, T> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::Begins(beginning, rooms) = &mut *self {
             let begun = match beginning {
-                Some(beginning) => task::ready!(beginning.poll(cx)),
+                Some(room) => task::ready!(room.as_mut().poll(cx)),
                 None => None,
             };
             if let Some(room) = beginning.take() {
@@ -109,15 +154,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_room_is_used_again_and_not_while_somebody_is_in_it() {
-        let rooms = Rooms::default();
-        let (mut first, second) = (rooms.begin(begin(true)), rooms.begin(begin(false)));
+        let rooms = Rooms::new(begin);
+        let (mut first, second) = (rooms.serve(true), rooms.serve(false));
         assert!(futures::poll!(&mut first).is_pending());
         second.await;
         assert_eq!(rooms.lock().len(), 1);
         first.await;
         assert_eq!(rooms.lock().len(), 2);
-        rooms.begin(begin(true)).await;
-        drop(rooms.begin(begin(true)));
+        rooms.serve(true).await;
+        drop(rooms.serve(true));
 
         // The room of a call that was given up goes with it.
         assert_eq!(rooms.lock().len(), 1);

@@ -65,7 +65,7 @@ pub(crate) async fn serve(
         let Some(connection) = greeted else {
             return Ok(());
         };
-        take_calls(connection, number, forwarder, &ending.drain).await
+        take_calls(connection, number, forwarder, &ending).await
     };
     tokio::select! {
         ended = serving => if let Err(error) = ended {
@@ -85,9 +85,13 @@ async fn take_calls(
     mut connection: Server<Rewound<Stream>>,
     number: u64,
     forwarder: Arc<Forwarder>,
-    drain: &CancellationToken,
+    ending: &Ending,
 ) -> anyhow::Result<()> {
-    let crew = Crew::new();
+    let drain = &ending.drain;
+    let crew =
+        Crew::new(move |(request, respond)| Arc::clone(&forwarder).serve(request, respond, number));
+    let mut cut = pin!(ending.cut.cancelled());
+    let mut is_cut = false;
     // One that has made no call yet is about to: told to go just before that, many clients have it fail.
     let mut was_used = false;
     let mut unused = pin!(last_call(drain));
@@ -106,12 +110,16 @@ async fn take_calls(
                 connection.graceful_shutdown();
                 continue;
             }
+            () = &mut cut, if !is_cut => {
+                is_cut = true;
+                crew.rouse();
+                continue;
+            }
         };
         let Some(accepted) = accepted else {
             return Ok(());
         };
-        let (request, respond) = accepted?;
         was_used = true;
-        crew.take(Arc::clone(&forwarder).serve(request, respond, number));
+        crew.take(accepted?);
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Dial {
 /// A place that calls are forwarded to.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    address: Address,
+    address: Arc<Address>,
     dial: Dial,
     /// Where TLS is spoken.
     tls: Option<Arc<Connector>>,
@@ -66,9 +66,9 @@ struct Link {
 }
 
 impl Upstream {
-    pub(crate) fn new(address: Address, dial: Dial) -> Self {
+    pub(crate) fn new(address: impl Into<Arc<Address>>, dial: Dial) -> Self {
         Self {
-            address,
+            address: address.into(),
             tls: None,
             dial,
             link: Mutex::default(),
@@ -89,9 +89,14 @@ impl Upstream {
         &self.address
     }
 
+    /// Whether it goes there, which is quick to say of one that was given this very address.
+    pub(crate) fn is_to(&self, address: &Arc<Address>) -> bool {
+        self.address == *address
+    }
+
     /// A connection that takes a request. While this has not answered, nothing has been sent.
     pub(crate) async fn ready(&self) -> Result<Sender, Error> {
-        if let Some((sender, slots)) = self.current().await?
+        if let Some((sender, slots)) = self.last()?
             && let Ok(sender) = slots.take(sender).await
         {
             return Ok(sender);
@@ -145,15 +150,18 @@ impl Upstream {
         link.connected = None;
     }
 
+    /// The last connection, which may have ended.
+    fn last(&self) -> Result<Option<Connected>, Error> {
+        let link = self.lock();
+        match link.severed {
+            true => Err(Error::Severed),
+            false => Ok(link.connected.clone()),
+        }
+    }
+
+    /// The same, where it has not.
     async fn current(&self) -> Result<Option<Connected>, Error> {
-        let connected = {
-            let link = self.lock();
-            if link.severed {
-                return Err(Error::Severed);
-            }
-            link.connected.clone()
-        };
-        match connected {
+        match self.last()? {
             // Fails when the connection broke or the other side said goodbye.
             Some((sender, slots)) => Ok(sender.ready().await.ok().map(|sender| (sender, slots))),
             None => Ok(None),

@@ -14,9 +14,9 @@ pub(crate) use tether_http2_io::{
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// The h2 library.
-    #[default]
     H2,
     /// Our own, made for passing calls on.
+    #[default]
     Own,
 }
 

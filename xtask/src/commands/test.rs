@@ -21,9 +21,9 @@ pub(super) const TASK: Task = Task {
         );
         report.suite("tests", tests(workspace, "--workspace", filter));
         if filter.is_empty() {
-            let mut own = tests(workspace, "--package tether-gateway", &[]);
-            own.env("TETHER_GATEWAY_ENGINE", "own");
-            report.suite("gateway with its own engine", own);
+            let mut h2 = tests(workspace, "--package tether-gateway", &[]);
+            h2.env("TETHER_GATEWAY_ENGINE", "h2");
+            report.suite("gateway on the h2 library", h2);
             report.suite(
                 "doc tests",
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),

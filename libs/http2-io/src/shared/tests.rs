@@ -99,7 +99,7 @@ fn waits(stream: &mut SendStream) -> Arc<Woken> {
 fn fill(client: &Client, stream: &mut SendStream) {
     while stream.capacity() > 0 {
         let piece = Bytes::from(vec![0; stream.capacity()]);
-        stream.send_data(piece, false).expect("there is room");
+        stream.send_data(&piece, false).expect("there is room");
     }
     assert!(client.shared.lock().connection.room() == 0);
 }
@@ -124,7 +124,7 @@ fn room_to_write_goes_round_and_wakes_no_more_than_it_is_for() {
     // Who has its turn sends, and who has not does not come before those that wait.
     let capacity = bulk.capacity();
     assert!((1..=TURN).contains(&capacity), "{capacity}");
-    bulk.send_data(Bytes::from_static(b"some"), false)
+    bulk.send_data(&Bytes::from_static(b"some"), false)
         .expect("there is room");
     assert_eq!(bulk.capacity(), 0);
     assert_eq!(newcomer.capacity(), 0);
@@ -244,4 +244,37 @@ fn streams_open_again_when_what_was_said_on_others_is_written() {
     client.written(40_000);
     assert_eq!(woken.times(), 1);
     assert!(opens(&mut ready, &woken).is_some_and(|ready| ready.is_ok()));
+}
+
+#[test]
+fn what_was_taken_is_told_when_more_is_asked_for_and_when_nobody_will() {
+    for asks in [true, false] {
+        let client = Client::with_room(10);
+        let sent = client.sender.clone().send_request(&head(), false);
+        let (response, _to) = sent.expect("there is room");
+        client.hear(&[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88]);
+        let piece = [&[0, 0x40, 0, 0, 0, 0, 0, 0, 1][..], &[7; 1 << 14]].concat();
+        // More than half of the stream's window.
+        (0..33).for_each(|_| client.hear(&piece));
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Ok(response)) = Pin::new(&mut { response }).poll(&mut cx) else {
+            panic!("it has come");
+        };
+        let mut body = response.into_body();
+        let mut taken = 0;
+        while taken < 33 << 14 {
+            let Poll::Ready(Some(Ok(data))) = body.poll_data(&mut cx) else {
+                panic!("it has come");
+            };
+            taken += data.len();
+            body.release_capacity(data.len());
+        }
+        let output = || client.shared.lock().connection.output().len();
+        let before = output();
+        match asks {
+            true => assert!(body.poll_data(&mut cx).is_pending()),
+            false => drop(body),
+        }
+        assert_eq!(output() - before, 13, "one word on the window");
+    }
 }

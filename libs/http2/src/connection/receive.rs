@@ -119,14 +119,15 @@ impl Connection {
         came.map(Some)
     }
 
-    fn data(&mut self, head: Head, payload: Bytes) -> Came {
+    fn data(&mut self, head: Head, mut data: Bytes) -> Came {
         if head.stream == 0 || self.is_idle(head.stream) {
             return Err(Reason::PROTOCOL_ERROR);
         }
-        let (before, behind) = frame::padding(&head, &payload)?;
+        let (before, behind) = frame::padding(&head, &data)?;
         self.credit_connection(head.length)?;
         let ends = head.has(END_STREAM);
-        let data = payload.slice(before..payload.len() - behind);
+        data.truncate(data.len() - behind);
+        data.advance(before);
         if data.is_empty() && !ends {
             Self::count(&mut self.guard.empty_frames, MAX_EMPTY_FRAMES)?;
         } else {

@@ -1,6 +1,6 @@
 //! What is said to the other side.
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Uri, uri::PathAndQuery};
 
 use super::{Connection, Farewell, Key};
@@ -140,7 +140,7 @@ impl Connection {
     ///
     /// # Errors
     /// Where the stream is over, or there is more.
-    pub fn send_data(&mut self, stream: Key, mut data: Bytes, ends: bool) -> Result<(), Error> {
+    pub fn send_data(&mut self, stream: Key, data: &Bytes, ends: bool) -> Result<(), Error> {
         let (at, id) = self.sends(stream)?;
         if data.len() > self.capacity(stream) && !data.is_empty() {
             return Err(Error::Misused("more than the other side has room for"));
@@ -148,17 +148,17 @@ impl Connection {
         let length = signed(u32::try_from(data.len()).unwrap_or(u32::MAX));
         self.send_window -= length;
         self.streams[at].given -= i64::from(length);
+        let mut sent = 0;
         loop {
-            let piece = data.len().min(self.theirs.max_frame);
-            let is_last = piece == data.len();
+            let end = data.len().min(sent + self.theirs.max_frame);
+            let is_last = end == data.len();
             let flags = if is_last && ends { END_STREAM } else { 0 };
-            frame::head(self.output.buffer(), piece, DATA, flags, id);
+            frame::head(self.output.buffer(), end - sent, DATA, flags, id);
+            self.output.payload(data, sent..end);
             if is_last {
-                self.output.payload(data);
                 break;
             }
-            self.output.payload(data.slice(..piece));
-            data.advance(piece);
+            sent = end;
         }
         if ends {
             self.end_ours(at);

@@ -98,14 +98,14 @@ fn act(connection: &mut Connection, event: &Event) {
         Event::Data { stream, data, ends } => {
             connection.release(*stream, data.len());
             let part = data.len().min(connection.capacity(*stream));
-            let _ = connection.send_data(*stream, data.slice(..part), false);
+            let _ = connection.send_data(*stream, &data.slice(..part), false);
             if *ends {
                 let _ = connection.send_trailers(*stream, &fields);
                 connection.forget(*stream);
             }
         }
         Event::Trailers { stream, .. } | Event::Reset { stream, .. } => {
-            let _ = connection.send_data(*stream, Bytes::new(), true);
+            let _ = connection.send_data(*stream, &Bytes::new(), true);
             connection.forget(*stream);
         }
         Event::GoAway => drop(connection.refused()),

@@ -95,7 +95,7 @@ impl End {
         if part > 0 {
             let data = Bytes::from(vec![1; part]);
             self.connection
-                .send_data(key, data, false)
+                .send_data(key, &data, false)
                 .expect("there is room");
             self.sides.get_mut(&key).expect("it is known").sent += part;
         }
@@ -109,7 +109,7 @@ impl End {
         self.respond(key);
         let said = match with_trailers {
             true => self.connection.send_trailers(key, &fields(3)),
-            false => self.connection.send_data(key, Bytes::new(), true),
+            false => self.connection.send_data(key, &Bytes::new(), true),
         };
         said.expect("it is open");
         self.sides.get_mut(&key).expect("it is known").is_done = true;

@@ -46,7 +46,7 @@ fn a_request_and_its_answer_pass() {
         .respond(stream, StatusCode::OK, &HeaderMap::new(), false)
         .expect("it is as it should be");
     connection
-        .send_data(stream, Bytes::from_static(b"answer"), false)
+        .send_data(stream, &Bytes::from_static(b"answer"), false)
         .expect("it is as it should be");
     connection
         .send_trailers(stream, &HeaderMap::new())
@@ -71,12 +71,12 @@ fn nothing_is_sent_beyond_either_window_and_what_is_given_later_counts() {
     let stream = asked(&mut end);
     assert_eq!(end.connection.capacity(stream), 65_535);
     end.connection
-        .send_data(stream, Bytes::from(vec![0; 65_535]), false)
+        .send_data(stream, &Bytes::from(vec![0; 65_535]), false)
         .expect("it is as it should be");
     assert_eq!(end.connection.capacity(stream), 0);
     assert!(
         end.connection
-            .send_data(stream, Bytes::from_static(b"a"), false)
+            .send_data(stream, &Bytes::from_static(b"a"), false)
             .is_err()
     );
     end.written();
@@ -107,7 +107,7 @@ fn frames_are_no_larger_than_the_other_side_takes() {
         "v".repeat(40_000).parse().expect("it is as it should be"),
     );
     end.connection
-        .send_data(stream, Bytes::from(vec![7; 40_000]), false)
+        .send_data(stream, &Bytes::from(vec![7; 40_000]), false)
         .expect("it is as it should be");
     end.connection
         .send_trailers(stream, &fields)

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tether_kit::process::parent;
+
 /// Longest line of ancestors that is looked at.
 const GENERATIONS: usize = 64;
 
@@ -68,13 +70,6 @@ fn inside(groups: &str, cgroup: &Path) -> bool {
     paths
         .flat_map(|path| Path::new(path).ancestors())
         .any(|path| path.components().count() > 1 && cgroup.ends_with(path))
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, blanks and brackets as well.
-    let (_, rest) = stat.rsplit_once(") ")?;
-    rest.split(' ').nth(1)?.parse().ok()
 }
 
 #[cfg(test)]

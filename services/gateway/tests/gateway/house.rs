@@ -146,11 +146,11 @@ impl House {
     }
 }
 
-/// The engine that all tests are run with: `TETHER_GATEWAY_ENGINE=own` takes our own.
+/// The engine that all tests are run with: `TETHER_GATEWAY_ENGINE=h2` takes the library.
 pub(crate) fn engine() -> Engine {
     match std::env::var("TETHER_GATEWAY_ENGINE").as_deref() {
-        Err(_) | Ok("h2") => Engine::H2,
-        Ok("own") => Engine::Own,
+        Err(_) | Ok("own") => Engine::Own,
+        Ok("h2") => Engine::H2,
         Ok(other) => panic!("there is no engine `{other}`"),
     }
 }

@@ -1,0 +1,377 @@
+//! The program that Snakepit starts for each worker: it owns a pool of one, says where the worker serves, and ends with
+//! the worker's code.
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Read as _},
+    os::unix::process::CommandExt as _,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use backon::Retryable as _;
+use tether_client::{Client, Problem, Session, SessionOptions};
+use tether_kit::stop::on_signals;
+use tether_proto::{
+    common::WorkerPhase,
+    pool::{ApplyPoolRequest, DeletePoolRequest},
+    worker::{Event, EventKind, ListWorkersRequest, Worker},
+};
+use tether_settings::{Connect, Listen, Place as Where, Whereabouts};
+use tether_types::Death;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use crate::{
+    OWN, Refusal,
+    attach::{Attach, End, Word},
+    berth::Berth,
+    outward::{announce, told},
+    pool, python,
+    request::{self, Here, Mode, Request},
+    story::{Story, pauses},
+};
+
+/// How long a gateway may take to come up beside the BEAM.
+const GATEWAY_WAIT: Duration = Duration::from_secs(5);
+
+/// Longer than the arbiter takes to hear of a death, also where it has to come back first.
+const DEATH_WAIT: Duration = Duration::from_secs(20);
+
+/// How long is spent on leaving nothing behind, once the worker is gone.
+const TIDY_WAIT: Duration = Duration::from_secs(2);
+
+/// What a shell tells of a process that was ended by SIGTERM.
+const TERMINATED: u8 = 128 + 15;
+
+/// Goes on as [`own`] under a command line that says nothing of a run or an instance: by those a BEAM that starts
+/// looks for processes to kill, also for those of another application. Comes back only where that cannot be.
+pub(crate) fn begin(args: &[OsString]) -> anyhow::Error {
+    let become_it = || {
+        let own = env::current_exe()?;
+        let error = Command::new(own)
+            .arg(OWN)
+            .args(request::shown(args))
+            .env(request::ARGS, serde_json::to_string(args)?)
+            .exec();
+        Err::<(), _>(error)
+    };
+    let error = become_it()
+        .err()
+        .map_or_else(|| anyhow!("nothing was run"), anyhow::Error::from);
+    error.context("cannot go on as another program")
+}
+
+/// Owns a worker from here to its end; tells the status to exit with.
+///
+/// # Errors
+/// Where there is no worker, or it is another's.
+pub(crate) fn own() -> anyhow::Result<u8> {
+    let args = env::var(request::ARGS).context("`--tether-own` is for Tether's own use")?;
+    let args: Vec<OsString> = serde_json::from_str(&args)?;
+    let here = Here {
+        python: python::find()?,
+        cwd: env::current_dir().context("the current directory is gone")?,
+        env: env::vars_os().collect(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        uid: rustix::process::getuid().as_raw(),
+    };
+    let request = Request::read(&args, here)?;
+    if request.own_group {
+        // Fails where it leads one already, which is as good.
+        let _ = rustix::process::setsid();
+    }
+    let runtime = crate::runtime().context("cannot begin")?;
+    runtime.block_on(Owner::run(&request))
+}
+
+struct Owner<'a> {
+    request: &'a Request,
+    client: Client,
+    session: Session,
+    berth: Berth,
+}
+
+/// Why to end before the worker does.
+#[derive(Debug, Clone, Copy)]
+enum Stopped {
+    /// Somebody asked for it, by SIGTERM or SIGINT.
+    Ordered,
+    /// Standard input is at its end: the BEAM is gone, or has closed its port.
+    Alone,
+}
+
+/// What came of having a worker.
+#[derive(Debug)]
+enum Outcome {
+    /// It is gone.
+    Ended(u8),
+    /// It lives on, for the next program to adopt.
+    Left,
+    /// One that lived here before ended before anybody could use it.
+    Stale,
+}
+
+impl Owner<'_> {
+    async fn run(request: &Request) -> anyhow::Result<u8> {
+        let (stop, beam) = (on_signals()?, end_of_input());
+        let at = Whereabouts::new(&Listen::default(), &Connect::default())?;
+        let gateway = match env::var("TETHER_GATEWAY") {
+            Ok(text) if !text.is_empty() => text
+                .parse()
+                .map_err(|error| Refusal::Config(format!("`TETHER_GATEWAY`: {error}")))?,
+            _ => at.find(Where::Gateway)?,
+        };
+        let adopts = matches!(request.mode, Mode::Independent(_));
+        let base = at.runtime().join("snakepit");
+        let berth = Berth::claim(&base, request.key, adopts)
+            .with_context(|| format!("cannot use `{}`", base.display()))?;
+        let client = Client::connect(&gateway);
+        let session = match open_session(&client, &pool::name(&berth)).await {
+            Err(problem) if problem.code == Code::Unavailable => {
+                return Err(Refusal::Unavailable(format!(
+                    "no gateway serves at `{gateway}`, so there is nobody to start the worker: start `tether up` on this machine, or name another gateway with TETHER_GATEWAY, or set python_executable back to the real Python ({problem})"
+                ))
+                .into());
+            }
+            opened => opened?,
+        };
+        let own = Owner {
+            request,
+            client,
+            session,
+            berth,
+        };
+        let stopped = async || {
+            tokio::select! {
+                () = stop.cancelled() => Stopped::Ordered,
+                () = beam.cancelled() => Stopped::Alone,
+            }
+        };
+        let owned = async {
+            loop {
+                let stopped = std::pin::pin!(stopped());
+                match own.have_one(stopped).await? {
+                    Outcome::Stale => {}
+                    outcome => return anyhow::Ok(outcome),
+                }
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = owned => outcome?,
+            lost = own.session.lost() => return Err(Refusal::Lost(format!(
+                "`{}` is not ours any more: {lost}", own.session.owner()
+            )).into()),
+        };
+        match outcome {
+            Outcome::Ended(code) => {
+                let _ = timeout(TIDY_WAIT, own.tidy()).await;
+                Ok(code)
+            }
+            Outcome::Left | Outcome::Stale => Ok(0),
+        }
+    }
+
+    /// Has the worker of this berth, adopted or new, until it ends or is left.
+    async fn have_one(
+        &self,
+        mut stopped: impl Future<Output = Stopped> + Unpin,
+    ) -> anyhow::Result<Outcome> {
+        let name = pool::name(&self.berth);
+        let mut story = Story::from_here(&self.client, &name).await?;
+        let before = self.worker(&name).await?;
+        let known = before.as_ref().map_or(0, incarnation);
+        let lives =
+            |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
+        let adopts = matches!(self.request.mode, Mode::Independent(_))
+            && before.as_ref().is_some_and(lives)
+            && !self.berth.is_known_to(&self.request.run_id)
+            && self.berth.has_worker();
+        if !adopts {
+            self.berth
+                .write(&self.request.launch)
+                .context("cannot write down what is to be started")?;
+            // What is applied after it comes when the last of it is gone.
+            self.delete(&name).await?;
+        }
+        self.apply().await?;
+        // From here on it is this BEAM's, also if there is no time to say so.
+        self.berth
+            .note(&self.request.run_id)
+            .context("cannot write down whose it is")?;
+        let is_ours = |event: &Event| {
+            let number = event.worker.as_ref().map_or(0, |worker| worker.incarnation);
+            if adopts {
+                number == known
+            } else {
+                number > known
+            }
+        };
+
+        let mut started = adopts;
+        let mut ready = adopts && before.is_some_and(|worker| worker.phase() == WorkerPhase::Ready);
+        let mut serves = false;
+        let mut stopping = false;
+        let mut link: Option<End> = None;
+        let mut deadline: Option<Instant> = None;
+        loop {
+            if std::mem::take(&mut ready) {
+                link = self.attach().await;
+                // It ends as it becomes ready: that is told by its death.
+                deadline = link.is_none().then(|| Instant::now() + DEATH_WAIT);
+            }
+            tokio::select! {
+                event = story.next() => match event.kind() {
+                    EventKind::WorkerStarted if is_ours(&event) => started = true,
+                    EventKind::WorkerReady if is_ours(&event) => ready = link.is_none(),
+                    EventKind::WorkerDied | EventKind::WorkerCrashLoop if is_ours(&event) => {
+                        if adopts && !serves && !stopping {
+                            return Ok(Outcome::Stale);
+                        }
+                        let death = event.death.as_ref().map(Death::from);
+                        return Ok(Outcome::Ended(told(&name, death.as_ref(), &event.text, stopping)));
+                    }
+                    _ => {}
+                },
+                word = next_word(&mut link) => match word {
+                    Some(Word::Serves(port)) => {
+                        let file = &self.request.ready_file;
+                        announce(file, port).with_context(|| format!("cannot write `{}`", file.display()))?;
+                        serves = true;
+                    }
+                    Some(Word::Fenced(epoch)) => return Err(Refusal::Lost(format!(
+                        "`{name}` is not ours any more: another program with epoch {epoch} has taken it over"
+                    )).into()),
+                    None => {
+                        link = None;
+                        deadline.get_or_insert_with(|| Instant::now() + DEATH_WAIT);
+                    }
+                },
+                why = &mut stopped, if !stopping => match (why, self.request.mode) {
+                    (Stopped::Alone, Mode::Independent(_)) => return Ok(Outcome::Left),
+                    (Stopped::Alone, Mode::Coupled) | (Stopped::Ordered, _) => {
+                        self.delete(&name).await?;
+                        if !started {
+                            return Ok(Outcome::Ended(TERMINATED));
+                        }
+                        stopping = true;
+                        deadline = Some(Instant::now() + Duration::from_millis(pool::GRACE_MS) + DEATH_WAIT);
+                    }
+                },
+                () = until(deadline) => bail!("`{name}` does not answer, and nobody tells of its death: look at `tether ps` and `tether events`"),
+            }
+        }
+    }
+
+    /// Tells the worker where the BEAM is.
+    async fn attach(&self) -> Option<End> {
+        let mut link = End::connect(&self.berth.relay()).await.ok()?;
+        let attach = Attach {
+            epoch: self.session.epoch().0,
+            elixir_address: self.request.elixir_address.clone(),
+        };
+        link.say(&attach).await.ok()?;
+        Some(link)
+    }
+
+    async fn worker(&self, pool: &str) -> Result<Option<Worker>, Problem> {
+        let request = ListWorkersRequest {
+            pool: pool.to_owned(),
+        };
+        match self.client.workers().list_workers(request).await {
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            answer => Ok(answer?.into_inner().workers.into_iter().next()),
+        }
+    }
+
+    async fn apply(&self) -> anyhow::Result<()> {
+        let request = ApplyPoolRequest {
+            pool: Some(pool::spec(&self.berth, self.request)?),
+            owner: self.session.owner().to_string(),
+            epoch: self.session.epoch().0,
+        };
+        let applied = self.client.pools().apply_pool(request).await;
+        applied.map_err(Problem::from)?;
+        Ok(())
+    }
+
+    async fn delete(&self, pool: &str) -> Result<(), Problem> {
+        let request = DeletePoolRequest {
+            name: pool.to_owned(),
+            owner: self.session.owner().to_string(),
+            epoch: self.session.epoch().0,
+        };
+        match self.client.pools().delete_pool(request).await {
+            Err(status) if status.code() != Code::NotFound => Err(status.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leaves nothing behind of a worker that is gone.
+    async fn tidy(self) -> Result<(), Problem> {
+        self.delete(&pool::name(&self.berth)).await?;
+        self.berth.remove();
+        self.session.close().await
+    }
+}
+
+/// A session, also of a gateway that comes up at the same time as the BEAM.
+async fn open_session(client: &Client, owner: &str) -> Result<Session, Problem> {
+    let open = || async {
+        let owner = owner
+            .parse()
+            .map_err(|error: tether_types::InvalidName| Status::internal(error.to_string()))?;
+        client.open_session(owner, SessionOptions::default()).await
+    };
+    open.retry(pauses().with_total_delay(Some(GATEWAY_WAIT)))
+        .when(|problem: &Problem| problem.code == Code::Unavailable)
+        .await
+}
+
+/// Cancelled when standard input is at its end.
+fn end_of_input() -> CancellationToken {
+    let ended = CancellationToken::new();
+    let told = ended.clone();
+    // A thread of its own, since nothing else can wait for whatever standard input is. It ends with the process.
+    std::thread::spawn(move || {
+        let mut input = io::stdin().lock();
+        let mut some = [0; 256];
+        loop {
+            match input.read(&mut some) {
+                Ok(0) => break,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => break,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        told.cancel();
+    });
+    ended
+}
+
+/// What the worker says next; none where it is gone, nothing ever where there is none.
+async fn next_word(link: &mut Option<End>) -> Option<Word> {
+    match link {
+        Some(link) => link.next().await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn incarnation(worker: &Worker) -> u64 {
+    worker
+        .worker
+        .as_ref()
+        .map_or(0, |worker| worker.incarnation)
+}
