@@ -20,6 +20,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::ValueEnum as _;
 use futures::FutureExt as _;
+use tokio::sync::Mutex;
 
 use crate::{
     cores::{self, Cores},
@@ -74,6 +75,7 @@ pub enum Part {
 
 /// Programs that this bench needs.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Programs {
     #[command(flatten)]
     pub(crate) proxies: proxies::Programs,
@@ -101,6 +103,8 @@ pub struct Plan {
     pub kills: usize,
     /// How often one with a lot of memory is.
     pub fat_kills: usize,
+    /// How often one is stopped.
+    pub stops: usize,
     /// How much memory that is, in MiB, where there is as much.
     pub resident_mib: u64,
     /// How long calls go on where nothing is done.
@@ -121,8 +125,8 @@ pub async fn run(
     tell: impl Fn(&Figure),
 ) -> anyhow::Result<Vec<Figure>> {
     cores::open_many_files()?;
-    let peers = peers::ALL.iter().enumerate();
-    let peers = peers.map(|(index, fronted)| (Proxy::Peer(index), fronted.peer.name));
+    let peers = proxies::peers::ALL.iter().enumerate();
+    let peers = peers.map(|(index, peer)| (Proxy::Peer(index), peer.name));
     let ours = [(Proxy::Ours, "ours"), (Proxy::OursH2, "ours-h2")];
     let who: Vec<_> = ours.into_iter().chain(peers).collect();
     let (rounds, span, busy) = (plan.rounds, plan.span, plan.busy);
@@ -142,11 +146,12 @@ pub async fn run(
         ground,
         cores: plan.cores,
         programs: plan.programs,
+        span,
+        healthy: Mutex::default(),
     };
-    let harm = async |harm: Harm, name: &str, manner: Manner| {
+    let harm = async |who: &[(Proxy, &'static str)], harm: Harm, manner: Manner| {
         let turn = |proxy| harm.turn(&stage, proxy, manner, span).boxed();
-        let turns = turns::take(&who, rounds, turn).await?;
-        anyhow::Ok(harm.rows(name, &turns))
+        turns::take(who, rounds, turn).await
     };
     let parts = match plan.parts.as_slice() {
         [] => Part::value_variants(),
@@ -155,18 +160,38 @@ pub async fn run(
     let mut figures = vec![scene::busy()];
     figures.iter().for_each(&tell);
     for part in parts {
+        scene::progress(&format!("{part:?}"));
         let rows = match part {
             Part::Kill => {
-                let times = plan.kills;
-                harm(Harm::Kill { times }, "a worker killed", Manner::default()).await?
+                let harmed = Harm::Kill { times: plan.kills };
+                let turns = harm(&who, harmed, Manner::default()).await?;
+                harmed.rows("a worker killed", &turns)
             }
             Part::Fat => {
-                let times = plan.fat_kills;
+                let harmed = Harm::Kill {
+                    times: plan.fat_kills,
+                };
                 let name = format!("one of {resident_mib} MiB killed");
-                harm(Harm::Kill { times }, &name, fat).await?
+                let turns = harm(&who, harmed, fat).await?;
+                let bare = Manner {
+                    holds: false,
+                    ..fat
+                };
+                // Nobody but ours is told by the lock.
+                let without = harm(&who[..1], harmed, bare).await?;
+                let mut rows = harmed.rows(&name, &turns);
+                rows.extend(Harm::remarks(&format!("{name}, without a lock"), &without));
+                rows
             }
-            Part::Stop => harm(Harm::Stop, "a worker stopped", Manner::default()).await?,
-            Part::Slow => harm(Harm::Slow, "a worker 100 times as slow", slow).await?,
+            Part::Stop => {
+                let harmed = Harm::Stop { times: plan.stops };
+                let turns = harm(&who, harmed, Manner::default()).await?;
+                harmed.rows("a worker stopped", &turns)
+            }
+            Part::Slow => {
+                let turns = harm(&who, Harm::Slow, slow).await?;
+                Harm::Slow.rows("a worker 100 times as slow", &turns)
+            }
             Part::Roll => {
                 let turn = |proxy| together::roll(&stage, proxy).boxed();
                 together::rolled(&turns::take(&who, rounds, turn).await?)

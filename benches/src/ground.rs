@@ -179,27 +179,34 @@ impl Drop for Ground {
 }
 
 /// Where this process is in the hierarchies that systemd and the agent use: the unified one, and the one
-/// that systemd names after itself where limits are still on version 1.
+/// that systemd names after itself where limits are still on version 1. In that of the processor as well: in its
+/// root Linux gives each session a share of its own, so that a worker with a session, as an agent starts it, would
+/// count for as much as all callers together.
 fn own_cgroups() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let has = |list: &str, one: &str| list.split(',').any(|it| it == one);
     let mounted = |kind: &str, option: &str| {
         mounts.lines().find_map(|line| {
             let fields: Vec<&str> = line.split(' ').collect();
-            let fits = fields.get(2) == Some(&kind) && fields.get(3)?.contains(option);
+            let fits =
+                fields.get(2) == Some(&kind) && (option.is_empty() || has(fields.get(3)?, option));
             fits.then(|| PathBuf::from(fields[1]))
         })
     };
     [
-        ("cgroup2", "", "0::/"),
-        ("cgroup", "name=systemd", ":name=systemd:/"),
+        ("cgroup2", ""),
+        ("cgroup", "name=systemd"),
+        ("cgroup", "cpu"),
     ]
     .into_iter()
-    .filter_map(|(kind, option, marker)| {
+    .filter_map(|(kind, option)| {
         let mount = mounted(kind, option)?;
-        let own = groups
-            .lines()
-            .find_map(|line| Some(line.split_once(marker)?.1))?;
+        // Number, controllers, path; those of the unified one are not listed.
+        let own = groups.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(":/")?;
+            has(controllers, option).then_some(path)
+        })?;
         Some(mount.join(own))
     })
     .collect()

@@ -29,7 +29,7 @@ use crate::{
 pub(crate) use ours::set;
 
 use ours::Ours;
-use peers::Peer;
+use peers::{Care, Peer};
 
 /// Longest time until a proxy forwards its first call, and for one to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -139,8 +139,8 @@ impl Proxies {
             Proxy::Peer(index) => {
                 let (peer, found) = &self.peers[index];
                 let program = found.as_ref().map_err(|why| anyhow::anyhow!("{why}"))?;
-                let (dir, worker) = (self.ground.fresh(peer.name)?, self.worker.to_string());
-                let command = peer.command(program, &dir, port, ("{worker}", &worker))?;
+                let (dir, care) = (self.ground.fresh(peer.name)?, Care::default());
+                let command = peer.command(program, &dir, port, &[self.worker], care)?;
                 (peer.name, command)
             }
         };

@@ -58,6 +58,11 @@ pub fn tell(figure: &Figure) {
     let _ = writeln!(std::io::stdout(), "{}", figure.line());
 }
 
+/// Says how far a bench has come.
+pub(crate) fn progress(text: &str) {
+    let _ = writeln!(std::io::stderr(), "... {text}");
+}
+
 /// Writes the evidence, where that is asked for, and a table of it beside it.
 ///
 /// # Errors

@@ -1,10 +1,13 @@
 //! Turns of everybody who is measured, one after the other before anybody has a second one, and rows of what they gave.
 
+use std::time::Instant;
+
 use futures::future::BoxFuture;
 
 use crate::{
     figure::{Figure, Target, median},
     proxies::Proxy,
+    scene::progress,
 };
 
 /// What came of somebody's turns, or why they could not be had.
@@ -25,10 +28,14 @@ pub(crate) async fn take<'a, T>(
         all: Ok(Vec::new()),
     };
     let mut turns: Vec<_> = who.iter().map(start).collect();
-    for _ in 0..rounds {
-        for ((proxy, _), taken) in who.iter().zip(&mut turns) {
+    for round in 1..=rounds {
+        for ((proxy, name), taken) in who.iter().zip(&mut turns) {
             let Ok(all) = &mut taken.all else { continue };
-            match turn(*proxy).await {
+            let began = Instant::now();
+            let came = turn(*proxy).await;
+            let took = began.elapsed();
+            progress(&format!("{name}, turn {round} of {rounds}: {took:.1?}"));
+            match came {
                 Ok(one) => all.push(one),
                 Err(why) if !matches!(proxy, Proxy::Peer(_)) => return Err(why),
                 Err(why) => taken.all = Err(format!("{why:#}")),

@@ -6,6 +6,7 @@
 pub mod book;
 pub mod caller;
 pub mod dice;
+pub mod life;
 pub mod order;
 pub mod server;
 

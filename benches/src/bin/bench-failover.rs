@@ -16,7 +16,7 @@ struct Args {
     /// Writes the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// One short turn of each, for a look in some five minutes.
+    /// One short turn of each, for a look in some seven minutes.
     #[arg(long)]
     quick: bool,
     /// Measures this part alone; can be given several times.
@@ -36,11 +36,12 @@ async fn main() -> anyhow::Result<()> {
     let seconds =
         |quick: u64, whole: u64| Duration::from_secs(if args.quick { quick } else { whole });
     let plan = Plan {
-        kills: of(3, 20),
-        fat_kills: of(1, 5),
+        kills: of(3, 10),
+        fat_kills: of(1, 3),
+        stops: of(1, 2),
         resident_mib: 4_096,
-        span: seconds(2, 5),
-        busy: seconds(8, 40),
+        span: seconds(3, 6),
+        busy: seconds(8, 30),
         parts: args.only,
         programs: args.programs,
         rounds: args.rounds,
@@ -49,4 +50,16 @@ async fn main() -> anyhow::Result<()> {
     let work = async move |ground: Arc<Ground>| failover::run(ground, plan, scene::tell).await;
     let figures = scene::play("gateway.log", work).await?;
     scene::keep(figures, args.json.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn no_flag_is_in_the_way_of_another() {
+        Args::command().debug_assert();
+    }
 }

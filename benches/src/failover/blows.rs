@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use rustix::process::Signal;
-use tether_tests::clerk::now;
+use tether_tests::clerk::{caller::Told, now};
 use tokio::time::sleep;
 
 use super::{
     DEADLINE, RATE, SECOND, SETTLING, WORKERS,
-    judge::{Blow, Evidence, words},
+    judge::{Blow, Evidence, KNOWN_WITHIN, words},
     load::Steady,
-    site::{Manner, Site, Stage},
+    site::{Manner, Member, Site, Stage},
 };
 use crate::{
     figure::{Figure, Target},
@@ -21,18 +20,24 @@ use crate::{
 };
 
 /// How long a stopped worker is left like that.
-const STOPPED: Duration = Duration::from_secs(5);
+const STOPPED: Duration = Duration::from_secs(4);
+
+/// Between two blows, once all is as it was.
+const RECOVERY: Duration = Duration::from_millis(500);
 
 /// A call that takes longer is stuck.
 const STUCK: Duration = Duration::from_secs(1);
+
+const LAST_SENT: &str = "last call sent to it afterwards";
+const ANSWERED: &str = "last of the calls at it answered";
 
 /// What is done to workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Harm {
     /// One is killed, so many times.
     Kill { times: usize },
-    /// One is stopped.
-    Stop,
+    /// One is stopped, so many times.
+    Stop { times: usize },
     /// The first is slow from the beginning.
     Slow,
 }
@@ -50,6 +55,7 @@ pub(super) struct Turn {
     failed_else: usize,
     why: Option<String>,
     twice: usize,
+    /// In one blow.
     stuck: usize,
 }
 
@@ -61,24 +67,18 @@ impl Harm {
         manner: Manner,
         span: Duration,
     ) -> anyhow::Result<Turn> {
-        let base = {
-            let count = WORKERS - 1;
-            let healthy = Manner {
-                count,
-                ..Manner::default()
-            };
-            let site = stage.site(proxy, healthy).await?;
-            let load = Steady::start(site.port(), RATE, DEADLINE);
-            sleep(SETTLING + span).await;
-            evidence(&site, load).await?.p99_of_seconds()
-        };
+        let base = stage.healthy(proxy).await?;
         let site = stage.site(proxy, manner).await?;
         let load = Steady::start(site.port(), RATE, DEADLINE);
         sleep(SETTLING).await;
         let mut blows = Vec::new();
         match self {
             Self::Slow => sleep(span).await,
-            Self::Stop => blows.push(stop(&site).await?),
+            Self::Stop { times } => {
+                for number in 0..times {
+                    blows.push(stop(&site, number % WORKERS, hits_a_call(number)).await?);
+                }
+            }
             Self::Kill { times } => {
                 for number in 0..times {
                     // The first is the one that may be another than the rest.
@@ -87,7 +87,7 @@ impl Harm {
                     } else {
                         number % WORKERS
                     };
-                    blows.push(kill(&site, slot).await?);
+                    blows.push(kill(&site, slot, hits_a_call(number)).await?);
                 }
             }
         }
@@ -106,34 +106,46 @@ pub(super) async fn evidence(site: &Site, load: Steady) -> anyhow::Result<Eviden
     })
 }
 
-async fn kill(site: &Site, slot: usize) -> anyhow::Result<Blow> {
-    let members = site.members().await?;
-    let victims: Vec<_> = members
-        .into_iter()
-        .filter(|member| member.slot == slot)
-        .collect();
-    let victim = victims.first().context("the victim is not there")?;
-    let pinned = Pinned::of([victim.pid]);
+/// Every other blow comes while its victim has a call, which is to be answered; the others whenever, as to one without a
+/// call the next one may be on its way.
+fn hits_a_call(number: usize) -> bool {
+    number.is_multiple_of(2)
+}
+
+async fn kill(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Blow> {
+    let victims = victims(site, slot, busy).await?;
+    let pinned = Pinned::of(victims.iter().map(|victim| victim.pid));
     let at = now();
     pinned.signal(Signal::KILL);
     // Looking for the next one takes time of the processor that calls come from.
     sleep(SECOND).await;
     site.back(WORKERS, &victims).await?;
     let until = now();
-    sleep(SETTLING).await;
+    sleep(RECOVERY).await;
     Ok(Blow { at, victims, until })
 }
 
-async fn stop(site: &Site) -> anyhow::Result<Blow> {
-    let victims: Vec<_> = site.members().await?.into_iter().take(1).collect();
+async fn stop(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Blow> {
+    let victims = victims(site, slot, busy).await?;
     let pinned = Pinned::of(victims.iter().map(|victim| victim.pid));
     let at = now();
     pinned.signal(Signal::STOP);
     sleep(STOPPED).await;
     let until = now();
     pinned.signal(Signal::CONT);
-    sleep(SETTLING).await;
+    sleep(SECOND).await;
     Ok(Blow { at, victims, until })
+}
+
+/// Who is there in this place; with a call, where that is wanted.
+async fn victims(site: &Site, slot: usize, busy: bool) -> anyhow::Result<Vec<Member>> {
+    let mut members = site.members().await?;
+    members.retain(|member| member.slot == slot);
+    anyhow::ensure!(!members.is_empty(), "the victim is not there");
+    for victim in members.iter().filter(|_| busy) {
+        site.busy(victim).await;
+    }
+    Ok(members)
 }
 
 impl Turn {
@@ -156,11 +168,12 @@ impl Turn {
             known.extend(under_way);
         }
         let failed_else = evidence.failed_but(&known);
-        let is_stuck = |took: u64| Duration::from_nanos(took) > STUCK;
-        let stuck = evidence
-            .told
-            .iter()
-            .filter(|one| !one.is_answered() || is_stuck(one.took()));
+        let is_stuck = |one: &&Told| !one.is_answered() || Duration::from_nanos(one.took()) > STUCK;
+        let stuck = blows.iter().map(|blow| {
+            let told = evidence.told.iter();
+            let during = told.filter(|one| one.end > blow.at && one.start < blow.until);
+            during.filter(is_stuck).count()
+        });
         Self {
             base,
             p99,
@@ -170,30 +183,41 @@ impl Turn {
             why: failed_else.first().map(|one| words(one)),
             failed_else: failed_else.len(),
             twice: evidence.twice(),
-            stuck: stuck.count(),
+            stuck: stuck.max().unwrap_or(0),
         }
     }
 }
 
 impl Harm {
+    /// How soon the dead are known, and nothing that has to be so.
+    pub(super) fn remarks(name: &str, turns: &[Turns<Turn>]) -> Vec<Figure> {
+        let ms = |name: &str, read: fn(&Turn) -> f64| {
+            row(name.to_owned(), "ms", turns, |turn| Some(read(turn) * 1e3))
+        };
+        vec![
+            ms(&format!("{name}: {LAST_SENT}"), |turn| turn.last_sent),
+            ms(&format!("{name}: {ANSWERED}"), |turn| turn.answered),
+        ]
+    }
+
     pub(super) fn rows(self, name: &str, turns: &[Turns<Turn>]) -> Vec<Figure> {
         let name = |what: &str| format!("{name}: {what}");
         let ms = |seconds: f64| Some(seconds * 1e3);
         let last = |most: f64| {
-            let last = name("last call sent to it afterwards");
+            let last = name(LAST_SENT);
             row(last, "ms", turns, |turn| ms(turn.last_sent)).target(Target::AtMost(most))
         };
-        let answered = name("last of the calls at it answered");
+        let answered = name(ANSWERED);
         let answered = row(answered, "ms", turns, |turn| ms(turn.answered));
         let mut rows = match self {
             Self::Kill { .. } => vec![
-                last(5.0),
+                last(KNOWN_WITHIN as f64 / 1e6),
                 answered.target(Target::AtMost(10.0)),
                 row(name("calls at it that failed"), "calls", turns, |turn| {
                     Some(turn.failed_under_way as f64)
                 }),
             ],
-            Self::Stop => vec![
+            Self::Stop { .. } => vec![
                 last(1_000.0),
                 row(name("stuck calls"), "calls", turns, |turn| {
                     Some(turn.stuck as f64)
@@ -202,7 +226,7 @@ impl Harm {
             ],
             Self::Slow => Vec::new(),
         };
-        if self != Self::Stop {
+        if !matches!(self, Self::Stop { .. }) {
             let failed = name("other calls that failed");
             rows.push(failures(failed, "calls", turns, |turn| {
                 (turn.failed_else as f64, turn.why.as_deref())
@@ -213,7 +237,7 @@ impl Harm {
             (turn.twice as f64, None)
         }));
         let p99 = match self {
-            Self::Kill { .. } | Self::Stop => "p99 of that second",
+            Self::Kill { .. } | Self::Stop { .. } => "p99 of that second",
             Self::Slow => "p99 of a second",
         };
         rows.push(row(name(p99), "ms", turns, |turn| ms(turn.p99?)));

@@ -16,6 +16,9 @@ use crate::figure::median;
 /// What is looked at together: the second with a failure.
 const SECOND: u64 = 1_000_000_000;
 
+/// How soon after a blow calls have to go elsewhere. Those that are sent there before are as those it had.
+pub(super) const KNOWN_WITHIN: u64 = 5_000_000;
+
 /// Something that was done to workers.
 #[derive(Debug, Clone)]
 pub(super) struct Blow {
@@ -35,15 +38,16 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Calls that had been sent to a victim and had no answer when it was hit.
+    /// Calls that had been sent to a victim, and had no answer, by when it has to be known that it was hit.
     pub(super) fn under_way(&self, blow: &Blow) -> Vec<&Told> {
+        let known = blow.at + KNOWN_WITHIN;
         let there: BTreeSet<u64> = self
             .sent
             .iter()
-            .filter(|sent| blow.has(sent.port) && sent.at <= blow.at)
+            .filter(|sent| blow.has(sent.port) && sent.at <= known)
             .map(|sent| sent.id)
             .collect();
-        let open = |one: &&Told| one.start <= blow.at && blow.at < one.end;
+        let open = |one: &&Told| one.start <= known && blow.at < one.end;
         let told = self.told.iter().filter(open);
         told.filter(|one| there.contains(&one.id)).collect()
     }
@@ -216,8 +220,8 @@ mod tests {
         }
     }
 
-    /// One call is at the victim when it is hit, one was answered before, one is sent to it afterwards, and one reaches
-    /// the next in its place.
+    /// One call is at the victim when it is hit, one was answered before, one is sent to it before anybody knows and one
+    /// afterwards, and one reaches the next in its place.
     fn evidence() -> Evidence {
         let broken = || End::Broken(String::new());
         Evidence {
@@ -225,6 +229,7 @@ mod tests {
                 told(1, 1, 3, End::Answered),
                 told(2, 8, 14, broken()),
                 told(3, 12, 30, broken()),
+                told(8, 11, 15, broken()),
                 told(4, 40, 43, End::Answered),
                 told(5, 9, 12, End::Answered),
             ],
@@ -232,7 +237,8 @@ mod tests {
                 sent(1, 50, 2),
                 sent(2, 50, 9),
                 sent(5, 51, 9),
-                sent(3, 50, 13),
+                sent(8, 50, 14),
+                sent(3, 50, 16),
                 sent(3, 51, 20),
                 sent(4, 50, 41),
             ],
@@ -254,9 +260,9 @@ mod tests {
         let under_way = evidence.under_way(&blow);
         let ids = |calls: &[&Told]| calls.iter().map(|one| one.id).collect::<Vec<_>>();
 
-        assert_eq!(ids(&under_way), [2]);
+        assert_eq!(ids(&under_way), [2, 8]);
         assert_eq!(ids(&evidence.failed_but(&under_way)), [3]);
-        assert_eq!(evidence.last_sent(&blow), Duration::from_millis(3));
+        assert_eq!(evidence.last_sent(&blow), Duration::from_millis(6));
     }
 
     #[test]

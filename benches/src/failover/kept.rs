@@ -17,6 +17,10 @@ use crate::{ground::Ground, net::free_port};
 /// How often it is seen whether one has died.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// From one worker's replacement to the next: about what ours takes by itself, and enough for what a proxy remembers of
+/// the one before.
+const PACE: Duration = Duration::from_secs(1);
+
 /// Workers, and who starts them again.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -123,7 +127,7 @@ impl Kept {
         listening
     }
 
-    /// Asks one after the other to stop, and waits until the next one listens in its place.
+    /// Asks one after the other to stop, waits until the next one listens in its place, and a while.
     pub(super) async fn roll(&self) -> anyhow::Result<()> {
         for slot in 0..self.ports().len() {
             let (before, port) = {
@@ -136,6 +140,7 @@ impl Kept {
                 patience.pause("a worker does not end").await?;
             }
             listens(port).await?;
+            sleep(PACE).await;
         }
         Ok(())
     }

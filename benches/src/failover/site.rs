@@ -3,14 +3,20 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tether_tests::clerk::book;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
-use super::{Programs, kept::Kept, ours::Ours, peers, wire::Tap};
+use super::{
+    DEADLINE, Programs, RATE, SETTLING, WORKERS, blows::evidence, kept::Kept, load::Steady,
+    ours::Ours, peers, wire::Tap,
+};
 use crate::{
     cores::Cores,
     ground::Ground,
     net::free_port,
-    proxies::{H2_ENGINE, Proxy, Running, launch, set},
+    proxies::{H2_ENGINE, Proxy, Running, launch, peers::ALL, set},
 };
 
 /// Longest time for workers to be there, and to be there again.
@@ -44,6 +50,8 @@ pub(super) struct Manner {
     pub(super) slowness: u32,
     /// What the first of them has in memory.
     pub(super) resident_mib: u64,
+    /// Whether workers have their agent know early of their death, where they have one.
+    pub(super) holds: bool,
     /// When a dead one is started again.
     pub(super) restart_after: Duration,
 }
@@ -51,9 +59,10 @@ pub(super) struct Manner {
 impl Default for Manner {
     fn default() -> Self {
         Self {
-            count: super::WORKERS,
+            count: WORKERS,
             slowness: 1,
             resident_mib: 0,
+            holds: true,
             restart_after: Duration::from_millis(100),
         }
     }
@@ -61,17 +70,13 @@ impl Default for Manner {
 
 impl Manner {
     /// As a worker is told.
-    pub(super) fn flags(self) -> [String; 6] {
-        let [slowness, resident] = [u64::from(self.slowness), self.resident_mib];
-        let flag = |name: &str| format!("--{name}");
-        [
-            flag("odd-slot"),
-            "0".to_owned(),
-            flag("slowness"),
-            slowness.to_string(),
-            flag("resident-mib"),
-            resident.to_string(),
-        ]
+    pub(super) fn flags(self) -> Vec<String> {
+        let (slowness, resident) = (self.slowness, self.resident_mib);
+        let mut flags = format!("--odd-slot 0 --slowness {slowness} --resident-mib {resident}");
+        if self.holds {
+            flags.push_str(" --hold");
+        }
+        flags.split(' ').map(str::to_owned).collect()
     }
 }
 
@@ -91,6 +96,10 @@ pub(super) struct Stage {
     pub(super) ground: Arc<Ground>,
     pub(super) cores: Cores,
     pub(super) programs: Programs,
+    /// How long calls go on where nothing is done to workers.
+    pub(super) span: Duration,
+    /// Whose nine healthy workers were measured, and their p99 in seconds.
+    pub(super) healthy: Mutex<Vec<(Proxy, Option<f64>)>>,
 }
 
 /// A proxy that forwards to workers.
@@ -107,6 +116,24 @@ enum Crew {
 }
 
 impl Stage {
+    /// The p99 of one worker less to which nothing is done; measured once for all parts of a run.
+    pub(super) async fn healthy(&self, proxy: Proxy) -> anyhow::Result<Option<f64>> {
+        let mut healthy = self.healthy.lock().await;
+        if let Some((_, known)) = healthy.iter().find(|(whose, _)| *whose == proxy) {
+            return Ok(*known);
+        }
+        let manner = Manner {
+            count: WORKERS - 1,
+            ..Manner::default()
+        };
+        let site = self.site(proxy, manner).await?;
+        let load = Steady::start(site.port(), RATE, DEADLINE);
+        sleep(SETTLING + self.span).await;
+        let p99 = evidence(&site, load).await?.p99_of_seconds();
+        healthy.push((proxy, p99));
+        Ok(p99)
+    }
+
     pub(super) async fn site(&self, proxy: Proxy, manner: Manner) -> anyhow::Result<Site> {
         let (ground, programs) = (&self.ground, &self.programs);
         ground.clear()?;
@@ -124,14 +151,15 @@ impl Stage {
                 ("gateway", command, Crew::Ours(Box::new(ours)))
             }
             Proxy::Peer(index) => {
-                let fronted = peers::ALL[index];
-                let name = fronted.peer.name;
+                let peer = ALL[index];
+                let name = peer.name;
                 let program = programs.proxies.find(name);
                 let program = program.map_err(|why| anyhow::anyhow!("{why}"))?;
                 let clerk = programs.clerk.clone();
                 let kept = Kept::start(ground, clerk, books.clone(), manner).await?;
                 let dir = ground.fresh(name)?;
-                let command = fronted.command(&program, &dir, port, &kept.ports())?;
+                let care = peers::care(name);
+                let command = peer.command(&program, &dir, port, &kept.ports(), care)?;
                 (name, command, Crew::Kept(kept))
             }
         };
@@ -152,6 +180,15 @@ impl Site {
     /// What workers have written down.
     pub(super) fn entries(&self) -> anyhow::Result<Vec<book::Entry>> {
         Ok(book::read(&self.books)?)
+    }
+
+    /// Waits a while for a worker to have a call.
+    pub(super) async fn busy(&self, worker: &Member) {
+        let book = self.books.join(&worker.clerk);
+        let until = Instant::now() + SETTLING;
+        while !book::is_busy(&book) && Instant::now() < until {
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// The workers that are there.

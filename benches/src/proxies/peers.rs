@@ -11,26 +11,48 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) name: &'static str,
-    /// Its configuration, with `{port}`, `{dir}` and what stands for its workers to be filled in.
-    pub(crate) configuration: &'static str,
+    /// Its configuration, with `{port}`, `{dir}`, `{workers}` and the places for a [`Care`] to be filled in.
+    configuration: &'static str,
+    /// What that says of each worker, with `{worker}`, its port, and `{index}`.
+    worker: &'static str,
     /// Its arguments, likewise; `{file}` is the configuration.
-    pub(crate) arguments: &'static [&'static str],
+    arguments: &'static [&'static str],
+}
+
+/// What a bench has a peer take care of beside forwarding: nothing by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Care {
+    /// With each call, `{call}`.
+    pub(crate) call: &'static str,
+    /// With its workers together, `{pool}`.
+    pub(crate) pool: &'static str,
+    /// With each of them, `{each}`.
+    pub(crate) each: &'static str,
 }
 
 impl Peer {
-    /// Starts it before workers that are written `workers.1` where its configuration says `workers.0`.
+    /// Starts it at this port before workers at those.
     pub(crate) fn command(
         &self,
         program: &Path,
         dir: &Path,
         port: u16,
-        workers: (&str, &str),
+        workers: &[u16],
+        care: Care,
     ) -> std::io::Result<Command> {
+        let each = workers.iter().enumerate().map(|(index, port)| {
+            let line = self.worker.replace("{index}", &index.to_string());
+            line.replace("{worker}", &port.to_string())
+        });
+        let each: String = each.collect();
         // Envoy tells by its ending what a file is.
         let file = dir.join("configuration.yaml");
         let fill = |text: &str| {
-            text.replace("{port}", &port.to_string())
-                .replace(workers.0, workers.1)
+            text.replace("{workers}", &each)
+                .replace("{call}", care.call)
+                .replace("{pool}", care.pool)
+                .replace("{each}", care.each)
+                .replace("{port}", &port.to_string())
                 .replace("{dir}", &dir.display().to_string())
                 .replace("{file}", &file.display().to_string())
         };
@@ -44,7 +66,7 @@ impl Peer {
 }
 
 /// All of them, in the order of the tables.
-pub(super) const ALL: [&Peer; 4] = [&ENVOY, &HAPROXY, &NGINX, &NGHTTPX];
+pub(crate) const ALL: [&Peer; 4] = [&ENVOY, &HAPROXY, &NGINX, &NGHTTPX];
 
 const ENVOY: Peer = Peer {
     name: "envoy",
@@ -74,27 +96,32 @@ static_resources:
             virtual_hosts:
             - name: all
               domains: ["*"]
-              routes: [{ match: { prefix: "/" }, route: { cluster: workers, timeout: 0s } }]
+              routes:
+              - match: { prefix: "/" }
+                route:
+                  cluster: workers
+                  timeout: 0s{call}
           http_filters:
           - name: envoy.filters.http.router
             typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }
   clusters:
   - name: workers
     type: STATIC
-    connect_timeout: 5s
+    connect_timeout: 1s
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config:
           http2_protocol_options: { initial_stream_window_size: 1048576, initial_connection_window_size: 8388608 }
     circuit_breakers:
-      thresholds: [{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000 }]
+      thresholds: [{ max_connections: 100000, max_pending_requests: 100000, max_requests: 100000, max_retries: 100000 }]{pool}
     load_assignment:
       cluster_name: workers
       endpoints:
-      - lb_endpoints:
-        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: {worker} } } }
+      - lb_endpoints:{workers}
 "#,
+    worker: "
+        - endpoint: { address: { socket_address: { address: 127.0.0.1, port_value: {worker} } } }",
 };
 
 const HAPROXY: Peer = Peer {
@@ -106,16 +133,18 @@ global
     maxconn 8000
 defaults
     mode http
-    timeout connect 5s
+    timeout connect 1s
     timeout client 1h
     timeout server 1h
 frontend clients
     bind 127.0.0.1:{port} proto h2
     default_backend workers
 backend workers
-    http-reuse always
-    server worker 127.0.0.1:{worker} proto h2
+    http-reuse always{pool}
+    default-server proto h2{each}{workers}
 ",
+    worker: "
+    server worker-{index} 127.0.0.1:{worker}",
 };
 
 const NGINX: Peer = Peer {
@@ -126,7 +155,7 @@ daemon off;
 user root;
 worker_processes 1;
 pid {dir}/nginx.pid;
-error_log stderr error;
+error_log stderr crit;
 events { worker_connections 16384; }
 http {
     access_log off;
@@ -140,8 +169,7 @@ http {
     send_timeout 1h;
     keepalive_timeout 1h;
     keepalive_requests 1000000000;
-    upstream workers {
-        server 127.0.0.1:{worker};
+    upstream workers {{pool}{workers}
         keepalive 256;
         keepalive_requests 1000000000;
     }
@@ -150,19 +178,20 @@ http {
         location / {
             grpc_pass grpc://workers;
             grpc_read_timeout 1h;
-            grpc_send_timeout 1h;
+            grpc_send_timeout 1h;{call}
         }
     }
 }
 ",
+    worker: "
+        server 127.0.0.1:{worker}{each};",
 };
 
 const NGHTTPX: Peer = Peer {
     name: "nghttpx",
     arguments: &["--conf={file}"],
     configuration: "
-frontend=127.0.0.1,{port};no-tls
-backend=127.0.0.1,{worker};;proto=h2
+frontend=127.0.0.1,{port};no-tls{workers}
 workers=1
 errorlog-file=/dev/stderr
 log-level=ERROR
@@ -171,6 +200,8 @@ frontend-read-timeout=1h
 backend-read-timeout=1h
 backend-write-timeout=1h
 ",
+    worker: "
+backend=127.0.0.1,{worker};;proto=h2{each}",
 };
 
 #[cfg(test)]
@@ -183,15 +214,26 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         for peer in ALL {
             let command = peer
-                .command(Path::new("proxy"), &dir, 4711, ("{worker}", "4712"))
+                .command(
+                    Path::new("proxy"),
+                    &dir,
+                    4711,
+                    &[4712, 4713],
+                    Care::default(),
+                )
                 .unwrap();
             let text = std::fs::read_to_string(dir.join("configuration.yaml")).unwrap();
             let told: Vec<_> = command.get_args().collect();
 
-            assert!(text.contains("4711") && text.contains("4712"), "{text}");
-            for blank in ["{port}", "{worker}", "{dir}", "{file}"] {
-                assert!(!text.contains(blank), "{text}");
-                assert!(!format!("{told:?}").contains(blank), "{told:?}");
+            for port in ["4711", "4712", "4713"] {
+                assert!(text.contains(port), "{text}");
+            }
+            for blank in [
+                "port", "worker", "workers", "index", "call", "pool", "each", "dir", "file",
+            ] {
+                let blank = format!("{{{blank}}}");
+                assert!(!text.contains(&blank), "{text}");
+                assert!(!format!("{told:?}").contains(&blank), "{told:?}");
             }
         }
         std::fs::remove_dir_all(&dir).unwrap();

@@ -155,11 +155,6 @@ impl Ticket {
         self.sent_at = Some(now);
     }
 
-    /// When it was sent.
-    pub fn sent_at(&self) -> Option<Tick> {
-        self.sent_at
-    }
-
     /// Whether it matters to others that its answer has begun.
     pub fn is_limited(&self) -> bool {
         self.is_limited

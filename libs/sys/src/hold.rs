@@ -30,10 +30,10 @@ pub const HOLD_BYTES: usize = 4096;
 pub const HOLDS_AT_ONCE: usize = 127;
 
 /// The first word: what this is, and in which layout.
-const MARK: u64 = u64::from_ne_bytes(*b"tetherH1");
+pub(crate) const MARK: u64 = u64::from_ne_bytes(*b"tetherH1");
 
 /// Where it is said where the lock's word is, in bytes.
-const PLACE_AT: usize = 8;
+pub(crate) const PLACE_AT: usize = 8;
 
 /// Where a lock may be.
 const LOCK_FROM: usize = 16;

@@ -17,6 +17,8 @@ mod birth;
 mod call;
 mod heap;
 #[cfg(feature = "std")]
+mod held;
+#[cfg(feature = "std")]
 mod hold;
 #[cfg(feature = "std")]
 mod inherited;
@@ -29,6 +31,8 @@ mod timer;
 
 pub use birth::{Birth, Child, become_beside, exit_child, fork, start_init, unshare};
 pub use heap::{OwnHeap, passing};
+#[cfg(feature = "std")]
+pub use held::hold_life;
 #[cfg(feature = "std")]
 pub use hold::{Bell, HOLD_BYTES, HOLDS_AT_ONCE, Hold, wait_any};
 #[cfg(feature = "std")]

@@ -29,19 +29,15 @@ use tether_proto::{
 };
 use tether_types::{Address, Death, DeathCause, NodeName, PoolName, WorkerId};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::Notify,
     task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{directory::Directory, watch::connect};
+use crate::{directory::Directory, questions::Questions, watch::connect};
 
 /// Between two requests.
 const ASK: Duration = Duration::from_millis(500);
-
-/// Requests on their way to an agent.
-const OUTBOX: usize = 4;
 
 /// How long a dead worker's connection is still read: what it had answered before it died is on its way.
 const LAST_WORDS: Duration = Duration::from_millis(2);
@@ -147,22 +143,10 @@ async fn watch_fates(
 ) -> anyhow::Result<std::convert::Infallible> {
     let channel = connect(agent, connect_timeout).await?;
     let mut client = FateServiceClient::new(channel).max_decoding_message_size(usize::MAX);
-    let (outbox, requests) = mpsc::channel(OUTBOX);
-    let mut asked = BTreeMap::new();
-    let (mut seq, mut seen) = (0, 0);
-    let mut ask = move |asked: &mut BTreeMap<u64, Tick>, seen| {
-        // One that is not taken is not counted on.
-        if let Ok(slot) = outbox.try_reserve() {
-            seq += 1;
-            asked.insert(seq, BootClock.now());
-            slot.send(WatchFatesRequest { seq, seen });
-        }
-    };
-    ask(&mut asked, seen);
-    let mut stream = client
-        .watch_fates(ReceiverStream::new(requests))
-        .await?
-        .into_inner();
+    let (mut questions, requests) = Questions::new();
+    let mut seen = 0;
+    questions.ask(|seq| WatchFatesRequest { seq, seen });
+    let mut stream = client.watch_fates(requests).await?.into_inner();
     let mut pause = interval(ASK);
     pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -171,16 +155,15 @@ async fn watch_fates(
                 let Some(word) = word? else { bail!("it ended the stream") };
                 // A socket's name may be another agent's on this machine.
                 ensure!(word.node == node.as_str(), "it is that of node `{}`", word.node);
-                let as_of = asked.get(&word.seq).copied();
-                asked.retain(|seq, _| *seq > word.seq);
+                let as_of = questions.answered(word.seq);
                 directory.on_fates(node, fates(&word), until(&word, as_of));
                 *heard = true;
                 // Whoever has announced an end waits for that.
                 if std::mem::replace(&mut seen, word.number) != word.number {
-                    ask(&mut asked, seen);
+                    questions.ask(|seq| WatchFatesRequest { seq, seen });
                 }
             }
-            _ = pause.tick() => ask(&mut asked, seen),
+            _ = pause.tick() => questions.ask(|seq| WatchFatesRequest { seq, seen }),
         }
     }
 }

@@ -46,6 +46,7 @@ mod owners;
 mod pool_breaker;
 mod pools;
 mod pump;
+mod questions;
 mod record;
 mod repeat;
 mod room;

@@ -11,11 +11,7 @@
 //! may be over by the time its answer is here, and not before it was asked. A gateway that is cut off thus
 //! extends nobody's session; calls without an epoch are no concern of this.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use tether_clock::{BootClock, Clock as _, Tick};
@@ -29,14 +25,14 @@ use tether_proto::{
 };
 use tether_types::{Address, Epoch, OwnerName, Reason};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     arbiters::Arbiters,
     config::{Config, WhenStale},
+    questions::Questions,
     watch::connect,
 };
 
@@ -257,35 +253,21 @@ async fn watch_owners(
     told: &mut bool,
 ) -> anyhow::Result<std::convert::Infallible> {
     let mut client = GatewayServiceClient::new(connect(arbiter, connect_timeout).await?);
-    let (ask, requests) = mpsc::channel(1);
-    let mut asked = BTreeMap::new();
-    let mut seq = 0;
-    let mut next = move |asked: &mut BTreeMap<u64, Tick>| {
-        seq += 1;
-        asked.insert(seq, BootClock.now());
-        WatchOwnersRequest { seq }
-    };
-    // Queued before the call is awaited: the arbiter answers only once it has heard something.
-    let _ = ask.try_send(next(&mut asked));
-    let mut stream = client
-        .watch_owners(ReceiverStream::new(requests))
-        .await?
-        .into_inner();
+    let (mut questions, requests) = Questions::new();
+    // Before the call is awaited: the arbiter answers only once it has heard something.
+    questions.ask(|seq| WatchOwnersRequest { seq });
+    let mut stream = client.watch_owners(requests).await?.into_inner();
     let mut pause = interval(ASK);
     pause.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             word = stream.message() => {
                 let Some(word) = word? else { bail!("the arbiter ended the stream") };
-                let as_of = asked.get(&word.seq).copied();
-                asked.retain(|seq, _| *seq >= word.seq);
+                let as_of = questions.answered(word.seq);
                 owners.table.send_modify(|table| table.take_in(&word, as_of));
                 *told = false;
             }
-            // One that is not taken is not counted on.
-            _ = pause.tick() => if let Ok(slot) = ask.try_reserve() {
-                slot.send(next(&mut asked));
-            },
+            _ = pause.tick() => questions.ask(|seq| WatchOwnersRequest { seq }),
         }
     }
 }

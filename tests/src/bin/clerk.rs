@@ -1,9 +1,13 @@
 //! A worker that serves one call at a time and writes down each. What it has written survives its SIGKILL.
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, path::PathBuf, time::Duration};
 
+use anyhow::Context as _;
 use clap::Parser;
-use tether_tests::clerk::server::{Manner, serve};
+use tether_tests::clerk::{
+    life,
+    server::{Manner, serve},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -31,11 +35,19 @@ struct Args {
     /// Memory that is written to there, in MiB.
     #[arg(long, default_value_t = 0)]
     resident_mib: usize,
+    /// Has the agent know early of its death, where an agent started it.
+    #[arg(long)]
+    hold: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    if args.hold
+        && let Some(notify) = env::var_os("NOTIFY_SOCKET")
+    {
+        life::hold(notify.as_ref()).context("the agent is not told of its death early")?;
+    }
     let odd = args.odd_slot == Some(args.slot);
     let resident = odd.then(|| vec![1_u8; args.resident_mib << 20]);
     let stop = CancellationToken::new();

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
 
@@ -65,6 +65,20 @@ impl Book {
     }
 }
 
+/// Whether a clerk serves a call at the moment, by the last line of its book.
+pub fn is_busy(path: &Path) -> bool {
+    let last = || {
+        let mut book = File::open(path).ok()?;
+        let lines = book.metadata().ok()?.len() / LINE as u64;
+        let last = (lines * LINE as u64).checked_sub(1)?;
+        book.seek(SeekFrom::Start(last)).ok()?;
+        let mut step = [0];
+        book.read_exact(&mut step).ok()?;
+        Some(step[0] == Step::Began as u8)
+    };
+    last().unwrap_or(false)
+}
+
 /// All lines of all books in a directory, in the order of time.
 ///
 /// # Errors
@@ -103,6 +117,18 @@ pub fn begun(entries: &[Entry]) -> BTreeMap<u64, Vec<(u64, &str)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clerk_is_busy_from_when_it_begins_until_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.1");
+        assert!(!is_busy(&path));
+        let book = Book::open(&path).unwrap();
+        for step in STEPS {
+            book.write(7, step).unwrap();
+            assert_eq!(is_busy(&path), step == Step::Began, "{step:?}");
+        }
+    }
 
     #[test]
     fn what_was_written_is_read_with_whose_it_is_and_half_a_line_is_none() {

@@ -89,7 +89,7 @@ async fn a_worker_that_has_just_become_ready_is_spared() {
     })
     .await;
     let old = house.worker(0).await;
-    // Until it is older than a tenth of that time, none is newer than it.
+    // Its age is what counts: until that is a tenth of this time, none is newer than it.
     tokio::time::sleep(SLOW / 8).await;
     let new = house.worker(1).await;
     let client = house.client().await;

@@ -282,10 +282,11 @@ fn compared(client: Speaks, name: &str) -> Compare {
             | "a status that is nothing"
             | "no trailers"
             | "a page of text"
-            | "a flag that is none"
             | "reset after a message"
             | "cancelled after a message",
         ) => Compare::Code,
+        // It minds the flag, or has the good end before it comes to that.
+        (Speaks::Grpcio, "a flag that is none") => Compare::Ending,
         // It tells what it makes of the page, or of the status before it.
         (Speaks::Grpcio, "HTTP 503 with a page" | "HTTP 404 with a page") => Compare::Failing,
         // It has words of its own for what it takes for no answer, and forgets the trailers then.

@@ -33,6 +33,8 @@ pub(super) enum Compare {
     Code,
     /// That it fails: with which code depends on when its parts arrive.
     Failing,
+    /// Nothing but that it ends: whether the client minds depends on when its parts arrive.
+    Ending,
     /// A client may be unable to read it, and never is through the gateway.
     Readable,
     /// Both ends count as the deadline's, whoever keeps it: tonic says CANCELLED for one that has passed.

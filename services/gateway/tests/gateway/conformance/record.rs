@@ -66,6 +66,10 @@ pub(super) fn difference(case: &Case, direct: &Record, through: &Record) -> Opti
                 *record = record.code_alone();
                 record.code = record.code.min(1);
             }
+            Compare::Ending => {
+                *record = record.code_alone();
+                record.code = 0;
+            }
             Compare::Readable if through.code == 0 => *record = through.clone(),
             Compare::Readable => {}
             Compare::Deadline => {
