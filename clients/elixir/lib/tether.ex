@@ -160,15 +160,18 @@ defmodule Tether do
   defdelegate demonitor(tether \\ __MODULE__, ref), to: Events
 
   @doc """
-  Has the caller told of events, as `{:tether, name, %Tether.Event{}}`: of all, or of those types.
+  Has the caller told of events, as `{:tether, name, %Tether.Event{}}`: of all, or of this type or these.
   """
-  @spec subscribe(atom, :all | [atom]) :: :ok
+  @spec subscribe(atom, :all | atom | [atom]) :: :ok
   def subscribe(tether \\ __MODULE__, topics \\ :all) do
-    for topic <- List.wrap(topics), topic != :all and topic not in Tether.Event.types() do
+    topics = List.wrap(topics)
+
+    for topic <- topics, topic != :all and topic not in Tether.Event.types() do
       raise ArgumentError,
             "there is no event #{inspect(topic)}; there are #{Enum.map_join(Tether.Event.types(), ", ", &inspect/1)}"
     end
 
+    topics = if :all in topics, do: :all, else: topics
     Registry.unregister(Tether.Subscribers, tether)
     {:ok, _owner} = Registry.register(Tether.Subscribers, tether, topics)
     :ok

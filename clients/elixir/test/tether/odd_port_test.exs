@@ -84,6 +84,22 @@ defmodule Tether.OddPortTest do
     eventually("another one serves", fn -> match?({:ok, "body"}, call(context, timeout: 100)) end)
   end
 
+  @tag scenario: "garbage"
+  test "one type of event may be named alone, and all may be beside others", context do
+    start(context)
+    test = self()
+    :ok = Tether.subscribe(context.tether, :port_down)
+
+    spawn_link(fn ->
+      :ok = Tether.subscribe(context.tether, [:worker_down, :all])
+      receive do: ({:tether, _name, %{type: :port_down}} -> send(test, :told))
+    end)
+
+    assert_receive {:tether, _name, %{type: :port_down}}, 10_000
+    assert_receive :told, 10_000
+    eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
+  end
+
   @tag scenario: "vanishes"
   test "without a program the lease is counted here: a warning at half of it, then the end", context do
     supervisor = start(context)
