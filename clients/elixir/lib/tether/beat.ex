@@ -6,6 +6,8 @@ defmodule Tether.Beat do
   use GenServer
 
   @at_most 1_000
+  # A port whose pipe is full took no beat.
+  @again 20
 
   def start_link(config), do: GenServer.start_link(__MODULE__, config, name: via(config.name))
 
@@ -40,14 +42,15 @@ defmodule Tether.Beat do
     count = state.count + 1
     {:ok, frame} = Tether.Protocol.encode({:beat, count})
 
-    # A port whose pipe is full is busy reading: the next beat will do.
-    try do
-      Port.command(state.port, frame, [:nosuspend])
-    rescue
-      ArgumentError -> false
-    end
-
+    pause = if busy?(state.port, frame), do: min(@again, state.every), else: state.every
     if state.timer, do: :erlang.cancel_timer(state.timer)
-    %{state | count: count, timer: :erlang.start_timer(state.every, self(), :beat)}
+    %{state | count: count, timer: :erlang.start_timer(pause, self(), :beat)}
+  end
+
+  # Never waits for room: a port that is away, or one that does not read, must not hold this up.
+  defp busy?(port, frame) do
+    not Port.command(port, frame, [:nosuspend])
+  rescue
+    ArgumentError -> false
   end
 end
