@@ -213,7 +213,7 @@ defmodule Tether.Events do
   end
 
   # One that was fenced must not come back by itself: two owners of one name would fence each other for ever.
-  defp after_loss(:lease_expired, %{on_lease_loss: :reopen} = config) do
+  defp after_loss(reason, %{on_lease_loss: :reopen} = config) when reason != :fenced do
     spawn(fn -> GenServer.call({:via, Registry, {Tether.Registry, {:connection, config.name}}}, :reopen) end)
   end
 

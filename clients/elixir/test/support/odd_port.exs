@@ -17,11 +17,23 @@ end
 say.({:welcome, %{version: 1, program: "odd", embedded: false, gateways: []}})
 
 case {scenario, starts} do
-  {"vanishes", 1} -> open.(1_000) && System.halt(3)
-  {"vanishes", _again} -> System.halt(3)
-  {"garbage", 1} -> open.(60_000) && Port.command(port, <<131, 119, 10, "never_seen">>)
-  {"refuses", _any} -> say.({:refused, %{reason: "CONFIG_INVALID", message: "no such setting: `gatewy`"}})
-  {_other, _any} -> open.(60_000)
+  {"vanishes", 1} ->
+    open.(1_000) && System.halt(3)
+
+  {"vanishes", _again} ->
+    System.halt(3)
+
+  {"closes", 1} ->
+    open.(60_000) && say.({:session, :lost, %{reason: :closed, message: "no session of that name"}})
+
+  {"garbage", 1} ->
+    open.(60_000) && Port.command(port, <<131, 119, 10, "never_seen">>)
+
+  {"refuses", _any} ->
+    say.({:refused, %{reason: "CONFIG_INVALID", message: "no such setting: `gatewy`"}})
+
+  {_other, _any} ->
+    open.(60_000)
 end
 
 answer = fn answer ->

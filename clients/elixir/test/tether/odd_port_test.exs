@@ -120,6 +120,15 @@ defmodule Tether.OddPortTest do
     assert Process.alive?(supervisor)
   end
 
+  @tag scenario: "closes"
+  test "and also where the arbiter had ended it", context do
+    start(context, on_partition: :notify_only)
+    :ok = Tether.subscribe(context.tether, [:lease_lost])
+    assert_receive {:tether, _name, %{type: :lease_lost, reason: :closed}}, 10_000
+    eventually("another one serves", fn -> match?({:ok, "body"}, call(context)) end)
+    assert File.read!(context.starts) == ".."
+  end
+
   @tag scenario: "vanishes"
   test "where it is wanted, the VM ends with the lease", context do
     script = """
