@@ -26,7 +26,7 @@ defmodule Tether.Config do
           mode: Mode.t(),
           mode_why: String.t(),
           gateways: [String.t()],
-          ttl: non_neg_integer,
+          ttl: pos_integer,
           hung_after: pos_integer,
           tls: map | nil,
           settings: map,
@@ -51,7 +51,7 @@ defmodule Tether.Config do
     :port_program,
     :tls,
     gateways: [],
-    ttl: 0,
+    ttl: 10_000,
     hung_after: 10_000,
     settings: %{},
     policy: %{},
@@ -170,6 +170,8 @@ defmodule Tether.Config do
   defp secure?(values), do: Enum.any?(List.wrap(values.gateway), &match?("https://" <> _rest, &1))
 
   defp build(name, values, mode, why) do
+    silence = values.heartbeat_timeout || if(mode == :coupled, do: 10_000, else: 60_000)
+
     %__MODULE__{
       name: name,
       owner: values.owner || owner(name, node()),
@@ -177,8 +179,8 @@ defmodule Tether.Config do
       mode_why: why,
       gateways:
         for(gateway <- List.wrap(values.gateway), {:ok, address} <- [Check.gateway(gateway)], do: address),
-      ttl: values.heartbeat_timeout || 0,
-      hung_after: values.heartbeat_timeout || if(mode == :coupled, do: 10_000, else: 60_000),
+      ttl: silence,
+      hung_after: silence,
       tls: tls(values.tls),
       settings: settings(values),
       policy: policy(values),

@@ -120,6 +120,14 @@ defmodule Tether.ConfigTest do
     assert problem =~ "mode `distributed` needs `gateway`"
   end
 
+  test "the lease is as long as the mode has it, and as how long a BEAM may be silent" do
+    assert %{ttl: 10_000, hung_after: 10_000} = valid(worker_lifecycle_mode: :coupled)
+
+    assert %{ttl: 60_000, hung_after: 60_000} = valid(worker_lifecycle_mode: :independent, gateway: "gw:1")
+
+    assert %{ttl: 4_000, hung_after: 4_000} = valid(heartbeat_timeout: 4_000)
+  end
+
   test "addresses are taken as people write them" do
     config =
       valid(gateway: ["http://gw1:7443/", "[::1]:7", {:dns, "gw.svc", 7443}, "dns:gw.svc:1", "unix:/a"])
