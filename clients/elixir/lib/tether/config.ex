@@ -149,6 +149,8 @@ defmodule Tether.Config do
        "mode `#{mode}` needs a Tether that outlives this BEAM: run `tether up` and set `gateway: \"unix:/run/tether/gateway.sock\"`, or take `worker_lifecycle_mode: :coupled`"},
       {mode == :distributed and embedded?(values) and not connect?,
        "mode `distributed` needs `gateway`, or workers that run already and can be found: `python_discovery` with `python_pool_strategy: :connect`"},
+      {not embedded?(values) and owner(values) == nil,
+       "`owner` is needed with a `gateway` where the node has no name: two BEAMs of one owner fence each other, so set one that is the same after a restart and no other BEAM's"},
       {connect? and embedded?(values) and source(values) == nil,
        "`python_pool_strategy: :connect` needs `python_pool_addresses`, or `python_discovery` other than `:etcd` (for which `settings` name the source, or a `gateway` knows it)"},
       {values.python_pool_addresses != [] and not connect?,
@@ -174,7 +176,7 @@ defmodule Tether.Config do
 
     %__MODULE__{
       name: name,
-      owner: values.owner || owner(name, node()),
+      owner: owner(values) || alone(name),
       mode: mode,
       mode_why: why,
       gateways:
@@ -196,12 +198,14 @@ defmodule Tether.Config do
   defp on_lease_loss(%{on_partition: :notify_only}), do: :reopen
   defp on_lease_loss(values), do: values.on_lease_loss
 
-  defp owner(name, :nonode@nohost) do
+  defp owner(%{owner: nil}), do: if(node() != :nonode@nohost, do: to_string(node()))
+  defp owner(%{owner: owner}), do: owner
+
+  # Of a Tether in the Port, which nobody else asks.
+  defp alone(name) do
     {:ok, host} = :inet.gethostname()
     "#{short(name)}@#{host}"
   end
-
-  defp owner(_name, node), do: to_string(node)
 
   defp short(name), do: name |> inspect() |> String.replace(~r/[^A-Za-z0-9._-]/, "")
 

@@ -5,10 +5,10 @@ defmodule Tether.ConfigTest do
 
   @nowhere %{env: %{}, socket: nil}
 
-  defp valid(opts, where \\ @nowhere), do: Config.validate!([name: MyApp.Tether] ++ opts, where)
+  defp valid(opts, where \\ @nowhere), do: Config.validate!([name: MyApp.Tether, owner: "me"] ++ opts, where)
 
   defp problems(opts) do
-    {:error, problems} = Config.validate(opts, @nowhere)
+    {:error, problems} = opts |> Keyword.put_new(:owner, "me") |> Config.validate(@nowhere)
     problems
   end
 
@@ -109,6 +109,9 @@ defmodule Tether.ConfigTest do
     assert problem =~ "take `:independent`"
     assert [problem] = problems(gateway: "https://gw:1")
     assert problem =~ "`tls:"
+    assert [problem] = problems(gateway: "gw:1", owner: nil)
+    assert problem =~ "two BEAMs of one owner fence each other"
+    assert valid(owner: nil).owner =~ "MyApp.Tether@"
   end
 
   test "auto says what it chose, and takes the Tether that is at hand" do
@@ -152,7 +155,10 @@ defmodule Tether.ConfigTest do
     program = System.find_executable("sh")
 
     assert {:ok, lines} =
-             Tether.Doctor.report([gateway: "gw:1", topology: :kubernetes, port_program: program], where)
+             Tether.Doctor.report(
+               [gateway: "gw:1", owner: "me", topology: :kubernetes, port_program: program],
+               where
+             )
 
     text = Enum.join(lines, "\n")
     assert text =~ "mode:     distributed, because this runs in Kubernetes"

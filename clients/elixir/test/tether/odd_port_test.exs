@@ -29,7 +29,13 @@ defmodule Tether.OddPortTest do
 
   defp start(context, opts \\ []) do
     opts =
-      [name: context.tether, port_program: context.program, worker_lifecycle_mode: :coupled, gateway: "gw:1"] ++
+      [
+        name: context.tether,
+        port_program: context.program,
+        worker_lifecycle_mode: :coupled,
+        gateway: "gw:1",
+        owner: "odd"
+      ] ++
         opts
 
     {:ok, pid} = Tether.start_link(opts)
@@ -40,6 +46,11 @@ defmodule Tether.OddPortTest do
       assert_receive {:DOWN, ^ref, :process, _pid, _reason}, 10_000
     end)
 
+    pid
+  end
+
+  defp child(context, module) do
+    [pid] = for {^module, pid, _type, _modules} <- Supervisor.which_children(context.tether), do: pid
     pid
   end
 
@@ -76,7 +87,7 @@ defmodule Tether.OddPortTest do
   @tag scenario: "works"
   test "a program that is stopped is killed, and another one serves", context do
     start(context, heartbeat_timeout: 1_000)
-    eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
+    eventually("it has answered", fn -> :sys.get_state(child(context, Tether.Watchdog)).answered end)
     {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
     on_exit(fn -> if alive?(pid), do: kill(pid) end)
     kill(pid, "STOP")
@@ -134,7 +145,7 @@ defmodule Tether.OddPortTest do
     script = """
     {:ok, _apps} = Application.ensure_all_started(:tether)
     [program] = System.argv()
-    opts = [port_program: program, worker_lifecycle_mode: :coupled, gateway: "gw:1", on_lease_loss: :halt]
+    opts = [port_program: program, worker_lifecycle_mode: :coupled, gateway: "gw:1", owner: "odd", on_lease_loss: :halt]
     {:ok, _pid} = Tether.start_link(opts)
     Process.sleep(:infinity)
     """
@@ -163,7 +174,8 @@ defmodule Tether.OddPortTest do
       name: context.tether,
       port_program: context.program,
       worker_lifecycle_mode: :coupled,
-      gateway: "gw:1"
+      gateway: "gw:1",
+      owner: "odd"
     ]
 
     start_supervised!({Tether, [restart: :permanent] ++ opts})

@@ -4,7 +4,7 @@ defmodule Tether.Pool.SpecTest do
   alias Tether.Pool.Spec
 
   defp config(opts \\ []) do
-    Tether.Config.validate!([worker_lifecycle_mode: :coupled] ++ opts, %{env: %{}, socket: nil})
+    Tether.Config.validate!([worker_lifecycle_mode: :coupled, owner: "me"] ++ opts, %{env: %{}, socket: nil})
   end
 
   test "OTP's words become those of a pool file" do

@@ -9,7 +9,7 @@ defmodule Tether.Config.Keys do
     {:gateway, :addresses, [],
      "gateways to use: `\"host:port\"`, `\"http://host:port\"`, `\"unix:/path\"` or `{:dns, name, port}`. Without any, the Port runs all of Tether itself, for this BEAM alone"},
     {:owner, :string, nil,
-     "the name under which this BEAM owns its workers, the same after a restart and no other BEAM's: the later of two with one name fences the earlier. Absent: the node's name where it has one, else `NAME@HOST` of the Tether"},
+     "the name under which this BEAM owns its workers, the same after a restart and no other BEAM's: the later of two with one name fences the earlier. Absent: the node's name; where it has none, needed with a `gateway`"},
     {:worker_lifecycle_mode, {:one_of, @modes}, :auto,
      "the mode of pools that name none; `:auto` looks where it is and says what it chose (`mix tether.doctor`)"},
     {:beam_crash_policy, {:one_of, [:python_continues, :python_terminates]}, nil,
