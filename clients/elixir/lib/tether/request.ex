@@ -77,12 +77,19 @@ defmodule Tether.Request do
   @doc "The error when the owner of the Port is gone."
   def gone(tether), do: Error.from_port(Protocol.port_down(:unknown, nil), tether)
 
-  @doc "Sends one more frame, when the port has room for it."
+  @doc "Sends one more frame, when the port has room for it; `:ended` where nobody takes any more."
   def push(%__MODULE__{} = request, term) do
     case Protocol.encode(term) do
-      {:ok, frame} -> GenServer.call(request.connection, {:push, request.id, frame}, :infinity)
-      {:error, :too_large} -> raise Error.from_port(Protocol.too_large(), request.tether)
+      {:ok, frame} ->
+        GenServer.call(request.connection, {:push, request.id, frame}, :infinity)
+
+      # The call has begun, whatever becomes of this message.
+      {:error, :too_large} ->
+        raise %{Error.from_port(Protocol.too_large(), request.tether) | outcome: :unknown}
     end
+  catch
+    # The reader is told by its monitor.
+    :exit, _gone -> :ended
   end
 
   @doc "Sends a small one without waiting."

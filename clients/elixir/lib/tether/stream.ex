@@ -27,37 +27,61 @@ defmodule Tether.Stream do
   @doc false
   def items(tether, op, args, decode) do
     Stream.resource(
-      fn -> start(tether, &{:control, &1, op, args}, @window, nil) end,
+      fn -> start(tether, &{:control, &1, op, args}, @window) end,
       &next(&1, decode),
       &close/1
     )
   end
 
+  # One message is made before the call begins: where it cannot be made, there is no call.
   defp open(tether, call, requests, encode, window) do
-    start(tether, &{:stream, &1, call}, window, fn request -> feed(request, requests, encode) end)
+    if one?(requests) do
+      message = IO.iodata_to_binary(encode.(requests))
+      state = start(tether, &{:stream, &1, call}, window)
+      push_one(state.request, message)
+      state
+    else
+      state = start(tether, &{:stream, &1, call}, window)
+      %{state | feeder: feed(state.request, requests, encode)}
+    end
   end
 
-  defp start(tether, build, window, feed) do
+  defp start(tether, build, window) do
     case Request.open(tether, build) do
       {:ok, request} ->
         Request.tell(request, {:credit, request.id, window})
-        %{request: request, window: window, used: 0, feeder: feed && feed.(request)}
+        %{request: request, window: window, used: 0, feeder: nil}
 
       {:error, error} ->
         raise error
     end
   end
 
+  # Needs no process of its own, as the port always has room for it.
+  defp push_one(request, message) do
+    Request.push(request, {:send, request.id, message})
+    Request.tell(request, {:close_send, request.id})
+  rescue
+    error ->
+      Request.cancel(request)
+      reraise error, __STACKTRACE__
+  end
+
+  # Not linked, as a reader may trap exits. Where the messages raise, their reader does too; where the reader dies, they end.
   defp feed(request, messages, encode) do
-    if one?(messages) do
-      # Needs no process of its own, as the port always has room for it.
-      Request.push(request, {:send, request.id, IO.iodata_to_binary(encode.(messages))})
-      Request.tell(request, {:close_send, request.id})
-      nil
-    else
-      # Linked: when the messages raise, so does their reader.
-      spawn_link(fn -> feed_all(request, messages, encode) end)
-    end
+    reader = self()
+    {feeder, monitor} = spawn_monitor(fn -> feed_all(request, messages, encode) end)
+
+    spawn(fn ->
+      [read, fed] = for pid <- [reader, feeder], do: Process.monitor(pid)
+
+      receive do
+        {:DOWN, ^read, :process, _pid, _reason} -> Process.exit(feeder, :kill)
+        {:DOWN, ^fed, :process, _pid, _reason} -> :ok
+      end
+    end)
+
+    {feeder, monitor}
   end
 
   # A message as somebody's library has it is a struct; so are ranges and streams, which are many.
@@ -76,15 +100,22 @@ defmodule Tether.Stream do
 
   defp next({:done, state}, _decode), do: {:halt, {:done, state}}
 
-  defp next(%{request: %{ref: ref} = request} = state, decode) do
+  defp next(%{request: %{ref: ref} = request, feeder: feeder} = state, decode) do
+    fed = with {_pid, monitor} <- feeder, do: monitor
+
     receive do
       {^ref, kind, body} when kind in [:message, :item] -> {[decode.(body)], read(state)}
       {^ref, :headers, _metadata} -> {[], state}
       {^ref, :reply, {:ok, _trailers}} -> {:halt, {:done, state}}
       {^ref, :reply, {:error, told}} -> raise Error.from_port(told, request.tether)
       {:DOWN, ^ref, :process, _pid, _reason} -> raise Request.gone(request.tether)
+      {:DOWN, ^fed, :process, _pid, reason} -> {[], fed(reason, state)}
     end
   end
+
+  defp fed(:normal, state), do: %{state | feeder: nil}
+  defp fed({error, stack}, _state) when is_exception(error), do: reraise(error, stack)
+  defp fed(reason, _state), do: exit(reason)
 
   # Credit is given back by halves, so that a message each way does not become two.
   defp read(%{used: used, window: window, request: request} = state) when used + 1 >= div(window, 2) do
@@ -97,9 +128,9 @@ defmodule Tether.Stream do
   defp close({:done, state}), do: close(state)
 
   defp close(%{request: request, feeder: feeder}) do
-    if feeder do
-      Process.unlink(feeder)
-      Process.exit(feeder, :kill)
+    with {pid, monitor} <- feeder do
+      Process.demonitor(monitor, [:flush])
+      Process.exit(pid, :kill)
     end
 
     Request.cancel(request)

@@ -225,4 +225,31 @@ defmodule Tether.OddPortTest do
     [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
     eventually("nothing of it is left", fn -> map_size(:sys.get_state(connection).requests) <= 1 end)
   end
+
+  @tag scenario: "slow"
+  test "so does one whose reader traps exits, which is told of nothing else", context do
+    start(context)
+    Process.flag(:trap_exit, true)
+    answers = fn messages -> {context.tether, "ml"} |> Tether.stream("a/B", messages) |> Enum.to_list() end
+    raising = Stream.map(1..3, fn n -> if n == 3, do: raise("no more"), else: "m" end)
+    exiting = Stream.map(1..3, fn n -> if n == 3, do: exit(:no_more), else: "m" end)
+
+    assert_raise RuntimeError, "no more", fn -> answers.(raising) end
+    assert catch_exit(answers.(exiting)) == :no_more
+    assert length(answers.(Stream.map(1..3, fn _n -> "m" end))) == 3
+    assert Process.info(self(), :messages) == {:messages, []}
+  end
+
+  @tag scenario: "slow"
+  test "a message that cannot be made leaves no call behind", context do
+    start(context)
+    encode = fn _message -> raise "no bytes" end
+    stream = Tether.stream({context.tether, "ml"}, "a/B", "m", encode: encode)
+    assert_raise RuntimeError, "no bytes", fn -> Enum.to_list(stream) end
+    huge = Tether.stream({context.tether, "ml"}, "a/B", :binary.copy("x", Tether.Protocol.max_frame()))
+    assert %{reason: :message_too_large, outcome: :unknown} = catch_error(Enum.to_list(huge))
+    [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
+    # What is left is of the events.
+    eventually("nothing of it is left", fn -> map_size(:sys.get_state(connection).requests) <= 1 end)
+  end
 end
