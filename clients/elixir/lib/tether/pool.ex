@@ -121,6 +121,8 @@ defmodule Tether.Pool do
       min_ready: own[:min_ready],
       on_stop: own[:on_stop],
       tree: nil,
+      # Why it could not be applied so far.
+      problem: nil,
       ready: 0,
       request: nil,
       changes: :queue.new(),
@@ -178,7 +180,8 @@ defmodule Tether.Pool do
     error = %Error{
       reason: :deadline,
       outcome: :not_sent,
-      message: "pool #{state.pool} has #{state.ready} ready workers of #{wanted(state)} wanted"
+      message:
+        state.problem || "pool #{state.pool} has #{state.ready} ready workers of #{wanted(state)} wanted"
     }
 
     {:noreply, answer(state, from, {:error, error})}
@@ -218,7 +221,7 @@ defmodule Tether.Pool do
     end
   end
 
-  defp answered(:applied, {:ok, _pool}, state), do: {:noreply, state |> look() |> next()}
+  defp answered(:applied, {:ok, _pool}, state), do: {:noreply, %{state | problem: nil} |> look() |> next()}
 
   # What another try would not change.
   @final [
@@ -226,9 +229,8 @@ defmodule Tether.Pool do
     :mode_forbids,
     :not_owner,
     :unknown_template,
-    :unknown_pool,
     :invalid_argument,
-    :lease_fenced
+    :fenced
   ]
 
   defp answered(:applied, {:error, %{reason: reason} = error}, state) when reason in @final do
@@ -238,7 +240,12 @@ defmodule Tether.Pool do
 
   # The next session will bring it.
   defp answered(:applied, {:error, %{reason: :not_running}}, state), do: {:noreply, state}
-  defp answered(:applied, {:error, _error}, state), do: {:noreply, again(state)}
+
+  # One that it depends on may come later.
+  defp answered(:applied, {:error, %{message: why}}, state) do
+    if why != state.problem, do: Logger.warning("Tether: pool #{state.pool} is not applied yet: #{why}")
+    {:noreply, again(%{state | problem: why})}
+  end
 
   defp answered({:sized, from, size}, result, state) do
     GenServer.reply(from, with({:ok, pool} <- result, do: {:ok, Tether.Protocol.fields(pool)}))

@@ -37,6 +37,8 @@ case {scenario, starts} do
 end
 
 answer = fn answer ->
+  applied = Process.get(:applied, %{})
+
   receive do
     {^port, :eof} ->
       System.halt(0)
@@ -45,6 +47,13 @@ answer = fn answer ->
       case {scenario, :erlang.binary_to_term(frame)} do
         {_any, {:bye, id}} ->
           say.({:reply, id, {:ok, %{}}}) && System.halt(0)
+
+        {"depends", {:control, id, :pool_apply, %{pool: "web"}}} when not is_map_key(applied, "db") ->
+          error = %{reason: "UNKNOWN_POOL", code: 5, outcome: :failed, message: "there is no pool `db`"}
+          say.({:reply, id, {:error, error}})
+
+        {"depends", {:control, id, :pool_apply, %{pool: pool}}} ->
+          say.({:reply, id, {:ok, %{}}}) && Process.put(:applied, Map.put(applied, pool, true))
 
         {_any, {:control, id, :pool_apply, _args}} ->
           File.write(file <> ".applied", ".", [:append])

@@ -187,6 +187,27 @@ defmodule Tether.OddPortTest do
     assert {:ok, "body"} = Tether.call(name, "a/B", "body")
   end
 
+  @tag scenario: "depends"
+  test "a pool waits for one that it depends on, and says for what", context do
+    start(context)
+
+    pool = fn name, more ->
+      name = :"#{name}_#{System.unique_integer([:positive])}"
+      opts = [name: name, tether: context.tether, min_ready: 0, spec: [command: "w"]] ++ more
+      start_supervised!({Tether.Pool, opts})
+      name
+    end
+
+    web = pool.("web", pool: "web", depends_on: ["db"])
+
+    eventually("it is said for what", fn ->
+      match?({:error, %{message: "there is no pool `db`"}}, Tether.Pool.await_ready(web, 100))
+    end)
+
+    pool.("db", pool: "db")
+    assert :ok = Tether.Pool.await_ready(web, 10_000)
+  end
+
   @tag scenario: "garbage"
   test "what is no term of the protocol makes no atom, and the program is started again", context do
     start(context)
