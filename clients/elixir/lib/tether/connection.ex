@@ -69,13 +69,25 @@ defmodule Tether.Connection do
   def handle_continue(:open, state), do: {:noreply, open(state)}
 
   defp open(state) do
+    case spawn_program(state.program) do
+      {:ok, port} ->
+        state = %{state | port: port, welcome: nil, gateways_up: MapSet.new()}
+        {:ok, hello} = Protocol.encode(Protocol.hello(state.config))
+        command(state, hello)
+        Beat.into(state.config.name, port)
+        state
+
+      {:error, why} ->
+        down(state, why)
+    end
+  end
+
+  # It may be replaced at this very moment, or there are no more files to be had: another try finds it.
+  defp spawn_program(program) do
     options = [:binary, :exit_status, :use_stdio, :hide, packet: 4, args: ["port"]]
-    port = Port.open({:spawn_executable, state.program}, options)
-    state = %{state | port: port, welcome: nil, gateways_up: MapSet.new()}
-    {:ok, hello} = Protocol.encode(Protocol.hello(state.config))
-    command(state, hello)
-    Beat.into(state.config.name, port)
-    state
+    {:ok, Port.open({:spawn_executable, program}, options)}
+  rescue
+    error in [ArgumentError, ErlangError, SystemLimitError] -> {:error, Exception.message(error)}
   end
 
   @impl true

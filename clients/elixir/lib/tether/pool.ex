@@ -210,8 +210,13 @@ defmodule Tether.Pool do
       {:noreply, request(%{state | tree: tree}, :pool_apply, %{pool: state.pool, spec: tree}, :applied)}
     else
       {:error, %Error{}} -> {:noreply, state}
-      {:error, problems} -> {:stop, {:refused, Enum.join(problems, "; ")}, state}
+      {:error, problems} -> refused(Enum.join(problems, "; "), state)
     end
+  end
+
+  defp refused(why, state) do
+    error = %Error{reason: :config_invalid, outcome: :not_sent, message: why}
+    {:stop, {:refused, why}, answer_all(state, {:error, error})}
   end
 
   defp request(state, op, args, what) do

@@ -76,6 +76,34 @@ defmodule Tether.OddPortTest do
     assert File.read!(context.starts) == ".."
   end
 
+  @tag scenario: "works"
+  test "a program that is not there for a moment is tried again, and the Tether goes on", context do
+    supervisor = start(context)
+    :ok = Tether.subscribe(context.tether, :port_down)
+    assert {:ok, "body"} = call(context)
+    File.rename!(context.program, context.program <> ".away")
+    {:ok, %{port_pid: pid}} = Tether.Connection.info(context.tether)
+    kill(pid)
+    for _n <- 1..5, do: assert_receive({:tether, _name, %{type: :port_down}}, 10_000)
+    File.rename!(context.program <> ".away", context.program)
+    eventually("it is answered again", fn -> match?({:ok, "body"}, call(context)) end)
+    assert Process.whereis(context.tether) == supervisor
+  end
+
+  @tag scenario: "works"
+  test "a pool that cannot be says so to who waits for it", context do
+    start(context)
+    Process.flag(:trap_exit, true)
+    name = :"pool_#{System.unique_integer([:positive])}"
+    opts = [name: name, tether: :"later_#{name}", spec: %{command: "w"}]
+    {:ok, pool} = Tether.Pool.start_link(opts)
+    waiting = Task.async(fn -> Tether.Pool.await_ready(name) end)
+    eventually("somebody waits", fn -> map_size(:sys.get_state(pool).waiting) == 1 end)
+    start(%{context | tether: :"later_#{name}"})
+    assert {:error, %{reason: :config_invalid, message: "`spec` is" <> _rest}} = Task.await(waiting, 20_000)
+    assert_receive {:EXIT, ^pool, {:refused, _why}}, 5_000
+  end
+
   @tag scenario: "hangs"
   test "a program that does not answer is not waited for beyond the deadline, and what it has is unknown",
        context do

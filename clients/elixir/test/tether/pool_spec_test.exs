@@ -84,4 +84,12 @@ defmodule Tether.Pool.SpecTest do
     assert text =~ "mode `independent` needs a `gateway`"
     assert text =~ "`ready` is :soon"
   end
+
+  test "a map where keywords are wanted is refused in words" do
+    assert {:error, ["`spec` is %{command: \"w\"}: expected a keyword list"]} =
+             Spec.tree([spec: %{command: "w"}], config())
+
+    assert {:error, ["`limits` is %{cpus: 1}: expected a keyword list"]} =
+             Spec.tree([spec: [command: "w", limits: %{cpus: 1}]], config())
+  end
 end

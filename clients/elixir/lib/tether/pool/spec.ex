@@ -53,9 +53,23 @@ defmodule Tether.Pool.Spec do
   def tree(opts, config) do
     spec = opts[:spec] || []
 
-    case problems(opts, spec, config) do
-      [] -> {:ok, build(opts, spec, config)}
+    with [] <- not_keywords(spec), [] <- problems(opts, spec, config) do
+      {:ok, build(opts, spec, config)}
+    else
       problems -> {:error, problems}
+    end
+  end
+
+  defp not_keywords(spec) do
+    cond do
+      not Keyword.keyword?(spec) ->
+        ["`spec` is #{inspect(spec)}: expected a keyword list"]
+
+      not Keyword.keyword?(spec[:limits] || []) ->
+        ["`limits` is #{inspect(spec[:limits])}: expected a keyword list"]
+
+      true ->
+        []
     end
   end
 
