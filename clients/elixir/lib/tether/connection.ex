@@ -115,14 +115,20 @@ defmodule Tether.Connection do
   def handle_call(:reopen, _from, state), do: {:reply, :ok, close(%{state | lease: %Lease{}})}
 
   @impl true
-  def handle_info({:request, id, ref, owners, frame}, state) do
-    if command(state, frame) do
-      monitors = for owner <- owners, do: Process.monitor(owner)
-      state = put_in(state.requests[id], %{ref: ref, monitors: monitors, room: @room, waiting: nil})
-      {:noreply, %{state | monitors: for(monitor <- monitors, into: state.monitors, do: {monitor, id})}}
-    else
-      send(ref, {ref, :reply, {:error, Protocol.port_down(:not_sent, max(state.pause, 10))}})
-      {:noreply, state}
+  def handle_info({:request, id, ref, owners, deadline, frame}, state) do
+    cond do
+      deadline < now() ->
+        send(ref, {ref, :reply, {:error, Protocol.deadline(:not_sent)}})
+        {:noreply, state}
+
+      command(state, frame) ->
+        monitors = for owner <- owners, do: Process.monitor(owner)
+        state = put_in(state.requests[id], %{ref: ref, monitors: monitors, room: @room, waiting: nil})
+        {:noreply, %{state | monitors: for(monitor <- monitors, into: state.monitors, do: {monitor, id})}}
+
+      true ->
+        send(ref, {ref, :reply, {:error, Protocol.port_down(:not_sent, max(state.pause, 10))}})
+        {:noreply, state}
     end
   end
 

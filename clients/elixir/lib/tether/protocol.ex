@@ -139,13 +139,13 @@ defmodule Tether.Protocol do
     }
   end
 
-  @doc "The error of a call that the port left without an answer beyond its deadline."
-  @spec deadline :: map
-  def deadline do
+  @doc "The error of a call that the port left without an answer beyond its deadline, or that it was never given."
+  @spec deadline(:not_sent | :unknown) :: map
+  def deadline(outcome) do
     %{
       reason: "DEADLINE_EXCEEDED",
       code: 4,
-      outcome: :unknown,
+      outcome: outcome,
       message: "the deadline passed without any answer"
     }
   end

@@ -18,15 +18,18 @@ defmodule Tether.Request do
   @enforce_keys [:tether, :connection, :id, :ref]
   defstruct [:tether, :connection, :id, :ref]
 
-  @doc "Asks. `build` makes the term from the request's number; the request ends with the process `owner` too."
-  def open(tether, build, owner \\ nil) do
+  @doc """
+  Asks. `build` makes the term from the request's number; the request ends with the process `owner` too, and is not sent any more
+  once `timeout` is over.
+  """
+  def open(tether, build, owner \\ nil, timeout \\ :infinity) do
     with {:ok, connection, ids} <- connection(tether) do
       id = :atomics.add_get(ids, 1, 1)
 
       case Protocol.encode(build.(id)) do
         {:ok, frame} ->
           ref = :erlang.monitor(:process, connection, alias: :demonitor)
-          send(connection, {:request, id, ref, [self() | List.wrap(owner)], frame})
+          send(connection, {:request, id, ref, [self() | List.wrap(owner)], deadline(timeout), frame})
           {:ok, %__MODULE__{tether: tether, connection: connection, id: id, ref: ref}}
 
         {:error, :too_large} ->
@@ -34,6 +37,11 @@ defmodule Tether.Request do
       end
     end
   end
+
+  # Whoever is given up on is not to be called after that. Of atoms and integers the atoms are the greater: no deadline is
+  # later than all.
+  defp deadline(:infinity), do: :infinity
+  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
 
   defp connection(tether) do
     case Registry.lookup(Tether.Registry, {:connection, tether}) do
@@ -47,7 +55,7 @@ defmodule Tether.Request do
 
   @doc "Asks, and waits for the one answer."
   def ask(tether, build, timeout, owner \\ nil) do
-    with {:ok, request} <- open(tether, build, owner), do: await(request, timeout)
+    with {:ok, request} <- open(tether, build, owner, timeout), do: await(request, timeout)
   end
 
   @doc "Waits for the reply."
@@ -62,7 +70,7 @@ defmodule Tether.Request do
     after
       patience(timeout) ->
         cancel(request)
-        {:error, Error.from_port(Protocol.deadline(), request.tether)}
+        {:error, Error.from_port(Protocol.deadline(:unknown), request.tether)}
     end
   end
 

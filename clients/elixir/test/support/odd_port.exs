@@ -69,6 +69,7 @@ answer = fn answer ->
           say.({:session, :lost, %{reason: :lease_expired, message: "odd"}})
 
         {_any, {:call, id, call}} ->
+          File.write(file <> ".calls", ".", [:append])
           say.({:reply, id, {:ok, %{body: call.body, metadata: [], trailers: [], worker: nil}}})
 
         {_any, {:close_send, id}} ->

@@ -104,6 +104,19 @@ defmodule Tether.OddPortTest do
     assert_receive {:EXIT, ^pool, {:refused, _why}}, 5_000
   end
 
+  @tag scenario: "works"
+  test "a call whose deadline passed while nobody could send it is not made", context do
+    start(context)
+    assert {:ok, "body"} = call(context)
+    connection = child(context, Tether.Connection)
+    :sys.suspend(connection)
+    call = Task.async(fn -> call(context, timeout: 1) end)
+    assert {:error, %Error{reason: :deadline}} = Task.await(call)
+    :sys.resume(connection)
+    assert {:ok, "body"} = call(context)
+    assert File.read!(context.starts <> ".calls") == ".."
+  end
+
   @tag scenario: "hangs"
   test "a program that does not answer is not waited for beyond the deadline, and what it has is unknown",
        context do
