@@ -12,6 +12,9 @@ defmodule Tether.Watchdog do
 
   def start_link(config), do: GenServer.start_link(__MODULE__, config)
 
+  # What a pipe takes of who writes to a program that does not read.
+  @pipe 64 * 1024
+
   # A program that has not answered yet may still be starting.
   @to_start 30_000
 
@@ -29,17 +32,28 @@ defmodule Tether.Watchdog do
 
   def handle_info(_late, state), do: {:noreply, state}
 
-  # Whatever it answers is an answer.
+  # Whatever it answers is an answer; one that says or reads something meanwhile is only busy.
   defp ask(state, port, pid) do
     patience = if state.answered == port, do: state.every, else: max(state.every, @to_start)
+    before = moved(port)
 
     case Request.ask(state.tether, &{:control, &1, :ping, %{}}, patience) do
-      {:error, %Error{reason: :deadline}} -> bark(port, pid)
+      {:error, %Error{reason: :deadline}} -> if still?(before, moved(port)), do: bark(port, pid)
       _answered -> :ok
     end
 
     %{state | answered: port}
   end
+
+  # Bytes from the program, and those that are no more in the queue to it.
+  defp moved(port) do
+    with [{:input, heard}, {:output, given}, {:queue_size, queued}] <-
+           for(what <- [:input, :output, :queue_size], do: Port.info(port, what)),
+         do: {heard, given - queued}
+  end
+
+  defp still?({heard, taken}, {heard, now_taken}), do: now_taken - taken <= @pipe
+  defp still?(_before, _now), do: false
 
   defp bark(port, pid) do
     Logger.error("Tether: the Port's program (#{pid}) does not answer; it is killed")

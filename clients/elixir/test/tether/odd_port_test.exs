@@ -152,6 +152,14 @@ defmodule Tether.OddPortTest do
     eventually("a call comes back", fn -> match?({:ok, "body"}, call(context)) end)
   end
 
+  @tag scenario: "mumbles"
+  test "a program that is too busy for an answer, but says something, is left alone", context do
+    start(context, heartbeat_timeout: 1_000)
+    # The one before the last was waited for in vain.
+    eventually("it is asked again", fn -> File.read(context.starts <> ".pings") == {:ok, "..."} end)
+    assert File.read!(context.starts) == "."
+  end
+
   @tag scenario: "vanishes"
   test "without a program the lease is counted here: a warning at half of it, then the end", context do
     supervisor = start(context)
