@@ -40,6 +40,7 @@ defmodule Tether.Roster do
       {:worker_up, worker} -> seen(roster, worker, %{phase: :starting, node: event.node})
       {:worker_ready, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
       {:worker_registered, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
+      {:worker_deregistered, worker} -> died(roster, worker, :normal)
       {:worker_ending, worker} -> seen(roster, worker, %{phase: :ending})
       {type, worker} when type in [:worker_down, :worker_crash_loop] -> died(roster, worker, event.reason)
       {_other, _worker} -> {roster, []}

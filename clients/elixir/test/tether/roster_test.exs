@@ -40,6 +40,18 @@ defmodule Tether.RosterTest do
     assert roster.workers == %{}
   end
 
+  test "a worker that gives back its registration is gone" do
+    worker = worker(1)
+    ref = make_ref()
+    {roster, _actions} = after_events([event(:worker_registered, 1, worker)])
+    {roster, []} = Roster.watch(roster, worker, ref)
+
+    assert {%{workers: none}, [{:died, ^worker, :normal}, {:down, ^ref, ^worker, :normal}]} =
+             Roster.event(roster, event(:worker_deregistered, 2, worker))
+
+    assert none == %{}
+  end
+
   test "R1: neither a list that is older than its death nor an event brings a worker back" do
     worker = worker(1)
     {roster, _actions} = after_events([event(:worker_up, 1, worker), event(:worker_down, 2, worker, :normal)])
