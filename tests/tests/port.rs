@@ -73,6 +73,22 @@ async fn a_call_is_answered_with_what_the_worker_says_and_fails_as_it_fails() {
     let answer = beam.until("{reply,14,").await;
     assert!(answer.contains("no use for `bodi`"), "{answer}");
 
+    // `{control, 16, ping, ...}` and `{send, 17, ...}` with a reference, which is not taken.
+    beam.say("{raw, <<131, 104, 4, 119, 7, \"control\", 97, 16, 119, 4, \"ping\", 90>>}")
+        .await;
+    let answer = beam.until("{reply,16,").await;
+    assert!(
+        answer.contains("CONFIG_INVALID") && answer.contains("outcome => not_sent"),
+        "{answer}"
+    );
+    beam.stream(17, "Chat").await;
+    beam.say("{raw, <<131, 104, 3, 119, 4, \"send\", 97, 17, 90>>}")
+        .await;
+    let answer = beam.until("{reply,17,").await;
+    assert!(answer.contains("CONFIG_INVALID"), "{answer}");
+    beam.call(18, "Echo", "body => <<>>").await;
+    beam.until("{reply,18,{ok,").await;
+
     beam.say("still").await;
     beam.say("{bye, 15}").await;
     beam.until("{reply,15,{ok,").await;

@@ -3,7 +3,7 @@
 
 use bytes::{Buf as _, Bytes};
 
-use crate::{Term, tags};
+use crate::{Id, Term, tags};
 
 /// How deep terms may lie in each other.
 pub const DEPTH_MAX: usize = 32;
@@ -61,6 +61,22 @@ pub fn decode(mut bytes: Bytes) -> Result<Term, DecodeError> {
     match reader.bytes.is_empty() {
         true => Ok(term),
         false => Err(DecodeError::Rest),
+    }
+}
+
+/// The id of what is asked for by a tuple, though the rest of it is not taken: whoever asked can be told.
+pub fn id_of(bytes: &Bytes) -> Option<Id> {
+    let [tags::VERSION, tags::SMALL_TUPLE, _, ..] = bytes[..] else {
+        return None;
+    };
+    let mut reader = Reader {
+        bytes: bytes.slice(3..),
+        left: 2,
+    };
+    let (tag, id) = (reader.term(1).ok()?, reader.term(1).ok()?);
+    match id {
+        Term::Int(id) if tag.as_text()? != "beat" => Id::try_from(id).ok().filter(|&id| id > 0),
+        _ => None,
     }
 }
 

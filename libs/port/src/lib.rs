@@ -22,7 +22,7 @@ mod term;
 
 pub use asked::{Asked, Call, Hello, Id, Refused, Tls, VERSION};
 pub use atoms::ATOMS;
-pub use decode::{DEPTH_MAX, DecodeError, TERMS_MAX, decode};
+pub use decode::{DEPTH_MAX, DecodeError, TERMS_MAX, decode, id_of};
 pub use encode::frame;
 pub use fields::{Fields, FromTerm, Meaningless, Worker};
 pub use frames::{FRAME_MAX, Frames, TooLarge};

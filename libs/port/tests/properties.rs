@@ -5,7 +5,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use proptest::{collection::vec, prelude::*};
 use tether_port::{
-    ATOMS, Asked, DEPTH_MAX, DecodeError, Frames, NIL, TERMS_MAX, Term, decode, frame,
+    ATOMS, Asked, DEPTH_MAX, DecodeError, Frames, NIL, TERMS_MAX, Term, decode, frame, id_of,
 };
 
 /// Terms as deep as three, of all kinds.
@@ -119,6 +119,26 @@ proptest! {
 
 fn refusal(bytes: &[u8]) -> DecodeError {
     decode(Bytes::copy_from_slice(bytes)).unwrap_err()
+}
+
+#[test]
+fn the_id_of_what_is_asked_for_is_found_though_the_rest_is_not_taken() {
+    // `{control, 9, REFERENCE}` and the like, of which one has no id.
+    let asked = |tag: &str, id: &[u8]| {
+        let size = u8::try_from(tag.len()).unwrap();
+        let head = [&[131, 104, 3, 119, size][..], tag.as_bytes()].concat();
+        Bytes::from([&head, id, &[90, 0, 1]].concat())
+    };
+    let control = asked("control", &[97, 9]);
+
+    assert!(decode(control.clone()).is_err());
+    assert_eq!(id_of(&control), Some(9));
+    assert_eq!(id_of(&asked("beat", &[97, 9])), None);
+    assert_eq!(id_of(&asked("call", &[97, 0])), None);
+    assert_eq!(id_of(&asked("call", &[106])), None);
+    for size in 0..control.len() - 3 {
+        assert_eq!(id_of(&control.slice(..size)), None);
+    }
 }
 
 #[test]

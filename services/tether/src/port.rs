@@ -31,7 +31,7 @@ use std::{io, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use tether_client::Client;
 use tether_clock::{BootClock, Clock as _};
-use tether_port::{Asked, Frames, Hello, Id, Refused, Term, VERSION, decode};
+use tether_port::{Asked, Frames, Hello, Id, Meaningless, Refused, Term, VERSION, decode, id_of};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::watch, time::timeout};
 use tonic::transport::Endpoint;
 
@@ -102,12 +102,17 @@ impl Heard {
                 Err(error) => return Err(error).context("cannot read what the BEAM says"),
             }
         };
-        let term = decode(frame).map_err(|error| {
-            garbage(
-                "NOT_A_TERM",
-                format!("a frame is no term that is taken: {error}"),
-            )
-        })?;
+        let term = match decode(frame.clone()) {
+            Ok(term) => term,
+            Err(error) => {
+                let text = format!("a frame is no term that is taken: {error}");
+                // One caller's odd term is not the end of everybody's calls: where frames end is known.
+                return match id_of(&frame) {
+                    Some(id) => Ok(Some(Err((id, Failed::meaningless(&Meaningless(text)))))),
+                    None => Err(garbage("NOT_A_TERM", text).into()),
+                };
+            }
+        };
         match Asked::read(term) {
             Ok(asked) => Ok(Some(Ok(asked))),
             Err(Refused { id: Some(id), why }) => Ok(Some(Err((id, Failed::meaningless(&why))))),

@@ -241,8 +241,13 @@ impl Calls {
         });
     }
 
-    /// Replies without doing anything.
+    /// Replies without doing anything; what is under way with this id ends with that reply.
     pub(crate) fn refuse(&self, id: Id, why: Failed) {
+        let mut live = self.live();
+        if live.contains_key(&id) {
+            return give_up(&mut live, id, |progress| why.after(progress.get()));
+        }
+        drop(live);
         let out = self.out.clone();
         tokio::spawn(async move { out.reply(id, Err(why)).await });
     }

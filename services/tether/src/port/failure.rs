@@ -93,6 +93,11 @@ impl Failed {
         }
     }
 
+    /// The same of a call that got so far.
+    pub(crate) fn after(self, outcome: Outcome) -> Self {
+        Self { outcome, ..self }
+    }
+
     /// The code of the failure.
     pub(crate) fn code(&self) -> Code {
         self.status.code()
