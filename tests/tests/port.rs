@@ -295,6 +295,26 @@ async fn the_session_of_a_beam_that_hangs_ends_at_its_timeout_and_that_of_one_th
     );
 }
 
+#[tokio::test]
+async fn a_beam_that_says_anything_does_not_hang() {
+    let mut beam = Beam::usual(&[]).await;
+    beam.say("still").await;
+    let start = Instant::now();
+    // Well beyond its timeout, and the lease after that.
+    for id in 10.. {
+        beam.say(&format!("{{control, {id}, ping, #{{}}}}")).await;
+        beam.until(&format!("{{reply,{id},{{ok,")).await;
+        if start.elapsed() > 3 * LEASE {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(beam.count("{session,lost,"), 0);
+    assert_eq!(beam.count("{session,warning,"), 0);
+
+    beam.until("{session,lost,").await;
+}
+
 /// A gateway beside that of the cluster, which can be killed alone.
 struct Beside {
     file: std::path::PathBuf,

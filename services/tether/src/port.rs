@@ -30,7 +30,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tether_client::Client;
-use tether_clock::{BootClock, Clock as _};
+use tether_clock::{BootClock, Clock as _, Tick};
 use tether_port::{Asked, Frames, Hello, Id, Meaningless, Refused, Term, VERSION, decode, id_of};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::watch, time::timeout};
 use tonic::transport::Endpoint;
@@ -76,6 +76,8 @@ pub(crate) async fn port() -> anyhow::Result<()> {
 struct Heard {
     pipe: Receiver,
     frames: Frames,
+    /// When the BEAM beat last.
+    beat: watch::Sender<Option<Tick>>,
 }
 
 impl Heard {
@@ -83,7 +85,17 @@ impl Heard {
         Self {
             pipe,
             frames: Frames::default(),
+            beat: watch::channel(None).0,
         }
+    }
+
+    /// What a BEAM that beats says beside that is a beat too: under bulk there may be no room for others. Whoever
+    /// follows looks when the last one is too old, and need not be told of each.
+    fn on_traffic(&self) {
+        self.beat.send_if_modified(|beat| {
+            *beat = beat.map(|_| BootClock.now());
+            false
+        });
     }
 
     /// The next thing; none once the BEAM is dead or has closed the port.
@@ -97,7 +109,7 @@ impl Heard {
             }
             match self.pipe.read_buf(self.frames.space()).await {
                 Ok(0) => return Ok(None),
-                Ok(_) => {}
+                Ok(_) => self.on_traffic(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("cannot read what the BEAM says"),
             }
@@ -158,7 +170,7 @@ async fn attend(
         None => hello.gateways.clone(),
     };
     let gateways = Arc::new(Gateways::new(&texts, hello.tls.clone())?);
-    let (beat, beats) = watch::channel(None);
+    let beats = heard.beat.subscribe();
     let client = Client::over(channel(&gateways));
     let keeping = Keeping::new(&hello, client, Some(beam), beats, out.clone())?;
     out.soon(welcome(embedded.is_some(), &texts));
@@ -178,7 +190,7 @@ async fn attend(
                 return Ok(());
             }
             Some(Err((id, why))) => calls.refuse(id, why),
-            Some(Ok(Asked::Beat)) => drop(beat.send_replace(Some(BootClock.now()))),
+            Some(Ok(Asked::Beat)) => drop(heard.beat.send_replace(Some(BootClock.now()))),
             Some(Ok(Asked::Call(id, call, body))) => calls.call(id, *call, body),
             Some(Ok(Asked::Stream(id, call))) => calls.stream(id, *call),
             Some(Ok(Asked::Send(id, body))) => calls.send(id, Piece::Message(body)),
