@@ -96,7 +96,7 @@ impl Keeping {
         };
         let session = match opened {
             Ok(session) => session,
-            Err(lost) => return self.lost(&lost, &told),
+            Err(refused) => return self.over(&refused, "closed", &told),
         };
         let pools = session.pools().iter().map(|pool| pool.as_str().into());
         let about = Term::map([
@@ -131,7 +131,9 @@ impl Keeping {
                 Ok(session) => return Ok(session),
                 Err(problem) => problem,
             };
-            if !may_pass(problem.reason, problem.code) {
+            let passes = may_pass(problem.reason, problem.code)
+                || problem.reason == Some(Reason::StoreFailed);
+            if !passes {
                 return Err(match problem.reason {
                     Some(Reason::LeaseFenced) => Lost::Fenced(problem.text),
                     _ => Lost::Ended(problem.to_string()),
@@ -142,11 +144,16 @@ impl Keeping {
         }
     }
 
+    /// Of the arbiter and this side either may see first that the lease is over.
     fn lost(&self, lost: &Lost, told: &watch::Sender<Stands>) {
+        self.over(lost, "lease_expired", told);
+    }
+
+    /// Tells the end, with this word for it but where there is another owner.
+    fn over(&self, lost: &Lost, word: &'static str, told: &watch::Sender<Stands>) {
         let (word, reason) = match lost {
             Lost::Fenced(_) => ("fenced", Reason::LeaseFenced),
-            Lost::Expired(_) => ("lease_expired", Reason::LeaseExpired),
-            Lost::Ended(_) => ("closed", Reason::LeaseExpired),
+            Lost::Expired(_) | Lost::Ended(_) => (word, Reason::LeaseExpired),
         };
         tracing::error!(%lost, owner = %self.owner, "The session is lost");
         told.send_replace(Stands::Over(Failure::new(reason, lost.to_string())));
