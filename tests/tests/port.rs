@@ -125,6 +125,18 @@ async fn a_stream_gives_what_there_is_credit_for_and_the_worker_waits_meanwhile(
     );
     assert_eq!(beam.count("{message,10,"), 3);
 
+    // Of logs as much as there is credit for, where that is asked for.
+    let logs = "worker => {<<\"talk\">>, 0, 0}, tail_bytes => 64";
+    beam.say(&format!("{{control, 90, logs, #{{{logs}, window => 0}}}}"))
+        .await;
+    beam.say(&format!("{{control, 91, logs, #{{{logs}}}}}"))
+        .await;
+    beam.until("{reply,91,{ok,").await;
+    assert_eq!(beam.count("{item,90,") + beam.count("{reply,90,"), 0);
+    beam.say("{credit, 90, 100}").await;
+    beam.until("{reply,90,{ok,").await;
+    assert!(beam.count("{item,90,") > 0);
+
     beam.say("{credit, 10, 10000}").await;
     let end = beam.until("{reply,10,").await;
     assert!(end.contains("{ok,"), "{end}");

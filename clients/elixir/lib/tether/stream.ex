@@ -27,7 +27,7 @@ defmodule Tether.Stream do
   @doc false
   def items(tether, op, args, decode) do
     Stream.resource(
-      fn -> start(tether, &{:control, &1, op, args}, @window) end,
+      fn -> start(tether, &{:control, &1, op, Map.put(args, :window, @window)}, @window) end,
       &next(&1, decode),
       &close/1
     )
@@ -37,19 +37,24 @@ defmodule Tether.Stream do
   defp open(tether, call, requests, encode, window) do
     if one?(requests) do
       message = IO.iodata_to_binary(encode.(requests))
-      state = start(tether, &{:stream, &1, call}, window)
+      state = begin(tether, call, window)
       push_one(state.request, message)
       state
     else
-      state = start(tether, &{:stream, &1, call}, window)
+      state = begin(tether, call, window)
       %{state | feeder: feed(state.request, requests, encode)}
     end
+  end
+
+  defp begin(tether, call, window) do
+    %{request: request} = state = start(tether, &{:stream, &1, call}, window)
+    Request.tell(request, {:credit, request.id, window})
+    state
   end
 
   defp start(tether, build, window) do
     case Request.open(tether, build) do
       {:ok, request} ->
-        Request.tell(request, {:credit, request.id, window})
         %{request: request, window: window, used: 0, feeder: nil}
 
       {:error, error} ->

@@ -88,7 +88,7 @@ impl Calls {
         self.start(id, None, Arc::new(Semaphore::new(0)), progress, work);
     }
 
-    fn start<F>(
+    pub(crate) fn start<F>(
         &self,
         id: Id,
         pieces: Option<mpsc::Sender<Piece>>,
@@ -192,10 +192,7 @@ impl Calls {
             .tell("headers", id, headers(begun.head.clone()))
             .await;
         while let Some(message) = begun.next().await? {
-            match credit.acquire().await {
-                Ok(one) => one.forget(),
-                Err(_) => return Err(Failed::internal("no credit is given any more")),
-            }
+            take(credit).await?;
             self.out.tell("message", id, Term::Binary(message)).await;
         }
         let ended = begun.end()?;
@@ -250,6 +247,17 @@ impl Calls {
         drop(live);
         let out = self.out.clone();
         tokio::spawn(async move { out.reply(id, Err(why)).await });
+    }
+}
+
+/// Waits for the credit of one more answer.
+pub(crate) async fn take(credit: &Semaphore) -> Result<(), Failed> {
+    match credit.acquire().await {
+        Ok(one) => {
+            one.forget();
+            Ok(())
+        }
+        Err(_) => Err(Failed::internal("no credit is given any more")),
     }
 }
 

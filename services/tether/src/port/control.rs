@@ -1,6 +1,9 @@
 //! Control operations: made of terms, sent as calls, told as terms.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -8,10 +11,10 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 use tether_port::{Fields, Id, Meaningless, Term};
 use tether_proto::pool::ApplyPoolRequest;
 use tether_settings::signals;
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 
 use super::{
-    calls::{Calls, Progress},
+    calls::{Calls, Progress, take},
     exchange::{self, Head},
     failure::Failed,
     ops::{self, Op, Told},
@@ -35,6 +38,8 @@ struct Order {
     method: MethodDescriptor,
     message: DynamicMessage,
     timeout: Option<Duration>,
+    /// Items that may be told before there is credit for more; none where they are told as they come.
+    window: Option<usize>,
 }
 
 impl Calls {
@@ -50,16 +55,22 @@ impl Calls {
             Err(why) => self.refuse(id, Failed::meaningless(&why)),
             Ok(order) => {
                 let (calls, told) = (self.clone(), progress.clone());
-                self.begin(
-                    id,
-                    progress,
-                    async move { calls.obey(id, order, &told).await },
-                );
+                let credit = Arc::new(Semaphore::new(order.window.unwrap_or_default()));
+                let given = Arc::clone(&credit);
+                self.start(id, None, credit, progress, async move {
+                    calls.obey(id, order, &given, &told).await
+                });
             }
         }
     }
 
-    async fn obey(&self, id: Id, order: Order, progress: &Progress) -> Result<Term, Failed> {
+    async fn obey(
+        &self,
+        id: Id,
+        order: Order,
+        credit: &Semaphore,
+        progress: &Progress,
+    ) -> Result<Term, Failed> {
         match order.op.told {
             Told::Whole | Told::Field(_) => {
                 let head = order.head(order.timeout.or(Some(TIMEOUT)));
@@ -72,7 +83,7 @@ impl Calls {
             }
             Told::Items | Told::Followed(_) => {
                 let head = order.head(order.timeout);
-                let work = self.follow(id, order, progress);
+                let work = self.follow(id, order, credit, progress);
                 exchange::in_time(head.deadline(), work, progress).await
             }
         }
@@ -93,10 +104,16 @@ impl Calls {
         Ok(message.encode_to_vec().into())
     }
 
-    async fn follow(&self, id: Id, mut order: Order, progress: &Progress) -> Result<Term, Failed> {
+    async fn follow(
+        &self,
+        id: Id,
+        mut order: Order,
+        credit: &Semaphore,
+        progress: &Progress,
+    ) -> Result<Term, Failed> {
         loop {
             let goes_on = order.goes_on();
-            match self.items(id, &mut order, progress).await {
+            match self.items(id, &mut order, credit, progress).await {
                 Ok(()) if !goes_on => return Ok(Term::Map(Vec::new())),
                 Ok(()) => {}
                 Err(failed) if goes_on && may_pass(failed.reason(), failed.code()) => {}
@@ -107,12 +124,21 @@ impl Calls {
     }
 
     /// Tells items until the stream of them ends. Asked again, it goes on after the last one.
-    async fn items(&self, id: Id, order: &mut Order, progress: &Progress) -> Result<(), Failed> {
+    async fn items(
+        &self,
+        id: Id,
+        order: &mut Order,
+        credit: &Semaphore,
+        progress: &Progress,
+    ) -> Result<(), Failed> {
         let head = order.head(None);
         let message = self.message(order).await?;
         let mut begun = exchange::send_whole(&self.link, &head, &message, progress).await?;
         while let Some(item) = begun.next().await? {
             let item = order.answer(item)?;
+            if order.window.is_some() {
+                take(credit).await?;
+            }
             self.out.tell("item", id, order.told(&item)).await;
             order.go_on_after(&item);
         }
@@ -140,6 +166,10 @@ impl Order {
         };
         let mut fields = Fields::new("an operation's arguments", args)?;
         let timeout = fields.get("timeout")?;
+        let window = fields.get::<u64>("window")?.map(|window| {
+            let window = usize::try_from(window).unwrap_or(usize::MAX);
+            window.min(Semaphore::MAX_PERMITS)
+        });
         if op.name == "pool_apply" {
             let message = apply(&method, &mut fields)?;
             fields.end()?;
@@ -148,6 +178,7 @@ impl Order {
                 method,
                 message,
                 timeout,
+                window,
             });
         }
         let entries = fields.rest().into_iter().map(|(key, value)| {
@@ -165,6 +196,7 @@ impl Order {
             method,
             message,
             timeout,
+            window,
         })
     }
 
