@@ -160,8 +160,9 @@ defmodule Tether.ClusterTest do
     none_left(marker)
   end
 
-  # Independent workers would outlive the test by their grace.
+  # Independent workers would outlive the test by their grace; and its process may be about to apply the pool again.
   defp stop_pool(context) do
+    :ok = stop_supervised({Pool, context.pool})
     {:ok, _done} = Tether.control(context.tether, :pool_delete, %{name: to_string(context.pool)})
     none_left(context.marker)
   end

@@ -40,7 +40,13 @@ defmodule Tether.Test.Cluster do
     {:os_pid, pid} = Port.info(port, :os_pid)
 
     Processes.eventually("`tether up` serves and its node has joined", fn ->
-      if not Processes.alive?(pid), do: ExUnit.Assertions.flunk("`tether up` ended:\n" <> File.read!(log))
+      receive do
+        {^port, {:exit_status, _status}} ->
+          ExUnit.Assertions.flunk("`tether up` ended:\n" <> File.read!(log))
+      after
+        0 -> :ok
+      end
+
       match?({:ok, text} when is_binary(text), File.read(log)) and File.read!(log) =~ "Node joined"
     end)
 
