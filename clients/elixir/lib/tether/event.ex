@@ -3,7 +3,7 @@ defmodule Tether.Event do
   Something that happened, as `Tether.subscribe/2` delivers it: `{:tether, name, %Tether.Event{}}`.
 
   Events of the cluster have a `revision`, which grows; each is told exactly once, also over a lost connection. Those that
-  this BEAM sees by itself have none.
+  this BEAM sees by itself have none: so too a `:worker_down` of which it knows from the loss of its lease or from a list.
 
   | type | |
   | --- | --- |

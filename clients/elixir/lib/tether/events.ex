@@ -139,7 +139,7 @@ defmodule Tether.Events do
   def handle_info({:settle, worker}, state) do
     if is_map_key(state.roster.workers, worker) do
       {roster, actions} = Roster.died(state.roster, worker, :unknown)
-      {:noreply, act(%{state | roster: roster}, actions)}
+      {:noreply, act_alone(%{state | roster: roster}, actions)}
     else
       {:noreply, state}
     end
@@ -222,7 +222,7 @@ defmodule Tether.Events do
 
   defp lose_all(state, reason, keep) do
     {roster, actions} = Roster.lose_all(state.roster, reason, keep)
-    act(%{state | roster: roster}, actions)
+    act_alone(%{state | roster: roster}, actions)
   end
 
   defp partition(state, stage, suspected?) do
@@ -315,9 +315,10 @@ defmodule Tether.Events do
         state
 
       {roster, actions} ->
+        told? = event.type == :worker_down and Roster.dead?(state.roster, event.worker)
         state = act(%{state | roster: roster}, actions)
-        if not state.silent?, do: publish(event, state)
-        measure(event, state)
+        if not state.silent? and not told?, do: publish(event, state)
+        if not told?, do: measure(event, state)
         if event.type == :worker_crash_loop, do: tell_crash_loop(event, state)
         state
     end
@@ -332,6 +333,20 @@ defmodule Tether.Events do
   defp act(state, actions) do
     state = Enum.reduce(actions, state, &carry_out/2)
     for pool <- actions |> Enum.map(&elem_pool/1) |> Enum.uniq(), do: tell_pool(state, pool)
+    state
+  end
+
+  # Of deaths of which no event tells.
+  defp act_alone(state, actions) do
+    state = act(state, actions)
+
+    for {:died, worker, reason} <- actions do
+      fields = [worker: worker, generation: worker.incarnation, reason: reason]
+      event = struct!(local_event(state, :worker_down), fields)
+      publish(event, state)
+      measure(event, state)
+    end
+
     state
   end
 
@@ -419,9 +434,11 @@ defmodule Tether.Events do
   # Telling.
 
   defp local(state, type, fields \\ []) do
-    publish(struct!(Event, [type: type, owner: state.config.owner, at: DateTime.utc_now()] ++ fields), state)
+    publish(struct!(local_event(state, type), fields), state)
     state
   end
+
+  defp local_event(state, type), do: %Event{type: type, owner: state.config.owner, at: DateTime.utc_now()}
 
   defp publish(event, %{config: %{name: name}}) do
     Registry.dispatch(Tether.Subscribers, name, fn subscribers ->

@@ -115,6 +115,10 @@ defmodule Tether.Roster do
     if keep == :forget, do: {new(), actions}, else: {roster, actions}
   end
 
+  @doc "Whether a worker's death was told."
+  @spec dead?(t, Worker.t()) :: boolean
+  def dead?(roster, worker), do: is_map_key(roster.dead, worker)
+
   @doc "Has somebody told of a worker's death, at once when it is not known to live."
   @spec watch(t, Worker.t(), reference) :: {t, [action]}
   def watch(%{workers: workers} = roster, worker, ref) when is_map_key(workers, worker) do

@@ -263,7 +263,7 @@ defmodule Tether.EmbeddedTest do
          context do
       start_all(context, [], digits: [template: %{"capacity" => 1}])
       :ok = Pool.await_ready(context.pool)
-      :ok = Tether.subscribe(context.tether, [:port_down, :lease_granted, :worker_ready])
+      :ok = Tether.subscribe(context.tether, [:port_down, :lease_granted, :worker_ready, :worker_down])
       old = with_marker(context.marker)
       [worker] = Tether.workers(context.pool)
       ref = Tether.monitor(worker)
@@ -280,6 +280,7 @@ defmodule Tether.EmbeddedTest do
       assert {:error, %Error{reason: :port_down, outcome: :unknown}} = Task.await(call)
       assert_receive {:tether, _name, %{type: :port_down}}
       assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :agent_lost}, 5_000
+      assert_receive {:tether, _name, %{type: :worker_down, worker: ^worker, reason: :agent_lost}}
       assert_receive {:tether, _name, %{type: :lease_granted}}, 30_000
       assert_receive {:tether, _name, %{type: :worker_ready}}, 60_000
       :ok = Pool.await_ready(context.pool)
