@@ -150,7 +150,8 @@ defmodule Tether do
   Has the caller told of a worker's death: `{:DOWN, ref, :tether_worker, worker, reason}`, exactly once.
 
   Also of one that happens while nothing is connected, as soon as something is again. For a worker that is dead already it comes at
-  once, with `:noproc` where nothing is known of it. Reasons are those of `Tether.Death`.
+  once; where nothing is known of it the arbiter is asked, and if it does not live either, the reason is `:noproc`. Reasons are those
+  of `Tether.Death`.
   """
   @spec monitor(Worker.t()) :: reference
   defdelegate monitor(worker), to: Events

@@ -30,7 +30,7 @@ defmodule Tether.Events do
     ref = make_ref()
 
     try do
-      :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()})
+      :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()}, :infinity)
     catch
       :exit, _reason -> send(self(), {:DOWN, ref, :tether_worker, worker, :noproc})
     end
@@ -42,7 +42,7 @@ defmodule Tether.Events do
   @spec demonitor(atom, reference) :: :ok
   def demonitor(tether, ref) do
     try do
-      GenServer.call(via(tether), {:demonitor, ref})
+      GenServer.call(via(tether), {:demonitor, ref}, :infinity)
     catch
       :exit, _reason -> :ok
     end
@@ -93,7 +93,10 @@ defmodule Tether.Events do
     watcher = {pid, worker, Process.monitor(pid)}
     state = put_in(state.watchers[ref], watcher)
     {roster, actions} = Roster.watch(state.roster, worker, ref)
-    {:reply, :ok, act(%{state | roster: roster}, actions)}
+    state = act(%{state | roster: roster}, actions)
+    # Before the history is followed, the list that is asked for then will tell.
+    ask? = actions == [] and open?(state) and not Roster.lives?(roster, worker)
+    {:reply, :ok, if(ask?, do: list(state, worker.pool), else: state)}
   end
 
   def handle_call({:demonitor, ref}, _from, state), do: {:reply, :ok, forget_watcher(state, ref)}
@@ -238,8 +241,7 @@ defmodule Tether.Events do
     state = request(%{state | silent?: false}, :following, true)
     adopted(state)
     for {_pool, pid} <- state.pools, do: send(pid, {:tether_session, :open, state.session})
-    pools = Enum.uniq(Map.keys(state.pools) ++ List.wrap(state.session[:pools]))
-    Enum.reduce(pools, state, &list(&2, &1))
+    list_all(state)
   end
 
   defp request(state, stage, follow?) do
@@ -258,8 +260,13 @@ defmodule Tether.Events do
 
   defp open?(state), do: match?({:following, _request}, state.sync)
 
+  defp list_all(state) do
+    pools = Map.keys(state.pools) ++ List.wrap(state.session[:pools]) ++ Roster.unknown_pools(state.roster)
+    pools |> Enum.uniq() |> Enum.reduce(state, &list(&2, &1))
+  end
+
   defp list(state, pool) do
-    asked = for {worker, _known} <- Roster.workers(state.roster, pool), do: worker
+    asked = Roster.expected(state.roster, pool)
 
     case Request.control(state.config.name, :worker_list, %{pool: pool}) do
       {:ok, request} -> put_in(state.lists[request.ref], {request, asked})
@@ -304,8 +311,11 @@ defmodule Tether.Events do
 
   defp adopted(_state), do: :ok
 
-  # What concerns other owners is not for this BEAM; what concerns a node is for all.
-  defp ours?(event, state), do: event.owner in [state.config.owner, "", nil]
+  # What concerns other owners is not for this BEAM, but for what it waits for; what concerns a node is for all.
+  defp ours?(event, state) do
+    event.owner in [state.config.owner, "", nil] or
+      (event.worker != nil and Roster.concerns?(state.roster, event.worker))
+  end
 
   defp skipped(event, state), do: put_in(state.roster.revision, max(event.revision, state.roster.revision))
 

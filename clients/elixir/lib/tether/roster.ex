@@ -48,8 +48,8 @@ defmodule Tether.Roster do
   end
 
   @doc """
-  Takes in the list of a pool's workers, asked for when `asked` were known. Returns also those who should have been on it, and
-  are not: what became of them an event will say, or nobody.
+  Takes in the list of a pool's workers, asked for when `asked` were expected on it. Returns also those who lived, and are not:
+  what became of them an event will say, or nobody. Of those who were only waited for nothing is known (`:noproc`).
   """
   @spec listed(t, [Worker.t()], [{Worker.t(), known}]) :: {t, [action], [Worker.t()]}
   def listed(roster, asked, list) do
@@ -60,9 +60,15 @@ defmodule Tether.Roster do
       end)
 
     there = MapSet.new(list, fn {worker, _known} -> worker end)
+    {missing, unknown} = asked |> Enum.reject(&(&1 in there)) |> Enum.split_with(&lives?(roster, &1))
+    {roster, downs} = Enum.reduce(unknown, {roster, []}, &nobody/2)
+    {roster, actions ++ downs, missing}
+  end
 
-    {roster, actions,
-     for(worker <- asked, is_map_key(roster.workers, worker), worker not in there, do: worker)}
+  defp nobody(worker, {roster, actions}) do
+    {refs, watchers} = Map.pop(roster.watchers, worker, [])
+    downs = for ref <- refs, do: {:down, ref, worker, :noproc}
+    {%{roster | watchers: watchers}, actions ++ downs}
   end
 
   defp seen(%{dead: dead} = roster, worker, _known) when is_map_key(dead, worker), do: {roster, []}
@@ -107,7 +113,8 @@ defmodule Tether.Roster do
   @spec lose_all(t, Death.reason(), :keep | :forget) :: {t, [action]}
   def lose_all(roster, reason, keep) do
     {roster, actions} =
-      Enum.reduce(Map.keys(roster.workers), {roster, []}, fn worker, {roster, actions} ->
+      Enum.reduce(Map.keys(Map.merge(roster.watchers, roster.workers)), {roster, []}, fn worker,
+                                                                                         {roster, actions} ->
         {roster, more} = died(roster, worker, reason)
         {roster, more ++ actions}
       end)
@@ -119,14 +126,37 @@ defmodule Tether.Roster do
   @spec dead?(t, Worker.t()) :: boolean
   def dead?(roster, worker), do: is_map_key(roster.dead, worker)
 
-  @doc "Has somebody told of a worker's death, at once when it is not known to live."
+  @doc """
+  Has somebody told of a worker's death: at once where it is known, else when it is. Of one that is not known at all a list has to
+  tell whether it lives.
+  """
   @spec watch(t, Worker.t(), reference) :: {t, [action]}
-  def watch(%{workers: workers} = roster, worker, ref) when is_map_key(workers, worker) do
-    {%{roster | watchers: Map.update(roster.watchers, worker, [ref], &[ref | &1])}, []}
+  def watch(%{dead: dead} = roster, worker, ref) when is_map_key(dead, worker) do
+    {roster, [{:down, ref, worker, Map.fetch!(dead, worker)}]}
   end
 
   def watch(roster, worker, ref) do
-    {roster, [{:down, ref, worker, Map.get(roster.dead, worker, :noproc)}]}
+    {%{roster | watchers: Map.update(roster.watchers, worker, [ref], &[ref | &1])}, []}
+  end
+
+  @doc "Whether a worker is known to live."
+  @spec lives?(t, Worker.t()) :: boolean
+  def lives?(roster, worker), do: is_map_key(roster.workers, worker)
+
+  @doc "Whether somebody has to do with this worker: it lives here, or its death is waited for."
+  @spec concerns?(t, Worker.t()) :: boolean
+  def concerns?(roster, worker), do: is_map_key(roster.workers, worker) or is_map_key(roster.watchers, worker)
+
+  @doc "Pools of workers that are waited for, and not known."
+  @spec unknown_pools(t) :: [String.t()]
+  def unknown_pools(roster) do
+    for({worker, _refs} <- roster.watchers, not lives?(roster, worker), do: worker.pool) |> Enum.uniq()
+  end
+
+  @doc "Who should be on a list of this pool: those who live, and those who are waited for."
+  @spec expected(t, String.t()) :: [Worker.t()]
+  def expected(roster, pool) do
+    for({worker, _about} <- Map.merge(roster.watchers, roster.workers), worker.pool == pool, do: worker)
   end
 
   @doc "Has nobody told by this reference."

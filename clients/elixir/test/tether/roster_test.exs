@@ -75,7 +75,28 @@ defmodule Tether.RosterTest do
     assert {_roster, []} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
     late = make_ref()
     assert {_roster, [{:down, ^late, ^worker, :lease_expired}]} = Roster.watch(roster, worker, late)
-    assert {_roster, [{:down, ^late, _worker, :noproc}]} = Roster.watch(roster, worker(9), late)
+  end
+
+  test "a worker that is not known is waited for, until a list says that there is none" do
+    [worker, other] = [worker(1), worker(2)]
+    [one, two] = [make_ref(), make_ref()]
+    {roster, []} = Roster.watch(Roster.new(), worker, one)
+    {roster, []} = Roster.watch(roster, other, two)
+
+    assert {Roster.unknown_pools(roster), Enum.sort(Roster.expected(roster, "ml"))} ==
+             {["ml"], [worker, other]}
+
+    {roster, actions, []} = Roster.listed(roster, [worker, other], [{worker, %{phase: :ready}}])
+    assert [{:born, ^worker, _known}, {:down, ^two, ^other, :noproc}] = actions
+    assert Roster.unknown_pools(roster) == []
+
+    assert {_roster, [{:died, ^worker, :oom}, {:down, ^one, ^worker, :oom}]} =
+             Roster.event(roster, event(:worker_down, 1, worker, :oom))
+
+    {roster, []} = Roster.watch(Roster.new(), worker, one)
+
+    assert {_roster, [_died, {:down, ^one, ^worker, :agent_lost}]} =
+             Roster.lose_all(roster, :agent_lost, :forget)
   end
 
   test "a watcher that left is not told" do
