@@ -116,7 +116,10 @@ defmodule Tether.Events do
   @impl true
   def handle_info({ref, :item, item}, %{sync: {_stage, %{ref: ref}}} = state) do
     event = item |> Protocol.fields() |> Event.from_port(state.config.name)
-    {:noreply, if(ours?(event, state), do: happened(event, state), else: skipped(event, state))}
+    missed? = open?(state) and state.roster.revision > 0 and event.revision > state.roster.revision + 1
+    state = if ours?(event, state), do: happened(event, state), else: skipped(event, state)
+    # The history is not kept for ever; what became of everybody a list tells.
+    {:noreply, if(missed?, do: list_all(state), else: state)}
   end
 
   def handle_info({ref, :reply, reply}, %{sync: {stage, %{ref: ref} = request}} = state) do
@@ -129,15 +132,17 @@ defmodule Tether.Events do
   end
 
   def handle_info({ref, :reply, reply}, state) when is_map_key(state.lists, ref) do
-    {{_request, asked}, lists} = Map.pop(state.lists, ref)
+    {{pool, asked}, lists} = Map.pop(state.lists, ref)
     Process.demonitor(ref, [:flush])
     state = %{state | lists: lists}
 
     case reply do
       {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, state)}
-      {:error, _told} -> {:noreply, state}
+      {:error, _told} -> {:noreply, list_later(state, pool)}
     end
   end
+
+  def handle_info({:list, pool}, state), do: {:noreply, if(open?(state), do: list(state, pool), else: state)}
 
   def handle_info({:settle, worker}, state) do
     if is_map_key(state.roster.workers, worker) do
@@ -269,9 +274,15 @@ defmodule Tether.Events do
     asked = Roster.expected(state.roster, pool)
 
     case Request.control(state.config.name, :worker_list, %{pool: pool}) do
-      {:ok, request} -> put_in(state.lists[request.ref], {request, asked})
-      {:error, _error} -> state
+      {:ok, request} -> put_in(state.lists[request.ref], {pool, asked})
+      {:error, _error} -> list_later(state, pool)
     end
+  end
+
+  # Where the history is not followed by then, all lists are asked for once it is.
+  defp list_later(state, pool) do
+    Process.send_after(self(), {:list, pool}, @again)
+    state
   end
 
   defp listed(list, asked, state) do

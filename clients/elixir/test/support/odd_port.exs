@@ -36,6 +36,8 @@ case {scenario, starts} do
     open.(60_000)
 end
 
+somebody = %{"worker" => {"ml", 0, 1}, "phase" => "READY"}
+
 answer = fn answer ->
   applied = Process.get(:applied, %{})
 
@@ -63,6 +65,33 @@ answer = fn answer ->
           File.write(file <> ".pings", ".", [:append])
           # The first answer makes its time for further ones short.
           if File.read!(file <> ".pings") == ".", do: say.({:reply, id, {:ok, %{}}})
+
+        {"gap", {:control, id, :events, %{follow: true}}} ->
+          Process.put(:follow, id)
+
+        {"gap", {:control, id, :worker_list, _args}} ->
+          # Nobody, then no answer, then somebody.
+          case Process.get(:gap, 0) do
+            0 -> say.({:reply, id, {:ok, []}})
+            1 -> say.({:reply, id, {:error, %{reason: "", code: 14, outcome: :failed, message: "odd"}}})
+            _more -> say.({:reply, id, {:ok, [somebody]}})
+          end
+
+          if Process.get(:gap), do: Process.put(:gap, Process.get(:gap) + 1)
+
+        {"gap", {:call, id, _call}} ->
+          Process.put(:gap, 1)
+
+          for n <- [1, 5],
+              do: say.({:item, Process.get(:follow), %{"revision" => n, "kind" => "POOL_CHANGED"}})
+
+          say.({:reply, id, {:ok, %{body: "", metadata: [], trailers: [], worker: nil}}})
+
+        {"lists", {:control, id, :worker_list, _args}} ->
+          say.({:reply, id, {:ok, [somebody]}})
+
+        {"lists", {:control, _id, :events, %{follow: true}}} ->
+          :ok
 
         {_any, {:control, id, _op, _args}} ->
           say.({:reply, id, {:ok, []}})

@@ -160,6 +160,25 @@ defmodule Tether.OddPortTest do
     assert File.read!(context.starts) == "."
   end
 
+  @tag scenario: "gap"
+  test "where events are missing a list is asked for, until there is one", context do
+    start(context)
+    pool = :"pool_#{System.unique_integer([:positive])}"
+    start_supervised!({Tether.Pool, name: pool, pool: "ml", tether: context.tether, spec: [command: "w"]})
+    await_following(context)
+    assert {:ok, ""} = Tether.call(pool, "a/B", "")
+    assert [%{slot: 0}] = eventually("it is listed", fn -> some(Tether.workers(pool)) end)
+  end
+
+  defp some([]), do: nil
+  defp some(list), do: list
+
+  defp await_following(context) do
+    eventually("events are followed", fn ->
+      match?({:following, _request}, :sys.get_state(child(context, Tether.Events)).sync)
+    end)
+  end
+
   @tag scenario: "vanishes"
   test "without a program the lease is counted here: a warning at half of it, then the end", context do
     supervisor = start(context)
