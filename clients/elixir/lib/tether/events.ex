@@ -108,7 +108,8 @@ defmodule Tether.Events do
     state = put_in(state.pools[pool], pid)
     if open?(state), do: send(pid, {:tether_session, :open, state.session})
     tell_pool(state, pool)
-    {:noreply, state}
+    # It may be one that somebody else applied.
+    {:noreply, if(open?(state), do: list(state, pool), else: state)}
   end
 
   def handle_cast({:told, what}, state), do: told(what, state)
@@ -322,10 +323,11 @@ defmodule Tether.Events do
 
   defp adopted(_state), do: :ok
 
-  # What concerns other owners is not for this BEAM, but for what it waits for; what concerns a node is for all.
-  defp ours?(event, state) do
+  # What concerns other owners is not for this BEAM, but for its pools and what it waits for; what concerns a node is for all.
+  defp ours?(%{worker: worker} = event, state) do
     event.owner in [state.config.owner, "", nil] or
-      (event.worker != nil and Roster.concerns?(state.roster, event.worker))
+      (worker != nil and
+         (is_map_key(state.pools, worker.pool) or Roster.concerns?(state.roster, worker)))
   end
 
   defp skipped(event, state), do: put_in(state.roster.revision, max(event.revision, state.roster.revision))

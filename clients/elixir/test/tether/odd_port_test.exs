@@ -170,6 +170,30 @@ defmodule Tether.OddPortTest do
     assert [%{slot: 0}] = eventually("it is listed", fn -> some(Tether.workers(pool)) end)
   end
 
+  @tag scenario: "lists"
+  test "a pool of somebody else that is joined late is ready when its workers are", context do
+    start(context)
+    await_following(context)
+    pool = :"pool_#{System.unique_integer([:positive])}"
+    start_supervised!({Tether.Pool, name: pool, pool: "ml", tether: context.tether, apply: false})
+    assert :ok = Tether.Pool.await_ready(pool, 10_000)
+  end
+
+  @tag scenario: "lists"
+  test "a monitor of a worker that was not known yet is no death, and of one that there is not is", context do
+    start(context)
+    await_following(context)
+
+    [living, nobody] =
+      for n <- [1, 2], do: %Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: n}
+
+    ref = Tether.monitor(living)
+    none = Tether.monitor(nobody)
+    assert_receive {:DOWN, ^none, :tether_worker, ^nobody, :noproc}, 10_000
+    assert Tether.workers({context.tether, "ml"}) == [living]
+    refute_received {:DOWN, ^ref, _type, _worker, _reason}
+  end
+
   defp some([]), do: nil
   defp some(list), do: list
 
