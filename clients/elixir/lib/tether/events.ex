@@ -216,7 +216,7 @@ defmodule Tether.Events do
     Logger.error("Tether: #{state.config.owner} has lost its lease (#{reason}): #{message}")
     state = if state.suspected?, do: partition(state, :confirmed, false), else: state
     state = local(state, :lease_lost, reason: reason, text: message)
-    state = lose_all(%{state | sync: :closed, session: nil}, :lease_expired, :keep)
+    state = lose_all(%{state | sync: :closed, lists: %{}, session: nil}, :lease_expired, :keep)
     after_loss(reason, state.config)
     {:noreply, state}
   end

@@ -90,10 +90,15 @@ defmodule Tether.Roster do
   def died(%{dead: dead} = roster, worker, _reason) when is_map_key(dead, worker), do: {roster, []}
 
   def died(roster, worker, reason) do
+    {roster, actions} = lost(roster, worker, reason)
+    {remember(roster, worker, reason), actions}
+  end
+
+  defp lost(roster, worker, reason) do
     {watchers, others} = Map.pop(roster.watchers, worker, [])
     downs = for ref <- watchers, do: {:down, ref, worker, reason}
     roster = %{roster | workers: Map.delete(roster.workers, worker), watchers: others}
-    {remember(roster, worker, reason), [{:died, worker, reason} | downs]}
+    {roster, [{:died, worker, reason} | downs]}
   end
 
   defp remember(roster, worker, reason) do
@@ -108,14 +113,14 @@ defmodule Tether.Roster do
   end
 
   @doc """
-  All workers are lost, for one reason. With `:forget` what comes is another cluster, whose workers and revisions begin anew.
+  All workers are lost, for one reason: who watches is told, but they may live on, and a list may bring them back. With `:forget` what comes is another cluster, whose workers and revisions begin anew.
   """
   @spec lose_all(t, Death.reason(), :keep | :forget) :: {t, [action]}
   def lose_all(roster, reason, keep) do
     {roster, actions} =
       Enum.reduce(Map.keys(Map.merge(roster.watchers, roster.workers)), {roster, []}, fn worker,
                                                                                          {roster, actions} ->
-        {roster, more} = died(roster, worker, reason)
+        {roster, more} = lost(roster, worker, reason)
         {roster, more ++ actions}
       end)
 

@@ -72,9 +72,20 @@ defmodule Tether.RosterTest do
     downs = for {:down, ref, ^worker, :lease_expired} <- actions, do: ref
     assert Enum.sort(downs) == Enum.sort([one, two])
 
-    assert {_roster, []} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
+    assert {_roster, [{:died, ^worker, :oom}]} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
+  end
+
+  test "a worker that was lost with the lease and lives on is there again with the next list" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_up, 1, worker)])
+    {roster, [{:died, ^worker, :lease_expired}]} = Roster.lose_all(roster, :lease_expired, :keep)
     late = make_ref()
-    assert {_roster, [{:down, ^late, ^worker, :lease_expired}]} = Roster.watch(roster, worker, late)
+    {roster, []} = Roster.watch(roster, worker, late)
+
+    assert {roster, [{:born, ^worker, _known}], []} =
+             Roster.listed(roster, [worker], [{worker, %{phase: :ready}}])
+
+    assert {_roster, [_died, {:down, ^late, ^worker, :oom}]} = Roster.died(roster, worker, :oom)
   end
 
   test "a worker that is not known is waited for, until a list says that there is none" do
