@@ -62,6 +62,8 @@ defmodule Tether.Events do
 
   @impl true
   def init(config) do
+    end_proxies(config.name)
+
     state = %{
       config: config,
       roster: Roster.new(),
@@ -78,6 +80,15 @@ defmodule Tether.Events do
 
     {:ok, _owner} = Registry.register(Tether.Registry, {:config, config.name}, config)
     {:ok, state, {:continue, :gather}}
+  end
+
+  # Those of an earlier one of this process, of whose workers this one knows nothing yet.
+  defp end_proxies(tether) do
+    workers = Tether.Supervisor.workers(tether)
+
+    for {_id, pid, _type, _modules} <- DynamicSupervisor.which_children(workers),
+        is_pid(pid),
+        do: DynamicSupervisor.terminate_child(workers, pid)
   end
 
   # Pools may have been there before: their supervisor kept them while this Tether was away.
@@ -244,8 +255,9 @@ defmodule Tether.Events do
   defp catch_up(state), do: request(state, :catching_up, false)
 
   defp follow(state) do
+    # Those of an earlier life were there when this one began.
+    if state.silent?, do: adopted(state)
     state = request(%{state | silent?: false}, :following, true)
-    adopted(state)
     for {_pool, pid} <- state.pools, do: send(pid, {:tether_session, :open, state.session})
     list_all(state)
   end

@@ -194,6 +194,27 @@ defmodule Tether.OddPortTest do
     refute_received {:DOWN, ^ref, _type, _worker, _reason}
   end
 
+  @tag scenario: "lists"
+  test "after a crash of who follows the events there is one proxy for each worker again", context do
+    start(context)
+    await_following(context)
+    pool = :"pool_#{System.unique_integer([:positive])}"
+    start_supervised!({Tether.Pool, name: pool, pool: "ml", tether: context.tether, apply: false})
+    assert :ok = Tether.Pool.await_ready(pool, 10_000)
+    [worker] = Tether.workers(pool)
+    before = Tether.Worker.whereis(worker)
+    Process.exit(child(context, Tether.Events), :kill)
+
+    eventually("it is followed again", fn -> (pid = Tether.Worker.whereis(worker)) && pid != before && pid end)
+
+    proxy = Tether.Worker.whereis(worker)
+
+    assert [{_id, ^proxy, _type, _modules}] =
+             DynamicSupervisor.which_children(Tether.Supervisor.workers(context.tether))
+
+    assert :ok = Tether.Pool.await_ready(pool, 10_000)
+  end
+
   defp some([]), do: nil
   defp some(list), do: list
 
