@@ -15,28 +15,37 @@ const WAITING: usize = 256;
 
 /// A way to say things to the BEAM; cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Out(mpsc::Sender<Bytes>);
+pub(crate) struct Out {
+    frames: mpsc::Sender<Bytes>,
+    /// What is said by those who do not wait, in order. It is little: how sessions and connections stand.
+    soon: mpsc::UnboundedSender<Term>,
+}
 
 impl Out {
     /// With the other end, for [`write()`].
     pub(crate) fn new() -> (Self, mpsc::Receiver<Bytes>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), receiver)
+        let (frames, receiver) = mpsc::channel(WAITING);
+        let (soon, mut terms) = mpsc::unbounded_channel();
+        let out = Self {
+            frames: frames.clone(),
+            soon,
+        };
+        tokio::spawn(async move {
+            while let Some(term) = terms.recv().await {
+                say(&frames, &term).await;
+            }
+        });
+        (out, receiver)
     }
 
     pub(crate) async fn say(&self, term: Term) {
-        let Some(frame) = frame(&term) else {
-            tracing::error!("Something is larger than a frame may be, and is not told");
-            return;
-        };
-        // Without a BEAM nobody listens, and this program is about to end.
-        let _ = self.0.send(frame).await;
+        say(&self.frames, &term).await;
     }
 
-    /// Says it without waiting: for who has more to do than to be heard.
+    /// Says it without waiting, and after what was said so before: for who has more to do than to be heard.
     pub(crate) fn soon(&self, term: Term) {
-        let out = self.clone();
-        tokio::spawn(async move { out.say(term).await });
+        // Without a BEAM nobody listens.
+        let _ = self.soon.send(term);
     }
 
     /// The one answer to what was asked for under this id.
@@ -47,7 +56,7 @@ impl Out {
         };
         let reply = |answer| Term::tagged("reply", [Term::from(id), said(answer)]);
         match frame(&reply(answer)) {
-            Some(frame) => drop(self.0.send(frame).await),
+            Some(frame) => drop(self.frames.send(frame).await),
             None => {
                 let text = "the answer is larger than a frame may be";
                 self.say(reply(Err(Failed::too_large(text)))).await;
@@ -61,7 +70,7 @@ impl Out {
 
     /// Nothing that is said after this is written.
     pub(crate) async fn end(&self) {
-        let _ = self.0.send(END).await;
+        let _ = self.frames.send(END).await;
     }
 
     /// Says why nothing more is said.
@@ -69,6 +78,15 @@ impl Out {
         let about = Term::map([("reason", reason.into()), ("message", message.into())]);
         self.say(Term::tagged("refused", [about])).await;
     }
+}
+
+async fn say(frames: &mpsc::Sender<Bytes>, term: &Term) {
+    let Some(frame) = frame(term) else {
+        tracing::error!("Something is larger than a frame may be, and is not told");
+        return;
+    };
+    // Without a BEAM nobody listens, and this program is about to end.
+    let _ = frames.send(frame).await;
 }
 
 /// Stands for the end; no frame is empty.
@@ -117,4 +135,21 @@ const TOGETHER: usize = 64 << 10;
 pub(crate) fn worker(text: Option<&str>) -> Term {
     text.and_then(tether_port::Worker::from_text)
         .map_or(NIL, Term::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn what_is_said_soon_is_said_in_order() {
+        let (out, mut frames) = Out::new();
+        for count in 0..2_000_u32 {
+            out.soon(count.into());
+        }
+
+        for count in 0..2_000_u32 {
+            assert_eq!(frames.recv().await, frame(&count.into()), "{count}");
+        }
+    }
 }
