@@ -487,6 +487,21 @@ async fn gateways_are_found_by_name_and_known_by_their_certificates() {
 }
 
 #[tokio::test]
+async fn services_of_its_own_may_listen_elsewhere_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("gateway.sock");
+    let config = format!(
+        ", heartbeat_timeout => 4000, config => #{{listen => #{{gateway => [<<\"unix:{}\">>]}}}}",
+        socket.display()
+    );
+
+    let mut beam = Beam::with(&[], &config).await;
+
+    beam.until("{session,opened,").await;
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());
+}
+
+#[tokio::test]
 async fn what_is_no_frame_is_refused_in_words() {
     for (raw, reason) in [
         ("<<\"garbage\">>", "NOT_A_TERM"),

@@ -31,18 +31,15 @@ impl Embedded {
             Some(tree) => tree::table(tree)?,
             None => toml::Table::new(),
         };
-        let has = |section: &str, key: &str| match table.get(section) {
-            Some(toml::Value::Table(section)) => section.contains_key(key),
-            _ => false,
-        };
-        let mut sets = vec![format!("listen.runtime_dir={}", dir.path().display())];
-        if !has("listen", "gateway") {
-            sets.push(format!("listen.gateway=[{:?}]", socket(&dir)));
-        }
+        let get = |section: &str, key: &str| table.get(section)?.as_table()?.get(key);
+        let mut sets = vec![
+            format!("listen.runtime_dir={}", dir.path().display()),
+            format!("listen.gateway={}", listen(get("listen", "gateway"), &dir)),
+        ];
         if !table.contains_key("store") {
             sets.push("store=memory:".to_owned());
         }
-        if !has("agent", "node") {
+        if get("agent", "node").is_none() {
             sets.push(format!("agent.node=port-{}", std::process::id()));
         }
         let file = dir.path().join("config.toml");
@@ -88,6 +85,17 @@ impl Embedded {
             tracing::error!("The services did not end well: {error:#}");
         }
     }
+}
+
+/// Where the gateway listens: where it is told to, and where this program finds it.
+fn listen(told: Option<&toml::Value>, dir: &TempDir) -> toml::Value {
+    let mut all = match told {
+        Some(toml::Value::Array(told)) => told.clone(),
+        Some(one) => vec![one.clone()],
+        None => Vec::new(),
+    };
+    all.push(socket(dir).into());
+    all.into()
 }
 
 fn socket(dir: &TempDir) -> String {
