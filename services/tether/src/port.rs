@@ -33,6 +33,7 @@ use tether_client::Client;
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_port::{Asked, Frames, Hello, Id, Meaningless, Refused, Term, VERSION, decode, id_of};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 use self::{
@@ -98,6 +99,23 @@ impl Heard {
         });
     }
 
+    /// Reads on; false at the end.
+    async fn read(&mut self) -> anyhow::Result<bool> {
+        match self.pipe.read_buf(self.frames.space()).await {
+            Ok(0) => return Ok(false),
+            Ok(_) => self.on_traffic(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("cannot read what the BEAM says"),
+        }
+        Ok(true)
+    }
+
+    /// Comes back once the BEAM is dead or has closed the port. What it said before that is still to come.
+    async fn end(&mut self) -> anyhow::Result<()> {
+        while self.read().await? {}
+        Ok(())
+    }
+
     /// The next thing; none once the BEAM is dead or has closed the port.
     async fn next(&mut self) -> anyhow::Result<Option<Result<Asked, (Id, Failed)>>> {
         let frame = loop {
@@ -107,11 +125,8 @@ impl Heard {
             {
                 break frame;
             }
-            match self.pipe.read_buf(self.frames.space()).await {
-                Ok(0) => return Ok(None),
-                Ok(_) => self.on_traffic(),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("cannot read what the BEAM says"),
+            if !self.read().await? {
+                return Ok(None);
             }
         };
         let term = match decode(frame.clone()) {
@@ -146,11 +161,20 @@ async fn serve(mut heard: Heard, out: &Out) -> anyhow::Result<()> {
         Some(_) => return Err(garbage("NOT_UNDERSTOOD", "hello is said first".to_owned()).into()),
     };
     let beam = beam::find(hello.beam)?;
+    let stop = tether_kit::stop::on_signals()?;
     let mut embedded = match hello.gateways.is_empty() {
-        true => Some(Embedded::start(hello.config.clone()).await?),
+        true => {
+            // Nothing runs yet that would have to be ended in good order.
+            let started = tokio::select! {
+                started = Embedded::start(hello.config.clone()) => started?,
+                ended = heard.end() => return ended,
+                () = stop.cancelled() => return Ok(()),
+            };
+            Some(started)
+        }
         false => None,
     };
-    let ended = attend(&mut heard, *hello, beam, &mut embedded, out).await;
+    let ended = attend(&mut heard, *hello, beam, &mut embedded, &stop, out).await;
     if let Some(embedded) = embedded {
         embedded.stop().await;
     }
@@ -163,6 +187,7 @@ async fn attend(
     hello: Hello,
     beam: tether_types::ProcessIdentity,
     embedded: &mut Option<Embedded>,
+    stop: &CancellationToken,
     out: &Out,
 ) -> anyhow::Result<()> {
     let texts = match embedded {
@@ -177,7 +202,6 @@ async fn attend(
     let link = Link::open(gateways, out.clone());
     let calls = Calls::new(link, keeping.begin(), out.clone());
 
-    let stop = tether_kit::stop::on_signals()?;
     let bye = loop {
         let next = tokio::select! {
             next = heard.next() => next?,
