@@ -26,7 +26,14 @@ mod stdio;
 mod transcode;
 mod tree;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use tether_client::Client;
@@ -196,7 +203,8 @@ async fn attend(
     };
     let gateways = Arc::new(Gateways::new(&texts, hello.tls.clone())?);
     let beats = heard.beat.subscribe();
-    let client = Client::over(channel(&gateways));
+    // The session looks for itself which of them is well.
+    let client = Client::over(channel(Gateways::new(&texts, hello.tls.clone())?));
     let keeping = Keeping::new(&hello, client, Some(beam), beats, out.clone())?;
     out.soon(welcome(embedded.is_some(), &texts));
     let link = Link::open(gateways, out.clone());
@@ -250,15 +258,24 @@ async fn failed(embedded: &mut Option<Embedded>) -> anyhow::Error {
 }
 
 /// The way of what keeps the session: a connection of its own, on which no call is in the way of a beat.
-fn channel(gateways: &Arc<Gateways>) -> tonic::transport::Channel {
+fn channel(gateways: Gateways) -> tonic::transport::Channel {
     let endpoint = Endpoint::from_static("http://localhost")
         .http2_keep_alive_interval(link::SIGN_OF_LIFE)
         .keep_alive_timeout(link::SIGN_OF_LIFE)
         .keep_alive_while_idle(true);
-    let gateways = Arc::clone(gateways);
+    let gateways = Arc::new((gateways, AtomicBool::new(false)));
     tether_kit::channel::connect_by(endpoint, move || {
         let gateways = Arc::clone(&gateways);
-        async move { gateways.dial().await.map(|(stream, _)| stream) }
+        async move {
+            let (gateways, was_connected) = &*gateways;
+            // Another connection is wanted only where the last one broke.
+            if was_connected.swap(false, Ordering::Relaxed) {
+                gateways.turn_away();
+            }
+            let (stream, _) = gateways.dial().await?;
+            was_connected.store(true, Ordering::Relaxed);
+            Ok(stream)
+        }
     })
 }
 

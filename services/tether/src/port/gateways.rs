@@ -24,8 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Gateways {
     places: Vec<Place>,
     tls: Option<(Connector, Option<String>)>,
-    /// Which one is tried first.
+    /// Which place is tried first, and which of its addresses.
     first: AtomicUsize,
+    turn: AtomicUsize,
 }
 
 /// Where one gateway is, or several are.
@@ -52,27 +53,45 @@ impl Gateways {
             places: places.collect::<Result<_, _>>()?,
             tls: tls.map(connector).transpose()?,
             first: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
         })
     }
 
     /// A connection to the first that takes one; the next call begins with the same.
     pub(crate) async fn dial(&self) -> io::Result<(Stream, Address)> {
         let first = self.first.load(Ordering::Relaxed);
+        let turn = self.turn.load(Ordering::Relaxed);
+        let count = self.places.len();
         let mut last = io::Error::other("there are no gateways");
-        for step in 0..self.places.len() {
-            let at = (first + step) % self.places.len();
-            let addresses = match self.places[at].addresses().await {
-                Ok(addresses) => addresses,
-                Err(error) => {
+        // Those addresses of the first place that were turned away come last of all.
+        for step in 0..=count {
+            let at = (first + step) % count.max(1);
+            let Some(place) = self.places.get(at) else {
+                break;
+            };
+            let addresses = match timeout(PATIENCE, place.addresses()).await {
+                Ok(Ok(addresses)) => addresses,
+                Ok(Err(error)) => {
                     last = error;
                     continue;
                 }
+                Err(_) => {
+                    last = io::Error::other("a name of gateways was not looked up in time");
+                    continue;
+                }
             };
-            for address in addresses {
-                let connecting = self.connect(&self.places[at], &address);
-                match timeout(PATIENCE, connecting).await {
+            let wanted = |index: usize| match step {
+                0 => index >= turn,
+                _ => step < count || index < turn,
+            };
+            for (index, address) in addresses.into_iter().enumerate() {
+                if !wanted(index) {
+                    continue;
+                }
+                match timeout(PATIENCE, self.connect(place, &address)).await {
                     Ok(Ok(stream)) => {
                         self.first.store(at, Ordering::Relaxed);
+                        self.turn.store(index, Ordering::Relaxed);
                         return Ok((stream, address));
                     }
                     Ok(Err(error)) => last = about(&address, &error),
@@ -83,9 +102,9 @@ impl Gateways {
         Err(last)
     }
 
-    /// The one that was tried first is tried last from here on.
+    /// The one that was taken last is tried last from here on.
     pub(crate) fn turn_away(&self) {
-        self.first.fetch_add(1, Ordering::Relaxed);
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn connect(&self, place: &Place, address: &Address) -> io::Result<Stream> {
@@ -162,6 +181,9 @@ mod tests {
         gateways.turn_away();
         assert_eq!([dialled().await, dialled().await], [other_port; 2]);
         drop(other);
+        assert_eq!(dialled().await, one_port);
+        // Where there is no other it is taken again.
+        gateways.turn_away();
         assert_eq!(dialled().await, one_port);
         drop(one);
         assert!(gateways.dial().await.is_err());
