@@ -40,6 +40,13 @@ defmodule Tether.EmbeddedTest do
 
       assert Error.retry_safe?(error)
       assert {:error, %Error{reason: :unknown_pool}} = Tether.call(:no_such_pool, "a/B", "")
+
+      for odd <- [make_ref(), self(), [1 | 2], Integer.pow(2, 70), Enum.to_list(1..100_000)] do
+        assert {:error, %Error{reason: :config_invalid, outcome: :not_sent}} =
+                 Tether.control(context.tether, :pool_get, %{name: odd})
+      end
+
+      assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
     end
 
     test "a key has its worker, and other sessions have others", context do

@@ -31,8 +31,8 @@ defmodule Tether.Test.Processes do
   end
 
   @doc "Waits until none is left."
-  def none_left(marker),
-    do: eventually("no process of #{marker} is left", fn -> with_marker(marker) == [] end)
+  def none_left(marker, within \\ 30_000),
+    do: eventually("no process of #{marker} is left", fn -> with_marker(marker) == [] end, within)
 
   def kill(pid, signal \\ "KILL"), do: {_out, 0} = System.cmd("kill", ["-#{signal}", to_string(pid)])
 

@@ -32,4 +32,12 @@ defmodule Tether.ProtocolTest do
     assert {odd.reason, odd.outcome} == {:unknown, :unknown}
     refute Error.retry_safe?(odd)
   end
+
+  # A test of the port's holds its own against the same page.
+  test "the atoms that exist here are those that are documented" do
+    page = File.read!(Path.expand("../../../../docs/reference/port.md", __DIR__))
+    [_before, page] = String.split(page, "## Atoms")
+    documented = page |> String.split("`") |> Enum.drop(1) |> Enum.take_every(2)
+    assert Enum.sort(documented) == Protocol.atoms() |> Enum.map(&Atom.to_string/1) |> Enum.sort()
+  end
 end
