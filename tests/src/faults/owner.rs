@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// By when a worker has gone with its owner. How soon it does is measured elsewhere: here each call of its shim is listened
-/// to. An end by a lease would come later.
-const SEEN: Duration = Duration::from_secs(2);
+/// to. An end by a lease (2 s) would come later.
+const SEEN: Duration = Duration::from_millis(1_500);
 
 /// When a shim hears whose process it is to watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
