@@ -194,6 +194,11 @@ class Workers(unittest.TestCase):
         with self.assertRaises(job.Fenced):
             late.save(b"late", step=99)
         self.assertEqual(kept(cluster), before)
+        # Those that count do, whoever is refused: it may not have heard that they were recorded.
+        late.saved = None
+        with self.assertRaises(job.Fenced):
+            late.save(b"x" * 3_000_000, step=7)
+        self.assertEqual(kept(cluster), before)
 
     def test_a_cancelled_job_stops_and_one_that_does_not_is_ended_with_its_worker(self):
         cluster = Cluster(self)

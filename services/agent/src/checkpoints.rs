@@ -16,7 +16,7 @@ use tether_proto::{
         SaveCheckpointResponse, checkpoint_service_server::CheckpointService,
         load_checkpoint_response as loaded, save_checkpoint_request::Part,
     },
-    job::{Checkpoint, GetJobRequest, PutCheckpointRequest},
+    job::{Checkpoint, GetJobRequest, Job, PutCheckpointRequest},
     reason_of,
 };
 use tether_types::{PoolName, Reason};
@@ -104,6 +104,33 @@ impl Checkpoints {
         Self { shelf, upstream }
     }
 
+    async fn job(&self, pool: &str, key: &str) -> Result<Option<Job>, Status> {
+        let ask = GetJobRequest {
+            pool: pool.to_owned(),
+            key: key.to_owned(),
+        };
+        let get = |mut arbiter: Client| {
+            let ask = ask.clone();
+            async move { arbiter.get_job(ask).await }
+        };
+        Ok(self.upstream.ask(get).await?.into_inner().job)
+    }
+
+    /// Whether no job goes on from there. What is refused may have been recorded all the same, when the answer to an
+    /// earlier call was lost: then it is what the attempt that fenced this one off begins with.
+    async fn is_of_no_use(&self, pool: &str, key: &str, uri: &str) -> bool {
+        match self.job(pool, key).await {
+            Ok(job) => {
+                let counts = job.and_then(|job| job.checkpoint);
+                counts.is_none_or(|checkpoint| checkpoint.uri != uri)
+            }
+            Err(status) => matches!(
+                reason_of(&status),
+                Some(Reason::UnknownJob | Reason::UnknownPool)
+            ),
+        }
+    }
+
     /// Has the arbiter record what is saved, or removes it where that is refused for good.
     async fn record(
         &self,
@@ -126,8 +153,14 @@ impl Checkpoints {
             async move { arbiter.put_checkpoint(ask).await }
         };
         if let Err(status) = self.upstream.ask(put).await {
-            let for_good = [Reason::LeaseFenced, Reason::UnknownJob, Reason::UnknownPool];
+            let for_good = [
+                Reason::LeaseFenced,
+                Reason::UnknownJob,
+                Reason::UnknownPool,
+                Reason::ConfigInvalid,
+            ];
             if reason_of(&status).is_some_and(|reason| for_good.contains(&reason))
+                && self.is_of_no_use(&ask.pool, &ask.key, &uri).await
                 && let Err(error) = objects.remove(name).await
             {
                 tracing::warn!(%error, uri, "Cannot remove a checkpoint that does not count");
@@ -206,12 +239,7 @@ impl CheckpointService for Checkpoints {
         request: Request<LoadCheckpointRequest>,
     ) -> Result<Response<Self::LoadCheckpointStream>, Status> {
         let LoadCheckpointRequest { pool, key } = request.into_inner();
-        let ask = GetJobRequest { pool, key };
-        let get = |mut arbiter: Client| {
-            let ask = ask.clone();
-            async move { arbiter.get_job(ask).await }
-        };
-        let job = self.upstream.ask(get).await?.into_inner().job;
+        let job = self.job(&pool, &key).await?;
         let Some(checkpoint) = job.and_then(|job| job.checkpoint) else {
             return Ok(Response::new(Box::pin(futures::stream::empty())));
         };
@@ -239,3 +267,6 @@ fn split(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
     let starts = (0..bytes.len()).step_by(PIECE);
     starts.map(|at| bytes.slice(at..bytes.len().min(at + PIECE)))
 }
+
+#[cfg(test)]
+mod tests;
