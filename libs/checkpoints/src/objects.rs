@@ -1,7 +1,7 @@
 //! The objects themselves.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt, fs, io,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
@@ -158,31 +158,37 @@ impl Objects {
         Ok(many)
     }
 
-    /// Every job of which there is something. To be asked before it is asked which jobs there are: what is found
-    /// here of one that is not there then is nobody's.
+    /// What there is, by job. To be asked before it is asked which jobs there are: what is found here of one that is
+    /// not there then is nobody's.
     ///
     /// # Errors
     /// As the store says.
-    pub async fn jobs(&self) -> Result<BTreeSet<JobDir>, Error> {
+    pub async fn jobs(&self) -> Result<BTreeMap<JobDir, Vec<Name>>, Error> {
         if let Some(directory) = self.directory.clone() {
             let swept = tokio::task::spawn_blocking(move || drop_abandoned(&directory));
             let swept = swept.await.map_err(io::Error::other).flatten();
             swept.map_err(|error| Error::Unusable(self.store.to_string(), error))?;
         }
-        let names = self.names(None).await?;
-        Ok(names.into_iter().map(|name| name.dir).collect())
+        let mut jobs = BTreeMap::<_, Vec<_>>::new();
+        for name in self.names(None).await? {
+            jobs.entry(name.dir.clone()).or_default().push(name);
+        }
+        Ok(jobs)
     }
 
-    /// Removes all of a job that is forgotten.
+    /// Removes what was found of a job that is forgotten, and nothing else: a job may begin under its key meanwhile.
     ///
     /// # Errors
     /// As the store says.
-    pub async fn forget(&self, job: &JobDir) -> Result<usize, Error> {
-        let names = self.names(Some(&job.path())).await?;
-        for name in &names {
-            self.remove(name).await?;
+    pub async fn forget(&self, found: &[Name]) -> Result<(), Error> {
+        for name in found {
+            // Another node that shares the store may look through it too.
+            match self.remove(name).await {
+                Err(Error::Store(object_store::Error::NotFound { .. })) => {}
+                removed => removed?,
+            }
         }
-        Ok(names.len())
+        Ok(())
     }
 
     /// What else is there is left alone.

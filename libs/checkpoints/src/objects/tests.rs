@@ -80,9 +80,21 @@ async fn of_each_job_the_last_ones_are_kept_and_an_attempt_leaves_those_of_later
     }
 
     let jobs = objects.jobs().await.unwrap();
-    assert_eq!(jobs.len(), 2);
-    assert_eq!(objects.forget(&saved[4].dir).await.unwrap(), 2);
-    assert_eq!(objects.jobs().await.unwrap(), BTreeSet::from([other.dir]));
+    let begun = save(&objects, "job", 9, 1, b"n").await;
+    let found = &jobs[&begun.dir];
+    assert_eq!(found.len(), 2);
+    for _ in ["once", "by another node too"] {
+        objects.forget(found).await.unwrap();
+    }
+    let left = [
+        (other.dir.clone(), vec![other]),
+        (begun.dir.clone(), vec![begun]),
+    ];
+    assert_eq!(
+        objects.jobs().await.unwrap(),
+        BTreeMap::from(left),
+        "what has begun since is left alone"
+    );
 }
 
 #[tokio::test]
