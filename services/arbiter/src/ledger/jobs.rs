@@ -31,6 +31,9 @@ const RESULTS_MAX: usize = 64 << 20;
 /// Longest word on why a job cannot be done, in bytes.
 const ERROR_MAX: usize = 4 << 10;
 
+/// How much of what is said of its progress is kept, in bytes: it is written with each checkpoint.
+const MESSAGE_MAX: usize = 4 << 10;
+
 /// Longest address of a checkpoint, in bytes.
 const URI_MAX: usize = 2 << 10;
 
@@ -326,6 +329,8 @@ impl Ledger {
         }
         job.progress = job.progress.max(report.progress.clamp(0.0, 1.0));
         job.message = report.message;
+        let end = job.message.floor_char_boundary(MESSAGE_MAX);
+        job.message.truncate(end);
         let ended = if let Some(result) = report.result {
             job.result = result;
             job.progress = 1.0;

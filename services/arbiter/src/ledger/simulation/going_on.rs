@@ -132,6 +132,24 @@ fn a_job_goes_on_for_as_long_as_it_saves_and_is_lost_after_too_many_deaths_witho
 }
 
 #[test]
+fn what_a_job_says_of_itself_is_cut_as_it_is_written_with_each_checkpoint() {
+    let mut world = world(1);
+    let begun = start(&mut world, 2);
+    let report = ReportJobRequest {
+        key: "train".to_owned(),
+        message: "é".repeat(100_000),
+        fence: begun.fence,
+        ..ReportJobRequest::default()
+    };
+    let now = world.now;
+
+    let told = world.ledger.report_job(&worker(&begun), report, now);
+
+    told.unwrap();
+    assert_eq!(job(&world).message, "é".repeat(2048));
+}
+
+#[test]
 fn a_job_on_a_node_that_is_cut_off_is_done_again_once_its_worker_can_live_no_more_and_not_before() {
     let wishes = Wishes {
         grace_ms: 3_000,
