@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import sys
+import threading
 import unittest
 import unittest.mock
 
@@ -11,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 try:
     import grpc
 
-    from tether import job
+    from tether import _attempts, job
 except ImportError:
     grpc = None
 
@@ -31,6 +32,7 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
 
     def __init__(self):
         self.asked, self.away, self.fence, self.saved = [], 0, 40, b""
+        self.gone, self.refuses = grpc.StatusCode.UNAVAILABLE, {}
 
     def service(self, details):
         method = details.method.rpartition("/")[2]
@@ -40,7 +42,10 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
         self.asked.append(method)
         if self.away:
             self.away -= 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody there")
+            context.abort(self.gone, "nobody there")
+        if method in self.refuses:
+            context.set_trailing_metadata((("grpc-status-details-bin", self.refuses[method]),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused")
         told = wire.last(ask)
         if method == "GetJob":
             worker = wire.field(1, "digits") + wire.field(3, 7)
@@ -109,6 +114,33 @@ class Jobs(unittest.TestCase):
         self.assertEqual((self.arbiter.report[5], self.arbiter.report[6]), (b"\x00result", 40))
         self.arbiter.away = 1
         self.assertFalse(work.progress(0.5), "and progress is not")
+
+    def attempt(self, handler):
+        """What becomes of a job with this handler: how often its worker is ended."""
+        attempts = _attempts.Attempts(handler, "digits/0.7", os.environ["TETHER_GATEWAY"])
+        with unittest.mock.patch.object(_attempts, "end_worker") as end_worker, self.assertLogs("tether.jobs"):
+            attempts._do("train", 40)
+        self.assertTrue(attempts.drain(0))
+        return end_worker.call_count
+
+    def test_however_a_handler_ends_its_job_has_an_end(self):
+        def leave(work):
+            raise SystemExit(3)
+
+        for handler, why in (
+            (leave, b"SystemExit: 3"),
+            (lambda work: b"x" * 65537, b"ValueError: a result has at most 65536 bytes"),
+            (lambda work: {"accuracy": 0.97}, b"TypeError: a job's result is bytes or a str, not dict"),
+        ):
+            self.arbiter.report = {}
+            self.assertEqual(self.attempt(handler), 0)
+            self.assertTrue(self.arbiter.report.get(7, b"").startswith(why), self.arbiter.report)
+
+    def test_a_worker_whose_end_of_a_job_is_refused_for_good_ends(self):
+        self.arbiter.refuses = {"ReportJob": info("CONFIG_INVALID")}
+        self.assertEqual(self.attempt(lambda work: b"result"), 1)
+        self.arbiter.refuses = {"ReportJob": info("UNKNOWN_JOB")}
+        self.assertEqual(self.attempt(lambda work: b"result"), 0, "nobody waits for it")
 
     def test_what_would_be_refused_is_not_sent(self):
         work = self.attach()

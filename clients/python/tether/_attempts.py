@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import random
+import signal
 import threading
 import traceback
 from typing import Any, Callable, Dict, Optional, Set, Union
@@ -17,6 +19,9 @@ from tether import _wire as wire, checkpoint, job
 log = logging.getLogger("tether.jobs")
 
 Handler = Callable[[job.Job], Union[bytes, str, None]]
+
+# Why nobody waits to hear of a job.
+FORGOTTEN = ("UNKNOWN_JOB", "UNKNOWN_POOL")
 
 # Between two attempts to hear of jobs.
 PAUSE = 1.0
@@ -105,8 +110,11 @@ class Attempts(threading.Thread):
                     self._finish(work)
         except job.Fenced as fenced:
             log.warning("job %s: %s", key, fenced)
-        except job.Failed as failed:
-            log.error("job %s: %s", key, failed)
+        except BaseException as error:
+            log.exception("job %s: nobody hears how it ended", key)
+            if getattr(error, "reason", "") not in FORGOTTEN:
+                # Its worker would be taken to be at it for as long as it lives.
+                end_worker()
         finally:
             with self._idle:
                 self._running.pop(fence, None)
@@ -117,16 +125,31 @@ class Attempts(threading.Thread):
         try:
             with checkpoint.using(work):
                 result = self._handler(work)
+            work.done(as_bytes(result))
         except (job.Fenced, job.Stopping) as stopped:
             log.info("job %s: %s", work.key, stopped)
         except job.Cancelled:
             work.cancelled()
-        except Exception as error:
+        except BaseException as error:
             log.exception("job %s cannot be done", work.key)
             last = traceback.format_exception_only(type(error), error)[-1].strip()
             work.failed(last)
-        else:
-            work.done(result.encode() if isinstance(result, str) else result or b"")
+
+
+def as_bytes(result: Any) -> bytes:
+    """What a handler returned, as a result."""
+    if result is None:
+        return b""
+    if isinstance(result, str):
+        return result.encode()
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return bytes(result)
+    raise TypeError(f"a job's result is bytes or a str, not {type(result).__name__}")
+
+
+def end_worker() -> None:
+    """Has this process end in good order: what it does goes on in another one."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def worker_ref(worker: str) -> bytes:
