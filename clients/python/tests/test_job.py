@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import sys
 import threading
+import time
 import unittest
 import unittest.mock
 
@@ -115,6 +116,23 @@ class Jobs(unittest.TestCase):
         self.arbiter.away = 1
         self.assertFalse(work.progress(0.5), "and progress is not")
 
+    def test_what_nobody_hears_ends_with_its_job(self):
+        for why in (job.Cancelled("by somebody"), job.Stopping("the worker ends")):
+            work = self.attach()
+            self.arbiter.asked, self.arbiter.away = [], 1_000_000
+            ending = threading.Thread(target=lambda: (self.was_asked(2), work.end(lambda: why)))
+            ending.start()
+            with self.assertRaises(type(why)):
+                work.checkpoint("s3://a")
+            ending.join()
+            self.arbiter.away = 1
+            work.failed("it is said all the same")
+
+    def was_asked(self, times):
+        deadline = time.monotonic() + 10
+        while len(self.arbiter.asked) < times and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def attempt(self, handler):
         """What becomes of a job with this handler: how often its worker is ended."""
         attempts = _attempts.Attempts(handler, "digits/0.7", os.environ["TETHER_GATEWAY"])
@@ -141,6 +159,13 @@ class Jobs(unittest.TestCase):
         self.assertEqual(self.attempt(lambda work: b"result"), 1)
         self.arbiter.refuses = {"ReportJob": info("UNKNOWN_JOB")}
         self.assertEqual(self.attempt(lambda work: b"result"), 0, "nobody waits for it")
+
+    def test_a_job_whose_checkpoint_is_on_another_node_does_not_fail_but_goes_elsewhere(self):
+        self.arbiter.report = {}
+        self.arbiter.refuses = {"PutCheckpoint": info("STORE_FAILED", node="gpu-7")}
+        self.assertEqual(self.attempt(lambda work: work.checkpoint("file:///elsewhere")), 1)
+        self.assertNotIn(7, self.arbiter.report)
+        self.assertIn(b"gpu-7", self.arbiter.report[4], "and people are told why")
 
     def test_what_would_be_refused_is_not_sent(self):
         work = self.attach()

@@ -130,6 +130,11 @@ class Attempts(threading.Thread):
             log.info("job %s: %s", work.key, stopped)
         except job.Cancelled:
             work.cancelled()
+        except job.Elsewhere as elsewhere:
+            log.error("job %s: %s", work.key, elsewhere)
+            work.progress(0.0, str(elsewhere))
+            # A worker of another node may have better luck.
+            end_worker()
         except BaseException as error:
             log.exception("job %s cannot be done", work.key)
             last = traceback.format_exception_only(type(error), error)[-1].strip()

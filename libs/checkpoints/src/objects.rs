@@ -44,6 +44,11 @@ pub enum Error {
         /// What there is.
         store: String,
     },
+    /// Nothing is there any more, or not here.
+    #[error(
+        "there is nothing at `{0}` on this node: what another node keeps in a directory of its own is not seen here; set `agent.checkpoints.store` of all nodes to one place that they share"
+    )]
+    Missing(String),
     /// The store cannot be used.
     #[error("cannot use `{0}` for checkpoints")]
     Unusable(String, #[source] io::Error),
@@ -123,7 +128,7 @@ impl Objects {
     pub async fn load(
         &self,
         uri: &str,
-    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + 'static, Error> {
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
         let path = uri.strip_prefix(&*self.store);
         let path = path.and_then(|rest| rest.strip_prefix('/'));
         let path = path.and_then(|rest| Path::parse(rest).ok());
@@ -131,7 +136,11 @@ impl Objects {
             uri: uri.to_owned(),
             store: self.store.to_string(),
         };
-        let found = self.objects.get(&path.ok_or_else(elsewhere)?).await?;
+        let found = self.objects.get(&path.ok_or_else(elsewhere)?).await;
+        let found = found.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => Error::Missing(uri.to_owned()),
+            other => other.into(),
+        })?;
         Ok(found.into_stream().map_err(Error::from))
     }
 

@@ -36,14 +36,16 @@ pub(crate) struct Shelf {
     config: Config,
     /// A directory of this node's own, where nothing else is set.
     own: Option<PathBuf>,
+    node: String,
     opened: OnceCell<Objects>,
 }
 
 impl Shelf {
-    pub(crate) fn new(config: &Config, own: Option<PathBuf>) -> Self {
+    pub(crate) fn new(config: &Config, own: Option<PathBuf>, node: String) -> Self {
         Self {
             config: config.clone(),
             own,
+            node,
             opened: OnceCell::new(),
         }
     }
@@ -64,9 +66,26 @@ impl Shelf {
         let own = || own.map(|own| format!("file://{}", own.display()));
         let store = self.config.store.clone().or_else(own).ok_or_else(|| {
             let text = "this node has no place for checkpoints: set `agent.checkpoints.store`";
-            Failure::new(Reason::ConfigInvalid, text)
+            self.not_here(text)
         })?;
         Objects::open(&self.config, &store).map_err(failure)
+    }
+
+    /// What is wrong with this node alone: asking it again is of no use, asking another one may be.
+    fn not_here(&self, text: &str) -> Failure {
+        tracing::warn!("A job of this node cannot go on here: {text}");
+        Failure::new(Reason::StoreFailed, text).fact("node", &self.node)
+    }
+
+    async fn load(
+        &self,
+        uri: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Failure> {
+        let found = self.objects().await?.load(uri).await;
+        found.map_err(|error| match error {
+            Error::Missing(_) | Error::Elsewhere { .. } => self.not_here(&error.to_string()),
+            other => failure(other),
+        })
     }
 }
 
@@ -79,8 +98,10 @@ fn failure(error: Error) -> Failure {
         source = cause.source();
     }
     let reason = match error {
-        Error::Torn(_) | Error::Elsewhere { .. } => Reason::ConfigInvalid,
-        Error::Unusable(..) | Error::Store(_) => Reason::StoreFailed,
+        Error::Torn(_) => Reason::ConfigInvalid,
+        Error::Elsewhere { .. } | Error::Missing(_) | Error::Unusable(..) | Error::Store(_) => {
+            Reason::StoreFailed
+        }
     };
     Failure::new(reason, text)
 }
@@ -243,8 +264,7 @@ impl CheckpointService for Checkpoints {
         let Some(checkpoint) = job.and_then(|job| job.checkpoint) else {
             return Ok(Response::new(Box::pin(futures::stream::empty())));
         };
-        let objects = self.shelf.objects().await?;
-        let bytes = objects.load(&checkpoint.uri).await.map_err(failure)?;
+        let bytes = self.shelf.load(&checkpoint.uri).await?;
         let first = futures::stream::iter([Ok(loaded::Part::Checkpoint(checkpoint))]);
         let pieces = bytes.flat_map(|bytes| {
             let pieces: Vec<_> = match bytes {

@@ -106,6 +106,10 @@ async fn what_is_kept_elsewhere_is_not_looked_for_here() {
         let loaded = objects.load(uri).await.map(drop);
         assert!(matches!(loaded, Err(Error::Elsewhere { .. })), "{uri}");
     }
+    let other = tempfile::tempdir().unwrap();
+    let saved = save(&open(&other), "job", 1, 1, b"s").await;
+    let loaded = load(&objects, &saved).await;
+    assert!(matches!(loaded, Err(Error::Missing(_))), "{loaded:?}");
     let outside = format!("{}/../../etc/passwd", objects.store);
     assert!(objects.load(&outside).await.is_err());
 }

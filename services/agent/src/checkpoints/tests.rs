@@ -109,7 +109,7 @@ impl Scene {
         tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
         let address = format!("unix:{}", socket.display()).parse().unwrap();
         let own = Some(directory.path().join("own"));
-        let shelf = Shelf::new(&Config::default(), own);
+        let shelf = Shelf::new(&Config::default(), own, "gpu-7".to_owned());
         let upstream = Upstream::new(Arbiters::new(vec![address]));
         Self {
             checkpoints: Checkpoints::new(Arc::new(shelf), Arc::new(upstream)),
@@ -162,5 +162,26 @@ async fn what_is_refused_is_removed_unless_a_job_goes_on_from_it() {
         let (_, is_there) = scene.save(empty(), false).await;
         assert!(!is_there, "nobody goes on from there: {refused:?}");
         drop(scene.directory);
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_is_not_on_this_node_is_refused_with_the_nodes_name() {
+    let scene = Scene::new(Reason::LeaseFenced);
+    let here = scene.checkpoints.shelf.objects().await.unwrap();
+    let (name, _) = named(&empty()).unwrap();
+    for uri in [here.uri(&name), "file:///elsewhere/job".to_owned()] {
+        scene.job.lock().unwrap().checkpoint = Some(Checkpoint {
+            uri,
+            ..Checkpoint::default()
+        });
+
+        let ask = Request::new(LoadCheckpointRequest::default());
+        let loaded = scene.checkpoints.load_checkpoint(ask).await;
+
+        let status = loaded.map(drop).unwrap_err();
+        assert_eq!(reason_of(&status), Some(Reason::StoreFailed));
+        let mut told = status.details().windows(5);
+        assert!(told.any(|part| part == b"gpu-7"), "{status:?}");
     }
 }
