@@ -98,6 +98,39 @@ async fn of_each_job_the_last_ones_are_kept_and_an_attempt_leaves_those_of_later
 }
 
 #[tokio::test]
+async fn uploads_that_nobody_finished_are_removed_after_a_day_and_nothing_of_anybody_elses() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = open(&directory);
+    let saved = save(&objects, "job", 5, 1, b"s").await;
+    let root = directory.path().join("made");
+    let upload = root.join(name("job", 5, 2, b"t").path().to_string());
+    let other = |path: &str| root.join(path);
+    let upload = |nth: u32| format!("{}#{nth}", upload.display()).into();
+    let files: [(PathBuf, Duration, bool); 7] = [
+        (upload(1), 2 * ABANDONED, false),
+        (upload(2), ABANDONED / 2, true),
+        (other("notes#1"), 2 * ABANDONED, true),
+        (other("train/notes#1"), 2 * ABANDONED, true),
+        (other("train/notes/1-2-3#1"), 2 * ABANDONED, true),
+        (other("Their own/deep/1-2-3#1"), 2 * ABANDONED, true),
+        (other("train/notes/1-2-3"), 2 * ABANDONED, true),
+    ];
+    for (file, age, _) in &files {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let file = fs::File::create(file).unwrap();
+        file.set_modified(std::time::SystemTime::now() - *age)
+            .unwrap();
+    }
+
+    let jobs = objects.jobs().await.unwrap();
+
+    assert_eq!(jobs, BTreeMap::from([(saved.dir.clone(), vec![saved])]));
+    for (file, _, stays) in &files {
+        assert_eq!(file.exists(), *stays, "{}", file.display());
+    }
+}
+
+#[tokio::test]
 async fn what_is_kept_elsewhere_is_not_looked_for_here() {
     let directory = tempfile::tempdir().unwrap();
     let objects = open(&directory);
