@@ -56,6 +56,7 @@ RUNNING, DONE, LOST, ORPHANED = 1, 2, 3, 4
 
 # Of calls that may be made again.
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+BROKEN = {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL}
 
 # What can be saved.
 Data = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]", BinaryIO]
@@ -323,6 +324,8 @@ def _failed(error: Any) -> Failed:
     failed = Failed(text, reason)
     # Results wait for their owner to acknowledge others, and a store for its disk.
     failed.passes = error.code() in AWAY or reason in ("STORE_FAILED", "MESSAGE_TOO_LARGE")
+    # Without a reason it is not the arbiter that says so but something on the way, as where a connection breaks.
+    failed.passes = failed.passes or not reason and error.code() in BROKEN
     return failed
 
 

@@ -71,7 +71,7 @@ pub(crate) async fn attach(client: &Client, which: &Which, out: &Output) -> anyh
         // Who is asked may be away for a moment, or lead no more.
         let passes = matches!(
             problem.code,
-            Code::Unavailable | Code::Unknown | Code::Internal
+            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
         ) || problem.reason == Some(tether_types::Reason::NotLeader);
         if !passes || heard.elapsed() > PATIENCE {
             return Err(problem.into());
