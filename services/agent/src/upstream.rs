@@ -73,7 +73,9 @@ impl Upstream {
         let mut way = self.way();
         let address = way.arbiters.current().clone();
         let channel = way.channel.get_or_insert_with(|| connect(&address));
-        (address, JobServiceClient::new(channel.clone()))
+        // A list of jobs is as long as there are jobs.
+        let client = JobServiceClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+        (address, client)
     }
 
     /// Whether another one is to be asked at once.

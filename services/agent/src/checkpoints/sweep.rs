@@ -18,7 +18,7 @@ pub(crate) async fn sweep(shelf: Arc<Shelf>, upstream: Arc<Upstream>) {
         if shelf.is_used()
             && let Err(error) = sweep_once(&shelf, &upstream).await
         {
-            tracing::debug!(%error, "Cannot look for checkpoints of jobs that are forgotten");
+            tracing::warn!(%error, "Cannot look for checkpoints of jobs that are forgotten");
         }
     }
 }

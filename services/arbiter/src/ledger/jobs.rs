@@ -243,6 +243,19 @@ fn told(job: &Job) -> Job {
     }
 }
 
+/// A job as one of thousands: without what can be large.
+fn listed(job: &Job) -> Job {
+    let mut job = Job {
+        spec: Vec::new(),
+        result: Vec::new(),
+        ..job.clone()
+    };
+    if let Some(death) = &mut job.death {
+        death.stderr_tail.clear();
+    }
+    job
+}
+
 /// Who does it.
 pub(super) fn worker_of(job: &Job) -> Option<WorkerId> {
     WorkerRef::required(job.worker.as_ref()).ok()
@@ -284,7 +297,7 @@ impl Ledger {
             .iter()
             .filter(|(name, _)| pool.is_empty() || name.as_str() == pool);
         pools
-            .flat_map(|(_, jobs)| jobs.values().map(told))
+            .flat_map(|(_, jobs)| jobs.values().map(listed))
             .collect()
     }
 

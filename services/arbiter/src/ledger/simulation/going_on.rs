@@ -201,8 +201,23 @@ fn a_job_that_waits_is_known_to_the_next_arbiter_with_what_it_is_to_do() {
     });
     assert!(second.fence > first.fence);
     assert_eq!((second.attempt, second.spec.as_slice()), (2, SPEC));
-    let listed = world.ledger.list_jobs(name());
-    assert!(listed[0].spec.is_empty(), "a list of thousands stays small");
+    let report = ReportJobRequest {
+        key: "train".to_owned(),
+        fence: second.fence,
+        result: Some(b"result".to_vec()),
+        ..ReportJobRequest::default()
+    };
+    let now = world.now;
+    let told = world.ledger.report_job(&worker(&second), report, now);
+    told.unwrap();
+    let listed = &world.ledger.list_jobs(name())[0];
+    assert!(
+        listed.spec.is_empty() && listed.result.is_empty(),
+        "a list of thousands stays small"
+    );
+    let death = listed.death.as_ref().unwrap();
+    assert!(death.stderr_tail.is_empty());
+    assert_eq!(job(&world).result, b"result");
 }
 
 #[test]
