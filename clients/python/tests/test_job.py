@@ -37,6 +37,8 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
 
     def service(self, details):
         method = details.method.rpartition("/")[2]
+        if method == "WatchJobs":
+            return grpc.unary_stream_rpc_method_handler(lambda ask, context: iter([self.answer("GetJob", ask, context)]))
         return grpc.unary_unary_rpc_method_handler(lambda ask, context: self.answer(method, ask, context))
 
     def answer(self, method, ask, context):
@@ -142,6 +144,26 @@ class Jobs(unittest.TestCase):
             attempts._do("train", 40)
         self.assertTrue(attempts.drain(0))
         return end_worker.call_count
+
+    def test_a_thread_that_cannot_be_had_is_asked_for_again(self):
+        heard = threading.Event()
+        attempts = _attempts.Attempts(lambda work: heard.set(), "digits/0.7", os.environ["TETHER_GATEWAY"])
+        self.addCleanup(attempts.stop)
+        begin, asked = attempts._begin, []
+
+        def begin_later(*job):
+            asked.append(job)
+            if len(asked) == 1:
+                raise RuntimeError("can't start new thread")
+            begin(*job)
+
+        attempts._begin = begin_later
+        with unittest.mock.patch.object(_attempts, "PAUSE", 0.1), self.assertLogs("tether.jobs"):
+            attempts.start()
+            self.assertTrue(heard.wait(10))
+        attempts.stop()
+        attempts.join(10)
+        self.assertTrue(attempts.drain(10))
 
     def test_however_a_handler_ends_its_job_has_an_end(self):
         def leave(work):

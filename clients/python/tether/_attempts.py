@@ -51,6 +51,9 @@ class Attempts(threading.Thread):
                     self._told(told)
             except grpc.RpcError as error:
                 log.debug("nobody tells of jobs: %s", error)
+            except Exception:
+                # Without this thread no job would be done here any more, and nobody would know.
+                log.exception("what was told of jobs cannot be followed")
             self._stopping.wait(PAUSE * random.uniform(0.1, 1))
         channel.close()
 
@@ -85,9 +88,22 @@ class Attempts(threading.Thread):
             new = [] if self._stopping.is_set() else [fence for fence in jobs if fence not in self._seen]
             self._seen.update(new)
             self._running.update(dict.fromkeys(new))
-        for fence in new:
-            key = jobs[fence].get(1, b"").decode()
-            threading.Thread(target=self._do, args=(key, fence), name=f"job {key}", daemon=True).start()
+        begun: Set[int] = set()
+        try:
+            for fence in new:
+                key = jobs[fence].get(1, b"").decode()
+                self._begin(key, fence)
+                begun.add(fence)
+        finally:
+            # They begin when they are told of again.
+            with self._idle:
+                for fence in set(new) - begun:
+                    self._seen.discard(fence)
+                    self._running.pop(fence, None)
+                self._idle.notify_all()
+
+    def _begin(self, key: str, fence: int) -> None:
+        threading.Thread(target=self._do, args=(key, fence), name=f"job {key}", daemon=True).start()
 
     def _end(self, fence: int, why: Callable[[], Exception]) -> None:
         work = self._running.get(fence)
