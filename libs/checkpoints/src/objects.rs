@@ -16,15 +16,25 @@ use object_store::{
 };
 use ring::digest::{Context, SHA256};
 use tether_types::PoolName;
-use tokio::io::AsyncWriteExt as _;
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::{
     config::{Config, Place, Wrong},
     name::{JobDir, Name, Sha256},
 };
 
-/// Held in memory of each upload; what is smaller goes in one piece.
-const PIECE: usize = 8 << 20;
+/// What is smaller goes in one piece.
+const PIECE: u64 = 8 << 20;
+
+/// A bucket takes 10,000 of an upload.
+const PIECES: u64 = 9_000;
+
+/// Pieces of one upload that are on their way at once, beside the one that is filled; and uploads.
+const PIECES_AT_ONCE: usize = 2;
+const UPLOADS_AT_ONCE: usize = 8;
 
 /// An upload that was left in a directory for so long is nobody's.
 const ABANDONED: Duration = Duration::from_hours(24);
@@ -66,6 +76,7 @@ pub struct Objects {
     store: Arc<str>,
     directory: Option<PathBuf>,
     keep: usize,
+    uploads: Arc<Semaphore>,
 }
 
 impl Objects {
@@ -104,6 +115,7 @@ impl Objects {
             store: store.trim_end_matches('/').into(),
             directory,
             keep: usize::try_from(config.keep).unwrap_or(usize::MAX).max(1),
+            uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
         })
     }
 
@@ -112,10 +124,26 @@ impl Objects {
         format!("{}/{}", self.store, name.path())
     }
 
-    /// Begins to save.
-    pub fn save(&self, name: &Name, sha256: Sha256, bytes: u64) -> Upload {
+    /// Whether it is there already, as so many bytes (C2).
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn has(&self, name: &Name, bytes: u64) -> Result<bool, Error> {
+        match self.objects.head(&name.path()).await {
+            Ok(found) => Ok(found.size == bytes),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins to save, once not too many others do.
+    pub async fn save(&self, name: &Name, sha256: Sha256, bytes: u64) -> Upload {
+        let turn = Arc::clone(&self.uploads).acquire_owned().await;
+        let objects = Arc::clone(&self.objects);
+        let writer = BufWriter::with_capacity(objects, name.path(), piece(bytes));
         Upload {
-            writer: BufWriter::with_capacity(Arc::clone(&self.objects), name.path(), PIECE),
+            writer: writer.with_max_concurrency(PIECES_AT_ONCE),
+            _turn: turn.ok(),
             hash: Context::new(&SHA256),
             left: bytes,
             sha256,
@@ -209,9 +237,16 @@ impl Objects {
     }
 }
 
+/// How large a piece of an upload is.
+fn piece(bytes: u64) -> usize {
+    let piece = PIECE.max(bytes.div_ceil(PIECES));
+    usize::try_from(piece).unwrap_or(usize::MAX)
+}
+
 /// Bytes on their way. Nothing can be seen of them before they are whole.
 pub struct Upload {
     writer: BufWriter,
+    _turn: Option<OwnedSemaphorePermit>,
     hash: Context,
     left: u64,
     sha256: Sha256,

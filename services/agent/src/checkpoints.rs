@@ -226,22 +226,30 @@ impl CheckpointService for Checkpoints {
         };
         let (name, sha256) = named(&begin)?;
         let objects = self.shelf.objects().await?;
-        let mut upload = objects.save(&name, sha256, begin.bytes);
+        // Saved by an earlier call, which could not have it recorded: its bytes are not written once more.
+        let mut upload = match objects.has(&name, begin.bytes).await.map_err(failure)? {
+            true => None,
+            false => Some(objects.save(&name, sha256, begin.bytes).await),
+        };
         let taken: Result<(), Status> = async {
             while let Some(part) = parts.message().await? {
                 let Some(Part::Chunk(bytes)) = part.part else {
                     return Err(refused("only `chunk` follows `begin`").into());
                 };
-                upload.write(bytes.into()).await.map_err(failure)?;
+                if let Some(upload) = &mut upload {
+                    upload.write(bytes.into()).await.map_err(failure)?;
+                }
             }
             Ok(())
         }
         .await;
-        if let Err(status) = taken {
+        if let (Err(_), Some(upload)) = (&taken, &mut upload) {
             upload.abort().await;
-            return Err(status);
         }
-        upload.finish().await.map_err(failure)?;
+        taken?;
+        if let Some(upload) = upload {
+            upload.finish().await.map_err(failure)?;
+        }
         let checkpoint = self.record(&objects, &name, begin).await?;
         tokio::spawn(async move {
             if let Err(error) = objects.prune(&name).await {

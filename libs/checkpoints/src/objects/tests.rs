@@ -25,7 +25,7 @@ fn name(key: &str, fence: u64, seq: u64, bytes: &[u8]) -> Name {
 
 async fn save(objects: &Objects, key: &str, fence: u64, seq: u64, bytes: &'static [u8]) -> Name {
     let name = name(key, fence, seq, bytes);
-    let mut upload = objects.save(&name, sha(bytes), bytes.len() as u64);
+    let mut upload = objects.save(&name, sha(bytes), bytes.len() as u64).await;
     upload.write(Bytes::from_static(bytes)).await.unwrap();
     upload.finish().await.unwrap();
     name
@@ -45,10 +45,14 @@ async fn what_was_saved_is_loaded_whatever_its_key_and_what_is_torn_is_never_see
 
     let saved = save(&objects, &key, 7, 0, b"state").await;
     assert_eq!(load(&objects, &saved).await.unwrap(), b"state");
+    assert!(objects.has(&saved, 5).await.unwrap());
+    assert!(!objects.has(&saved, 6).await.unwrap());
+    let other = name(&key, 8, 0, b"state");
+    assert!(!objects.has(&other, 5).await.unwrap());
 
     let torn = name(&key, 7, 1, b"whole");
     for bytes in [&b"whol"[..], b"wholf", b"wholes"] {
-        let mut upload = objects.save(&torn, sha(b"whole"), 5);
+        let mut upload = objects.save(&torn, sha(b"whole"), 5).await;
         let written = upload.write(Bytes::from_static(bytes)).await;
         let ended = match written {
             Ok(()) => upload.finish().await,
@@ -57,6 +61,33 @@ async fn what_was_saved_is_loaded_whatever_its_key_and_what_is_torn_is_never_see
         assert!(matches!(ended, Err(Error::Torn(_))), "C2: {bytes:?}");
         assert!(load(&objects, &torn).await.is_err(), "C2: {bytes:?}");
     }
+}
+
+#[test]
+fn a_bucket_takes_what_is_large_in_as_many_pieces_as_it_allows() {
+    assert_eq!(piece(0), 8 << 20);
+    for bytes in [1_u64 << 30, 80 << 30, 1 << 40, 5 << 40] {
+        assert!(bytes.div_ceil(piece(bytes) as u64) <= 10_000, "{bytes}");
+    }
+}
+
+#[tokio::test]
+async fn no_more_uploads_are_held_in_memory_than_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let objects = open(&directory);
+    let begin = |seq: u64| {
+        let (objects, name) = (objects.clone(), name("job", 5, seq, b"s"));
+        async move { objects.save(&name, sha(b"s"), 1).await }
+    };
+    let mut uploads = Vec::new();
+    for seq in 0..UPLOADS_AT_ONCE as u64 {
+        uploads.push(begin(seq).await);
+    }
+    let mut next = std::pin::pin!(begin(99));
+
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(uploads.pop());
+    assert!(futures::poll!(&mut next).is_ready());
 }
 
 #[tokio::test]

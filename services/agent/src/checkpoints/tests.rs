@@ -122,7 +122,7 @@ impl Scene {
     async fn save(&self, begin: SaveCheckpointBegin, counts: bool) -> (Status, bool) {
         let objects = self.checkpoints.shelf.objects().await.unwrap();
         let (name, sha256) = named(&begin).unwrap();
-        let upload = objects.save(&name, sha256, 0);
+        let upload = objects.save(&name, sha256, 0).await;
         upload.finish().await.unwrap();
         let uri = objects.uri(&name);
         self.job.lock().unwrap().checkpoint = counts.then(|| Checkpoint {
