@@ -5,7 +5,7 @@ use std::time::Duration;
 use tether_proto::job::{
     CancelJobRequest, Job, JobState, PutCheckpointRequest, ReportJobRequest, StartJobRequest,
 };
-use tether_types::{DeathCause, Reason, WorkerId};
+use tether_types::{DeathCause, Orderer, Reason, WorkerId};
 
 use super::{
     jobs::plain,
@@ -54,11 +54,15 @@ fn start(world: &mut World, restarts: u32) -> Job {
 }
 
 fn kill(world: &mut World, id: &WorkerId) {
+    end(world, id, DeathCause::Exited(1));
+}
+
+fn end(world: &mut World, id: &WorkerId, cause: DeathCause) {
     let now = world.now;
     for node in &mut world.nodes {
         let place = node.workers.keys().position(|known| known == id);
         if let Some(place) = place {
-            node.kill_worker(place, DeathCause::Exited(1), now);
+            node.kill_worker(place, cause, now);
         }
     }
 }
@@ -129,6 +133,24 @@ fn a_job_goes_on_for_as_long_as_it_saves_and_is_lost_after_too_many_deaths_witho
     assert!(lost.death.is_some());
     world.run(Duration::from_secs(5));
     assert_eq!(job(&world).attempt, 7, "nobody begins it again");
+}
+
+#[test]
+fn a_job_whose_workers_are_ended_by_somebody_is_not_given_up_for_that() {
+    let mut world = world(1);
+    start(&mut world, 1);
+    for attempt in 1..=4 {
+        let job = until(&mut world, "it is done again", |job| {
+            job.attempt == attempt && job.state() == JobState::Running
+        });
+        assert_eq!(job.failures, 0);
+        end(
+            &mut world,
+            &worker(&job),
+            DeathCause::Ordered(Orderer::Operator),
+        );
+    }
+    until(&mut world, "and again", |job| job.attempt == 5);
 }
 
 #[test]
