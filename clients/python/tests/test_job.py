@@ -34,12 +34,21 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
     def __init__(self):
         self.asked, self.away, self.fence, self.saved = [], 0, 40, b""
         self.gone, self.refuses = grpc.StatusCode.UNAVAILABLE, {}
+        self.watchers, self.ended = None, threading.Event()
 
     def service(self, details):
         method = details.method.rpartition("/")[2]
         if method == "WatchJobs":
-            return grpc.unary_stream_rpc_method_handler(lambda ask, context: iter([self.answer("GetJob", ask, context)]))
+            return grpc.unary_stream_rpc_method_handler(self.watch)
         return grpc.unary_unary_rpc_method_handler(lambda ask, context: self.answer(method, ask, context))
+
+    def watch(self, ask, context):
+        yield self.answer("GetJob", ask, context)
+        if self.watchers:
+            self.watchers.release()
+            # As of a machine that vanished: nothing, and no end either.
+            context.add_callback(self.ended.set)
+            self.ended.wait(20)
 
     def answer(self, method, ask, context):
         self.asked.append(method)
@@ -164,6 +173,18 @@ class Jobs(unittest.TestCase):
         attempts.stop()
         attempts.join(10)
         self.assertTrue(attempts.drain(10))
+
+    def test_whoever_tells_nothing_any_more_is_asked_again(self):
+        self.arbiter.watchers, heard = threading.Semaphore(0), threading.Event()
+        self.addCleanup(self.arbiter.ended.set)
+        attempts = _attempts.Attempts(lambda work: heard.set(), "digits/0.7", os.environ["TETHER_GATEWAY"])
+        self.addCleanup(attempts.stop)
+        with unittest.mock.patch.multiple(_attempts, PAUSE=0.1, SILENCE=0.3):
+            attempts.start()
+            for _ in range(2):
+                self.assertTrue(self.arbiter.watchers.acquire(timeout=10))
+            attempts.stop()
+            attempts.join(10)
 
     def test_however_a_handler_ends_its_job_has_an_end(self):
         def leave(work):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -189,7 +190,7 @@ class Workers(unittest.TestCase):
         self.addCleanup(agent.close)
         late = job.Job.__new__(job.Job)
         late.key, late.pool, late.fence, late.saved = "long", "p", first["fence"], None
-        late._channel, late._patience, late._ended = agent, 5, None
+        late._channel, late._patience, late._ended, late._news = agent, 5, None, threading.Event()
         before = kept(cluster)
         with self.assertRaises(job.Fenced):
             late.save(b"late", step=99)

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import traceback
-from typing import Any, Callable, Dict, Optional, Set, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Set, Union
 
 import grpc
 
@@ -22,6 +22,9 @@ Handler = Callable[[job.Job], Union[bytes, str, None]]
 
 # Why nobody waits to hear of a job.
 FORGOTTEN = ("UNKNOWN_JOB", "UNKNOWN_POOL")
+
+# The arbiter tells of jobs every 10 s, whether or not there is news: who is silent for so long is gone.
+SILENCE = 30.0
 
 # Between two attempts to hear of jobs.
 PAUSE = 1.0
@@ -47,7 +50,7 @@ class Attempts(threading.Thread):
         while not self._stopping.is_set():
             try:
                 self._call = channel.unary_stream(job.SERVICE + "WatchJobs")(ask)
-                for told in self._call:
+                for told in until_silent(self._call):
                     self._told(told)
             except grpc.RpcError as error:
                 log.debug("nobody tells of jobs: %s", error)
@@ -155,6 +158,21 @@ class Attempts(threading.Thread):
             log.exception("job %s cannot be done", work.key)
             last = traceback.format_exception_only(type(error), error)[-1].strip()
             work.failed(last)
+
+
+def until_silent(call: Any) -> Iterator[bytes]:
+    """What is told in a call, which is ended where nothing is for too long."""
+    while True:
+        silence = threading.Timer(SILENCE, call.cancel)
+        silence.daemon = True
+        silence.start()
+        try:
+            told = next(call)
+        except StopIteration:
+            return
+        finally:
+            silence.cancel()
+        yield told
 
 
 def as_bytes(result: Any) -> bytes:
