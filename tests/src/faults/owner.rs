@@ -3,6 +3,7 @@
 use std::{
     fs,
     process::{Child, Command},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -17,9 +18,12 @@ use tether_tests::eventually_within;
 use crate::{
     lives::{cause, cost, explained, trouble},
     node::{Node, Outcome, PATIENCE, Pool},
-    parting::MARGIN,
     phase::Fault,
 };
+
+/// By when a worker has gone with its owner. How soon it does is measured elsewhere: here each call of its shim is listened
+/// to. An end by a lease (2 s) would come later.
+const SEEN: Duration = Duration::from_millis(1_500);
 
 /// When a shim hears whose process it is to watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,7 @@ async fn act(
 
     node.disown();
     owner.end();
-    if !node.is_gone_by(worker, BootClock.now() + MARGIN).await {
+    if !node.is_gone_by(worker, BootClock.now() + SEEN).await {
         return Ok(Err("it outlives its owner".to_owned()));
     }
     let death = node.death(worker).await?;
