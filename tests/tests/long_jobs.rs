@@ -10,6 +10,7 @@ use tether_proto::job::{
 };
 use tether_tests::{Owner, Site, eventually, eventually_within, example, kill, python};
 use tether_types::Reason;
+use tonic::Code;
 
 /// Ten minutes of work, a second each step, at a twenty-fifth of the time.
 const STEPS: u32 = 600;
@@ -55,12 +56,22 @@ async fn start(site: &Site, key: &str, seconds: f64) -> Job {
 }
 
 async fn look(site: &Site, key: &str) -> Job {
-    let ask = GetJobRequest {
-        pool: POOL.to_owned(),
-        key: key.to_owned(),
-    };
-    let answer = site.cluster.client().jobs().get_job(ask).await.unwrap();
-    answer.into_inner().job.unwrap()
+    let (job, _) = eventually("somebody tells of the job", async || {
+        let ask = GetJobRequest {
+            pool: POOL.to_owned(),
+            key: key.to_owned(),
+        };
+        match site.cluster.client().jobs().get_job(ask).await {
+            Ok(answer) => answer.into_inner().job,
+            // On a busy machine nobody may answer in time.
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                None
+            }
+        }
+    })
+    .await;
+    job
 }
 
 /// Waits until it is so of the job, which is not over before.
@@ -70,7 +81,10 @@ async fn until(site: &Site, key: &str, what: &str, is: impl Fn(&Job) -> bool) ->
         if is(&job) {
             return Some(job);
         }
-        let goes_on = matches!(job.state(), JobState::Running | JobState::Waiting);
+        let goes_on = matches!(
+            job.state(),
+            JobState::Running | JobState::Waiting | JobState::Orphaned
+        );
         assert!(goes_on, "{what}: {job:?}");
         None
     })

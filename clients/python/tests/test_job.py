@@ -3,6 +3,8 @@
 import concurrent.futures
 import os
 import sys
+import threading
+import time
 import unittest
 import unittest.mock
 
@@ -11,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 try:
     import grpc
 
-    from tether import job
+    from tether import _attempts, job
 except ImportError:
     grpc = None
 
@@ -31,16 +33,31 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
 
     def __init__(self):
         self.asked, self.away, self.fence, self.saved = [], 0, 40, b""
+        self.gone, self.refuses = grpc.StatusCode.UNAVAILABLE, {}
+        self.watchers, self.ended = None, threading.Event()
 
     def service(self, details):
         method = details.method.rpartition("/")[2]
+        if method == "WatchJobs":
+            return grpc.unary_stream_rpc_method_handler(self.watch)
         return grpc.unary_unary_rpc_method_handler(lambda ask, context: self.answer(method, ask, context))
+
+    def watch(self, ask, context):
+        yield self.answer("GetJob", ask, context)
+        if self.watchers:
+            self.watchers.release()
+            # As of a machine that vanished: nothing, and no end either.
+            context.add_callback(self.ended.set)
+            self.ended.wait(20)
 
     def answer(self, method, ask, context):
         self.asked.append(method)
         if self.away:
             self.away -= 1
-            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody there")
+            context.abort(self.gone, "nobody there")
+        if method in self.refuses:
+            context.set_trailing_metadata((("grpc-status-details-bin", self.refuses[method]),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "refused")
         told = wire.last(ask)
         if method == "GetJob":
             worker = wire.field(1, "digits") + wire.field(3, 7)
@@ -102,13 +119,98 @@ class Jobs(unittest.TestCase):
 
     def test_what_must_not_be_lost_is_told_until_somebody_hears_it(self):
         work = self.attach()
-        self.arbiter.away = 3
-        work.done(b"\x00result")
+        # The last two as where a connection breaks or is closed in the middle of a call.
+        for gone in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL):
+            self.arbiter.away, self.arbiter.gone, self.arbiter.asked = 3, gone, []
+            work.done(b"\x00result")
 
-        self.assertEqual(self.arbiter.asked.count("ReportJob"), 4)
-        self.assertEqual((self.arbiter.report[5], self.arbiter.report[6]), (b"\x00result", 40))
+            self.assertEqual(self.arbiter.asked.count("ReportJob"), 4)
+            self.assertEqual((self.arbiter.report[5], self.arbiter.report[6]), (b"\x00result", 40))
         self.arbiter.away = 1
         self.assertFalse(work.progress(0.5), "and progress is not")
+
+    def test_what_nobody_hears_ends_with_its_job(self):
+        for why in (job.Cancelled("by somebody"), job.Stopping("the worker ends")):
+            work = self.attach()
+            self.arbiter.asked, self.arbiter.away = [], 1_000_000
+            ending = threading.Thread(target=lambda: (self.was_asked(2), work.end(lambda: why)))
+            ending.start()
+            with self.assertRaises(type(why)):
+                work.checkpoint("s3://a")
+            ending.join()
+            self.arbiter.away = 1
+            work.failed("it is said all the same")
+
+    def was_asked(self, times):
+        deadline = time.monotonic() + 10
+        while len(self.arbiter.asked) < times and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def attempt(self, handler):
+        """What becomes of a job with this handler: how often its worker is ended."""
+        attempts = _attempts.Attempts(handler, "digits/0.7", os.environ["TETHER_GATEWAY"])
+        with unittest.mock.patch.object(_attempts, "end_worker") as end_worker, self.assertLogs("tether.jobs"):
+            attempts._do("train", 40)
+        self.assertTrue(attempts.drain(0))
+        return end_worker.call_count
+
+    def test_a_thread_that_cannot_be_had_is_asked_for_again(self):
+        heard = threading.Event()
+        attempts = _attempts.Attempts(lambda work: heard.set(), "digits/0.7", os.environ["TETHER_GATEWAY"])
+        self.addCleanup(attempts.stop)
+        begin, asked = attempts._begin, []
+
+        def begin_later(*job):
+            asked.append(job)
+            if len(asked) == 1:
+                raise RuntimeError("can't start new thread")
+            begin(*job)
+
+        attempts._begin = begin_later
+        with unittest.mock.patch.object(_attempts, "PAUSE", 0.1), self.assertLogs("tether.jobs"):
+            attempts.start()
+            self.assertTrue(heard.wait(10))
+        attempts.stop()
+        attempts.join(10)
+        self.assertTrue(attempts.drain(10))
+
+    def test_whoever_tells_nothing_any_more_is_asked_again(self):
+        self.arbiter.watchers, heard = threading.Semaphore(0), threading.Event()
+        self.addCleanup(self.arbiter.ended.set)
+        attempts = _attempts.Attempts(lambda work: heard.set(), "digits/0.7", os.environ["TETHER_GATEWAY"])
+        self.addCleanup(attempts.stop)
+        with unittest.mock.patch.multiple(_attempts, PAUSE=0.1, SILENCE=0.3):
+            attempts.start()
+            for _ in range(2):
+                self.assertTrue(self.arbiter.watchers.acquire(timeout=10))
+            attempts.stop()
+            attempts.join(10)
+
+    def test_however_a_handler_ends_its_job_has_an_end(self):
+        def leave(work):
+            raise SystemExit(3)
+
+        for handler, why in (
+            (leave, b"SystemExit: 3"),
+            (lambda work: b"x" * 65537, b"ValueError: a result has at most 65536 bytes"),
+            (lambda work: {"accuracy": 0.97}, b"TypeError: a job's result is bytes or a str, not dict"),
+        ):
+            self.arbiter.report = {}
+            self.assertEqual(self.attempt(handler), 0)
+            self.assertTrue(self.arbiter.report.get(7, b"").startswith(why), self.arbiter.report)
+
+    def test_a_worker_whose_end_of_a_job_is_refused_for_good_ends(self):
+        self.arbiter.refuses = {"ReportJob": info("CONFIG_INVALID")}
+        self.assertEqual(self.attempt(lambda work: b"result"), 1)
+        self.arbiter.refuses = {"ReportJob": info("UNKNOWN_JOB")}
+        self.assertEqual(self.attempt(lambda work: b"result"), 0, "nobody waits for it")
+
+    def test_a_job_whose_checkpoint_is_on_another_node_does_not_fail_but_goes_elsewhere(self):
+        self.arbiter.report = {}
+        self.arbiter.refuses = {"PutCheckpoint": info("STORE_FAILED", node="gpu-7")}
+        self.assertEqual(self.attempt(lambda work: work.checkpoint("file:///elsewhere")), 1)
+        self.assertNotIn(7, self.arbiter.report)
+        self.assertIn(b"gpu-7", self.arbiter.report[4], "and people are told why")
 
     def test_what_would_be_refused_is_not_sent(self):
         work = self.attach()

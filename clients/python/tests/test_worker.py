@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -189,10 +190,15 @@ class Workers(unittest.TestCase):
         self.addCleanup(agent.close)
         late = job.Job.__new__(job.Job)
         late.key, late.pool, late.fence, late.saved = "long", "p", first["fence"], None
-        late._channel, late._patience, late._ended = agent, 5, None
+        late._channel, late._patience, late._ended, late._news = agent, 5, None, threading.Event()
         before = kept(cluster)
         with self.assertRaises(job.Fenced):
             late.save(b"late", step=99)
+        self.assertEqual(kept(cluster), before)
+        # Those that count do, whoever is refused: it may not have heard that they were recorded.
+        late.saved = None
+        with self.assertRaises(job.Fenced):
+            late.save(b"x" * 3_000_000, step=7)
         self.assertEqual(kept(cluster), before)
 
     def test_a_cancelled_job_stops_and_one_that_does_not_is_ended_with_its_worker(self):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import random
+import signal
 import threading
 import traceback
-from typing import Any, Callable, Dict, Optional, Set, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Set, Union
 
 import grpc
 
@@ -17,6 +19,12 @@ from tether import _wire as wire, checkpoint, job
 log = logging.getLogger("tether.jobs")
 
 Handler = Callable[[job.Job], Union[bytes, str, None]]
+
+# Why nobody waits to hear of a job.
+FORGOTTEN = ("UNKNOWN_JOB", "UNKNOWN_POOL")
+
+# The arbiter tells of jobs every 10 s, whether or not there is news: who is silent for so long is gone.
+SILENCE = 30.0
 
 # Between two attempts to hear of jobs.
 PAUSE = 1.0
@@ -42,10 +50,13 @@ class Attempts(threading.Thread):
         while not self._stopping.is_set():
             try:
                 self._call = channel.unary_stream(job.SERVICE + "WatchJobs")(ask)
-                for told in self._call:
+                for told in until_silent(self._call):
                     self._told(told)
             except grpc.RpcError as error:
                 log.debug("nobody tells of jobs: %s", error)
+            except Exception:
+                # Without this thread no job would be done here any more, and nobody would know.
+                log.exception("what was told of jobs cannot be followed")
             self._stopping.wait(PAUSE * random.uniform(0.1, 1))
         channel.close()
 
@@ -80,9 +91,22 @@ class Attempts(threading.Thread):
             new = [] if self._stopping.is_set() else [fence for fence in jobs if fence not in self._seen]
             self._seen.update(new)
             self._running.update(dict.fromkeys(new))
-        for fence in new:
-            key = jobs[fence].get(1, b"").decode()
-            threading.Thread(target=self._do, args=(key, fence), name=f"job {key}", daemon=True).start()
+        begun: Set[int] = set()
+        try:
+            for fence in new:
+                key = jobs[fence].get(1, b"").decode()
+                self._begin(key, fence)
+                begun.add(fence)
+        finally:
+            # They begin when they are told of again.
+            with self._idle:
+                for fence in set(new) - begun:
+                    self._seen.discard(fence)
+                    self._running.pop(fence, None)
+                self._idle.notify_all()
+
+    def _begin(self, key: str, fence: int) -> None:
+        threading.Thread(target=self._do, args=(key, fence), name=f"job {key}", daemon=True).start()
 
     def _end(self, fence: int, why: Callable[[], Exception]) -> None:
         work = self._running.get(fence)
@@ -105,8 +129,11 @@ class Attempts(threading.Thread):
                     self._finish(work)
         except job.Fenced as fenced:
             log.warning("job %s: %s", key, fenced)
-        except job.Failed as failed:
-            log.error("job %s: %s", key, failed)
+        except BaseException as error:
+            log.exception("job %s: nobody hears how it ended", key)
+            if getattr(error, "reason", "") not in FORGOTTEN:
+                # Its worker would be taken to be at it for as long as it lives.
+                end_worker()
         finally:
             with self._idle:
                 self._running.pop(fence, None)
@@ -117,16 +144,51 @@ class Attempts(threading.Thread):
         try:
             with checkpoint.using(work):
                 result = self._handler(work)
+            work.done(as_bytes(result))
         except (job.Fenced, job.Stopping) as stopped:
             log.info("job %s: %s", work.key, stopped)
         except job.Cancelled:
             work.cancelled()
-        except Exception as error:
+        except job.Elsewhere as elsewhere:
+            log.error("job %s: %s", work.key, elsewhere)
+            work.progress(0.0, str(elsewhere))
+            # A worker of another node may have better luck.
+            end_worker()
+        except BaseException as error:
             log.exception("job %s cannot be done", work.key)
             last = traceback.format_exception_only(type(error), error)[-1].strip()
             work.failed(last)
-        else:
-            work.done(result.encode() if isinstance(result, str) else result or b"")
+
+
+def until_silent(call: Any) -> Iterator[bytes]:
+    """What is told in a call, which is ended where nothing is for too long."""
+    while True:
+        silence = threading.Timer(SILENCE, call.cancel)
+        silence.daemon = True
+        silence.start()
+        try:
+            told = next(call)
+        except StopIteration:
+            return
+        finally:
+            silence.cancel()
+        yield told
+
+
+def as_bytes(result: Any) -> bytes:
+    """What a handler returned, as a result."""
+    if result is None:
+        return b""
+    if isinstance(result, str):
+        return result.encode()
+    if isinstance(result, (bytes, bytearray, memoryview)):
+        return bytes(result)
+    raise TypeError(f"a job's result is bytes or a str, not {type(result).__name__}")
+
+
+def end_worker() -> None:
+    """Has this process end in good order: what it does goes on in another one."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def worker_ref(worker: str) -> bytes:

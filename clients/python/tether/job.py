@@ -31,6 +31,7 @@ Needs Python 3.8 and grpcio.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -41,6 +42,8 @@ import grpc
 
 from tether import _bytes, _wire as wire
 
+log = logging.getLogger("tether.jobs")
+
 SERVICE = "/tether.job.v1.JobService/"
 CHECKPOINTS = "/tether.checkpoint.v1.CheckpointService/"
 
@@ -50,6 +53,10 @@ URI_MAX, RESULT_MAX = 2048, 65536
 ERROR_MAX = 4096
 
 RUNNING, DONE, LOST, ORPHANED = 1, 2, 3, 4
+
+# Of calls that may be made again.
+AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+BROKEN = {grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL}
 
 # What can be saved.
 Data = Union[bytes, bytearray, memoryview, str, "os.PathLike[str]", BinaryIO]
@@ -82,6 +89,10 @@ class Fenced(Failed):
     def __init__(self, text: str, holder: str = "", fence: int = 0) -> None:
         super().__init__(text, "LEASE_FENCED")
         self.holder, self.fence = holder, fence
+
+
+class Elsewhere(Failed):
+    """This worker's node cannot get at the checkpoints of its job, where another one may: let this pass."""
 
 
 class Cancelled(Exception):
@@ -232,11 +243,11 @@ class Job:
     def failed(self, why: str) -> None:
         """Says that it cannot be done, and that no other attempt would: why is kept as a result is."""
         cut = why.encode()[:ERROR_MAX].decode(errors="ignore")
-        self._persist("ReportJob", self._report(0.0, "") + wire.present(7, cut.encode()))
+        self._persist("ReportJob", self._report(0.0, "") + wire.present(7, cut.encode()), to_the_end=True)
 
     def cancelled(self) -> None:
         """Says that it has stopped, as it was asked to."""
-        self._persist("ReportJob", self._report(0.0, "") + wire.field(8, 1))
+        self._persist("ReportJob", self._report(0.0, "") + wire.field(8, 1), to_the_end=True)
 
     def close(self) -> None:
         """Lets go of the connection."""
@@ -255,11 +266,13 @@ class Job:
         told = [(1, worker), (2, self.key), (3, float(part)), (4, message), (6, self.fence)]
         return b"".join(wire.field(*it) for it in told)
 
-    def _persist(self, method: str, ask: bytes) -> bytes:
-        return self._until(lambda timeout: self._channel.unary_unary(SERVICE + method)(ask, timeout=timeout))
+    def _persist(self, method: str, ask: bytes, to_the_end: bool = False) -> bytes:
+        call = self._channel.unary_unary(SERVICE + method)
+        return self._until(lambda timeout: call(ask, timeout=timeout), to_the_end)
 
-    def _until(self, call: Callable[[float], Any]) -> Any:
-        """Asks until there is an answer, or a refusal that will stay one."""
+    def _until(self, call: Callable[[float], Any], to_the_end: bool = False) -> Any:
+        """Asks until there is an answer, or a refusal that will stay one; or raises as `check` does, unless it is to
+        be said although this job has ended here."""
         deadline, pause = time.monotonic() + self._patience, 0.05
         while True:
             left = deadline - time.monotonic()
@@ -270,8 +283,11 @@ class Job:
             if not failed.passes or left <= pause:
                 raise failed from None
             # So that a thousand workers do not ask in the same moment.
-            time.sleep(pause * random.uniform(0.5, 1))
-            pause = min(pause * 2, 2)
+            wait = time.sleep if to_the_end else self.wait
+            wait(pause * random.uniform(0.5, 1))
+            before, pause = pause, min(pause * 2, 2)
+            if before < pause == 2:
+                log.warning("job %s: no answer yet: %s", self.key, failed)
 
     def _call(self, method: str, ask: bytes, timeout: float) -> bytes:
         call = self._channel.unary_unary(SERVICE + method)
@@ -302,10 +318,14 @@ def _failed(error: Any) -> Failed:
                     facts[pair.get(1, b"").decode()] = pair.get(2, b"").decode()
     if reason == "LEASE_FENCED":
         return Fenced(error.details(), facts.get("holder", ""), int(facts.get("fence") or 0))
-    failed = Failed(f"{error.code().name}: {error.details()}", reason)
-    away = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNKNOWN}
+    text = f"{error.code().name}: {error.details()}"
+    if reason == "STORE_FAILED" and "node" in facts:
+        return Elsewhere(f"{text} (node `{facts['node']}`)", reason)
+    failed = Failed(text, reason)
     # Results wait for their owner to acknowledge others, and a store for its disk.
-    failed.passes = error.code() in away or reason in ("STORE_FAILED", "MESSAGE_TOO_LARGE")
+    failed.passes = error.code() in AWAY or reason in ("STORE_FAILED", "MESSAGE_TOO_LARGE")
+    # Without a reason it is not the arbiter that says so but something on the way, as where a connection breaks.
+    failed.passes = failed.passes or not reason and error.code() in BROKEN
     return failed
 
 

@@ -76,13 +76,23 @@ impl Name {
         let mut number = || parts.next()?.parse().ok();
         let (fence, seq) = (number()?, number()?);
         let mark = parts.next()?.to_owned();
-        Some(Self {
+        let name = Self {
             dir,
             fence,
             seq,
             mark,
-        })
+        };
+        // Somebody else's files may look nearly like it.
+        let is_ours = PoolName::new(&name.dir.pool).is_ok()
+            && [&*name.dir.job, &*name.mark].into_iter().all(is_hash)
+            && name.path() == *path;
+        is_ours.then_some(name)
     }
+}
+
+fn is_hash(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 2 * SHORT && text.bytes().all(digit)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,7 +1,7 @@
 //! The objects themselves.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt, fs, io,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
@@ -15,15 +15,26 @@ use object_store::{
     local::LocalFileSystem, path::Path, prefix::PrefixStore,
 };
 use ring::digest::{Context, SHA256};
-use tokio::io::AsyncWriteExt as _;
+use tether_types::PoolName;
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::{
     config::{Config, Place, Wrong},
     name::{JobDir, Name, Sha256},
 };
 
-/// Held in memory of each upload; what is smaller goes in one piece.
-const PIECE: usize = 8 << 20;
+/// What is smaller goes in one piece.
+const PIECE: u64 = 8 << 20;
+
+/// A bucket takes 10,000 of an upload.
+const PIECES: u64 = 9_000;
+
+/// Pieces of one upload that are on their way at once, beside the one that is filled; and uploads.
+const PIECES_AT_ONCE: usize = 2;
+const UPLOADS_AT_ONCE: usize = 8;
 
 /// An upload that was left in a directory for so long is nobody's.
 const ABANDONED: Duration = Duration::from_hours(24);
@@ -44,6 +55,11 @@ pub enum Error {
         /// What there is.
         store: String,
     },
+    /// Nothing is there any more, or not here.
+    #[error(
+        "there is nothing at `{0}` on this node: what another node keeps in a directory of its own is not seen here; set `agent.checkpoints.store` of all nodes to one place that they share"
+    )]
+    Missing(String),
     /// The store cannot be used.
     #[error("cannot use `{0}` for checkpoints")]
     Unusable(String, #[source] io::Error),
@@ -60,6 +76,7 @@ pub struct Objects {
     store: Arc<str>,
     directory: Option<PathBuf>,
     keep: usize,
+    uploads: Arc<Semaphore>,
 }
 
 impl Objects {
@@ -98,6 +115,7 @@ impl Objects {
             store: store.trim_end_matches('/').into(),
             directory,
             keep: usize::try_from(config.keep).unwrap_or(usize::MAX).max(1),
+            uploads: Arc::new(Semaphore::new(UPLOADS_AT_ONCE)),
         })
     }
 
@@ -106,10 +124,26 @@ impl Objects {
         format!("{}/{}", self.store, name.path())
     }
 
-    /// Begins to save.
-    pub fn save(&self, name: &Name, sha256: Sha256, bytes: u64) -> Upload {
+    /// Whether it is there already, as so many bytes (C2).
+    ///
+    /// # Errors
+    /// As the store says.
+    pub async fn has(&self, name: &Name, bytes: u64) -> Result<bool, Error> {
+        match self.objects.head(&name.path()).await {
+            Ok(found) => Ok(found.size == bytes),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins to save, once not too many others do.
+    pub async fn save(&self, name: &Name, sha256: Sha256, bytes: u64) -> Upload {
+        let turn = Arc::clone(&self.uploads).acquire_owned().await;
+        let objects = Arc::clone(&self.objects);
+        let writer = BufWriter::with_capacity(objects, name.path(), piece(bytes));
         Upload {
-            writer: BufWriter::with_capacity(Arc::clone(&self.objects), name.path(), PIECE),
+            writer: writer.with_max_concurrency(PIECES_AT_ONCE),
+            _turn: turn.ok(),
             hash: Context::new(&SHA256),
             left: bytes,
             sha256,
@@ -123,7 +157,7 @@ impl Objects {
     pub async fn load(
         &self,
         uri: &str,
-    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + 'static, Error> {
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
         let path = uri.strip_prefix(&*self.store);
         let path = path.and_then(|rest| rest.strip_prefix('/'));
         let path = path.and_then(|rest| Path::parse(rest).ok());
@@ -131,7 +165,11 @@ impl Objects {
             uri: uri.to_owned(),
             store: self.store.to_string(),
         };
-        let found = self.objects.get(&path.ok_or_else(elsewhere)?).await?;
+        let found = self.objects.get(&path.ok_or_else(elsewhere)?).await;
+        let found = found.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => Error::Missing(uri.to_owned()),
+            other => other.into(),
+        })?;
         Ok(found.into_stream().map_err(Error::from))
     }
 
@@ -158,31 +196,37 @@ impl Objects {
         Ok(many)
     }
 
-    /// Every job of which there is something. To be asked before it is asked which jobs there are: what is found
-    /// here of one that is not there then is nobody's.
+    /// What there is, by job. To be asked before it is asked which jobs there are: what is found here of one that is
+    /// not there then is nobody's.
     ///
     /// # Errors
     /// As the store says.
-    pub async fn jobs(&self) -> Result<BTreeSet<JobDir>, Error> {
+    pub async fn jobs(&self) -> Result<BTreeMap<JobDir, Vec<Name>>, Error> {
         if let Some(directory) = self.directory.clone() {
             let swept = tokio::task::spawn_blocking(move || drop_abandoned(&directory));
             let swept = swept.await.map_err(io::Error::other).flatten();
             swept.map_err(|error| Error::Unusable(self.store.to_string(), error))?;
         }
-        let names = self.names(None).await?;
-        Ok(names.into_iter().map(|name| name.dir).collect())
+        let mut jobs = BTreeMap::<_, Vec<_>>::new();
+        for name in self.names(None).await? {
+            jobs.entry(name.dir.clone()).or_default().push(name);
+        }
+        Ok(jobs)
     }
 
-    /// Removes all of a job that is forgotten.
+    /// Removes what was found of a job that is forgotten, and nothing else: a job may begin under its key meanwhile.
     ///
     /// # Errors
     /// As the store says.
-    pub async fn forget(&self, job: &JobDir) -> Result<usize, Error> {
-        let names = self.names(Some(&job.path())).await?;
-        for name in &names {
-            self.remove(name).await?;
+    pub async fn forget(&self, found: &[Name]) -> Result<(), Error> {
+        for name in found {
+            // Another node that shares the store may look through it too.
+            match self.remove(name).await {
+                Err(Error::Store(object_store::Error::NotFound { .. })) => {}
+                removed => removed?,
+            }
         }
-        Ok(names.len())
+        Ok(())
     }
 
     /// What else is there is left alone.
@@ -193,9 +237,16 @@ impl Objects {
     }
 }
 
+/// How large a piece of an upload is.
+fn piece(bytes: u64) -> usize {
+    let piece = PIECE.max(bytes.div_ceil(PIECES));
+    usize::try_from(piece).unwrap_or(usize::MAX)
+}
+
 /// Bytes on their way. Nothing can be seen of them before they are whole.
 pub struct Upload {
     writer: BufWriter,
+    _turn: Option<OwnedSemaphorePermit>,
     hash: Context,
     left: u64,
     sha256: Sha256,
@@ -248,21 +299,53 @@ impl Upload {
     }
 }
 
-/// Removes uploads that nobody has finished since long.
+/// Removes uploads of checkpoints that nobody has finished since long. What else is there is somebody else's.
 fn drop_abandoned(directory: &FilePath) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            drop_abandoned(&path)?;
-        } else if entry.file_name().to_string_lossy().contains('#') {
-            let age = entry.metadata()?.modified()?.elapsed();
-            if age.is_ok_and(|age| age > ABANDONED) {
-                fs::remove_file(path)?;
+    for pool in children(directory)? {
+        if PoolName::new(&pool).is_err() {
+            continue;
+        }
+        for job in children(&directory.join(&pool))? {
+            let files = directory.join(&pool).join(&job);
+            for file in children(&files)? {
+                let is_upload = file.split_once('#').is_some_and(|(of, _)| {
+                    Name::of(&Path::from_iter([&*pool, &*job, of])).is_some()
+                });
+                if is_upload {
+                    drop_if_abandoned(&files.join(file)).or_else(unless_gone)?;
+                }
             }
         }
     }
     Ok(())
+}
+
+fn drop_if_abandoned(file: &FilePath) -> io::Result<()> {
+    let age = fs::metadata(file)?.modified()?.elapsed();
+    match age.is_ok_and(|age| age > ABANDONED) {
+        true => fs::remove_file(file),
+        false => Ok(()),
+    }
+}
+
+/// The names in a directory; none in what is no directory, or none any more.
+fn children(directory: &FilePath) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
+        Err(error) => return unless_gone(error).map(|()| Vec::new()),
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string()));
+    let names: io::Result<Vec<_>> = names.collect();
+    Ok(names?.into_iter().flatten().collect())
+}
+
+/// Another node that shares the directory may have removed it.
+fn unless_gone(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
 
 #[cfg(test)]

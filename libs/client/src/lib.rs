@@ -115,6 +115,7 @@ impl Client {
 
     /// Jobs.
     pub fn jobs(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel())
+        // A list is as long as there are jobs.
+        JobServiceClient::new(self.channel()).max_decoding_message_size(usize::MAX)
     }
 }

@@ -16,7 +16,7 @@ use tether_proto::{
         SaveCheckpointResponse, checkpoint_service_server::CheckpointService,
         load_checkpoint_response as loaded, save_checkpoint_request::Part,
     },
-    job::{Checkpoint, GetJobRequest, PutCheckpointRequest},
+    job::{Checkpoint, GetJobRequest, Job, PutCheckpointRequest},
     reason_of,
 };
 use tether_types::{PoolName, Reason};
@@ -36,14 +36,16 @@ pub(crate) struct Shelf {
     config: Config,
     /// A directory of this node's own, where nothing else is set.
     own: Option<PathBuf>,
+    node: String,
     opened: OnceCell<Objects>,
 }
 
 impl Shelf {
-    pub(crate) fn new(config: &Config, own: Option<PathBuf>) -> Self {
+    pub(crate) fn new(config: &Config, own: Option<PathBuf>, node: String) -> Self {
         Self {
             config: config.clone(),
             own,
+            node,
             opened: OnceCell::new(),
         }
     }
@@ -64,9 +66,26 @@ impl Shelf {
         let own = || own.map(|own| format!("file://{}", own.display()));
         let store = self.config.store.clone().or_else(own).ok_or_else(|| {
             let text = "this node has no place for checkpoints: set `agent.checkpoints.store`";
-            Failure::new(Reason::ConfigInvalid, text)
+            self.not_here(text)
         })?;
         Objects::open(&self.config, &store).map_err(failure)
+    }
+
+    /// What is wrong with this node alone: asking it again is of no use, asking another one may be.
+    fn not_here(&self, text: &str) -> Failure {
+        tracing::warn!("A job of this node cannot go on here: {text}");
+        Failure::new(Reason::StoreFailed, text).fact("node", &self.node)
+    }
+
+    async fn load(
+        &self,
+        uri: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Failure> {
+        let found = self.objects().await?.load(uri).await;
+        found.map_err(|error| match error {
+            Error::Missing(_) | Error::Elsewhere { .. } => self.not_here(&error.to_string()),
+            other => failure(other),
+        })
     }
 }
 
@@ -79,8 +98,10 @@ fn failure(error: Error) -> Failure {
         source = cause.source();
     }
     let reason = match error {
-        Error::Torn(_) | Error::Elsewhere { .. } => Reason::ConfigInvalid,
-        Error::Unusable(..) | Error::Store(_) => Reason::StoreFailed,
+        Error::Torn(_) => Reason::ConfigInvalid,
+        Error::Elsewhere { .. } | Error::Missing(_) | Error::Unusable(..) | Error::Store(_) => {
+            Reason::StoreFailed
+        }
     };
     Failure::new(reason, text)
 }
@@ -102,6 +123,33 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     pub(crate) fn new(shelf: Arc<Shelf>, upstream: Arc<Upstream>) -> Self {
         Self { shelf, upstream }
+    }
+
+    async fn job(&self, pool: &str, key: &str) -> Result<Option<Job>, Status> {
+        let ask = GetJobRequest {
+            pool: pool.to_owned(),
+            key: key.to_owned(),
+        };
+        let get = |mut arbiter: Client| {
+            let ask = ask.clone();
+            async move { arbiter.get_job(ask).await }
+        };
+        Ok(self.upstream.ask(get).await?.into_inner().job)
+    }
+
+    /// Whether no job goes on from there. What is refused may have been recorded all the same, when the answer to an
+    /// earlier call was lost: then it is what the attempt that fenced this one off begins with.
+    async fn is_of_no_use(&self, pool: &str, key: &str, uri: &str) -> bool {
+        match self.job(pool, key).await {
+            Ok(job) => {
+                let counts = job.and_then(|job| job.checkpoint);
+                counts.is_none_or(|checkpoint| checkpoint.uri != uri)
+            }
+            Err(status) => matches!(
+                reason_of(&status),
+                Some(Reason::UnknownJob | Reason::UnknownPool)
+            ),
+        }
     }
 
     /// Has the arbiter record what is saved, or removes it where that is refused for good.
@@ -126,8 +174,14 @@ impl Checkpoints {
             async move { arbiter.put_checkpoint(ask).await }
         };
         if let Err(status) = self.upstream.ask(put).await {
-            let for_good = [Reason::LeaseFenced, Reason::UnknownJob, Reason::UnknownPool];
+            let for_good = [
+                Reason::LeaseFenced,
+                Reason::UnknownJob,
+                Reason::UnknownPool,
+                Reason::ConfigInvalid,
+            ];
             if reason_of(&status).is_some_and(|reason| for_good.contains(&reason))
+                && self.is_of_no_use(&ask.pool, &ask.key, &uri).await
                 && let Err(error) = objects.remove(name).await
             {
                 tracing::warn!(%error, uri, "Cannot remove a checkpoint that does not count");
@@ -172,22 +226,30 @@ impl CheckpointService for Checkpoints {
         };
         let (name, sha256) = named(&begin)?;
         let objects = self.shelf.objects().await?;
-        let mut upload = objects.save(&name, sha256, begin.bytes);
+        // Saved by an earlier call, which could not have it recorded: its bytes are not written once more.
+        let mut upload = match objects.has(&name, begin.bytes).await.map_err(failure)? {
+            true => None,
+            false => Some(objects.save(&name, sha256, begin.bytes).await),
+        };
         let taken: Result<(), Status> = async {
             while let Some(part) = parts.message().await? {
                 let Some(Part::Chunk(bytes)) = part.part else {
                     return Err(refused("only `chunk` follows `begin`").into());
                 };
-                upload.write(bytes.into()).await.map_err(failure)?;
+                if let Some(upload) = &mut upload {
+                    upload.write(bytes.into()).await.map_err(failure)?;
+                }
             }
             Ok(())
         }
         .await;
-        if let Err(status) = taken {
+        if let (Err(_), Some(upload)) = (&taken, &mut upload) {
             upload.abort().await;
-            return Err(status);
         }
-        upload.finish().await.map_err(failure)?;
+        taken?;
+        if let Some(upload) = upload {
+            upload.finish().await.map_err(failure)?;
+        }
         let checkpoint = self.record(&objects, &name, begin).await?;
         tokio::spawn(async move {
             if let Err(error) = objects.prune(&name).await {
@@ -206,17 +268,11 @@ impl CheckpointService for Checkpoints {
         request: Request<LoadCheckpointRequest>,
     ) -> Result<Response<Self::LoadCheckpointStream>, Status> {
         let LoadCheckpointRequest { pool, key } = request.into_inner();
-        let ask = GetJobRequest { pool, key };
-        let get = |mut arbiter: Client| {
-            let ask = ask.clone();
-            async move { arbiter.get_job(ask).await }
-        };
-        let job = self.upstream.ask(get).await?.into_inner().job;
+        let job = self.job(&pool, &key).await?;
         let Some(checkpoint) = job.and_then(|job| job.checkpoint) else {
             return Ok(Response::new(Box::pin(futures::stream::empty())));
         };
-        let objects = self.shelf.objects().await?;
-        let bytes = objects.load(&checkpoint.uri).await.map_err(failure)?;
+        let bytes = self.shelf.load(&checkpoint.uri).await?;
         let first = futures::stream::iter([Ok(loaded::Part::Checkpoint(checkpoint))]);
         let pieces = bytes.flat_map(|bytes| {
             let pieces: Vec<_> = match bytes {
@@ -239,3 +295,6 @@ fn split(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
     let starts = (0..bytes.len()).step_by(PIECE);
     starts.map(|at| bytes.slice(at..bytes.len().min(at + PIECE)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,10 @@ impl Agent {
         let fates = Arc::clone(&ground.fates);
         let hands = Box::new(machine::Machine::new(Arc::new(ground), left));
         let own = tether_settings::state_dir().map(|state| state.join(own_checkpoints(runtime)));
-        let shelf = Arc::new(checkpoints::Shelf::new(&config.checkpoints, own));
+        let node = config
+            .node()
+            .map_or_else(|_| String::new(), |node| node.to_string());
+        let shelf = Arc::new(checkpoints::Shelf::new(&config.checkpoints, own, node));
         let upstream = Arc::new(upstream::Upstream::new(Arbiters::new(arbiters.clone())));
         let tells = (!config.no_fates).then(|| address.clone());
         Ok(Self {

@@ -73,15 +73,18 @@ impl Upstream {
         let mut way = self.way();
         let address = way.arbiters.current().clone();
         let channel = way.channel.get_or_insert_with(|| connect(&address));
-        (address, JobServiceClient::new(channel.clone()))
+        // A list of jobs is as long as there are jobs.
+        let client = JobServiceClient::new(channel.clone()).max_decoding_message_size(usize::MAX);
+        (address, client)
     }
 
     /// Whether another one is to be asked at once.
     fn turns_from(&self, asked: &Address, status: &Status) -> bool {
         let not_leader = NotLeader::of(status);
-        if not_leader.is_none()
-            && (status.code() != Code::Unavailable || reason_of(status).is_some())
-        {
+        // Without a reason it is the connection that says so, and not the arbiter.
+        let broken = [Code::Unavailable, Code::Cancelled, Code::Internal];
+        let is_broken = broken.contains(&status.code()) && reason_of(status).is_none();
+        if not_leader.is_none() && !is_broken {
             return false;
         }
         let mut way = self.way();
@@ -134,8 +137,10 @@ mod tests {
             .into()
         };
         let gone = || Status::unavailable("connection refused");
+        let closed = || Status::cancelled("operation was canceled");
+        let broken = || Status::internal("h2 protocol error");
 
-        for first in [&standby as &dyn Fn() -> Status, &gone] {
+        for first in [&standby as &dyn Fn() -> Status, &gone, &closed, &broken] {
             let (answer, asked) = ask(first).await;
             assert!(answer.is_ok(), "{asked:?}");
             assert_eq!(asked, ["a:1", "b:1"]);

@@ -35,6 +35,9 @@ use crate::{
 /// etcd takes 128 writes in one transaction unless told otherwise.
 const WRITES_PER_COMMIT: usize = 100;
 
+/// And 1.5 MiB of them, with their keys and what surrounds them.
+const BYTES_PER_COMMIT: usize = 1 << 20;
+
 /// The timer does not look more often than this, whatever is due.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
@@ -481,8 +484,12 @@ impl Shared {
 /// it, so that no gateway hears of one without the other.
 fn next_commit(writes: &BTreeMap<String, Option<Bytes>>) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
-    for key in writes.keys() {
-        if keys.len() >= WRITES_PER_COMMIT {
+    let mut bytes = 0;
+    for (key, value) in writes {
+        bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        // What is too large by itself is for the store to refuse.
+        let is_full = keys.len() >= WRITES_PER_COMMIT || bytes > BYTES_PER_COMMIT;
+        if is_full && !keys.is_empty() {
             break;
         }
         keys.insert(key.clone());

@@ -18,7 +18,7 @@ pub(crate) async fn sweep(shelf: Arc<Shelf>, upstream: Arc<Upstream>) {
         if shelf.is_used()
             && let Err(error) = sweep_once(&shelf, &upstream).await
         {
-            tracing::debug!(%error, "Cannot look for checkpoints of jobs that are forgotten");
+            tracing::warn!(%error, "Cannot look for checkpoints of jobs that are forgotten");
         }
     }
 }
@@ -35,9 +35,13 @@ async fn sweep_once(shelf: &Shelf, upstream: &Upstream) -> anyhow::Result<()> {
         Some(JobDir::new(&pool, &job.key))
     });
     let known: BTreeSet<_> = known.collect();
-    for job in kept.difference(&known) {
-        let many = objects.forget(job).await?;
-        tracing::info!(?job, many, "Removed checkpoints of a job that is forgotten");
+    for (job, found) in kept.iter().filter(|(job, _)| !known.contains(job)) {
+        objects.forget(found).await?;
+        tracing::info!(
+            ?job,
+            many = found.len(),
+            "Removed checkpoints of a job that is forgotten"
+        );
     }
     Ok(())
 }

@@ -31,6 +31,9 @@ const RESULTS_MAX: usize = 64 << 20;
 /// Longest word on why a job cannot be done, in bytes.
 const ERROR_MAX: usize = 4 << 10;
 
+/// How much of what is said of its progress is kept, in bytes: it is written with each checkpoint.
+const MESSAGE_MAX: usize = 4 << 10;
+
 /// Longest address of a checkpoint, in bytes.
 const URI_MAX: usize = 2 << 10;
 
@@ -240,6 +243,19 @@ fn told(job: &Job) -> Job {
     }
 }
 
+/// A job as one of thousands: without what can be large.
+fn listed(job: &Job) -> Job {
+    let mut job = Job {
+        spec: Vec::new(),
+        result: Vec::new(),
+        ..job.clone()
+    };
+    if let Some(death) = &mut job.death {
+        death.stderr_tail.clear();
+    }
+    job
+}
+
 /// Who does it.
 pub(super) fn worker_of(job: &Job) -> Option<WorkerId> {
     WorkerRef::required(job.worker.as_ref()).ok()
@@ -281,7 +297,7 @@ impl Ledger {
             .iter()
             .filter(|(name, _)| pool.is_empty() || name.as_str() == pool);
         pools
-            .flat_map(|(_, jobs)| jobs.values().map(told))
+            .flat_map(|(_, jobs)| jobs.values().map(listed))
             .collect()
     }
 
@@ -326,6 +342,8 @@ impl Ledger {
         }
         job.progress = job.progress.max(report.progress.clamp(0.0, 1.0));
         job.message = report.message;
+        let end = job.message.floor_char_boundary(MESSAGE_MAX);
+        job.message.truncate(end);
         let ended = if let Some(result) = report.result {
             job.result = result;
             job.progress = 1.0;

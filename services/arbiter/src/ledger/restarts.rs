@@ -2,12 +2,13 @@
 //!
 //! An attempt ends with the recorded death of its worker, and not before: one whose node is lost may go on there,
 //! and is followed once that is provably over. The next one begins as soon as a worker of the pool is ready. A job
-//! that gets on may die as often as it likes; one that dies again and again without a checkpoint is given up.
+//! that gets on may die as often as it likes; one that dies again and again without a checkpoint is given up. Ends
+//! that somebody wanted do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tether_proto::{
-    common::Death,
+    common::{Death, DeathCause},
     job::{Job, JobState},
 };
 use tether_types::PoolName;
@@ -54,9 +55,12 @@ impl Waiting {
 pub(super) fn lose(job: &mut Job, death: Option<&Death>) {
     job.death = death.cloned();
     let saved = job.checkpoint.as_ref().map(|saved| saved.fence);
-    job.failures = match saved == Some(job.fence) {
-        true => 0,
-        false => job.failures.saturating_add(1),
+    job.failures = if saved == Some(job.fence) {
+        0
+    } else if death.is_some_and(|death| is_ordered(death.cause())) {
+        job.failures
+    } else {
+        job.failures.saturating_add(1)
     };
     job.set_state(if !job.cancelled_by.is_empty() {
         JobState::Cancelled
@@ -65,6 +69,28 @@ pub(super) fn lose(job: &mut Job, death: Option<&Death>) {
     } else {
         JobState::Lost
     });
+}
+
+/// Whether somebody wanted the worker to end, which says nothing about what it did.
+fn is_ordered(cause: DeathCause) -> bool {
+    match cause {
+        DeathCause::OwnerGone
+        | DeathCause::AgentGone
+        | DeathCause::OrderedByOperator
+        | DeathCause::OrderedByScale
+        | DeathCause::OrderedByOwner
+        | DeathCause::OrderedByAgent
+        | DeathCause::Recycled => true,
+        DeathCause::Exited
+        | DeathCause::Signaled
+        | DeathCause::OutOfMemory
+        | DeathCause::Unhealthy
+        | DeathCause::LeaseExpired
+        | DeathCause::NeverReady
+        | DeathCause::SpawnFailed
+        | DeathCause::Unknown
+        | DeathCause::Unspecified => false,
+    }
 }
 
 impl Ledger {

@@ -1,6 +1,6 @@
 //! Jobs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tether_history::{What, note};
 use tether_proto::{
@@ -15,12 +15,15 @@ use tether_proto::{
     },
 };
 use tether_types::{PoolName, Reason};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Answers;
 use crate::{effects::Followed, ledger::Ledger, seat::Seat};
+
+/// So often a worker is told of its jobs where nothing changes: a machine that vanished does not close its streams.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// Serves [`JobService`].
 #[derive(Debug)]
@@ -156,6 +159,7 @@ impl JobService for Jobs {
                 Followed::Key(pool, job.key)
             }
         };
+        let is_worker = matches!(what, Followed::Worker(_));
         let (send, receive) = mpsc::channel(4);
         tokio::spawn(async move {
             let mut follower = shared.followers.follow(what.clone());
@@ -168,6 +172,7 @@ impl JobService for Jobs {
                 }
                 tokio::select! {
                     () = follower.changed() => {}
+                    () = sleep(SIGN_OF_LIFE), if is_worker => {}
                     () = send.closed() => return,
                     () = shared.over() => {
                         let _ = send.send(Err(shared.why_over())).await;

@@ -239,6 +239,23 @@ fn an_endpoint_ends_in_the_commit_that_says_why() {
     assert_eq!(commits, 20);
 }
 
+#[test]
+fn a_commit_has_no_more_bytes_than_etcd_takes_and_always_some() {
+    let value = |bytes: usize| Some(bytes::Bytes::from(vec![0; bytes]));
+    let mut writes: BTreeMap<_, _> = (0..100)
+        .map(|job| (format!("jobs/train/{job}"), value(64 << 10)))
+        .collect();
+    writes.insert("jobs/train/large".to_owned(), value(2 << 20));
+
+    while !writes.is_empty() {
+        let keys = next_commit(&writes);
+        let bytes = keys.iter().filter_map(|key| writes.remove(key)).flatten();
+        let bytes: usize = bytes.map(|value| value.len()).sum();
+        assert!(bytes > 0);
+        assert!(bytes <= 1 << 20 || keys.len() == 1, "{bytes}");
+    }
+}
+
 #[tokio::test]
 async fn a_store_that_hangs_does_not_hold_up_beats_of_nodes_or_owners() {
     let mut scene = Scene::start().await;

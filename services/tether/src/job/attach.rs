@@ -71,7 +71,7 @@ pub(crate) async fn attach(client: &Client, which: &Which, out: &Output) -> anyh
         // Who is asked may be away for a moment, or lead no more.
         let passes = matches!(
             problem.code,
-            Code::Unavailable | Code::Unknown | Code::Internal
+            Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled
         ) || problem.reason == Some(tether_types::Reason::NotLeader);
         if !passes || heard.elapsed() > PATIENCE {
             return Err(problem.into());
@@ -136,7 +136,9 @@ async fn follow(
 
 impl Log {
     fn turn_to(&mut self, client: &Client, worker: Option<WorkerRef>) {
-        if self.of == worker {
+        // Of the same one it is read again where that ended, as with a gateway that was restarted.
+        let is_read = self.task.as_ref().is_some_and(|task| !task.is_finished());
+        if self.of == worker && is_read {
             return;
         }
         if let Some(task) = self.task.take() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tether_proto::job::{
     CancelJobRequest, Job, JobState, PutCheckpointRequest, ReportJobRequest, StartJobRequest,
 };
-use tether_types::{DeathCause, Reason, WorkerId};
+use tether_types::{DeathCause, Orderer, Reason, WorkerId};
 
 use super::{
     jobs::plain,
@@ -54,11 +54,15 @@ fn start(world: &mut World, restarts: u32) -> Job {
 }
 
 fn kill(world: &mut World, id: &WorkerId) {
+    end(world, id, DeathCause::Exited(1));
+}
+
+fn end(world: &mut World, id: &WorkerId, cause: DeathCause) {
     let now = world.now;
     for node in &mut world.nodes {
         let place = node.workers.keys().position(|known| known == id);
         if let Some(place) = place {
-            node.kill_worker(place, DeathCause::Exited(1), now);
+            node.kill_worker(place, cause, now);
         }
     }
 }
@@ -132,6 +136,42 @@ fn a_job_goes_on_for_as_long_as_it_saves_and_is_lost_after_too_many_deaths_witho
 }
 
 #[test]
+fn a_job_whose_workers_are_ended_by_somebody_is_not_given_up_for_that() {
+    let mut world = world(1);
+    start(&mut world, 1);
+    for attempt in 1..=4 {
+        let job = until(&mut world, "it is done again", |job| {
+            job.attempt == attempt && job.state() == JobState::Running
+        });
+        assert_eq!(job.failures, 0);
+        end(
+            &mut world,
+            &worker(&job),
+            DeathCause::Ordered(Orderer::Operator),
+        );
+    }
+    until(&mut world, "and again", |job| job.attempt == 5);
+}
+
+#[test]
+fn what_a_job_says_of_itself_is_cut_as_it_is_written_with_each_checkpoint() {
+    let mut world = world(1);
+    let begun = start(&mut world, 2);
+    let report = ReportJobRequest {
+        key: "train".to_owned(),
+        message: "é".repeat(100_000),
+        fence: begun.fence,
+        ..ReportJobRequest::default()
+    };
+    let now = world.now;
+
+    let told = world.ledger.report_job(&worker(&begun), report, now);
+
+    told.unwrap();
+    assert_eq!(job(&world).message, "é".repeat(2048));
+}
+
+#[test]
 fn a_job_on_a_node_that_is_cut_off_is_done_again_once_its_worker_can_live_no_more_and_not_before() {
     let wishes = Wishes {
         grace_ms: 3_000,
@@ -183,8 +223,23 @@ fn a_job_that_waits_is_known_to_the_next_arbiter_with_what_it_is_to_do() {
     });
     assert!(second.fence > first.fence);
     assert_eq!((second.attempt, second.spec.as_slice()), (2, SPEC));
-    let listed = world.ledger.list_jobs(name());
-    assert!(listed[0].spec.is_empty(), "a list of thousands stays small");
+    let report = ReportJobRequest {
+        key: "train".to_owned(),
+        fence: second.fence,
+        result: Some(b"result".to_vec()),
+        ..ReportJobRequest::default()
+    };
+    let now = world.now;
+    let told = world.ledger.report_job(&worker(&second), report, now);
+    told.unwrap();
+    let listed = &world.ledger.list_jobs(name())[0];
+    assert!(
+        listed.spec.is_empty() && listed.result.is_empty(),
+        "a list of thousands stays small"
+    );
+    let death = listed.death.as_ref().unwrap();
+    assert!(death.stderr_tail.is_empty());
+    assert_eq!(job(&world).result, b"result");
 }
 
 #[test]

@@ -189,7 +189,10 @@ impl World {
                     "A9: {} is done by {id}, who is not there",
                     job.key
                 ),
-                JobState::Done => assert_eq!(job.result, b"done", "a result is lost"),
+                JobState::Done => {
+                    let job = self.ledger.get_job(&job.pool, &job.key).unwrap();
+                    assert_eq!(job.result, b"done", "a result is lost");
+                }
                 JobState::Lost | JobState::Cancelled => {}
                 JobState::Waiting => assert!(!live, "A9: {id} lives, and {} waits", job.key),
                 JobState::Failed | JobState::Unspecified => panic!("{} is nothing", job.key),
