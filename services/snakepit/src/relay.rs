@@ -13,6 +13,7 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tether_kit::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -26,9 +27,6 @@ use crate::{
     passing::{Passing, unavailable},
     upstream::Upstream,
 };
-
-/// What may be on its way before it is read. Payloads of megabytes are usual.
-pub(crate) const WINDOW: u32 = 1 << 20;
 
 /// Snakepit's own channel allows more calls at once than hyper does by itself.
 const STREAMS: u32 = 10_000;
@@ -197,7 +195,7 @@ pub(crate) async fn serve_calls(listener: UnixListener, worker: Arc<Upstream>) {
     }
 }
 
-async fn serve<A>(
+pub(crate) async fn serve<A>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     answer: impl Fn(Request<Incoming>) -> A + Send + Sync + 'static,
 ) where
@@ -210,8 +208,8 @@ async fn serve<A>(
     // A connection that breaks has nobody left to be told.
     let _ = http2::Builder::new(TokioExecutor::new())
         .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .serve_connection(TokioIo::new(stream), answer)
         .await;
 }
@@ -311,7 +309,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let mut end = End::of(UnixStream::connect(&path).await.unwrap());
         let given = getrlimit(Resource::Nofile);
-        let mut none = given.clone();
+        let mut none = given;
         none.current = Some(0);
         setrlimit(Resource::Nofile, none).unwrap();
 
