@@ -137,6 +137,20 @@ async fn a_worker_that_nobody_adopts_ends() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_beam_hangs_ends_and_so_does_its_program() {
+    let cluster = Cluster::start().await;
+    let short = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "3s");
+    let beam = Beam::start(&cluster, "beam", &[INDEPENDENT, short]).await;
+    let mut ports = beam.pool(1).await;
+
+    // Its process lives, and every pipe to its ports is open.
+    beam.hang();
+
+    ports[0].gone().await;
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
 async fn a_worker_without_a_beam_is_answered_at_once_and_lives() {
     let cluster = Cluster::start().await;
     let first = beam(&cluster, "first").await;

@@ -30,7 +30,7 @@ use crate::{
     attach::{Attach, End, Word},
     berth::Berth,
     outward::{announce, told},
-    pool, python,
+    pool, pulse, python,
     request::{self, Here, Mode, Request},
     story::{Story, pauses},
 };
@@ -163,8 +163,13 @@ impl Owner<'_> {
                 }
             }
         };
+        let beam = &request.elixir_address;
+        let pulse = pulse::follow(beam, pool::pulse(request.mode), |answers| {
+            own.session.hold_back(!answers);
+        });
         let outcome = tokio::select! {
             outcome = owned => outcome?,
+            () = pulse => unreachable!("it asks for as long as there is a session"),
             lost = own.session.lost() => return Err(Refusal::Lost(format!(
                 "`{}` is not ours any more: {lost}", own.session.owner()
             )).into()),

@@ -1,8 +1,9 @@
 //! One connection to a gRPC server, made when it is first needed and again when it broke: at once, not after a pause.
 
-use std::{io, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use http::{Request, Response, Uri, uri::PathAndQuery};
+use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::http2::{self, SendRequest},
@@ -14,12 +15,15 @@ use tokio::{net::TcpStream, sync::Mutex, time::timeout};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
-pub(crate) struct Upstream {
+pub(crate) struct Upstream<B = Incoming> {
     address: String,
-    connection: Mutex<Option<SendRequest<Incoming>>>,
+    connection: Mutex<Option<SendRequest<B>>>,
 }
 
-impl Upstream {
+impl<B> Upstream<B>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
+{
     pub(crate) fn new(address: String) -> Self {
         Self {
             address,
@@ -31,10 +35,7 @@ impl Upstream {
     ///
     /// # Errors
     /// When there is no connection to be had, or it breaks.
-    pub(crate) async fn send(
-        &self,
-        mut request: Request<Incoming>,
-    ) -> io::Result<Response<Incoming>> {
+    pub(crate) async fn send(&self, mut request: Request<B>) -> io::Result<Response<Incoming>> {
         let path = request.uri().path_and_query().cloned();
         let uri = Uri::builder()
             .scheme("http")
@@ -49,7 +50,7 @@ impl Upstream {
             .map_err(io::Error::other)
     }
 
-    async fn connection(&self) -> io::Result<SendRequest<Incoming>> {
+    async fn connection(&self) -> io::Result<SendRequest<B>> {
         let mut kept = self.connection.lock().await;
         if let Some(kept) = kept.as_ref().filter(|kept| !kept.is_closed()) {
             return Ok(kept.clone());
