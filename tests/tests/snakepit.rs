@@ -6,12 +6,12 @@ use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use rustix::process::Signal;
 use tether_tests::{
-    Cluster, Setup, Traces,
+    Cluster, DEADLINE, Setup, Traces,
     bridge::{ExecuteToolRequest, bridge_service_client::BridgeServiceClient},
     eventually, kill, program,
     snakepit::{ADAPTER, Beam, script_named},
 };
-use tokio::time::timeout;
+use tokio::{net::UnixListener, time::timeout};
 use tonic::Request;
 
 /// Longer than anything that is not waited out takes, and shorter than what is.
@@ -311,6 +311,28 @@ async fn without_a_gateway_it_says_what_to_do() {
         said.contains("start `tether up`") && said.contains("python_executable"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_program_ends_when_it_is_told_to_also_while_its_gateway_hangs() {
+    let cluster = Cluster::start().await;
+    let path = cluster.dir().join("hangs.sock");
+    let gateway = UnixListener::bind(&path).unwrap();
+    let address = format!("unix:{}", path.display());
+    let beam = Beam::start(&cluster, "beam", &[("TETHER_GATEWAY", &address)]).await;
+
+    for (number, is_ordered) in [true, false].into_iter().enumerate() {
+        let mut port = beam.port(number, WORKER, ADAPTER);
+        // From here on it waits for an answer.
+        let _unanswered = timeout(DEADLINE, gateway.accept()).await.unwrap().unwrap();
+        if is_ordered {
+            port.signal(Signal::TERM);
+        } else {
+            port.close();
+        }
+        let (code, said) = port.gone().await;
+        assert_eq!(code, Some(143), "{said}");
+    }
 }
 
 #[tokio::test]
