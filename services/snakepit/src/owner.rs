@@ -40,6 +40,12 @@ use crate::{
 /// Longer than the arbiter takes to hear of a death, also where it has to come back first.
 const DEATH_WAIT: Duration = Duration::from_secs(20);
 
+/// Between two looks at a worker that cannot be heard: an event may be missed, or never come. Hundreds may look at once.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Before the first look at one that could be heard until then.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+
 /// How long is spent on leaving nothing behind, once the worker is gone.
 const TIDY_WAIT: Duration = Duration::from_secs(2);
 
@@ -230,39 +236,55 @@ impl Owner<'_> {
             known,
             mut ready,
         } = begun;
-        let is_ours = |event: &Event| {
-            let number = event.worker.as_ref().map_or(0, |worker| worker.incarnation);
+        let of = |event: &Event| event.worker.as_ref().map_or(0, |worker| worker.incarnation);
+        let is_ours = |number: u64| {
             if adopts {
                 number == known
             } else {
                 number > known
             }
         };
-
         let mut started = adopts;
         let mut serves = false;
         let mut stopping = false;
         let mut link: Option<End> = None;
         let mut deadline: Option<Instant> = None;
-        loop {
-            if std::mem::take(&mut ready) {
+        let mut look = Instant::now() + LOOK;
+        let (death, text) = loop {
+            if std::mem::take(&mut ready) && !stopping {
                 link = self.attach().await;
-                // It ends as it becomes ready: that is told by its death.
-                deadline = link.is_none().then(|| Instant::now() + DEATH_WAIT);
+                deadline = match link {
+                    Some(_) => None,
+                    // It ends as it becomes ready: that is told by its death.
+                    None => deadline.or_else(|| Some(Instant::now() + DEATH_WAIT)),
+                };
             }
             tokio::select! {
                 event = story.next() => match event.kind() {
-                    EventKind::WorkerStarted if is_ours(&event) => started = true,
-                    EventKind::WorkerReady if is_ours(&event) => ready = link.is_none(),
-                    EventKind::WorkerDied | EventKind::WorkerCrashLoop if is_ours(&event) => {
-                        if adopts && !serves && !stopping {
-                            return Ok(Outcome::Stale);
-                        }
-                        let death = event.death.as_ref().map(Death::from);
-                        return Ok(Outcome::Ended(told(&name, death.as_ref(), &event.text, stopping)));
+                    EventKind::WorkerStarted if is_ours(of(&event)) => started = true,
+                    EventKind::WorkerReady if is_ours(of(&event)) => ready = link.is_none(),
+                    EventKind::WorkerDied | EventKind::WorkerCrashLoop if is_ours(of(&event)) => {
+                        break (event.death, event.text);
                     }
                     _ => {}
                 },
+                seen = self.look(&name, look), if link.is_none() => {
+                    look = Instant::now() + LOOK;
+                    let Ok(seen) = seen else { continue };
+                    let ours = seen.filter(|worker| is_ours(incarnation(worker)));
+                    match ours.as_ref().map(Worker::phase) {
+                        Some(WorkerPhase::Starting) => started = true,
+                        Some(WorkerPhase::Ready) => (started, ready) = (true, true),
+                        Some(WorkerPhase::Dead | WorkerPhase::CrashLoop) => {
+                            break ours.map(|worker| (worker.last_death, worker.status)).unwrap_or_default();
+                        }
+                        // Its death is to be told yet.
+                        _ if started => {
+                            deadline.get_or_insert_with(|| Instant::now() + DEATH_WAIT);
+                        }
+                        _ => {}
+                    }
+                }
                 word = next_word(&mut link) => match word {
                     Some(Word::Serves(port)) => {
                         let file = &self.request.ready_file;
@@ -274,6 +296,7 @@ impl Owner<'_> {
                     )).into()),
                     None => {
                         link = None;
+                        look = Instant::now() + FIRST_LOOK;
                         deadline.get_or_insert_with(|| Instant::now() + DEATH_WAIT);
                     }
                 },
@@ -290,7 +313,12 @@ impl Owner<'_> {
                 },
                 () = until(deadline) => bail!("`{name}` does not answer, and nobody tells of its death: look at `tether ps` and `tether events`"),
             }
+        };
+        if adopts && !serves && !stopping {
+            return Ok(Outcome::Stale);
         }
+        let death = death.as_ref().map(Death::from);
+        Ok(Outcome::Ended(told(&name, death.as_ref(), &text, stopping)))
     }
 
     /// Asks for the worker of this berth.

@@ -8,7 +8,7 @@ use tether_proto::{
     pool::{ApplyPoolRequest, DeletePoolRequest},
     worker::{ListWorkersRequest, Worker},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status};
 
 use super::Owner;
@@ -38,6 +38,12 @@ impl Owner<'_> {
             Err(status) if status.code() == Code::NotFound => Ok(None),
             answer => Ok(answer?.into_inner().workers.into_iter().next()),
         }
+    }
+
+    /// The worker, as it stands at that time.
+    pub(super) async fn look(&self, pool: &str, at: Instant) -> Result<Option<Worker>, Problem> {
+        sleep_until(at).await;
+        self.worker(pool).await
     }
 
     pub(super) async fn apply(&self) -> anyhow::Result<()> {
