@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{fs, os::unix::fs::symlink, time::Duration};
+use std::{fs, os::unix::fs::symlink};
 
 use rustix::process::Signal;
 use tether_tests::{
@@ -13,9 +13,6 @@ use tether_tests::{
 };
 use tokio::{net::UnixListener, time::timeout};
 use tonic::Request;
-
-/// Longer than anything that is not waited out takes, and shorter than what is.
-const SOON: Duration = Duration::from_secs(5);
 
 const WORKER: &str = "grpc_server.py";
 
@@ -85,7 +82,7 @@ async fn the_real_python_is_never_this_program_again() {
         .env("PATH", path)
         .env("SNAKEPIT_PYTHON", program("tether-python"));
 
-    let output = timeout(SOON, command.output()).await.unwrap().unwrap();
+    let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
 
     assert_eq!(String::from_utf8_lossy(&output.stdout), "real\n");
 }
