@@ -90,7 +90,8 @@ async fn the_real_python_is_never_this_program_again() {
 #[tokio::test]
 async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
     let cluster = Cluster::start().await;
-    let beam = Beam::start(&cluster, "beam", &[("MODEL", "large")]).await;
+    let given = [("MODEL", "large"), ("TETHER_AGENT", "unix:/another")];
+    let beam = Beam::start(&cluster, "beam", &given).await;
     let mut port = beam.port(0, WORKER, ADAPTER);
     port.ready().await;
     let written: Vec<_> = fs::read_dir(cluster.dir())
@@ -150,6 +151,13 @@ async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
             .as_str()
             .unwrap()
             .starts_with("snakepit-"),
+        "{env}"
+    );
+    let agent = env["TETHER_AGENT"].as_str().unwrap();
+    assert!(
+        agent != "unix:/another"
+            && env["TETHER_LEASE"].is_string()
+            && env["TETHER_LISTEN"].is_null(),
         "{env}"
     );
 
