@@ -50,13 +50,18 @@ where
             .map_err(io::Error::other)
     }
 
+    /// Also who waits for another's try waits no longer.
     async fn connection(&self) -> io::Result<SendRequest<B>> {
+        let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn connect(&self) -> io::Result<SendRequest<B>> {
         let mut kept = self.connection.lock().await;
         if let Some(kept) = kept.as_ref().filter(|kept| !kept.is_closed()) {
             return Ok(kept.clone());
         }
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await;
-        let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW)
