@@ -299,6 +299,29 @@ async fn a_worker_can_be_ended_before_it_is_ready() {
 }
 
 #[tokio::test]
+async fn what_stands_beside_a_worker_may_be_killed_before_that_is_ready() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let flags = ["--adapter", "pretend.Slow", "--port", "0"];
+    let mut port = beam.port(0, "light/grpc_server.py", &flags);
+    let traces = cluster.traces();
+    let (beside, _) = eventually("the worker runs beside another process", async || {
+        let found = traces.find();
+        let pid_of = |what: &str| {
+            let is_it = found.iter().find(|process| process.command.contains(what));
+            is_it.map(|process| process.pid)
+        };
+        pid_of("pretend.Slow").and_then(|_| pid_of("--tether-beside"))
+    })
+    .await;
+
+    kill(beside, Signal::KILL);
+
+    assert_eq!(port.gone().await.0, Some(137));
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
 async fn without_a_gateway_it_says_what_to_do() {
     let cluster = Cluster::start().await;
     let beam = Beam::start(
