@@ -13,6 +13,7 @@ use tokio::{
     io::AsyncReadExt as _,
     net::TcpListener,
     process::{Child, ChildStdin, Command},
+    sync::watch,
     task::JoinHandle,
     time::timeout,
 };
@@ -44,6 +45,7 @@ pub struct Beam {
     dir: PathBuf,
     env: Vec<(String, String)>,
     asked: Asked,
+    hangs: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
 
@@ -70,9 +72,11 @@ impl Beam {
             .expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let asked = Asked::default();
+        let hangs = watch::Sender::new(false);
         let bridge = Bridge {
             name: name.to_owned(),
             asked: Arc::clone(&asked),
+            hangs: hangs.clone(),
         };
         let serving = tokio::spawn(async move {
             let incoming = TcpListenerStream::new(listener);
@@ -90,6 +94,7 @@ impl Beam {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             asked,
+            hangs,
             serving,
         }
     }
@@ -159,6 +164,11 @@ impl Beam {
     /// Where it serves.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Has it answer nothing more to who asks whether it is there.
+    pub fn hang(&self) {
+        self.hangs.send_replace(true);
     }
 
     /// Ends it as SIGKILL would: its server is gone, and every pipe to its ports with it.
@@ -327,6 +337,7 @@ fn json(text: &[u8]) -> Value {
 struct Bridge {
     name: String,
     asked: Asked,
+    hangs: watch::Sender<bool>,
 }
 
 impl Bridge {
@@ -340,8 +351,13 @@ impl Bridge {
 
 #[tonic::async_trait]
 impl BridgeService for Bridge {
-    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
-        self.note("Ping");
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        // Of its workers; their programs ask too.
+        if request.get_ref().message == "hello" {
+            self.note("Ping");
+        }
+        let mut hangs = self.hangs.subscribe();
+        let _ = hangs.wait_for(|hangs| !hangs).await;
         Ok(Response::new(Default::default()))
     }
 

@@ -2,20 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{fs, os::unix::fs::symlink, time::Duration};
+use std::{fs, os::unix::fs::symlink};
 
 use rustix::process::Signal;
 use tether_tests::{
-    Cluster, Setup, Traces,
+    Cluster, DEADLINE, Setup, Traces,
     bridge::{ExecuteToolRequest, bridge_service_client::BridgeServiceClient},
     eventually, kill, program,
     snakepit::{ADAPTER, Beam, script_named},
 };
-use tokio::time::timeout;
+use tokio::{net::UnixListener, time::timeout};
 use tonic::Request;
-
-/// Longer than anything that is not waited out takes, and shorter than what is.
-const SOON: Duration = Duration::from_secs(5);
 
 const WORKER: &str = "grpc_server.py";
 
@@ -85,7 +82,7 @@ async fn the_real_python_is_never_this_program_again() {
         .env("PATH", path)
         .env("SNAKEPIT_PYTHON", program("tether-python"));
 
-    let output = timeout(SOON, command.output()).await.unwrap().unwrap();
+    let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
 
     assert_eq!(String::from_utf8_lossy(&output.stdout), "real\n");
 }
@@ -93,7 +90,8 @@ async fn the_real_python_is_never_this_program_again() {
 #[tokio::test]
 async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
     let cluster = Cluster::start().await;
-    let beam = Beam::start(&cluster, "beam", &[("MODEL", "large")]).await;
+    let given = [("MODEL", "large"), ("TETHER_AGENT", "unix:/another")];
+    let beam = Beam::start(&cluster, "beam", &given).await;
     let mut port = beam.port(0, WORKER, ADAPTER);
     port.ready().await;
     let written: Vec<_> = fs::read_dir(cluster.dir())
@@ -153,6 +151,13 @@ async fn a_worker_is_started_serves_and_ends_when_it_is_told_to() {
             .as_str()
             .unwrap()
             .starts_with("snakepit-"),
+        "{env}"
+    );
+    let agent = env["TETHER_AGENT"].as_str().unwrap();
+    assert!(
+        agent != "unix:/another"
+            && env["TETHER_LEASE"].is_string()
+            && env["TETHER_LISTEN"].is_null(),
         "{env}"
     );
 
@@ -294,6 +299,29 @@ async fn a_worker_can_be_ended_before_it_is_ready() {
 }
 
 #[tokio::test]
+async fn what_stands_beside_a_worker_may_be_killed_before_that_is_ready() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let flags = ["--adapter", "pretend.Slow", "--port", "0"];
+    let mut port = beam.port(0, "light/grpc_server.py", &flags);
+    let traces = cluster.traces();
+    let (beside, _) = eventually("the worker runs beside another process", async || {
+        let found = traces.find();
+        let pid_of = |what: &str| {
+            let is_it = found.iter().find(|process| process.command.contains(what));
+            is_it.map(|process| process.pid)
+        };
+        pid_of("pretend.Slow").and_then(|_| pid_of("--tether-beside"))
+    })
+    .await;
+
+    kill(beside, Signal::KILL);
+
+    assert_eq!(port.gone().await.0, Some(137));
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
 async fn without_a_gateway_it_says_what_to_do() {
     let cluster = Cluster::start().await;
     let beam = Beam::start(
@@ -311,6 +339,28 @@ async fn without_a_gateway_it_says_what_to_do() {
         said.contains("start `tether up`") && said.contains("python_executable"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn a_program_ends_when_it_is_told_to_also_while_its_gateway_hangs() {
+    let cluster = Cluster::start().await;
+    let path = cluster.dir().join("hangs.sock");
+    let gateway = UnixListener::bind(&path).unwrap();
+    let address = format!("unix:{}", path.display());
+    let beam = Beam::start(&cluster, "beam", &[("TETHER_GATEWAY", &address)]).await;
+
+    for (number, is_ordered) in [true, false].into_iter().enumerate() {
+        let mut port = beam.port(number, WORKER, ADAPTER);
+        // From here on it waits for an answer.
+        let _unanswered = timeout(DEADLINE, gateway.accept()).await.unwrap().unwrap();
+        if is_ordered {
+            port.signal(Signal::TERM);
+        } else {
+            port.close();
+        }
+        let (code, said) = port.gone().await;
+        assert_eq!(code, Some(143), "{said}");
+    }
 }
 
 #[tokio::test]

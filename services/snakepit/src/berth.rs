@@ -138,13 +138,16 @@ impl Berth {
     /// When it cannot be written.
     pub(crate) fn write(&self, launch: &Launch) -> io::Result<()> {
         let path = self.dir.join(LAUNCH);
+        let whole = path.with_extension("new");
         let mut file = OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(true)
             .mode(0o600)
-            .open(path)?;
-        file.write_all(&serde_json::to_vec(launch)?)
+            .open(&whole)?;
+        file.write_all(&serde_json::to_vec(launch)?)?;
+        // Whoever reads it finds all of it.
+        fs::rename(whole, path)
     }
 
     /// Nothing lives here any more.

@@ -6,7 +6,7 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs, io,
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
@@ -41,16 +41,12 @@ const ITS_READY: &str = "port";
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Of the agent, and of this incarnation: the worker finds them as any worker of Tether's does.
-const OURS: &[&str] = &[
-    "TETHER_WORKER",
-    "TETHER_POOL",
-    "TETHER_SLOT",
-    "TETHER_INCARNATION",
-    "TETHER_NODE",
-    "TETHER_DIR",
-    "NOTIFY_SOCKET",
-];
+/// Whether this is of the agent, and of this incarnation: the worker finds it as any worker of Tether's does. Where
+/// such a worker is to listen is taken: there the relay serves.
+fn is_ours(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name == b"NOTIFY_SOCKET" || name.starts_with(b"TETHER_") && name != b"TETHER_LISTEN"
+}
 
 /// Starts the worker of a berth and stands beside it to its end: `BERTH DIR SOCKET`. Tells its exit code.
 ///
@@ -141,9 +137,7 @@ fn start(launch: &Launch, relay: String, port: u16, ready: &Path) -> anyhow::Res
         .argv
         .split_first()
         .context("there is nothing to start")?;
-    let ours = OURS
-        .iter()
-        .filter_map(|name| Some((*name, env::var_os(name)?)));
+    let ours = env::vars_os().filter(|(name, _)| is_ours(name));
     Command::new(python)
         .args(args)
         .args(["--port", &port.to_string(), "--elixir-address", &relay])

@@ -6,7 +6,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message;
 use prost_types::Timestamp;
 
-const PING: &str = "/snakepit.bridge.BridgeService/Ping";
+pub(crate) const PING: &str = "/snakepit.bridge.BridgeService/Ping";
 const HEARTBEAT: &str = "/snakepit.bridge.BridgeService/Heartbeat";
 
 /// `snakepit.bridge.PingResponse`.
@@ -54,7 +54,8 @@ fn now() -> Timestamp {
     }
 }
 
-fn framed(message: &impl Message) -> Bytes {
+/// A message as it goes over the wire.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
     let body = message.encode_to_vec();
     let mut frame = BytesMut::with_capacity(5 + body.len());
     frame.put_u8(0);

@@ -21,6 +21,7 @@ mod owner;
 mod passing;
 mod pool;
 mod ports;
+mod pulse;
 mod python;
 mod relay;
 mod request;

@@ -1,6 +1,8 @@
 //! The program that Snakepit starts for each worker: it owns a pool of one, says where the worker serves, and ends with
 //! the worker's code.
 
+mod asking;
+
 use std::{
     env,
     ffi::OsString,
@@ -11,35 +13,38 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, bail};
-use backon::Retryable as _;
-use tether_client::{Client, Problem, Session, SessionOptions};
+use tether_client::{Client, Session};
 use tether_kit::stop::on_signals;
 use tether_proto::{
     common::WorkerPhase,
-    pool::{ApplyPoolRequest, DeletePoolRequest},
-    worker::{Event, EventKind, ListWorkersRequest, Worker},
+    worker::{Event, EventKind, Worker},
 };
 use tether_settings::{Connect, Listen, Place as Where, Whereabouts};
 use tether_types::Death;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::Code;
+
+use asking::{open_session, within};
 
 use crate::{
     OWN, Refusal,
     attach::{Attach, End, Word},
     berth::Berth,
     outward::{announce, told},
-    pool, python,
+    pool, pulse, python,
     request::{self, Here, Mode, Request},
-    story::{Story, pauses},
+    story::Story,
 };
-
-/// How long a gateway may take to come up beside the BEAM.
-const GATEWAY_WAIT: Duration = Duration::from_secs(5);
 
 /// Longer than the arbiter takes to hear of a death, also where it has to come back first.
 const DEATH_WAIT: Duration = Duration::from_secs(20);
+
+/// Between two looks at a worker that cannot be heard: an event may be missed, or never come. Hundreds may look at once.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Before the first look at one that could be heard until then.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 
 /// How long is spent on leaving nothing behind, once the worker is gone.
 const TIDY_WAIT: Duration = Duration::from_secs(2);
@@ -107,6 +112,26 @@ enum Stopped {
     Alone,
 }
 
+impl Stopped {
+    /// What to end with where there is no worker yet.
+    fn status(self, mode: Mode) -> u8 {
+        match (self, mode) {
+            (Self::Alone, Mode::Independent(_)) => 0,
+            (Self::Alone, Mode::Coupled) | (Self::Ordered, _) => TERMINATED,
+        }
+    }
+}
+
+/// A worker that was asked for.
+struct Begun {
+    story: Story,
+    /// Whether it lived before.
+    adopts: bool,
+    /// The incarnation that was there before.
+    known: u64,
+    ready: bool,
+}
+
 /// What came of having a worker.
 #[derive(Debug)]
 enum Outcome {
@@ -133,8 +158,19 @@ impl Owner<'_> {
         let berth = Berth::claim(&base, request.key, adopts)
             .with_context(|| format!("cannot use `{}`", base.display()))?;
         let client = Client::connect(&gateway);
-        let session = match open_session(&client, &pool::name(&berth)).await {
-            Err(problem) if problem.code == Code::Unavailable => {
+        let stopped = async || {
+            tokio::select! {
+                () = stop.cancelled() => Stopped::Ordered,
+                () = beam.cancelled() => Stopped::Alone,
+            }
+        };
+        let name = pool::name(&berth);
+        let opened = tokio::select! {
+            opened = open_session(&client, &name) => opened,
+            why = stopped() => return Ok(why.status(request.mode)),
+        };
+        let session = match opened {
+            Err(problem) if matches!(problem.code, Code::Unavailable | Code::DeadlineExceeded) => {
                 return Err(Refusal::Unavailable(format!(
                     "no gateway serves at `{gateway}`, so there is nobody to start the worker: start `tether up` on this machine, or name another gateway with TETHER_GATEWAY, or set python_executable back to the real Python ({problem})"
                 ))
@@ -148,23 +184,22 @@ impl Owner<'_> {
             session,
             berth,
         };
-        let stopped = async || {
-            tokio::select! {
-                () = stop.cancelled() => Stopped::Ordered,
-                () = beam.cancelled() => Stopped::Alone,
-            }
-        };
         let owned = async {
             loop {
                 let stopped = std::pin::pin!(stopped());
-                match own.have_one(stopped).await? {
+                match Box::pin(own.have_one(stopped)).await? {
                     Outcome::Stale => {}
                     outcome => return anyhow::Ok(outcome),
                 }
             }
         };
+        let beam = &request.elixir_address;
+        let pulse = pulse::follow(beam, pool::pulse(request.mode), |answers| {
+            own.session.hold_back(!answers);
+        });
         let outcome = tokio::select! {
             outcome = owned => outcome?,
+            () = pulse => unreachable!("it asks for as long as there is a session"),
             lost = own.session.lost() => return Err(Refusal::Lost(format!(
                 "`{}` is not ours any more: {lost}", own.session.owner()
             )).into()),
@@ -184,61 +219,72 @@ impl Owner<'_> {
         mut stopped: impl Future<Output = Stopped> + Unpin,
     ) -> anyhow::Result<Outcome> {
         let name = pool::name(&self.berth);
-        let mut story = Story::from_here(&self.client, &name).await?;
-        let before = self.worker(&name).await?;
-        let known = before.as_ref().map_or(0, incarnation);
-        let lives =
-            |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
-        let adopts = matches!(self.request.mode, Mode::Independent(_))
-            && before.as_ref().is_some_and(lives)
-            && !self.berth.is_known_to(&self.request.run_id)
-            && self.berth.has_worker();
-        if !adopts {
-            self.berth
-                .write(&self.request.launch)
-                .context("cannot write down what is to be started")?;
-            // What is applied after it comes when the last of it is gone.
-            self.delete(&name).await?;
-        }
-        self.apply().await?;
-        // From here on it is this BEAM's, also if there is no time to say so.
-        self.berth
-            .note(&self.request.run_id)
-            .context("cannot write down whose it is")?;
-        let is_ours = |event: &Event| {
-            let number = event.worker.as_ref().map_or(0, |worker| worker.incarnation);
+        let begun = tokio::select! {
+            begun = self.begin(&name) => begun?,
+            why = &mut stopped => {
+                if let (Stopped::Alone, Mode::Independent(_)) = (why, self.request.mode) {
+                    return Ok(Outcome::Left);
+                }
+                // It may have been asked for already.
+                self.delete(&name).await?;
+                return Ok(Outcome::Ended(TERMINATED));
+            }
+        };
+        let Begun {
+            mut story,
+            adopts,
+            known,
+            mut ready,
+        } = begun;
+        let of = |event: &Event| event.worker.as_ref().map_or(0, |worker| worker.incarnation);
+        let is_ours = |number: u64| {
             if adopts {
                 number == known
             } else {
                 number > known
             }
         };
-
         let mut started = adopts;
-        let mut ready = adopts && before.is_some_and(|worker| worker.phase() == WorkerPhase::Ready);
         let mut serves = false;
         let mut stopping = false;
         let mut link: Option<End> = None;
         let mut deadline: Option<Instant> = None;
-        loop {
-            if std::mem::take(&mut ready) {
+        let mut look = Instant::now() + LOOK;
+        let (death, text) = loop {
+            if std::mem::take(&mut ready) && !stopping {
                 link = self.attach().await;
-                // It ends as it becomes ready: that is told by its death.
-                deadline = link.is_none().then(|| Instant::now() + DEATH_WAIT);
+                deadline = match link {
+                    Some(_) => None,
+                    // It ends as it becomes ready: that is told by its death.
+                    None => deadline.or_else(|| Some(Instant::now() + DEATH_WAIT)),
+                };
             }
             tokio::select! {
                 event = story.next() => match event.kind() {
-                    EventKind::WorkerStarted if is_ours(&event) => started = true,
-                    EventKind::WorkerReady if is_ours(&event) => ready = link.is_none(),
-                    EventKind::WorkerDied | EventKind::WorkerCrashLoop if is_ours(&event) => {
-                        if adopts && !serves && !stopping {
-                            return Ok(Outcome::Stale);
-                        }
-                        let death = event.death.as_ref().map(Death::from);
-                        return Ok(Outcome::Ended(told(&name, death.as_ref(), &event.text, stopping)));
+                    EventKind::WorkerStarted if is_ours(of(&event)) => started = true,
+                    EventKind::WorkerReady if is_ours(of(&event)) => ready = link.is_none(),
+                    EventKind::WorkerDied | EventKind::WorkerCrashLoop if is_ours(of(&event)) => {
+                        break (event.death, event.text);
                     }
                     _ => {}
                 },
+                seen = self.look(&name, look), if link.is_none() => {
+                    look = Instant::now() + LOOK;
+                    let Ok(seen) = seen else { continue };
+                    let ours = seen.filter(|worker| is_ours(incarnation(worker)));
+                    match ours.as_ref().map(Worker::phase) {
+                        Some(WorkerPhase::Starting) => started = true,
+                        Some(WorkerPhase::Ready) => (started, ready) = (true, true),
+                        Some(WorkerPhase::Dead | WorkerPhase::CrashLoop) => {
+                            break ours.map(|worker| (worker.last_death, worker.status)).unwrap_or_default();
+                        }
+                        // Its death is to be told yet.
+                        _ if started => {
+                            deadline.get_or_insert_with(|| Instant::now() + DEATH_WAIT);
+                        }
+                        _ => {}
+                    }
+                }
                 word = next_word(&mut link) => match word {
                     Some(Word::Serves(port)) => {
                         let file = &self.request.ready_file;
@@ -250,6 +296,7 @@ impl Owner<'_> {
                     )).into()),
                     None => {
                         link = None;
+                        look = Instant::now() + FIRST_LOOK;
                         deadline.get_or_insert_with(|| Instant::now() + DEATH_WAIT);
                     }
                 },
@@ -266,7 +313,42 @@ impl Owner<'_> {
                 },
                 () = until(deadline) => bail!("`{name}` does not answer, and nobody tells of its death: look at `tether ps` and `tether events`"),
             }
+        };
+        if adopts && !serves && !stopping {
+            return Ok(Outcome::Stale);
         }
+        let death = death.as_ref().map(Death::from);
+        Ok(Outcome::Ended(told(&name, death.as_ref(), &text, stopping)))
+    }
+
+    /// Asks for the worker of this berth.
+    async fn begin(&self, name: &str) -> anyhow::Result<Begun> {
+        let story = within(Story::from_here(&self.client, name)).await?;
+        let before = self.worker(name).await?;
+        let lives =
+            |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
+        let adopts = matches!(self.request.mode, Mode::Independent(_))
+            && before.as_ref().is_some_and(lives)
+            && !self.berth.is_known_to(&self.request.run_id)
+            && self.berth.has_worker();
+        if !adopts {
+            self.berth
+                .write(&self.request.launch)
+                .context("cannot write down what is to be started")?;
+            // What is applied after it comes when the last of it is gone.
+            self.delete(name).await?;
+        }
+        self.apply().await?;
+        // From here on it is this BEAM's, also if there is no time to say so.
+        self.berth
+            .note(&self.request.run_id)
+            .context("cannot write down whose it is")?;
+        Ok(Begun {
+            story,
+            adopts,
+            known: before.as_ref().map_or(0, incarnation),
+            ready: adopts && before.is_some_and(|worker| worker.phase() == WorkerPhase::Ready),
+        })
     }
 
     /// Tells the worker where the BEAM is.
@@ -279,59 +361,6 @@ impl Owner<'_> {
         link.say(&attach).await.ok()?;
         Some(link)
     }
-
-    async fn worker(&self, pool: &str) -> Result<Option<Worker>, Problem> {
-        let request = ListWorkersRequest {
-            pool: pool.to_owned(),
-        };
-        match self.client.workers().list_workers(request).await {
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            answer => Ok(answer?.into_inner().workers.into_iter().next()),
-        }
-    }
-
-    async fn apply(&self) -> anyhow::Result<()> {
-        let request = ApplyPoolRequest {
-            pool: Some(pool::spec(&self.berth, self.request)?),
-            owner: self.session.owner().to_string(),
-            epoch: self.session.epoch().0,
-        };
-        let applied = self.client.pools().apply_pool(request).await;
-        applied.map_err(Problem::from)?;
-        Ok(())
-    }
-
-    async fn delete(&self, pool: &str) -> Result<(), Problem> {
-        let request = DeletePoolRequest {
-            name: pool.to_owned(),
-            owner: self.session.owner().to_string(),
-            epoch: self.session.epoch().0,
-        };
-        match self.client.pools().delete_pool(request).await {
-            Err(status) if status.code() != Code::NotFound => Err(status.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Leaves nothing behind of a worker that is gone.
-    async fn tidy(self) -> Result<(), Problem> {
-        self.delete(&pool::name(&self.berth)).await?;
-        self.berth.remove();
-        self.session.close().await
-    }
-}
-
-/// A session, also of a gateway that comes up at the same time as the BEAM.
-async fn open_session(client: &Client, owner: &str) -> Result<Session, Problem> {
-    let open = || async {
-        let owner = owner
-            .parse()
-            .map_err(|error: tether_types::InvalidName| Status::internal(error.to_string()))?;
-        client.open_session(owner, SessionOptions::default()).await
-    };
-    open.retry(pauses().with_total_delay(Some(GATEWAY_WAIT)))
-        .when(|problem: &Problem| problem.code == Code::Unavailable)
-        .await
 }
 
 /// Cancelled when standard input is at its end.

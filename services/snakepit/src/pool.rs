@@ -21,7 +21,7 @@ const READY_TIMEOUT_MS: u64 = 3600 * 1000;
 /// is busy with the start of hundreds nobody should die of that.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// How often a program beats in the time that its worker waits for it.
+/// How often a program beats, or asks its BEAM whether it is there, in the time that its worker waits for them.
 const BEATS: u32 = 6;
 
 /// Between SIGTERM and SIGKILL.
@@ -30,6 +30,15 @@ pub(crate) const GRACE_MS: u64 = 10_000;
 /// The name of the pool of a berth, and of its owner.
 pub(crate) fn name(berth: &Berth) -> String {
     format!("snakepit-{}", berth.name())
+}
+
+/// How often to ask the BEAM whether it is there.
+pub(crate) fn pulse(mode: Mode) -> Duration {
+    let silence = match mode {
+        Mode::Coupled | Mode::Independent(None) => SILENCE,
+        Mode::Independent(Some(timeout)) => timeout,
+    };
+    silence / BEATS
 }
 
 /// The pool of this berth. It says nothing of what is started there, which may be secret: that is in the berth.

@@ -6,12 +6,14 @@
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tether_kit::serve::{CONNECTION_WINDOW, STREAM_WINDOW};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -26,11 +28,11 @@ use crate::{
     upstream::Upstream,
 };
 
-/// What may be on its way before it is read. Payloads of megabytes are usual.
-pub(crate) const WINDOW: u32 = 1 << 20;
-
 /// Snakepit's own channel allows more calls at once than hyper does by itself.
 const STREAMS: u32 = 10_000;
+
+/// After a connection that could not be accepted: nothing is to take a whole processor meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Who owns the worker, and where that one's BEAM is.
 #[derive(Debug)]
@@ -141,9 +143,21 @@ impl Owners {
     }
 }
 
+/// Who came; none, after a pause, where that failed: too many open files pass, and the relay is there for as long as
+/// the worker lives.
+async fn or_pause<T>(accepted: io::Result<T>) -> Option<T> {
+    if accepted.is_err() {
+        tokio::time::sleep(PAUSE).await;
+    }
+    accepted.ok()
+}
+
 /// Serves programs that come to own the worker.
 pub(crate) async fn serve_owners(listener: UnixListener, owners: Arc<Owners>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Some((stream, _)) = or_pause(listener.accept().await).await else {
+            continue;
+        };
         let owners = Arc::clone(&owners);
         tokio::spawn(async move { owners.serve(End::of(stream)).await });
     }
@@ -151,7 +165,10 @@ pub(crate) async fn serve_owners(listener: UnixListener, owners: Arc<Owners>) {
 
 /// Serves what the worker asks of its BEAM.
 pub(crate) async fn serve_callbacks(listener: TcpListener, owners: Arc<Owners>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Some((stream, _)) = or_pause(listener.accept().await).await else {
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let owners = Arc::clone(&owners);
         let answer = move |request| {
@@ -165,7 +182,10 @@ pub(crate) async fn serve_callbacks(listener: TcpListener, owners: Arc<Owners>) 
 /// Serves what gateways ask of the worker.
 pub(crate) async fn serve_calls(listener: UnixListener, worker: Arc<Upstream>) {
     let never = CancellationToken::new();
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Some((stream, _)) = or_pause(listener.accept().await).await else {
+            continue;
+        };
         let (worker, never) = (Arc::clone(&worker), never.clone());
         let answer = move |request| {
             let (worker, never) = (Arc::clone(&worker), never.clone());
@@ -175,7 +195,7 @@ pub(crate) async fn serve_calls(listener: UnixListener, worker: Arc<Upstream>) {
     }
 }
 
-async fn serve<A>(
+pub(crate) async fn serve<A>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     answer: impl Fn(Request<Incoming>) -> A + Send + Sync + 'static,
 ) where
@@ -188,8 +208,8 @@ async fn serve<A>(
     // A connection that breaks has nobody left to be told.
     let _ = http2::Builder::new(TokioExecutor::new())
         .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .serve_connection(TokioIo::new(stream), answer)
         .await;
 }
@@ -240,7 +260,8 @@ fn refuse(why: &str) -> Response<Passing> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::UnixStream;
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    use tokio::{net::UnixStream, time::timeout};
 
     use super::*;
 
@@ -276,6 +297,33 @@ mod tests {
         assert_eq!(again.next().await.unwrap(), Some(Word::Fenced(7)));
         assert_eq!(again.next::<Word>().await.unwrap(), None);
         assert!(!owners.current().unwrap().over.is_cancelled());
+    }
+
+    /// Each test runs in a process of its own: the limit is nobody else's.
+    #[tokio::test]
+    async fn who_comes_while_files_run_out_is_served_when_there_are_some_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("relay.sock");
+        let owners = Arc::new(Owners::default());
+        owners.serves(4711);
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut end = End::of(UnixStream::connect(&path).await.unwrap());
+        let given = getrlimit(Resource::Nofile);
+        let mut none = given;
+        none.current = Some(0);
+        setrlimit(Resource::Nofile, none).unwrap();
+
+        let mut serving = tokio::spawn(serve_owners(listener, Arc::clone(&owners)));
+        let ended = timeout(2 * PAUSE, &mut serving).await;
+
+        setrlimit(Resource::Nofile, given).unwrap();
+        assert!(ended.is_err(), "{ended:?}");
+        let attach = Attach {
+            epoch: 1,
+            elixir_address: "h:1".to_owned(),
+        };
+        end.say(&attach).await.unwrap();
+        assert_eq!(end.next().await.unwrap(), Some(Word::Serves(4711)));
     }
 
     #[tokio::test]

@@ -49,6 +49,15 @@ const NOT_PASSED: &[&str] = &[
     "MAINPID",
 ];
 
+/// Tether's own that a worker may have as its BEAM has it. All else says which worker of Tether's the BEAM is, where it
+/// is one.
+const OF_THE_BEAM: &[&str] = &[
+    "TETHER_SNAKEPIT_*",
+    "TETHER_PYTHON",
+    "TETHER_GATEWAY",
+    "TETHER_RUNTIME_DIR",
+];
+
 /// Differs between two starts of the same application and means nothing to a worker: of the shell, the terminal and
 /// the release. A star stands for any end.
 const PASSING: &[&str] = &[
@@ -162,7 +171,10 @@ impl Request {
         let own_group = text("SNAKEPIT_PROCESS_GROUP").as_deref() == Some("1");
 
         let mut env = here.env.clone();
-        env.retain(|name, _| !matches(name, NOT_PASSED.iter().copied()));
+        env.retain(|name, _| {
+            let is_in = |names: &[&'static str]| matches(name, names.iter().copied());
+            !is_in(NOT_PASSED) && (is_in(OF_THE_BEAM) || !is_in(&["TETHER_*"]))
+        });
         if let Some(config) = env.get_mut(OsStr::new(HEARTBEAT)) {
             *config = independent(config);
         }
@@ -344,6 +356,8 @@ mod tests {
                     r#"{"dependent":true,"interval_ms":5}"#,
                 ),
                 ("NOTIFY_SOCKET", "/n"),
+                ("TETHER_AGENT", "unix:/a"),
+                ("TETHER_GATEWAY", "unix:/g"),
                 ("X", "y"),
             ],
         )
@@ -376,6 +390,7 @@ mod tests {
                     "SNAKEPIT_HEARTBEAT_CONFIG",
                     r#"{"dependent":false,"interval_ms":5}"#
                 ),
+                ("TETHER_GATEWAY", "unix:/g"),
                 ("X", "y")
             ]
         );
