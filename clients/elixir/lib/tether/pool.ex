@@ -32,11 +32,13 @@ defmodule Tether.Pool do
 
   require Logger
 
-  alias Tether.{Error, Events, Pool.Spec, Request}
+  alias Tether.{Error, Events, Pool.Spec, Protocol, Request}
 
   @own [:name, :tether, :pool, :min_ready, :on_stop, :apply]
   @patience 30_000
   @again 500
+  @glance 1_000
+  @glance_again 10
 
   @type pool :: atom | {tether :: atom, pool :: String.t()}
 
@@ -61,11 +63,34 @@ defmodule Tether.Pool do
     )
   end
 
-  @doc "Waits until the pool is ready: `:ok`, or why it is not."
+  @doc """
+  Waits until the pool is ready, so that a call right after it finds a worker: `:ok`, or why it is not.
+
+  At the end the workers are asked for their health once, by way of the gateway; whatever they answer shows the way.
+  """
   @spec await_ready(atom, timeout) :: :ok | {:error, Error.t()}
   def await_ready(pool, timeout \\ 60_000) do
+    since = System.monotonic_time(:millisecond)
+
     with {:ok, pid} <- process(pool),
-         do: GenServer.call(pid, {:await_ready, timeout}, Request.patience(timeout))
+         {:ok, ready} <- GenServer.call(pid, {:await_ready, timeout}, Request.patience(timeout)),
+         {:ok, address} <- address(pool),
+         do: if(ready == 0, do: :ok, else: await_gateway(address, since, timeout))
+  end
+
+  # A gateway hears of workers by another way than this BEAM does, and may hear a moment later.
+  defp await_gateway({tether, name} = address, since, timeout) do
+    call = name |> Protocol.call("grpc.health.v1.Health/Check", timeout: @glance) |> Map.put(:body, "")
+
+    case Request.ask(tether, &{:call, &1, call}, @glance) do
+      {:error, %Error{reason: reason} = error} when reason in [:no_worker, :unknown_pool] ->
+        if timeout == :infinity or System.monotonic_time(:millisecond) - since < timeout,
+          do: receive(after: (@glance_again -> await_gateway(address, since, timeout))),
+          else: {:error, error}
+
+      _heard_of ->
+        :ok
+    end
   end
 
   @doc "Changes the number of workers."
@@ -285,7 +310,7 @@ defmodule Tether.Pool do
   # Those who wait for it to be ready. Before it was applied, workers of an earlier life may already be ready.
   defp look(%{request: nil} = state) do
     if state.ready >= wanted(state) and (state.tree != nil or not state.apply?),
-      do: answer_all(state, :ok),
+      do: answer_all(state, {:ok, state.ready}),
       else: state
   end
 

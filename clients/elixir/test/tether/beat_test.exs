@@ -9,6 +9,8 @@ defmodule Tether.BeatTest do
     port = Port.open({:spawn_executable, System.find_executable("cat")}, [:binary, packet: 4])
     {:os_pid, pid} = Port.info(port, :os_pid)
     kill(pid, "STOP")
+    # Until then it reads on.
+    eventually("it is stopped", fn -> File.read!("/proc/#{pid}/stat") =~ ") T " end)
     # It ends with its port, unless it is still stopped.
     on_exit(fn -> System.cmd("kill", ["-KILL", to_string(pid)], stderr_to_stdout: true) end)
     fill(port)
