@@ -92,6 +92,15 @@ impl Stage {
             (stage.ready().await.len() == 2).then_some(())
         })
         .await;
+        for worker in stage.ready().await {
+            let worker = worker.worker.as_ref().unwrap().try_into().unwrap();
+            let mut client = worker_client(stage.client.channel(), &worker);
+            eventually("the gateway knows the worker as well", async || {
+                let pixels = vec![0; 64];
+                client.predict(PredictRequest { pixels }).await.ok()
+            })
+            .await;
+        }
         stage
     }
 
@@ -118,17 +127,14 @@ impl Stage {
 
     /// A call that goes on for long on one worker, whose answer has begun.
     async fn training(&self, worker: &WorkerId) -> Streaming<TrainResponse> {
-        let begun = eventually("the gateway knows the worker as well", async || {
-            let mut client = worker_client(self.client.channel(), worker);
-            let request = TrainRequest {
-                job: "long".to_owned(),
-                epochs: 100_000,
-                throttle_ms: 50,
-                ..TrainRequest::default()
-            };
-            Some(client.train(request).await.ok()?.into_inner())
-        });
-        let mut training = begun.await.0;
+        let request = TrainRequest {
+            job: "long".to_owned(),
+            epochs: 100_000,
+            throttle_ms: 50,
+            ..TrainRequest::default()
+        };
+        let mut client = worker_client(self.client.channel(), worker);
+        let mut training = client.train(request).await.unwrap().into_inner();
         training.message().await.unwrap().unwrap();
         training
     }
