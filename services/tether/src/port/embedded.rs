@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use tempfile::TempDir;
 use tether_port::Term;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Builder, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::tree;
@@ -54,7 +54,12 @@ impl Embedded {
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let (stop, is_up) = (CancellationToken::new(), CancellationToken::new());
         let serving = up::serve(loaded.value, here, stop.clone(), is_up.clone());
-        let mut serving = tokio::spawn(serving);
+        // Threads of their own, which end with this process: nothing that they do is in the way of what the BEAM says.
+        let threads = Builder::new_multi_thread().enable_all().build();
+        let threads = Box::leak(Box::new(
+            threads.context("cannot start threads for services")?,
+        ));
+        let mut serving = threads.spawn(serving);
         tokio::select! {
             () = is_up.cancelled() => Ok(Self { dir, stop, serving }),
             ended = &mut serving => Err(match ended? {
