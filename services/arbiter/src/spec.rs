@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_lifecycle::{
-    Environment, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, UnknownWord,
-    detect,
+    Chosen, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, Surroundings,
+    UnknownWord, detect,
 };
 use tether_placement::{
     Budget, Counts, Labels, Needs, Preference, Unusable, check_label, check_resource,
@@ -85,7 +85,7 @@ impl Resolved {
 pub(crate) fn resolve(
     spec: PoolSpec,
     templates: &Templates,
-    environment: &Environment,
+    surroundings: &Surroundings,
 ) -> Result<Resolved, Failure> {
     let name = PoolName::new(&spec.name).map_err(|error| invalid(error.to_string()))?;
     if name.as_str() == tether_settings::FORKSERVER_POOL {
@@ -119,13 +119,27 @@ pub(crate) fn resolve(
     } else {
         spec.mode.parse().map_err(word)?
     };
-    let (mode, mode_why) = match choice {
-        ModeChoice::Fixed(mode) => (mode, String::new()),
+    let chosen = match choice {
+        ModeChoice::Fixed(mode) => Chosen {
+            mode,
+            launcher: None,
+            why: String::new(),
+        },
         ModeChoice::Auto => {
-            let chosen = detect(environment);
-            (chosen.mode, chosen.why)
+            let chosen = detect(surroundings);
+            tracing::info!(pool = %name, "{}", chosen.why);
+            chosen
         }
     };
+    let mut spec = spec;
+    if let Some(launcher) = chosen.launcher {
+        // Said in the record, as the mode is: read again, it is not to be chosen again.
+        let policy = spec.policy.get_or_insert_default();
+        policy
+            .launcher
+            .get_or_insert_with(|| launcher.name().to_owned());
+    }
+    let (mode, mode_why) = (chosen.mode, chosen.why);
     let policy = mode
         .policy(&overrides(spec.policy.as_ref())?)
         .map_err(|refusal| refused(&name, &refusal))?;

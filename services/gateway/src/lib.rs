@@ -107,6 +107,7 @@ const CONTROL_DRAIN: Duration = Duration::from_secs(1);
 pub struct Gateway {
     forwarder: Forwarder,
     control: Option<Listener>,
+    admin: Option<Listener>,
     handover: Option<Handover>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
@@ -176,8 +177,21 @@ impl Gateway {
             lanes,
             wrong,
             control: None,
+            admin: None,
             handover: None,
         }
+    }
+
+    /// Whether it can do its work: discovery has spoken, and an arbiter can be reached.
+    pub fn ready(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.forwarder.own.ready()
+    }
+
+    /// Answers probes on `listener`, where there is one.
+    #[must_use]
+    pub fn probed_at(mut self, listener: Option<Listener>) -> Self {
+        self.admin = listener;
+        self
     }
 
     /// Takes orders on `listener`, where there is one.
@@ -208,6 +222,7 @@ impl Gateway {
             forwarder,
             lanes,
             control,
+            admin,
             mut handover,
             wrong,
         } = self;
@@ -263,6 +278,11 @@ impl Gateway {
             let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
             tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
         });
+        let probes = admin.map(|listener| {
+            let parts = vec![forwarder.own.ready()];
+            let (stop, over) = (ending.notice.clone(), over.clone());
+            tokio::spawn(tether_kit::admin::serve(listener, parts, stop, over))
+        });
         if let Some(handover) = &mut handover {
             handover.fit(&forwarder.directory).await?;
             let inherited = handover.inherited_orders();
@@ -310,8 +330,8 @@ impl Gateway {
         }
         ending.run(&connections, &forwarder.config).await;
         over.cancel();
-        if let Some(control) = control {
-            control.await??;
+        for other in control.into_iter().chain(probes) {
+            other.await??;
         }
         Ok(())
     }
