@@ -79,7 +79,11 @@ pub(crate) struct Ceiling {
 impl Ceiling {
     /// What is left of `container` when `reserve` is kept; none where either is not there, and an error where nothing is
     /// left.
-    pub(crate) fn new(container: Option<u64>, reserve: u64, by_cgroup: bool) -> Result<Option<Self>, u64> {
+    pub(crate) fn new(
+        container: Option<u64>,
+        reserve: u64,
+        by_cgroup: bool,
+    ) -> Result<Option<Self>, u64> {
         let Some(memory) = container.filter(|_| reserve > 0) else {
             return Ok(None);
         };
@@ -170,7 +174,10 @@ mod tests {
         ]);
         assert_eq!(
             Container::look(pod.path()),
-            Container { memory: Some(MIB), ends_together: true }
+            Container {
+                memory: Some(MIB),
+                ends_together: true
+            }
         );
 
         // In a container of version 1 its path is not there, and the mount shows its own cgroup.
@@ -181,7 +188,10 @@ mod tests {
         assert_eq!(Container::look(docker.path()).memory, Some(3 * MIB));
         let free = root(&[
             ("proc/self/cgroup", "4:memory:/\n"),
-            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
         ]);
         assert_eq!(Container::look(free.path()), Container::default());
     }
@@ -190,27 +200,44 @@ mod tests {
     fn a_worker_has_no_more_than_its_container_leaves_it() {
         let by_cgroup = Ceiling::new(Some(10 * MIB), 4 * MIB, true).unwrap();
         let asks = |memory_bytes| Template {
-            tree_limits: Some(TreeLimits { memory_bytes, pids: 7, ..Default::default() }),
+            tree_limits: Some(TreeLimits {
+                memory_bytes,
+                pids: 7,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let limits = |template| held(by_cgroup, template).tree_limits.unwrap();
 
         assert_eq!(limits(Template::default()).memory_bytes, 6 * MIB);
         assert_eq!(limits(asks(8 * MIB)).memory_bytes, 6 * MIB);
-        assert_eq!((limits(asks(MIB)).memory_bytes, limits(asks(MIB)).pids), (MIB, 7));
+        assert_eq!(
+            (limits(asks(MIB)).memory_bytes, limits(asks(MIB)).pids),
+            (MIB, 7)
+        );
     }
 
     #[test]
     fn without_cgroups_each_process_is_held_and_what_its_template_says_is_kept_where_it_is_less() {
         let by_process = Ceiling::new(Some(10 * MIB), 4 * MIB, false).unwrap();
-        let data = |soft, hard| ResourceLimit { name: DATA.into(), soft, hard };
+        let data = |soft, hard| ResourceLimit {
+            name: DATA.into(),
+            soft,
+            hard,
+        };
         let limits = |given: Vec<ResourceLimit>| {
-            let template = Template { resource_limits: given, ..Default::default() };
+            let template = Template {
+                resource_limits: given,
+                ..Default::default()
+            };
             held(by_process, template).resource_limits
         };
 
         assert_eq!(limits(vec![]), [data(Some(6 * MIB), Some(6 * MIB))]);
-        assert_eq!(limits(vec![data(Some(MIB), None)]), [data(Some(MIB), Some(6 * MIB))]);
+        assert_eq!(
+            limits(vec![data(Some(MIB), None)]),
+            [data(Some(MIB), Some(6 * MIB))]
+        );
     }
 
     #[test]

@@ -54,7 +54,11 @@ pub fn diagnose(config: &Config) -> io::Result<Diagnosis> {
         seen.private_proc = false;
     }
     let by_cgroup = controllers.has("memory");
-    let warnings = warnings(Container::look(Path::new("/")), config.memory_reserve, by_cgroup);
+    let warnings = warnings(
+        Container::look(Path::new("/")),
+        config.memory_reserve,
+        by_cgroup,
+    );
     let limits = CONTROLLERS
         .iter()
         .map(|&(controller, what)| (what, controllers.has(controller)));
@@ -93,9 +97,15 @@ fn warnings(container: Container, reserve: u64, by_cgroup: bool) -> Vec<String> 
     }
     if container.ends_together {
         let advice = match (by_cgroup, reserve) {
-            (true, 0) => "set `agent.memory_reserve`, so that a worker reaches a ceiling of its own first",
-            (true, _) => "the ceiling of each worker is kept, but several at once may reach the container's",
-            (false, _) => "no worker can have a cgroup here that would end before: set `agent.memory_reserve` or `resource_limits.data`, and the container's limit above their sum",
+            (true, 0) => {
+                "set `agent.memory_reserve`, so that a worker reaches a ceiling of its own first"
+            }
+            (true, _) => {
+                "the ceiling of each worker is kept, but several at once may reach the container's"
+            }
+            (false, _) => {
+                "no worker can have a cgroup here that would end before: set `agent.memory_reserve` or `resource_limits.data`, and the container's limit above their sum"
+            }
         };
         found.push(format!(
             "`memory.oom.group` is set above this agent: one worker out of memory ends the agent and all workers with it; {advice}"
@@ -123,11 +133,17 @@ mod tests {
 
         let bare = warnings(pod, 0, false).join("\n");
         assert!(bare.contains("`memory.oom.group` is set"), "{bare}");
-        assert!(bare.contains("no worker has a ceiling below the 4294967296"), "{bare}");
+        assert!(
+            bare.contains("no worker has a ceiling below the 4294967296"),
+            "{bare}"
+        );
         assert!(bare.contains("delegate one"), "{bare}");
         let held = warnings(pod, 1 << 30, true).join("\n");
         assert!(!held.contains("no worker has a ceiling") && held.contains("several at once"));
         assert!(warnings(pod, 4 << 30, true)[0].contains("nothing would be left"));
-        assert_eq!(warnings(Container::default(), 0, true), Vec::<String>::new());
+        assert_eq!(
+            warnings(Container::default(), 0, true),
+            Vec::<String>::new()
+        );
     }
 }

@@ -8,8 +8,8 @@ use tether_proto::worker::{
     ListNodesRequest, ListWorkersRequest, Node, NodeState, SetNodeStateRequest, StopWorkerRequest,
     Worker,
 };
-use tether_types::Reason;
 use tokio::time::{Instant, sleep, timeout_at};
+use tonic::Code;
 
 use super::NodeRow;
 use crate::{
@@ -81,7 +81,9 @@ pub(crate) async fn drain(client: &Client, args: cli::Drain, out: &Output) -> an
 fn own_name(settings: &cli::Settings) -> anyhow::Result<String> {
     let (loaded, _) = config::load(settings)?;
     let name = loaded.value.agent.node();
-    Ok(name.context("this machine's node has no usable name")?.to_string())
+    Ok(name
+        .context("this machine's node has no usable name")?
+        .to_string())
 }
 
 /// Has it drained, with whoever answers before then. Whether anybody knows it.
@@ -96,10 +98,10 @@ async fn close(client: &Client, node: &str, deadline: Instant) -> anyhow::Result
             Ok(_) => return Ok(true),
             Err(status) => Problem::from(status),
         };
-        if problem.reason == Some(Reason::UnknownNode) {
+        if problem.text.contains("no node is called") {
             return Ok(false);
         }
-        if Instant::now() + LOOK >= deadline {
+        if problem.code != Code::Unavailable || Instant::now() + LOOK >= deadline {
             return Err(problem.into());
         }
         sleep(LOOK).await;
@@ -136,7 +138,10 @@ impl Watch<'_> {
     }
 
     /// Asks all that are left to stop, and those too that come to light meanwhile.
-    async fn until_stopped(&mut self, deadline: Instant) -> anyhow::Result<Result<NodeRow, String>> {
+    async fn until_stopped(
+        &mut self,
+        deadline: Instant,
+    ) -> anyhow::Result<Result<NodeRow, String>> {
         let mut asked = BTreeSet::new();
         loop {
             if let Ok(Ok((_, workers))) = timeout_at(deadline, self.look()).await {
@@ -178,7 +183,9 @@ impl Watch<'_> {
 
     /// Says what has changed, and what is left of it.
     fn told(&mut self, node: Option<Node>, workers: &[Worker]) -> Result<NodeRow, String> {
-        let held_up = node.as_ref().map_or(Vec::new(), |node| node.held_up_by.clone());
+        let held_up = node
+            .as_ref()
+            .map_or(Vec::new(), |node| node.held_up_by.clone());
         let counted = node.as_ref().map_or(0, |node| node.workers);
         if workers.is_empty() && counted == 0 {
             let gone = Node {
@@ -188,7 +195,9 @@ impl Watch<'_> {
             };
             return Ok(NodeRow::from(node.unwrap_or(gone)));
         }
-        let names = workers.iter().map(|worker| worker_name(worker.worker.as_ref()));
+        let names = workers
+            .iter()
+            .map(|worker| worker_name(worker.worker.as_ref()));
         let left = left(names.collect(), counted, &held_up);
         if left != self.told {
             if !self.out.is_json() {
