@@ -1,3 +1,5 @@
+//! Made-up roots, and sockets that answer.
+
 use std::{io::Read as _, os::unix::net::UnixListener, thread};
 
 use super::*;
@@ -57,13 +59,13 @@ fn a_pod_is_known_by_more_than_its_environment() {
 
 #[test]
 fn an_allocation_is_known_by_more_than_its_environment() {
-    let env = [("NOMAD_ALLOC_ID", "8ba8"), ("NOMAD_ALLOC_DIR", "/alloc")];
+    let env = [("NOMAD_ALLOC_ID", "81f8"), ("NOMAD_ALLOC_DIR", "/alloc")];
     let left = Root::new().look(&env, 0).nomad;
     assert!(left.claimed && !left.is_here());
 
     let there = Root::new().with("alloc/logs/x", "");
     assert!(there.look(&env, 0).nomad.is_here());
-    let cgroup = Root::new().with("proc/self/cgroup", "0::/nomad.slice/8ba8.agent.scope\n");
+    let cgroup = Root::new().with("proc/self/cgroup", "0::/nomad.slice/81f8.agent.scope\n");
     assert!(cgroup.look(&env, 0).nomad.is_here());
 }
 
