@@ -66,12 +66,12 @@ impl Look<'_> {
     }
 
     fn kubernetes(&self, cgroups: &str) -> Scheduler {
-        // A kubelet mounts a pod's /etc/hosts from its own directory, whatever cgroups it shows.
+        // A kubelet mounts a pod's /etc/hosts from a file of that name of its own, whatever cgroups it shows.
         let mounts = self.read("proc/self/mountinfo");
         Scheduler {
             claimed: self.is_set("KUBERNETES_SERVICE_HOST"),
             given: self.root.join(SERVICE_ACCOUNT).join("namespace").exists(),
-            placed: cgroups.contains("kubepods") || mounts.contains("/kubelet/pods/"),
+            placed: cgroups.contains("kubepods") || mounts.contains("/etc-hosts /etc/hosts "),
         }
     }
 

@@ -278,11 +278,6 @@ impl Gateway {
             let server = Server::new(tether_proto::DESCRIPTORS).service(control.service());
             tokio::spawn(server.serve(listener, over.clone(), CONTROL_DRAIN))
         });
-        let probes = admin.map(|listener| {
-            let parts = vec![forwarder.own.ready()];
-            let (stop, over) = (ending.notice.clone(), over.clone());
-            tokio::spawn(tether_kit::admin::serve(listener, parts, stop, over))
-        });
         if let Some(handover) = &mut handover {
             handover.fit(&forwarder.directory).await?;
             let inherited = handover.inherited_orders();
@@ -292,6 +287,12 @@ impl Gateway {
                 None => control::warn_of(&inherited, "no orders are taken here"),
             }
         }
+        // Not before a successor is one: whoever asks meanwhile is answered by the predecessor.
+        let probes = admin.map(|listener| {
+            let parts = vec![forwarder.own.ready()];
+            let (stop, over) = (ending.notice.clone(), over.clone());
+            tokio::spawn(tether_kit::admin::serve(listener, parts, stop, over))
+        });
         let lanes = Lanes::start(Arc::clone(&forwarder), on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(

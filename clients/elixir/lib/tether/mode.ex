@@ -42,7 +42,7 @@ defmodule Tether.Mode do
 
     [
       service_account: File.exists?(@service_account),
-      kubelet: String.contains?(cgroup, "kubepods") or String.contains?(mounts, "/kubelet/pods/"),
+      kubelet: String.contains?(cgroup, "kubepods") or String.contains?(mounts, "/etc-hosts /etc/hosts "),
       alloc_dir: File.dir?(env["NOMAD_ALLOC_DIR"] || ""),
       alloc_cgroup: alloc != "" and String.contains?(cgroup, alloc)
     ]

@@ -51,12 +51,13 @@ fn services(choice: &Choice) -> String {
 fn elixir(choice: &Choice) -> String {
     let gateway = match (choice.mode, choice.place) {
         (Mode::Coupled, _) => None,
-        (_, Place::Host) => Some("unix:/run/tether/gateway.sock"),
-        (_, Place::Kubernetes) => Some("tether-gateway:7437"),
-        (_, Place::Nomad) => Some("tether-gateway.service.nomad:7437"),
+        (_, Place::Host) => Some("\"unix:/run/tether/gateway.sock\""),
+        (_, Place::Kubernetes) => Some("\"tether-gateway:7437\""),
+        // Of `nomadService` in a template of the application's task.
+        (_, Place::Nomad) => Some("System.fetch_env!(\"TETHER_GATEWAY\")"),
     };
     let mut keys = vec![format!("worker_lifecycle_mode: :{}", choice.mode)];
-    keys.extend(gateway.map(|gateway| format!("gateway: {gateway:?}")));
+    keys.extend(gateway.map(|gateway| format!("gateway: {gateway}")));
     keys.extend(
         choice
             .owner
