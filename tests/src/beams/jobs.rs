@@ -99,21 +99,22 @@ fn result(steps: u64) -> String {
     format!("{steps}:{total}")
 }
 
-fn setting(gateway: String, size: u32) -> Setting {
-    Setting {
+fn setting(world: &World, gateway: String, size: u32) -> anyhow::Result<Setting> {
+    Ok(Setting {
+        home: world.lab.home()?,
         gateway: Some(gateway),
         mode: "independent",
         timeout: TIMEOUT,
         owner: "trainer".to_owned(),
         pool: "lab".to_owned(),
         size,
-    }
+    })
 }
 
 /// A BEAM is killed again and again, and the next one finds the job where it would be without that.
 pub(crate) async fn found_again(world: &World) -> anyhow::Result<Seen> {
     let cluster = Cluster::start().await;
-    let setting = setting(cluster.gateway(), 1);
+    let setting = setting(world, cluster.gateway(), 1)?;
     let over = cluster.dir().join("over");
     let spec = format!(
         r#"{{"until":"{}","seconds":0.02,"save_every":10}}"#,
@@ -177,7 +178,7 @@ pub(crate) async fn long(world: &World) -> anyhow::Result<Seen> {
         .run(&["node", "cordon", "node-1"])
         .await;
     ensure!(ran.code == Some(0), "{}", ran.err);
-    let setting = setting(site.cluster.gateway(), 2);
+    let setting = setting(world, site.cluster.gateway(), 2)?;
     let spec = |seconds: f64| {
         format!(r#"{{"steps":{STEPS},"seconds":{seconds},"save_every":{SAVE_EVERY}}}"#)
     };

@@ -37,19 +37,21 @@ const LATER: f64 = 0.05;
 const KILLED: Duration = Duration::from_millis(250);
 
 fn setting(
+    world: &World,
     cluster: Option<&Cluster>,
     mode: &'static str,
     timeout: Duration,
     number: usize,
-) -> Setting {
-    Setting {
+) -> anyhow::Result<Setting> {
+    Ok(Setting {
+        home: world.lab.home()?,
         gateway: cluster.map(Cluster::gateway),
         mode,
         timeout,
         owner: format!("beam-{number}"),
         pool: format!("lab-{number}"),
         size: WORKERS,
-    }
+    })
 }
 
 async fn cluster(embedded: bool) -> Option<Cluster> {
@@ -84,11 +86,13 @@ pub(crate) async fn killed(world: &World, embedded: bool, busy: bool) -> anyhow:
         let mut batch = Vec::new();
         for number in 0..BATCH.min(wanted - all.count()) {
             let number = all.count() + number;
-            batch.push(
-                world
-                    .lab
-                    .start(&setting(cluster.as_ref(), "coupled", LEASE, number))?,
-            );
+            batch.push(world.lab.start(&setting(
+                world,
+                cluster.as_ref(),
+                "coupled",
+                LEASE,
+                number,
+            )?)?);
         }
         for beam in &mut batch {
             beam.until_ready().await?;
@@ -135,13 +139,14 @@ pub(crate) async fn stopped(
     for number in 0..wanted {
         let mut beam = world
             .lab
-            .ready(&setting(cluster.as_ref(), mode, SHORT, number))
+            .ready(&setting(world, cluster.as_ref(), mode, SHORT, number)?)
             .await?;
         // At another moment between two beats each time.
         let phase = SHORT.mul_f64(f64::from(u32::try_from(number % 8)?) / 16.0);
         tokio::time::sleep(phase).await;
         let kin = Kin::of(&beam, WORKERS)?;
         times.add(kin.stop(5 * SHORT)?.workers);
+        beam.until_logged("The session is lost").await?;
         beam.signal(Signal::CONT);
         beam.until("event lease_lost :lease_expired").await?;
         beam.until("tether_down {:shutdown, :lease_expired}")
@@ -169,7 +174,13 @@ pub(crate) async fn left_alone(world: &World) -> anyhow::Result<Seen> {
     for number in 0..wanted {
         let mut beam = world
             .lab
-            .ready(&setting(cluster.as_ref(), "independent", SHORT, number))
+            .ready(&setting(
+                world,
+                cluster.as_ref(),
+                "independent",
+                SHORT,
+                number,
+            )?)
             .await?;
         if number % 2 == 1 {
             let spec = r#"{"until":"/nowhere","seconds":0.05,"save_every":10}"#;
@@ -182,7 +193,10 @@ pub(crate) async fn left_alone(world: &World) -> anyhow::Result<Seen> {
         times.add(kin.watch_workers(start, 5 * SHORT)?.workers);
         world.progress(times.count(), wanted, &times.to_string());
     }
-    let holds = times.least() >= SHORT.mul_f64(1.0 - LATER) && times.most() <= SHORT + AFTER;
-    let expected = format!("gone {SHORT:?} after the kill, and {AFTER:?} later at most");
+    let (earliest, latest) = (SHORT.mul_f64(1.0 - EARLIER), SHORT + AFTER);
+    let holds = times.least() >= earliest && times.most() <= latest;
+    let expected = format!(
+        "gone {earliest:?} to {latest:?} after the kill, where the timeout is {SHORT:?} after the last beat"
+    );
     Ok(Seen::new(expected, times.to_string(), holds))
 }

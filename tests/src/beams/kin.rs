@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use tether_tests::mentioning;
 
 use crate::{
@@ -152,7 +155,10 @@ impl Kin {
                 tv_sec: i64::try_from(rest.as_secs())?,
                 tv_nsec: i64::from(rest.subsec_nanos()),
             };
-            poll(&mut polled, Some(&rest))?;
+            match poll(&mut polled, Some(&rest)) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
             let now = start.elapsed();
             let ended: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
             for (member, _) in left.iter().zip(&ended).filter(|(_, ended)| **ended) {

@@ -4,12 +4,12 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
-use tether_tests::{DEADLINE, kill, mentioning, program, python};
+use tether_tests::{DEADLINE, eventually_within, kill, mentioning, program, python};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -19,16 +19,25 @@ use tokio::{
 const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/beams");
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/python");
 
+/// For how long what is left is waited for at the end.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// So often within its timeout a BEAM's session is renewed.
+pub(crate) const BEATS: u32 = 6;
+
 /// The application, compiled once.
 #[derive(Debug)]
 pub(crate) struct Lab {
     scratch: tempfile::TempDir,
-    beams: std::cell::Cell<u32>,
+    homes: std::cell::Cell<u32>,
 }
 
 /// How a BEAM's Tether and pool are to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Setting {
+    /// Its directory, by which all that it and its workers start is known; that of the BEAM before it, where it comes
+    /// for its workers.
+    pub(crate) home: PathBuf,
     /// Its gateway; without one its port runs everything itself.
     pub(crate) gateway: Option<String>,
     pub(crate) mode: &'static str,
@@ -67,15 +76,21 @@ impl Lab {
         );
         Ok(Self {
             scratch,
-            beams: std::cell::Cell::new(0),
+            homes: std::cell::Cell::new(0),
         })
+    }
+
+    /// A directory that no other BEAM has.
+    pub(crate) fn home(&self) -> anyhow::Result<PathBuf> {
+        let number = self.homes.replace(self.homes.get() + 1);
+        let home = self.scratch.path().join(number.to_string());
+        std::fs::create_dir(&home)?;
+        Ok(home)
     }
 
     /// Starts a BEAM, and does not wait for it.
     pub(crate) fn start(&self, setting: &Setting) -> anyhow::Result<Beam> {
-        let number = self.beams.replace(self.beams.get() + 1);
-        let dir = self.scratch.path().join(format!("{number}"));
-        std::fs::create_dir(&dir)?;
+        let dir = setting.home.clone();
         let built = |name: &str| {
             self.scratch
                 .path()
@@ -83,7 +98,10 @@ impl Lab {
                 .join(name)
                 .join("ebin")
         };
-        let log = std::fs::File::create(dir.join("log"))?;
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("log"))?;
         let mut beam = Command::new("elixir");
         beam.arg("-pa")
             .arg(built("tether"))
@@ -92,11 +110,15 @@ impl Lab {
         beam.args([
             "--no-halt",
             "-e",
-            "{:ok, _} = Application.ensure_all_started(:lab)",
+            "{:ok, _} = Application.ensure_all_started(:lab, :permanent)",
         ])
         .env("LAB_OWNER", &setting.owner)
         .env("LAB_MODE", setting.mode)
         .env("LAB_TIMEOUT", setting.timeout.as_millis().to_string())
+        .env(
+            "LAB_INTERVAL",
+            (setting.timeout / BEATS).as_millis().to_string(),
+        )
         .env("LAB_POOL", &setting.pool)
         .env("LAB_SIZE", setting.size.to_string())
         .env("LAB_PYTHON", python())
@@ -185,16 +207,25 @@ impl Beam {
             }
             bail!("the BEAM ended")
         });
-        let found = found
-            .await
-            .unwrap_or_else(|_| bail!("nothing for {DEADLINE:?}"));
+        let found = found.await;
+        let found = found.unwrap_or_else(|_| Err(anyhow::anyhow!("nothing for {DEADLINE:?}")));
         found.with_context(|| {
+            let said: Vec<_> = self.said.iter().map(|(line, _)| line.as_str()).collect();
+            let log = self.log();
             format!(
-                "`{begin}` was not said, but {:?}, and in its log:\n{}",
-                self.said,
-                self.log()
+                "`{begin}` was not said, but:\n{}\nand in the log:\n{}",
+                last(&said),
+                last(&log.lines().collect::<Vec<_>>())
             )
         })
+    }
+
+    /// Waits until its port's program has logged this.
+    pub(crate) async fn until_logged(&self, what: &str) -> anyhow::Result<()> {
+        let logged = eventually_within(DEADLINE, async || self.log().contains(what).then_some(()));
+        let logged = logged.await;
+        logged.with_context(|| format!("`{what}` was not logged, but:\n{}", self.log()))?;
+        Ok(())
     }
 
     fn log(&self) -> String {
@@ -221,15 +252,17 @@ impl Beam {
     }
 }
 
-impl Drop for Beam {
+impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = self.child.start_kill();
-        let _ = self.child.try_wait();
-        for left in mentioning(&self.dir.join("mark")) {
-            // It may have ended by itself meanwhile.
-            if let Ok(pinned) = crate::lineage::Pinned::new(left.pid) {
-                pinned.kill();
-            }
+        // What is left of killed BEAMs ends by itself, and may still use its directory.
+        let start = Instant::now();
+        while !mentioning(self.scratch.path()).is_empty() && start.elapsed() < LEAVE {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// The last of many lines.
+fn last(lines: &[&str]) -> String {
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }

@@ -15,15 +15,21 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(20);
 const WORKERS: u32 = 2;
 
-fn setting(cluster: Option<&Cluster>, mode: &'static str, name: &str) -> Setting {
-    Setting {
+fn setting(
+    world: &World,
+    cluster: Option<&Cluster>,
+    mode: &'static str,
+    name: &str,
+) -> anyhow::Result<Setting> {
+    Ok(Setting {
+        home: world.lab.home()?,
         gateway: cluster.map(Cluster::gateway),
         mode,
         timeout: TIMEOUT,
         owner: name.to_owned(),
         pool: format!("lab-{name}"),
         size: WORKERS,
-    }
+    })
 }
 
 /// One BEAM is killed while the other one's calls are under way.
@@ -34,7 +40,7 @@ pub(crate) async fn apart(world: &World, embedded: bool) -> anyhow::Result<Seen>
     };
     let mut stays = world
         .lab
-        .ready(&setting(cluster.as_ref(), "coupled", "stays"))
+        .ready(&setting(world, cluster.as_ref(), "coupled", "stays")?)
         .await?;
     let (pids, kin) = (stays.workers().await?, Kin::of(&stays, WORKERS)?);
     let mut served = 0;
@@ -42,7 +48,7 @@ pub(crate) async fn apart(world: &World, embedded: bool) -> anyhow::Result<Seen>
     for number in 1..=wanted {
         let goes = world
             .lab
-            .ready(&setting(cluster.as_ref(), "coupled", "goes"))
+            .ready(&setting(world, cluster.as_ref(), "coupled", "goes")?)
             .await?;
         let its = Kin::of(&goes, WORKERS)?;
         stays
@@ -72,7 +78,7 @@ pub(crate) async fn apart(world: &World, embedded: bool) -> anyhow::Result<Seen>
 /// A second BEAM comes with the name of the first.
 pub(crate) async fn fenced(world: &World) -> anyhow::Result<Seen> {
     let cluster = Cluster::start().await;
-    let setting = setting(Some(&cluster), "independent", "same");
+    let setting = setting(world, Some(&cluster), "independent", "same")?;
     let mut first = world.lab.ready(&setting).await?;
     let mut epoch = lease(&mut first).await?;
     let pids = first.workers().await?;

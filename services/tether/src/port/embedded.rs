@@ -39,6 +39,10 @@ impl Embedded {
         if !table.contains_key("store") {
             sets.push("store=memory:".to_owned());
         }
+        // Where it listens for this program alone, nobody else is to hear that it ends.
+        if get("gateway", "drain_notice").is_none() && get("listen", "gateway").is_none() {
+            sets.push("gateway.drain_notice=0s".to_owned());
+        }
         if get("agent", "node").is_none() {
             sets.push(format!("agent.node=port-{}", std::process::id()));
         }

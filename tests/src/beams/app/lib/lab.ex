@@ -19,6 +19,7 @@ defmodule Lab do
       owner: env("OWNER"),
       gateway: List.wrap(System.get_env("LAB_GATEWAY")),
       worker_lifecycle_mode: String.to_atom(env("MODE")),
+      heartbeat_interval: String.to_integer(env("INTERVAL")),
       heartbeat_timeout: String.to_integer(env("TIMEOUT"))
     ]
   end
