@@ -17,6 +17,10 @@ use crate::{cli, config, up};
 pub(crate) struct Embedded {
     dir: TempDir,
     stop: CancellationToken,
+    /// What ends with the agent has.
+    over: CancellationToken,
+    /// Whether the gateway listens for this program and nobody else.
+    is_private: bool,
     serving: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -39,10 +43,6 @@ impl Embedded {
         if !table.contains_key("store") {
             sets.push("store=memory:".to_owned());
         }
-        // Where it listens for this program alone, nobody else is to hear that it ends.
-        if get("gateway", "drain_notice").is_none() && get("listen", "gateway").is_none() {
-            sets.push("gateway.drain_notice=0s".to_owned());
-        }
         if get("agent", "node").is_none() {
             sets.push(format!("agent.node=port-{}", std::process::id()));
         }
@@ -57,10 +57,13 @@ impl Embedded {
 
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let (stop, is_up) = (CancellationToken::new(), CancellationToken::new());
-        let serving = up::serve(loaded.value, here, stop.clone(), is_up.clone());
+        let over = CancellationToken::new();
+        let is_private = get("listen", "gateway").is_none();
+        let tokens = (stop.clone(), is_up.clone(), over.clone());
+        let serving = up::serve(loaded.value, here, tokens);
         let mut serving = tokio::spawn(serving);
         tokio::select! {
-            () = is_up.cancelled() => Ok(Self { dir, stop, serving }),
+            () = is_up.cancelled() => Ok(Self { dir, stop, over, is_private, serving }),
             ended = &mut serving => Err(match ended? {
                 Ok(()) => anyhow::anyhow!("the services ended as soon as they were started"),
                 Err(error) => error,
@@ -85,8 +88,18 @@ impl Embedded {
     /// Ends them in good order, and what ends with them.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        if let Ok(Err(error)) = self.serving.await {
-            tracing::error!("The services did not end well: {error:#}");
+        let is_over = async {
+            match self.is_private {
+                // Whoever called is gone, and a gateway that says why its calls end says it to nobody.
+                true => self.over.cancelled().await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = self.serving => if let Ok(Err(error)) = ended {
+                tracing::error!("The services did not end well: {error:#}");
+            },
+            () = is_over => {}
         }
     }
 }

@@ -166,7 +166,7 @@ impl Keeping {
 
     /// Tells how the session stands, and has its beats wait for those of the BEAM.
     async fn follow(&self, session: &Session) {
-        let mut pulse = Pulse::new(self.heartbeat_timeout);
+        let mut pulse = Pulse::new(self.heartbeat_timeout, session.ttl());
         let mut beats = self.beats.clone();
         let mut lease = session.lease();
         let mut is_warned = false;
