@@ -1,5 +1,8 @@
 //! Whether the BEAM still runs, by its beats. The end of its pipe tells its death, and nothing tells that it hangs.
 //!
+//! A renewal is as good as a word of the BEAM: whoever hears it counts from then. So where a lease is as long as the
+//! timeout it goes out right after a beat, or waits for the next one.
+//!
 //! # Invariants
 //!
 //! - **V1** Before the first beat it is not taken for hung: it may never beat.
@@ -9,8 +12,11 @@ use std::time::Duration;
 
 use tether_clock::Tick;
 
-/// Beyond so much of silence a session is not renewed, however short its lease.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// This part of the timeout a renewal may be later than the beat that it speaks of, however long the lease.
+const PART: u32 = 20;
+
+/// So much at most, however long the timeout.
+const LATER: Duration = Duration::from_millis(500);
 
 /// The rule by which a session is renewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +29,7 @@ impl Pulse {
     /// For a BEAM whose session is to be over `timeout` after its last beat, with a lease of `ttl`: what is renewed
     /// last is over a lease later.
     pub fn new(timeout: Duration, ttl: Duration) -> Self {
-        let least = (timeout / 2).min(PATIENCE);
+        let least = (timeout / PART).min(LATER);
         Self {
             patience: timeout.saturating_sub(ttl).max(least),
             last: None,
@@ -43,5 +49,10 @@ impl Pulse {
     /// When to ask again at the latest.
     pub fn next_deadline(&self) -> Option<Tick> {
         self.last.map(|last| last + self.patience)
+    }
+
+    /// For how long it has said nothing; never before the first beat.
+    pub fn silence(&self, now: Tick) -> Duration {
+        self.last.map_or(Duration::ZERO, |last| now.since(last))
     }
 }

@@ -60,7 +60,13 @@ fn main() -> ExitCode {
             return complain(&anyhow::Error::from(error).context("cannot start the runtime"));
         }
     };
-    runtime.block_on(dispatch(cli))
+    let is_port = matches!(cli.command, Command::Port);
+    let status = runtime.block_on(dispatch(cli));
+    if is_port {
+        // What is left of services in it has nobody to be left for, and ends with the process.
+        runtime.shutdown_background();
+    }
+    status
 }
 
 async fn dispatch(cli: Cli) -> ExitCode {

@@ -44,6 +44,9 @@ use self::{
 /// How long the BEAM may take to read the last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// What the BEAM says sooner than this after a beat is no news of its life.
+const NEWS: Duration = Duration::from_millis(50);
+
 /// Something the BEAM said, for which nothing more can be done.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -91,11 +94,15 @@ impl Heard {
     }
 
     /// What a BEAM that beats says beside that is a beat too: under bulk there may be no room for others. Whoever
-    /// follows looks when the last one is too old, and need not be told of each.
+    /// follows need not be told of each.
     fn on_traffic(&self) {
-        self.beat.send_if_modified(|beat| {
-            *beat = beat.map(|_| BootClock.now());
-            false
+        let now = BootClock.now();
+        self.beat.send_if_modified(|beat| match *beat {
+            Some(last) if now.since(last) >= NEWS => {
+                *beat = Some(now);
+                true
+            }
+            _ => false,
         });
     }
 

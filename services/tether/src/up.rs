@@ -34,16 +34,16 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     }
     let stop = tether_kit::stop::on_signals()?;
     let found = surroundings();
-    serve(loaded.value, base, found, stop, CancellationToken::new()).await
+    let tokens = (stop, CancellationToken::new(), CancellationToken::new());
+    serve(loaded.value, base, found, tokens).await
 }
 
-/// Serves until `stop`; `is_up` is cancelled once everything listens.
+/// Serves until `stop`; `is_up` is cancelled once everything listens, `last` once what ends with the agent has.
 pub(crate) async fn serve(
     settings: Settings,
     base: PathBuf,
     surroundings: Surroundings,
-    stop: CancellationToken,
-    is_up: CancellationToken,
+    (stop, is_up, last): (CancellationToken, CancellationToken, CancellationToken),
 ) -> anyhow::Result<()> {
     let templates = tether_settings::named(&settings.template, &base)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
@@ -91,7 +91,6 @@ pub(crate) async fn serve(
 
     // Stopping has an order: workers that end with the agent end while their deaths can still be
     // recorded and calls under way can still be told why.
-    let last = CancellationToken::new();
     let mut serving = JoinSet::new();
     for listener in arbiter_at {
         serving.spawn(essential(

@@ -8,24 +8,27 @@ use crate::{report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "matrix",
     arguments: "NAME [FLAGS]",
-    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`; `beams` of Elixir that are killed, stopped and come back: `--only TEXT --repeat N --busy --release --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which matrix? there are: kill, partitions, failovers".to_owned());
+            return Err("which matrix? there are: kill, partitions, failovers, beams".to_owned());
         };
         let run = match name.as_str() {
             "kill" => kill,
             "partitions" => partitions,
             "failovers" => failovers,
+            "beams" => beams,
             _ => {
                 return Err(format!(
-                    "no matrix `{name}`; there are: kill, partitions, failovers"
+                    "no matrix `{name}`; there are: kill, partitions, failovers, beams"
                 ));
             }
         };
         let mut report = Report::default();
-        if name != "kill" {
-            test::provide_programs(workspace, &mut report);
+        match name.as_str() {
+            "kill" => {}
+            "beams" => test::provide_languages(workspace, &mut report),
+            _ => test::provide_programs(workspace, &mut report),
         }
         report.prepare(
             "build",
@@ -95,6 +98,25 @@ pub(super) fn failovers(
     evidence(workspace, report, "failovers", "failover matrix", flags)
 }
 
+/// Runs the matrix of BEAMs on what is built, or with `--release` on what is built for it.
+pub(super) fn beams(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    const SUITE: &str = "matrix of BEAMs";
+    let (release, flags): (Vec<_>, Vec<_>) =
+        flags.iter().cloned().partition(|flag| flag == "--release");
+    if release.is_empty() {
+        return evidence(workspace, report, "beams", SUITE, &flags);
+    }
+    report.prepare(
+        "release build",
+        workspace.cargo("build --release --locked -p tether-tests -p tether -p tether-agent --bin beams --bin tether --bin tether-agent"),
+    );
+    run(workspace, report, ("release", "beams"), SUITE, &flags)
+}
+
 /// Runs a program of the tests that writes its evidence to `target/NAME/NAME.json`, unless told otherwise.
 pub(super) fn evidence(
     workspace: &Workspace,
@@ -103,10 +125,21 @@ pub(super) fn evidence(
     suite: &str,
     flags: &[String],
 ) -> Result<(), String> {
+    run(workspace, report, ("debug", name), suite, flags)
+}
+
+/// The same, as it was built for this profile.
+fn run(
+    workspace: &Workspace,
+    report: &mut Report,
+    (profile, name): (&str, &str),
+    suite: &str,
+    flags: &[String],
+) -> Result<(), String> {
     let folder = workspace.target().join(name);
     fs::create_dir_all(&folder)
         .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
-    let mut program = workspace.program(workspace.target().join("debug").join(name));
+    let mut program = workspace.program(workspace.target().join(profile).join(name));
     with_evidence(&mut program, &folder.join(format!("{name}.json")), flags)?;
     report.suite(suite, program);
     Ok(())

@@ -52,6 +52,10 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = matrix::failovers(workspace, &mut report, &some) {
                 report.fail("failover matrix", &why);
             }
+            let few = ["--repeat", "3", "--busy"].map(str::to_owned);
+            if let Err(why) = matrix::beams(workspace, &mut report, &few) {
+                report.fail("matrix of BEAMs", &why);
+            }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
             }
@@ -72,12 +76,7 @@ const FAILOVERS: &str = "arbiter leader killed|etcd leader killed|etcd leader, d
 
 /// Installs what the suites need beyond cargo.
 pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
-    report.prepare(
-        "Python environment",
-        workspace.program("tools/python-env.sh"),
-    );
-    // For BEAMs that open `tether port`, and for the client that does.
-    report.prepare("Elixir", workspace.program("tools/elixir-env.sh"));
+    provide_languages(workspace, report);
     let mut envoy = workspace.program("tools/python-env.sh");
     envoy.arg("envoy");
     if !workspace.runs(envoy) {
@@ -87,6 +86,16 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         );
     }
     provide_programs(workspace, report);
+}
+
+/// Installs the Python of workers, and Elixir.
+pub(super) fn provide_languages(workspace: &Workspace, report: &mut Report) {
+    report.prepare(
+        "Python environment",
+        workspace.program("tools/python-env.sh"),
+    );
+    // For BEAMs that open `tether port`, and for the client that does.
+    report.prepare("Elixir", workspace.program("tools/elixir-env.sh"));
 }
 
 /// Fetches the programs that are not there.

@@ -22,7 +22,7 @@ defmodule Tether.Beat do
   @impl true
   def init(config) do
     Process.flag(:priority, :high)
-    {:ok, %{every: config.hung_after |> div(4) |> max(1) |> min(@at_most), port: nil, count: 0, timer: nil}}
+    {:ok, %{every: config.hung_after |> div(8) |> max(1) |> min(@at_most), port: nil, count: 0, timer: nil}}
   end
 
   @impl true

@@ -116,9 +116,11 @@ defmodule Tether.EmbeddedTest do
       assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image(), timeout: 5_000)
     end
 
-    test "a task that is cancelled is, and one whose caller ends in order", context do
+    test "a task that is cancelled is, and one whose caller ends in order, for the port too", context do
       holder = hold(context)
       test = self()
+      [{connection, _ids}] = Registry.lookup(Tether.Registry, {:connection, context.tether})
+      :erlang.trace(connection, true, [:receive])
 
       spawn(fn ->
         task = Tether.async(context.pool, Digits.predict(), Digits.image(), timeout: 60_000)
@@ -129,9 +131,18 @@ defmodule Tether.EmbeddedTest do
       ref = Process.monitor(pid)
       # Its caller has ended, so nobody waits for it, and it is not left waiting for the worker either.
       assert_receive {:DOWN, ^ref, :process, _pid, _reason}, 5_000
+      await_cancelled()
 
+      before = Map.keys(connection_state(context.tether).requests)
       mine = Tether.async(context.pool, Digits.predict(), Digits.image(), timeout: 60_000)
+
+      eventually("it is under way", fn ->
+        Map.keys(connection_state(context.tether).requests) -- before != []
+      end)
+
       assert Tether.cancel(mine) == nil
+      await_cancelled()
+      :erlang.trace(connection, false, [:receive])
       Process.exit(holder, :kill)
       assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
     end
@@ -377,6 +388,18 @@ defmodule Tether.EmbeddedTest do
 
     assert_receive {:held, _answer}, 30_000
     holder
+  end
+
+  # The port's last word on a call that was cancelled there. One that it was not told of waits for the worker for longer.
+  defp await_cancelled do
+    eventually("the port has answered that a call is cancelled", fn ->
+      receive do
+        {:trace, _connection, :receive, {_port, {:data, frame}}} ->
+          match?({:ok, {:reply, _id, {:error, %{code: 1}}}}, Tether.Protocol.decode(frame))
+      after
+        0 -> false
+      end
+    end)
   end
 
   defp connection_state(tether) do

@@ -19,6 +19,10 @@ use crate::{cli, config, up};
 pub(crate) struct Embedded {
     dir: TempDir,
     stop: CancellationToken,
+    /// What ends with the agent has.
+    over: CancellationToken,
+    /// Whether the gateway listens for this program and nobody else.
+    is_private: bool,
     serving: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -55,11 +59,14 @@ impl Embedded {
 
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let (stop, is_up) = (CancellationToken::new(), CancellationToken::new());
+        let over = CancellationToken::new();
+        let is_private = get("listen", "gateway").is_none();
+        let tokens = (stop.clone(), is_up.clone(), over.clone());
         let found = Surroundings {
             embedded: true,
             ..surroundings()
         };
-        let serving = up::serve(loaded.value, here, found, stop.clone(), is_up.clone());
+        let serving = up::serve(loaded.value, here, found, tokens);
         // Threads of their own, which end with this process: nothing that they do is in the way of what the BEAM says.
         let threads = Builder::new_multi_thread().enable_all().build();
         let threads = Box::leak(Box::new(
@@ -67,7 +74,7 @@ impl Embedded {
         ));
         let mut serving = threads.spawn(serving);
         tokio::select! {
-            () = is_up.cancelled() => Ok(Self { dir, stop, serving }),
+            () = is_up.cancelled() => Ok(Self { dir, stop, over, is_private, serving }),
             ended = &mut serving => Err(match ended? {
                 Ok(()) => anyhow::anyhow!("the services ended as soon as they were started"),
                 Err(error) => error,
@@ -92,8 +99,18 @@ impl Embedded {
     /// Ends them in good order, and what ends with them.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        if let Ok(Err(error)) = self.serving.await {
-            tracing::error!("The services did not end well: {error:#}");
+        let is_over = async {
+            match self.is_private {
+                // Whoever called is gone, and a gateway that says why its calls end says it to nobody.
+                true => self.over.cancelled().await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = self.serving => if let Ok(Err(error)) = ended {
+                tracing::error!("The services did not end well: {error:#}");
+            },
+            () = is_over => {}
         }
     }
 }

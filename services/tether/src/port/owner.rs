@@ -168,12 +168,12 @@ impl Keeping {
         self.out.soon(session_is("lost", about));
     }
 
-    /// Tells how the session stands, and holds its beats back while the BEAM says nothing.
+    /// Tells how the session stands, and has its beats wait for those of the BEAM.
     async fn follow(&self, session: &Session) {
         let mut pulse = Pulse::new(self.heartbeat_timeout, session.ttl());
         let mut beats = self.beats.clone();
         let mut lease = session.lease();
-        let (mut is_held, mut is_warned) = (false, false);
+        let mut is_warned = false;
         loop {
             if let Some(beat) = *beats.borrow_and_update() {
                 pulse.on_beat(beat);
@@ -181,25 +181,23 @@ impl Keeping {
             let now = BootClock.now();
             let holds = !pulse.check(now);
             session.hold_back(holds);
-            match (is_held, holds) {
-                (false, true) => tracing::warn!(
-                    "The BEAM has not beaten for too long and may hang: its session is not renewed until it does"
-                ),
-                (true, false) => tracing::warn!("The BEAM beats again, and its session is renewed"),
-                _ => {}
-            }
-            is_held = holds;
             lease.borrow_and_update();
             let (left, half) = (session.remaining(), session.ttl() / 2);
             let is_fine = left > half;
             match (is_warned, is_fine) {
                 (false, false) => {
-                    let about = Term::map([("remaining", millis(left).into())]);
-                    self.out.soon(session_is("warning", about));
-                    // Nobody answers beats that are made: the gateway may be there, and its arbiter not.
-                    if !is_held {
+                    let silence = pulse.silence(now);
+                    if silence > half {
+                        tracing::warn!(
+                            ?silence,
+                            "The BEAM does not beat and may hang: its session is not renewed until it does"
+                        );
+                    } else {
+                        // Nobody answers beats that are made: the gateway may be there, and its arbiter not.
                         self.way.leave();
                     }
+                    let about = Term::map([("remaining", millis(left).into())]);
+                    self.out.soon(session_is("warning", about));
                 }
                 (true, true) => {
                     let about = Term::map([("ttl", millis(session.ttl()).into())]);
@@ -208,7 +206,7 @@ impl Keeping {
                 _ => {}
             }
             is_warned = !is_fine;
-            let next = pulse.next_deadline().filter(|_| !is_held);
+            let next = pulse.next_deadline().filter(|_| !holds);
             let next = next.map_or(Duration::MAX, |next| next.since(now));
             let next = if is_fine { next.min(left - half) } else { next };
             // To the next millisecond, for what is told of time is no finer.

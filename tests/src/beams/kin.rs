@@ -1,0 +1,196 @@
+//! All that belongs to one BEAM, pinned before it is hurt, and when each of it was gone.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use tether_tests::mentioning;
+
+use crate::{
+    lab::Beam,
+    lineage::{Pinned, descendants},
+};
+
+/// What a worker's shim is called, and the first process of its namespace.
+const SHIM: [&str; 2] = ["tether-shim", "tether-init"];
+
+/// The BEAM and what ends with it.
+#[derive(Debug)]
+pub(crate) struct Kin {
+    beam: Pinned,
+    others: Vec<Member>,
+    mark: std::path::PathBuf,
+}
+
+#[derive(Debug)]
+struct Member {
+    process: Pinned,
+    name: String,
+    is_workers: bool,
+}
+
+/// When, counted from the blow, the last of its workers' processes and the last of all was gone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gone {
+    pub(crate) workers: Duration,
+    pub(crate) all: Duration,
+}
+
+impl Kin {
+    /// Pins the BEAM, all that descends from it, its workers wherever they run, what these have shed, and their shims.
+    pub(crate) fn of(beam: &Beam, workers: u32) -> anyhow::Result<Self> {
+        let mark = beam.dir.join("mark");
+        let marked: BTreeSet<u32> = mentioning(&mark)
+            .iter()
+            .map(|process| process.pid)
+            .collect();
+        let workers_own: BTreeSet<u32> = marked
+            .iter()
+            .copied()
+            .filter(|&pid| name(pid).starts_with("python"))
+            .collect();
+        let shims: BTreeSet<u32> = workers_own
+            .iter()
+            .flat_map(|&pid| shims_above(pid))
+            .collect();
+        let below = descendants(beam.pid()).into_iter().map(|kin| kin.pid);
+        let mut all: BTreeSet<u32> = below.chain(marked).chain(shims.iter().copied()).collect();
+        all.remove(&beam.pid());
+        let members = all.into_iter().map(|pid| {
+            let name = name(pid);
+            let process = Pinned::new(pid).with_context(|| format!("{name} has ended"))?;
+            let is_workers = workers_own.contains(&pid) || shims.contains(&pid);
+            Ok(Member {
+                process,
+                name,
+                is_workers,
+            })
+        });
+        let kin = Self {
+            beam: Pinned::new(beam.pid())?,
+            others: members.collect::<anyhow::Result<_>>()?,
+            mark,
+        };
+        let names = || kin.others.iter().map(|member| member.name.as_str());
+        let wanted = usize::try_from(workers)?;
+        // A worker and its daemon, each with a shim above it; and the program of the port.
+        ensure!(
+            workers_own.len() >= 2 * wanted
+                && shims.len() >= wanted
+                && names().any(|name| name == "tether"),
+            "not all of it is there: {:?}",
+            names().collect::<Vec<_>>()
+        );
+        Ok(kin)
+    }
+
+    /// Kills the BEAM, and sees when everything was gone. Fails where something is left after `within`, or was
+    /// found beside what was pinned.
+    pub(crate) fn kill(&self, within: Duration) -> anyhow::Result<Gone> {
+        let start = Instant::now();
+        ensure!(self.beam.kill(), "the BEAM has ended");
+        let gone = self.watch(start, within, |_| true)?;
+        let orphans = mentioning(&self.mark);
+        ensure!(orphans.is_empty(), "orphans: {orphans:?}");
+        Ok(gone)
+    }
+
+    /// Stops the BEAM, and sees when its workers, with all they have shed, were gone.
+    pub(crate) fn stop(&self, within: Duration) -> anyhow::Result<Gone> {
+        let start = Instant::now();
+        ensure!(
+            self.beam.signal(rustix::process::Signal::STOP),
+            "the BEAM has ended"
+        );
+        self.watch(start, within, |member| member.is_workers)
+    }
+
+    /// Whether all of it still lives.
+    pub(crate) fn lives(&self) -> bool {
+        self.beam.lives() && self.others.iter().all(|member| member.process.lives())
+    }
+
+    /// The end of a worker's processes, seen after the BEAM's.
+    pub(crate) fn watch_workers(&self, start: Instant, within: Duration) -> anyhow::Result<Gone> {
+        self.watch(start, within, |member| member.is_workers)
+    }
+
+    fn watch(
+        &self,
+        start: Instant,
+        within: Duration,
+        which: impl Fn(&Member) -> bool,
+    ) -> anyhow::Result<Gone> {
+        let mut left: Vec<&Member> = self.others.iter().filter(|member| which(member)).collect();
+        let mut gone = Gone {
+            workers: Duration::ZERO,
+            all: Duration::ZERO,
+        };
+        while !left.is_empty() {
+            let rest = within.saturating_sub(start.elapsed());
+            ensure!(
+                !rest.is_zero(),
+                "left after {within:?}: {:?}",
+                left.iter()
+                    .map(|member| (&member.name, member.process.pid))
+                    .collect::<Vec<_>>()
+            );
+            let fds = left
+                .iter()
+                .map(|member| member.process.fd())
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut polled: Vec<_> = fds
+                .iter()
+                .map(|fd| PollFd::new(fd, PollFlags::IN))
+                .collect();
+            let rest = Timespec {
+                tv_sec: i64::try_from(rest.as_secs())?,
+                tv_nsec: i64::from(rest.subsec_nanos()),
+            };
+            match poll(&mut polled, Some(&rest)) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
+            let now = start.elapsed();
+            let ended: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+            for (member, _) in left.iter().zip(&ended).filter(|(_, ended)| **ended) {
+                gone.all = now;
+                if member.is_workers {
+                    gone.workers = now;
+                }
+            }
+            let mut ended = ended.into_iter();
+            left.retain(|_| !ended.next().unwrap_or(false));
+        }
+        Ok(gone)
+    }
+}
+
+/// The shim of a process, and what is between them.
+fn shims_above(pid: u32) -> Vec<u32> {
+    let above = std::iter::successors(Some(parent(pid)), |&pid| Some(parent(pid)));
+    above
+        .take_while(|&pid| SHIM.contains(&name(pid).as_str()))
+        .collect()
+}
+
+fn name(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
+fn parent(pid: u32) -> u32 {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))
+        .unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    let parent = fields.and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+    parent.unwrap_or_default()
+}
