@@ -301,11 +301,11 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     assert!(calls.as_ref().is_ok_and(|&calls| calls > 10), "{calls:?}");
 
     // Nobody else takes them: they stay, and that is said.
-    let late = ["node", "drain", "node-2", "--wait", "--timeout", "1s"];
+    let late = ["node", "drain", "node-2", "--wait", "--timeout", "5s"];
     let ran = cluster.tether().run(&late).await;
     assert_eq!(ran.code, Some(3), "{}", ran.err);
     assert!(
-        ran.err.contains("is not empty after 1s: 2 workers left")
+        ran.err.contains("is not empty after 5s: 2 workers left")
             && ran.err.contains("nowhere else"),
         "{}",
         ran.err
@@ -339,7 +339,7 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     assert_eq!(node(&cluster, "node-2").await["state"], "open");
     // Those that nobody takes are stopped where that is wanted.
     say(&cluster, &["node", "cordon", "node-2"]).await;
-    let stops = ["node", "drain", "--self", "--stop", "--timeout", "1s"];
+    let stops = ["node", "drain", "--self", "--stop", "--timeout", "5s"];
     let ran = cluster
         .tether()
         .run(&[&stops[..], &["--config", &own_configuration(&cluster)]].concat())
