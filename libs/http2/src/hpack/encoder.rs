@@ -168,16 +168,18 @@ fn string(to: &mut BytesMut, bytes: &[u8]) {
     to.extend_from_slice(bytes);
 }
 
+const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Never 0. Whoever finds two fields with one hash has gained nothing but that one of them is spelled out.
 fn hash(name: &str, value: &[u8]) -> u32 {
     let lengths = (name.len() as u64) << 32 | value.len() as u64;
     let hash = add(add(lengths, name.as_bytes()), value);
-    (hash ^ hash >> 32) as u32 | 1 << 31
+    // The upper half depends on all of it.
+    (hash.wrapping_mul(FACTOR) >> 32) as u32 | 1 << 31
 }
 
 /// A hash with these bytes in it, whose number is in it already.
 fn add(hash: u64, bytes: &[u8]) -> u64 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(FACTOR).rotate_left(29);
     let (words, rest) = bytes.as_chunks::<8>();
     let hash = words
