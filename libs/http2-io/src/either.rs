@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request::Parts};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Config, Error, Reason};
+use crate::{Config, Error, Reason, recycle};
 
 /// Who reads and writes frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,7 +220,11 @@ impl SendResponse {
                 let sent = respond.send_response(head, ends);
                 sent.map(SendStream::H2).map_err(of_h2)
             }
-            Self::Own(respond) => respond.send_response(&head, ends).map(SendStream::Own),
+            Self::Own(respond) => {
+                let sent = respond.send_response(&head, ends);
+                recycle(head.into_parts().0.headers);
+                sent.map(SendStream::Own)
+            }
         }
     }
 
@@ -345,7 +349,11 @@ impl SendStream {
     pub fn send_trailers(&mut self, fields: HeaderMap) -> Result<(), Error> {
         match self {
             Self::H2(stream) => stream.send_trailers(fields).map_err(of_h2),
-            Self::Own(stream) => stream.send_trailers(&fields),
+            Self::Own(stream) => {
+                let sent = stream.send_trailers(&fields);
+                recycle(fields);
+                sent
+            }
         }
     }
 

@@ -27,4 +27,4 @@ mod streams;
 pub use client::{ClientConnection, ResponseFuture, SendRequest, connect};
 pub use server::{SendResponse, ServerConnection, Taken, accept};
 pub use streams::{RecvStream, SendStream};
-pub use tether_http2::{Config, Error, Reason};
+pub use tether_http2::{Config, Error, Reason, recycle};

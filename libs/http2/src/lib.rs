@@ -31,6 +31,7 @@ mod hpack;
 mod message;
 mod output;
 mod settings;
+mod spare;
 mod spread;
 mod stream;
 
@@ -39,3 +40,4 @@ pub use connection::Connection;
 pub use error::{Error, Reason};
 pub use event::{Event, Key};
 pub use output::Output;
+pub use spare::recycle;

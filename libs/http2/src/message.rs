@@ -7,7 +7,7 @@ use http::{
     uri::{self, Authority, PathAndQuery, Scheme},
 };
 
-use crate::hpack::Field;
+use crate::{hpack::Field, spare};
 
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Assembly {
             authority: None,
             path: None,
             status: None,
-            fields: HeaderMap::new(),
+            fields: spare::take(),
             room: limit as usize,
             flaw: None,
         }

@@ -47,7 +47,7 @@ use crate::{
     timeout, upload,
     upstream::Upstream,
     wake::Wake,
-    wire::{RecvStream, SendResponse},
+    wire::{RecvStream, SendResponse, recycle},
 };
 
 /// How long a call waits for discovery's first word: a gateway that has just started has it in no
@@ -166,6 +166,7 @@ impl Forwarder {
             let answer = pin!(dismissal.unless_dismissed(answer));
             client.unless_gone(answer).await
         };
+        recycle(head.headers);
         match answer.map(|answer| answer.map_err(Status::from).flatten()) {
             None => None,
             Some(Ok(answer)) => answer.pass(client, deadline, this.budget.clone(), dismissal),

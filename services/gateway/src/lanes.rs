@@ -19,6 +19,11 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::{ending::Ending, forward::Forwarder, server};
 
+/// How many tasks of a lane have their turn before it looks at its sockets: a call is some three turns, and what has come
+/// for all calls that are under way is then read and answered at once. Whoever comes has its turn behind the others in
+/// either case.
+const TURNS: u32 = 256;
+
 /// A connection on its way to a lane, with what TLS is spoken over it, and its number; it counts as one that is served.
 type Given = (Detached, Option<Arc<Acceptor>>, u64, TaskTrackerToken);
 
@@ -47,6 +52,7 @@ impl Lanes {
             let (sender, receiver) = mpsc::unbounded_channel();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
+                .event_interval(TURNS)
                 .build()?;
             let lane = run(
                 receiver,

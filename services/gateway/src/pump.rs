@@ -219,7 +219,9 @@ pub(crate) enum End {
 #[derive(Debug)]
 struct Copy {
     budget: Budget,
-    pieces: Vec<Bytes>,
+    /// Most requests are one piece.
+    first: Bytes,
+    later: Vec<Bytes>,
     bytes: usize,
 }
 
@@ -227,20 +229,30 @@ impl Copy {
     fn new(budget: &Budget) -> Self {
         Self {
             budget: budget.clone(),
-            pieces: Vec::new(),
+            first: Bytes::new(),
+            later: Vec::new(),
             bytes: 0,
         }
     }
 
     /// Keeps one more piece, unless that is too much.
     fn push(&mut self, data: Bytes) -> bool {
-        let fits = self.bytes + data.len() <= REPEATABLE && self.pieces.len() < PIECES;
+        let fits = self.bytes + data.len() <= REPEATABLE && self.later.len() < PIECES;
         let may = fits && self.budget.copy(data.len());
         if may {
+            let is_first = self.bytes == 0;
             self.bytes += data.len();
-            self.pieces.push(data);
+            match is_first {
+                true => self.first = data,
+                false => self.later.push(data),
+            }
         }
         may
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Bytes> {
+        let first = (!self.first.is_empty()).then_some(&self.first);
+        first.into_iter().chain(&self.later)
     }
 }
 
@@ -260,7 +272,7 @@ pub(crate) struct Pump {
     /// What came while the receiver took nothing.
     held: Held,
     /// What was sent so far, to send it again where the receiver refuses it; `None` where that is too much to keep.
-    sent: Option<Copy>,
+    sent: Option<Box<Copy>>,
     end: Option<End>,
     /// Whether the stream ends with the last message, rather than with trailers.
     ends: bool,
@@ -286,7 +298,7 @@ impl Pump {
             seat: budget.seat(),
             held: Held::default(),
             // An answer is never sent again.
-            sent: ends.then(|| Copy::new(&budget)),
+            sent: ends.then(|| Box::new(Copy::new(&budget))),
             end: None,
             ends,
         }
@@ -376,7 +388,7 @@ impl Pump {
         }
         let mut counted = Early::new(self.seat.budget());
         counted.seat.more(bytes);
-        let sent = sent.pieces.iter().cloned();
+        let sent = sent.pieces().cloned();
         let rest = self.from.kept.iter().cloned();
         let early = early.flat_map(|early| early.held.copy());
         Some(Source {
@@ -393,11 +405,10 @@ impl Pump {
 
     /// The messages from their beginning, those that were sent too; `None` where those were too much to keep.
     pub(crate) fn again(mut self) -> Option<Source> {
-        let mut sent = self.sent.take()?;
-        let pieces = std::mem::take(&mut sent.pieces);
+        let sent = self.sent.take()?;
         let mut from = self.from;
         let held = std::iter::from_fn(|| self.held.take(usize::MAX));
-        let kept = pieces.into_iter().chain(held).chain(from.kept);
+        let kept = sent.pieces().cloned().chain(held).chain(from.kept);
         from.kept = kept.collect();
         let early = from
             .early

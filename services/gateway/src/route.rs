@@ -1,6 +1,10 @@
 //! Where a call goes: decided from its path and its metadata alone.
 
-use http::{HeaderMap, Method, header::CONTENT_TYPE, request::Parts};
+use http::{
+    Method,
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    request::Parts,
+};
 use tether_clock::Tick;
 use tether_endpoints::{Affinity, Ask, Party, Priority, Session, Target};
 use tether_proto::Failure;
@@ -62,6 +66,91 @@ const DISCOVERY: &str = "/tether.discovery.v1.";
 /// Services the gateway answers itself, unless the call names a pool.
 const OWN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
+/// What a call may say, each once.
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    Pool,
+    Worker,
+    Affinity,
+    AffinityMode,
+    Priority,
+    Owner,
+    Epoch,
+    Timeout,
+}
+
+impl Key {
+    /// All of them, each in its own place.
+    const ALL: [Self; 8] = [
+        Self::Pool,
+        Self::Worker,
+        Self::Affinity,
+        Self::AffinityMode,
+        Self::Priority,
+        Self::Owner,
+        Self::Epoch,
+        Self::Timeout,
+    ];
+    /// What the names of all but the last begin with.
+    const OURS: &str = "tether-";
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pool => POOL,
+            Self::Worker => WORKER,
+            Self::Affinity => AFFINITY,
+            Self::AffinityMode => AFFINITY_MODE,
+            Self::Priority => PRIORITY,
+            Self::Owner => OWNER,
+            Self::Epoch => EPOCH,
+            Self::Timeout => TIMEOUT,
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        // Most fields are none of these.
+        if !name.starts_with(Self::OURS) && name != TIMEOUT {
+            return None;
+        }
+        Self::ALL.into_iter().find(|key| key.name() == name)
+    }
+}
+
+/// What a call says, found in one look at its metadata.
+#[derive(Debug, Default)]
+struct Said<'a>([(Option<&'a HeaderValue>, bool); Key::ALL.len()]);
+
+impl<'a> Said<'a> {
+    fn in_all(headers: &'a HeaderMap) -> Self {
+        let mut said = Self::default();
+        for (name, value) in headers {
+            if let Some(key) = Key::of(name.as_str()) {
+                match &mut said.0[key as usize] {
+                    (first @ None, _) => *first = Some(value),
+                    (Some(_), again) => *again = true,
+                }
+            }
+        }
+        said
+    }
+
+    /// The value of a key that may be there once, as visible ASCII.
+    fn single(&self, key: Key, example: &str) -> Result<Option<&'a str>, Failure> {
+        let (Some(value), again) = self.0[key as usize] else {
+            return Ok(None);
+        };
+        let refuse = |shown: &str, why| explain::metadata(key.name(), shown, why, example);
+        let text = value.to_str().map_err(|_| {
+            let shown = String::from_utf8_lossy(value.as_bytes());
+            refuse(&shown, "it is not visible ASCII")
+        })?;
+        match again {
+            true => Err(refuse(text, "it is there more than once")),
+            false => Ok(Some(text)),
+        }
+    }
+}
+
 /// Who serves a call.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -119,7 +208,8 @@ pub(crate) fn is_repeatable(path: &str) -> bool {
 /// Reads the head of a call, for a gateway that `relays` heartbeats of nodes or does not.
 pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
     check_grpc(head)?;
-    let timeout = match single(&head.headers, TIMEOUT, "1500m")? {
+    let said = Said::in_all(&head.headers);
+    let timeout = match said.single(Key::Timeout, "1500m")? {
         None => None,
         Some(value) => Some(timeout::parse(value.as_bytes()).ok_or_else(|| {
             let why = "it is not one to eight digits and one of H M S m u n";
@@ -137,7 +227,7 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
     } else if path.starts_with(DISCOVERY) {
         Route::Discovery
     } else {
-        match (destination(&head.headers)?, path) {
+        match (destination(&said)?, path) {
             (Some(destination), _) => Route::Worker(destination),
             (None, path) if OWN.iter().any(|service| path.starts_with(service)) => Route::Own,
             (None, path) => return Err(explain::no_destination(path)),
@@ -147,11 +237,8 @@ pub(crate) fn plan(head: &Parts, relays: bool) -> Result<Plan, Failure> {
 }
 
 /// The session in whose name a call is made. An owner without an epoch says nothing that could be over.
-fn session(
-    headers: &HeaderMap,
-    owner: Option<&OwnerName>,
-) -> Result<Option<Arc<Session>>, Failure> {
-    let Some(text) = single(headers, EPOCH, "17")? else {
+fn session(said: &Said<'_>, owner: Option<&OwnerName>) -> Result<Option<Arc<Session>>, Failure> {
+    let Some(text) = said.single(Key::Epoch, "17")? else {
         return Ok(None);
     };
     let refuse = |key, text: &str, why: &str, example| explain::metadata(key, text, why, example);
@@ -194,15 +281,15 @@ fn check_grpc(head: &Parts) -> Result<(), Failure> {
 }
 
 /// The pool and the worker in it that the metadata asks for, where it names any.
-fn destination(headers: &HeaderMap) -> Result<Option<Destination>, Failure> {
-    let pool = match single(headers, POOL, "digits")? {
+fn destination(said: &Said<'_>) -> Result<Option<Destination>, Failure> {
+    let pool = match said.single(Key::Pool, "digits")? {
         None => None,
         Some(text) => Some(
             PoolName::new(text)
                 .map_err(|why| explain::metadata(POOL, text, &why.to_string(), "digits"))?,
         ),
     };
-    if let Some(text) = single(headers, WORKER, "digits/0")? {
+    if let Some(text) = said.single(Key::Worker, "digits/0")? {
         let refuse = |why: &str| explain::metadata(WORKER, text, why, "digits/0");
         let worker: WorkerId = text.parse().map_err(|_| {
             refuse("it is not a pool, a slash and a slot, with or without an incarnation")
@@ -214,11 +301,11 @@ fn destination(headers: &HeaderMap) -> Result<Option<Destination>, Failure> {
             slot: worker.slot,
             incarnation: worker.incarnation,
         };
-        return Ok(Some(worth(headers, worker.pool, target)?));
+        return Ok(Some(worth(said, worker.pool, target)?));
     }
     let Some(pool) = pool else { return Ok(None) };
-    let mut destination = worth(headers, pool, Target::Any)?;
-    if let Some(key) = single(headers, AFFINITY, "session-42")? {
+    let mut destination = worth(said, pool, Target::Any)?;
+    if let Some(key) = said.single(Key::Affinity, "session-42")? {
         destination.target = Target::Affinity {
             key: key.into(),
             session: destination.session.clone(),
@@ -229,8 +316,8 @@ fn destination(headers: &HeaderMap) -> Result<Option<Destination>, Failure> {
 }
 
 /// How much a call to `target` matters, and to whom.
-fn worth(headers: &HeaderMap, pool: PoolName, target: Target) -> Result<Destination, Failure> {
-    let owner = match single(headers, OWNER, OWNER_EXAMPLE)? {
+fn worth(said: &Said<'_>, pool: PoolName, target: Target) -> Result<Destination, Failure> {
+    let owner = match said.single(Key::Owner, OWNER_EXAMPLE)? {
         None => None,
         Some(name) => Some(name.parse().map_err(|error: tether_types::InvalidName| {
             explain::metadata(OWNER, name, &error.to_string(), OWNER_EXAMPLE)
@@ -239,56 +326,29 @@ fn worth(headers: &HeaderMap, pool: PoolName, target: Target) -> Result<Destinat
     Ok(Destination {
         pool,
         target,
-        priority: word(headers, PRIORITY, &PRIORITIES)?.unwrap_or_default(),
-        affinity: word(headers, AFFINITY_MODE, &AFFINITIES)?,
-        session: session(headers, owner.as_ref())?,
+        priority: word(said, Key::Priority, &PRIORITIES)?.unwrap_or_default(),
+        affinity: word(said, Key::AffinityMode, &AFFINITIES)?,
+        session: session(said, owner.as_ref())?,
         owner,
     })
 }
 
 /// What the one of these words stands for that a key may have as its value.
 fn word<T: Copy>(
-    headers: &HeaderMap,
-    key: &str,
+    said: &Said<'_>,
+    key: Key,
     words: &[(&'static str, T)],
 ) -> Result<Option<T>, Failure> {
-    let Some(text) = single(headers, key, words[0].0)? else {
+    let Some(text) = said.single(key, words[0].0)? else {
         return Ok(None);
     };
     let known = words.iter().find(|(word, _)| *word == text);
     let Some((_, meaning)) = known else {
         let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let why = format!("it is none of {}", words.join(", "));
-        return Err(explain::metadata(key, text, &why, words[0]));
+        return Err(explain::metadata(key.name(), text, &why, words[0]));
     };
     Ok(Some(*meaning))
-}
-
-/// The value of a key that may be there once, as visible ASCII.
-fn single<'a>(
-    headers: &'a HeaderMap,
-    key: &str,
-    example: &str,
-) -> Result<Option<&'a str>, Failure> {
-    // Heads are short, and most keys are not there: to look is quicker than to hash.
-    let named = headers.iter().filter(|(name, _)| name.as_str() == key);
-    let mut values = named.map(|(_, value)| value);
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    let text = value.to_str().map_err(|_| {
-        let shown = String::from_utf8_lossy(value.as_bytes());
-        explain::metadata(key, &shown, "it is not visible ASCII", example)
-    })?;
-    if values.next().is_some() {
-        return Err(explain::metadata(
-            key,
-            text,
-            "it is there more than once",
-            example,
-        ));
-    }
-    Ok(Some(text))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub(crate) use tether_http2_io::{
     either::{
         RecvStream, ResponseFuture, SendRequest, SendResponse, SendStream, Server, accept, connect,
     },
+    recycle,
 };
 
 /// Who reads and writes HTTP/2.
