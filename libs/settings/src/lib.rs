@@ -3,6 +3,7 @@
 
 pub mod check;
 mod forked;
+mod health;
 mod metrics;
 mod net;
 mod placement;
