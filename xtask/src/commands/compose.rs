@@ -1,0 +1,61 @@
+//! `cargo xtask ground compose`: docker-compose.yml on a real engine, into target/ground/compose.json.
+
+use std::{fs, path::PathBuf};
+
+use super::matrix;
+use crate::{debian, report::Report, workspace::Workspace};
+
+/// What an image is made of, by its package.
+const PROGRAMS: &[&str] = &[
+    "tether",
+    "tether-agent",
+    "tether-arbiter",
+    "tether-discovery",
+    "tether-gateway",
+];
+
+/// Fetches the engine and what images are made of. Where that cannot be, the suite says so and is skipped.
+pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
+    for wanted in debian::DOCKER {
+        if let Err(why) = debian::provide(workspace, wanted) {
+            println!("{why}");
+        }
+    }
+    report.prepare("root of images", {
+        let mut made = workspace.program("sh");
+        made.args(["-c", "tools/image-root.sh || true"]);
+        made
+    });
+}
+
+/// Brings the stack up, and sees what becomes of it.
+pub(super) fn compose(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join("ground");
+    let programs = folder.join("programs");
+    fs::create_dir_all(&programs)
+        .map_err(|error| format!("cannot make `{}`: {error}", programs.display()))?;
+    if !PROGRAMS.iter().all(|name| link(workspace, report, &programs, name)) {
+        return Err("static programs cannot be built".to_owned());
+    }
+    let mut suite = workspace.program(workspace.target().join("debug/compose"));
+    suite.arg("--programs").arg(&programs);
+    matrix::with_evidence(&mut suite, &folder.join("compose.json"), flags)?;
+    report.suite("docker-compose", suite);
+    Ok(())
+}
+
+/// Links one program statically, for an empty base: what it is made of is compiled as for the others.
+fn link(workspace: &Workspace, report: &mut Report, programs: &PathBuf, name: &str) -> bool {
+    let arguments = format!("rustc --locked -p {name} --bin {name} -- -C target-feature=+crt-static");
+    let mut strip = workspace.program("strip");
+    strip
+        .arg("-o")
+        .arg(programs.join(name))
+        .arg(workspace.target().join("debug").join(name));
+    report.prepare(&format!("static {name}"), workspace.cargo(&arguments))
+        && report.prepare(&format!("stripped {name}"), strip)
+}
