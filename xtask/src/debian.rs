@@ -223,6 +223,15 @@ pub(crate) const DOCKER: &[Program] = &[
             "python3-yaml",
         ],
     },
+    // The generation after it, which this release has.
+    Program {
+        name: "docker-compose-2",
+        version: "version",
+        path: "usr/libexec/docker/cli-plugins/docker-compose",
+        says: Some("Docker Compose version 2"),
+        release: Some("trixie"),
+        packages: &["docker-compose"],
+    },
 ];
 
 /// Proxies that a bench stands beside ours; no test wants them.

@@ -8,6 +8,8 @@ use tether_tests::evidence::{Evidence, Report};
 
 #[path = "../ground/docker.rs"]
 mod docker;
+#[path = "../compose/guide.rs"]
+mod guide;
 #[path = "../compose/images.rs"]
 mod images;
 #[path = "../compose/load.rs"]
@@ -18,7 +20,6 @@ mod scenes;
 mod stack;
 
 use docker::Engine;
-use images::Parts;
 use stack::{Edition, Stack};
 
 /// Brings up the whole cluster of `docker-compose.yml`, and sees what becomes of it.
@@ -54,50 +55,48 @@ async fn main() -> ExitCode {
     };
     report.scene(&format!("on {whose}"));
     let mut stack = Stack::new(engine);
-    if let Err(why) = play(&mut stack, &args, &mut report).await {
-        report.add(Evidence::failed("the stack", format!("{why:#}")));
-        explain(&stack, &report).await;
+    if let Err(why) = images::provide(&stack.engine, &args.programs).await {
+        report.add(Evidence::failed("images", format!("{why:#}")));
+        return report.finish(args.json.as_deref());
     }
-    let left = take_down(&stack).await;
-    report.add(match left {
-        Ok(left) => {
-            let seen = if left.is_empty() {
-                "nothing".to_owned()
-            } else {
-                left.join(", ")
-            };
-            Evidence::new("left after `down`", "nothing", seen, left.is_empty())
+    for (compose, scenes) in COMPOSES {
+        report.scene(&format!("with {compose}"));
+        if let Err(why) = play(&mut stack, compose, scenes, &args, &mut report).await {
+            report.add(Evidence::failed(
+                format!("with {compose}"),
+                format!("{why:#}"),
+            ));
+            explain(&stack, &report).await;
         }
-        Err(why) => Evidence::failed("left after `down`", format!("{why:#}")),
-    });
+        let left = take_down(&mut stack)
+            .await
+            .unwrap_or_else(|why| vec![format!("{why:#}")]);
+        report.add(nothing("left after `down`", &left));
+    }
     let left = stack.engine.stop().await;
-    let seen = if left.is_empty() {
-        "nothing".to_owned()
-    } else {
-        left.join(", ")
-    };
-    report.add(Evidence::new(
-        "left of the engine",
-        "nothing",
-        seen,
-        left.is_empty(),
-    ));
+    report.add(nothing("left of the engine", &left));
     report.finish(args.json.as_deref())
 }
 
-async fn play(stack: &mut Stack, args: &Args, report: &mut Report) -> anyhow::Result<()> {
-    let parts = Parts {
-        programs: args.programs.clone(),
-    };
-    images::provide(&stack.engine, &parts).await?;
-    for edition in [Edition::Next, Edition::First] {
-        stack.choose(edition);
-        stack.compose(&["build", "--quiet"]).await?;
-    }
-    report.scene("up");
+/// The programs of both generations, and which scenes are played with each: faults are the engine's, whoever has started
+/// the containers.
+const COMPOSES: &[(&str, &[(&str, scenes::Scene)])] = &[
+    ("docker-compose", scenes::ALL),
+    ("docker-compose-2", scenes::OF_COMPOSE),
+];
+
+async fn play(
+    stack: &mut Stack,
+    compose: &str,
+    scenes: &[(&str, scenes::Scene)],
+    args: &Args,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    stack.choose(Edition::First);
+    stack.call_compose(compose)?;
     report.add(scenes::up(stack).await?);
     load::begin(stack).await?;
-    for (name, scene) in scenes::ALL {
+    for (name, scene) in scenes {
         let only = args.only.as_deref().unwrap_or_default();
         if only.split('|').any(|text| name.contains(text)) {
             report.scene(name);
@@ -113,6 +112,15 @@ async fn play(stack: &mut Stack, args: &Args, report: &mut Report) -> anyhow::Re
     Ok(())
 }
 
+fn nothing(name: &str, left: &[String]) -> Evidence {
+    let seen = if left.is_empty() {
+        "nothing".to_owned()
+    } else {
+        left.join(", ")
+    };
+    Evidence::new(name, "nothing", seen, left.is_empty())
+}
+
 /// What runs, and what was written last.
 async fn explain(stack: &Stack, report: &Report) {
     for arguments in [&["ps"][..], &["logs", "--no-color", "--tail", "15"]] {
@@ -121,9 +129,9 @@ async fn explain(stack: &Stack, report: &Report) {
     }
 }
 
-async fn take_down(stack: &Stack) -> anyhow::Result<Vec<String>> {
+async fn take_down(stack: &mut Stack) -> anyhow::Result<Vec<String>> {
     // Never begun where the stack did not come up.
     let _ = load::end(stack).await;
-    stack.down().await?;
+    guide::follow(stack, "Down").await?;
     stack.left().await
 }

@@ -34,15 +34,8 @@ const PYTHON: [&str; 6] = [
     "numpy.libs",
 ];
 
-/// Where the files are that the images are made of.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    /// Static programs of ours.
-    pub(crate) programs: PathBuf,
-}
-
-/// Gives the engine what `docker-compose.yml` names as other people's images.
-pub(crate) async fn provide(engine: &Engine, parts: &Parts) -> anyhow::Result<()> {
+/// Gives the engine what `docker-compose.yml` names as other people's images; the static programs are in a folder.
+pub(crate) async fn provide(engine: &Engine, programs: &Path) -> anyhow::Result<()> {
     let root = Command::new(repository().join("tools/image-root.sh"))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -52,7 +45,7 @@ pub(crate) async fn provide(engine: &Engine, parts: &Parts) -> anyhow::Result<()
     let root = String::from_utf8_lossy(&root.stdout).trim().to_owned();
     import(engine, &root).await?;
     let folder = tempfile::tempdir()?;
-    gather(folder.path(), parts)?;
+    gather(folder.path(), programs)?;
     fs::write(folder.path().join("Dockerfile"), RECIPE)?;
     let context = folder.path().display().to_string();
     quietly(engine, &["build", "--tag", BASE, &context]).await?;
@@ -85,9 +78,8 @@ async fn import(engine: &Engine, root: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn gather(folder: &Path, parts: &Parts) -> anyhow::Result<()> {
-    let programs = folder.join("programs");
-    copy(&parts.programs, &programs)
+fn gather(folder: &Path, programs: &Path) -> anyhow::Result<()> {
+    copy(programs, &folder.join("programs"))
         .context("static programs: `cargo xtask ground` builds them")?;
     let python = folder.join("python");
     fs::create_dir(&python)?;

@@ -7,6 +7,7 @@ use tether_tests::{eventually_within, evidence::Evidence};
 use tokio::time::Instant;
 
 use crate::{
+    guide,
     load::{self, Counts, Since},
     stack::{Edition, PROJECT, Stack},
 };
@@ -34,10 +35,10 @@ pub(crate) const SERVICES: &[(&str, usize)] = &[
     ("prometheus", 1),
 ];
 
-type Rows<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Evidence>>> + 'a>>;
+pub(crate) type Rows<'a> = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Evidence>>> + 'a>>;
 
 /// A scene on a stack at rest, which leaves it at rest.
-type Scene = fn(&mut Stack) -> Rows<'_>;
+pub(crate) type Scene = fn(&mut Stack) -> Rows<'_>;
 
 /// Every scene, in the order they are played.
 pub(crate) const ALL: &[(&str, Scene)] = &[
@@ -51,10 +52,18 @@ pub(crate) const ALL: &[(&str, Scene)] = &[
     ("upgraded", |stack| Box::pin(upgrade(stack))),
 ];
 
+/// Those in which compose has a part.
+pub(crate) const OF_COMPOSE: &[(&str, Scene)] = &[
+    ("calls", |stack| Box::pin(calls(stack))),
+    ("scaled", |stack| Box::pin(scale(stack))),
+    ("upgraded", |stack| Box::pin(upgrade(stack))),
+];
+
 /// Brings it up, and tells how long it took to the first call that a worker served.
 pub(crate) async fn up(stack: &Stack) -> anyhow::Result<Evidence> {
+    stack.compose(&["build", "--quiet"]).await?;
     let start = Instant::now();
-    stack.compose(&["up", "--detach", "--no-build"]).await?;
+    guide::follow(stack, "Up").await?;
     let served = within("a call is served", async || {
         stack
             .app_counts()
@@ -300,72 +309,30 @@ async fn cut(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
 
 async fn scale(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let before = load::counts(stack).await?;
-    let nodes = stack.nodes().await?;
-    stack
-        .compose(&[
-            "up",
-            "--detach",
-            "--no-build",
-            "--no-recreate",
-            "--scale",
-            "gateway=3",
-            "--scale",
-            "agent=3",
-        ])
-        .await?;
-    let more = [("gateway", 3), ("agent", 3)];
-    within("there are three", async || {
-        stack.healthy(&more).await.then_some(())
-    })
-    .await?;
-    let after = within("the third node has joined", async || {
-        let after = stack.nodes().await.ok()?;
-        (after.len() == nodes.len() + 1).then_some(after)
-    })
-    .await?;
-    let joined = after
-        .iter()
-        .find(|node| !nodes.contains(node))
-        .context("no node has joined")?;
-    // The one that compose removes: the youngest, which is empty as yet, and is to stay so.
-    stack.tether_plain(&["node", "drain", joined]).await?;
-    stack
-        .compose(&[
-            "up",
-            "--detach",
-            "--no-build",
-            "--no-recreate",
-            "--scale",
-            "gateway=2",
-            "--scale",
-            "agent=2",
-        ])
-        .await?;
+    let workers = stack.deaths().await?;
+    // Up to three of each, and down again.
+    guide::follow(stack, "Scale").await?;
     at_rest(stack).await?;
     let since = load::more(stack, &before, SOME).await?;
-    Ok(vec![no_failure(
-        "calls while there are three of each, and two again",
-        &since,
-    )])
+    let died = stack.deaths().await?.saturating_sub(workers);
+    Ok(vec![
+        no_failure("calls while there are three of each, and two again", &since),
+        Evidence::new(
+            "workers that died meanwhile",
+            "0",
+            died.to_string(),
+            died == 0,
+        ),
+    ])
 }
 
 async fn upgrade(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let before = load::counts(stack).await?;
     let deaths = stack.deaths().await?;
     stack.choose(Edition::Next);
-    let mut script = stack.command("sh");
-    script
-        .arg("deploy/upgrade/compose.sh")
-        .env("CLIENTS_LEARN", "3");
     let start = Instant::now();
-    let output = script.output().await?;
+    guide::follow(stack, "Upgrade").await?;
     let took = start.elapsed();
-    let said = [output.stdout, output.stderr].concat();
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&said)
-    );
     at_rest(stack).await?;
     let since = load::more(stack, &before, SOME).await?;
     let mut old = Vec::new();

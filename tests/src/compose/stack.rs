@@ -1,13 +1,13 @@
 //! What `docker-compose.yml` runs, seen from outside: its containers, its nodes and workers, and how one is lost.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt as _};
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
 use crate::{
-    docker::Engine,
+    docker::{self, Engine},
     images::{BASE, NEXT_BASE, quietly},
 };
 
@@ -35,12 +35,27 @@ impl Edition {
 pub(crate) struct Stack {
     pub(crate) engine: Engine,
     edition: Edition,
+    /// Where another program is called `docker-compose`.
+    compose: Option<tempfile::TempDir>,
 }
 
 impl Stack {
     pub(crate) const fn new(engine: Engine) -> Self {
-        let edition = Edition::First;
-        Self { engine, edition }
+        Self {
+            engine,
+            edition: Edition::First,
+            compose: None,
+        }
+    }
+
+    /// From here on `docker-compose` is this program.
+    pub(crate) fn call_compose(&mut self, program: &str) -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("docker-compose");
+        std::fs::write(&file, format!("#!/bin/sh\nexec {program} \"$@\"\n"))?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
+        self.compose = Some(folder);
+        Ok(())
     }
 
     /// What `docker-compose up` starts from here on.
@@ -51,6 +66,12 @@ impl Stack {
     /// A command with the variables that name the images.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = self.engine.command(program);
+        if let Some(own) = &self.compose {
+            let first = [own.path().to_owned()].into_iter();
+            if let Ok(path) = std::env::join_paths(first.chain(docker::path())) {
+                command.env("PATH", path);
+            }
+        }
         let etcd = match self.edition {
             Edition::First => BASE,
             Edition::Next => NEXT_BASE,
@@ -221,20 +242,16 @@ impl Stack {
     /// What is left on the engine of this project.
     pub(crate) async fn left(&self) -> anyhow::Result<Vec<String>> {
         let project = format!("label=com.docker.compose.project={PROJECT}");
-        let filter = ["--quiet", "--filter", &project];
+        // Volumes without a name have no project either; on an engine of our own there is nothing else.
+        let all = ["--quiet", "--filter", &project];
+        let filter = if self.engine.is_own() { &all[..1] } else { &all };
         let mut left = Vec::new();
         for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
-            let listed = self.docker(&[list, &filter].concat()).await?;
+            let filter = if list[0] == "network" { &all } else { filter };
+            let listed = self.docker(&[list, filter].concat()).await?;
             left.extend(listed.lines().map(|line| format!("{}: {line}", list[0])));
         }
         Ok(left)
-    }
-
-    /// Takes everything down, also what is not healthy.
-    pub(crate) async fn down(&self) -> anyhow::Result<()> {
-        self.compose(&["down", "--volumes", "--timeout", "30"])
-            .await?;
-        Ok(())
     }
 
     /// Runs `docker` and wants no more than that it succeeds.

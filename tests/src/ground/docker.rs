@@ -231,20 +231,26 @@ pub(crate) fn repository() -> PathBuf {
     here.canonicalize().unwrap_or_else(|_| here.to_owned())
 }
 
-/// Has a command find what `cargo xtask` fetched: the engine with all it calls, and docker-compose.
-fn with_tools(command: &mut Command) {
+/// The `PATH` on which everything is found that `cargo xtask` fetched: the engine with all it calls, and docker-compose.
+pub(crate) fn path() -> Vec<PathBuf> {
     let tools = repository().join("target/tools");
     let parts = ["dockerd/usr/sbin", "dockerd/usr/bin", "bin"].map(|part| tools.join(part));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = parts.into_iter().chain(std::env::split_paths(&path));
-    if let Ok(path) = std::env::join_paths(path) {
+    parts
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .collect()
+}
+
+fn with_tools(command: &mut Command) {
+    if let Ok(path) = std::env::join_paths(path()) {
         command.env("PATH", path);
     }
-    let libraries = tools.join("dockerd/usr/lib/x86_64-linux-gnu");
-    if libraries.exists() {
-        command.env("XTABLES_LIBDIR", libraries.join("xtables"));
-        let old = tools.join("dockerd/lib/x86_64-linux-gnu");
-        if let Ok(path) = std::env::join_paths([libraries, old]) {
+    let unpacked = repository().join("target/tools/dockerd");
+    let libraries = ["usr/lib", "lib"].map(|part| unpacked.join(part).join("x86_64-linux-gnu"));
+    if unpacked.exists() {
+        command.env("XTABLES_LIBDIR", libraries[0].join("xtables"));
+        if let Ok(path) = std::env::join_paths(&libraries) {
             command.env("LD_LIBRARY_PATH", path);
         }
     }

@@ -1,6 +1,6 @@
 //! `cargo xtask ground compose`: docker-compose.yml on a real engine, into target/ground/compose.json.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 use super::matrix;
 use crate::{debian, report::Report, workspace::Workspace};
@@ -16,7 +16,9 @@ const PROGRAMS: &[&str] = &[
 
 /// Fetches the engine and what images are made of. Where that cannot be, the suite says so and is skipped.
 pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
-    for wanted in debian::DOCKER {
+    let others = debian::ALL.iter().chain(debian::GROUNDS);
+    let others = others.filter(|program| ["etcd", "debootstrap"].contains(&program.name));
+    for wanted in debian::DOCKER.iter().chain(others) {
         if let Err(why) = debian::provide(workspace, wanted) {
             println!("{why}");
         }
@@ -38,7 +40,10 @@ pub(super) fn compose(
     let programs = folder.join("programs");
     fs::create_dir_all(&programs)
         .map_err(|error| format!("cannot make `{}`: {error}", programs.display()))?;
-    if !PROGRAMS.iter().all(|name| link(workspace, report, &programs, name)) {
+    if !PROGRAMS
+        .iter()
+        .all(|name| link(workspace, report, &programs, name))
+    {
         return Err("static programs cannot be built".to_owned());
     }
     let mut suite = workspace.program(workspace.target().join("debug/compose"));
@@ -49,8 +54,9 @@ pub(super) fn compose(
 }
 
 /// Links one program statically, for an empty base: what it is made of is compiled as for the others.
-fn link(workspace: &Workspace, report: &mut Report, programs: &PathBuf, name: &str) -> bool {
-    let arguments = format!("rustc --locked -p {name} --bin {name} -- -C target-feature=+crt-static");
+fn link(workspace: &Workspace, report: &mut Report, programs: &Path, name: &str) -> bool {
+    let arguments =
+        format!("rustc --locked -p {name} --bin {name} -- -C target-feature=+crt-static");
     let mut strip = workspace.program("strip");
     strip
         .arg("-o")
