@@ -60,20 +60,24 @@ replace() {
         # SIGTERM: what is under way ends first.
         docker stop --time 60 "$one" >/dev/null
         docker rm --volumes "$one" >/dev/null
+        if [ "$service" = agent ]; then forget "$node"; fi
     done
 }
 
-tether() { docker exec "$asked" tether "$@"; }
+# Asks a gateway, from an agent's container, which has the program.
+tether() { docker exec "$(containers agent | tail -n 1)" tether "$@"; }
 
 # A worker is a process of its agent's container and ends with it, so all of them move before: each is replaced
 # elsewhere before it ends, as its pool's `rollout` says.
 empty() {
     node=$(docker inspect --format '{{.Config.Hostname}}' "$1")
-    asked=$1
     say "agent: the workers of $node move"
     tether node drain "$node"
     eventually "$node is empty" is_drained "$node"
 }
+
+# A node that is away is kept for the order that it has.
+forget() { tether node uncordon "$1" >/dev/null; }
 
 is_drained() { tether nodes | grep -Eq "^$1 +up, drained( |$)"; }
 

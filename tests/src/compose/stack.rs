@@ -50,6 +50,13 @@ impl Stack {
 
     /// From here on `docker-compose` is this program.
     pub(crate) fn call_compose(&mut self, program: &str) -> anyhow::Result<()> {
+        let mut found = docker::path()
+            .into_iter()
+            .map(|folder| folder.join(program));
+        let program = found.find(|file| file.is_file());
+        let program =
+            program.context("it is not there: `cargo xtask ground compose` fetches it")?;
+        let program = program.display();
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("docker-compose");
         std::fs::write(&file, format!("#!/bin/sh\nexec {program} \"$@\"\n"))?;
@@ -162,13 +169,12 @@ impl Stack {
         Ok(serde_json::from_str(&said)?)
     }
 
-    /// How many workers have died that nobody ordered to end.
+    /// How many workers have died of something else than an order and their replacement.
     pub(crate) async fn deaths(&self) -> anyhow::Result<usize> {
         let said = self.tether_plain(&["--output", "json", "events"]).await?;
-        let deaths = said
-            .lines()
-            .filter(|line| line.contains("WORKER_DIED") && !line.contains("ORDERED_BY"));
-        Ok(deaths.count())
+        let orderly = |line: &&str| line.contains("ORDERED_BY") || line.contains("RECYCLED");
+        let deaths = said.lines().filter(|line| line.contains("WORKER_DIED"));
+        Ok(deaths.filter(|line| !orderly(line)).count())
     }
 
     /// Workers that serve, with their nodes.
@@ -244,7 +250,11 @@ impl Stack {
         let project = format!("label=com.docker.compose.project={PROJECT}");
         // Volumes without a name have no project either; on an engine of our own there is nothing else.
         let all = ["--quiet", "--filter", &project];
-        let filter = if self.engine.is_own() { &all[..1] } else { &all };
+        let filter = if self.engine.is_own() {
+            &all[..1]
+        } else {
+            &all
+        };
         let mut left = Vec::new();
         for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
             let filter = if list[0] == "network" { &all } else { filter };

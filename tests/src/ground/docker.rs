@@ -71,8 +71,10 @@ impl Engine {
             .tempdir()?;
         let group = format!("tether-docker-{}", std::process::id());
         let log = fs::File::create(folder.path().join("log"))?;
-        let mut command = Command::new("unshare");
+        // Ends with this process, however that ends.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeath-signal", "KILL", "unshare"])
             .args([
                 "--net",
                 "--mount",
@@ -89,7 +91,7 @@ impl Engine {
             .stderr(log)
             .kill_on_drop(true);
         with_tools(&mut command);
-        let mut child = command.spawn().context("`unshare` cannot be run")?;
+        let mut child = command.spawn().context("`setpriv` cannot be run")?;
         let maker = child.id().context("it ended at once")?;
         let children = format!("/proc/{maker}/task/{maker}/children");
         let first = eventually_within(PATIENCE, async || {

@@ -5,14 +5,11 @@ use std::{fs, path::Path};
 use super::matrix;
 use crate::{debian, report::Report, workspace::Workspace};
 
-/// What an image is made of, by its package.
-const PROGRAMS: &[&str] = &[
-    "tether",
-    "tether-agent",
-    "tether-arbiter",
-    "tether-discovery",
-    "tether-gateway",
-];
+/// Programs on an empty base, which are linked statically for it.
+const STATIC: &[&str] = &["tether-arbiter", "tether-discovery", "tether-gateway"];
+
+/// Programs on a base that has a libc; they stay as they were built.
+const OTHERS: &[&str] = &["tether", "tether-agent"];
 
 /// Fetches the engine and what images are made of. Where that cannot be, the suite says so and is skipped.
 pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
@@ -40,11 +37,10 @@ pub(super) fn compose(
     let programs = folder.join("programs");
     fs::create_dir_all(&programs)
         .map_err(|error| format!("cannot make `{}`: {error}", programs.display()))?;
-    if !PROGRAMS
-        .iter()
-        .all(|name| link(workspace, report, &programs, name))
-    {
-        return Err("static programs cannot be built".to_owned());
+    let linked = STATIC.iter().all(|name| link(workspace, report, name));
+    let mut all = STATIC.iter().chain(OTHERS);
+    if !(linked && all.all(|name| strip(workspace, report, &programs, name))) {
+        return Err("programs for images cannot be built".to_owned());
     }
     let mut suite = workspace.program(workspace.target().join("debug/compose"));
     suite.arg("--programs").arg(&programs);
@@ -53,15 +49,17 @@ pub(super) fn compose(
     Ok(())
 }
 
-/// Links one program statically, for an empty base: what it is made of is compiled as for the others.
-fn link(workspace: &Workspace, report: &mut Report, programs: &Path, name: &str) -> bool {
-    let arguments =
-        format!("rustc --locked -p {name} --bin {name} -- -C target-feature=+crt-static");
+/// Links one program anew; what it is made of is compiled as for the others.
+fn link(workspace: &Workspace, report: &mut Report, name: &str) -> bool {
+    let link = format!("rustc --locked -p {name} --bin {name} -- -C target-feature=+crt-static");
+    report.prepare(&format!("static {name}"), workspace.cargo(&link))
+}
+
+fn strip(workspace: &Workspace, report: &mut Report, programs: &Path, name: &str) -> bool {
     let mut strip = workspace.program("strip");
     strip
         .arg("-o")
         .arg(programs.join(name))
         .arg(workspace.target().join("debug").join(name));
-    report.prepare(&format!("static {name}"), workspace.cargo(&arguments))
-        && report.prepare(&format!("stripped {name}"), strip)
+    report.prepare(&format!("stripped {name}"), strip)
 }
