@@ -74,7 +74,7 @@ impl Engine {
         // Ends with this process, however that ends.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeath-signal", "KILL", "unshare"])
+            .args(["--pdeathsig", "KILL", "unshare"])
             .args([
                 "--net",
                 "--mount",
