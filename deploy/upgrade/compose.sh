@@ -59,7 +59,7 @@ replace() {
         say "$service: $one leaves"
         # SIGTERM: what is under way ends first.
         docker stop --time 60 "$one" >/dev/null
-        docker rm --volumes "$one" >/dev/null
+        docker rm "$one" >/dev/null
         if [ "$service" = agent ]; then forget "$node"; fi
     done
 }

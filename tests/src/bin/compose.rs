@@ -31,6 +31,9 @@ struct Args {
     /// Only scenes whose names contain one of these, separated by `|`, after it is up.
     #[arg(long)]
     only: Option<String>,
+    /// Only with this program, `docker-compose` or `docker-compose-2`.
+    #[arg(long)]
+    with: Option<String>,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -59,7 +62,8 @@ async fn main() -> ExitCode {
         report.add(Evidence::failed("images", format!("{why:#}")));
         return report.finish(args.json.as_deref());
     }
-    for (compose, scenes) in COMPOSES {
+    let wanted = |name: &str| args.with.as_deref().is_none_or(|with| with == name);
+    for (compose, scenes) in COMPOSES.iter().filter(|(name, _)| wanted(name)) {
         report.scene(&format!("with {compose}"));
         if let Err(why) = play(&mut stack, compose, scenes, &args, &mut report).await {
             report.add(Evidence::failed(

@@ -40,6 +40,11 @@ pub(crate) async fn begin(stack: &Stack) -> anyhow::Result<()> {
         .quietly(&[
             "run",
             "--detach",
+            // Those of the image, where compose v2 has made it, would have it be an agent.
+            "--label",
+            "com.docker.compose.project=none",
+            "--label",
+            "com.docker.compose.service=load",
             "--init",
             "--name",
             NAME,

@@ -8,7 +8,7 @@ use crate::{debian, report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "ground",
     arguments: "NAME [FLAGS]",
-    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `compose`, as containers; `--only TEXT --json FILE`",
+    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `compose`, as containers, `--with docker-compose`; `--only TEXT --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
             return Err("which ground? there are: systemd, compose".to_owned());

@@ -60,7 +60,8 @@ pub(super) const TASK: Task = Task {
                 report.fail("systemd", &why);
             }
             compose::prepare(workspace, &mut report);
-            if let Err(why) = compose::compose(workspace, &mut report, &[]) {
+            let one = ["--with", "docker-compose"].map(str::to_owned);
+            if let Err(why) = compose::compose(workspace, &mut report, &one) {
                 report.fail("docker-compose", &why);
             }
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
