@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use tether_tests::evidence::{Evidence, Report};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[path = "../ground/docker.rs"]
 mod docker;
@@ -42,6 +43,21 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    let asked = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            asked = tokio::signal::ctrl_c() => asked,
+        }
+    };
+    // What is dropped here takes down what it has started.
+    tokio::select! {
+        ended = run(&args) => ended,
+        _ = asked => ExitCode::FAILURE,
+    }
+}
+
+async fn run(args: &Args) -> ExitCode {
     let mut report = Report::default();
     let engine = match Engine::start().await {
         Ok(engine) => engine,
@@ -65,7 +81,7 @@ async fn main() -> ExitCode {
     let wanted = |name: &str| args.with.as_deref().is_none_or(|with| with == name);
     for (compose, scenes) in COMPOSES.iter().filter(|(name, _)| wanted(name)) {
         report.scene(&format!("with {compose}"));
-        if let Err(why) = play(&mut stack, compose, scenes, &args, &mut report).await {
+        if let Err(why) = play(&mut stack, compose, scenes, args, &mut report).await {
             report.add(Evidence::failed(
                 format!("with {compose}"),
                 format!("{why:#}"),
