@@ -30,7 +30,7 @@ pub(crate) struct Since {
     pub(crate) errors: Vec<String>,
 }
 
-/// Starts to call. The container ends with the stack, by [`end`].
+/// Starts to call, and sees that it does. The container ends with the stack, by [`end`].
 pub(crate) async fn begin(stack: &Stack) -> anyhow::Result<()> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/compose/load.py");
     let mount = format!("{script}:/load.py:ro");
@@ -59,7 +59,9 @@ pub(crate) async fn begin(stack: &Stack) -> anyhow::Result<()> {
             "dns:///gateway:7437",
             CALLERS,
         ])
-        .await
+        .await?;
+    more(stack, &Counts::default(), 1).await?;
+    Ok(())
 }
 
 /// The counts up to now.
