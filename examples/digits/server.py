@@ -30,8 +30,9 @@ class CannotListen(Exception):
 class Server:
     """Listens from `start` on; serves once `load` and `announce_ready` were called."""
 
-    def __init__(self, listen, threads, interceptors=()):
+    def __init__(self, listen, threads, interceptors=(), insecure=False):
         self._listen = listen
+        self._insecure = insecure
         self._service = DigitsService(followers_max=max(1, threads - THREADS_KEPT))
         self._health = EndingHealth()
         for name in HEALTH_NAMES:
@@ -54,7 +55,8 @@ class Server:
 
     def start(self):
         """Listens. Raises `CannotListen`."""
-        check_local(self._listen)
+        if not self._insecure:
+            check_local(self._listen)
         try:
             port = self._grpc.add_insecure_port(self._listen)
         except RuntimeError as error:
@@ -117,5 +119,6 @@ def check_local(listen):
         local = False
     if not local:
         raise CannotListen(
-            f"refused to listen on `{listen}` in plain text; use `unix:/PATH` or a loopback address such as `127.0.0.1:PORT`"
+            f"refused to listen on `{listen}` in plain text; use `unix:/PATH` or a loopback address such as `127.0.0.1:PORT`,"
+            " or say `--insecure` where the network is your own"
         )

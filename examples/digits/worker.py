@@ -22,6 +22,9 @@ def parser():
         default=os.environ.get("TETHER_LISTEN"),
         help="unix:/PATH or 127.0.0.1:PORT (default: TETHER_LISTEN)",
     )
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen in plain text where other machines can reach it"
+    )
     parser.add_argument("--threads", type=int, default=16, help="calls served at the same time (default: 16)")
     parser.add_argument("--grace", type=float, default=2.0, help="seconds for calls in flight at the end (default: 2)")
     return parser
@@ -53,7 +56,7 @@ def run(options, until=sigterm, announces_ready=True, interceptors=()):
     # Imported this late so that the signals are in place first.
     from server import CannotListen, Server
 
-    server = Server(options.listen, options.threads, interceptors)
+    server = Server(options.listen, options.threads, interceptors, options.insecure)
     try:
         server.start()
     except CannotListen as error:

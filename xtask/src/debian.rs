@@ -130,6 +130,110 @@ pub(crate) const ALL: &[Program] = &[
     },
 ];
 
+/// What makes and boots the machines that tests deploy to.
+pub(crate) const GROUNDS: &[Program] = &[
+    Program {
+        name: "debootstrap",
+        version: "--version",
+        path: "usr/sbin/debootstrap",
+        says: None,
+        release: None,
+        packages: &["debootstrap", "libpcre2-8-0", "libpsl5", "wget"],
+    },
+    Program {
+        name: "systemd-nspawn",
+        version: "--version",
+        path: "usr/bin/systemd-nspawn",
+        says: None,
+        release: None,
+        packages: &[
+            "systemd-container",
+            "libsystemd-shared",
+            "libapparmor1",
+            "libip4tc2",
+            "libkmod2",
+            "libseccomp2",
+        ],
+    },
+    Program {
+        name: "linux.uml",
+        version: "--version",
+        path: "usr/bin/linux.uml",
+        says: None,
+        release: None,
+        packages: &["user-mode-linux"],
+    },
+];
+
+/// What runs containers, and what makes the images that they are of.
+pub(crate) const DOCKER: &[Program] = &[
+    Program {
+        name: "dockerd",
+        version: "--version",
+        path: "usr/sbin/dockerd",
+        says: None,
+        release: None,
+        packages: &[
+            "docker.io",
+            "containerd",
+            "runc",
+            "tini",
+            "iptables",
+            "libdevmapper1.02.1",
+            "libip4tc2",
+            "libip6tc2",
+            "libmnl0",
+            "libnetfilter-conntrack3",
+            "libnfnetlink0",
+            "libnftnl11",
+            "libseccomp2",
+            "libxtables12",
+        ],
+    },
+    Program {
+        name: "docker-compose",
+        version: "version",
+        path: "usr/bin/docker-compose",
+        says: None,
+        release: None,
+        packages: &[
+            "docker-compose",
+            "libyaml-0-2",
+            "python3-attr",
+            "python3-certifi",
+            "python3-chardet",
+            "python3-charset-normalizer",
+            "python3-distro",
+            "python3-distutils",
+            "python3-docker",
+            "python3-dockerpty",
+            "python3-docopt",
+            "python3-dotenv",
+            "python3-idna",
+            "python3-jsonschema",
+            "python3-lib2to3",
+            "python3-packaging",
+            "python3-pkg-resources",
+            "python3-pyrsistent",
+            "python3-requests",
+            "python3-six",
+            "python3-texttable",
+            "python3-urllib3",
+            "python3-websocket",
+            "python3-yaml",
+        ],
+    },
+    // The generation after it, which this release has.
+    Program {
+        name: "docker-compose-2",
+        version: "version",
+        path: "usr/libexec/docker/cli-plugins/docker-compose",
+        says: Some("Docker Compose version 2"),
+        release: Some("trixie"),
+        packages: &["docker-compose"],
+    },
+];
+
 /// Proxies that a bench stands beside ours; no test wants them.
 pub(crate) const PROXIES: &[Program] = &[
     Program {
@@ -329,10 +433,13 @@ fn install(tools: &Path, name: &str, path: &str) -> io::Result<()> {
             "#!/bin/sh\n\
              # Written by `cargo xtask`: {name} out of its Debian package.\n\
              folder=$(dirname \"$0\")/../{name}\n\
-             for libraries in \"$folder\"/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu*; do\n\
+             for libraries in \"$folder\"/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu*/systemd; do\n\
              \tLD_LIBRARY_PATH=$libraries${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\n\
              done\n\
              export LD_LIBRARY_PATH\n\
+             # Where one of them looks for its own parts.\n\
+             export DEBOOTSTRAP_DIR=\"$folder/usr/share/debootstrap\"\n\
+             export PYTHONPATH=\"$folder/usr/lib/python3/dist-packages:$folder/usr/lib/python3.11\"\n\
              # A signal to this process is for the program.\n\
              exec \"$folder/{path}\" \"$@\"\n"
         ),
@@ -348,7 +455,7 @@ mod tests {
 
     #[test]
     fn every_program_has_a_name_of_its_own_and_a_package() {
-        let all = || ALL.iter().chain(PROXIES);
+        let all = || ALL.iter().chain(GROUNDS).chain(DOCKER).chain(PROXIES);
         for program in all() {
             let same = all().filter(|other| other.name == program.name);
             assert_eq!(same.count(), 1, "{}", program.name);

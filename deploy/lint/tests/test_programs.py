@@ -291,7 +291,7 @@ class Programs(Serving):
         said = tomllib.loads(text)["template"]["digits"]
         for old, new in [
             (f'command = "{said["command"]}"', f'command = "{sys.executable}"'),
-            ('args = ["worker.py"]', f"args = ['-c', '''{WORKER}''']"),
+            ('args = ["worker.py", "--insecure"]', f"args = ['-c', '''{WORKER}''']"),
             ('cwd = "/opt/digits"', 'cwd = "/"'),
             (f'grace = "{said["stop"]["grace"]}"', 'grace = "1s"'),
             ("size = 6", "size = 3"),

@@ -289,6 +289,13 @@ class Listening(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertIn("plain text", said)
 
+    def test_an_address_that_others_can_reach_is_taken_where_that_is_said(self):
+        with socket.create_server(("0.0.0.0", 0)) as taken:
+            status, said = self.refused(["--insecure", "--listen", f"0.0.0.0:{taken.getsockname()[1]}"])
+
+        self.assertEqual(status, 1)
+        self.assertIn("in use", said)
+
     def test_a_port_that_is_taken_is_refused(self):
         # Sharing is allowed here, so it is the worker that refuses to share.
         with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:

@@ -4,6 +4,7 @@
 mod admin;
 pub mod check;
 mod forked;
+mod health;
 mod metrics;
 mod net;
 mod placement;

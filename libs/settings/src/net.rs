@@ -109,6 +109,12 @@ impl Place {
             Self::Agent => "agent",
         }
     }
+
+    /// The one that this program is.
+    pub(crate) fn of_program(name: &str) -> Option<Self> {
+        let word = name.strip_prefix("tether-")?;
+        Self::ALL.into_iter().find(|place| place.word() == word)
+    }
 }
 
 /// Whether services can listen and find each other as configured; `here` are those that will listen.
@@ -231,7 +237,13 @@ impl Whereabouts {
         Ok(listens.map(|(address, _)| address).collect())
     }
 
-    /// The same, with whether TLS is spoken there.
+    /// The first of these that speaks no TLS.
+    pub(crate) fn listens_plainly(&self, place: Place) -> Result<Option<Address>, InvalidAddress> {
+        let mut listens = self.listens_how(place)?.into_iter();
+        Ok(listens.find_map(|(address, tls)| (!tls).then_some(address)))
+    }
+
+    /// Where it listens, and whether TLS is spoken there.
     fn listens_how(&self, place: Place) -> Result<Vec<(Address, bool)>, InvalidAddress> {
         let set = self.listen.of(place);
         if !set.is_empty() {

@@ -8,9 +8,10 @@ use tether_kit::{
     config, stop,
     telemetry::{self, Settings as Telemetry},
 };
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::Check;
+use crate::{Check, health};
 
 /// A section of the one configuration file that is another service's.
 pub type Ignored = toml::Table;
@@ -44,6 +45,15 @@ where
                 .action(ArgAction::Append)
                 .help("Sets one key, as in listen.insecure=true"),
         )
+        .arg(
+            Arg::new("health")
+                .long("health")
+                .value_name("SERVICE")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("")
+                .help("Only asks the one that runs with this configuration whether it serves: status 0 or 1"),
+        )
         .get_matches();
     let file = matches.get_one::<PathBuf>("config");
     let sets: Vec<String> = matches
@@ -52,6 +62,20 @@ where
         .flatten()
         .cloned()
         .collect();
+
+    if let Some(service) = matches.get_one::<String>("health") {
+        return end(
+            name,
+            runtime().and_then(|runtime| {
+                runtime.block_on(health::ask(
+                    name,
+                    file.map(PathBuf::as_path),
+                    &sets,
+                    service,
+                ))
+            }),
+        );
+    }
 
     // A configuration is refused before anything is opened, so that a slip of the keyboard cannot
     // take down what ran a moment ago.
@@ -91,10 +115,11 @@ fn refuse(report: &miette::Report) -> ExitCode {
     ExitCode::from(stop::EXIT_CONFIG)
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last word of a process that failed is for people"
-)]
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    Ok(runtime.enable_all().build()?)
+}
+
 fn run<F>(name: &'static str, serve: impl FnOnce(CancellationToken) -> F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -106,12 +131,14 @@ where
         telemetry.finish().await;
         served
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let ended = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(work));
+    end(name, runtime().and_then(|runtime| runtime.block_on(work)))
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of a process that failed is for people"
+)]
+fn end(name: &str, ended: anyhow::Result<()>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::from(stop::EXIT_OK),
         Err(error) => {

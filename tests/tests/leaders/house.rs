@@ -29,7 +29,7 @@ pub(crate) struct House {
     dir: tempfile::TempDir,
     pub(crate) etcd: Cluster,
     pub(crate) arbiters: Vec<Option<Child>>,
-    others: Vec<Child>,
+    others: Vec<(&'static str, Child)>,
     owner: Option<Child>,
     /// The workers when all was well.
     pids: Vec<u32>,
@@ -60,7 +60,7 @@ impl House {
         }
         for service in ["tether-discovery", "tether-agent", "tether-gateway"] {
             let child = house.service(service, &[]);
-            house.others.push(child);
+            house.others.push((service, child));
         }
         eventually("the node has joined", async || {
             let request = ListNodesRequest {};
@@ -81,12 +81,13 @@ impl House {
     fn configure(&self, more: &str) {
         let unix = |name: &str| format!("\"unix:{}\"", self.path(name).display());
         let text = format!(
-            "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [{}]\n[connect]\narbiter = [{}, {}]\n[agent]\nnode = \"node-1\"\n[metrics]\nlisten = {}\n{more}",
+            "store = \"{}\"\n[listen]\nruntime_dir = {:?}\ngateway = [{}]\n[connect]\narbiter = [{}, {}]\n[agent]\nnode = \"node-1\"\n[gateway]\nhandover = {:?}\n[metrics]\nlisten = {}\n{more}",
             self.etcd.url("tether"),
             self.dir.path().display().to_string(),
             unix("gateway.sock"),
             unix("arbiter-0.sock"),
             unix("arbiter-1.sock"),
+            self.path("handover.sock").display().to_string(),
             unix("metrics.sock"),
         );
         std::fs::write(self.path("tether.toml"), text).unwrap();
@@ -123,8 +124,19 @@ impl House {
         )
     }
 
+    /// What its configuration says beyond that of the others.
+    pub(crate) fn listen_of_arbiter(&self, number: usize) -> String {
+        format!("listen.arbiter=[\"{}\"]", self.arbiter_address(number))
+    }
+
+    /// The process of a service that is no arbiter, to be ended by whoever takes it.
+    pub(crate) fn take(&mut self, name: &str) -> Child {
+        let at = self.others.iter().position(|(service, _)| *service == name);
+        self.others.swap_remove(at.unwrap()).1
+    }
+
     fn start_arbiter(&self, number: usize) -> Child {
-        let listen = format!("listen.arbiter=[\"{}\"]", self.arbiter_address(number));
+        let listen = self.listen_of_arbiter(number);
         self.service("tether-arbiter", &["--set", &listen])
     }
 

@@ -5,6 +5,7 @@
 
 mod house;
 mod registered;
+mod upgraded;
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, elixir, faults, k8s_lint, matrix, sim, soak};
+use super::{Task, check, compose, elixir, faults, ground, k8s_lint, matrix, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -58,6 +58,15 @@ pub(super) const TASK: Task = Task {
             }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
+            }
+            ground::prepare(workspace, &mut report);
+            if let Err(why) = ground::systemd(workspace, &mut report, &[]) {
+                report.fail("systemd", &why);
+            }
+            compose::prepare(workspace, &mut report);
+            let one = ["--with", "docker-compose"].map(str::to_owned);
+            if let Err(why) = compose::compose(workspace, &mut report, &one) {
+                report.fail("docker-compose", &why);
             }
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
                 report.fail("soak", &why);
