@@ -31,6 +31,7 @@ mod history;
 mod holds;
 mod jobs;
 mod journal;
+mod keeper;
 mod launch;
 mod life;
 mod limits;
@@ -73,6 +74,7 @@ pub use config::{Config, Error};
 pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
+pub use keeper::keep_where_asked;
 pub use zygote::become_first_where_asked;
 
 /// Declares what an agent counts, for the reference.
