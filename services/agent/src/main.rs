@@ -48,7 +48,7 @@ impl Check for Settings {
     reason = "nothing is set up yet that could tell it otherwise"
 )]
 fn main() -> ExitCode {
-    if let Some(code) = tether_agent::keep_where_asked() {
+    if let Some(code) = tether_agent::play_part_where_asked() {
         return code;
     }
     if let Err(error) = tether_agent::become_first_where_asked() {

@@ -35,7 +35,7 @@ use tether_settings::{Connect, Listen, Place, Whereabouts};
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    if let Some(code) = tether_agent::keep_where_asked() {
+    if let Some(code) = tether_agent::play_part_where_asked() {
         return code;
     }
     if std::env::args_os()

@@ -84,7 +84,9 @@ impl Plan {
                 }
                 Next::Wait
             }
-            State::Rests(end) | State::Waits(end) if self.life.is_some() => Next::Over(self.end(end)),
+            State::Rests(end) | State::Waits(end) if self.life.is_some() => {
+                Next::Over(self.end(end))
+            }
             State::Waits(_) => Next::Wait,
             State::Rests(end) => match self.stage {
                 Stage::Looking if self.connect_only => Next::Wait,
@@ -93,7 +95,8 @@ impl Plan {
                     Next::Start
                 }
                 Stage::Started | Stage::Stopping => {
-                    let none = || End::new(How::SpawnFailed, "it was asked to start, and does not run");
+                    let none =
+                        || End::new(How::SpawnFailed, "it was asked to start, and does not run");
                     Next::Over(end.unwrap_or_else(none))
                 }
             },
@@ -144,6 +147,7 @@ mod tests {
         Life {
             name: name.to_owned(),
             pid: 7,
+            said: String::new(),
         }
     }
 
@@ -155,19 +159,31 @@ mod tests {
     fn what_rests_is_started_and_what_runs_is_joined() {
         let mut plan = Plan::new(false);
         assert_eq!(plan.on_look(State::Rests(Some(killed()))), Next::Start);
-        assert_eq!(plan.on_look(State::Starts(life("a"))), Next::Began(life("a"), false));
-        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Began(life("a"), true));
+        assert_eq!(
+            plan.on_look(State::Starts(life("a"))),
+            Next::Began(life("a"), false)
+        );
+        assert_eq!(
+            plan.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
         assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Wait);
 
         let mut joined = Plan::new(false);
-        assert_eq!(joined.on_look(State::Runs(life("a"))), Next::Began(life("a"), true));
+        assert_eq!(
+            joined.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
     }
 
     #[test]
     fn what_is_only_connected_to_is_neither_started_nor_stopped() {
         let mut plan = Plan::new(true);
         assert_eq!(plan.on_look(State::Rests(None)), Next::Wait);
-        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Began(life("a"), true));
+        assert_eq!(
+            plan.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
         assert!(!plan.on_stop());
         assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Done);
     }

@@ -11,6 +11,8 @@ pub(crate) struct Life {
     pub(crate) name: String,
     /// Its main process; 0 where that is not known.
     pub(crate) pid: u32,
+    /// What else to tell people of it, such as the limits that its supervisor has for it; may be empty.
+    pub(crate) said: String,
 }
 
 /// How a service stands.
