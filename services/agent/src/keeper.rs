@@ -25,6 +25,7 @@ pub(crate) mod systemd;
 
 use std::{
     fs, io,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -32,7 +33,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    net::UnixDatagram,
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
@@ -286,5 +286,5 @@ fn tell(errand: &Errand, life: &Life, ready: bool) {
     let text =
         format!("{ready}MAINPID={pid}\nSTATUS={launcher}: {name}, process {pid}{comma}{said}");
     // An agent that is away asks anew when it is back.
-    let _ = UnixDatagram::unbound().and_then(|socket| socket.try_send_to(text.as_bytes(), agent));
+    let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), agent));
 }

@@ -75,7 +75,7 @@ impl Machine {
 
     /// Starts all of Tether as a unit that is killed whole, as an administrator would by default.
     pub(crate) async fn start_tether(&self) -> anyhow::Result<()> {
-        let ttl = format!("lease.node_ttl={NODE_TTL:?}");
+        let ttl = format!("lease.node_ttl={NODE_TTL:?} --set lease.node_beat=2s");
         let line = format!(
             "systemctl reset-failed tether 2>/dev/null || true
              systemd-run --quiet --unit=tether --setenv=TETHER_RUNTIME_DIR=/run/tether \
