@@ -224,7 +224,11 @@ async fn keep(errand: &Errand, mut service: impl Supervisor) -> io::Result<Optio
     let mut kill_at: Option<Instant> = None;
     loop {
         match plan.on_look(service.look().await?) {
-            Next::Wait => {}
+            // Again, for an agent that has come since.
+            Next::Wait => plan
+                .life()
+                .into_iter()
+                .for_each(|(life, ready)| tell(errand, life, ready)),
             Next::Start => {
                 service.start().await?;
                 continue;
