@@ -13,6 +13,7 @@ mod process;
 mod service;
 pub mod signals;
 mod state;
+mod supervised;
 mod surroundings;
 mod template;
 
@@ -28,6 +29,7 @@ pub use process::{
 };
 pub use service::{Ignored, service, warn};
 pub use state::state_dir;
+pub use supervised::{Supervised, places, service_of, wrong_with_service};
 pub use surroundings::{Look, surroundings};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,

@@ -8,15 +8,20 @@ use crate::{debian, report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "ground",
     arguments: "NAME [FLAGS]",
-    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `compose`, as containers, `--with docker-compose`; `--only TEXT --json FILE`",
+    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `launchers`, with workers under systemd; `compose`, as containers, `--with docker-compose`; `--only TEXT --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which ground? there are: systemd, compose".to_owned());
+            return Err("which ground? there are: systemd, launchers, compose".to_owned());
         };
         let (fetch, run): (fn(&Workspace, &mut Report), Suite) = match name.as_str() {
             "systemd" => (prepare, systemd),
+            "launchers" => (prepare, launchers),
             "compose" => (compose::prepare, compose::compose),
-            _ => return Err(format!("no ground `{name}`; there are: systemd, compose")),
+            _ => {
+                return Err(format!(
+                    "no ground `{name}`; there are: systemd, launchers, compose"
+                ));
+            }
         };
         let mut report = Report::default();
         fetch(workspace, &mut report);
@@ -60,5 +65,20 @@ pub(super) fn systemd(
     program.arg("systemd");
     matrix::with_evidence(&mut program, &folder.join("systemd.json"), flags)?;
     report.suite("systemd", program);
+    Ok(())
+}
+
+/// Has workers run by the supervisors of such a machine.
+pub(super) fn launchers(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join("ground");
+    fs::create_dir_all(&folder)
+        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut program = workspace.program(workspace.target().join("debug/launchers"));
+    matrix::with_evidence(&mut program, &folder.join("launchers.json"), flags)?;
+    report.suite("launchers", program);
     Ok(())
 }

@@ -63,6 +63,9 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = ground::systemd(workspace, &mut report, &[]) {
                 report.fail("systemd", &why);
             }
+            if let Err(why) = ground::launchers(workspace, &mut report, &[]) {
+                report.fail("launchers", &why);
+            }
             compose::prepare(workspace, &mut report);
             let one = ["--with", "docker-compose"].map(str::to_owned);
             if let Err(why) = compose::compose(workspace, &mut report, &one) {

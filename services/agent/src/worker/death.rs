@@ -11,11 +11,14 @@ use tether_proto::{
 };
 use tether_shim_protocol::{DEATH_FILE, Dead, Message};
 use tether_sys::Exit;
+use tether_systemd::Ending;
 use tether_types::{Death, DeathCause};
 use tokio::time::timeout;
 
 use super::{Order, Task};
-use crate::{journal, launch, link::ToShim, metrics::How, remains, report, sockets};
+use crate::{
+    journal, keeper, launch, link::ToShim, metrics::How, remains, report, service, sockets, units,
+};
 
 /// Longest time from a shim's end until it is reaped.
 const SHIM_REAPED: Duration = Duration::from_millis(500);
@@ -26,14 +29,27 @@ const SAY_UNKILLABLE: Duration = Duration::from_secs(10);
 impl Task {
     pub(super) fn death(&self, dead: &Dead) -> WorkerReport {
         let template = self.order.template.clone().unwrap_or_default();
-        report::dead(&self.id, dead, &template, self.signalled)
+        let mut report = report::dead(&self.id, dead, &template, self.signalled);
+        if self.is_service() {
+            service::complete(&mut report, dead, &self.dir);
+        }
+        report
     }
 
     pub(super) fn recorded_death(&self) -> WorkerReport {
         let record = fs::read(self.dir.join(DEATH_FILE)).ok();
-        match record.and_then(|frame| tether_shim_protocol::decode(&frame).ok()) {
-            Some(Message::Dead(dead)) => self.death(&dead),
-            _ => report::lost(
+        if let Some(Message::Dead(dead)) =
+            record.and_then(|frame| tether_shim_protocol::decode(&frame).ok())
+        {
+            return self.death(&dead);
+        }
+        match &self.unit_end {
+            Some((ending, said)) => report::lost(
+                &self.id,
+                keeper::systemd::how(*ending).cause(),
+                format!("its unit ended without a word of its shim; systemd: {said}"),
+            ),
+            None => report::lost(
                 &self.id,
                 DeathCause::Unknown,
                 "its shim is gone and left no record: it was killed together with the agent, or the machine was restarted",
@@ -44,11 +60,16 @@ impl Task {
     /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
     /// even come so far as to have one.
     pub(super) async fn shim_lost(&mut self) -> WorkerReport {
+        self.end_unit().await;
         if self.dir.join(DEATH_FILE).exists() {
             return self.recorded_death();
         }
         // Its main process went with the shim; what it daemonised may not have.
         self.end_remains().await;
+        if let Some((Ending::OutOfMemory, said)) = &self.unit_end {
+            let text = format!("systemd: {said}, as its unit had no memory left");
+            return report::lost(&self.id, DeathCause::OutOfMemory, text);
+        }
         if let Some(failure) = &self.failure {
             self.on_spawn_failure(failure);
             let template = self.order.template.clone().unwrap_or_default();
@@ -138,6 +159,29 @@ impl Task {
         let orphans = &self.ties.ground.metrics.orphans;
         orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
         orphans.of(How::Search).inc_by(ended.found);
+    }
+
+    /// Ends what a supervisor has of a worker whose shim is gone.
+    pub(super) async fn end_unit(&mut self) {
+        self.end_service().await;
+        if let Some(unit) = units::unit_of(&self.id, &self.order) {
+            self.unit_end = self.ties.ground.units.end(&unit).await;
+        }
+    }
+
+    /// Ends a service whose keeper is gone.
+    pub(super) async fn end_service(&self) {
+        let bus = self.ties.ground.units.bus();
+        let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, bus) else {
+            return;
+        };
+        while service::may_run(&self.dir, None)
+            && let Err(error) = keeper::end(&errand).await
+        {
+            tracing::error!(worker = %self.id, service = errand.name, %error, "Service of a dead worker cannot be stopped; its place stays empty until it is");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        keeper::mark_over(&self.dir);
     }
 
     /// How the shim ended, once its zygote, or whoever came after that, has reaped it.
