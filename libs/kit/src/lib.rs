@@ -10,7 +10,9 @@
 pub mod arbiters;
 pub mod channel;
 pub mod config;
+pub mod inherited;
 pub mod listen;
+pub mod manager;
 pub mod metrics;
 pub mod network;
 pub mod process;

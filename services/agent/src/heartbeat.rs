@@ -60,6 +60,8 @@ pub(crate) struct Node {
     /// Where gateways are told of fates.
     fates: Option<Address>,
     arbiters: Arbiters,
+    /// Cancelled once an arbiter has heard of it.
+    joined: CancellationToken,
 }
 
 struct Worker {
@@ -113,12 +115,18 @@ impl Node {
             address,
             fates: None,
             arbiters,
+            joined: CancellationToken::new(),
         }
     }
 
     /// Has gateways told of fates here.
     pub(crate) fn telling_at(self, fates: Option<Address>) -> Self {
         Self { fates, ..self }
+    }
+
+    /// Cancelled once an arbiter has heard of it.
+    pub(crate) fn joined(&self) -> CancellationToken {
+        self.joined.clone()
     }
 
     pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
@@ -128,6 +136,7 @@ impl Node {
             address,
             fates,
             arbiters,
+            joined,
         } = self;
         let at = (address, fates);
         let (reports, mut reported) = mpsc::unbounded_channel();
@@ -162,6 +171,7 @@ impl Node {
                 Some(Ok(Err(status))) => End::from(status),
                 Some(Ok(Ok((outbox, inbox)))) => {
                     tracing::info!(arbiter = %search.current(), "Node joined");
+                    joined.cancel();
                     search.on_leader();
                     running.beats.on_stream();
                     running.epoch.on_stream();

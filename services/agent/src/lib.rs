@@ -49,6 +49,7 @@ mod polled;
 mod readiness;
 mod remains;
 mod report;
+mod scope;
 mod search;
 mod sockets;
 mod sweep;
@@ -57,7 +58,7 @@ mod users;
 mod worker;
 mod zygote;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tether_kit::{arbiters::Arbiters, metrics::Metrics, serve::MESSAGE_LIMIT};
 use tether_proto::{
@@ -74,6 +75,10 @@ pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use zygote::become_first_where_asked;
+
+/// How long an agent that starts is waited for at most until it has joined. It does its work without, too: an arbiter that is
+/// away must not have service managers take an agent for one that failed.
+const JOINS: Duration = Duration::from_secs(5);
 
 /// Declares what an agent counts, for the reference.
 pub fn declare_metrics(metrics: &mut Metrics) {
@@ -167,6 +172,15 @@ impl Agent {
         let (shelf, upstream) = (Arc::clone(&self.shelf), Arc::clone(&self.upstream));
         CheckpointServiceServer::new(checkpoints::Checkpoints::new(shelf, upstream))
             .max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Ends when an arbiter has heard of this node, which can then have workers and watch owners; or where none answers, when
+    /// whoever waits for that should go on without.
+    pub fn joins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let joined = self.node.joined();
+        async move {
+            let _ = tokio::time::timeout(JOINS, joined.cancelled()).await;
+        }
     }
 
     /// Serves until `stop`. Then workers tied to the agent are ended in good order; the others

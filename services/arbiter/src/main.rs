@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_arbiter::{Arbiter, Config};
+use tether_kit::manager;
 use tether_settings::{
     At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong,
     check_templates, check_whereabouts, named, service,
@@ -65,6 +66,7 @@ async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> an
         serving.spawn(arbiter.server().serve(listener, stop.clone(), DRAIN));
     }
     tracing::info!(store = url, "Arbiter serves");
+    manager::serves("Serves");
     arbiter.run(stop).await;
     while let Some(ended) = serving.join_next().await {
         ended??;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_discovery::{Config, Discovery};
-use tether_kit::serve::Server;
+use tether_kit::{manager, serve::Server};
 use tether_settings::{
     At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
@@ -72,6 +72,7 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         serving.spawn(server.serve(listener, stop.clone(), DRAIN));
     }
     tracing::info!(store = url, "Discovery serves");
+    manager::serves("Serves");
     discovery.run(stop).await?;
     while let Some(ended) = serving.join_next().await {
         ended??;

@@ -8,7 +8,7 @@ use tether_agent::Agent;
 use tether_arbiter::Arbiter;
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
-use tether_kit::{metrics::Metrics, serve::Server};
+use tether_kit::{manager, metrics::Metrics, serve::Server};
 use tether_settings::{Place, Whereabouts};
 use tether_store::Store;
 use tether_types::Address;
@@ -33,7 +33,14 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         loaded.value.store = Some(format!("redb:{}", state_file()?.display()));
     }
     let stop = tether_kit::stop::on_signals()?;
-    serve(loaded.value, base, stop, CancellationToken::new()).await
+    tokio::spawn(manager::follow(stop.clone()));
+    let is_up = CancellationToken::new();
+    let up = is_up.clone().cancelled_owned();
+    tokio::spawn(async {
+        up.await;
+        manager::serves("Serves");
+    });
+    serve(loaded.value, base, stop, is_up).await
 }
 
 /// Serves until `stop`; `is_up` is cancelled once everything listens.
@@ -127,6 +134,7 @@ pub(crate) async fn serve(
             Ok(())
         });
     }
+    let joins = agent.joins();
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));
     serving.spawn(essential("discovery", discovery.run(last.clone())));
@@ -141,7 +149,11 @@ pub(crate) async fn serve(
         .map(Address::to_string)
         .collect();
     tracing::info!(gateway = addresses.join(", "), store = url, "Tether is up");
-    is_up.cancel();
+    tokio::spawn(async move {
+        // Until then a pool whose owner is to be watched would be refused.
+        joins.await;
+        is_up.cancel();
+    });
 
     while let Some(ended) = serving.join_next_with_id().await {
         let (id, ended) = match ended {

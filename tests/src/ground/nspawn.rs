@@ -107,7 +107,7 @@ impl Nspawn {
         command
             .arg(format!("--target={}", self.leader))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
-            .args(["--wd=/", "--"])
+            .arg("--")
             .args(words)
             .env_clear()
             .env(
