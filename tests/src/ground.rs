@@ -125,15 +125,19 @@ impl Ground {
                 from.display()
             );
         }
-        // Whatever kills this process, the machine goes with the thread that booted it.
+        // Whatever kills this process, the machine goes with the thread that booted it: all of it is in one PID namespace,
+        // whose first process goes with its parent.
         let mut command = Command::new("setpriv");
         command
             .args([
                 "--pdeathsig=KILL",
                 "unshare",
                 "--mount",
-                "--propagation",
-                "private",
+                "--propagation=private",
+                "--pid",
+                "--mount-proc",
+                "--fork",
+                "--kill-child=KILL",
                 "sh",
                 "-ec",
             ])

@@ -32,12 +32,13 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
         }
     }
     let rows = among(package::ALL);
+    // Each goes on where the last one ended.
+    let all: Vec<_> = package::ALL.iter().collect();
     if !rows.is_empty() {
         report.scene("In a container, by the package");
         match Deployed::boot("true").await {
             Ok(deployed) => match package::make(deployed.packages()).await {
-                // Each goes on where the last one ended.
-                Ok(()) => play_all(package::ALL, &deployed, false, report).await,
+                Ok(()) => play_all(&all, &deployed, false, report).await,
                 Err(Refused(why)) => report.add(Evidence::failed("the package is made", why)),
             },
             Err(why) => skip(report, &why, rows.len()),
@@ -57,14 +58,8 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
     }
 }
 
-async fn play_all(
-    rows: impl IntoIterator<Item = impl std::borrow::Borrow<Row>>,
-    deployed: &Deployed,
-    clears: bool,
-    report: &mut Report,
-) {
+async fn play_all(rows: &[&Row], deployed: &Deployed, clears: bool, report: &mut Report) {
     for row in rows {
-        let row = row.borrow();
         let mut seen = (row.play)(deployed).await;
         if clears && let Err(left) = deployed.clear().await {
             seen = seen.and(Err(left));

@@ -44,7 +44,9 @@ impl Deployed {
         let packages = packages.map_err(|error| Refused(format!("no room: {error}")))?;
         ground.bind(packages.path(), "/packages");
         let machine = ground.boot().await?;
-        let installed = machine.sh(install).await;
+        // A container has a boot id of its own, laid over /proc, where services that have a /proc of their own do not see it.
+        let line = format!("umount /proc/sys/kernel/random/boot_id || true\n{install}");
+        let installed = machine.sh(&line).await;
         installed.map_err(|error| Refused(format!("`{install}`: {error:#}")))?;
         Ok(Self { machine, packages })
     }
