@@ -42,5 +42,5 @@ echo /etc/tether/tether.toml >"$tree/DEBIAN/conffiles"
 sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@SIZE@/$(du -sk "$tree" | cut -f 1)/" \
     deploy/deb/control >"$tree/DEBIAN/control"
 package=$out/tether_${version}_$architecture.deb
-dpkg-deb --root-owner-group -Zxz "-z${DEB_COMPRESSION:-6}" --build "$tree" "$package" >/dev/null
+dpkg-deb --root-owner-group "-Z${DEB_COMPRESSION:-xz}" --build "$tree" "$package" >/dev/null
 echo "$package"

@@ -43,7 +43,7 @@ pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
         .arg(tether.parent().unwrap_or(Path::new(".")))
         .arg(folder)
         // It is unpacked once, near by.
-        .env("DEB_COMPRESSION", "0")
+        .env("DEB_COMPRESSION", "none")
         .stdin(Stdio::null())
         .output()
         .await;
