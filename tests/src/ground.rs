@@ -171,7 +171,7 @@ impl Ground {
 /// When there is none.
 pub fn program_of_package(name: &str) -> Result<PathBuf, Refused> {
     let found = tool(name)?;
-    let tools = found.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let tools = found.ancestors().nth(2).unwrap_or(&found);
     let packaged = tools.join(name).join("usr/bin").join(name);
     Ok(if packaged.is_file() { packaged } else { found })
 }

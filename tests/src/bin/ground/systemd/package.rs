@@ -40,7 +40,7 @@ pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/deb.sh");
     let tether = program("tether");
     let made = Command::new(script)
-        .arg(tether.parent().unwrap_or(Path::new(".")))
+        .arg(tether.parent().unwrap_or(&tether))
         .arg(folder)
         // It is unpacked once, near by.
         .env("DEB_COMPRESSION", "none")

@@ -285,7 +285,7 @@ async fn stopped(deployed: &Deployed) -> anyhow::Result<String> {
         group.contains("/tether.slice/tether-workers.slice/tether-"),
         "it is in {group}"
     );
-    deployed.sh("systemctl stop tether.service").await?;
+    deployed.sh("systemctl stop tether.service tether.socket").await?;
     let tasks = deployed.sh("cat /sys/fs/cgroup/unified/system.slice/tether.service/cgroup.procs 2>/dev/null || true").await?;
     anyhow::ensure!(tasks.is_empty(), "left in the unit: {tasks}");
     anyhow::ensure!(deployed.runs(pid).await, "the worker is gone");
