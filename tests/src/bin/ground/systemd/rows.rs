@@ -93,6 +93,13 @@ const SERVICES: [(&str, f64); 5] = [
     ("tether-discovery.service", 2.0),
 ];
 
+/// Prints the processes that are in the unit, which may be gone.
+const IN_UNIT: &str = "
+unified=/sys/fs/cgroup/unified
+[ -d $unified ] || unified=/sys/fs/cgroup
+cat $unified/system.slice/tether.service/cgroup.procs 2>/dev/null || true
+";
+
 async fn verified(deployed: &Deployed) -> anyhow::Result<String> {
     let line = "cd /usr/lib/systemd/system; systemd-analyze verify --man=no tether*.service tether*.socket tether*.slice 2>&1";
     let said = deployed.sh(line).await?;
@@ -285,8 +292,10 @@ async fn stopped(deployed: &Deployed) -> anyhow::Result<String> {
         group.contains("/tether.slice/tether-workers.slice/tether-"),
         "it is in {group}"
     );
-    deployed.sh("systemctl stop tether.service tether.socket").await?;
-    let tasks = deployed.sh("cat /sys/fs/cgroup/unified/system.slice/tether.service/cgroup.procs 2>/dev/null || true").await?;
+    deployed
+        .sh("systemctl stop tether.service tether.socket")
+        .await?;
+    let tasks = deployed.sh(IN_UNIT).await?;
     anyhow::ensure!(tasks.is_empty(), "left in the unit: {tasks}");
     anyhow::ensure!(deployed.runs(pid).await, "the worker is gone");
     deployed.follow("What outlives what").await?;
