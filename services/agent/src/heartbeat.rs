@@ -60,8 +60,8 @@ pub(crate) struct Node {
     /// Where gateways are told of fates.
     fates: Option<Address>,
     arbiters: Arbiters,
-    /// Cancelled once an arbiter has heard of it.
-    joined: CancellationToken,
+    /// Whether it has joined and holds its lease.
+    joined: watch::Sender<bool>,
 }
 
 struct Worker {
@@ -100,6 +100,7 @@ struct Running {
     /// stream: they are observed only once, so they are told until they are heard.
     exits: Vec<OwnerExit>,
     exits_told: Option<u64>,
+    joined: watch::Sender<bool>,
 }
 
 impl Node {
@@ -115,18 +116,18 @@ impl Node {
             address,
             fates: None,
             arbiters,
-            joined: CancellationToken::new(),
+            joined: watch::Sender::new(false),
         }
+    }
+
+    /// Whether it has joined and holds its lease, as it changes.
+    pub(crate) fn joined(&self) -> watch::Receiver<bool> {
+        self.joined.subscribe()
     }
 
     /// Has gateways told of fates here.
     pub(crate) fn telling_at(self, fates: Option<Address>) -> Self {
         Self { fates, ..self }
-    }
-
-    /// Cancelled once an arbiter has heard of it.
-    pub(crate) fn joined(&self) -> CancellationToken {
-        self.joined.clone()
     }
 
     pub(crate) async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
@@ -157,6 +158,7 @@ impl Node {
             resync: false,
             exits: Vec::new(),
             exits_told: None,
+            joined,
         };
         running.adopt(exits)?;
         tokio::spawn(permission::tell(running.permissions.subscribe()));
@@ -171,7 +173,6 @@ impl Node {
                 Some(Ok(Err(status))) => End::from(status),
                 Some(Ok(Ok((outbox, inbox)))) => {
                     tracing::info!(arbiter = %search.current(), "Node joined");
-                    joined.cancel();
                     search.on_leader();
                     running.beats.on_stream();
                     running.epoch.on_stream();
@@ -190,6 +191,7 @@ impl Node {
                 let pause = Instant::now() + pause;
                 running.wait(pause, &mut reported, &mut exited, &stop).await;
             }
+            running.note_lease();
         }
         running.stop(&mut reported).await;
         Ok(())
@@ -458,10 +460,18 @@ impl Running {
                 self.resync = true;
             }
             self.hands.on_granted(&self.permissions.borrow());
+            self.note_lease();
         }
         for order in message.orders.into_iter().filter_map(|order| order.order) {
             self.on_order(order);
         }
+    }
+
+    /// Whoever asks for this agent's readiness hears whether it holds its lease.
+    fn note_lease(&self) {
+        let holds = self.clock.now() < self.beats.lease_end();
+        self.joined
+            .send_if_modified(|joined| std::mem::replace(joined, holds) != holds);
     }
 
     /// Passes on what was granted: on the lease pages, which is all that a later end takes, and to whom there is

@@ -18,6 +18,7 @@ mod adopt;
 mod beat;
 mod checkpoints;
 mod config;
+mod container;
 mod descriptors;
 mod diagnosis;
 mod epoch;
@@ -68,6 +69,7 @@ use tether_proto::{
     node::agent_service_server::AgentServiceServer,
 };
 use tether_types::Address;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
@@ -150,6 +152,11 @@ impl Agent {
             .await
     }
 
+    /// Whether its node has joined and holds its lease.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.node.joined()
+    }
+
     /// What the arbiter asks of an agent directly.
     pub fn service(
         &self,
@@ -174,12 +181,12 @@ impl Agent {
             .max_decoding_message_size(MESSAGE_LIMIT)
     }
 
-    /// Ends when an arbiter has heard of this node, which can then have workers and watch owners; or where none answers, when
-    /// whoever waits for that should go on without.
+    /// Ends when this node has joined and holds its lease, and so can have workers and watch owners; or where no arbiter
+    /// answers, when whoever waits for that should go on without.
     pub fn joins(&self) -> impl Future<Output = ()> + Send + use<> {
-        let joined = self.node.joined();
+        let mut ready = self.ready();
         async move {
-            let _ = tokio::time::timeout(JOINS, joined.cancelled()).await;
+            let _ = tokio::time::timeout(JOINS, ready.wait_for(|ready| *ready)).await;
         }
     }
 

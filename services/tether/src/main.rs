@@ -1,6 +1,7 @@
 //! `tether`: all four services in one process (`tether up`), and the command line for people on call.
 
 mod call;
+mod choose;
 mod cli;
 mod config;
 mod doctor;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tether_client::{Client, Lost, Problem};
 use tether_kit::{
-    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LOST, EXIT_OK},
+    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LATE, EXIT_LOST, EXIT_OK},
     telemetry::{self, Settings as Telemetry},
 };
 use tether_settings::{Connect, Listen, Place, Whereabouts};
@@ -112,7 +113,8 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
         Command::Node(args) => nodes::node(&client()?, args, &out).await,
-        Command::Doctor(args) => doctor::doctor(&args, &out).await,
+        Command::Doctor(args) => doctor::doctor(&args, client().ok(), &out).await,
+        Command::Choose(args) => choose::choose(args),
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,
         Command::Endpoints(args) => endpoints::endpoints(&client()?, &args, &out).await,
@@ -156,6 +158,9 @@ fn complain(error: &anyhow::Error) -> ExitCode {
         if let Some(delay) = problem.retry_after {
             eprintln!("  worth trying again in {delay:?}");
         }
+    }
+    if error.is::<nodes::drain::Late>() {
+        return ExitCode::from(EXIT_LATE);
     }
     ExitCode::from(match error.downcast_ref::<Lost>() {
         Some(_) => EXIT_LOST,
