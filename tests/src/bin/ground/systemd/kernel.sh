@@ -40,7 +40,6 @@ echo "oom-group: $(cat "/sys/fs/cgroup$group/memory.oom.group")"
 
 touch /opt/go
 until_true "a death for want of memory" died_of OOM_KILLED
-rm /opt/go
 until_true "the end of its daemon" gone "$below"
 echo "daemon: gone"
 echo "death: $(died_of OOM_KILLED | head -n 1)"
