@@ -22,7 +22,7 @@ use std::{
 use tokio::process::Command;
 
 pub use nspawn::Nspawn;
-pub use uml::uml;
+pub use uml::{Said, uml};
 
 /// Where everything that a machine has of its own is mounted: in a mount namespace, which ends with it.
 const LAYERS: &str = "
@@ -125,9 +125,22 @@ impl Ground {
                 from.display()
             );
         }
-        let mut command = Command::new("unshare");
+        // Whatever kills this process, the machine goes with the thread that booted it: all of it is in one PID namespace,
+        // whose first process goes with its parent.
+        let mut command = Command::new("setpriv");
         command
-            .args(["--mount", "--propagation", "private", "sh", "-ec"])
+            .args([
+                "--pdeathsig=KILL",
+                "unshare",
+                "--mount",
+                "--propagation=private",
+                "--pid",
+                "--mount-proc",
+                "--fork",
+                "--kill-child=KILL",
+                "sh",
+                "-ec",
+            ])
             .arg(format!("{script}{before}\nshift 2; exec \"$@\""))
             .arg("ground")
             .arg(&self.root)
@@ -150,6 +163,17 @@ impl Ground {
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
     }
+}
+
+/// A program that `cargo xtask` has fetched, as it is in its package, or the machine's own: to be shown to a machine.
+///
+/// # Errors
+/// When there is none.
+pub fn program_of_package(name: &str) -> Result<PathBuf, Refused> {
+    let found = tool(name)?;
+    let tools = found.ancestors().nth(2).unwrap_or(&found);
+    let packaged = tools.join(name).join("usr/bin").join(name);
+    Ok(if packaged.is_file() { packaged } else { found })
 }
 
 /// A tool that `cargo xtask` has fetched, or the machine's own.

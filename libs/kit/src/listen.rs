@@ -5,7 +5,9 @@ mod connection;
 mod handle;
 mod socket;
 
-use std::{future::ready, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::ready, io, net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use futures::{Stream as Items, StreamExt as _, stream};
 use tether_types::Address;
@@ -16,6 +18,7 @@ pub use connection::{Connection, Detached, Peer, Stream};
 pub use handle::{Handle, SocketFile};
 
 use crate::{
+    inherited,
     network::{self, Accept},
     tls::Acceptor,
 };
@@ -102,7 +105,8 @@ pub fn check(address: &Address, insecure: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Listens at `address`; port 0 takes a free one.
+/// Listens at `address`; port 0 takes a free one. Where this process was started with a socket that listens there, that is
+/// the one.
 ///
 /// A unix socket is made with mode 0600, in a directory that is made with mode 0700 if it is missing.
 /// What a dead process left behind is removed; a live one keeps its socket.
@@ -111,6 +115,9 @@ pub fn check(address: &Address, insecure: bool) -> Result<(), Error> {
 /// Names the address, the cause and what to do.
 pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> {
     check(address, insecure)?;
+    if let Some(socket) = inherited::at(address) {
+        return take_over(socket).map_err(|error| Error::new(address, error));
+    }
     match address {
         Address::Unix(path) => socket::bind(path).map(Listener::from),
         Address::Tcp { host, port } => match network::installed() {
@@ -121,6 +128,13 @@ pub async fn bind(address: &Address, insecure: bool) -> Result<Listener, Error> 
         }
         .map_err(|error| Error::new(address, error)),
     }
+}
+
+/// A socket that whoever started this process goes on listening at, so that its file is not ours to remove.
+fn take_over(socket: OwnedFd) -> io::Result<Listener> {
+    let listener = Listener::from_socket(socket)?;
+    listener.handle()?.hand_over();
+    Ok(listener)
 }
 
 impl Listener {

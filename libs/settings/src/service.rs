@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Arg, ArgAction, Command, value_parser};
 use serde::{Serialize, de::DeserializeOwned};
 use tether_kit::{
-    config, stop,
+    config, manager, stop,
     telemetry::{self, Settings as Telemetry},
 };
 use tokio::runtime::Runtime;
@@ -127,6 +127,7 @@ where
     let work = async {
         let telemetry = telemetry::start(name, &Telemetry::from_env())?;
         let stop = stop::on_signals()?;
+        tokio::spawn(manager::follow(stop.clone()));
         let served = serve(stop).await;
         telemetry.finish().await;
         served

@@ -23,10 +23,11 @@ use crate::{
     guarantee::{self, Guarantee},
     holds::Holds,
     launch,
-    limits::Controllers,
+    limits::{self, Controllers},
     metrics::Metrics,
     pages::Pages,
     remains,
+    scope::Scope,
     sockets::Sockets,
     units::Units,
     worker,
@@ -62,6 +63,9 @@ pub struct Config {
     /// ends before its container does. Off where it is zero.
     #[serde(with = "tether_kit::config::size")]
     pub memory_reserve: u64,
+    /// The slice of systemd in which workers are held in a scope of their own, apart from this agent's unit, so that they
+    /// may outlive it: `tether-workers.slice`. In the agent's own cgroup when it is not set.
+    pub slice: Option<String>,
     /// Where checkpoints of jobs are kept.
     pub checkpoints: tether_checkpoints::Config,
     /// How workers of launcher `systemd` are had.
@@ -248,13 +252,15 @@ impl Config {
         // The directory's inode keeps two agents of one machine apart, and stays the same for the next agent
         // on it.
         let name = format!("tether-{node}-{inode:x}");
-        let cgroup = if self.no_cgroups {
-            None
-        } else {
-            own_cgroup(&name)
-        };
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
-        let zygote = Zygote::new(runtime).map_err(Error::Zygote)?;
+        let scope = self.slice.as_deref().map(|slice| Scope::new(slice, &name));
+        let zygote = Zygote::new(runtime, scope).map_err(Error::Zygote)?;
+        let held = zygote.held().map_err(Error::Zygote)?;
+        let cgroup = match (self.no_cgroups, held) {
+            (true, _) => None,
+            (false, Some(scope)) => cgroup_in(&scope, &name),
+            (false, None) => own_cgroup(&name),
+        };
         zygote.probe(cgroup.as_deref()).map_err(Error::Zygote)?;
         // While the canaries try, and before all else that takes its time: shims answer when they get round to it.
         let left = adopt::scan(&workers).map_err(wrong(&workers))?;
@@ -375,15 +381,15 @@ impl Ground {
 
 /// Makes a parent for the incarnations' cgroups below the agent's own, where that is allowed.
 pub(crate) fn own_cgroup(name: &str) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let mount = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(path))
-    })?;
+    let mount = limits::unified_mount()?;
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let path = mount.join(own).join(name);
+    cgroup_in(&mount.join(own), name)
+}
+
+/// The same, below another.
+fn cgroup_in(parent: &Path, name: &str) -> Option<PathBuf> {
+    let path = parent.join(name);
     if let Err(error) = fs::create_dir(&path)
         && error.kind() != io::ErrorKind::AlreadyExists
     {

@@ -38,7 +38,7 @@ pub fn diagnose(config: &Config) -> io::Result<Diagnosis> {
     } else {
         own_cgroup(&name)
     };
-    let found = Zygote::new(&dir).and_then(|zygote| {
+    let found = Zygote::new(&dir, None).and_then(|zygote| {
         zygote.probe(cgroup.as_deref())?;
         zygote.probed()
     });

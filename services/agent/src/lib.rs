@@ -52,6 +52,7 @@ mod polled;
 mod readiness;
 mod remains;
 mod report;
+mod scope;
 mod search;
 mod service;
 mod sockets;
@@ -62,7 +63,7 @@ mod users;
 mod worker;
 mod zygote;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tether_kit::{arbiters::Arbiters, metrics::Metrics, serve::MESSAGE_LIMIT};
 use tether_proto::{
@@ -81,6 +82,10 @@ pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
 pub use units::{Choice as SystemdChoice, Config as SystemdConfig};
 pub use zygote::become_first_where_asked;
+
+/// How long an agent that starts is waited for at most until it has joined. It does its work without, too: an arbiter that is
+/// away must not have service managers take an agent for one that failed.
+const JOINS: Duration = Duration::from_secs(5);
 
 /// Where this program was started by an agent to be a small part of it, such as a shim in a unit of systemd or the keeper
 /// of a service, is that until it ends. To be called first of all.
@@ -185,6 +190,15 @@ impl Agent {
         let (shelf, upstream) = (Arc::clone(&self.shelf), Arc::clone(&self.upstream));
         CheckpointServiceServer::new(checkpoints::Checkpoints::new(shelf, upstream))
             .max_decoding_message_size(MESSAGE_LIMIT)
+    }
+
+    /// Ends when this node has joined and holds its lease, and so can have workers and watch owners; or where no arbiter
+    /// answers, when whoever waits for that should go on without.
+    pub fn joins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ready = self.ready();
+        async move {
+            let _ = tokio::time::timeout(JOINS, ready.wait_for(|ready| *ready)).await;
+        }
     }
 
     /// Serves until `stop`. Then workers tied to the agent are ended in good order; the others

@@ -173,6 +173,23 @@ fn nothing_keeps(controller: &str) -> io::Error {
     )
 }
 
+/// Where the hierarchy of version 2 is mounted.
+pub(crate) fn unified_mount() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+/// Has what is below a cgroup have every controller that the cgroup has itself.
+pub(crate) fn hand_on(cgroup: &Path) {
+    for (controller, _) in CONTROLLERS {
+        enable(cgroup, controller);
+    }
+}
+
 /// Whether leaves below `parent` have this controller, switched on if need be.
 fn enable(parent: &Path, controller: &str) -> bool {
     let file = parent.join("cgroup.subtree_control");

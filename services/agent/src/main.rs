@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 use tether_agent::{Agent, Config};
-use tether_kit::{admin, metrics::Metrics, serve::Server};
+use tether_kit::{admin, manager, metrics::Metrics, serve::Server};
 use tether_settings::{
     Admin, At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check_whereabouts,
     service,
@@ -102,6 +102,11 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
             .service(agent.checkpoints());
         serving.spawn(server.serve(listener, over.clone(), DRAIN));
     }
+    let joins = agent.joins();
+    tokio::spawn(async {
+        joins.await;
+        manager::serves("Holds workers");
+    });
     agent.run(stop).await?;
     over.cancel();
     while let Some(ended) = serving.join_next().await {

@@ -7,7 +7,6 @@
 //! gives them to the next agent.
 
 mod bind;
-mod inherited;
 
 use std::{
     collections::BTreeMap,
@@ -127,8 +126,13 @@ pub(crate) fn linger(template: &Template) -> Duration {
 impl Sockets {
     /// Holds nothing yet but what this process was started with.
     pub(crate) fn inherit() -> Self {
+        let mut inherited = BTreeMap::new();
+        for (name, socket) in tether_kit::inherited::rest() {
+            // Of those with one name, the first.
+            inherited.entry(name).or_insert(socket);
+        }
         Self {
-            inherited: inherited::take(),
+            inherited,
             ..Self::default()
         }
     }

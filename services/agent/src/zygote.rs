@@ -25,7 +25,7 @@ use rustix::{
 use tether_shim_protocol::zygote::{DESCRIPTORS_VARIABLE, Means, Request};
 use tokio::process::Command;
 
-use crate::descriptors;
+use crate::{descriptors, scope::Scope};
 
 static PROGRAM: &[u8] = include_bytes!(env!("TETHER_SHIM"));
 
@@ -96,6 +96,8 @@ pub(crate) struct Zygote {
     log: PathBuf,
     /// How many descriptors the agent was given, and so the zygote.
     descriptors: Option<u64>,
+    /// Where systemd holds it, apart from the agent.
+    scope: Option<Scope>,
     socket: Mutex<Option<OwnedFd>>,
 }
 
@@ -104,12 +106,13 @@ impl Zygote {
     ///
     /// # Errors
     /// When the kernel refuses memory files.
-    pub(crate) fn new(runtime: &Path) -> io::Result<Self> {
+    pub(crate) fn new(runtime: &Path, scope: Option<Scope>) -> io::Result<Self> {
         let program = program()?;
         Ok(Self {
             program,
             log: runtime.join(LOG_FILE),
             descriptors: descriptors::ask_for_all(),
+            scope,
             socket: Mutex::new(Self::parent()),
         })
     }
@@ -123,6 +126,19 @@ impl Zygote {
     /// Whether this agent was started by a zygote that is the first process of a container.
     pub(crate) fn is_first_in_container() -> bool {
         std::env::var_os(tether_shim_protocol::zygote::SOCKET_VARIABLE).is_some()
+    }
+
+    /// Starts it where it is to be held apart from the agent, and tells in which cgroup of version 2 that is.
+    ///
+    /// # Errors
+    /// When it cannot be started, or held there.
+    pub(crate) fn held(&self) -> io::Result<Option<PathBuf>> {
+        if self.scope.is_none() || Self::is_first_in_container() {
+            return Ok(None);
+        }
+        let (socket, held) = self.start()?;
+        *self.lock() = Some(socket);
+        Ok(held)
     }
 
     /// Has a canary try what the kernel allows here. It takes its time: [`Self::probed`] has the answer.
@@ -192,7 +208,7 @@ impl Zygote {
                 "the first process of the container takes no requests",
             ));
         }
-        send(socket.insert(self.start()?), request, descriptors)
+        send(socket.insert(self.start()?.0), request, descriptors)
     }
 
     /// How many files what comes of it may have open; none where there is no limit.
@@ -205,7 +221,7 @@ impl Zygote {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self) -> io::Result<OwnedFd> {
+    fn start(&self) -> io::Result<(OwnedFd, Option<PathBuf>)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -226,6 +242,9 @@ impl Zygote {
             .stdout(Stdio::null())
             .stderr(Stdio::from(log))
             .spawn()?;
+        // Before it is asked for anything: what it forks is where it is.
+        let scope = self.scope.as_ref().zip(zygote.id());
+        let held = scope.map(|(scope, pid)| scope.take(pid)).transpose()?;
         tokio::spawn(async move {
             // It outlives its agent where it has shims; otherwise somebody killed it.
             if let Ok(status) = zygote.wait().await
@@ -234,7 +253,7 @@ impl Zygote {
                 tracing::error!(%status, "Zygote was killed; workers live on, and the next start makes another one");
             }
         });
-        Ok(ours)
+        Ok((ours, held))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_arbiter::{Arbiter, Config};
-use tether_kit::admin;
+use tether_kit::{admin, manager};
 use tether_settings::{
     Admin, At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong,
     check_templates, check_whereabouts, named, service, surroundings,
@@ -75,6 +75,7 @@ async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> an
         serving.spawn(admin::serve(listener, parts, stop.clone(), over.clone()));
     }
     tracing::info!(store = url, "Arbiter serves");
+    manager::serves("Serves");
     arbiter.run(stop).await;
     over.cancel();
     while let Some(ended) = serving.join_next().await {

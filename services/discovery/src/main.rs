@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_discovery::{Config, Discovery};
-use tether_kit::{admin, serve::Server};
+use tether_kit::{admin, manager, serve::Server};
 use tether_settings::{
     Admin, At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
@@ -82,6 +82,7 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         serving.spawn(admin::serve(listener, parts, stop.clone(), over.clone()));
     }
     tracing::info!(store = url, "Discovery serves");
+    manager::serves("Serves");
     discovery.run(stop).await?;
     over.cancel();
     while let Some(ended) = serving.join_next().await {

@@ -12,6 +12,7 @@ use std::{
 
 use tether_kit::{
     listen::{Detached, Stream},
+    manager,
     tls::Acceptor,
 };
 use tokio::sync::mpsc;
@@ -62,7 +63,10 @@ impl Lanes {
             );
             thread::Builder::new()
                 .name(format!("lane-{number}"))
-                .spawn(move || runtime.block_on(lane))?;
+                .spawn(move || {
+                    runtime.spawn(manager::pulse());
+                    runtime.block_on(lane);
+                })?;
             Ok(sender)
         };
         let lanes = forwarders.into_iter().enumerate().map(start);

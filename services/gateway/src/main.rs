@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 use tether_gateway::{Config, Gateway, Handover, Listener};
+use tether_kit::manager;
 use tether_settings::{
     Admin, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
                     .probed_at(admin)
                     .handing_over(handover);
             tracing::info!("Gateway serves");
+            manager::serves("Serves");
             gateway.serve(calls, stop).await
         },
     )

@@ -87,6 +87,12 @@ pub(crate) enum Command {
     Config(Config),
     /// Prints the version.
     Version,
+    /// Writes manual pages, and completions for bash, zsh and fish, into a directory.
+    #[command(hide = true)]
+    Shell {
+        /// Made where it is missing.
+        folder: PathBuf,
+    },
 }
 
 /// Where the configuration of services comes from.

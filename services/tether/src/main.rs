@@ -21,6 +21,7 @@ mod reflection;
 mod register;
 mod registrations;
 mod run;
+mod shell;
 mod up;
 
 use std::process::ExitCode;
@@ -116,6 +117,7 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Config(args) => config::config(&args),
         Command::LeaseCheck(args) => lease_check::lease_check(&args, &out),
         Command::Version => out.version(),
+        Command::Shell { folder } => Ok(shell::write(&folder)?),
         Command::Run(args) => run::run(&client()?, args, &out).await,
         Command::Pool(args) => pool::pool(&client()?, args, &out).await,
         Command::Job(args) => job::job(&client()?, args, &out).await,

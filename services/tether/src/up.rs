@@ -8,7 +8,7 @@ use tether_agent::Agent;
 use tether_arbiter::{Arbiter, Surroundings};
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
-use tether_kit::{admin, metrics::Metrics, serve::Server};
+use tether_kit::{admin, manager, metrics::Metrics, serve::Server};
 use tether_settings::{Place, Whereabouts, surroundings};
 use tether_store::Store;
 use tether_types::Address;
@@ -34,7 +34,14 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
     }
     let stop = tether_kit::stop::on_signals()?;
     let found = surroundings();
-    let tokens = (stop, CancellationToken::new(), CancellationToken::new());
+    tokio::spawn(manager::follow(stop.clone()));
+    let is_up = CancellationToken::new();
+    let up = is_up.clone().cancelled_owned();
+    tokio::spawn(async {
+        up.await;
+        manager::serves("Serves");
+    });
+    let tokens = (stop, is_up, CancellationToken::new());
     serve(loaded.value, base, found, tokens).await
 }
 
@@ -142,6 +149,7 @@ pub(crate) async fn serve(
         let probes = admin::serve(listener, parts, stop.clone(), last.clone());
         serving.spawn(essential("admin port", probes));
     }
+    let joins = agent.joins();
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));
     serving.spawn(essential("discovery", discovery.run(last.clone())));
@@ -156,7 +164,11 @@ pub(crate) async fn serve(
         .map(Address::to_string)
         .collect();
     tracing::info!(gateway = addresses.join(", "), store = url, "Tether is up");
-    is_up.cancel();
+    tokio::spawn(async move {
+        // Until then a pool whose owner is to be watched would be refused.
+        joins.await;
+        is_up.cancel();
+    });
 
     while let Some(ended) = serving.join_next_with_id().await {
         let (id, ended) = match ended {

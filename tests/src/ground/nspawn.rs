@@ -83,7 +83,7 @@ impl Nspawn {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(Err(format!("systemd-nspawn ended ({status})")));
             }
-            let leader = leader(self.child.id()?)?;
+            let leader = leader(*children(self.child.id()?).first()?)?;
             self.leader = leader;
             let ran = self.run(&["systemctl", "is-system-running"]).await.ok()?;
             match ran.out.trim() {
@@ -108,7 +108,7 @@ impl Nspawn {
         command
             .arg(format!("--target={}", self.leader))
             .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"])
-            .args(["--wd=/", "--"])
+            .arg("--")
             .args(words)
             .env_clear()
             .env(
@@ -227,14 +227,18 @@ fn is_there(pid: u32) -> bool {
 
 /// The first process of the machine that this systemd-nspawn runs.
 fn leader(nspawn: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
-    let mut children = children.split_ascii_whitespace();
-    children.find_map(|pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let numbers = status
-            .lines()
-            .find_map(|line| line.strip_prefix("NSpid:"))?;
-        let is_first = numbers.split_ascii_whitespace().skip(1).last() == Some("1");
-        is_first.then(|| pid.parse().ok())?
+    children(nspawn).into_iter().find(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let own = numbers.and_then(|numbers| numbers.split_ascii_whitespace().last());
+        own == Some("1")
     })
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }

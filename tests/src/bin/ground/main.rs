@@ -5,7 +5,6 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, ValueEnum};
 use tether_tests::evidence::Report;
 
-#[path = "../deployed/systemd.rs"]
 mod systemd;
 
 /// Deploys, breaks what was deployed, and looks.

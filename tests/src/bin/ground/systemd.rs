@@ -1,0 +1,81 @@
+//! Tether as units of systemd: in a container, whose systemd is talked to while it runs, and on a kernel with cgroups of
+//! version 2.
+
+mod files;
+mod kernel;
+mod machine;
+mod package;
+mod rows;
+
+use tether_tests::{
+    evidence::{Evidence, Report},
+    ground::Refused,
+};
+
+use machine::Deployed;
+use rows::Row;
+
+/// Plays the rows whose names contain one of the texts in `only`.
+pub(crate) async fn play(only: &str, report: &mut Report) {
+    let wanted = |name: &str| only.split('|').any(|text| name.contains(text));
+    let among = |rows: &'static [Row]| {
+        rows.iter()
+            .filter(|row| wanted(row.name))
+            .collect::<Vec<_>>()
+    };
+    let rows = among(rows::ALL);
+    if !rows.is_empty() {
+        report.scene("In a container");
+        match Deployed::boot(&files::install()).await {
+            Ok(deployed) => play_all(&rows, &deployed, true, report).await,
+            Err(why) => skip(report, &why, rows.len()),
+        }
+    }
+    let rows = among(package::ALL);
+    // Each goes on where the last one ended.
+    let all: Vec<_> = package::ALL.iter().collect();
+    if !rows.is_empty() {
+        report.scene("In a container, by the package");
+        match Deployed::boot("true").await {
+            Ok(deployed) => match package::make(deployed.packages()).await {
+                Ok(()) => play_all(&all, &deployed, false, report).await,
+                Err(Refused(why)) => report.add(Evidence::failed("the package is made", why)),
+            },
+            Err(why) => skip(report, &why, rows.len()),
+        }
+    }
+    let rows: Vec<_> = kernel::ALL.iter().filter(|row| wanted(row.name)).collect();
+    if !rows.is_empty() {
+        report.scene("On a kernel of its own");
+        match kernel::run().await {
+            Ok(said) => {
+                for row in rows {
+                    report.add(judged(row.name, row.expected, (row.judge)(&said)));
+                }
+            }
+            Err(why) => skip(report, &why, rows.len()),
+        }
+    }
+}
+
+async fn play_all(rows: &[&Row], deployed: &Deployed, clears: bool, report: &mut Report) {
+    for row in rows {
+        let mut seen = (row.play)(deployed).await;
+        if clears && let Err(left) = deployed.clear().await {
+            seen = seen.and(Err(left));
+        }
+        report.add(judged(row.name, row.expected, seen));
+    }
+}
+
+fn judged(name: &str, expected: &str, seen: anyhow::Result<String>) -> Evidence {
+    match seen {
+        Ok(seen) => Evidence::new(name, expected, seen, true),
+        Err(error) => Evidence::new(name, expected, format!("{error:#}"), false),
+    }
+}
+
+fn skip(report: &mut Report, Refused(why): &Refused, rows: usize) {
+    report.scene(&format!("skipped: {why}"));
+    report.skip(rows);
+}

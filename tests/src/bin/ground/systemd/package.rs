@@ -1,0 +1,112 @@
+//! The Debian package, on a machine that has never seen Tether: each row goes on where the last one ended.
+
+use std::{path::Path, process::Stdio};
+
+use anyhow::Context as _;
+use tether_tests::{ground::Refused, program};
+use tokio::process::Command;
+
+use super::{machine::Deployed, rows::Row};
+
+/// In the order they are played.
+pub(super) const ALL: &[Row] = &[
+    Row {
+        name: "the package installs, and starts nothing",
+        expected: "units, pages and a configuration; nothing active",
+        play: |deployed| Box::pin(installs(deployed)),
+    },
+    Row {
+        name: "what the package installed serves",
+        expected: "an answer",
+        play: |deployed| Box::pin(serves(deployed)),
+    },
+    Row {
+        name: "an upgrade of the package restarts what ran, and no worker",
+        expected: "the same process, and calls",
+        play: |deployed| Box::pin(upgrades(deployed)),
+    },
+    Row {
+        name: "a purge of the package leaves nothing",
+        expected: "no file, no process, no user",
+        play: |deployed| Box::pin(purges(deployed)),
+    },
+];
+
+/// Makes it of the programs under test.
+///
+/// # Errors
+/// Says what it lacks.
+pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/deb.sh");
+    let tether = program("tether");
+    let made = Command::new(script)
+        .arg(tether.parent().unwrap_or(&tether))
+        .arg(folder)
+        // It is unpacked once, near by.
+        .env("DEB_COMPRESSION", "none")
+        .stdin(Stdio::null())
+        .output()
+        .await;
+    match made {
+        Ok(made) if made.status.success() => Ok(()),
+        Ok(made) => Err(Refused(String::from_utf8_lossy(&made.stderr).into_owned())),
+        Err(error) => Err(Refused(format!("`tools/deb.sh`: {error}"))),
+    }
+}
+
+async fn installs(deployed: &Deployed) -> anyhow::Result<String> {
+    deployed
+        .sh("dpkg --install /packages/tether_*.deb 2>&1")
+        .await?;
+    let files = "ls /etc/tether/tether.toml /usr/share/man/man1/tether.1.gz /usr/share/man/man1/tether-pool-apply.1.gz \
+                 /usr/share/bash-completion/completions/tether /run/tether -d && getent passwd tether";
+    deployed.sh(files).await?;
+    let active = "systemctl list-units --all --plain --no-legend --state=active 'tether*'";
+    let active = deployed.sh(active).await?;
+    anyhow::ensure!(active.is_empty(), "active: {active}");
+    Ok("units, pages and a configuration; nothing active".to_owned())
+}
+
+async fn serves(deployed: &Deployed) -> anyhow::Result<String> {
+    deployed
+        .sh("systemctl enable --now tether.service 2>&1")
+        .await?;
+    deployed.run_pool("independent").await?;
+    deployed.call().await?;
+    Ok("an answer".to_owned())
+}
+
+async fn upgrades(deployed: &Deployed) -> anyhow::Result<String> {
+    let worker = deployed.worker().await?;
+    let before = deployed.main_process("tether.service").await?;
+    deployed
+        .sh("echo '# mine' >> /etc/tether/tether.toml")
+        .await?;
+    deployed
+        .sh("dpkg --install /packages/tether_*.deb 2>&1")
+        .await?;
+    let after = deployed.main_process("tether.service").await?;
+    anyhow::ensure!(after != before, "it did not restart");
+    deployed
+        .sh("grep '# mine' /etc/tether/tether.toml")
+        .await
+        .context("the configuration was lost")?;
+    deployed.is_still(worker).await
+}
+
+async fn purges(deployed: &Deployed) -> anyhow::Result<String> {
+    deployed
+        .sh("systemctl stop beam@independent.service; dpkg --remove tether 2>&1")
+        .await?;
+    deployed
+        .sh("test -f /etc/tether/tether.toml")
+        .await
+        .context("the configuration went with the program")?;
+    deployed.sh("dpkg --purge tether 2>&1").await?;
+    let left = deployed.left().await?;
+    anyhow::ensure!(left.is_empty(), "left: {left}");
+    let files = "find /etc /usr /run /var -xdev -name '*tether*' -not -path '/usr/src/*' -not -path '/var/log/*'; getent passwd tether || true";
+    let files = deployed.sh(files).await?;
+    anyhow::ensure!(files.is_empty(), "left: {files}");
+    Ok("no file, no process, no user".to_owned())
+}
