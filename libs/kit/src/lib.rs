@@ -13,6 +13,7 @@ pub mod config;
 pub mod listen;
 pub mod metrics;
 pub mod network;
+pub mod parent;
 pub mod process;
 mod runtime;
 pub mod serve;
