@@ -14,6 +14,7 @@ pub mod proxy;
 mod site;
 pub mod snakepit;
 mod steady;
+pub mod supervisor;
 mod tidy;
 mod wait;
 

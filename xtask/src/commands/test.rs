@@ -52,6 +52,10 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = matrix::failovers(workspace, &mut report, &some) {
                 report.fail("failover matrix", &why);
             }
+            let some = ["--repeat", "2"].map(str::to_owned);
+            if let Err(why) = matrix::supervisors(workspace, &mut report, &some) {
+                report.fail("supervisor matrix", &why);
+            }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
             }
@@ -91,7 +95,7 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
 
 /// Fetches the programs that are not there.
 pub(super) fn provide_programs(workspace: &Workspace, report: &mut Report) {
-    for wanted in debian::ALL {
+    for wanted in debian::ALL.iter().chain(debian::SUPERVISORS) {
         if let Err(why) = debian::provide(workspace, wanted) {
             report.fail(wanted.name, &why);
         }
