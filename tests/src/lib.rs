@@ -8,6 +8,7 @@ pub mod clerk;
 mod cluster;
 mod data;
 pub mod evidence;
+pub mod ground;
 mod processes;
 mod programs;
 pub mod proxy;

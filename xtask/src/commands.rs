@@ -11,6 +11,7 @@ mod docs;
 mod e2e;
 mod elixir;
 mod faults;
+mod ground;
 mod k8s_lint;
 mod matrix;
 mod sim;
@@ -39,6 +40,7 @@ pub(crate) const ALL: &[Task] = &[
     matrix::TASK,
     sim::TASK,
     faults::TASK,
+    ground::TASK,
     soak::TASK,
     bench::TASK,
     docs::TASK,

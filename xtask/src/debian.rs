@@ -157,6 +157,41 @@ const BESIDE: &[(&str, &[&str])] = &[
     ("chpst", &["runsv", "runsvdir", "sv", "svlogd"]),
 ];
 
+/// What makes and boots the machines that tests deploy to.
+pub(crate) const GROUNDS: &[Program] = &[
+    Program {
+        name: "debootstrap",
+        version: "--version",
+        path: "usr/sbin/debootstrap",
+        says: None,
+        release: None,
+        packages: &["debootstrap", "libpcre2-8-0", "libpsl5", "wget"],
+    },
+    Program {
+        name: "systemd-nspawn",
+        version: "--version",
+        path: "usr/bin/systemd-nspawn",
+        says: None,
+        release: None,
+        packages: &[
+            "systemd-container",
+            "libsystemd-shared",
+            "libapparmor1",
+            "libip4tc2",
+            "libkmod2",
+            "libseccomp2",
+        ],
+    },
+    Program {
+        name: "linux.uml",
+        version: "--version",
+        path: "usr/bin/linux.uml",
+        says: None,
+        release: None,
+        packages: &["user-mode-linux"],
+    },
+];
+
 /// Proxies that a bench stands beside ours; no test wants them.
 pub(crate) const PROXIES: &[Program] = &[
     Program {
@@ -363,10 +398,12 @@ fn install(tools: &Path, folder: &str, name: &str, path: &str) -> io::Result<()>
             "#!/bin/sh\n\
              # Written by `cargo xtask`: {name} out of its Debian package.\n\
              folder=$(dirname \"$0\")/../{folder}\n\
-             for libraries in \"$folder\"/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu*; do\n\
+             for libraries in \"$folder\"/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu*/systemd; do\n\
              \tLD_LIBRARY_PATH=$libraries${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\n\
              done\n\
              export LD_LIBRARY_PATH\n\
+             # Where one of them looks for its own parts.\n\
+             export DEBOOTSTRAP_DIR=\"$folder/usr/share/debootstrap\"\n\
              modules=$folder/usr/lib/python3/dist-packages\n\
              [ ! -d \"$modules\" ] || export PYTHONPATH=\"$modules${{PYTHONPATH:+:$PYTHONPATH}}\"\n\
              # A signal to this process is for the program.\n\
@@ -384,7 +421,7 @@ mod tests {
 
     #[test]
     fn every_program_has_a_name_of_its_own_and_a_package() {
-        let all = || ALL.iter().chain(SUPERVISORS).chain(PROXIES);
+        let all = || ALL.iter().chain(SUPERVISORS).chain(GROUNDS).chain(PROXIES);
         for program in all() {
             let same = all().filter(|other| other.name == program.name);
             assert_eq!(same.count(), 1, "{}", program.name);

@@ -201,6 +201,7 @@ impl<'a> Ours<'a> {
             kill_on_agent_loss: self.coupled,
             lease_grace_ms: 0,
             resources: Vec::new(),
+            launcher: String::new(),
         };
         Order {
             order: Some(order::Order::Start(start)),

@@ -12,6 +12,7 @@ mod process;
 mod service;
 pub mod signals;
 mod state;
+mod supervised;
 mod template;
 
 pub use check::{At, Check, Wrong};
@@ -26,6 +27,7 @@ pub use process::{
 };
 pub use service::{Ignored, service, warn};
 pub use state::state_dir;
+pub use supervised::{Supervised, places, service_of, wrong_with_service};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,
     Templates, check_templates, named,

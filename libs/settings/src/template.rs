@@ -12,6 +12,7 @@ use crate::{
     forked::{ForkedFrom, wrong_with_fork},
     process::{Limits, Liveness, Process, Recycle, Socket},
     signals,
+    supervised::{Supervised, wrong_with_service},
 };
 
 /// Every `[template.NAME]`.
@@ -61,6 +62,9 @@ pub struct Template {
     /// Has it forked from a Python process that has imported what it needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub forked_from: Option<ForkedFrom>,
+    /// Has it be a service that an administrator has defined with the pool's launcher, and not `command`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Supervised>,
     /// How many calls a worker serves at once, as a Python worker has so many threads; 0 where that is not known.
     pub capacity: u32,
     /// A worker's share of calls beside the others of its pool, such as those of the template before it: up to 65535; 0
@@ -249,6 +253,7 @@ impl Template {
                 .map(|(label, socket)| socket.to_wire(label))
                 .collect(),
             forked_from: self.forked_from.as_ref().map(ForkedFrom::to_wire),
+            service: self.service.as_ref().map(Supervised::to_wire),
             capacity: self.capacity,
             weight: self.weight,
             ..wire::Template::default()
@@ -295,7 +300,12 @@ impl ReadinessKind {
 pub fn check_templates(templates: &Templates) -> Result<(), Wrong> {
     for (name, template) in templates {
         TemplateName::new(name).at(dotted(&["template", name]))?;
-        if template.command.is_empty() {
+        if let Some((wrong, why)) = wrong_with_service(&template.to_wire(Path::new("")), None) {
+            let parts = ["template", name].into_iter().chain(wrong.split('.'));
+            let key = dotted(&parts.collect::<Vec<_>>());
+            return Err(Wrong::new(key, why).and(dotted(&["template", name, "service"])));
+        }
+        if template.command.is_empty() && template.service.is_none() {
             let key = dotted(&["template", name, "command"]);
             let why = "there is nothing to run; write for example command = \"python3\"";
             return Err(Wrong::new(key, why).and(dotted(&["template", name])));

@@ -27,6 +27,7 @@ use crate::{
     pages::Pages,
     remains,
     sockets::Sockets,
+    units::Units,
     worker,
     zygote::Zygote,
 };
@@ -58,6 +59,8 @@ pub struct Config {
     pub no_fates: bool,
     /// Where checkpoints of jobs are kept.
     pub checkpoints: tether_checkpoints::Config,
+    /// How workers of launcher `systemd` are had.
+    pub systemd: crate::units::Config,
 }
 
 /// Where workers listen unless it is said.
@@ -124,6 +127,8 @@ pub(crate) struct Ground {
     pub(crate) labels: Labels,
     pub(crate) resources: Counts,
     pub(crate) zygote: Zygote,
+    /// Units of systemd.
+    pub(crate) units: Units,
     pub(crate) sockets: Sockets,
     /// Where workers listen on TCP.
     pub(crate) worker_host: String,
@@ -252,6 +257,7 @@ impl Config {
             labels: self.labels.clone(),
             resources: self.resources.clone(),
             zygote,
+            units: Units::new(&self.systemd),
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),
             pages: Arc::default(),

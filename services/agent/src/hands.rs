@@ -5,7 +5,7 @@
 //! with a zygote, shims and a lease page; a simulation of many nodes in one process, which cannot have those,
 //! brings hands of its own, and runs the same node.
 
-use std::fmt;
+use std::{fmt, future::Future, pin::Pin};
 
 use tether_clock::Tick;
 use tether_placement::{Counts, Labels};
@@ -26,6 +26,11 @@ pub trait Hands: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the machine does not say.
     fn place(&self) -> anyhow::Result<Place>;
+
+    /// The launchers that can be had here.
+    fn launchers(&self) -> Pin<Box<dyn Future<Output = Vec<String>> + Send + '_>> {
+        Box::pin(std::future::ready(vec!["exec".to_owned()]))
+    }
 
     /// Takes up all workers that an earlier agent left, and tells by which way each takes its orders. They
     /// report from then on. Called once, before all else.

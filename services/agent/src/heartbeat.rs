@@ -48,6 +48,9 @@ const OUTBOX: usize = 8;
 /// beat of its own, and a thousand workers are not to hear of each other's.
 const STEPS: u32 = 8;
 
+/// A supervisor that takes longer to say that it is there is not offered on this stream.
+const OFFERED_WITHIN: Duration = Duration::from_secs(2);
+
 /// What an orderly stop may take beyond the longest grace of the workers it ends.
 const STOP_SLACK: Duration = Duration::from_secs(2);
 
@@ -155,7 +158,8 @@ impl Node {
         let mut search = Search::new(arbiters, running.beats.interval());
         while !stop.is_cancelled() {
             let patience = search.patience(&running.beats, running.clock.now());
-            let opened = timeout(patience, running.open(&at, search.current()));
+            let launchers = running.launchers().await;
+            let opened = timeout(patience, running.open(launchers, &at, search.current()));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
@@ -187,10 +191,17 @@ impl Node {
 }
 
 impl Running {
+    /// Which can be had now: what is missing at one time may be there at another.
+    async fn launchers(&self) -> Vec<String> {
+        let offered = timeout(OFFERED_WITHIN, self.hands.launchers()).await;
+        offered.unwrap_or_else(|_| vec!["exec".to_owned()])
+    }
+
     /// Opens the stream; the first message is queued before the call is awaited, else both sides
     /// would wait for each other.
     async fn open(
         &self,
+        launchers: Vec<String>,
         (address, fates): &(Address, Option<Address>),
         arbiter: &Address,
     ) -> Result<(mpsc::Sender<HeartbeatRequest>, Streaming<HeartbeatResponse>), tonic::Status> {
@@ -199,7 +210,7 @@ impl Running {
             node: self.place.node.to_string(),
             address: address.to_string(),
             fates: fates.as_ref().map(Address::to_string).unwrap_or_default(),
-            launchers: vec!["exec".to_owned()],
+            launchers,
             boot_id: self.place.view.boot_id.clone(),
             pid_namespace: self.place.view.pid_namespace,
             instance: self.place.instance.clone(),

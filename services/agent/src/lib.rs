@@ -31,7 +31,9 @@ mod history;
 mod holds;
 mod jobs;
 mod journal;
+mod keeper;
 mod launch;
+mod launcher;
 mod life;
 mod limits;
 mod link;
@@ -50,8 +52,10 @@ mod readiness;
 mod remains;
 mod report;
 mod search;
+mod service;
 mod sockets;
 mod sweep;
+mod units;
 mod upstream;
 mod users;
 mod worker;
@@ -73,7 +77,14 @@ pub use config::{Config, Error};
 pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
+pub use units::{Choice as SystemdChoice, Config as SystemdConfig};
 pub use zygote::become_first_where_asked;
+
+/// Where this program was started by an agent to be a small part of it, such as a shim in a unit of systemd or the keeper
+/// of a service, is that until it ends. To be called first of all.
+pub fn play_part_where_asked() -> Option<std::process::ExitCode> {
+    units::become_shim_where_asked().or_else(keeper::keep_where_asked)
+}
 
 /// Declares what an agent counts, for the reference.
 pub fn declare_metrics(metrics: &mut Metrics) {

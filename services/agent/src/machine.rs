@@ -1,6 +1,6 @@
 //! The hands of a node on a real machine: zygote, shims, fork servers, and the lease page.
 
-use std::sync::Arc;
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use anyhow::Context as _;
 use tether_clock::{BootClock, Clock as _, Tick};
@@ -13,6 +13,7 @@ use crate::{
     config::Ground,
     forkserver::{self, ForkServers, Keeper},
     hands::{Adopted, Hands, Place, Tie, Wires},
+    launcher,
     owners::Owners,
     permission::{Permissions, Viewpoint},
     worker::{self, Ties},
@@ -69,6 +70,10 @@ impl Hands for Machine {
             resources: self.ground.resources.clone(),
             view,
         })
+    }
+
+    fn launchers(&self) -> Pin<Box<dyn Future<Output = Vec<String>> + Send + '_>> {
+        Box::pin(launcher::offered(&self.ground))
     }
 
     /// What they need to be watched is done later.

@@ -48,6 +48,9 @@ impl Check for Settings {
     reason = "nothing is set up yet that could tell it otherwise"
 )]
 fn main() -> ExitCode {
+    if let Some(code) = tether_agent::play_part_where_asked() {
+        return code;
+    }
     if let Err(error) = tether_agent::become_first_where_asked() {
         eprintln!("tether-agent: cannot be the first process of a container: {error}");
         return ExitCode::FAILURE;

@@ -40,7 +40,7 @@ use crate::{
     forkserver::{self, ForkServers},
     health::{self, Health, HealthEvent},
     journal::Entry,
-    launch,
+    keeper, launch,
     life::Life,
     link::{FromShim, ToShim},
     memory,
@@ -48,7 +48,7 @@ use crate::{
     notify::Named,
     pages::Seat,
     permission::{self, Grants},
-    report, sockets,
+    report, service, sockets,
 };
 
 use found::Running;
@@ -110,7 +110,7 @@ pub(crate) async fn start(id: WorkerId, order: StartWorker, mut ties: Ties) {
         Err(report) => return Task::unstarted(id, order, ties).bury(*report, None).await,
     };
     let begun = match prepare(&id, &order, &ties, server).await {
-        Ok((prepared, health)) => match shim_for(&ties.ground, &id, &prepared).await {
+        Ok((prepared, health)) => match shim_for(&ties.ground, &id, &order, &prepared).await {
             Ok(begun) => Ok((prepared, health, begun)),
             Err(error) => {
                 give_back(&ties, &id, prepared.stored);
@@ -199,6 +199,8 @@ struct Task {
     doubt: Doubt,
     /// Why it is ended, once it is.
     ending: Option<Cause>,
+    /// How its unit ended, where it was in one of its own that no shim answered for any more.
+    unit_end: Option<(tether_systemd::Ending, String)>,
 }
 
 impl Task {
@@ -238,6 +240,7 @@ impl Task {
             life: Life::default(),
             doubt: Doubt::default(),
             ending: None,
+            unit_end: None,
         })
     }
 
@@ -270,6 +273,9 @@ impl Task {
                             // What the shim could not kill keeps the place for as long as it lives.
                             self.status = report::unkillable(dead.survivors);
                             self.report(WorkerPhase::Stopping);
+                            Box::pin(self.end_remains()).await;
+                        }
+                        if self.may_be_served(dead.exit_code) {
                             Box::pin(self.end_remains()).await;
                         }
                         let mut report = self.death(&dead);
@@ -328,6 +334,9 @@ impl Task {
                     Some(Order::Stop { cause, grace_ms }) => {
                         health.on_ending(cause);
                         self.stop(&mut to, cause, grace_ms).await;
+                    }
+                    Some(Order::Signal(signo)) if self.is_service() => {
+                        tracing::warn!(worker = %self.id, signal = signo, "Worker is a service: signal it by its supervisor");
                     }
                     Some(Order::Signal(signo)) => {
                         self.signalled = Some(signo);
@@ -436,9 +445,22 @@ impl Task {
             })
             .await;
         }
+        if self.is_service() {
+            keeper::be_patient(&self.dir, grace_ms);
+        }
         to.send(&Message::Stop { cause, grace_ms }).await;
         let until = Instant::now() + Duration::from_millis(grace_ms) + HEARD_WITHIN;
         self.unheard.get_or_insert((cause, until));
+    }
+
+    /// Whether it is a service that a supervisor has.
+    fn is_service(&self) -> bool {
+        service::is_one(self.order.template.as_ref())
+    }
+
+    /// Whether its service may still run, although its keeper ended like this.
+    fn may_be_served(&self, exit_code: Option<i32>) -> bool {
+        self.is_service() && service::may_run(&self.dir, exit_code)
     }
 
     /// Whether its template has it started by its first caller.

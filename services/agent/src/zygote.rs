@@ -74,6 +74,21 @@ pub fn become_first_where_asked() -> io::Result<()> {
     )
 }
 
+/// Becomes a shim that is alone, with this link; comes back with why not.
+pub(crate) fn become_shim(link: UnixStream) -> io::Error {
+    use std::os::unix::process::CommandExt as _;
+
+    match program() {
+        Ok(program) => std::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg0("tether-shim")
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(link)))
+            .exec(),
+        Err(error) => error,
+    }
+}
+
 /// The agent's zygote, started again whenever it is found dead. Shims live on without it.
 #[derive(Debug)]
 pub(crate) struct Zygote {
@@ -178,6 +193,11 @@ impl Zygote {
             ));
         }
         send(socket.insert(self.start()?), request, descriptors)
+    }
+
+    /// How many files what comes of it may have open; none where there is no limit.
+    pub(crate) fn descriptors(&self) -> Option<u64> {
+        self.descriptors
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<OwnedFd>> {

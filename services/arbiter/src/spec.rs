@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_lifecycle::{
-    Environment, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, UnknownWord,
-    detect,
+    Environment, Facts, LifecyclePolicy, Mode, ModeChoice, OnAgentLoss, OnOwnerLoss,
+    PolicyOverrides, Refusal, UnknownWord, detect,
 };
 use tether_placement::{
     Budget, Counts, Labels, Needs, Preference, Unusable, check_label, check_resource,
@@ -110,8 +110,8 @@ pub(crate) fn resolve(
     });
     let depends_on = depends_on.collect::<Result<Vec<_>, _>>()?;
     let wishes = wishes(&name, spec.placement.as_ref())?;
-    let budget = budget(&name, &spec)?;
     let template = template(&name, &spec, templates)?;
+    let budget = budget(&name, &spec, template.service.is_some())?;
     let plan = Arc::new(plan(&name, &template)?);
 
     let choice = if spec.mode.is_empty() {
@@ -129,6 +129,7 @@ pub(crate) fn resolve(
     let policy = mode
         .policy(&overrides(spec.policy.as_ref())?)
         .map_err(|refusal| refused(&name, &refusal))?;
+    check_launcher(&name, &spec, &template, &policy)?;
 
     let spec = PoolSpec {
         mode: mode.name().to_owned(),
@@ -202,7 +203,7 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
             })?
         }
     };
-    if template.command.is_empty() {
+    if template.command.is_empty() && template.service.is_none() {
         return Err(invalid(format!(
             "the template of pool `{pool}` has no `command`"
         )));
@@ -214,6 +215,42 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
         )));
     }
     Ok(template)
+}
+
+/// Refuses a template that the pool's launcher cannot run.
+fn check_launcher(
+    pool: &PoolName,
+    spec: &PoolSpec,
+    template: &Template,
+    policy: &LifecyclePolicy,
+) -> Result<(), Failure> {
+    let launcher = policy.launcher.name();
+    if let Some((key, why)) = tether_settings::wrong_with_service(template, Some(launcher)) {
+        return Err(invalid(format!(
+            "the template of pool `{pool}`, which has launcher `{launcher}`, cannot have this `{key}`: {why}"
+        )));
+    }
+    let Some(service) = &template.service else {
+        return Ok(());
+    };
+    if service.connect_only
+        && (policy.on_owner_exit == OnOwnerLoss::Kill
+            || policy.on_owner_silent == OnOwnerLoss::Kill
+            || policy.on_agent_loss == OnAgentLoss::Kill)
+    {
+        return Err(invalid(format!(
+            "pool `{pool}` has its workers killed, and `service.connect_only` of its template leaves the service to \
+             whoever runs it: remove one of them"
+        )));
+    }
+    let wanted = spec.size.saturating_add(spec.spares);
+    match tether_settings::places(service) {
+        Some(places) if places < wanted => Err(invalid(format!(
+            "pool `{pool}` is to have {wanted} workers, and `{}` names {places}",
+            service.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn wishes(pool: &PoolName, placement: Option<&pool::Placement>) -> Result<Wishes, Failure> {
@@ -240,10 +277,15 @@ fn wishes(pool: &PoolName, placement: Option<&pool::Placement>) -> Result<Wishes
     })
 }
 
-fn budget(pool: &PoolName, spec: &PoolSpec) -> Result<Budget, Failure> {
+fn budget(pool: &PoolName, spec: &PoolSpec, is_service: bool) -> Result<Budget, Failure> {
     let rollout = spec.rollout.unwrap_or_default();
-    let surge = rollout.surge.unwrap_or_else(|| Budget::default().surge());
-    let unavailable = rollout.max_unavailable.unwrap_or(0);
+    // There is no other service to step in for one that is replaced, where each place has its own.
+    let (surge, unavailable) = match is_service {
+        true => (0, 1),
+        false => (Budget::default().surge(), 0),
+    };
+    let surge = rollout.surge.unwrap_or(surge);
+    let unavailable = rollout.max_unavailable.unwrap_or(unavailable);
     if let Some((key, count)) = [("surge", surge), ("max_unavailable", unavailable)]
         .into_iter()
         .find(|(_, count)| *count > SIZE_MAX)

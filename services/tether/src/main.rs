@@ -36,6 +36,9 @@ use tether_settings::{Connect, Listen, Place, Whereabouts};
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    if let Some(code) = tether_agent::play_part_where_asked() {
+        return code;
+    }
     if std::env::args_os()
         .nth(1)
         .is_some_and(|command| command == "up")

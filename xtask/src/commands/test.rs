@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, elixir, faults, k8s_lint, matrix, sim, soak};
+use super::{Task, check, elixir, faults, ground, k8s_lint, matrix, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -58,6 +58,10 @@ pub(super) const TASK: Task = Task {
             }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
+            }
+            ground::prepare(workspace, &mut report);
+            if let Err(why) = ground::systemd(workspace, &mut report, &[]) {
+                report.fail("systemd", &why);
             }
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
                 report.fail("soak", &why);

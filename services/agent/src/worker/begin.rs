@@ -25,7 +25,9 @@ use crate::{
     link::{self, FromShim, ToShim},
     notify::{FdStore, Named},
     pages::Seat,
+    service,
     sockets::{self, Wanted},
+    units::{self, Wish},
     users,
 };
 
@@ -41,6 +43,8 @@ pub(super) struct Prepared {
     pub(super) sockets: Vec<OwnedFd>,
     /// What earlier incarnations gave away to have it back, passed on after the sockets.
     pub(super) stored: Vec<Named>,
+    /// The unit of its own that it is to be in.
+    pub(super) unit: Option<String>,
 }
 
 /// Everything up to the fork: an agent that finds what this leaves knows what was meant, and a shim that
@@ -58,13 +62,16 @@ pub(super) async fn prepare(
         .mode(0o700)
         .create(&dir)?;
     let template = order.template.clone().unwrap_or_default();
+    let service = service::errand(id, order, ground.units.bus())?;
+    let unit = units::unit_of(id, order);
     let credentials = users::resolve(&template)?;
     let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
     let wanted = sockets::wanted(id, &template, &own_dir, ground.node.as_str())?;
     let held = ground.sockets.hold(id, &wanted).await?;
-    let address = match held.first() {
-        Some(first) => first.address.clone(),
-        None => launch::address(&template, &own_dir, &ground.worker_host)?,
+    let address = match (&service, held.first()) {
+        (Some((_, address)), _) => address.clone(),
+        (None, Some(first)) => first.address.clone(),
+        (None, None) => launch::address(&template, &own_dir, &ground.worker_host)?,
     };
 
     let mut walls = ground.walls(id, template.private_proc);
@@ -75,6 +82,18 @@ pub(super) async fn prepare(
         walls.forked_from = Some(launch::bytes_of(served.socket));
         served.id
     });
+    if service.is_some() {
+        // It only speaks with its supervisor, as the user that the agent is.
+        (walls.namespace, walls.private_proc) = (false, false);
+    }
+    let limits = match service.is_some() || unit.is_some() {
+        // Who has it limits it.
+        true => {
+            walls.cgroup = None;
+            None
+        }
+        false => template.tree_limits.as_ref(),
+    };
     let leaf = walls.cgroup.as_deref().map(launch::path_of);
     let mut health = Box::new(Health::of_new(Place {
         id,
@@ -89,15 +108,17 @@ pub(super) async fn prepare(
         health.will_be_forked(hangs);
     }
     let name = dir.file_name().unwrap_or_default().as_ref();
-    let limiting = ground
-        .controllers
-        .make(template.tree_limits.as_ref(), leaf, name)?;
+    let limiting = ground.controllers.make(limits, leaf, name)?;
     walls.limiting = limiting.into_iter().map(launch::bytes_of).collect();
-    walls.cgroup_is_made = template.tree_limits.is_some() && leaf.is_some_and(Path::exists);
+    walls.cgroup_is_made = limits.is_some() && leaf.is_some_and(Path::exists);
     // Before the fork: an agent that finds the shim must know what it stands for.
     Entry::new(order.clone(), address.clone(), &walls, server).write(&dir)?;
 
-    let stored = FdStore::of(&ground.workers).take(&id.pool, id.slot);
+    let stored = match &unit {
+        // It is started by systemd, which has none of them.
+        Some(_) => Vec::new(),
+        None => FdStore::of(&ground.workers).take(&id.pool, id.slot),
+    };
     let passed = passed(&wanted, &stored);
     // As of this moment: an order may have waited.
     let permissions = ties.grants.news.borrow().clone();
@@ -126,7 +147,10 @@ pub(super) async fn prepare(
         },
     );
     match launch {
-        Ok(launch) => {
+        Ok(mut launch) => {
+            if let Some((errand, _)) = &service {
+                service::be_kept(&mut launch, errand)?;
+            }
             let sockets = held.into_iter().map(|open| open.socket).collect();
             let prepared = Prepared {
                 address,
@@ -134,6 +158,7 @@ pub(super) async fn prepare(
                 nearer: permissions.nearer,
                 sockets,
                 stored,
+                unit,
             };
             Ok((prepared, health))
         }
@@ -171,6 +196,7 @@ pub(super) fn give_back(ties: &Ties, id: &WorkerId, stored: Vec<Named>) {
 pub(super) async fn shim_for(
     ground: &Ground,
     id: &WorkerId,
+    order: &StartWorker,
     prepared: &Prepared,
 ) -> io::Result<(Hello, Option<Seat>, FromShim, ToShim)> {
     let stored = prepared.stored.iter().map(|(_, stored)| stored.as_fd());
@@ -184,7 +210,20 @@ pub(super) async fn shim_for(
         "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
     );
     for _ in 0..ATTEMPTS {
-        let stream = ground.zygote.spawn(&descriptors)?;
+        let stream = match &prepared.unit {
+            None => ground.zygote.spawn(&descriptors)?,
+            Some(unit) => {
+                let dir = directory(&ground.workers, id);
+                let owner = prepared.launch.owner.filter(|_| order.kill_on_owner_exit);
+                let wish = Wish {
+                    id,
+                    order,
+                    owner: owner.map(|owner| owner.pid),
+                    files: ground.zygote.descriptors().unwrap_or_default(),
+                };
+                ground.units.begin(unit, &dir, wish).await?
+            }
+        };
         stream.set_nonblocking(true)?;
         let (mut from, mut to) = link::split(UnixStream::from_std(stream)?);
         match timeout(SHIM_START, from.next()).await {
@@ -208,7 +247,10 @@ pub(super) async fn shim_for(
             Ok(Err(error)) => problem = error,
             Err(_) => {
                 problem = io::Error::new(io::ErrorKind::TimedOut, "the zygote does not answer");
-                ground.zygote.give_up();
+                match &prepared.unit {
+                    None => ground.zygote.give_up(),
+                    Some(unit) => drop(ground.units.end(unit).await),
+                }
             }
         }
     }

@@ -11,11 +11,14 @@ use tether_proto::{
 };
 use tether_shim_protocol::{DEATH_FILE, Dead, Message};
 use tether_sys::Exit;
+use tether_systemd::Ending;
 use tether_types::{Death, DeathCause};
 use tokio::time::timeout;
 
 use super::{Order, Task};
-use crate::{journal, launch, link::ToShim, metrics::How, remains, report, sockets};
+use crate::{
+    journal, keeper, launch, link::ToShim, metrics::How, remains, report, service, sockets, units,
+};
 
 /// Longest time from a shim's end until it is reaped.
 const SHIM_REAPED: Duration = Duration::from_millis(500);
@@ -26,7 +29,11 @@ const SAY_UNKILLABLE: Duration = Duration::from_secs(10);
 impl Task {
     pub(super) fn death(&self, dead: &Dead) -> WorkerReport {
         let template = self.order.template.clone().unwrap_or_default();
-        report::dead(&self.id, dead, &template, self.signalled)
+        let mut report = report::dead(&self.id, dead, &template, self.signalled);
+        if self.is_service() {
+            service::complete(&mut report, dead, &self.dir);
+        }
+        report
     }
 
     pub(super) fn recorded_death(&self) -> WorkerReport {
@@ -49,6 +56,10 @@ impl Task {
         }
         // Its main process went with the shim; what it daemonised may not have.
         self.end_remains().await;
+        if let Some((Ending::OutOfMemory, said)) = &self.unit_end {
+            let text = format!("systemd: {said}, as its unit had no memory left");
+            return report::lost(&self.id, DeathCause::OutOfMemory, text);
+        }
         if let Some(failure) = &self.failure {
             self.on_spawn_failure(failure);
             let template = self.order.template.clone().unwrap_or_default();
@@ -125,6 +136,10 @@ impl Task {
 
     /// Ends what no shim answers for any more. Where that takes long, whoever waits for its place is told why.
     pub(super) async fn end_remains(&mut self) {
+        if let Some(unit) = units::unit_of(&self.id, &self.order) {
+            self.unit_end = self.ties.ground.units.end(&unit).await;
+        }
+        self.end_service().await;
         let dir = self.dir.clone();
         let mut ending = pin!(remains::end(&dir));
         let ended = match timeout(SAY_UNKILLABLE, &mut ending).await {
@@ -138,6 +153,20 @@ impl Task {
         let orphans = &self.ties.ground.metrics.orphans;
         orphans.of(How::Cgroup).inc_by(ended.in_cgroup);
         orphans.of(How::Search).inc_by(ended.found);
+    }
+
+    /// Ends a service whose keeper is gone.
+    async fn end_service(&self) {
+        let bus = self.ties.ground.units.bus();
+        let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, bus) else {
+            return;
+        };
+        while service::may_run(&self.dir, None)
+            && let Err(error) = keeper::end(&errand).await
+        {
+            tracing::error!(worker = %self.id, service = errand.name, %error, "Service of a dead worker cannot be stopped; its place stays empty until it is");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
     /// How the shim ended, once its zygote, or whoever came after that, has reaped it.

@@ -130,6 +130,7 @@ impl Ledger {
             kill_on_owner_exit,
             kill_on_agent_loss: policy.on_agent_loss == OnAgentLoss::Kill,
             lease_grace_ms: millis(lease_grace),
+            launcher: policy.launcher.name().to_owned(),
         };
         self.effects.order(&node, Order::Start(order));
         self.seat(&node, &id);

@@ -1,0 +1,375 @@
+//! One connection to systemd.
+
+use std::{collections::HashMap, env, fmt, path::Path, str::FromStr, time::Duration};
+
+use futures::StreamExt as _;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use zbus::{
+    Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Type, Variant,
+    message,
+};
+
+use crate::{Limits, Transient, Unit};
+
+const NAME: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// A manager that takes longer to answer is not there.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// A unit that nobody has, to be asked about.
+const NOBODYS: &str = "tether-may-it.service";
+
+/// Whose manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// That of the system.
+    System,
+    /// That of this user.
+    User,
+}
+
+impl Bus {
+    /// The one that this user can be expected to manage.
+    pub fn usual(is_root: bool) -> Self {
+        if is_root { Self::System } else { Self::User }
+    }
+
+    /// Its word.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+        }
+    }
+}
+
+impl fmt::Display for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+impl FromStr for Bus {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self, Error> {
+        [Self::System, Self::User]
+            .into_iter()
+            .find(|bus| bus.word() == word)
+            .ok_or_else(|| Error::Bus(word.to_owned()))
+    }
+}
+
+/// What went wrong, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such bus.
+    #[error("`{0}` is no bus of systemd, expected one of: system, user")]
+    Bus(String),
+    /// Nobody answers there.
+    #[error("systemd does not answer on the {bus} bus ({why}): {advice}")]
+    Unreachable {
+        /// Which.
+        bus: Bus,
+        /// What was said instead.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// This user may not.
+    #[error(
+        "this user may not manage units on the system bus: run the agent as root, allow it `org.freedesktop.systemd1.manage-units` in polkit, or set `agent.systemd.bus = \"user\"`"
+    )]
+    Forbidden,
+    /// There is no such unit.
+    #[error("systemd has no unit `{0}`: install it, then `systemctl daemon-reload`")]
+    NoUnit(String),
+    /// systemd refused.
+    #[error("systemd refuses `{method}`: {why}")]
+    Refused {
+        /// What it was asked.
+        method: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// One connection to systemd.
+#[derive(Debug, Clone)]
+pub struct Systemd {
+    connection: Connection,
+    bus: Bus,
+}
+
+/// Tells when one unit may stand otherwise.
+#[derive(Debug)]
+pub struct Watch(MessageStream);
+
+impl Systemd {
+    /// Connects, and sees that systemd answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn connect(bus: Bus) -> Result<Self, Error> {
+        let unreachable = |why: String| Error::Unreachable {
+            bus,
+            why,
+            advice: match bus {
+                Bus::System => {
+                    "boot this machine with systemd and install dbus, or use launcher `exec`"
+                }
+                Bus::User => {
+                    "start `systemd --user` with dbus-user-session (`loginctl enable-linger`) and set XDG_RUNTIME_DIR, or run the agent as root"
+                }
+            },
+        };
+        // Without systemd another program could be started under its name.
+        if bus == Bus::System && !Path::new("/run/systemd/system").exists() {
+            return Err(unreachable("it is not the first process here".to_owned()));
+        }
+        if bus == Bus::User && env::var_os("XDG_RUNTIME_DIR").is_none() {
+            return Err(unreachable("XDG_RUNTIME_DIR is not set".to_owned()));
+        }
+        let connecting = async {
+            let connection = match bus {
+                Bus::System => Connection::system().await,
+                Bus::User => Connection::session().await,
+            };
+            let systemd = Self {
+                connection: connection.map_err(|error| unreachable(error.to_string()))?,
+                bus,
+            };
+            // Signals of units are sent to those who asked for them.
+            let subscribed = systemd.manage("Subscribe", &()).await;
+            subscribed.map_err(|error| unreachable(error.to_string()))?;
+            Ok(systemd)
+        };
+        match timeout(ANSWERS_WITHIN, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(unreachable("no answer within 10 s".to_owned())),
+        }
+    }
+
+    /// Which bus.
+    pub fn bus(&self) -> Bus {
+        self.bus
+    }
+
+    /// Whether the connection is gone, as where the bus was restarted.
+    pub fn is_closed(&self) -> bool {
+        self.connection.is_closed()
+    }
+
+    /// Whether this user may start and stop units. Touches none.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub async fn may_manage(&self) -> Result<(), Error> {
+        match self.manage("ResetFailedUnit", &(NOBODYS,)).await {
+            Ok(_) | Err(Error::NoUnit(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Starts a service that is not there yet.
+    ///
+    /// # Errors
+    /// When there is one of that name, or systemd refuses.
+    pub async fn start_transient(&self, name: &str, unit: &Transient) -> Result<(), Error> {
+        let auxiliary: Vec<(String, Vec<(String, Variant<'_>)>)> = Vec::new();
+        let body = (name, "fail", unit.properties(), auxiliary);
+        self.manage("StartTransientUnit", &body).await.map(drop)
+    }
+
+    /// Has a unit started that an administrator has written.
+    ///
+    /// # Errors
+    /// When there is none, or systemd refuses.
+    pub async fn start(&self, name: &str) -> Result<(), Error> {
+        // Of one that is in a start limit nobody but us asks for a start.
+        let _ = self.reset_failed(name).await;
+        self.manage("StartUnit", &(name, "replace")).await.map(drop)
+    }
+
+    /// Has a unit stopped.
+    ///
+    /// # Errors
+    /// When systemd refuses; one that is not there is stopped.
+    pub async fn stop(&self, name: &str) -> Result<(), Error> {
+        match self.manage("StopUnit", &(name, "replace")).await {
+            Ok(_) | Err(Error::NoUnit(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has all processes of a unit killed.
+    ///
+    /// # Errors
+    /// When systemd refuses; one that is not there has none.
+    pub async fn kill(&self, name: &str) -> Result<(), Error> {
+        const SIGKILL: i32 = 9;
+        match self.manage("KillUnit", &(name, "all", SIGKILL)).await {
+            Ok(_) | Err(Error::NoUnit(_)) => Ok(()),
+            // Whoever has no process any more.
+            Err(Error::Refused { why, .. }) if why.contains("No such process") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps what is known of a unit for as long as this connection is there, also when it does not run.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn hold(&self, name: &str) -> Result<(), Error> {
+        self.manage("RefUnit", &(name,)).await.map(drop)
+    }
+
+    /// Lets go of how a unit has failed; a transient one is gone with that.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn reset_failed(&self, name: &str) -> Result<(), Error> {
+        self.manage("ResetFailedUnit", &(name,)).await.map(drop)
+    }
+
+    /// Gives a unit other limits, until it is loaded anew.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn limit(&self, name: &str, limits: Limits) -> Result<(), Error> {
+        let properties = limits.properties();
+        if properties.is_empty() {
+            return Ok(());
+        }
+        let body = (name, true, properties);
+        self.manage("SetUnitProperties", &body).await.map(drop)
+    }
+
+    /// The service of which a process is; none where it is of none.
+    pub async fn service_of(&self, pid: u32) -> Option<String> {
+        let found = self.manage("GetUnitByPID", &(pid,)).await.ok()?;
+        let path: OwnedObjectPath = read(&found).ok()?;
+        let (unit, _) = self.properties(&path).await.ok()?;
+        match unit.get("Id").map(|id| &**id) {
+            Some(Variant::Str(id)) if id.ends_with(".service") => Some(id.as_str().to_owned()),
+            _ => None,
+        }
+    }
+
+    /// How a unit stands.
+    ///
+    /// # Errors
+    /// When systemd does not say.
+    pub async fn unit(&self, name: &str) -> Result<Unit, Error> {
+        let path = self.path(name).await?;
+        let (unit, service) = self.properties(&path).await?;
+        Ok(Unit::of(&unit, &service))
+    }
+
+    /// Tells from now on when that may be otherwise.
+    ///
+    /// # Errors
+    /// When the bus does not take one more rule.
+    pub async fn watch(&self, name: &str) -> Result<Watch, Error> {
+        let path = self.path(name).await?;
+        let rule = MatchRule::builder()
+            .msg_type(message::Type::Signal)
+            .sender(NAME)
+            .path(path)
+            .interface(PROPERTIES)
+            .member("PropertiesChanged")
+            .build()
+            .map_err(|error| refused("AddMatch", &error))?;
+        let stream = MessageStream::for_match_rule(rule, &self.connection, None).await;
+        stream
+            .map(Watch)
+            .map_err(|error| refused("AddMatch", &error))
+    }
+
+    async fn path(&self, name: &str) -> Result<OwnedObjectPath, Error> {
+        read(&self.manage("LoadUnit", &(name,)).await?)
+    }
+
+    async fn properties(&self, path: &OwnedObjectPath) -> Result<(All, All), Error> {
+        let all = |of: &'static str| async move {
+            let body = (of,);
+            let reply =
+                self.connection
+                    .call_method(Some(NAME), path, Some(PROPERTIES), "GetAll", &body);
+            match reply.await {
+                Ok(reply) => read::<All>(&reply),
+                Err(error) => Err(refused("GetAll", &error)),
+            }
+        };
+        Ok((all(UNIT).await?, all(SERVICE).await?))
+    }
+
+    async fn manage<B>(&self, method: &'static str, body: &B) -> Result<Message, Error>
+    where
+        B: serde::Serialize + Type + Sync,
+    {
+        let call = self
+            .connection
+            .call_method(Some(NAME), PATH, Some(MANAGER), method, body);
+        let answered = match timeout(ANSWERS_WITHIN, call).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                return Err(Error::Refused {
+                    method,
+                    why: "no answer within 10 s".to_owned(),
+                });
+            }
+        };
+        answered.map_err(|error| refused(method, &error))
+    }
+}
+
+type All = HashMap<String, OwnedVariant>;
+
+impl Watch {
+    /// Waits until the unit may stand otherwise. Cancel-safe.
+    pub async fn changed(&mut self) {
+        if self.0.next().await.is_none() {
+            // The connection is gone; whoever looks is told.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+fn read<T: DeserializeOwned + Type>(reply: &Message) -> Result<T, Error> {
+    reply
+        .body()
+        .deserialize()
+        .map_err(|error| refused("reply", &error))
+}
+
+fn refused(method: &'static str, error: &zbus::Error) -> Error {
+    let zbus::Error::MethodError(name, text, _) = error else {
+        return Error::Refused {
+            method,
+            why: error.to_string(),
+        };
+    };
+    let why = text.clone().unwrap_or_default();
+    match name.as_str() {
+        "org.freedesktop.systemd1.NoSuchUnit" => Error::NoUnit(unit_in(&why)),
+        "org.freedesktop.DBus.Error.AccessDenied"
+        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => Error::Forbidden,
+        name => Error::Refused {
+            method,
+            why: format!("{why} ({name})"),
+        },
+    }
+}
+
+/// The unit that a sentence of systemd's is about: `Unit x.service not loaded.`
+fn unit_in(text: &str) -> String {
+    let word = text.split_whitespace().find(|word| word.contains('.'));
+    word.unwrap_or(text).trim_end_matches('.').to_owned()
+}

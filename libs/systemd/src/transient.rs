@@ -1,0 +1,86 @@
+//! A service that exists for as long as it runs, and how limits are said to systemd.
+
+use std::time::Duration;
+
+use zbus::Variant;
+
+/// Limits of all processes of a unit; 0 is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Processor time in thousandths of one processor.
+    pub cpu_millis: u32,
+    /// Processes and threads.
+    pub tasks: u32,
+}
+
+impl Limits {
+    pub(crate) fn properties(self) -> Vec<(&'static str, Variant<'static>)> {
+        let mut properties = Vec::new();
+        if self.memory_bytes > 0 {
+            properties.push(("MemoryMax", Variant::from(self.memory_bytes)));
+        }
+        if self.cpu_millis > 0 {
+            // Microseconds of processor time in a second.
+            let quota = u64::from(self.cpu_millis) * 1000;
+            properties.push(("CPUQuotaPerSecUSec", Variant::from(quota)));
+        }
+        if self.tasks > 0 {
+            properties.push(("TasksMax", Variant::from(u64::from(self.tasks))));
+        }
+        properties
+    }
+}
+
+/// A service to start.
+#[derive(Debug, Clone, Default)]
+pub struct Transient {
+    /// For people.
+    pub description: String,
+    /// Program and arguments; the first is a full path.
+    pub argv: Vec<String>,
+    /// In which slice.
+    pub slice: String,
+    /// The unit with which it ends; empty for none.
+    pub binds_to: String,
+    /// Between SIGTERM to its main process and SIGKILL to all.
+    pub stop_timeout: Duration,
+    /// Most open files; 0 is what systemd gives.
+    pub files: u64,
+    /// Limits of all of it.
+    pub limits: Limits,
+}
+
+impl Transient {
+    pub(crate) fn properties(&self) -> Vec<(&'static str, Variant<'static>)> {
+        let micros = u64::try_from(self.stop_timeout.as_micros()).unwrap_or(u64::MAX);
+        let program = self.argv.first().cloned().unwrap_or_default();
+        let mut properties = vec![
+            ("Description", Variant::from(self.description.clone())),
+            ("Type", Variant::from("simple")),
+            (
+                "ExecStart",
+                Variant::from(vec![(program, self.argv.clone(), false)]),
+            ),
+            ("Slice", Variant::from(self.slice.clone())),
+            // Its main process ends the others in its own order; what is left of them is killed.
+            ("KillMode", Variant::from("mixed")),
+            ("TimeoutStopUSec", Variant::from(micros)),
+            // Who starts the next one is the arbiter.
+            ("Restart", Variant::from("no")),
+            // All of it or nothing, as elsewhere.
+            ("OOMPolicy", Variant::from("kill")),
+        ];
+        if self.files > 0 {
+            properties.push(("LimitNOFILE", Variant::from(self.files)));
+            properties.push(("LimitNOFILESoft", Variant::from(self.files)));
+        }
+        if !self.binds_to.is_empty() {
+            let unit = || Variant::from(vec![self.binds_to.clone()]);
+            properties.extend([("BindsTo", unit()), ("After", unit())]);
+        }
+        properties.extend(self.limits.properties());
+        properties
+    }
+}

@@ -1,0 +1,237 @@
+//! The keeper: a worker's process where the worker is a service that somebody has defined with a supervisor.
+//!
+//! Such a service is not below our shim, so a small process is, and stands for it: it has the service started, or joins
+//! it where it runs, lives for as long as that one run of it does, and has it stopped when it is itself asked to end.
+//! All else holds for it as for any worker: its shim has the deadline, the agent adopts it, asks the service at its
+//! address whether it is ready, and hears of its end.
+//!
+//! ```text
+//! agent - zygote -> shim -> keeper . . D-Bus, socket . . > supervisor -> service
+//!                  SIGTERM in time      start, stop, look
+//! ```
+//!
+//! What a supervisor must be able to do for that is in [`supervisor::Supervisor`]: one file for each below here, and a
+//! line in [`run`]. How the service ended is left in the incarnation's directory ([`last_word`]), where it counts for
+//! more than how the keeper did.
+//!
+//! A keeper that is killed takes nothing with it. The agent then has the service stopped before it tells of the death;
+//! where the agent was killed as well, the next one does. What holds meanwhile is the supervisor's own doing: say
+//! `BindsTo=` there.
+
+pub(crate) mod last_word;
+mod plan;
+pub(crate) mod supervisor;
+pub(crate) mod systemd;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::UnixDatagram,
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until},
+};
+
+use last_word::{End, How};
+use plan::{Next, Plan};
+use supervisor::{Life, State, Supervisor};
+use systemd::SystemdUnit;
+
+/// The first argument of this program as a keeper.
+const FLAG: &str = "--keep";
+
+/// In the keeper's environment, what it is told: [`Errand`] as JSON.
+const VARIABLE: &str = "TETHER_SERVICE";
+
+/// In the incarnation's directory: for how long it may stop.
+const PATIENCE: &str = "patience";
+
+/// What a keeper is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Errand {
+    /// Whose service it is: `systemd`, `supervisord` or `runit`.
+    pub(crate) launcher: String,
+    /// Its name there, of this one place.
+    pub(crate) name: String,
+    /// Whether it is never started or stopped.
+    pub(crate) connect_only: bool,
+    /// How long it may take to stop before it is killed, where its agent has not said otherwise ([`be_patient`]).
+    pub(crate) patience_ms: u64,
+    /// How to reach the supervisor: the bus, or another such word.
+    pub(crate) at: String,
+    /// Limits that it is to have, where the supervisor can give it some; 0 is none.
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_millis: u32,
+    pub(crate) tasks: u32,
+}
+
+/// Arguments and environment of this program as a keeper of that.
+///
+/// # Errors
+/// When this program cannot be named.
+pub(crate) fn command(errand: &Errand) -> io::Result<(Vec<String>, (String, String))> {
+    let program = std::env::current_exe()?;
+    let argv = vec![program.display().to_string(), FLAG.to_owned()];
+    let told = serde_json::to_string(errand)?;
+    Ok((argv, (VARIABLE.to_owned(), told)))
+}
+
+/// Where this program was started as a keeper, is one, and comes back when that is over. To be called before anything
+/// else is set up.
+pub(crate) fn keep_where_asked() -> Option<ExitCode> {
+    (std::env::args_os().nth(1)? == FLAG).then_some(())?;
+    let told = std::env::var(VARIABLE).unwrap_or_default();
+    let dir = PathBuf::from(std::env::var_os("TETHER_DIR").unwrap_or_default());
+    let kept = serde_json::from_str(&told)
+        .map_err(io::Error::other)
+        .and_then(|errand: Errand| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(run(&errand))
+        });
+    let end = kept.unwrap_or_else(|error| Some(End::new(How::SpawnFailed, error.to_string())));
+    match end {
+        None => Some(ExitCode::SUCCESS),
+        Some(end) => {
+            // Without it the agent tells of the keeper's own end.
+            let _ = end.write(&dir);
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+/// What is to be done for a service.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// Stand for it.
+    Keep,
+    /// End it, as nobody stands for it any more.
+    End,
+}
+
+/// Keeps the service until it is over; how it ended, where nobody asked the keeper to end it.
+async fn run(errand: &Errand) -> io::Result<Option<End>> {
+    act(errand, Part::Keep).await
+}
+
+/// Has a service ended for which a keeper stood that was killed. Comes back when it does not run.
+///
+/// # Errors
+/// When its supervisor does not do that.
+pub(crate) async fn end(errand: &Errand) -> io::Result<()> {
+    if errand.connect_only {
+        return Ok(());
+    }
+    act(errand, Part::End).await.map(drop)
+}
+
+async fn act(errand: &Errand, part: Part) -> io::Result<Option<End>> {
+    match errand.launcher.as_str() {
+        "systemd" => part.of(errand, SystemdUnit::connect(errand).await?).await,
+        launcher => Err(io::Error::other(format!(
+            "this agent has no launcher `{launcher}` for services"
+        ))),
+    }
+}
+
+impl Part {
+    async fn of(self, errand: &Errand, service: impl Supervisor) -> io::Result<Option<End>> {
+        match self {
+            Self::Keep => keep(errand, service).await,
+            Self::End => make_end(errand, service).await.map(|()| None),
+        }
+    }
+}
+
+async fn make_end(errand: &Errand, mut service: impl Supervisor) -> io::Result<()> {
+    service.stop().await?;
+    let mut kill_at = Instant::now() + Duration::from_millis(errand.patience_ms);
+    while !matches!(service.look().await?, State::Rests(_)) {
+        tokio::select! {
+            () = service.changed() => {}
+            () = sleep_until(kill_at) => {
+                service.kill().await?;
+                kill_at = Instant::now() + KILL_AGAIN;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The driver: looks, does what the plan says, and tells the agent.
+async fn keep(errand: &Errand, mut service: impl Supervisor) -> io::Result<Option<End>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut plan = Plan::new(errand.connect_only);
+    let mut kill_at: Option<Instant> = None;
+    loop {
+        match plan.on_look(service.look().await?) {
+            Next::Wait => {}
+            Next::Start => {
+                service.start().await?;
+                continue;
+            }
+            Next::Began(life, ready) => tell(errand, &life, ready),
+            Next::Over(end) => return Ok(Some(end)),
+            Next::Done => return Ok(None),
+        }
+        tokio::select! {
+            () = service.changed() => {}
+            _ = terminate.recv() => {
+                if plan.on_stop() {
+                    service.stop().await?;
+                    let patience = patience(errand);
+                    kill_at.get_or_insert_with(|| Instant::now() + patience);
+                }
+            }
+            () = until(kill_at) => {
+                service.kill().await?;
+                kill_at = Some(Instant::now() + KILL_AGAIN);
+            }
+        }
+    }
+}
+
+/// Says how long the service of the keeper in this directory has to stop, before it is asked to.
+pub(crate) fn be_patient(dir: &Path, patience_ms: u64) {
+    // Not said, it has what it has at the end of its permission, which is less.
+    let _ = fs::write(dir.join(PATIENCE), patience_ms.to_string());
+}
+
+/// A part of that is kept for killing what takes longer.
+fn patience(errand: &Errand) -> Duration {
+    let dir = PathBuf::from(std::env::var_os("TETHER_DIR").unwrap_or_default());
+    let said = fs::read_to_string(dir.join(PATIENCE)).ok();
+    let ms = said.and_then(|said| said.parse().ok());
+    Duration::from_millis(ms.unwrap_or(errand.patience_ms)) * 3 / 4
+}
+
+/// Between two kills of what does not end.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells the agent which process it is about, and that its supervisor counts it as started, as in sd_notify(3).
+fn tell(errand: &Errand, life: &Life, ready: bool) {
+    let Some(agent) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let ready = if ready { "READY=1\n" } else { "" };
+    let Errand { launcher, name, .. } = errand;
+    let Life { pid, said, .. } = life;
+    let comma = if said.is_empty() { "" } else { ", " };
+    let text =
+        format!("{ready}MAINPID={pid}\nSTATUS={launcher}: {name}, process {pid}{comma}{said}");
+    // An agent that is away asks anew when it is back.
+    let _ = UnixDatagram::unbound().and_then(|socket| socket.try_send_to(text.as_bytes(), agent));
+}

@@ -1,0 +1,236 @@
+//! What a keeper does about its service: pure decisions.
+//!
+//! ```text
+//!            Rests: start      Starts, Runs
+//!  beginning -------------> waiting -------> life -- another life, or none --> over
+//!      `-- Runs: it is joined as it is --------^
+//!  asked to end: stop -- patience over --> kill -- Rests --> over
+//! ```
+
+use std::mem;
+
+use super::{
+    last_word::{End, How},
+    supervisor::{Life, State},
+};
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing before the next look.
+    Wait,
+    /// Have it started.
+    Start,
+    /// It runs, with this main process, as a life that was not known; and whether its supervisor counts it as started.
+    Began(Life, bool),
+    /// The worker is dead.
+    Over(End),
+    /// The worker ended as it was asked to.
+    Done,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub(super) struct Plan {
+    connect_only: bool,
+    stage: Stage,
+    /// The life that is the worker's, and whether its supervisor counted it as started.
+    life: Option<(Life, bool)>,
+    /// Whether somebody else was seen to have it stopped.
+    asked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has asked for anything.
+    Looking,
+    /// Its start was asked for.
+    Started,
+    /// Its end was asked for.
+    Stopping,
+}
+
+impl Plan {
+    pub(super) fn new(connect_only: bool) -> Self {
+        Self {
+            connect_only,
+            stage: Stage::Looking,
+            life: None,
+            asked: false,
+        }
+    }
+
+    /// The worker is to end; tells whether the service is to be stopped for that.
+    pub(super) fn on_stop(&mut self) -> bool {
+        self.stage = Stage::Stopping;
+        !self.connect_only
+    }
+
+    /// The service was seen to stand like this.
+    pub(super) fn on_look(&mut self, state: State) -> Next {
+        if self.stage == Stage::Stopping {
+            return match state {
+                State::Rests(_) => Next::Done,
+                _ if self.connect_only => Next::Done,
+                _ => Next::Wait,
+            };
+        }
+        match state {
+            State::Starts(life) => self.on_life(life, false),
+            State::Runs(life) => self.on_life(life, true),
+            State::Ends { life, asked } => {
+                if self.life.as_ref().is_some_and(|(known, _)| *known == life) {
+                    self.asked |= asked;
+                }
+                Next::Wait
+            }
+            State::Rests(end) | State::Waits(end) if self.life.is_some() => {
+                Next::Over(self.end(end))
+            }
+            State::Waits(_) => Next::Wait,
+            State::Rests(end) => match self.stage {
+                Stage::Looking if self.connect_only => Next::Wait,
+                Stage::Looking => {
+                    self.stage = Stage::Started;
+                    Next::Start
+                }
+                Stage::Started | Stage::Stopping => {
+                    let none =
+                        || End::new(How::SpawnFailed, "it was asked to start, and does not run");
+                    Next::Over(end.unwrap_or_else(none))
+                }
+            },
+        }
+    }
+
+    fn on_life(&mut self, life: Life, ready: bool) -> Next {
+        match &mut self.life {
+            None => {
+                self.life = Some((life.clone(), ready));
+                Next::Began(life, ready)
+            }
+            Some((known, was_ready)) if known.name == life.name => {
+                let is_news = *known != life || (ready && !*was_ready);
+                *known = life.clone();
+                if is_news {
+                    *was_ready |= ready;
+                    Next::Began(life, ready)
+                } else {
+                    Next::Wait
+                }
+            }
+            // Its end went by unseen.
+            Some(_) => Next::Over(self.end(None)),
+        }
+    }
+
+    fn end(&mut self, end: Option<End>) -> End {
+        let none = || {
+            End::new(
+                How::Signaled(0),
+                "its supervisor started it anew, and did not say how it had ended",
+            )
+        };
+        let end = end.unwrap_or_else(none);
+        if mem::take(&mut self.asked) {
+            return End::new(How::Stopped, end.said);
+        }
+        end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(name: &str) -> Life {
+        Life {
+            name: name.to_owned(),
+            pid: 7,
+            said: String::new(),
+        }
+    }
+
+    fn killed() -> End {
+        End::new(How::Signaled(9), "Result=signal")
+    }
+
+    #[test]
+    fn what_rests_is_started_and_what_runs_is_joined() {
+        let mut plan = Plan::new(false);
+        assert_eq!(plan.on_look(State::Rests(Some(killed()))), Next::Start);
+        assert_eq!(
+            plan.on_look(State::Starts(life("a"))),
+            Next::Began(life("a"), false)
+        );
+        assert_eq!(
+            plan.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
+        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Wait);
+
+        let mut joined = Plan::new(false);
+        assert_eq!(
+            joined.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
+    }
+
+    #[test]
+    fn what_is_only_connected_to_is_neither_started_nor_stopped() {
+        let mut plan = Plan::new(true);
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Wait);
+        assert_eq!(
+            plan.on_look(State::Runs(life("a"))),
+            Next::Began(life("a"), true)
+        );
+        assert!(!plan.on_stop());
+        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Done);
+    }
+
+    #[test]
+    fn one_life_is_one_worker_whoever_starts_the_next() {
+        for after in [State::Rests(Some(killed())), State::Waits(Some(killed()))] {
+            let mut plan = Plan::new(false);
+            plan.on_look(State::Runs(life("a")));
+            assert_eq!(plan.on_look(after), Next::Over(killed()));
+        }
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Runs(life("a")));
+        let Next::Over(end) = plan.on_look(State::Runs(life("b"))) else {
+            panic!("another life is another worker");
+        };
+        assert!(end.said.contains("did not say how"), "{end:?}");
+    }
+
+    #[test]
+    fn what_somebody_has_stopped_was_ordered_and_what_never_ran_cannot_be_started() {
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Runs(life("a")));
+        let ends = State::Ends {
+            life: life("a"),
+            asked: true,
+        };
+        assert_eq!(plan.on_look(ends), Next::Wait);
+        let Next::Over(end) = plan.on_look(State::Rests(Some(killed()))) else {
+            panic!("it is at its end");
+        };
+        assert_eq!(end.how, How::Stopped);
+
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Rests(None));
+        let Next::Over(end) = plan.on_look(State::Rests(None)) else {
+            panic!("it was to start");
+        };
+        assert_eq!(end.how, How::SpawnFailed);
+    }
+
+    #[test]
+    fn asked_to_end_it_is_done_when_nothing_runs() {
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Runs(life("a")));
+        assert!(plan.on_stop());
+        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Wait);
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Done);
+    }
+}

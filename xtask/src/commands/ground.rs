@@ -1,0 +1,59 @@
+//! `cargo xtask ground NAME`: Tether deployed to a machine that is booted for it, into target/ground/NAME.json.
+
+use std::fs;
+
+use super::{Task, matrix};
+use crate::{debian, report::Report, workspace::Workspace};
+
+pub(super) const TASK: Task = Task {
+    name: "ground",
+    arguments: "NAME [FLAGS]",
+    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `--only TEXT --json FILE`",
+    run: |workspace, arguments| {
+        let [name, flags @ ..] = arguments else {
+            return Err("which ground? there is: systemd".to_owned());
+        };
+        if name != "systemd" {
+            return Err(format!("no ground `{name}`; there is: systemd"));
+        }
+        let mut report = Report::default();
+        prepare(workspace, &mut report);
+        report.prepare(
+            "build",
+            workspace.cargo("build --locked --bins -p tether-tests -p tether -p tether-agent -p tether-arbiter -p tether-discovery -p tether-gateway"),
+        );
+        systemd(workspace, &mut report, flags)?;
+        Ok(report.finish())
+    },
+};
+
+/// Fetches what boots machines, and makes the root that they are booted from. Where that cannot be, the suites say so and
+/// skip what needs it.
+pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
+    for wanted in debian::GROUNDS {
+        if let Err(why) = debian::provide(workspace, wanted) {
+            println!("{why}");
+        }
+    }
+    report.prepare("ground", {
+        let mut made = workspace.program("sh");
+        made.args(["-c", "tools/ground.sh || true"]);
+        made
+    });
+}
+
+/// Deploys what is built as units.
+pub(super) fn systemd(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join("ground");
+    fs::create_dir_all(&folder)
+        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut program = workspace.program(workspace.target().join("debug/ground"));
+    program.arg("systemd");
+    matrix::with_evidence(&mut program, &folder.join("systemd.json"), flags)?;
+    report.suite("systemd", program);
+    Ok(())
+}
