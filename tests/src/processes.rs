@@ -51,6 +51,12 @@ pub fn mentioning(dir: &Path) -> Vec<Process> {
     living(|pid| says(pid, "cmdline", name) || says(pid, "environ", name))
 }
 
+/// Every process that lives and whose environment has this variable with this value.
+pub fn marked(variable: &str) -> Vec<Process> {
+    let text = format!("{variable}\0").into_bytes();
+    living(|pid| says(pid, "environ", &text))
+}
+
 fn living(belongs: impl Fn(u32) -> bool) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -119,6 +119,15 @@ impl Services {
         Ok(self)
     }
 
+    /// Adds another file to a service of runit.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn script(self, service: &str, name: &str, text: &str) -> anyhow::Result<Self> {
+        executable(&self.dir.join("services").join(service).join(name), text)?;
+        Ok(self)
+    }
+
     /// Writes `/etc/tether/tether.toml`, which all services read.
     ///
     /// # Errors
@@ -179,7 +188,7 @@ impl Services {
             format!("cannot run {name}: install it, or let `cargo xtask test` fetch it")
         })?;
         let supervisor = Supervisor { kind, dir, child };
-        let answers = eventually_within(ANSWERS, async || supervisor.answers().await.then_some(()));
+        let answers = eventually_within(ANSWERS, async || supervisor.answers().then_some(()));
         ensure!(answers.await.is_some(), "{name} does not answer");
         Ok(supervisor)
     }
@@ -247,12 +256,9 @@ impl Supervisor {
         })
     }
 
-    async fn answers(&self) -> bool {
+    fn answers(&self) -> bool {
         match self.kind {
-            Kind::Supervisord => self
-                .say(&["pid"])
-                .await
-                .is_ok_and(|ran| ran.code == Some(0)),
+            Kind::Supervisord => UnixStream::connect(self.dir.join("supervisor.sock")).is_ok(),
             Kind::Runit => {
                 let services = fs::read_dir(self.dir.join("services"));
                 let mut services = services.into_iter().flatten().flatten();

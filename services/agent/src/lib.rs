@@ -54,6 +54,7 @@ mod report;
 mod search;
 mod service;
 mod sockets;
+mod supervisors;
 mod sweep;
 mod units;
 mod upstream;
@@ -77,6 +78,7 @@ pub use config::{Config, Error};
 pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
+pub use supervisors::{Runit as RunitConfig, Supervisord as SupervisordConfig};
 pub use units::{Choice as SystemdChoice, Config as SystemdConfig};
 pub use zygote::become_first_where_asked;
 

@@ -185,16 +185,19 @@ impl Trial {
 
     /// When none of these is left.
     async fn gone(&self, killed: Instant, traces: &Traces) -> anyhow::Result<Seen> {
-        let within = (TTL + BEYOND).saturating_sub(killed.elapsed());
-        let none = async || traces.find().is_empty().then_some(());
-        let gone = eventually_within(within, none).await;
+        // Of a look that takes long it is known only that what it did not find was gone when it began.
+        let none = async || {
+            let began = killed.elapsed();
+            let found = traces.find().len();
+            (found == 0 || began > TTL + BEYOND).then_some((found, began))
+        };
+        let seen = eventually_within(PATIENCE, none).await;
+        let ((left, gone_after), _) = seen.context("nobody looked")?;
+        let late = gone_after > TTL + BEYOND;
         Ok(Seen {
-            left: match gone {
-                Some(_) => 0,
-                None => traces.find().len(),
-            },
-            gone_after: killed.elapsed(),
-            wrong: None,
+            left,
+            gone_after,
+            wrong: (late && left == 0).then(|| format!("all gone only after {gone_after:.2?}")),
         })
     }
 
