@@ -40,6 +40,10 @@ pub struct Transient {
     pub description: String,
     /// Program and arguments; the first is a full path.
     pub argv: Vec<String>,
+    /// What systemd runs once its main process is gone, however that came; empty for nothing.
+    pub after: Vec<String>,
+    /// Environment of both, each as `NAME=value`.
+    pub env: Vec<String>,
     /// In which slice.
     pub slice: String,
     /// The unit with which it ends; empty for none.
@@ -55,14 +59,14 @@ pub struct Transient {
 impl Transient {
     pub(crate) fn properties(&self) -> Vec<(&'static str, Variant<'static>)> {
         let micros = u64::try_from(self.stop_timeout.as_micros()).unwrap_or(u64::MAX);
-        let program = self.argv.first().cloned().unwrap_or_default();
+        let runs = |argv: &[String]| {
+            let program = argv.first().cloned().unwrap_or_default();
+            Variant::from(vec![(program, argv.to_vec(), false)])
+        };
         let mut properties = vec![
             ("Description", Variant::from(self.description.clone())),
             ("Type", Variant::from("simple")),
-            (
-                "ExecStart",
-                Variant::from(vec![(program, self.argv.clone(), false)]),
-            ),
+            ("ExecStart", runs(&self.argv)),
             ("Slice", Variant::from(self.slice.clone())),
             // Its main process ends the others in its own order; what is left of them is killed.
             ("KillMode", Variant::from("mixed")),
@@ -72,6 +76,12 @@ impl Transient {
             // All of it or nothing, as elsewhere.
             ("OOMPolicy", Variant::from("kill")),
         ];
+        if !self.after.is_empty() {
+            properties.push(("ExecStopPost", runs(&self.after)));
+        }
+        if !self.env.is_empty() {
+            properties.push(("Environment", Variant::from(self.env.clone())));
+        }
         if self.files > 0 {
             properties.push(("LimitNOFILE", Variant::from(self.files)));
             properties.push(("LimitNOFILESoft", Variant::from(self.files)));

@@ -11,12 +11,12 @@
 //! ```
 //!
 //! What a supervisor must be able to do for that is in [`supervisor::Supervisor`]: one file for each below here, and a
-//! line in [`run`]. How the service ended is left in the incarnation's directory ([`last_word`]), where it counts for
+//! line in [`act`]. How the service ended is left in the incarnation's directory ([`last_word`]), where it counts for
 //! more than how the keeper did.
 //!
 //! A keeper that is killed takes nothing with it. The agent then has the service stopped before it tells of the death;
-//! where the agent was killed as well, the next one does. What holds meanwhile is the supervisor's own doing: say
-//! `BindsTo=` there.
+//! where the agent was killed as well, the next one does. Under systemd the keeper is in a unit of its own, which has
+//! the service stopped when that is over ([`after`]), whoever else was killed.
 
 mod kin;
 pub(crate) mod last_word;
@@ -50,6 +50,9 @@ use systemd::SystemdUnit;
 /// The first argument of this program as a keeper.
 const FLAG: &str = "--keep";
 
+/// The same of this program where a keeper was killed, and its service is to end.
+const END_FLAG: &str = "--end-kept";
+
 /// In the keeper's environment, what it is told: [`Errand`] as JSON.
 const VARIABLE: &str = "TETHER_SERVICE";
 
@@ -75,6 +78,40 @@ pub(crate) struct Errand {
     pub(crate) tasks: u32,
 }
 
+/// Written when the service is not a keeper's to end any more: somebody else may have started it again.
+const OVER: &str = "service-over";
+
+/// Arguments and environment of this program to end what a keeper that was killed left: for the unit of such a keeper,
+/// where systemd runs it however that came.
+///
+/// # Errors
+/// When it cannot be told of that.
+pub(crate) fn after(
+    program: &str,
+    errand: &Errand,
+    dir: &Path,
+) -> io::Result<(Vec<String>, Vec<String>)> {
+    let argv = vec![program.to_owned(), END_FLAG.to_owned()];
+    let told = serde_json::to_string(errand)?;
+    let env = vec![
+        format!("{VARIABLE}={told}"),
+        format!("TETHER_DIR={}", dir.display()),
+    ];
+    Ok((argv, env))
+}
+
+/// Says that the service of this directory is not its keeper's any more.
+pub(crate) fn mark_over(dir: &Path) {
+    if let Err(error) = fs::write(dir.join(OVER), "") {
+        tracing::warn!(dir = %dir.display(), %error, "Cannot mark a service as ended");
+    }
+}
+
+/// Whether that was said.
+pub(crate) fn is_over(dir: &Path) -> bool {
+    dir.join(OVER).exists()
+}
+
 /// Arguments and environment of this program as a keeper of that.
 ///
 /// # Errors
@@ -89,26 +126,46 @@ pub(crate) fn command(errand: &Errand) -> io::Result<(Vec<String>, (String, Stri
 /// Where this program was started as a keeper, is one, and comes back when that is over. To be called before anything
 /// else is set up.
 pub(crate) fn keep_where_asked() -> Option<ExitCode> {
-    (std::env::args_os().nth(1)? == FLAG).then_some(())?;
+    let flag = std::env::args_os().nth(1)?;
+    let part = match flag.to_str()? {
+        FLAG => Part::Keep,
+        END_FLAG => Part::End,
+        _ => return None,
+    };
     let told = std::env::var(VARIABLE).unwrap_or_default();
-    let dir = PathBuf::from(std::env::var_os("TETHER_DIR").unwrap_or_default());
+    let dir = own_dir();
+    if matches!(part, Part::End) && is_over(&dir) {
+        return Some(ExitCode::SUCCESS);
+    }
     let kept = serde_json::from_str(&told)
         .map_err(io::Error::other)
         .and_then(|errand: Errand| {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?
-                .block_on(run(&errand))
+                .block_on(act(&errand, part))
         });
-    let end = kept.unwrap_or_else(|error| Some(End::new(How::SpawnFailed, error.to_string())));
-    match end {
-        None => Some(ExitCode::SUCCESS),
-        Some(end) => {
+    Some(match kept {
+        Ok(None) => {
+            mark_over(&dir);
+            ExitCode::SUCCESS
+        }
+        Ok(Some(end)) => {
             // Without it the agent tells of the keeper's own end.
             let _ = end.write(&dir);
-            Some(ExitCode::FAILURE)
+            mark_over(&dir);
+            ExitCode::FAILURE
         }
-    }
+        // Whether it runs is not known: its agent, or its unit, sees to that.
+        Err(error) => {
+            let _ = End::new(How::SpawnFailed, error.to_string()).write(&dir);
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn own_dir() -> PathBuf {
+    PathBuf::from(std::env::var_os("TETHER_DIR").unwrap_or_default())
 }
 
 /// What is to be done for a service.
@@ -120,22 +177,15 @@ enum Part {
     End,
 }
 
-/// Keeps the service until it is over; how it ended, where nobody asked the keeper to end it.
-async fn run(errand: &Errand) -> io::Result<Option<End>> {
-    act(errand, Part::Keep).await
-}
-
 /// Has a service ended for which a keeper stood that was killed. Comes back when it does not run.
 ///
 /// # Errors
 /// When its supervisor does not do that.
 pub(crate) async fn end(errand: &Errand) -> io::Result<()> {
-    if errand.connect_only {
-        return Ok(());
-    }
     act(errand, Part::End).await.map(drop)
 }
 
+/// Plays one part; how the service ended, where nobody asked the keeper to end it.
 async fn act(errand: &Errand, part: Part) -> io::Result<Option<End>> {
     match errand.launcher.as_str() {
         "supervisord" => part.of(errand, supervisord::Program::connect(errand)).await,
@@ -157,6 +207,9 @@ impl Part {
 }
 
 async fn make_end(errand: &Errand, mut service: impl Supervisor) -> io::Result<()> {
+    if errand.connect_only {
+        return Ok(());
+    }
     service.stop().await?;
     let mut kill_at = Instant::now() + Duration::from_millis(errand.patience_ms);
     while !matches!(service.look().await?, State::Rests(_)) {
@@ -212,7 +265,7 @@ pub(crate) fn be_patient(dir: &Path, patience_ms: u64) {
 
 /// A part of that is kept for killing what takes longer.
 fn patience(errand: &Errand) -> Duration {
-    let dir = PathBuf::from(std::env::var_os("TETHER_DIR").unwrap_or_default());
+    let dir = own_dir();
     let said = fs::read_to_string(dir.join(PATIENCE)).ok();
     let ms = said.and_then(|said| said.parse().ok());
     Duration::from_millis(ms.unwrap_or(errand.patience_ms)) * 3 / 4

@@ -76,11 +76,7 @@ pub(crate) fn is_one(template: Option<&Template>) -> bool {
 
 /// Whether the service may still run, although its keeper is gone.
 pub(crate) fn may_run(dir: &Path, exit_code: Option<i32>) -> bool {
-    match End::read(dir) {
-        // Not that of the service, but of the talk with its supervisor.
-        Some(end) => end.how == How::SpawnFailed,
-        None => exit_code != Some(0),
-    }
+    !keeper::is_over(dir) && exit_code != Some(0)
 }
 
 /// What its supervisor said of a service's end counts for more than how its keeper ended, where that was by itself.
@@ -134,6 +130,8 @@ mod tests {
         assert_eq!(told(Cause::Exited).0, DeathCause::Exited(1));
         let said = "systemd: Result=oom-kill, signal 9";
         End::new(How::OutOfMemory, said).write(dir.path()).unwrap();
+
+        keeper::mark_over(dir.path());
 
         assert!(!may_run(dir.path(), Some(1)));
         assert_eq!(

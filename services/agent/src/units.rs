@@ -19,7 +19,7 @@ use tether_systemd::{Active, Bus, Ending, Limits, Systemd, Transient, Unit};
 use tether_types::WorkerId;
 use tokio::{net::UnixListener, sync::Mutex, time::timeout};
 
-use crate::{launch, zygote};
+use crate::{keeper, launch, zygote};
 
 /// The first argument of this program as the main process of a unit; the second is the incarnation's directory.
 const FLAG: &str = "--shim";
@@ -85,11 +85,9 @@ pub(crate) struct Wish<'a> {
     pub(crate) files: u64,
 }
 
-/// The unit in which the worker of this order is; none where it is in none of its own.
+/// The unit in which the shim of this order is; none where it is in none of its own.
 pub(crate) fn unit_of(id: &WorkerId, order: &StartWorker) -> Option<String> {
-    let template = order.template.as_ref();
-    let is_service = template.is_some_and(|template| template.service.is_some());
-    (order.launcher == LAUNCHER && !is_service)
+    (order.launcher == LAUNCHER)
         .then(|| format!("tether-{}.{}.{}.service", id.pool, id.slot, id.incarnation))
 }
 
@@ -193,10 +191,21 @@ impl Units {
             Some(owner) => unit_apart(systemd, owner).await,
             None => None,
         };
-        let limits = wish.order.template.as_ref().and_then(|it| it.tree_limits);
+        let service = crate::service::errand(wish.id, wish.order, self.bus())?;
+        let limits = match &service {
+            // They are the service's, and not its keeper's.
+            Some(_) => None,
+            None => wish.order.template.as_ref().and_then(|it| it.tree_limits),
+        };
         let limits = limits.unwrap_or_default();
+        let (after, env) = match &service {
+            Some((errand, _)) => keeper::after(&program, errand, dir)?,
+            None => (Vec::new(), Vec::new()),
+        };
         Ok(Transient {
             description: format!("Worker {} of Tether", wish.id),
+            after,
+            env,
             argv: vec![program, FLAG.to_owned(), dir.display().to_string()],
             slice: self.slice.clone(),
             binds_to: binds_to.unwrap_or_default(),

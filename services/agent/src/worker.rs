@@ -276,7 +276,7 @@ impl Task {
                             Box::pin(self.end_remains()).await;
                         }
                         if self.may_be_served(dead.exit_code) {
-                            Box::pin(self.end_remains()).await;
+                            Box::pin(self.end_service()).await;
                         }
                         let mut report = self.death(&dead);
                         health.explain(&mut report);

@@ -32,6 +32,7 @@ defmodule Tether.Config do
           settings: map,
           policy: map,
           launcher: String.t() | nil,
+          service: %{String.t() => term} | nil,
           restart: String.t() | nil,
           liveness: pos_integer | nil,
           port_program: Path.t() | nil,
@@ -46,6 +47,7 @@ defmodule Tether.Config do
     :mode,
     :mode_why,
     :launcher,
+    :service,
     :restart,
     :liveness,
     :port_program,
@@ -187,12 +189,21 @@ defmodule Tether.Config do
       settings: settings(values),
       policy: policy(values),
       launcher: if(values.supervisor_type != :agent, do: to_string(values.supervisor_type)),
+      service: service(values),
       restart: if(values.python_crash_policy == :beam_notified, do: nil, else: "always"),
       liveness: values.health_check_interval,
       port_program: values.port_program,
       orphan_detection: values.orphan_detection == :enabled,
       on_lease_loss: on_lease_loss(values)
     }
+  end
+
+  # What a pool's template says of services that a supervisor has; the pool says where they listen.
+  defp service(%{supervisor_type: :agent}), do: nil
+
+  defp service(values) do
+    connect = if connect?(values), do: %{"connect_only" => true}, else: %{}
+    put_some(connect, ["name"], values.python_service_pattern)
   end
 
   defp on_lease_loss(%{on_partition: :notify_only}), do: :reopen

@@ -67,7 +67,8 @@ defmodule Tether.ConfigTest do
       gateway: "unix:/run/tether/gateway.sock"
     ]
 
-    assert valid(production).launcher == "systemd"
+    assert %{launcher: "systemd", service: service} = valid(production)
+    assert service == %{"name" => "snakepit-python-worker@*.service", "connect_only" => true}
   end
 
   test "one error lists every problem" do

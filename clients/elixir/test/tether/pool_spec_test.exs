@@ -50,6 +50,27 @@ defmodule Tether.Pool.SpecTest do
            }
   end
 
+  test "workers that a supervisor has are named by the pattern, and listen where the pool says" do
+    supervised = [supervisor_type: :systemd, python_service_pattern: "worker@*.service"]
+    spec = [address: "unix:/run/worker-{instance}.sock"]
+    address = %{"address" => "unix:/run/worker-{instance}.sock"}
+
+    assert {:ok, tree} = Spec.tree([spec: spec], config(supervised))
+    assert tree["template"] == %{"service" => Map.put(address, "name", "worker@*.service")}
+    assert tree["policy"]["launcher"] == "systemd"
+
+    connect = config(supervised ++ [connection_mode: :connect, gateway: "unix:/x"])
+    assert {:ok, tree} = Spec.tree([spec: [service: "w.service"] ++ spec], connect)
+    assert tree["template"]["service"] == Map.merge(address, %{"name" => "w.service", "connect_only" => true})
+
+    assert {:error, [problem]} = Spec.tree([spec: spec ++ [service: "w"]], config())
+    assert problem =~ "set `supervisor_type`"
+    assert {:error, [problem]} = Spec.tree([spec: spec], config(supervisor_type: :runit))
+    assert problem =~ "`python_service_pattern`"
+    assert {:error, [problem]} = Spec.tree([spec: [command: "w"] ++ spec], config(supervised))
+    assert problem =~ "both a `command` and an `address`"
+  end
+
   test "what the configuration says of all pools holds for each" do
     config = config(health_check_interval: 5_000, python_crash_policy: :restart, heartbeat_timeout: 60_000)
     assert {:ok, tree} = Spec.tree([restart: :temporary, spec: [command: "w"]], config)

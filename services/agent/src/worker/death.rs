@@ -51,6 +51,7 @@ impl Task {
     /// The link broke without a word of death: the shim was killed, and its worker with it; or it had not
     /// even come so far as to have one.
     pub(super) async fn shim_lost(&mut self) -> WorkerReport {
+        self.end_unit().await;
         if self.dir.join(DEATH_FILE).exists() {
             return self.recorded_death();
         }
@@ -136,10 +137,6 @@ impl Task {
 
     /// Ends what no shim answers for any more. Where that takes long, whoever waits for its place is told why.
     pub(super) async fn end_remains(&mut self) {
-        if let Some(unit) = units::unit_of(&self.id, &self.order) {
-            self.unit_end = self.ties.ground.units.end(&unit).await;
-        }
-        self.end_service().await;
         let dir = self.dir.clone();
         let mut ending = pin!(remains::end(&dir));
         let ended = match timeout(SAY_UNKILLABLE, &mut ending).await {
@@ -155,8 +152,16 @@ impl Task {
         orphans.of(How::Search).inc_by(ended.found);
     }
 
+    /// Ends what a supervisor has of a worker whose shim is gone.
+    pub(super) async fn end_unit(&mut self) {
+        self.end_service().await;
+        if let Some(unit) = units::unit_of(&self.id, &self.order) {
+            self.unit_end = self.ties.ground.units.end(&unit).await;
+        }
+    }
+
     /// Ends a service whose keeper is gone.
-    async fn end_service(&self) {
+    pub(super) async fn end_service(&self) {
         let way = self.ties.ground.way_to(&self.order.launcher);
         let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, &way) else {
             return;
@@ -167,6 +172,7 @@ impl Task {
             tracing::error!(worker = %self.id, service = errand.name, %error, "Service of a dead worker cannot be stopped; its place stays empty until it is");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+        keeper::mark_over(&self.dir);
     }
 
     /// How the shim ended, once its zygote, or whoever came after that, has reaped it.

@@ -188,6 +188,7 @@ async fn find(mut task: Box<Task>, cgroup: Option<PathBuf>) {
         .watch(),
         None => {
             // Nobody answers for it: what is left of it ends before it counts as dead.
+            task.end_unit().await;
             task.end_remains().await;
             let recorded = task.recorded_death();
             task.bury(recorded, None).await;

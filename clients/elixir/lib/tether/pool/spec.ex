@@ -25,12 +25,14 @@ defmodule Tether.Pool.Spec do
   | `ready` | `:grpc` (health), `:connect`, `:notify`, `:started`, `{:http, path}`, `{:file, path}`, `{:log_line, text}` |
   | `ready_timeout` | milliseconds from start to ready |
   | `limits` | `memory: "4G"`, `cpus: 2`, `pids: 100`, and `gpus: 1`, which is a counted resource of the node |
+  | `address` | instead of `command`: the workers are services of the `supervisor_type`, and listen there, as in `"unix:/run/worker-{instance}.sock"` |
+  | `service` | their name there; `python_service_pattern` when absent |
   | `template` | map of anything else that a pool file's template may have |
   | `template_name` | a template that the arbiter knows, instead of all of these |
   """
 
   @pool_keys ~w(size mode restart shutdown max_restarts depends_on spares starts_per_second placement rollout policy spec)a
-  @spec_keys ~w(command env cwd listen ready ready_timeout limits template template_name)a
+  @spec_keys ~w(command env cwd listen ready ready_timeout limits address service template template_name)a
   @limits ~w(memory cpus pids gpus)a
   @modes ~w(auto coupled supervised independent distributed)a
   @day 86_400_000
@@ -81,8 +83,15 @@ defmodule Tether.Pool.Spec do
       unknown(spec[:limits] || [], @limits, "is no limit") ++
       Enum.flat_map(
         [
-          {spec[:command] == nil and spec[:template_name] == nil and
+          {spec[:command] == nil and spec[:template_name] == nil and spec[:address] == nil and
              get_in(spec, [:template, "command"]) == nil, "`spec` needs a `command`"},
+          {spec[:address] != nil and config.launcher == nil,
+           "`address` is of services that a supervisor has: set `supervisor_type`"},
+          {spec[:address] != nil and service_name(spec, config) == nil,
+           "`address` needs the name of the services: `service`, or `python_service_pattern`"},
+          {spec[:address] == nil and spec[:service] != nil, "`service` needs an `address`: where it listens"},
+          {spec[:address] != nil and spec[:command] != nil,
+           "`spec` has both a `command` and an `address`: what a service runs is said where it is defined"},
           {not is_integer(opts[:size] || 1) or (opts[:size] || 1) < 0, "`size` is a number of workers"},
           {mode not in @modes,
            "`mode` is #{inspect(mode)}; there are #{Enum.map_join(@modes, ", ", &inspect/1)}"},
@@ -125,11 +134,20 @@ defmodule Tether.Pool.Spec do
   defp launcher(:supervised, nil), do: "exec"
   defp launcher(_mode, launcher), do: launcher
 
+  defp service_name(spec, config), do: spec[:service] || (config.service || %{})["name"]
+
+  defp service(%{address: address} = spec, config) when is_binary(address) do
+    Map.merge(config.service || %{}, %{"name" => service_name(spec, config), "address" => address})
+  end
+
+  defp service(_spec, _config), do: nil
+
   defp template(opts, spec, config) do
     {command, args} = command(spec[:command])
 
     %{}
     |> put("command", command)
+    |> put("service", service(Map.new(spec), config))
     |> put("args", args)
     |> put(
       "env",

@@ -1,0 +1,392 @@
+//! Workers that systemd has, on a booted Debian 12: what was promised of the launcher `systemd`, beside what was seen.
+
+mod machine;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use machine::Machine;
+use serde_json::Value;
+use tether_tests::{
+    evidence::{Evidence, Report},
+    ground::Refused,
+};
+
+/// Deploys, breaks what was deployed, and looks.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Writes the evidence to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Rows there are, for a machine that cannot be booted.
+const ROWS: usize = 14;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut report = Report::default();
+    match Machine::boot().await {
+        Ok(machine) => play(&machine, &mut report).await,
+        Err(Refused(why)) => {
+            report.scene(&format!("skipped: no machine with systemd: {why}"));
+            report.skip(ROWS);
+        }
+    }
+    report.finish(args.json.as_deref())
+}
+
+async fn play(machine: &Machine, report: &mut Report) {
+    let mut row = |name: &str, expected: &str, seen: anyhow::Result<String>| {
+        report.add(match seen {
+            Ok(seen) => Evidence::new(name, expected, seen, true),
+            Err(error) => Evidence::failed(name, format!("{error:#}")),
+        });
+    };
+    row(
+        "a pool with launcher systemd serves",
+        "its worker in a unit of its own, a call answered",
+        serves(machine).await,
+    );
+    row(
+        "the unit has the template's limits",
+        "MemoryMax, CPUQuota and TasksMax",
+        limits(machine).await,
+    );
+    row(
+        "kill -9 of the worker",
+        "another incarnation, the cause told",
+        killed_worker(machine).await,
+    );
+    row(
+        "kill -9 of the unit's main process",
+        "nothing left of it, another incarnation",
+        killed_shim(machine).await,
+    );
+    row(
+        "systemctl stop of the unit",
+        "an order of an operator, another incarnation",
+        stopped_unit(machine).await,
+    );
+    row(
+        "restart of Tether, whose own unit is killed whole",
+        "the same worker, adopted",
+        adopted(machine, "unit/0").await,
+    );
+    row(
+        "Tether gone for longer than its lease",
+        "no worker when the lease is over",
+        lease_over(machine).await,
+    );
+    row(
+        "a pool that is removed",
+        "no unit left",
+        removed(machine, "unit").await,
+    );
+    row(
+        "units that an administrator has written",
+        "started, ready, a call answered",
+        templates(machine).await,
+    );
+    row(
+        "kill -9 of such a unit's main process",
+        "systemd starts it again; another incarnation, the cause told",
+        killed_service(machine).await,
+    );
+    row(
+        "restart of Tether beside them",
+        "the same process, adopted",
+        adopted(machine, "written/0").await,
+    );
+    row(
+        "kill -9 of agent, shim and keeper at once",
+        "systemd stops the unit that they stood for",
+        killed_keeper(machine).await,
+    );
+    row(
+        "a pool of them that is removed",
+        "they are stopped",
+        removed_services(machine).await,
+    );
+    row(
+        "connect only",
+        "neither started nor stopped by Tether",
+        connected(machine).await,
+    );
+}
+
+/// A worker as `tether ps` has it, once it is ready in another incarnation than this.
+async fn ready(machine: &Machine, worker: &str, not: &str) -> anyhow::Result<Value> {
+    let what = format!("{worker} is ready, and not {not}");
+    machine
+        .until(&what, async || {
+            let all = machine.json(&["ps"]).await.ok()?;
+            all.as_array()?
+                .iter()
+                .find(|row| {
+                    let name = text(row, "worker");
+                    row["phase"] == "ready" && name.starts_with(worker) && name != not
+                })
+                .cloned()
+        })
+        .await
+}
+
+fn text<'a>(row: &'a Value, key: &str) -> &'a str {
+    row[key].as_str().unwrap_or_default()
+}
+
+/// What is said of the last death of a worker.
+fn death(row: &Value) -> String {
+    row["last_death"].to_string()
+}
+
+fn unit_of(row: &Value) -> String {
+    let name = text(row, "worker").replacen('/', ".", 1);
+    format!("tether-{name}.service")
+}
+
+async fn serves(machine: &Machine) -> anyhow::Result<String> {
+    machine.start_tether().await?;
+    machine.apply("unit", UNIT).await?;
+    let row = ready(machine, "unit/0", "").await?;
+    let unit = unit_of(&row);
+    let active = machine.show(&unit, "ActiveState").await?;
+    let slice = machine.show(&unit, "Slice").await?;
+    ensure!(
+        (active.as_str(), slice.as_str()) == ("active", "tether-workers.slice"),
+        "{unit} is {active} in {slice}"
+    );
+    machine.call("unit").await?;
+    Ok(format!("{unit} in {slice}"))
+}
+
+async fn limits(machine: &Machine) -> anyhow::Result<String> {
+    let unit = unit_of(&ready(machine, "unit/0", "").await?);
+    let mut seen = Vec::new();
+    for (property, wanted) in [
+        ("MemoryMax", "1073741824"),
+        ("CPUQuotaPerSecUSec", "1.500000s"),
+        ("TasksMax", "66"),
+    ] {
+        let has = machine.show(&unit, property).await?;
+        let same = has == wanted || has == "1.5s" && property == "CPUQuotaPerSecUSec";
+        ensure!(same, "{property} is {has}");
+        seen.push(format!("{property}={has}"));
+    }
+    Ok(seen.join(" "))
+}
+
+async fn killed_worker(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "unit/0", "").await?;
+    machine.sh(&format!("kill -9 {}", before["pid"])).await?;
+    let after = ready(machine, "unit/0", text(&before, "worker")).await?;
+    let why = death(&after);
+    ensure!(why.contains("SIGNALED") && why.contains('9'), "{why}");
+    machine.call("unit").await?;
+    Ok(format!("{} after {why}", text(&after, "worker")))
+}
+
+async fn killed_shim(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "unit/0", "").await?;
+    let unit = unit_of(&before);
+    machine
+        .sh(&format!("kill -9 $(systemctl show -P MainPID {unit})"))
+        .await?;
+    let after = ready(machine, "unit/0", text(&before, "worker")).await?;
+    let why = death(&after);
+    ensure!(why.contains("SIGNALED"), "{why}");
+    gone(machine, &before["pid"]).await?;
+    let state = machine.show(&unit, "LoadState").await?;
+    ensure!(state == "not-found", "{unit} is {state}");
+    Ok(why)
+}
+
+async fn gone(machine: &Machine, pid: &Value) -> anyhow::Result<()> {
+    machine
+        .until(&format!("process {pid} is gone"), async || {
+            let there = machine.sh(&format!("test ! -e /proc/{pid}")).await;
+            there.ok()
+        })
+        .await
+        .map(drop)
+}
+
+async fn stopped_unit(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "unit/0", "").await?;
+    let unit = unit_of(&before);
+    machine.sh(&format!("systemctl stop {unit}")).await?;
+    let after = ready(machine, "unit/0", text(&before, "worker")).await?;
+    let why = death(&after);
+    ensure!(why.contains("ORDERED_BY_OPERATOR"), "{why}");
+    Ok(why)
+}
+
+async fn adopted(machine: &Machine, worker: &str) -> anyhow::Result<String> {
+    let before = ready(machine, worker, "").await?;
+    let pool = worker.split('/').next().unwrap_or_default();
+    machine.sh("systemctl kill -s KILL tether").await?;
+    machine.start_tether().await?;
+    let after = ready(machine, worker, "").await?;
+    let same = |key: &str| before[key] == after[key];
+    ensure!(same("worker") && same("pid"), "{before} became {after}");
+    machine.call(pool).await?;
+    Ok(format!(
+        "{}, process {}",
+        text(&after, "worker"),
+        after["pid"]
+    ))
+}
+
+async fn lease_over(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "unit/0", "").await?;
+    machine.sh("systemctl kill -s KILL tether").await?;
+    let killed = std::time::Instant::now();
+    gone(machine, &before["pid"]).await?;
+    let took = killed.elapsed();
+    // A second for the look itself, on a loaded machine.
+    let most = machine::NODE_TTL + Duration::from_secs(1);
+    ensure!(took < most, "it lived for {took:?}");
+    machine.start_tether().await?;
+    let after = ready(machine, "unit/0", text(&before, "worker")).await?;
+    let why = death(&after);
+    ensure!(why.contains("LEASE_EXPIRED"), "{why}");
+    Ok(format!("gone after {:.1} s: {why}", took.as_secs_f64()))
+}
+
+async fn removed(machine: &Machine, pool: &str) -> anyhow::Result<String> {
+    machine.tether(&["pool", "rm", pool]).await?;
+    machine
+        .until("no unit of it", async || {
+            let line = format!("systemctl list-units --all --plain --no-legend 'tether-{pool}.*'");
+            let left = machine.sh(&line).await.ok()?;
+            left.is_empty().then_some("none".to_owned())
+        })
+        .await
+}
+
+async fn templates(machine: &Machine) -> anyhow::Result<String> {
+    machine.write_service().await?;
+    machine.apply("written", WRITTEN).await?;
+    let first = ready(machine, "written/0", "").await?;
+    ready(machine, "written/1", "").await?;
+    for unit in ["worker@1.service", "worker@2.service"] {
+        let active = machine.show(unit, "ActiveState").await?;
+        ensure!(active == "active", "{unit} is {active}");
+    }
+    machine.call("written").await?;
+    let status = text(&first, "status");
+    ensure!(
+        status.contains("worker@1.service"),
+        "its status is `{status}`"
+    );
+    Ok(status.to_owned())
+}
+
+async fn killed_service(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "written/0", "").await?;
+    let pid = machine.show("worker@1.service", "MainPID").await?;
+    machine.sh(&format!("kill -9 {pid}")).await?;
+    let after = ready(machine, "written/0", text(&before, "worker")).await?;
+    let why = death(&after);
+    ensure!(
+        why.contains("SIGNALED") && why.contains("Result=signal"),
+        "{why}"
+    );
+    let restarts = machine.show("worker@1.service", "NRestarts").await?;
+    ensure!(restarts == "1", "systemd counts {restarts} restarts");
+    machine.call("written").await?;
+    Ok(why)
+}
+
+async fn killed_keeper(machine: &Machine) -> anyhow::Result<String> {
+    let row = ready(machine, "written/0", "").await?;
+    let unit = unit_of(&row);
+    let line = format!("systemctl kill -s KILL tether; systemctl kill -s KILL {unit}");
+    machine.sh(&line).await?;
+    machine
+        .until("worker@1 is stopped", async || {
+            let state = machine.show("worker@1.service", "ActiveState").await.ok()?;
+            (state == "inactive").then_some(())
+        })
+        .await?;
+    machine.start_tether().await?;
+    let after = ready(machine, "written/0", text(&row, "worker")).await?;
+    machine.call("written").await?;
+    Ok(format!("stopped; then {}", text(&after, "worker")))
+}
+
+async fn removed_services(machine: &Machine) -> anyhow::Result<String> {
+    machine.tether(&["pool", "rm", "written"]).await?;
+    machine
+        .until("both are stopped", async || {
+            let line = "systemctl is-active worker@1 worker@2 || true";
+            let states = machine.sh(line).await.ok()?;
+            let stopped = states.lines().all(|state| state == "inactive");
+            stopped.then_some(states.replace('\n', ", "))
+        })
+        .await
+}
+
+async fn connected(machine: &Machine) -> anyhow::Result<String> {
+    machine.apply("joined", JOINED).await?;
+    machine
+        .until("it waits for its unit", async || {
+            let all = machine.json(&["ps", "joined"]).await.ok()?;
+            (all[0]["phase"] == "starting").then_some(())
+        })
+        .await?;
+    let state = machine.show("worker@7.service", "ActiveState").await?;
+    ensure!(state == "inactive", "it was started");
+    machine.sh("systemctl start worker@7").await?;
+    ready(machine, "joined/0", "").await?;
+    machine.call("joined").await?;
+    let pid = machine.show("worker@7.service", "MainPID").await?;
+    removed(machine, "joined").await?;
+    let after = machine.show("worker@7.service", "MainPID").await?;
+    ensure!(pid == after, "process {pid} is {after}");
+    machine
+        .sh("systemctl stop worker@7")
+        .await
+        .context("it can be stopped")?;
+    Ok(format!("process {pid} before and after"))
+}
+
+const UNIT: &str = "
+[template.digits]
+command = '/usr/bin/python3'
+args = ['WORKSPACE/examples/digits/worker.py']
+env = { PYTHONPATH = 'PACKAGES' }
+stop = { grace = '2s' }
+limits = { memory = '1GiB', cpus = 1.5, pids = 64 }
+[pool.unit]
+template = 'digits'
+mode = 'supervised'
+size = 1
+";
+
+const WRITTEN: &str = "
+[template.digits]
+stop = { grace = '3s' }
+[template.digits.service]
+name = 'worker@{1..2}.service'
+address = 'unix:/run/worker-{instance}.sock'
+[pool.written]
+template = 'digits'
+mode = 'supervised'
+size = 2
+";
+
+const JOINED: &str = "
+[template.digits]
+[template.digits.service]
+name = 'worker@{7..7}.service'
+address = 'unix:/run/worker-{instance}.sock'
+connect_only = true
+[pool.joined]
+template = 'digits'
+mode = 'supervised'
+size = 1
+";
