@@ -57,11 +57,11 @@ impl Stage {
                 Kind::Supervisord => services.add(
                     name,
                     &format!(
-                        "[program:{name}]\ncommand={command}\nenvironment=TETHER_KEPT=\"{name}\"\nautostart=false\nautorestart=true\nstartsecs=0\nstopwaitsecs=5\n"
+                        "[program:{name}]\ncommand={command}\nautostart=false\nautorestart=true\nstartsecs=0\nstopwaitsecs=5\n"
                     ),
                 ),
                 Kind::Runit => {
-                    let run = format!("#!/bin/sh\nexport TETHER_KEPT={name}\nexec {command} 2>/dev/null\n");
+                    let run = format!("#!/bin/sh\nexport TETHER_KEPT=$PWD\nexec {command} 2>/dev/null\n");
                     let finish = "#!/bin/sh\necho \"$1 $2\" >supervise/tether-end\n";
                     services
                         .add(name, &run)
@@ -112,14 +112,15 @@ impl Stage {
     }
 
     fn processes(&self, name: &str) -> Vec<Process> {
-        marked(&format!("TETHER_KEPT={name}"))
-            .into_iter()
-            .filter(|process| {
-                let environment = fs::read(format!("/proc/{}/environ", process.pid));
-                let dir = self.dir.path().display().to_string();
-                String::from_utf8_lossy(&environment.unwrap_or_default()).contains(&dir)
-            })
-            .collect()
+        let mark = match self.kind {
+            Kind::Supervisord => format!("SUPERVISOR_PROCESS_NAME={name}"),
+            Kind::Runit => format!("TETHER_KEPT={}/services/{name}", self.dir.path().display()),
+        };
+        let ours = format!("TETHER_TEST={}", self.dir.path().display());
+        let ours = marked(&ours);
+        let mut found = marked(&mark);
+        found.retain(|process| ours.contains(process));
+        found
     }
 
     /// Waits until as many are ready, and a call succeeds.
@@ -133,12 +134,13 @@ impl Stage {
         })
         .await;
         let mut client = digits_client(self.cluster.client().channel(), "digits");
-        let digit = held_out().remove(0);
-        let request = PredictRequest {
-            pixels: digit.pixels,
-            ..PredictRequest::default()
-        };
-        client.predict(request).await.unwrap();
+        let digit = held_out(1).remove(0);
+        // One may have just died under a call.
+        eventually("they answer", async || {
+            let pixels = digit.pixels.clone();
+            client.predict(PredictRequest { pixels }).await.ok()
+        })
+        .await;
     }
 
     async fn remove_pool(&self) {

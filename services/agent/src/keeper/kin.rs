@@ -1,8 +1,10 @@
 //! What came of a service and may outlive it: supervisord and runit know its main process alone.
 //!
 //! What can be proved to belong to it is ended with it: each process that was seen below the main one while that lived,
-//! wherever it went since, and each whose environment says `TETHER_KEPT=` and the service's name. What left both behind
-//! between two looks stays, and the worker's status says so.
+//! wherever it went since, and each whose environment says so: in words that supervisord gives each program, or in
+//! `TETHER_KEPT`, which a service of runit sets to its own directory. A name alone would prove nothing, as another
+//! supervisor may have a service that is called the same. What left both behind between two looks stays, and the worker's
+//! status says so.
 
 use std::{
     collections::BTreeMap,
@@ -19,9 +21,6 @@ use tether_kit::process::{parent, start_ticks};
 use tether_sys::{Seen, has_ended, look};
 use tokio::time::{Instant, sleep};
 
-/// In a service's environment: whose it is.
-const MARK: &str = "TETHER_KEPT";
-
 /// Longest time for what was killed to be gone; what the kernel cannot end is no reason to wait for ever.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -32,10 +31,10 @@ const TICKS_A_SECOND: i64 = 100;
 
 /// What came of one service.
 pub(super) struct Kin {
-    /// What its environment says, with the end of the variable.
-    mark: Vec<u8>,
+    /// All of what its environment says, each with the end of the variable.
+    marks: Vec<Vec<u8>>,
     seen: BTreeMap<u32, OwnedFd>,
-    /// The main process that was looked at last, and whether it has the mark.
+    /// The main process that was looked at last, and whether it has the marks.
     main: u32,
     is_marked: bool,
     /// Whether all is ended that was seen.
@@ -43,9 +42,11 @@ pub(super) struct Kin {
 }
 
 impl Kin {
-    pub(super) fn of(service: &str) -> Self {
+    /// Of the service whose environment says all of that; nothing is marked where that is nothing.
+    pub(super) fn of(marks: &[String]) -> Self {
+        let marks = marks.iter().map(|mark| format!("{mark}\0").into_bytes());
         Self {
-            mark: format!("{MARK}={service}\0").into_bytes(),
+            marks: marks.collect(),
             seen: BTreeMap::new(),
             main: 0,
             is_marked: false,
@@ -81,7 +82,7 @@ impl Kin {
         match self.is_marked {
             true => "what comes of it ends with it",
             false => {
-                "what leaves it within 200 ms of its start may outlive it: set TETHER_KEPT in its environment to its name"
+                "what leaves it within 200 ms of its start may outlive it, as its environment does not say whose it is"
             }
         }
     }
@@ -136,8 +137,11 @@ impl Kin {
 
     fn is_marked_one(&self, pid: u32) -> bool {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let mut variables = environment.split_inclusive(|byte| *byte == 0);
-        variables.any(|variable| variable == self.mark)
+        let says = |mark: &Vec<u8>| {
+            let mut variables = environment.split_inclusive(|byte| *byte == 0);
+            variables.any(|variable| variable == mark)
+        };
+        !self.marks.is_empty() && self.marks.iter().all(says)
     }
 }
 
@@ -174,6 +178,10 @@ mod tests {
 
     use super::*;
 
+    fn mark(value: &str) -> [String; 1] {
+        [format!("TETHER_KEPT={value}")]
+    }
+
     /// A process with a daemonised child, which it names.
     fn family(mark: &str) -> (std::process::Child, u32) {
         let mut main = Command::new("sh")
@@ -181,7 +189,7 @@ mod tests {
                 "-c",
                 "setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 600; done' & wait",
             ])
-            .env(MARK, mark)
+            .env("TETHER_KEPT", mark)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -206,10 +214,10 @@ mod tests {
             ("other", false, false),
         ] {
             let (mut main, child) = family(kept);
-            let mut kin = Kin::of(&name);
+            let mut kin = Kin::of(&mark(&name));
             if is_seen {
                 kin.look(main.id());
-                assert!(kin.said().contains("TETHER_KEPT"));
+                assert!(kin.said().contains("may outlive it"));
             }
             main.kill().unwrap();
             main.wait().unwrap();
@@ -220,7 +228,7 @@ mod tests {
 
             assert_eq!(lives(child), !ends, "{kept} {is_seen}");
             if !ends {
-                let mut rest = Kin::of("other");
+                let mut rest = Kin::of(&mark("other"));
                 rest.end(Moment::now()).await;
                 assert!(!lives(child));
             }
@@ -234,11 +242,11 @@ mod tests {
         sleep(Duration::from_millis(20)).await;
         let (mut main, child) = family(&name);
 
-        Kin::of(&name).end(before).await;
+        Kin::of(&mark(&name)).end(before).await;
         assert!(lives(child));
 
         sleep(Duration::from_millis(20)).await;
-        Kin::of(&name).end(Moment::now()).await;
+        Kin::of(&mark(&name)).end(Moment::now()).await;
         assert!(!lives(child) && !lives(main.id()));
         main.wait().unwrap();
     }

@@ -49,13 +49,16 @@ pub(crate) struct RunitService {
 impl RunitService {
     pub(crate) fn connect(errand: &Errand) -> io::Result<Self> {
         let service = directory(Path::new(&errand.at), &errand.name)?;
+        // As `$PWD` has it in its `run`.
+        let own = fs::canonicalize(&service).ok();
+        let mark = own.map(|own| format!("TETHER_KEPT={}", own.display()));
         Ok(Self {
             supervise: service.join("supervise"),
             name: errand.name.clone(),
             connect_only: errand.connect_only,
             main: None,
             was_wanted: false,
-            kin: Kin::of(&errand.name),
+            kin: Kin::of(&mark.into_iter().collect::<Vec<_>>()),
         })
     }
 

@@ -52,6 +52,16 @@ pub(crate) struct Program {
     kin: Kin,
 }
 
+/// What supervisord says in the environment of each program; it is called after its group where nothing is said of one.
+fn marks(socket: &str, name: &str) -> [String; 3] {
+    let (group, process) = name.split_once(':').unwrap_or((name, name));
+    [
+        format!("SUPERVISOR_SERVER_URL=unix://{socket}"),
+        format!("SUPERVISOR_GROUP_NAME={group}"),
+        format!("SUPERVISOR_PROCESS_NAME={process}"),
+    ]
+}
+
 /// Why nothing came of a call.
 #[derive(Debug)]
 enum Error {
@@ -68,7 +78,7 @@ impl Program {
             name: errand.name.clone(),
             connect_only: errand.connect_only,
             main: None,
-            kin: Kin::of(&errand.name),
+            kin: Kin::of(&marks(&errand.at, &errand.name)),
         }
     }
 
