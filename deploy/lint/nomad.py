@@ -143,6 +143,14 @@ def services(tree, trees):
                     yield f"a template asks for the service {name}, which no job registers"
 
 
+def probes(tree, _):
+    """Each group is asked for its readiness, which an open port does not tell."""
+    for _, group in groups(tree):
+        asked = [(check.get("type"), check.get("port"), check.get("path")) for one in group.of("service") for check in one.of("check")]
+        if ("http", "admin", "/health/readiness") not in asked:
+            yield f"the group {group.name} is not asked for /health/readiness at its port admin"
+
+
 def variables(tree, _):
     declared = {variable.name for variable in tree.of("variable")}
     used = {name for block in tree.walk() for value in block.keys.values() for name in re.findall(r"\bvar\.(\w+)", str(value))}
@@ -219,6 +227,7 @@ RULES = [
     ("keys", keys),
     ("ports", ports),
     ("services", services),
+    ("probes", probes),
     ("variables", variables),
     ("kinds", kinds),
     ("times", times),

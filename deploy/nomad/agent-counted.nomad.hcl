@@ -42,6 +42,9 @@ job "tether-agent" {
       port "grpc" {
         static = 7439
       }
+      port "admin" {
+        static = 9465
+      }
       port "metrics" {
         static = 9464
       }
@@ -53,7 +56,9 @@ job "tether-agent" {
       port     = "grpc"
 
       check {
-        type     = "tcp"
+        type     = "http"
+        port     = "admin"
+        path     = "/health/readiness"
         interval = "5s"
         timeout  = "2s"
       }
@@ -98,6 +103,7 @@ job "tether-agent" {
         TETHER_LOG_FORMAT          = "json"
         TETHER_AGENT__NODE         = "${node.unique.name}"
         TETHER_LISTEN__AGENT       = "[\"${NOMAD_ADDR_grpc}\"]"
+        TETHER_ADMIN__LISTEN       = "${NOMAD_ADDR_admin}"
         TETHER_AGENT__WORKER_HOST  = "${NOMAD_IP_grpc}"
         TETHER_AGENT__LABELS__ZONE = "${node.datacenter}"
         TETHER_METRICS__LISTEN     = "${NOMAD_ADDR_metrics}"
@@ -110,6 +116,9 @@ job "tether-agent" {
         change_mode = "noop"
         data        = <<-EOT
           [listen]
+          insecure = true
+
+          [admin]
           insecure = true
 
           [connect]

@@ -18,6 +18,9 @@ job "tether-agent" {
       port "grpc" {
         static = 7439
       }
+      port "admin" {
+        static = 9465
+      }
       port "metrics" {
         static = 9464
       }
@@ -29,7 +32,9 @@ job "tether-agent" {
       port     = "grpc"
 
       check {
-        type     = "tcp"
+        type     = "http"
+        port     = "admin"
+        path     = "/health/readiness"
         interval = "5s"
         timeout  = "2s"
       }
@@ -74,6 +79,7 @@ job "tether-agent" {
         TETHER_LOG_FORMAT          = "json"
         TETHER_AGENT__NODE         = "${node.unique.name}"
         TETHER_LISTEN__AGENT       = "[\"${NOMAD_ADDR_grpc}\"]"
+        TETHER_ADMIN__LISTEN       = "${NOMAD_ADDR_admin}"
         TETHER_AGENT__WORKER_HOST  = "${NOMAD_IP_grpc}"
         TETHER_AGENT__LABELS__ZONE = "${node.datacenter}"
         TETHER_METRICS__LISTEN     = "${NOMAD_ADDR_metrics}"
@@ -86,6 +92,9 @@ job "tether-agent" {
         change_mode = "noop"
         data        = <<-EOT
           [listen]
+          insecure = true
+
+          [admin]
           insecure = true
 
           [connect]

@@ -34,6 +34,7 @@ job "tether-arbiter" {
       port "grpc" {
         static = 7438
       }
+      port "admin" {}
     }
 
     service {
@@ -41,9 +42,11 @@ job "tether-arbiter" {
       name     = "tether-arbiter"
       port     = "grpc"
 
-      # Nomad's own services know no checks by gRPC. A standby takes connections too.
+      # Nomad's own services know no checks by gRPC. One that stands by is ready too.
       check {
-        type     = "tcp"
+        type     = "http"
+        port     = "admin"
+        path     = "/health/readiness"
         interval = "5s"
         timeout  = "2s"
       }
@@ -67,6 +70,7 @@ job "tether-arbiter" {
         TETHER_LOG_FORMAT                = "json"
         TETHER_LISTEN__ARBITER           = "[\"${NOMAD_ADDR_grpc}\"]"
         TETHER_LISTEN__ADVERTISE_ARBITER = "${NOMAD_ADDR_grpc}"
+        TETHER_ADMIN__LISTEN             = "${NOMAD_ADDR_admin}"
       }
 
       template {
@@ -76,6 +80,9 @@ job "tether-arbiter" {
           store = "${var.store}"
 
           [listen]
+          insecure = true
+
+          [admin]
           insecure = true
 
           [lease]

@@ -34,6 +34,7 @@ job "tether-discovery" {
       port "grpc" {
         static = 7440
       }
+      port "admin" {}
     }
 
     service {
@@ -42,7 +43,9 @@ job "tether-discovery" {
       port     = "grpc"
 
       check {
-        type     = "tcp"
+        type     = "http"
+        port     = "admin"
+        path     = "/health/readiness"
         interval = "5s"
         timeout  = "2s"
       }
@@ -65,6 +68,7 @@ job "tether-discovery" {
         TETHER_RUNTIME_DIR       = "${NOMAD_ALLOC_DIR}/run"
         TETHER_LOG_FORMAT        = "json"
         TETHER_LISTEN__DISCOVERY = "[\"${NOMAD_ADDR_grpc}\"]"
+        TETHER_ADMIN__LISTEN     = "${NOMAD_ADDR_admin}"
       }
 
       template {
@@ -74,6 +78,9 @@ job "tether-discovery" {
           store = "${var.store}"
 
           [listen]
+          insecure = true
+
+          [admin]
           insecure = true
         EOT
       }

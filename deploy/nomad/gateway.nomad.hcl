@@ -30,6 +30,7 @@ job "tether-gateway" {
 
     network {
       port "grpc" {}
+      port "admin" {}
     }
 
     service {
@@ -38,7 +39,9 @@ job "tether-gateway" {
       port     = "grpc"
 
       check {
-        type     = "tcp"
+        type     = "http"
+        port     = "admin"
+        path     = "/health/readiness"
         interval = "5s"
         timeout  = "2s"
       }
@@ -70,6 +73,7 @@ job "tether-gateway" {
         TETHER_LOG_FORMAT      = "json"
         TETHER_GATEWAY__ZONE   = "${node.datacenter}"
         TETHER_LISTEN__GATEWAY = "[\"unix:${NOMAD_ALLOC_DIR}/run/gateway.sock\", \"${NOMAD_ADDR_grpc}\"]"
+        TETHER_ADMIN__LISTEN   = "${NOMAD_ADDR_admin}"
       }
 
       template {
@@ -79,6 +83,9 @@ job "tether-gateway" {
         change_mode = "noop"
         data        = <<-EOT
           [listen]
+          insecure = true
+
+          [admin]
           insecure = true
 
           [connect]

@@ -11,6 +11,9 @@ use tether_tests::{
     Tether, Traces, digits::PredictRequest, digits_client, eventually, held_out, kill, program,
 };
 use tokio::process::{Child, Command};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 struct Apart {
     dir: tempfile::TempDir,
@@ -44,6 +47,11 @@ impl Apart {
     }
 
     fn start(&self, service: &str) -> Child {
+        self.start_with(service, &[])
+    }
+
+    /// With settings of its own.
+    fn start_with(&self, service: &str, sets: &[String]) -> Child {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -52,6 +60,7 @@ impl Apart {
         Command::new(program(service))
             .arg("--config")
             .arg(self.path("tether.toml"))
+            .args(sets.iter().flat_map(|set| ["--set", set]))
             .stdin(Stdio::null())
             .stderr(log)
             .kill_on_drop(true)
@@ -293,4 +302,102 @@ async fn a_gateway_that_is_left_alone_gives_no_call_to_a_worker_whose_permission
     .await;
     println!("refused after {:?}: {}", alone.elapsed(), refused.message());
     assert!(alone.elapsed() < std::time::Duration::from_secs(8));
+}
+
+/// What a service answers at its admin port: whether it lives, and whether it serves.
+async fn probed(socket: &Path) -> (bool, bool) {
+    let address = format!("unix:{}", socket.display()).parse().unwrap();
+    let channel = Client::connect(&address).channel();
+    let ask = async |service: &str| {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = HealthClient::new(channel.clone()).check(request).await;
+        answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
+    };
+    (ask("liveness").await, ask("readiness").await)
+}
+
+#[tokio::test]
+async fn each_service_says_at_its_admin_port_when_it_really_serves() {
+    let apart = Apart::new().await;
+    let probes = |service: &str| apart.path(&format!("{service}.admin"));
+    let start = |service: &str| {
+        let at = format!("admin.listen=unix:{}", probes(service).display());
+        apart.start_with(service, &[at])
+    };
+    let until = async |service: &str, wanted| {
+        eventually(&format!("{service} says {wanted:?}"), async || {
+            (probed(&probes(service)).await == wanted).then_some(())
+        })
+        .await;
+    };
+
+    // Without an arbiter there is nothing to join and nobody to ask; both live.
+    let _agent = start("tether-agent");
+    let _gateway = start("tether-gateway");
+    until("tether-agent", (true, false)).await;
+    until("tether-gateway", (true, false)).await;
+    let own = probed(&apart.path("agent.sock")).await;
+    assert_eq!(own, (true, false), "its service port says the same");
+
+    let mut arbiter = start("tether-arbiter");
+    let _discovery = start("tether-discovery");
+    for service in [
+        "tether-arbiter",
+        "tether-discovery",
+        "tether-agent",
+        "tether-gateway",
+    ] {
+        until(service, (true, true)).await;
+    }
+    for socket in [
+        "arbiter.sock",
+        "discovery.sock",
+        "agent.sock",
+        "gateway.sock",
+    ] {
+        let own = probed(&apart.path(socket)).await;
+        assert_eq!(own, (true, true), "{socket} says the same");
+    }
+
+    arbiter.kill().await.unwrap();
+    until("tether-gateway", (true, false)).await;
+    assert_eq!(
+        probed(&probes("tether-agent")).await,
+        (true, true),
+        "it holds its lease still"
+    );
+}
+
+#[tokio::test]
+async fn an_arbiter_that_stands_by_is_ready_although_another_leads() {
+    let apart = Apart::new().await;
+    let start = |name: &str| {
+        let sets = [
+            format!(
+                "admin.listen=unix:{}",
+                apart.path(&format!("{name}.admin")).display()
+            ),
+            format!(
+                "listen.arbiter=unix:{}",
+                apart.path(&format!("{name}.sock")).display()
+            ),
+        ];
+        apart.start_with("tether-arbiter", &sets)
+    };
+    let _leads = start("first");
+    eventually("it leads", async || {
+        (probed(&apart.path("first.sock")).await == (true, true)).then_some(())
+    })
+    .await;
+
+    let _stands_by = start("second");
+
+    eventually("it stands by", async || {
+        (probed(&apart.path("second.admin")).await == (true, true)).then_some(())
+    })
+    .await;
+    let own = probed(&apart.path("second.sock")).await;
+    assert_eq!(own, (true, false), "calls are for the other");
 }

@@ -258,6 +258,13 @@ async fn a_changed_template_reaches_all_workers_and_costs_no_call() {
     delete(&cluster).await;
 }
 
+/// What the agent of the first node reads, as far as it says who that is.
+fn own_configuration(cluster: &Cluster) -> String {
+    let path = cluster.dir().join("own.toml");
+    std::fs::write(&path, "[agent]\nnode = \"node-1\"\n").unwrap();
+    path.display().to_string()
+}
+
 #[tokio::test]
 async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_restart() {
     let mut cluster = Cluster::start().await;
@@ -275,12 +282,18 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     let (stop, calls) = call_on_and_on(&cluster);
 
     say(&cluster, &["node", "drain", "node-1"]).await;
-    say(&cluster, &["node", "drain", "node-1"]).await;
+    let waited = ["node", "drain", "node-1", "--wait", "--timeout", "120s"];
+    let ran = cluster.tether().run(&waited).await;
 
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(
+        ran.err.contains("left (digits/"),
+        "it tells how far it is: {}",
+        ran.err
+    );
+    assert_eq!(node(&cluster, "node-1").await["state"], "drained");
     eventually("all are on the other node", async || {
-        let nodes = on(&cluster).await;
-        let away = nodes.len() == 2 && nodes.iter().all(|node| node == "node-2");
-        (away && node(&cluster, "node-1").await["state"] == "drained").then_some(())
+        (on(&cluster).await == ["node-2", "node-2"]).then_some(())
     })
     .await;
     stop.store(true, Ordering::Relaxed);
@@ -288,7 +301,15 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     assert!(calls.as_ref().is_ok_and(|&calls| calls > 10), "{calls:?}");
 
     // Nobody else takes them: they stay, and that is said.
-    say(&cluster, &["node", "drain", "node-2"]).await;
+    let late = ["node", "drain", "node-2", "--wait", "--timeout", "1s"];
+    let ran = cluster.tether().run(&late).await;
+    assert_eq!(ran.code, Some(3), "{}", ran.err);
+    assert!(
+        ran.err.contains("is not empty after 1s: 2 workers left")
+            && ran.err.contains("nowhere else"),
+        "{}",
+        ran.err
+    );
     let held = node(&cluster, "node-2").await["held_up_by"].to_string();
     assert!(
         held.contains("has nowhere else to go: of 2 nodes 2 are cordoned or drained"),
@@ -316,6 +337,16 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     .await;
     say(&cluster, &["node", "uncordon", "node-2"]).await;
     assert_eq!(node(&cluster, "node-2").await["state"], "open");
+    // Those that nobody takes are stopped where that is wanted.
+    say(&cluster, &["node", "cordon", "node-2"]).await;
+    let stops = ["node", "drain", "--self", "--stop", "--timeout", "1s"];
+    let ran = cluster
+        .tether()
+        .run(&[&stops[..], &["--config", &own_configuration(&cluster)]].concat())
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("asked to stop"), "{}", ran.err);
+    assert_eq!(on(&cluster).await, Vec::<String>::new());
     let ran = cluster.tether().run(&["node", "cordon", "node-3"]).await;
     assert!(
         ran.code != Some(0) && ran.err.contains("no node is called `node-3`"),

@@ -2,8 +2,11 @@
 
 from ..cluster import seconds
 
-# What every server of Tether's says SERVING of for as long as its process answers.
-ALIVE = "grpc.health.v1.Health"
+# What each probe asks for: whether the process answers, and whether it serves. A service that drains or stands by lives.
+ASKS = {"startupProbe": "liveness", "readinessProbe": "readiness", "livenessProbe": "liveness"}
+
+# The port for it, which speaks plain text whatever the others do.
+ADMIN = "admin"
 
 # How long each program takes for its calls under way once it is told to stop, where no setting says so.
 DRAINS = {"tether-arbiter": 5, "tether-discovery": 1, "tether-agent": 1}
@@ -28,14 +31,22 @@ def probes(cluster):
                     yield f"{who}: its {kind} runs a program, which costs a process each time: ask by grpc"
                 elif action["port"] not in own:
                     yield f"{who}: its {kind} asks at {action['port']}, which is none of its ports"
-            asks = there.get("livenessProbe", {}).get("grpc")
-            if asks and asks.get("service") != ALIVE:
-                yield f"{who}: its livenessProbe must ask for {ALIVE}: the rest is NOT_SERVING while it drains or stands by"
-            asks = there.get("readinessProbe", {}).get("grpc")
-            if container.program == "tether-arbiter" and asks and asks.get("service") != ALIVE:
-                yield f"{who}: its readinessProbe must ask for {ALIVE}: else standbys are never ready, and no rollout goes on"
-            if container.program == "tether-gateway" and "grpc" in there.get("livenessProbe", {}):
-                yield f"{who}: a gateway tells no health but its readiness: its livenessProbe must be a tcpSocket"
+            if container.program.startswith("tether-"):
+                yield from tethers_probes(who, container, there)
+
+
+def tethers_probes(who, container, there):
+    """Those of Tether's programs: by gRPC, at the admin port, each for what it is."""
+    admin = next((port["containerPort"] for port in container.ports if port.get("name") == ADMIN), None)
+    if admin is None:
+        yield f"{who}: no port `{ADMIN}`, at which probes are answered"
+    for kind, probe in there.items():
+        if "grpc" not in probe:
+            yield f"{who}: its {kind} does not ask by grpc, and hears of an open port alone"
+        elif probe["grpc"]["port"] != admin:
+            yield f"{who}: its {kind} asks at {probe['grpc']['port']}, and not at the port `{ADMIN}`: where others speak TLS it fails"
+        elif probe["grpc"].get("service") != ASKS[kind]:
+            yield f"{who}: its {kind} must ask for `{ASKS[kind]}`: else it is killed while it drains or stands by, or sent calls before it serves"
 
 
 def grace(cluster):

@@ -7,6 +7,7 @@
 //! config::load -> telemetry::start -> listen::bind -> stop::on_signals -> serve::Server::serve -> finish
 //! ```
 
+pub mod admin;
 pub mod arbiters;
 pub mod channel;
 pub mod config;

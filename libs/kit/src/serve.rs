@@ -19,6 +19,11 @@ use tower::{Service, util::MapResponseLayer};
 
 use crate::listen::Listener;
 
+/// The health that every server tells for as long as its process answers.
+pub const LIVENESS: &str = "liveness";
+/// The same as that of the server as a whole, "": whether it serves now.
+pub const READINESS: &str = "readiness";
+
 /// The largest message a control service takes; give it to `max_decoding_message_size`.
 pub const MESSAGE_LIMIT: usize = 8 << 20;
 const MAX_HEADERS: u32 = 64 << 10;
@@ -68,8 +73,8 @@ impl Server {
     }
 
     /// Its services, and the server as a whole, count as healthy only while `ready` says so. Health and
-    /// reflection themselves always do: whoever asks for the health of `grpc.health.v1.Health` asks
-    /// whether this process answers.
+    /// reflection themselves always do: whoever asks for the health of [`LIVENESS`], or of
+    /// `grpc.health.v1.Health`, asks whether this process answers.
     #[must_use]
     pub fn ready(mut self, ready: watch::Receiver<bool>) -> Self {
         self.ready = Some(ready);
@@ -108,6 +113,11 @@ impl Server {
             reflection = reflection.with_service_name(*name);
             health
                 .set_service_status(*name, ServingStatus::Serving)
+                .await;
+        }
+        for name in [LIVENESS, READINESS] {
+            health
+                .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
         self.routes.add_service(reflection.build_v1()?);
@@ -189,7 +199,7 @@ async fn follow(
 }
 
 async fn set_all(health: &HealthReporter, names: &[&'static str], status: ServingStatus) {
-    for name in names.iter().copied().chain([""]) {
+    for name in names.iter().copied().chain(["", READINESS]) {
         health.set_service_status(name, status).await;
     }
 }

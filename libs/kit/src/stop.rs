@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 pub const EXIT_OK: u8 = 0;
 /// Something failed.
 pub const EXIT_FAILURE: u8 = 1;
+/// What was waited for has not come about in time; nothing is lost, and it may still.
+pub const EXIT_LATE: u8 = 3;
 /// The process that started this one has ended, and this one with it as it was told to. (`EX_UNAVAILABLE` of
 /// sysexits.)
 pub const EXIT_PARENT: u8 = 69;

@@ -31,7 +31,7 @@ mod policy;
 mod verdict;
 mod words;
 
-pub use detect::{Chosen, Environment, detect};
+pub use detect::{Chosen, Scheduler, Surroundings, Systemd, detect};
 pub use mode::{Mode, ModeChoice};
 pub use needs::{Facts, Need, OwnerSight, check, needs};
 pub use overrides::{BeamCrashPolicy, PolicyOverrides, Refusal};

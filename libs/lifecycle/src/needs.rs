@@ -1,6 +1,8 @@
 //! What a policy needs around it, and the refusal of a mode whose needs are not met.
 
-use crate::{Launcher, LifecyclePolicy, Mode, OnOwnerLoss, Reach, Refusal, words::words};
+use crate::{
+    Launcher, LifecyclePolicy, Mode, OnOwnerLoss, Reach, Refusal, detect::SUPERVISED, words::words,
+};
 
 words! {
     /// Something a policy cannot keep its promises without.
@@ -85,10 +87,19 @@ fn launcher(wanted: Launcher, mode: Mode, facts: &Facts) -> Result<(), Refusal> 
             "start one with `tether up`, or on this node with `tether-agent`",
         ),
         [..] if wanted != Launcher::Exec && facts.launchers.contains(&Launcher::Exec) => {
+            let fits =
+                |other: &Launcher| SUPERVISED.contains(&wanted) && facts.launchers.contains(other);
+            let other = SUPERVISED.into_iter().find(fits).unwrap_or(Launcher::Exec);
+            let instead = match other {
+                Launcher::Exec => "to let the agent do it",
+                _ => "to let that one do it",
+            };
             Refusal::new(
                 "launcher",
                 format!("{problem}, offered: {}", offered.join(", ")),
-                "set `launcher = \"exec\"` in the pool's [policy] to let the agent do it",
+                format!(
+                    "set `launcher = \"{other}\"` in the pool's [policy] {instead}, or start an agent where `{wanted}` can be used (`tether doctor` says what is missing there)"
+                ),
             )
         }
         [first, ..] => Refusal::new(
@@ -165,6 +176,10 @@ mod tests {
             owner: OwnerSight::NoIdentity,
             ..all_there()
         };
+        let with_runit = Facts {
+            launchers: vec![Launcher::Exec, Launcher::Runit],
+            ..all_there()
+        };
         let remote = Facts {
             owner: OwnerSight::Elsewhere,
             ..all_there()
@@ -182,6 +197,11 @@ mod tests {
                 Mode::Supervised,
                 only_exec,
                 "no agent offers launcher `systemd`, offered: exec; set `launcher = \"exec\"` in the pool's [policy]",
+            ),
+            (
+                Mode::Supervised,
+                with_runit,
+                "offered: exec, runit; set `launcher = \"runit\"` in the pool's [policy] to let that one do it",
             ),
             (Mode::Coupled, no_agent, "no agent is registered; start one"),
             (

@@ -1,6 +1,7 @@
 //! What several programs of Tether read from one configuration: where services listen and are found,
 //! templates and pools as people write them, and the frame of a service's `main`.
 
+mod admin;
 pub mod check;
 mod forked;
 mod metrics;
@@ -13,8 +14,10 @@ mod service;
 pub mod signals;
 mod state;
 mod supervised;
+mod surroundings;
 mod template;
 
+pub use admin::Admin;
 pub use check::{At, Check, Wrong};
 pub use forked::{FORKSERVER_POOL, ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
@@ -28,6 +31,7 @@ pub use process::{
 pub use service::{Ignored, service, warn};
 pub use state::state_dir;
 pub use supervised::{Supervised, places, service_of, wrong_with_service};
+pub use surroundings::{Look, surroundings};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,
     Templates, check_templates, named,

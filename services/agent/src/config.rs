@@ -18,6 +18,7 @@ use tether_shim_protocol::{Walls, zygote::Means};
 
 use crate::{
     adopt::{self, Left},
+    container::{Ceiling, Container},
     fates::Board,
     guarantee::{self, Guarantee},
     holds::Holds,
@@ -58,6 +59,10 @@ pub struct Config {
     /// Whether gateways learn of workers' ends from the arbiter alone, and not from this agent as well, which tells
     /// them earlier.
     pub no_fates: bool,
+    /// How much of its container's memory the agent keeps from each worker: none may have more than the rest, so that it
+    /// ends before its container does. Off where it is zero.
+    #[serde(with = "tether_kit::config::size")]
+    pub memory_reserve: u64,
     /// Where checkpoints of jobs are kept.
     pub checkpoints: tether_checkpoints::Config,
     /// How workers of launcher `systemd` are had.
@@ -101,6 +106,16 @@ pub enum Error {
         "the kernel's timers do not kill on CLOCK_BOOTTIME here, so no lease could be enforced: a Linux of 3.0 or later is needed"
     )]
     NoTimer,
+    /// Nothing of the container's memory would be left for a worker.
+    #[error(
+        "`agent.memory_reserve` keeps {reserve} bytes from workers, and the container's memory is {memory}: lower it, or give the container more"
+    )]
+    Reserve {
+        /// What is to be kept from them.
+        reserve: u64,
+        /// What there is.
+        memory: u64,
+    },
     /// Less can be guaranteed than was demanded.
     #[error("`agent.minimum_guarantee` demands {wanted} ({}), and here it is {have} ({}): {advice}", wanted.means(), have.means())]
     Guarantee {
@@ -126,6 +141,8 @@ pub(crate) struct Ground {
     /// Parent of the incarnations' cgroups, where cgroup v2 can be used.
     pub(crate) cgroup: Option<PathBuf>,
     pub(crate) controllers: Controllers,
+    /// The most memory that a worker may have, where the container's is to last longer.
+    pub(crate) ceiling: Option<Ceiling>,
     /// What the kernel was seen to allow.
     means: Means,
     pub(crate) guarantee: Guarantee,
@@ -250,14 +267,17 @@ impl Config {
         let left = adopt::scan(&workers).map_err(wrong(&workers))?;
         let (means, reduced) = self.probed(&zygote)?;
         let guarantee = self.judge(means)?;
+        let controllers = Controllers::find(cgroup.as_deref(), &name);
+        let ceiling = self.ceiling(controllers.has("memory"))?;
         let ground = Ground {
+            ceiling,
             fates: Arc::new(Board::new(node.clone())),
             address: address.clone(),
             holds: Holds::default(),
             node,
             instance: format!("{boot_id}/{inode:x}"),
             workers,
-            controllers: Controllers::find(cgroup.as_deref(), &name),
+            controllers,
             cgroup: cgroup.filter(|_| means.cgroup),
             means,
             guarantee,
@@ -297,6 +317,26 @@ impl Config {
             means.private_proc = false;
         }
         Ok((means, reduced))
+    }
+
+    /// How much memory a worker may have.
+    fn ceiling(&self, by_cgroup: bool) -> Result<Option<Ceiling>, Error> {
+        let reserve = self.memory_reserve;
+        let container = Container::look(Path::new("/"));
+        let ceiling = Ceiling::new(container.memory, reserve, by_cgroup)
+            .map_err(|memory| Error::Reserve { reserve, memory })?;
+        match ceiling {
+            Some(ceiling) => tracing::info!(
+                bytes = ceiling.bytes(),
+                by = ceiling.means(),
+                "No worker may have more memory"
+            ),
+            None if reserve > 0 => tracing::warn!(
+                "`agent.memory_reserve` does nothing: no cgroup above this agent has a limit on memory"
+            ),
+            None => {}
+        }
+        Ok(ceiling)
     }
 
     /// How much that guarantees, and whether it is enough.

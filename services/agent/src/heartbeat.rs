@@ -63,6 +63,8 @@ pub(crate) struct Node {
     /// Where gateways are told of fates.
     fates: Option<Address>,
     arbiters: Arbiters,
+    /// Whether it has joined and holds its lease.
+    joined: watch::Sender<bool>,
 }
 
 struct Worker {
@@ -101,6 +103,7 @@ struct Running {
     /// stream: they are observed only once, so they are told until they are heard.
     exits: Vec<OwnerExit>,
     exits_told: Option<u64>,
+    joined: watch::Sender<bool>,
 }
 
 impl Node {
@@ -116,7 +119,13 @@ impl Node {
             address,
             fates: None,
             arbiters,
+            joined: watch::Sender::new(false),
         }
+    }
+
+    /// Whether it has joined and holds its lease, as it changes.
+    pub(crate) fn joined(&self) -> watch::Receiver<bool> {
+        self.joined.subscribe()
     }
 
     /// Has gateways told of fates here.
@@ -131,6 +140,7 @@ impl Node {
             address,
             fates,
             arbiters,
+            joined,
         } = self;
         let at = (address, fates);
         let (reports, mut reported) = mpsc::unbounded_channel();
@@ -151,6 +161,7 @@ impl Node {
             resync: false,
             exits: Vec::new(),
             exits_told: None,
+            joined,
         };
         running.adopt(exits)?;
         tokio::spawn(permission::tell(running.permissions.subscribe()));
@@ -184,6 +195,7 @@ impl Node {
                 let pause = Instant::now() + pause;
                 running.wait(pause, &mut reported, &mut exited, &stop).await;
             }
+            running.note_lease();
         }
         running.stop(&mut reported).await;
         Ok(())
@@ -459,10 +471,18 @@ impl Running {
                 self.resync = true;
             }
             self.hands.on_granted(&self.permissions.borrow());
+            self.note_lease();
         }
         for order in message.orders.into_iter().filter_map(|order| order.order) {
             self.on_order(order);
         }
+    }
+
+    /// Whoever asks for this agent's readiness hears whether it holds its lease.
+    fn note_lease(&self) {
+        let holds = self.clock.now() < self.beats.lease_end();
+        self.joined
+            .send_if_modified(|joined| std::mem::replace(joined, holds) != holds);
     }
 
     /// Passes on what was granted: on the lease pages, which is all that a later end takes, and to whom there is

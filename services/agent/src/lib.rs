@@ -18,6 +18,7 @@ mod adopt;
 mod beat;
 mod checkpoints;
 mod config;
+mod container;
 mod descriptors;
 mod diagnosis;
 mod epoch;
@@ -72,6 +73,7 @@ use tether_proto::{
     node::agent_service_server::AgentServiceServer,
 };
 use tether_types::Address;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error};
@@ -156,6 +158,11 @@ impl Agent {
         heartbeat::Node::new(hands, Arc::new(metrics), address, arbiters)
             .run(stop)
             .await
+    }
+
+    /// Whether its node has joined and holds its lease.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.node.joined()
     }
 
     /// What the arbiter asks of an agent directly.

@@ -110,6 +110,10 @@ impl Hands for Machine {
     }
 
     fn start(&mut self, id: WorkerId, order: StartWorker, tie: Tie) {
+        let order = match self.ground.ceiling {
+            Some(ceiling) => ceiling.hold(order),
+            None => order,
+        };
         tokio::spawn(worker::start(id, order, self.ties(tie)));
     }
 

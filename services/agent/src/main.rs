@@ -4,9 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 use tether_agent::{Agent, Config};
-use tether_kit::{metrics::Metrics, serve::Server};
+use tether_kit::{admin, metrics::Metrics, serve::Server};
 use tether_settings::{
-    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check_whereabouts, service,
+    Admin, At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check_whereabouts,
+    service,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ const DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 struct Settings {
     listen: Listen,
     connect: Connect,
+    admin: Admin,
     agent: Config,
     metrics: tether_settings::Metrics,
     store: Option<String>,
@@ -33,6 +35,7 @@ impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Agent])?;
         self.metrics.check()?;
+        self.admin.check()?;
         self.agent.node().at("agent.node")?;
         self.agent
             .check_worker_host(self.listen.insecure)
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
 async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Agent).await?;
+    let admin_at = settings.admin.bind().await?;
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
     let agent = Agent::build(
@@ -85,8 +89,13 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
             Ok(())
         });
     }
+    if let Some(listener) = admin_at {
+        let parts = vec![agent.ready()];
+        serving.spawn(admin::serve(listener, parts, stop.clone(), over.clone()));
+    }
     for listener in listeners {
         let server = Server::new(tether_proto::DESCRIPTORS)
+            .ready(agent.ready())
             .service(agent.service())
             .service(agent.fates())
             .service(agent.jobs())

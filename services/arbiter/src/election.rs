@@ -148,10 +148,12 @@ impl Standby<'_> {
                     self.election.seat.point_to(None);
                 }
                 self.watch = Some(store.watch(keys::LEADER, listing.revision));
+                self.election.seat.stand_by(true);
                 self.candidate.on_seen(self.seen, self.election.clock.now());
                 self.warned = false;
             }
             Err(error) => {
+                self.election.seat.stand_by(false);
                 if !std::mem::replace(&mut self.warned, true) {
                     tracing::warn!(%error, "Cannot see who leads");
                 }

@@ -72,7 +72,7 @@ use std::{
 };
 
 use tether_clock::Tick;
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::Failure;
 use tether_types::{Incarnation, NodeName, OwnerName, PoolName, Reason, Slot};
 
@@ -107,7 +107,7 @@ const FIRST_STAMP: u64 = 1;
 pub(crate) struct Ledger {
     terms: LeaseTerms,
     templates: Templates,
-    environment: Environment,
+    surroundings: Surroundings,
     sessions: BTreeMap<OwnerName, Session>,
     pools: BTreeMap<PoolName, Pool>,
     nodes: BTreeMap<NodeName, Node>,
@@ -174,11 +174,11 @@ impl Buried {
 }
 
 impl Ledger {
-    pub(crate) fn new(terms: LeaseTerms, templates: Templates, environment: Environment) -> Self {
+    pub(crate) fn new(terms: LeaseTerms, templates: Templates, surroundings: Surroundings) -> Self {
         Self {
             terms,
             templates,
-            environment,
+            surroundings,
             sessions: BTreeMap::new(),
             pools: BTreeMap::new(),
             nodes: BTreeMap::new(),

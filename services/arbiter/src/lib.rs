@@ -27,7 +27,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tether_clock::{Clock, GrantorClock, HolderClock};
 use tether_kit::serve::{MESSAGE_LIMIT, Server};
-use tether_lifecycle::{Chosen, Environment};
 use tether_proto::{
     gateway::gateway_service_server::GatewayServiceServer,
     job::job_service_server::JobServiceServer,
@@ -39,27 +38,13 @@ use tether_proto::{
 };
 use tether_store::Store;
 use tether_types::{Address, TemplateName};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Error, Ha};
+pub use tether_lifecycle::Surroundings;
 
 use crate::{election::Election, mandate::Mandate, origins::Origins, seat::Seat, shared::Shared};
-
-/// The mode that `auto` chooses where an arbiter runs here, and why.
-pub fn usual_mode() -> Chosen {
-    tether_lifecycle::detect(&environment())
-}
-
-/// Where this process finds itself.
-fn environment() -> Environment {
-    Environment {
-        kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
-        nomad: std::env::var_os("NOMAD_ALLOC_ID").is_some(),
-        // No agent has a launcher for it yet, so it is not usable by us.
-        systemd_usable: false,
-        production: std::env::var("TETHER_PROFILE").is_ok_and(|profile| profile == "production"),
-    }
-}
 
 /// An arbiter that is ready to serve.
 #[derive(Debug)]
@@ -80,7 +65,7 @@ enum Part {
 impl Arbiter {
     /// An arbiter on a store that `url` names. One that is alone there reads what an earlier one left;
     /// one of several does so each time it is elected, and tells others of `address`, where it is
-    /// reached.
+    /// reached. What `auto` chooses goes by `surroundings`, and by what nodes offer.
     ///
     /// # Errors
     /// When the configuration cannot be used or the store cannot be read.
@@ -89,12 +74,13 @@ impl Arbiter {
         templates: BTreeMap<TemplateName, Template>,
         (url, store): (&str, Arc<dyn Store>),
         address: Option<Address>,
+        surroundings: Surroundings,
     ) -> anyhow::Result<Self> {
         let clock: Arc<dyn Clock> = Arc::new(GrantorClock::start(shared::ATTENTION));
         let origins = Origins {
             terms: config.terms()?,
             templates,
-            environment: environment(),
+            surroundings,
             clock,
         };
         let seat = Arc::new(Seat::empty());
@@ -137,6 +123,11 @@ impl Arbiter {
             )
             .service(JobServiceServer::new(rpc::Jobs(seat())))
             .service(RegistryServiceServer::new(rpc::Registrations(seat())))
+    }
+
+    /// Whether it does its part: it leads, or stands by and sees who does.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.seat.ready()
     }
 
     /// Keeps the deadlines while it leads, until `stop`.

@@ -5,9 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_arbiter::{Arbiter, Config};
+use tether_kit::admin;
 use tether_settings::{
-    At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong,
-    check_templates, check_whereabouts, named, service,
+    Admin, At as _, Check, Connect, Ignored, Listen, Place, Templates, Whereabouts, Wrong,
+    check_templates, check_whereabouts, named, service, surroundings,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ struct Settings {
     lease: Config,
     store: Option<String>,
     template: Templates,
+    admin: Admin,
     agent: Ignored,
     metrics: Ignored,
     discovery: Ignored,
@@ -37,6 +39,7 @@ impl Check for Settings {
         check_whereabouts(&self.listen, &self.connect, &[Place::Arbiter])?;
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
         tether_store::check(url).at("store")?;
+        self.admin.check()?;
         self.lease
             .check(url)
             .map_err(|error| Wrong::among(error.keys(), error))?;
@@ -56,16 +59,24 @@ async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> an
     let url = settings.store.context(NO_STORE)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Arbiter).await?;
+    let admin_at = settings.admin.bind().await?;
     let store = tether_store::open(&url).await?;
     let templates = named(&settings.template, &base)?;
     let address = at.advertised_arbiter()?;
-    let arbiter = Arbiter::build(&settings.lease, templates, (&url, store), address).await?;
+    let on = (url.as_str(), store);
+    let arbiter = Arbiter::build(&settings.lease, templates, on, address, surroundings()).await?;
     let mut serving = JoinSet::new();
     for listener in listeners {
         serving.spawn(arbiter.server().serve(listener, stop.clone(), DRAIN));
     }
+    let over = CancellationToken::new();
+    if let Some(listener) = admin_at {
+        let parts = vec![arbiter.ready()];
+        serving.spawn(admin::serve(listener, parts, stop.clone(), over.clone()));
+    }
     tracing::info!(store = url, "Arbiter serves");
     arbiter.run(stop).await;
+    over.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use tether_clock::Clock;
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::pool::Template;
 use tether_store::Store;
 use tether_types::TemplateName;
@@ -15,7 +15,7 @@ use crate::{config::LeaseTerms, events::Events, ledger::Ledger, mandate::Mandate
 pub(crate) struct Origins {
     pub(crate) terms: LeaseTerms,
     pub(crate) templates: BTreeMap<TemplateName, Template>,
-    pub(crate) environment: Environment,
+    pub(crate) surroundings: Surroundings,
     /// By which leases that are granted count.
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -31,7 +31,11 @@ impl Origins {
         store: &Arc<dyn Store>,
         mandate: &Arc<Mandate>,
     ) -> anyhow::Result<Shared> {
-        let mut ledger = Ledger::new(self.terms, self.templates.clone(), self.environment);
+        let mut ledger = Ledger::new(
+            self.terms,
+            self.templates.clone(),
+            self.surroundings.clone(),
+        );
         let mut left = store.list("arbiter/").await?;
         left.entries
             .extend(store.list(tether_store::keys::SERVE).await?.entries);

@@ -14,6 +14,8 @@ pub(crate) struct Seat {
     taken: watch::Sender<Option<Arc<Shared>>>,
     /// For health: whether it is taken.
     serving: watch::Sender<bool>,
+    /// For those who start and end processes: whether it is taken, or this arbiter stands by and sees who leads.
+    ready: watch::Sender<bool>,
     /// Who leads instead, as far as the store says.
     leader: watch::Sender<Option<Address>>,
 }
@@ -24,6 +26,7 @@ impl Seat {
         Self {
             taken: watch::Sender::new(None),
             serving: watch::Sender::new(false),
+            ready: watch::Sender::new(false),
             leader: watch::Sender::new(None),
         }
     }
@@ -33,12 +36,19 @@ impl Seat {
         self.leader.send_replace(None);
         self.taken.send_replace(Some(shared));
         self.serving.send_replace(true);
+        self.ready.send_replace(true);
     }
 
     /// It does not any more.
     pub(crate) fn leave(&self) {
         self.serving.send_replace(false);
         self.taken.send_replace(None);
+    }
+
+    /// Whether this arbiter, which does not lead, sees who does.
+    pub(crate) fn stand_by(&self, sees: bool) {
+        self.ready
+            .send_if_modified(|ready| std::mem::replace(ready, sees) != sees);
     }
 
     /// Another one leads.
@@ -61,5 +71,10 @@ impl Seat {
     /// Whether it is taken, as it changes.
     pub(crate) fn serving(&self) -> watch::Receiver<bool> {
         self.serving.subscribe()
+    }
+
+    /// Whether it is taken, or stands by as it should, as it changes.
+    pub(crate) fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
     }
 }

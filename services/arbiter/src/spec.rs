@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_lifecycle::{
-    Environment, Facts, LifecyclePolicy, Mode, ModeChoice, OnAgentLoss, OnOwnerLoss,
-    PolicyOverrides, Refusal, UnknownWord, detect,
+    Chosen, Facts, LifecyclePolicy, Mode, ModeChoice, OnAgentLoss, OnOwnerLoss, PolicyOverrides,
+    Refusal, Surroundings, UnknownWord, detect,
 };
 use tether_placement::{
     Budget, Counts, Labels, Needs, Preference, Unusable, check_label, check_resource,
@@ -85,7 +85,7 @@ impl Resolved {
 pub(crate) fn resolve(
     spec: PoolSpec,
     templates: &Templates,
-    environment: &Environment,
+    surroundings: &Surroundings,
 ) -> Result<Resolved, Failure> {
     let name = PoolName::new(&spec.name).map_err(|error| invalid(error.to_string()))?;
     if name.as_str() == tether_settings::FORKSERVER_POOL {
@@ -119,13 +119,27 @@ pub(crate) fn resolve(
     } else {
         spec.mode.parse().map_err(word)?
     };
-    let (mode, mode_why) = match choice {
-        ModeChoice::Fixed(mode) => (mode, String::new()),
+    let chosen = match choice {
+        ModeChoice::Fixed(mode) => Chosen {
+            mode,
+            launcher: None,
+            why: String::new(),
+        },
         ModeChoice::Auto => {
-            let chosen = detect(environment);
-            (chosen.mode, chosen.why)
+            let chosen = detect(surroundings);
+            tracing::info!(pool = %name, "{}", chosen.why);
+            chosen
         }
     };
+    let mut spec = spec;
+    if let Some(launcher) = chosen.launcher {
+        // Said in the record, as the mode is: read again, it is not to be chosen again.
+        let policy = spec.policy.get_or_insert_default();
+        policy
+            .launcher
+            .get_or_insert_with(|| launcher.name().to_owned());
+    }
+    let (mode, mode_why) = (chosen.mode, chosen.why);
     let policy = mode
         .policy(&overrides(spec.policy.as_ref())?)
         .map_err(|refusal| refused(&name, &refusal))?;
@@ -389,6 +403,8 @@ fn overrides(given: Option<&pool::PolicyOverrides>) -> Result<PolicyOverrides, F
 
 #[cfg(test)]
 mod tests {
+    use tether_lifecycle::{Launcher, OnAgentLoss, OnOwnerLoss};
+
     use super::*;
 
     fn spec(template_name: &str) -> PoolSpec {
@@ -433,6 +449,102 @@ mod tests {
             resolved.mode_why
         );
         assert!(resolved.spec.template.is_some() && resolved.spec.template_name.is_empty());
+    }
+
+    #[test]
+    fn auto_takes_the_launcher_that_there_is_and_the_record_holds_it() {
+        let found = Surroundings {
+            launchers: vec![Launcher::Exec, Launcher::Runit],
+            ..Default::default()
+        };
+
+        let resolved = resolve(spec("digits"), &templates(), &found).unwrap();
+        let again = resolve(resolved.spec.clone(), &templates(), &Default::default()).unwrap();
+
+        for resolved in [resolved, again] {
+            assert_eq!(resolved.mode, Mode::Supervised);
+            assert_eq!(resolved.policy.launcher, Launcher::Runit);
+        }
+        let mut own = spec("digits");
+        own.policy = Some(pool::PolicyOverrides {
+            launcher: Some("exec".into()),
+            ..Default::default()
+        });
+        let kept = resolve(own, &templates(), &found).unwrap();
+        assert_eq!(kept.policy.launcher, Launcher::Exec);
+    }
+
+    #[test]
+    fn every_field_of_the_policy_wins_over_the_preset_of_its_mode() {
+        fn word(text: &str) -> Option<String> {
+            Some(text.to_owned())
+        }
+        let preset = Mode::Distributed.preset();
+        let supervised = Mode::Supervised.preset();
+        let (kill, go_on) = (OnOwnerLoss::Kill, OnOwnerLoss::Continue);
+        let run_out = OnOwnerLoss::RunForTimeout;
+        let ms = Duration::from_millis;
+        let given = |mode: &str, policy: pool::PolicyOverrides| {
+            let mut spec = spec("digits");
+            (spec.mode, spec.policy) = (mode.to_owned(), Some(policy));
+            resolve(spec, &templates(), &Default::default())
+                .unwrap()
+                .policy
+        };
+        // All of them; a new one does not compile before it is looked at here.
+        let all = pool::PolicyOverrides {
+            launcher: word("runit"),
+            on_owner_exit: word("kill"),
+            on_owner_silent: word("run_for_timeout"),
+            on_owner_goodbye: word("continue"),
+            heartbeat_interval_ms: Some(1_000),
+            heartbeat_timeout_ms: Some(7_000),
+            beam_crash_policy: None,
+            bound: None,
+            on_agent_loss: word("kill"),
+            partition_grace_ms: Some(9_000),
+            job_ttl_ms: Some(11_000),
+        };
+
+        assert_eq!(
+            given("distributed", all),
+            LifecyclePolicy {
+                launcher: Launcher::Runit,
+                reach: preset.reach,
+                on_owner_exit: kill,
+                on_owner_silent: run_out,
+                on_owner_goodbye: go_on,
+                on_agent_loss: OnAgentLoss::Kill,
+                heartbeat_interval: ms(1_000),
+                heartbeat_timeout: ms(7_000),
+                partition_grace: ms(9_000),
+                job_ttl: ms(11_000),
+            }
+        );
+        let crash = |mode: &str, text: &str| {
+            let policy = given(
+                mode,
+                pool::PolicyOverrides {
+                    beam_crash_policy: word(text),
+                    ..Default::default()
+                },
+            );
+            (policy.on_owner_exit, policy.on_owner_silent)
+        };
+        assert_eq!(crash("distributed", "terminate"), (run_out, run_out));
+        assert_eq!(crash("independent", "continue"), (go_on, go_on));
+        let bound = pool::PolicyOverrides {
+            bound: Some(true),
+            ..Default::default()
+        };
+        assert_eq!(
+            given("supervised", bound),
+            LifecyclePolicy {
+                on_owner_exit: kill,
+                on_owner_goodbye: kill,
+                ..supervised
+            }
+        );
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) struct Board {
     failing: Mutex<BTreeMap<PoolName, Failing>>,
     left_out: LeftOuts,
     news: watch::Sender<News>,
+    /// Whether the store was read once, for those who watch nothing else.
+    loaded: watch::Sender<bool>,
     sign_of_life: Duration,
     ended: CancellationToken,
 }
@@ -61,6 +63,7 @@ impl Board {
             failing: Mutex::default(),
             left_out: LeftOuts::default(),
             news: watch::Sender::new(News::default()),
+            loaded: watch::Sender::new(false),
             sign_of_life: config.sign_of_life,
             ended: CancellationToken::new(),
         }
@@ -68,6 +71,10 @@ impl Board {
 
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    pub(crate) fn loaded(&self) -> watch::Receiver<bool> {
+        self.loaded.subscribe()
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -95,6 +102,8 @@ impl Board {
             news.loaded = true;
             news.away = None;
         });
+        self.loaded
+            .send_if_modified(|loaded| !std::mem::replace(loaded, true));
     }
 
     /// The store does not answer; says whether that is new.

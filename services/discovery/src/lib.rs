@@ -49,7 +49,10 @@ use tether_kit::serve::Server;
 use tether_proto::discovery::discovery_service_server::DiscoveryServiceServer;
 use tether_store::Store;
 use tether_types::{InvalidName, PoolName};
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Check, Combine, Config, Empty, Health, PoolSource, Unusable, Xds};
@@ -120,6 +123,11 @@ impl Discovery {
     pub fn service(&self) -> DiscoveryServiceServer<Rpc> {
         DiscoveryServiceServer::new(Rpc::new(Arc::clone(&self.board)))
             .max_decoding_message_size(tether_kit::serve::MESSAGE_LIMIT)
+    }
+
+    /// Whether it has read the store, before which it has nothing to tell.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.board.loaded()
     }
 
     /// The server of xDS, where it is to be served.

@@ -5,9 +5,9 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use tether_discovery::{Config, Discovery};
-use tether_kit::serve::Server;
+use tether_kit::{admin, serve::Server};
 use tether_settings::{
-    At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
+    Admin, At as _, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
 use tokio::task::JoinSet;
@@ -27,6 +27,7 @@ struct Settings {
     connect: Connect,
     discovery: Config,
     store: Option<String>,
+    admin: Admin,
     agent: Ignored,
     metrics: Ignored,
     lease: Ignored,
@@ -39,6 +40,7 @@ impl Check for Settings {
         check_whereabouts(&self.listen, &self.connect, &[Place::Discovery])?;
         let url = self.store.as_deref().context(NO_STORE).at("store")?;
         tether_store::check(url).at("store")?;
+        self.admin.check()?;
         some_time("discovery.sign_of_life", self.discovery.sign_of_life)?;
         self.discovery
             .check()
@@ -59,20 +61,29 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
     let url = settings.store.context(NO_STORE)?;
     let at = Whereabouts::new(&settings.listen, &settings.connect)?;
     let listeners = at.bind(Place::Discovery).await?;
+    let admin_at = settings.admin.bind().await?;
     let dns = settings.discovery.dns.bind().await?;
     let xds_at = settings.discovery.xds.bind().await?;
     let mut discovery = Discovery::build(&settings.discovery, tether_store::open(&url).await?)?;
     discovery.answer_dns(dns);
     let mut serving = JoinSet::new();
     for listener in listeners {
-        let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+        let server = Server::new(tether_proto::DESCRIPTORS)
+            .ready(discovery.ready())
+            .service(discovery.service());
         serving.spawn(server.serve(listener, stop.clone(), DRAIN));
     }
     if let Some((listener, server)) = xds_at.zip(discovery.xds()) {
         serving.spawn(server.serve(listener, stop.clone(), DRAIN));
     }
+    let over = CancellationToken::new();
+    if let Some(listener) = admin_at {
+        let parts = vec![discovery.ready()];
+        serving.spawn(admin::serve(listener, parts, stop.clone(), over.clone()));
+    }
     tracing::info!(store = url, "Discovery serves");
     discovery.run(stop).await?;
+    over.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }

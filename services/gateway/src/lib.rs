@@ -107,6 +107,7 @@ const CONTROL_DRAIN: Duration = Duration::from_secs(1);
 pub struct Gateway {
     forwarder: Forwarder,
     control: Option<Listener>,
+    admin: Option<Listener>,
     handover: Option<Handover>,
     /// The connections of each lane to workers; none where the gateway serves on the runtime it is called on.
     lanes: Vec<Arc<Links>>,
@@ -176,8 +177,21 @@ impl Gateway {
             lanes,
             wrong,
             control: None,
+            admin: None,
             handover: None,
         }
+    }
+
+    /// Whether it can do its work: discovery has spoken, and an arbiter can be reached.
+    pub fn ready(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.forwarder.own.ready()
+    }
+
+    /// Answers probes on `listener`, where there is one.
+    #[must_use]
+    pub fn probed_at(mut self, listener: Option<Listener>) -> Self {
+        self.admin = listener;
+        self
     }
 
     /// Takes orders on `listener`, where there is one.
@@ -208,6 +222,7 @@ impl Gateway {
             forwarder,
             lanes,
             control,
+            admin,
             mut handover,
             wrong,
         } = self;
@@ -272,6 +287,12 @@ impl Gateway {
                 None => control::warn_of(&inherited, "no orders are taken here"),
             }
         }
+        // Not before a successor is one: whoever asks meanwhile is answered by the predecessor.
+        let probes = admin.map(|listener| {
+            let parts = vec![forwarder.own.ready()];
+            let (stop, over) = (ending.notice.clone(), over.clone());
+            tokio::spawn(tether_kit::admin::serve(listener, parts, stop, over))
+        });
         let lanes = Lanes::start(Arc::clone(&forwarder), on_lanes, &connections, &ending)?;
         for listener in listeners {
             background.spawn(server::accept(
@@ -310,8 +331,8 @@ impl Gateway {
         }
         ending.run(&connections, &forwarder.config).await;
         over.cancel();
-        if let Some(control) = control {
-            control.await??;
+        for other in control.into_iter().chain(probes) {
+            other.await??;
         }
         Ok(())
     }

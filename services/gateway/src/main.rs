@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use tether_gateway::{Config, Gateway, Handover, Listener};
 use tether_settings::{
-    Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
+    Admin, Check, Connect, Ignored, Listen, Place, Whereabouts, Wrong, check::some_time,
     check_whereabouts, service,
 };
 use tether_types::Address;
@@ -16,6 +16,7 @@ use tether_types::Address;
 struct Settings {
     listen: Listen,
     connect: Connect,
+    admin: Admin,
     gateway: Config,
     store: Option<String>,
     lease: Ignored,
@@ -28,6 +29,7 @@ struct Settings {
 impl Check for Settings {
     fn check(&self) -> Result<(), Wrong> {
         check_whereabouts(&self.listen, &self.connect, &[Place::Gateway])?;
+        self.admin.check()?;
         self.gateway.control.check()?;
         some_time("gateway.connect_timeout", self.gateway.connect_timeout)
     }
@@ -37,6 +39,7 @@ impl Check for Settings {
 struct Sockets {
     calls: Vec<Listener>,
     control: Option<Listener>,
+    admin: Option<Listener>,
     handover: Option<Handover>,
 }
 
@@ -47,6 +50,7 @@ async fn sockets(settings: &Settings, at: &Whereabouts) -> anyhow::Result<Socket
         return Ok(Sockets {
             calls: at.bind(Place::Gateway).await?,
             control: control.bind(&addresses).await?,
+            admin: settings.admin.bind().await?,
             handover: None,
         });
     };
@@ -57,9 +61,14 @@ async fn sockets(settings: &Settings, at: &Whereabouts) -> anyhow::Result<Socket
         None => None,
         Some(address) => Some(handover.listener(&address, control.insecure).await?),
     };
+    let admin = match settings.admin.address()? {
+        None => None,
+        Some(address) => Some(handover.listener(&address, settings.admin.insecure).await?),
+    };
     Ok(Sockets {
         calls,
         control,
+        admin,
         handover: Some(handover),
     })
 }
@@ -73,11 +82,13 @@ fn main() -> ExitCode {
             let Sockets {
                 calls,
                 control,
+                admin,
                 handover,
             } = sockets(&settings, &at).await?;
             let gateway =
                 Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
                     .controlled_at(control)
+                    .probed_at(admin)
                     .handing_over(handover);
             tracing::info!("Gateway serves");
             gateway.serve(calls, stop).await

@@ -1,6 +1,10 @@
 //! The services that the gateway answers itself: its health, and reflection of its schemas.
 
+use std::sync::Arc;
+
 use http::{Request, Response};
+use tether_kit::serve::{LIVENESS, READINESS};
+use tokio::sync::watch;
 use tonic::{body::Body, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceExt as _;
@@ -10,10 +14,14 @@ use crate::client::Messages;
 /// Why reflection cannot fail to start.
 const READABLE: &str = "the schemas compiled into the gateway are readable";
 
+/// What every other server of Tether's calls its own health too.
+const HEALTH: &str = "grpc.health.v1.Health";
+
 #[derive(Clone)]
 pub(crate) struct OwnServices {
     routes: Routes,
     health: HealthReporter,
+    ready: Arc<watch::Sender<bool>>,
 }
 
 impl OwnServices {
@@ -28,16 +36,33 @@ impl OwnServices {
             .add_service(reflection().build_v1().expect(READABLE))
             .add_service(reflection().build_v1alpha().expect(READABLE))
             .prepare();
-        Self { routes, health }
+        Self {
+            routes,
+            health,
+            ready: Arc::new(watch::Sender::new(false)),
+        }
     }
 
-    /// Says whether the gateway can do its work, to whoever asks for the health of "".
+    /// Whether the gateway can do its work, as it changes.
+    pub(crate) fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Says whether the gateway can do its work, to whoever asks for the health of "" or of its readiness; and that it
+    /// lives, to whoever asks for that.
     pub(crate) async fn set_serving(&self, serving: bool) {
         let status = match serving {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        self.health.set_service_status("", status).await;
+        for name in ["", READINESS] {
+            self.health.set_service_status(name, status).await;
+        }
+        for name in [LIVENESS, HEALTH] {
+            let lives = ServingStatus::Serving;
+            self.health.set_service_status(name, lives).await;
+        }
+        self.ready.send_replace(serving);
     }
 
     pub(crate) async fn serve(&self, request: Request<Messages>) -> Response<Body> {

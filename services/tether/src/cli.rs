@@ -1,5 +1,6 @@
 //! What can be asked on the command line.
 
+pub(crate) mod choose;
 pub(crate) mod gateway;
 pub(crate) mod job;
 
@@ -54,8 +55,11 @@ pub(crate) enum Command {
     /// Cordons and drains nodes, and attests what the arbiter cannot see of one.
     #[command(subcommand)]
     Node(Node),
-    /// Tries out what an agent started on this machine, by this user, could guarantee.
+    /// Tries out what an agent started on this machine, by this user, could guarantee, and says which mode `auto` would
+    /// choose here and why.
     Doctor(Doctor),
+    /// Asks what workers are to outlive, says which mode does that, and writes its configuration.
+    Choose(choose::Choose),
     /// Prints what a worker wrote.
     Logs(Logs),
     /// Prints what happened: starts, deaths and their causes, sessions, nodes.
@@ -142,10 +146,7 @@ pub(crate) enum Node {
     },
     /// Has a node take no more workers, and those it has replaced by others elsewhere, as the `rollout` of each
     /// pool allows. A worker that does a job stays until the job is over. `tether nodes` shows how far it is.
-    Drain {
-        /// The node.
-        name: String,
-    },
+    Drain(Drain),
     /// Says that a node is dead, so that its workers' places are filled elsewhere at once.
     ///
     /// DANGEROUS where it is not so. A node that is only cut off keeps its workers, and those with a job for
@@ -163,7 +164,31 @@ pub(crate) enum Node {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// The node.
+    #[arg(required_unless_present = "own", conflicts_with = "own")]
+    pub(crate) name: Option<String>,
+    /// The node of this machine's agent, as its configuration calls it: for what runs before the end of a container.
+    #[arg(long = "self")]
+    pub(crate) own: bool,
+    /// Comes back when the node has no worker, and tells meanwhile which it has and why. Ends with status 3 where that
+    /// takes longer than `--timeout`.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long they are waited for.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Asks those that are there then to stop, each with its own grace, and waits for that too.
+    #[arg(long)]
+    pub(crate) stop: bool,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) settings: Settings,
     /// As if `agent.no_namespaces` was set.
     #[arg(long)]
     pub(crate) no_namespaces: bool,

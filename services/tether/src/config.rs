@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) agent: tether_agent::Config,
     /// The gateway.
     pub(crate) gateway: tether_gateway::Config,
+    /// Where probes are answered.
+    pub(crate) admin: tether_settings::Admin,
     /// Where metrics are read.
     pub(crate) metrics: tether_settings::Metrics,
     /// Discovery.
@@ -43,6 +45,7 @@ impl Check for Settings {
         }
         check_whereabouts(&self.listen, &self.connect, &Place::ALL)?;
         self.metrics.check()?;
+        self.admin.check()?;
         self.lease
             .check(self.store.as_deref().unwrap_or("redb:"))
             .map_err(|error| Wrong::among(error.keys(), error))?;

@@ -1,6 +1,7 @@
 //! `tether`: all four services in one process (`tether up`), and the command line for people on call.
 
 mod call;
+mod choose;
 mod cli;
 mod config;
 mod doctor;
@@ -28,7 +29,7 @@ use clap::Parser as _;
 use tether_client::{Client, Lost, Problem};
 use tether_kit::{
     parent,
-    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LOST, EXIT_OK, EXIT_PARENT},
+    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LATE, EXIT_LOST, EXIT_OK, EXIT_PARENT},
     telemetry::{self, Settings as Telemetry},
 };
 use tether_settings::{Connect, Listen, Place, Whereabouts};
@@ -114,7 +115,8 @@ async fn obey(cli: Cli) -> anyhow::Result<()> {
         Command::Ps(args) => ps::ps(&client()?, &args, &out).await,
         Command::Nodes => nodes::nodes(&client()?, &out).await,
         Command::Node(args) => nodes::node(&client()?, args, &out).await,
-        Command::Doctor(args) => doctor::doctor(&args, &out).await,
+        Command::Doctor(args) => doctor::doctor(&args, client().ok(), &out).await,
+        Command::Choose(args) => choose::choose(args),
         Command::Logs(args) => logs::logs(&client()?, &args, &out).await,
         Command::Events(args) => events::events(&client()?, &args, &out).await,
         Command::Endpoints(args) => endpoints::endpoints(&client()?, &args, &out).await,
@@ -155,7 +157,9 @@ fn complain(error: &anyhow::Error) -> ExitCode {
             say(format_args!("  worth trying again in {delay:?}"));
         }
     }
-    ExitCode::from(if error.is::<Lost>() {
+    ExitCode::from(if error.is::<nodes::drain::Late>() {
+        EXIT_LATE
+    } else if error.is::<Lost>() {
         EXIT_LOST
     } else if error.is::<parent::Gone>() {
         EXIT_PARENT

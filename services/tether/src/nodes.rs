@@ -1,5 +1,7 @@
 //! `tether nodes` and `tether node`.
 
+pub(crate) mod drain;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -134,7 +136,7 @@ pub(crate) async fn node(client: &Client, command: cli::Node, out: &Output) -> a
     match command {
         cli::Node::Cordon { name } => set_state(client, name, NodeState::Cordoned, out).await,
         cli::Node::Uncordon { name } => set_state(client, name, NodeState::Open, out).await,
-        cli::Node::Drain { name } => set_state(client, name, NodeState::Drained, out).await,
+        cli::Node::Drain(args) => drain::drain(client, args, out).await,
         cli::Node::Dead { name, witness } => dead(client, name, witness, out).await,
     }
 }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tether_agent::Agent;
-use tether_arbiter::Arbiter;
+use tether_arbiter::{Arbiter, Surroundings};
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
-use tether_kit::{metrics::Metrics, parent::Fate, serve::Server};
-use tether_settings::{Place, Whereabouts};
+use tether_kit::{admin, metrics::Metrics, parent::Fate, serve::Server};
+use tether_settings::{Place, Whereabouts, surroundings};
 use tether_store::Store;
 use tether_types::Address;
 use tokio::task::JoinSet;
@@ -39,7 +39,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         Some(parent) => parent.watch(stop.clone())?,
         None => Fate::default(),
     };
-    serve(loaded.value, base, stop, CancellationToken::new()).await?;
+    let found = surroundings();
+    serve(loaded.value, base, found, stop, CancellationToken::new()).await?;
     Ok(fate.check()?)
 }
 
@@ -47,6 +48,7 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
 pub(crate) async fn serve(
     settings: Settings,
     base: PathBuf,
+    surroundings: Surroundings,
     stop: CancellationToken,
     is_up: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -71,6 +73,7 @@ pub(crate) async fn serve(
         .bind(&at.listens(Place::Gateway)?)
         .await?;
     let xds_at = settings.discovery.xds.bind().await?;
+    let admin_at = settings.admin.bind().await?;
     let metrics_at = settings.metrics.bind().await?;
     let mut metrics = Metrics::new();
 
@@ -79,7 +82,7 @@ pub(crate) async fn serve(
     let arbiter = {
         let address = at.advertised_arbiter()?;
         let on = (url.as_str(), store.clone());
-        Arbiter::build(&settings.lease, templates, on, address).await?
+        Arbiter::build(&settings.lease, templates, on, address, surroundings).await?
     };
     let mut discovery = Discovery::build(&settings.discovery, store)?;
     discovery.answer_dns(dns_at);
@@ -104,7 +107,9 @@ pub(crate) async fn serve(
         ));
     }
     for listener in discovery_at {
-        let server = Server::new(tether_proto::DESCRIPTORS).service(discovery.service());
+        let server = Server::new(tether_proto::DESCRIPTORS)
+            .ready(discovery.ready())
+            .service(discovery.service());
         serving.spawn(essential(
             "discovery",
             server.serve(listener, last.clone(), drain),
@@ -118,6 +123,7 @@ pub(crate) async fn serve(
     }
     for listener in agent_at {
         let server = Server::new(tether_proto::DESCRIPTORS)
+            .ready(agent.ready())
             .service(agent.service())
             .service(agent.fates())
             .service(agent.jobs())
@@ -133,6 +139,16 @@ pub(crate) async fn serve(
             reading.await;
             Ok(())
         });
+    }
+    if let Some(listener) = admin_at {
+        let parts = vec![
+            arbiter.ready(),
+            discovery.ready(),
+            agent.ready(),
+            gateway.ready(),
+        ];
+        let probes = admin::serve(listener, parts, stop.clone(), last.clone());
+        serving.spawn(essential("admin port", probes));
     }
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));

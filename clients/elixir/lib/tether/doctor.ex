@@ -16,6 +16,22 @@ defmodule Tether.Doctor do
     {if(config_ok and program_ok, do: :ok, else: :error), config ++ program ++ keys}
   end
 
+  @doc "What the Port's program says of this machine, line by line; nothing where there is none."
+  @spec machine(keyword) :: [String.t()]
+  def machine(opts) do
+    with {:ok, path} <- Program.find(opts[:port_program]),
+         {said, 0} <- System.cmd(path, ["doctor"], stderr_to_stdout: true) do
+      [
+        "",
+        "This machine, as `tether doctor` sees it:"
+        | for(line <- String.split(said, "\n", trim: true), do: "  " <> line)
+      ]
+    else
+      {:error, _why} -> []
+      {said, status} -> ["", "`tether doctor` ends with status #{status}: #{said}"]
+    end
+  end
+
   defp config(opts, where) do
     case Config.validate(opts, where) do
       {:ok, config} -> {true, sound(config)}

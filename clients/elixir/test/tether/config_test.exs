@@ -120,8 +120,26 @@ defmodule Tether.ConfigTest do
     assert {config.mode, config.gateways} == {:supervised, ["unix:/run/tether/gateway.sock"]}
     assert config.mode_why =~ "serves on this machine"
     assert valid([]).mode == :coupled
-    assert {:error, [problem]} = Config.validate([], %{env: %{"NOMAD_ALLOC_ID" => "1"}, socket: nil})
+
+    assert {:error, [problem]} =
+             Config.validate([], %{env: %{"NOMAD_ALLOC_ID" => "1"}, socket: nil, traces: [:alloc_dir]})
+
     assert problem =~ "mode `distributed` needs `gateway`"
+  end
+
+  test "a socket that nobody answers at is no Tether" do
+    dir = Path.join(System.tmp_dir!(), "tether-#{System.unique_integer([:positive])}")
+    File.mkdir_p!(dir)
+    on_exit(fn -> File.rm_rf!(dir) end)
+    path = Path.join(dir, "gateway.sock")
+    where = fn -> Tether.Mode.where(%{"TETHER_RUNTIME_DIR" => dir}) end
+
+    {:ok, listening} = :gen_tcp.listen(0, [:local, ifaddr: {:local, path}, active: false])
+    assert where.().socket == path
+    :gen_tcp.close(listening)
+
+    assert File.exists?(path)
+    refute where.().socket == path
   end
 
   test "the lease is as long as the mode has it, and as how long a BEAM may be silent" do
@@ -152,7 +170,7 @@ defmodule Tether.ConfigTest do
   end
 
   test "the doctor says the mode, why, and what each key does" do
-    where = %{env: %{"KUBERNETES_SERVICE_HOST" => "10.0.0.1"}, socket: nil}
+    where = %{env: %{"KUBERNETES_SERVICE_HOST" => "10.0.0.1"}, socket: nil, traces: [:kubelet]}
     program = System.find_executable("sh")
 
     assert {:ok, lines} =

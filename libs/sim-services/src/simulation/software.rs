@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_agent::Agent;
-use tether_arbiter::{Arbiter, Ha};
+use tether_arbiter::{Arbiter, Ha, Surroundings};
 use tether_client::{Client, SessionOptions};
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
@@ -75,7 +75,14 @@ pub(crate) async fn arbiter(name: &'static str, tap: Tap) -> Ended {
     };
     let store: Arc<dyn Store> = Arc::new(tap);
     let url = ("etcd://simulated", store);
-    let arbiter = Arbiter::build(&config, BTreeMap::new(), url, Some(at(name))).await?;
+    let arbiter = Arbiter::build(
+        &config,
+        BTreeMap::new(),
+        url,
+        Some(at(name)),
+        Surroundings::default(),
+    )
+    .await?;
     let stop = CancellationToken::new();
     let server = arbiter.server();
     let serving = server.serve(listener().await?, stop.clone(), Duration::from_secs(1));

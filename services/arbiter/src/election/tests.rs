@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use tether_clock::{BootClock, ManualClock};
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::{
     Failure, NotLeader,
     node::{HeartbeatRequest, HeartbeatResponse, Hello},
@@ -117,7 +117,7 @@ impl Member {
             origins: Origins {
                 terms: Config::default().terms().unwrap(),
                 templates: BTreeMap::new(),
-                environment: Environment::default(),
+                surroundings: Surroundings::default(),
                 clock: Arc::new(BootClock),
             },
             terms: terms(),
@@ -377,7 +377,7 @@ async fn a_batch_of_many_commits_stops_where_another_has_won() {
     let origins = Origins {
         terms: Config::default().terms().unwrap(),
         templates: BTreeMap::new(),
-        environment: Environment::default(),
+        surroundings: Surroundings::default(),
         clock: Arc::new(BootClock),
     };
     let usurped: Arc<dyn Store> = Arc::new(usurper);
@@ -467,7 +467,7 @@ async fn a_process_that_was_stopped_refuses_by_its_clock_before_anybody_tells_it
     let origins = Origins {
         terms: Config::default().terms().unwrap(),
         templates: BTreeMap::new(),
-        environment: Environment::default(),
+        surroundings: Surroundings::default(),
         clock,
     };
     let shared = origins.shared(&store, &mandate).await.unwrap();

@@ -161,7 +161,7 @@ impl Ledger {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use tether_lifecycle::Environment;
+    use tether_lifecycle::Surroundings;
     use tether_proto::node::HeartbeatRequest;
 
     use super::*;
@@ -179,7 +179,7 @@ mod tests {
 
     fn ledger() -> Ledger {
         let terms = Config::default().terms().unwrap();
-        Ledger::new(terms, BTreeMap::new(), Environment::default())
+        Ledger::new(terms, BTreeMap::new(), Surroundings::default())
     }
 
     fn hello(instance: &str, epoch: u64) -> Hello {

@@ -608,7 +608,7 @@ pub(super) fn lost(cause: DeathCause, detail: &str) -> common::Death {
 
 #[cfg(test)]
 mod tests {
-    use tether_lifecycle::Environment;
+    use tether_lifecycle::Surroundings;
     use tether_proto::worker::NodeState;
 
     use super::*;
@@ -617,7 +617,7 @@ mod tests {
     #[test]
     fn a_node_that_only_said_hello_has_accepted_nothing_and_takes_no_workers() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let now = Tick::from_nanos(1_000_000_000);
         let beat = HeartbeatRequest {
@@ -641,7 +641,7 @@ mod tests {
     #[test]
     fn a_node_that_is_closed_and_not_heard_yet_is_awaited_if_it_has_a_lease() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let now = Tick::from_nanos(1_000_000_000);
         let [known, gone] = ["known", "gone"].map(|name| NodeName::new(name).unwrap());
         ledger.restore_node(known.clone(), "one".to_owned(), 7, now);
@@ -668,7 +668,7 @@ mod tests {
     #[test]
     fn a_node_whose_time_of_day_was_set_tells_it_and_keeps_its_lease() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let now = Tick::from_nanos(1_000_000_000);
         ledger.on_hello(&node, &Hello::default(), now);
@@ -698,7 +698,7 @@ mod tests {
     #[test]
     fn an_agent_that_only_says_hello_keeps_no_lease_by_it_however_often_it_does() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let start = Tick::from_nanos(1_000_000_000);
         let beat = |seq| HeartbeatRequest {
@@ -724,7 +724,7 @@ mod tests {
     #[test]
     fn a_beat_in_the_moment_in_which_the_lease_ends_loses_the_node_as_a_look_would() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let now = Tick::from_nanos(1_000_000_000);
         let beat = |seq| HeartbeatRequest {
@@ -754,7 +754,7 @@ mod tests {
     #[test]
     fn a_node_name_is_not_given_to_another_agent_before_the_lease_of_the_first_is_over() {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let hello = |instance: &str| Hello {
             instance: instance.to_owned(),

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use tether_clock::Tick;
-use tether_lifecycle::{Facts, Launcher, LifecyclePolicy, Loss, OnOwnerLoss, OwnerSight};
+use tether_lifecycle::{
+    Facts, Launcher, LifecyclePolicy, Loss, OnOwnerLoss, OwnerSight, Surroundings,
+};
 use tether_proto::{
     Failure,
     pool::{self as wire, PoolSpec},
@@ -324,9 +326,15 @@ impl Ledger {
         if epoch != Epoch(0) {
             self.live_session(&owner, epoch)?;
         }
-        let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
         // Whoever applies it, what is to be watched is the process of its owner.
-        spec::check_needs(&resolved, &self.facts(self.sessions.get(&owner)))?;
+        let facts = self.facts(self.sessions.get(&owner));
+        let found = Surroundings {
+            launchers: facts.launchers.clone(),
+            owner: Some(facts.owner),
+            ..self.surroundings.clone()
+        };
+        let resolved = spec::resolve(spec, &self.templates, &found)?;
+        spec::check_needs(&resolved, &facts)?;
         self.check_dependencies(&resolved, &owner)?;
         self.check_in_sight(&resolved, &owner)?;
         if epoch != Epoch(0)
@@ -476,7 +484,7 @@ impl Ledger {
             ..pool.resolved.spec.clone()
         };
         let mode_why = pool.resolved.mode_why.clone();
-        let resolved = spec::resolve(spec, &self.templates, &self.environment)?;
+        let resolved = spec::resolve(spec, &self.templates, &self.surroundings)?;
         let more_may_live = self.awaits_any_of(&name);
         if let Some(pool) = self.pools.get_mut(&name) {
             let resolved = Resolved {

@@ -133,7 +133,7 @@ impl Ledger {
         let spec = record.spec.unwrap_or_default();
         let owner = OwnerName::new(&record.owner);
         match (
-            spec::resolve(spec, &self.templates, &self.environment),
+            spec::resolve(spec, &self.templates, &self.surroundings),
             owner,
         ) {
             (Ok(mut resolved), Ok(owner)) => {

@@ -141,7 +141,7 @@ impl Ledger {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use tether_lifecycle::Environment;
+    use tether_lifecycle::Surroundings;
     use tether_proto::{
         common::WorkerPhase,
         node::{HeartbeatRequest, Hello, WorkerReport},
@@ -156,7 +156,7 @@ mod tests {
     fn who_may_not_be_started_yet_is_started_in_time_although_nothing_was_told_when_that_was_found_out()
      {
         let terms = Config::default().terms().unwrap();
-        let mut ledger = Ledger::new(terms, BTreeMap::new(), Environment::default());
+        let mut ledger = Ledger::new(terms, BTreeMap::new(), Surroundings::default());
         let node = NodeName::new("n1").unwrap();
         let start = Tick::from_nanos(1_000_000_000);
         let hello = Hello {

@@ -12,7 +12,7 @@ use proptest::{collection::vec, prelude::*};
 use prost::Message as _;
 use tether_clock::Tick;
 use tether_lease::{Holder, Standing, Terms};
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::{common::Endpoint, registry as wire};
 use tether_store::{Entry, Listing, keys::ServeKey};
 use tether_types::{Epoch, Incarnation, Reason, Slot};
@@ -84,7 +84,7 @@ struct World {
 
 fn fresh() -> Ledger {
     let terms = Config::default().terms().unwrap();
-    Ledger::new(terms, BTreeMap::new(), Environment::default())
+    Ledger::new(terms, BTreeMap::new(), Surroundings::default())
 }
 
 fn key(who: usize) -> Key {

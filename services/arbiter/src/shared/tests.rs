@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use tether_clock::BootClock;
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::{
     common::{WorkerPhase, WorkerRef},
     node::{HeartbeatRequest, HeartbeatResponse, Hello, WorkerReport, order::Order},
@@ -94,7 +94,7 @@ impl Scene {
         let ledger = Ledger::new(
             Config::default().terms().unwrap(),
             BTreeMap::new(),
-            Environment::default(),
+            Surroundings::default(),
         );
         let events = Events::restore(&store.list("").await.unwrap());
         let mandate = Arc::new(Mandate::unlimited());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use tether_arbiter::{Arbiter, Config};
+use tether_arbiter::{Arbiter, Config, Surroundings};
 use tether_kit::listen;
 use tether_store::{MemoryStore, Store};
 use tether_types::Address;
@@ -19,7 +19,13 @@ pub(crate) async fn arbiter_on(store: Arc<dyn Store>, dir: &Path) -> (Address, D
         .parse()
         .unwrap();
     let config = Config::default();
-    let arbiter = Arbiter::build(&config, BTreeMap::new(), ("memory", store), None);
+    let arbiter = Arbiter::build(
+        &config,
+        BTreeMap::new(),
+        ("memory", store),
+        None,
+        Surroundings::default(),
+    );
     let arbiter = arbiter.await.unwrap();
     let listener = listen::bind(&address, false).await.unwrap();
     let stop = CancellationToken::new();

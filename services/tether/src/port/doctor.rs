@@ -1,7 +1,10 @@
 //! What this machine allows, and which mode would be chosen here.
 
 use tether_agent::{Config, diagnose};
+use tether_arbiter::Surroundings;
+use tether_lifecycle::{Launcher, detect};
 use tether_port::{Fields, Term};
+use tether_settings::surroundings;
 
 use super::failure::Failed;
 
@@ -23,7 +26,10 @@ pub(crate) async fn doctor(args: Term) -> Result<Term, Failed> {
         Ok(Err(error)) => return Err(Failed::internal(error.to_string())),
         Err(panic) => return Err(Failed::internal(panic.to_string())),
     };
-    let chosen = tether_arbiter::usual_mode();
+    let chosen = detect(&Surroundings {
+        launchers: vec![Launcher::Exec],
+        ..surroundings()
+    });
     let means = found
         .means
         .iter()
@@ -36,6 +42,10 @@ pub(crate) async fn doctor(args: Term) -> Result<Term, Failed> {
         ("not_covered", found.guarantee.not_covered().into()),
         ("advice", found.advice.into()),
         ("means", Term::Map(means.collect())),
+        (
+            "warnings",
+            Term::List(found.warnings.into_iter().map(Term::text).collect()),
+        ),
     ];
     let entries = entries
         .into_iter()

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use tempfile::TempDir;
+use tether_arbiter::Surroundings;
 use tether_port::Term;
+use tether_settings::surroundings;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +55,11 @@ impl Embedded {
 
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let (stop, is_up) = (CancellationToken::new(), CancellationToken::new());
-        let serving = up::serve(loaded.value, here, stop.clone(), is_up.clone());
+        let found = Surroundings {
+            embedded: true,
+            ..surroundings()
+        };
+        let serving = up::serve(loaded.value, here, found, stop.clone(), is_up.clone());
         let mut serving = tokio::spawn(serving);
         tokio::select! {
             () = is_up.cancelled() => Ok(Self { dir, stop, serving }),

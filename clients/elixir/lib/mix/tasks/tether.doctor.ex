@@ -2,11 +2,12 @@ defmodule Mix.Tasks.Tether.Doctor do
   @shortdoc "Prints the mode that Tether detects, why, and what is wrong"
 
   @moduledoc """
-  Prints what the configuration of this project means here: the detected mode and why, the Port's program, every problem.
+  Prints what the configuration of this project means here: the detected mode and why, the Port's program, every problem, and
+  what that program sees of this machine: which mode an arbiter here would choose, what an agent could guarantee, and warnings.
 
       $ mix tether.doctor
 
-  Ends with status 1 when a Tether would not start. Nothing is started.
+  Ends with status 1 when a Tether would not start. No Tether is started.
   """
 
   use Mix.Task
@@ -14,8 +15,9 @@ defmodule Mix.Tasks.Tether.Doctor do
   @impl true
   def run(_args) do
     Mix.Task.run("app.config")
-    {verdict, lines} = :tether |> Application.get_all_env() |> Tether.Doctor.report()
-    Enum.each(lines, &Mix.shell().info/1)
+    opts = Application.get_all_env(:tether)
+    {verdict, lines} = Tether.Doctor.report(opts)
+    Enum.each(lines ++ Tether.Doctor.machine(opts), &Mix.shell().info/1)
     if verdict == :error, do: exit({:shutdown, 1})
   end
 end

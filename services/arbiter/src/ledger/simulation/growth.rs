@@ -178,7 +178,7 @@ impl Mill {
         let Ledger {
             terms,
             templates,
-            environment,
+            surroundings,
             sessions,
             pools,
             nodes,
@@ -204,7 +204,7 @@ impl Mill {
         [
             ("terms", words(terms)),
             ("templates", words(templates)),
-            ("environment", words(environment)),
+            ("surroundings", words(surroundings)),
             ("sessions", words(sessions)),
             ("pools", words(pools)),
             ("nodes", words(nodes)),

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use tether_clock::Tick;
-use tether_lifecycle::Environment;
+use tether_lifecycle::Surroundings;
 use tether_proto::{
     node::{HeartbeatRequest, HeartbeatResponse, WorkerReport},
     worker::EventKind,
@@ -407,6 +407,6 @@ pub(super) fn empty_ledger() -> Ledger {
     Ledger::new(
         config.terms().unwrap(),
         BTreeMap::new(),
-        Environment::default(),
+        Surroundings::default(),
     )
 }
