@@ -2,15 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use rustix::process::Signal;
 use tether_proto::common::WorkerPhase;
 use tether_tests::{
-    Cluster, DEADLINE, Owner, Process, Setup,
+    Cluster, Owner, Process, Setup,
     digits::PredictRequest,
     digits_client, eventually, example, held_out, kill, marked, python,
     supervisor::{Kind, Services, Supervisor},
@@ -269,11 +266,10 @@ async fn the_end_of_the_supervisor_orphans_nothing(kind: Kind) {
     assert_eq!(stage.processes("digits-1").len(), PROCESSES);
     drop(owner);
     stage.remove_pool().await;
-    let (_, took) = eventually("nothing is left of the service", async || {
+    eventually("nothing is left of the service", async || {
         stage.processes("digits-1").is_empty().then_some(())
     })
     .await;
-    assert!(took < DEADLINE);
 }
 
 #[tokio::test]
@@ -288,18 +284,17 @@ async fn a_service_whose_runsv_was_killed_is_ended_all_the_same() {
 
 #[tokio::test]
 async fn a_launcher_that_no_agent_offers_is_refused_with_what_to_do() {
-    let none = |cluster: &Cluster, name: &str| cluster.dir().join(name).display().to_string();
     let cluster = Setup::default()
         .set("agent.supervisord.socket", "/nowhere/supervisor.sock")
         .set("agent.runit.directory", "/nowhere/service")
         .start()
         .await;
     for launcher in ["supervisord", "runit"] {
-        let file = none(&cluster, "pool.toml");
+        let file = cluster.dir().join("pool.toml").display().to_string();
         let text = format!(
             "[template.t]\nservice = {{ name = \"t-*\", address = \"127.0.0.1:5{{instance}}\" }}\n[pool.p]\ntemplate = \"t\"\nmode = \"supervised\"\nsize = 1\n[pool.p.policy]\nlauncher = {launcher:?}\n"
         );
-        fs::write(Path::new(&file), text).unwrap();
+        fs::write(&file, text).unwrap();
         let args = ["pool", "apply", "--file", &file, "--owner", "beam"];
         let refused = cluster.tether().run(&args).await;
         assert_ne!(refused.code, Some(0));
