@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, env, fmt, path::Path, str::FromStr, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use zbus::{
@@ -230,6 +230,14 @@ impl Systemd {
         self.manage("RefUnit", &(name,)).await.map(drop)
     }
 
+    /// Lets go of what [`Systemd::hold`] keeps.
+    ///
+    /// # Errors
+    /// When nothing is kept.
+    pub async fn let_go(&self, name: &str) -> Result<(), Error> {
+        self.manage("UnrefUnit", &(name,)).await.map(drop)
+    }
+
     /// Lets go of how a unit has failed; a transient one is gone with that.
     ///
     /// # Errors
@@ -333,13 +341,36 @@ impl Systemd {
 type All = HashMap<String, OwnedVariant>;
 
 impl Watch {
-    /// Waits until the unit may stand otherwise. Cancel-safe.
-    pub async fn changed(&mut self) {
-        if self.0.next().await.is_none() {
-            // The connection is gone; whoever looks is told.
-            tokio::time::sleep(Duration::from_millis(200)).await;
+    /// Waits until the unit may stand otherwise; tells whether it was just then being stopped because somebody asked for
+    /// that, which is over by the time that anybody looks. Cancel-safe.
+    pub async fn changed(&mut self) -> bool {
+        match self.0.next().await {
+            Some(Ok(signal)) => is_of_a_stop(&signal),
+            Some(Err(_)) => false,
+            None => {
+                // The connection is gone; whoever looks is told.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                false
+            }
         }
     }
+
+    /// Whether that was so in any of the changes that were told already.
+    pub fn was_stopped(&mut self) -> bool {
+        let mut stopped = false;
+        while let Some(Some(signal)) = self.0.next().now_or_never() {
+            stopped |= signal.is_ok_and(|signal| is_of_a_stop(&signal));
+        }
+        stopped
+    }
+}
+
+fn is_of_a_stop(signal: &Message) -> bool {
+    let body = signal.body();
+    let Ok((_, changed, _)) = body.deserialize::<(String, All, Vec<String>)>() else {
+        return false;
+    };
+    Unit::of(&changed, &All::new()).is_being_stopped()
 }
 
 fn read<T: DeserializeOwned + Type>(reply: &Message) -> Result<T, Error> {

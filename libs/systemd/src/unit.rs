@@ -87,9 +87,10 @@ impl Unit {
 
     /// Whether it is being stopped because somebody asked for that.
     pub fn is_being_stopped(&self) -> bool {
+        // Without a job it is the service's own doing, or that of a watchdog.
         self.active == Active::Deactivating
             && matches!(self.sub.as_str(), "stop" | "stop-sigterm")
-            && self.result == "success"
+            && self.has_job
     }
 
     /// How its last run ended; `ran` tells whether that counted as started.

@@ -29,6 +29,7 @@ mod watched;
 
 use std::{
     fs, io,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -36,7 +37,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    net::UnixDatagram,
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
@@ -231,7 +231,11 @@ async fn keep(errand: &Errand, mut service: impl Supervisor) -> io::Result<Optio
     let mut kill_at: Option<Instant> = None;
     loop {
         match plan.on_look(service.look().await?) {
-            Next::Wait => {}
+            // Again, for an agent that has come since.
+            Next::Wait => plan
+                .life()
+                .into_iter()
+                .for_each(|(life, ready)| tell(errand, life, ready)),
             Next::Start => {
                 service.start().await?;
                 continue;
@@ -293,5 +297,5 @@ fn tell(errand: &Errand, life: &Life, ready: bool) {
     let text =
         format!("{ready}MAINPID={pid}\nSTATUS={launcher}: {name}, process {pid}{comma}{said}");
     // An agent that is away asks anew when it is back.
-    let _ = UnixDatagram::unbound().and_then(|socket| socket.try_send_to(text.as_bytes(), agent));
+    let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), agent));
 }

@@ -104,6 +104,7 @@ pub(crate) fn complete(report: &mut WorkerReport, dead: &Dead, dir: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use tether_shim_protocol::Proof;
     use tether_types::DeathCause;
 
     use super::*;
@@ -118,7 +119,18 @@ mod tests {
             let dead = Dead {
                 cause,
                 exit_code: Some(1),
-                ..Dead::default()
+                signal: None,
+                core: false,
+                spawn_failure: None,
+                reaped: 0,
+                survivors: 0,
+                unix_ms: 0,
+                max_rss_kib: 0,
+                cpu_ms: 0,
+                peak_memory_bytes: 0,
+                proof: Proof::Tree,
+                log_lost_bytes: 0,
+                stderr_tail: Vec::new(),
             };
             let mut report = report::dead(&id, &dead, &template, None);
             complete(&mut report, &dead, dir.path());

@@ -244,6 +244,7 @@ impl Units {
             let unit = systemd.unit(name).await.map_err(io::Error::other)?;
             if matches!(unit.active, Active::Inactive | Active::Failed) {
                 let _ = systemd.reset_failed(name).await;
+                let _ = systemd.let_go(name).await;
                 return Ok(unit);
             }
             // A signal may be lost with the bus.

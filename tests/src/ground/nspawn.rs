@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
     io::AsyncWriteExt as _,
     process::{Child, Command},
@@ -203,7 +204,14 @@ impl Nspawn {
 
 impl Drop for Nspawn {
     fn drop(&mut self) {
-        // Its death is that of the machine's first process, and so of all in it; only then are its cgroups empty.
+        // The death of the machine's first process is that of all in it; only then are its cgroups empty. That of
+        // systemd-nspawn need not be.
+        let leader = i32::try_from(self.leader).ok().and_then(Pid::from_raw);
+        if let Some(leader) = leader
+            && let Ok(leader) = pidfd_open(leader, PidfdFlags::empty())
+        {
+            let _ = pidfd_send_signal(&leader, Signal::KILL);
+        }
         let _ = self.child.start_kill();
         while matches!(self.child.try_wait(), Ok(None)) || is_there(self.leader) {
             std::thread::sleep(Duration::from_millis(2));

@@ -8,21 +8,23 @@ use crate::{debian, report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "ground",
     arguments: "NAME [FLAGS]",
-    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12; `--only TEXT --json FILE`",
+    summary: "Tether deployed to machines booted for it: `systemd`, as units of a Debian 12, or `launchers`, with workers under systemd; `--only TEXT --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which ground? there is: systemd".to_owned());
+            return Err("which ground? there are: systemd, launchers".to_owned());
         };
-        if name != "systemd" {
-            return Err(format!("no ground `{name}`; there is: systemd"));
-        }
+        let play = match name.as_str() {
+            "systemd" => systemd,
+            "launchers" => launchers,
+            _ => return Err(format!("no ground `{name}`; there are: systemd, launchers")),
+        };
         let mut report = Report::default();
         prepare(workspace, &mut report);
         report.prepare(
             "build",
             workspace.cargo("build --locked --bins -p tether-tests -p tether -p tether-agent -p tether-arbiter -p tether-discovery -p tether-gateway"),
         );
-        systemd(workspace, &mut report, flags)?;
+        play(workspace, &mut report, flags)?;
         Ok(report.finish())
     },
 };
@@ -55,5 +57,20 @@ pub(super) fn systemd(
     program.arg("systemd");
     matrix::with_evidence(&mut program, &folder.join("systemd.json"), flags)?;
     report.suite("systemd", program);
+    Ok(())
+}
+
+/// Has workers run by the supervisors of such a machine.
+pub(super) fn launchers(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join("ground");
+    fs::create_dir_all(&folder)
+        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
+    let mut program = workspace.program(workspace.target().join("debug/launchers"));
+    matrix::with_evidence(&mut program, &folder.join("launchers.json"), flags)?;
+    report.suite("launchers", program);
     Ok(())
 }

@@ -63,6 +63,9 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = ground::systemd(workspace, &mut report, &[]) {
                 report.fail("systemd", &why);
             }
+            if let Err(why) = ground::launchers(workspace, &mut report, &[]) {
+                report.fail("launchers", &why);
+            }
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
                 report.fail("soak", &why);
             }

@@ -60,6 +60,11 @@ impl Plan {
         }
     }
 
+    /// The life that is the worker's, and whether its supervisor counted it as started.
+    pub(super) fn life(&self) -> Option<(&Life, bool)> {
+        self.life.as_ref().map(|(life, ready)| (life, *ready))
+    }
+
     /// The worker is to end; tells whether the service is to be stopped for that.
     pub(super) fn on_stop(&mut self) -> bool {
         self.stage = Stage::Stopping;

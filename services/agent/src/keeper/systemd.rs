@@ -26,6 +26,8 @@ pub(crate) struct SystemdUnit {
     watch: Watch,
     /// The run that counted as started.
     ran: String,
+    /// Whether somebody was seen to stop it since it began.
+    asked: bool,
 }
 
 impl SystemdUnit {
@@ -48,6 +50,7 @@ impl SystemdUnit {
             systemd,
             watch,
             ran: String::new(),
+            asked: false,
         })
     }
 
@@ -85,10 +88,15 @@ impl SystemdUnit {
         };
         let end = |ran: &str| {
             let ending = unit.ending(ran == unit.invocation)?;
-            Some(End::new(how(ending), format!("systemd: {unit}")))
+            let how = match self.asked {
+                true => How::Stopped,
+                false => how(ending),
+            };
+            Some(End::new(how, format!("systemd: {unit}")))
         };
         match unit.active {
             Active::Active => {
+                self.asked = false;
                 self.ran.clone_from(&unit.invocation);
                 State::Runs(life())
             }
@@ -108,12 +116,14 @@ impl SystemdUnit {
 impl Supervisor for SystemdUnit {
     async fn look(&mut self) -> io::Result<State> {
         let unit = self.unit().await.map_err(io::Error::other)?;
+        // Told before the answer was.
+        self.asked |= self.watch.was_stopped();
         Ok(self.state(&unit))
     }
 
     async fn changed(&mut self) {
         tokio::select! {
-            () = self.watch.changed() => {}
+            stopped = self.watch.changed() => self.asked |= stopped,
             () = sleep(LOOK_AGAIN) => {}
         }
     }

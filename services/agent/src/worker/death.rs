@@ -38,9 +38,18 @@ impl Task {
 
     pub(super) fn recorded_death(&self) -> WorkerReport {
         let record = fs::read(self.dir.join(DEATH_FILE)).ok();
-        match record.and_then(|frame| tether_shim_protocol::decode(&frame).ok()) {
-            Some(Message::Dead(dead)) => self.death(&dead),
-            _ => report::lost(
+        if let Some(Message::Dead(dead)) =
+            record.and_then(|frame| tether_shim_protocol::decode(&frame).ok())
+        {
+            return self.death(&dead);
+        }
+        match &self.unit_end {
+            Some((ending, said)) => report::lost(
+                &self.id,
+                keeper::systemd::how(*ending).cause(),
+                format!("its unit ended without a word of its shim; systemd: {said}"),
+            ),
+            None => report::lost(
                 &self.id,
                 DeathCause::Unknown,
                 "its shim is gone and left no record: it was killed together with the agent, or the machine was restarted",

@@ -18,6 +18,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Where the workspace is in it: what is below `/tmp` there is its own.
 const WORKSPACE: &str = "/opt/tether";
 
+/// What tests' Python has, of the version that the machine's is.
+const PACKAGES: &str = "target/venv/digits/lib/python3.11/site-packages";
+
 /// A unit as an administrator writes it.
 const SERVICE: &str = "
 [Unit]
@@ -41,6 +44,11 @@ impl Machine {
         let workspace = workspace
             .canonicalize()
             .map_err(|error| Refused(error.to_string()))?;
+        if !workspace.join(PACKAGES).is_dir() {
+            return Err(Refused(format!(
+                "no `{PACKAGES}`: tests' Python is not that of Debian 12"
+            )));
+        }
         let mut ground = Ground::new().await?;
         ground.bind(&workspace, WORKSPACE);
         Ok(Self {
@@ -75,7 +83,12 @@ impl Machine {
 
     /// Starts all of Tether as a unit that is killed whole, as an administrator would by default.
     pub(crate) async fn start_tether(&self) -> anyhow::Result<()> {
-        let ttl = format!("lease.node_ttl={NODE_TTL:?}");
+        let ttl = format!("lease.node_ttl={NODE_TTL:?} --set lease.node_beat=2s");
+        self.until("the one before is over", async || {
+            let state = self.show("tether", "ActiveState").await.ok()?;
+            matches!(state.as_str(), "inactive" | "failed").then_some(())
+        })
+        .await?;
         let line = format!(
             "systemctl reset-failed tether 2>/dev/null || true
              systemd-run --quiet --unit=tether --setenv=TETHER_RUNTIME_DIR=/run/tether \
@@ -111,6 +124,21 @@ impl Machine {
         self.tether(&args).await.map(drop)
     }
 
+    /// Has an owner in a service of its own run the pool of this file.
+    pub(crate) async fn start_owner(&self, pool: &str, file: &str) -> anyhow::Result<()> {
+        let path = format!("/etc/{pool}.toml");
+        self.nspawn.write(&path, filled(file)).await?;
+        let line = format!(
+            "systemd-run --quiet --unit=owner-{pool} --setenv=TETHER_RUNTIME_DIR=/run/tether \
+             {WORKSPACE}/target/debug/tether run --file {path} --owner owner-{pool}"
+        );
+        self.sh(&line).await.map(drop)
+    }
+
+    pub(crate) async fn power_off(self) -> anyhow::Result<()> {
+        self.nspawn.power_off().await
+    }
+
     /// A call through the gateway.
     pub(crate) async fn call(&self, pool: &str) -> anyhow::Result<()> {
         let data = format!("{{\"pixels\": {:?}}}", [0; 64]);
@@ -136,7 +164,7 @@ impl Machine {
 
 /// Debian's Python with what the tests' own one has.
 fn filled(text: &str) -> String {
-    let packages = format!("{WORKSPACE}/target/venv/digits/lib/python3.11/site-packages");
+    let packages = format!("{WORKSPACE}/{PACKAGES}");
     text.replace("WORKSPACE", WORKSPACE)
         .replace("PACKAGES", &packages)
 }

@@ -22,14 +22,22 @@ struct Args {
 }
 
 /// Rows there are, for a machine that cannot be booted.
-const ROWS: usize = 14;
+const ROWS: usize = 16;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let mut report = Report::default();
     match Machine::boot().await {
-        Ok(machine) => play(&machine, &mut report).await,
+        Ok(machine) => {
+            play(&machine, &mut report).await;
+            if let Err(error) = machine.power_off().await {
+                report.add(Evidence::failed(
+                    "the machine powers off",
+                    format!("{error:#}"),
+                ));
+            }
+        }
         Err(Refused(why)) => {
             report.scene(&format!("skipped: no machine with systemd: {why}"));
             report.skip(ROWS);
@@ -86,6 +94,16 @@ async fn play(machine: &Machine, report: &mut Report) {
         removed(machine, "unit").await,
     );
     row(
+        "kill -9 of an owner",
+        "its worker goes on",
+        owner_killed(machine, false).await,
+    );
+    row(
+        "kill -9 of an owner to which its workers are bound",
+        "the unit has BindsTo= the owner's, and ends with it",
+        owner_killed(machine, true).await,
+    );
+    row(
         "units that an administrator has written",
         "started, ready, a call answered",
         templates(machine).await,
@@ -140,7 +158,12 @@ fn text<'a>(row: &'a Value, key: &str) -> &'a str {
 
 /// What is said of the last death of a worker.
 fn death(row: &Value) -> String {
-    row["last_death"].to_string()
+    let death = &row["last_death"];
+    let signal = death["signal"].as_i64();
+    let signal = signal.map_or_else(String::new, |signal| format!(" {signal}"));
+    format!("{}{signal} {}", text(death, "cause"), text(death, "detail"))
+        .trim_end()
+        .to_owned()
 }
 
 fn unit_of(row: &Value) -> String {
@@ -258,6 +281,10 @@ async fn lease_over(machine: &Machine) -> anyhow::Result<String> {
 
 async fn removed(machine: &Machine, pool: &str) -> anyhow::Result<String> {
     machine.tether(&["pool", "rm", pool]).await?;
+    no_units(machine, pool).await
+}
+
+async fn no_units(machine: &Machine, pool: &str) -> anyhow::Result<String> {
     machine
         .until("no unit of it", async || {
             let line = format!("systemctl list-units --all --plain --no-legend 'tether-{pool}.*'");
@@ -265,6 +292,46 @@ async fn removed(machine: &Machine, pool: &str) -> anyhow::Result<String> {
             left.is_empty().then_some("none".to_owned())
         })
         .await
+}
+
+/// An owner in a service of its own, killed.
+async fn owner_killed(machine: &Machine, bound: bool) -> anyhow::Result<String> {
+    let pool = if bound { "bound" } else { "free" };
+    let policy = format!("[pool.{pool}.policy]\nbound = {bound}\n");
+    let file = UNIT.replace("pool.unit", &format!("pool.{pool}")) + &policy;
+    machine.start_owner(pool, &file).await?;
+    let row = ready(machine, &format!("{pool}/0"), "").await?;
+    let unit = unit_of(&row);
+    let binds_to = machine.show(&unit, "BindsTo").await?;
+    let wanted = if bound { "owner-bound.service" } else { "" };
+    ensure!(binds_to == wanted, "{unit} has BindsTo={binds_to}");
+    machine
+        .sh(&format!("systemctl kill -s KILL owner-{pool}"))
+        .await?;
+    let seen = if bound {
+        gone(machine, &row["pid"]).await?;
+        let events = machine.tether(&["events"]).await?;
+        let line = events.lines().find(|line| line.contains("OWNER_GONE"));
+        line.context("no death with OWNER_GONE")?.trim().to_owned()
+    } else {
+        machine
+            .until("Tether knows", async || {
+                let events = machine.tether(&["events"]).await.ok()?;
+                events.contains("owner-free").then_some(())
+            })
+            .await?;
+        machine.call(pool).await?;
+        let after = ready(machine, "free/0", "").await?;
+        ensure!(after["pid"] == row["pid"], "{row} became {after}");
+        format!("{}, process {}", text(&after, "worker"), after["pid"])
+    };
+    if bound {
+        // Its pool went with it.
+        no_units(machine, pool).await?;
+    } else {
+        removed(machine, pool).await?;
+    }
+    Ok(seen)
 }
 
 async fn templates(machine: &Machine) -> anyhow::Result<String> {
