@@ -6,9 +6,16 @@ use rustix::process::Signal;
 use tether_client::Client;
 use tether_proto::{
     common::WorkerRef,
-    job::{AcknowledgeJobRequest, GetJobRequest, JobState, ReportJobRequest, StartJobRequest},
+    job::{
+        AcknowledgeJobRequest, GetJobRequest, JobState, ReportJobRequest, StartJobRequest,
+        WatchJobsRequest,
+    },
+    reason_of,
+    session::ListSessionsRequest,
 };
-use tether_tests::{Cluster, Owner, eventually, kill};
+use tether_tests::{Cluster, DEADLINE, Owner, eventually, kill};
+use tether_types::Reason;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -122,6 +129,7 @@ async fn a_job_is_found_again_by_key_and_is_lost_with_its_worker() {
     let acknowledge = || AcknowledgeJobRequest {
         pool: "digits".into(),
         key: "night".into(),
+        ..AcknowledgeJobRequest::default()
     };
     assert_eq!(
         jobs.acknowledge_job(acknowledge())
@@ -169,4 +177,74 @@ async fn a_job_is_found_again_by_key_and_is_lost_with_its_worker() {
         jobs.get_job(get()).await.unwrap_err().code(),
         Code::NotFound
     );
+}
+
+#[tokio::test]
+async fn a_job_is_started_and_let_go_by_the_session_that_holds_its_pool_and_by_no_earlier_one() {
+    let cluster = Cluster::start().await;
+    let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
+    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let client = cluster.client();
+    let mut sessions = client.sessions();
+    let listed = sessions.list_sessions(ListSessionsRequest {}).await;
+    let epoch = listed.unwrap().into_inner().sessions[0].epoch;
+    let start = async |owner: &str, epoch| {
+        let request = StartJobRequest {
+            pool: "digits".into(),
+            key: "night".into(),
+            owner: owner.into(),
+            epoch,
+            ..StartJobRequest::default()
+        };
+        let started = client.jobs().start_job(request).await;
+        started.map(drop).map_err(|status| reason_of(&status))
+    };
+    let acknowledge = async |epoch| {
+        let request = AcknowledgeJobRequest {
+            pool: "digits".into(),
+            key: "night".into(),
+            owner: "beam".into(),
+            epoch,
+        };
+        let gone = client.jobs().acknowledge_job(request).await;
+        gone.map(drop).map_err(|status| reason_of(&status))
+    };
+
+    assert_eq!(
+        start("beam", epoch - 1).await,
+        Err(Some(Reason::LeaseFenced))
+    );
+    assert_eq!(
+        start("other", epoch).await,
+        Err(Some(Reason::UnknownSession))
+    );
+    assert_eq!(start("beam", epoch).await, Ok(()));
+    assert_eq!(acknowledge(epoch - 1).await, Err(Some(Reason::LeaseFenced)));
+    // Let through: it is the job that is still being done.
+    assert_eq!(acknowledge(epoch).await, Err(Some(Reason::ConfigInvalid)));
+}
+
+#[tokio::test]
+async fn who_follows_a_job_hears_of_it_also_where_nothing_changes() {
+    let cluster = Cluster::start().await;
+    let file = cluster.pool_file("digits", "coupled", 1, "worker.py", "", "");
+    let _owner = Owner::with_pool(&cluster, "beam", &file).await;
+    let mut jobs = cluster.client().jobs();
+    let start = StartJobRequest {
+        pool: "digits".into(),
+        key: "night".into(),
+        ..StartJobRequest::default()
+    };
+    jobs.start_job(start).await.unwrap();
+    let watch = WatchJobsRequest {
+        pool: "digits".into(),
+        key: "night".into(),
+        ..WatchJobsRequest::default()
+    };
+    let mut followed = jobs.watch_jobs(watch).await.unwrap().into_inner();
+
+    let first = followed.message().await.unwrap().unwrap();
+    let second = timeout(DEADLINE, followed.message()).await.unwrap();
+
+    assert_eq!(second.unwrap().unwrap(), first);
 }

@@ -10,8 +10,9 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser;
 use tether_benches::{
-    Results,
-    figure::{Figure, Target},
+    Results, cpu_time_of_threads,
+    figure::{Figure, Target, median},
+    processes,
 };
 use tether_client::Client;
 use tether_tests::{Beam, Cluster, digits::PredictRequest};
@@ -64,6 +65,39 @@ impl Times {
     }
 }
 
+/// The processes that a call goes through, by their ids.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    port: u32,
+    /// The gateway, and the services that share its process.
+    services: u32,
+    worker: u32,
+}
+
+impl Way {
+    fn times(self) -> anyhow::Result<[Duration; 3]> {
+        let times = [self.port, self.services, self.worker].map(cpu_time_of_threads);
+        let [port, services, worker] = times;
+        Ok([port?, services?, worker?])
+    }
+}
+
+/// What each of them has spent on a call, in microseconds, turn by turn.
+#[derive(Debug, Default)]
+struct Spent([Vec<f64>; 3]);
+
+impl Spent {
+    fn add(&mut self, [before, after]: [[Duration; 3]; 2], calls: usize) {
+        for (spent, (before, after)) in self.0.iter_mut().zip(before.into_iter().zip(after)) {
+            spent.push((after - before).as_secs_f64() * 1e6 / calls as f64);
+        }
+    }
+
+    fn micros(self) -> [f64; 3] {
+        self.0.map(|turns| median(turns).unwrap_or_default())
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
@@ -74,6 +108,17 @@ async fn main() -> anyhow::Result<()> {
     let worker = cluster.workers("talk").await.into_iter().next();
     let worker = worker.context("there is no worker")?;
     let channel = Client::connect(&worker.address.parse()?).channel();
+
+    let port = processes::living(beam.pid()).into_iter();
+    let mut port = port.filter(|process| process.name == "tether");
+    let way = Way {
+        port: port.next().context("the BEAM has no port")?.pid,
+        services: cluster.pid(),
+        worker: worker.pid,
+    };
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default().parse()?;
+    let [mut by_port, mut by_hand] = std::array::from_fn(|_| Spent::default());
 
     let [mut cat, mut ping, mut through, mut direct] = std::array::from_fn(|_| Times::default());
     let call = format!(
@@ -88,14 +133,21 @@ async fn main() -> anyhow::Result<()> {
         );
         let asked = format!("{{measure, {calls}, {{control, {}, ping, #{{}}}}}}", id(0));
         ping.add(beam.measure(&asked).await);
+        let before = way.times()?;
         direct.add(directly(&channel, calls).await?);
+        by_hand.add([before, way.times()?], calls);
         let asked = format!("{{measure, {calls}, {}}}", call.replace("ID", &id(1)));
+        let before = way.times()?;
         through.add(beam.measure(&asked).await);
+        by_port.add([before, way.times()?], calls);
     }
+    let [port_cpu, services_cpu, worker_cpu] = by_port.micros();
+    let [_, _, direct_cpu] = by_hand.micros();
 
     let [cat, ping, through, direct] = [cat, ping, through, direct].map(|times| times.micros());
     let added = through[0] - direct[0];
     let rows = vec![
+        Figure::new("load of the machine before it begins", "processes").ours(load),
         Figure::new("BEAM to port and back, p50", "us")
             .ours(ping[0])
             .peer("a port that is cat", Ok(cat[0])),
@@ -108,6 +160,11 @@ async fn main() -> anyhow::Result<()> {
         Figure::new("what port and gateway add to a call, p50", "us")
             .ours(added)
             .target(Target::AtMost(ADDED_MAX)),
+        Figure::new("processor time of the port for a call", "us").ours(port_cpu),
+        Figure::new("processor time of gateway and services for a call", "us").ours(services_cpu),
+        Figure::new("processor time of the worker for a call", "us")
+            .ours(worker_cpu)
+            .peer("the worker called directly, from Rust", Ok(direct_cpu)),
     ];
     let mut out = std::io::stdout();
     for row in &rows {

@@ -4,7 +4,10 @@ use std::{future::Future, io, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use tether_types::Address;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
 use tonic::transport::{self, Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -50,9 +53,10 @@ pub async fn connect_as(
 
 /// A channel whose connections are made by `dial`, when it is first used and again when one was cut; with settings
 /// of its own.
-pub fn connect_by<F>(endpoint: Endpoint, dial: impl Fn() -> F + Send + 'static) -> Channel
+pub fn connect_by<F, S>(endpoint: Endpoint, dial: impl Fn() -> F + Send + 'static) -> Channel
 where
-    F: Future<Output = io::Result<Stream>> + Send + 'static,
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let endpoint = endpoint
         .initial_connection_window_size(CONNECTION_WINDOW)

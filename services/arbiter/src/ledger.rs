@@ -154,6 +154,8 @@ enum Timed {
     Vacancy(PoolName),
     /// A job that was cancelled, and until when it has to stop.
     Cancel(PoolName, String, Tick),
+    /// A job that waits after a death, and until when at least.
+    Job(PoolName, String, Tick),
 }
 
 /// Incarnations whose death is recorded, the last ones only.
@@ -227,6 +229,7 @@ impl Ledger {
                 Timed::Registration(key) => self.check_registration(&key, at, now),
                 Timed::Vacancy(pool) => self.check_vacancy(&pool, at, now),
                 Timed::Cancel(pool, key, due) => self.check_cancel(pool, key, due, now),
+                Timed::Job(pool, key, due) => self.check_pause(pool, key, due, now),
             }
         }
         self.check_nodes(nodes, now);

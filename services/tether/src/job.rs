@@ -138,6 +138,7 @@ pub(crate) async fn job(client: &Client, args: Args, out: &Output) -> anyhow::Re
                 key: which.key.clone(),
                 spec: spec.as_deref().map(read).transpose()?.unwrap_or_default(),
                 restarts,
+                ..StartJobRequest::default()
             };
             let started = client.jobs().start_job(ask).await.map_err(Problem::from)?;
             match attach {
@@ -157,7 +158,11 @@ pub(crate) async fn job(client: &Client, args: Args, out: &Output) -> anyhow::Re
             show(&job.into_inner().job.unwrap_or_default(), out)
         }
         Args::Ack(Which { pool, key }) => {
-            let ask = AcknowledgeJobRequest { pool, key };
+            let ask = AcknowledgeJobRequest {
+                pool,
+                key,
+                ..AcknowledgeJobRequest::default()
+            };
             let gone = client.jobs().acknowledge_job(ask).await;
             gone.map_err(Problem::from)?;
             Ok(())

@@ -52,10 +52,13 @@ fn main() -> ExitCode {
         tether_agent::make_room();
     }
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let mut runtime = match cli.command {
+        // Each call does little and goes through several tasks: handing it from thread to thread would be most of what
+        // it costs.
+        Command::Port => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             return complain(&anyhow::Error::from(error).context("cannot start the runtime"));

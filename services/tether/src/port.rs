@@ -23,29 +23,22 @@ mod ops;
 mod out;
 mod owner;
 mod stdio;
+mod traffic;
 mod transcode;
 mod tree;
+mod way;
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use tether_client::Client;
 use tether_clock::{BootClock, Clock as _, Tick};
 use tether_port::{Asked, Frames, Hello, Id, Meaningless, Refused, Term, VERSION, decode, id_of};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
 
 use self::{
     body::Piece, calls::Calls, embedded::Embedded, failure::Failed, gateways::Gateways, link::Link,
-    out::Out, owner::Keeping,
+    out::Out, owner::Keeping, way::Way,
 };
 
 /// How long the BEAM may take to read the last words.
@@ -204,8 +197,8 @@ async fn attend(
     let gateways = Arc::new(Gateways::new(&texts, hello.tls.clone())?);
     let beats = heard.beat.subscribe();
     // The session looks for itself which of them is well.
-    let client = Client::over(channel(Gateways::new(&texts, hello.tls.clone())?));
-    let keeping = Keeping::new(&hello, client, Some(beam), beats, out.clone())?;
+    let way = Way::new(Gateways::new(&texts, hello.tls.clone())?);
+    let keeping = Keeping::new(&hello, way, Some(beam), beats, out.clone())?;
     out.soon(welcome(embedded.is_some(), &texts));
     let link = Link::open(gateways, out.clone());
     let calls = Calls::new(link, keeping.begin(), out.clone());
@@ -255,28 +248,6 @@ async fn failed(embedded: &mut Option<Embedded>) -> anyhow::Error {
         Some(embedded) => embedded.failed().await,
         None => std::future::pending().await,
     }
-}
-
-/// The way of what keeps the session: a connection of its own, on which no call is in the way of a beat.
-fn channel(gateways: Gateways) -> tonic::transport::Channel {
-    let endpoint = Endpoint::from_static("http://localhost")
-        .http2_keep_alive_interval(link::SIGN_OF_LIFE)
-        .keep_alive_timeout(link::SIGN_OF_LIFE)
-        .keep_alive_while_idle(true);
-    let gateways = Arc::new((gateways, AtomicBool::new(false)));
-    tether_kit::channel::connect_by(endpoint, move || {
-        let gateways = Arc::clone(&gateways);
-        async move {
-            let (gateways, was_connected) = &*gateways;
-            // Another connection is wanted only where the last one broke.
-            if was_connected.swap(false, Ordering::Relaxed) {
-                gateways.turn_away();
-            }
-            let (stream, _) = gateways.dial().await?;
-            was_connected.store(true, Ordering::Relaxed);
-            Ok(stream)
-        }
-    })
 }
 
 fn welcome(embedded: bool, gateways: &[String]) -> Term {

@@ -31,9 +31,15 @@ def fail(request, context):
 
 def flood(request, context):
     """As many messages as are asked for, each as large."""
-    count, size = (int(number) for number in request.split())
-    for number in range(count):
+    for number, message in enumerate(quiet(request, context)):
         say(f"flood {number}")
+        yield message
+
+
+def quiet(request, context):
+    """The same, and tells nothing of it."""
+    count, size = (int(number) for number in request.split())
+    for _ in range(count):
         yield bytes(size)
 
 
@@ -69,6 +75,7 @@ def main():
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "Hang": grpc.unary_unary_rpc_method_handler(hang),
         "Flood": grpc.unary_stream_rpc_method_handler(flood),
+        "Quiet": grpc.unary_stream_rpc_method_handler(quiet),
         "Chat": grpc.stream_stream_rpc_method_handler(chat),
         "Deaf": grpc.stream_stream_rpc_method_handler(deaf),
     }

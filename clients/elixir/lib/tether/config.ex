@@ -36,6 +36,7 @@ defmodule Tether.Config do
           restart: String.t() | nil,
           liveness: pos_integer | nil,
           port_program: Path.t() | nil,
+          connect: String.t() | nil,
           orphan_detection: boolean,
           on_lease_loss: :stop | :halt | :reopen
         }
@@ -51,6 +52,7 @@ defmodule Tether.Config do
     :restart,
     :liveness,
     :port_program,
+    :connect,
     :tls,
     gateways: [],
     ttl: 10_000,
@@ -100,7 +102,7 @@ defmodule Tether.Config do
          values = Map.new(Keys.all(), fn {key, _kind, default, _does} -> {key, default} end),
          values = opts |> Map.new() |> then(&Map.merge(values, &1)),
          {mode, why} = mode(values, where),
-         values = at_hand(values, mode, where),
+         values = values |> at_hand(mode, where) |> strategy(mode),
          [] <- needs(values, mode) do
       {:ok, build(name, values, mode, why)}
     else
@@ -142,6 +144,14 @@ defmodule Tether.Config do
   end
 
   defp at_hand(values, _mode, _where), do: values
+
+  # In mode `distributed` without a gateway there is nobody here who would start workers: those that discovery finds run already.
+  defp strategy(%{python_pool_strategy: nil} = values, mode) do
+    found? = mode == :distributed and embedded?(values) and values.python_discovery != nil
+    %{values | python_pool_strategy: if(found?, do: :connect, else: :spawn)}
+  end
+
+  defp strategy(values, _mode), do: values
 
   defp needs(values, mode) do
     connect? = connect?(values)
@@ -193,6 +203,7 @@ defmodule Tether.Config do
       restart: if(values.python_crash_policy == :beam_notified, do: nil, else: "always"),
       liveness: values.health_check_interval,
       port_program: values.port_program,
+      connect: if(connect?(values), do: pool_name(values)),
       orphan_detection: values.orphan_detection == :enabled,
       on_lease_loss: on_lease_loss(values)
     }

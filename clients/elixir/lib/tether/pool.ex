@@ -21,7 +21,7 @@ defmodule Tether.Pool do
   | `pool` | its name in the cluster; that of `name` |
   | `min_ready` | so many ready workers make it ready; all |
   | `on_stop` | what becomes of it when this process is ended in order: `:delete` (of a `:coupled` pool) or `:keep` (of others) |
-  | `apply` | `false`: somebody else applies it, here it is only called |
+  | `apply` | `false`: somebody else applies it, here it is only called; so it is with workers that run already (`python_pool_strategy: :connect`) |
 
   The pool is applied whenever a session is opened: after a restart of the Port's program, and after a lost lease. Where its
   workers live already they are found again, and nothing is started. One that is refused ends this process with everything that is
@@ -73,23 +73,33 @@ defmodule Tether.Pool do
     since = System.monotonic_time(:millisecond)
 
     with {:ok, pid} <- process(pool),
-         {:ok, ready} <- GenServer.call(pid, {:await_ready, timeout}, Request.patience(timeout)),
-         {:ok, address} <- address(pool),
-         do: if(ready == 0, do: :ok, else: await_gateway(address, since, timeout))
+         {:ok, {tether, name} = address} <- address(pool) do
+      if connected?(tether, name) do
+        # They are on no list of workers: one that answers, whatever it says, is the sign.
+        await_gateway(address, since, timeout, &(&1.outcome == :not_sent))
+      else
+        with {:ok, ready} <- GenServer.call(pid, {:await_ready, timeout}, Request.patience(timeout)) do
+          # A gateway hears of workers by another way than this BEAM does, and may hear a moment later.
+          if ready == 0,
+            do: :ok,
+            else: await_gateway(address, since, timeout, &(&1.reason in [:no_worker, :unknown_pool]))
+        end
+      end
+    end
   end
 
-  # A gateway hears of workers by another way than this BEAM does, and may hear a moment later.
-  defp await_gateway({tether, name} = address, since, timeout) do
+  defp connected?(tether, name), do: match?({:ok, %{connect: ^name}}, Tether.config(tether))
+
+  defp await_gateway({tether, name} = address, since, timeout, again?) do
     call = name |> Protocol.call("grpc.health.v1.Health/Check", timeout: @glance) |> Map.put(:body, "")
 
-    case Request.ask(tether, &{:call, &1, call}, @glance) do
-      {:error, %Error{reason: reason} = error} when reason in [:no_worker, :unknown_pool] ->
-        if timeout == :infinity or System.monotonic_time(:millisecond) - since < timeout,
-          do: receive(after: (@glance_again -> await_gateway(address, since, timeout))),
-          else: {:error, error}
-
-      _heard_of ->
-        :ok
+    with {:error, %Error{} = error} <- Request.ask(tether, &{:call, &1, call}, @glance),
+         true <- again?.(error) do
+      if timeout == :infinity or System.monotonic_time(:millisecond) - since < timeout,
+        do: receive(after: (@glance_again -> await_gateway(address, since, timeout, again?))),
+        else: {:error, error}
+    else
+      _heard_of -> :ok
     end
   end
 
@@ -141,7 +151,8 @@ defmodule Tether.Pool do
       tether: tether,
       pool: pool,
       spec: spec,
-      apply?: Keyword.get(own, :apply, true),
+      # Absent: it is, but where the configuration says that its workers run already.
+      apply?: Keyword.get(own, :apply),
       size: spec[:size] || 1,
       min_ready: own[:min_ready],
       on_stop: own[:on_stop],
@@ -175,7 +186,9 @@ defmodule Tether.Pool do
   end
 
   @impl true
-  def handle_info({:tether_session, :open, _session}, %{apply?: true} = state), do: apply_pool(state)
+  def handle_info({:tether_session, :open, _session}, %{apply?: apply?} = state) when apply? != false,
+    do: apply_pool(state)
+
   def handle_info({:tether_joined, _tether}, state), do: {:noreply, state, {:continue, :join}}
   def handle_info({:tether_workers, %{ready: ready}}, state), do: {:noreply, look(%{state | ready: ready})}
 
@@ -231,9 +244,11 @@ defmodule Tether.Pool do
 
   defp apply_pool(state) do
     with {:ok, config} <- Tether.config(state.tether),
+         true <- state.apply? == true or config.connect != state.pool,
          {:ok, tree} <- Spec.tree(Keyword.put(state.spec, :size, state.size), config) do
       {:noreply, request(%{state | tree: tree}, :pool_apply, %{pool: state.pool, spec: tree}, :applied)}
     else
+      false -> {:noreply, look(%{state | apply?: false})}
       {:error, %Error{}} -> {:noreply, state}
       {:error, problems} -> refused(Enum.join(problems, "; "), state)
     end
@@ -309,7 +324,7 @@ defmodule Tether.Pool do
 
   # Those who wait for it to be ready. Before it was applied, workers of an earlier life may already be ready.
   defp look(%{request: nil} = state) do
-    if state.ready >= wanted(state) and (state.tree != nil or not state.apply?),
+    if state.ready >= wanted(state) and (state.tree != nil or state.apply? == false),
       do: answer_all(state, {:ok, state.ready}),
       else: state
   end

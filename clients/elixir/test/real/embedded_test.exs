@@ -339,11 +339,22 @@ defmodule Tether.EmbeddedTest do
         circuit_breaker: [failure_threshold: 5, timeout: 1_000]
       )
 
-      start_supervised!({Pool, name: :elsewhere, tether: context.tether, apply: false})
+      start_supervised!({Pool, name: :elsewhere, tether: context.tether})
 
-      eventually("it is found", fn ->
-        match?({:ok, _body}, Tether.call(:elsewhere, Digits.predict(), Digits.image(), timeout: 1_000))
-      end)
+      :ok = Pool.await_ready(:elsewhere)
+      assert {:ok, _body} = Tether.call(:elsewhere, Digits.predict(), Digits.image(), timeout: 10_000)
+    end
+
+    test "are not ready where nobody answers", context do
+      start_tether(context,
+        worker_lifecycle_mode: :distributed,
+        python_pool_strategy: :connect,
+        python_pool_addresses: ["127.0.0.1:#{free_port()}"],
+        python_service_name: "nobody"
+      )
+
+      start_supervised!({Pool, name: :nobody, tether: context.tether})
+      assert {:error, %Tether.Error{outcome: :not_sent}} = Pool.await_ready(:nobody, 500)
     end
   end
 

@@ -48,7 +48,10 @@ defmodule Tether.ConfigTest do
       circuit_breaker: [failure_threshold: 5, timeout: 30_000]
     ]
 
+    # As it was written, and with what that means said.
+    assert valid(Keyword.drop(kubernetes, [:topology, :python_pool_strategy])) == valid(kubernetes)
     config = valid(kubernetes)
+    assert config.connect == "snakepit-python-workers"
 
     assert config.settings["discovery"]["pools"]["snakepit-python-workers"] == %{
              "source" => "dns://snakepit-python-workers:50051"

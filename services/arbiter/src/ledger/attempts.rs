@@ -45,6 +45,7 @@ impl Ledger {
             key,
             spec,
             restarts,
+            ..
         } = request;
         if key.is_empty() || key.len() > KEY_MAX || key.contains('/') {
             let text = format!(

@@ -268,7 +268,7 @@ impl Ledger {
         now: Tick,
     ) {
         let cause = death.cause().to_cause(death.exit_code, death.signal);
-        self.jobs.on_death(id, &death, &mut self.effects);
+        self.end_attempts(id, &death, now);
         let Some(entry) = self.pools.get_mut(&id.pool) else {
             return;
         };

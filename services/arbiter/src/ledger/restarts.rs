@@ -5,15 +5,23 @@
 //! that gets on may die as often as it likes; one that dies again and again without a checkpoint is given up. Ends
 //! that somebody wanted do not count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
+use tether_clock::Tick;
 use tether_proto::{
-    common::{Death, DeathCause},
+    common::{Death, DeathCause, WorkerRef},
     job::{Job, JobState},
 };
-use tether_types::PoolName;
+use tether_types::{PoolName, WorkerId};
 
-use super::Ledger;
+use super::{Ledger, Timed};
+
+/// After the first death that counts, and after any.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Jobs that no worker does and one is to do, by pool.
 #[derive(Debug, Default)]
@@ -21,6 +29,8 @@ pub(crate) struct Waiting {
     keys: BTreeMap<PoolName, BTreeSet<String>>,
     /// Pools where one may be found for them now.
     due: BTreeSet<PoolName>,
+    /// Those that pause, and until when.
+    paused: BTreeMap<(PoolName, String), Tick>,
 }
 
 impl Waiting {
@@ -32,14 +42,29 @@ impl Waiting {
             self.due.insert(pool.clone());
         } else if let Some(keys) = self.keys.get_mut(pool)
             && keys.remove(key)
-            && keys.is_empty()
         {
-            self.forget(pool);
+            let is_last = keys.is_empty();
+            self.paused.remove(&(pool.clone(), key.to_owned()));
+            if is_last {
+                self.forget(pool);
+            }
+        }
+    }
+
+    /// The pause that ends at `due` is over, if it still holds.
+    fn resume(&mut self, pool: PoolName, key: String, due: Tick) {
+        let at = (pool, key);
+        if self.paused.get(&at) == Some(&due) {
+            self.paused.remove(&at);
+            self.look_again(&at.0);
         }
     }
 
     pub(super) fn forget(&mut self, pool: &PoolName) {
-        self.keys.remove(pool);
+        let keys = self.keys.remove(pool);
+        for key in keys.into_iter().flatten() {
+            self.paused.remove(&(pool.clone(), key));
+        }
         self.due.remove(pool);
     }
 
@@ -93,7 +118,41 @@ fn is_ordered(cause: DeathCause) -> bool {
     }
 }
 
+/// For how long a job waits that has failed so often in a row.
+fn pause(failures: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(failures.saturating_sub(1));
+    FIRST_PAUSE
+        .saturating_mul(doubled.unwrap_or(u32::MAX))
+        .min(LONGEST_PAUSE)
+}
+
 impl Ledger {
+    /// A worker's death is recorded: what it did waits, or is lost.
+    pub(super) fn end_attempts(&mut self, id: &WorkerId, death: &Death, now: Tick) {
+        self.jobs.on_death(id, death, &mut self.effects);
+        let worker = Some(WorkerRef::from(id));
+        let keys = self.jobs.waiting.keys.get(&id.pool).into_iter().flatten();
+        let failed = keys.filter_map(|key| {
+            let job = self.jobs.get(&id.pool, key).ok()?;
+            let paused = job.worker == worker && job.failures > 0;
+            paused.then(|| (key.clone(), now + pause(job.failures)))
+        });
+        for (key, due) in failed.collect::<Vec<_>>() {
+            let at = (id.pool.clone(), key.clone());
+            self.jobs.waiting.paused.insert(at, due);
+            self.wheel.arm(Timed::Job(id.pool.clone(), key, due), due);
+        }
+    }
+
+    /// A job's pause may be over.
+    pub(super) fn check_pause(&mut self, pool: PoolName, key: String, due: Tick, now: Tick) {
+        if now < due {
+            self.wheel.arm(Timed::Job(pool, key, due), due);
+        } else {
+            self.jobs.waiting.resume(pool, key, due);
+        }
+    }
+
     /// Gives jobs that wait to workers that are ready, those with the fewest first.
     pub(super) fn place_waiting_jobs(&mut self) {
         for pool in std::mem::take(&mut self.jobs.waiting.due) {
@@ -102,8 +161,10 @@ impl Ledger {
             if takers.is_empty() {
                 continue;
             }
-            let keys = self.jobs.waiting.keys.get(&pool);
-            for key in keys.cloned().unwrap_or_default() {
+            let waiting = &self.jobs.waiting;
+            let mut keys = waiting.keys.get(&pool).cloned().unwrap_or_default();
+            keys.retain(|key| !waiting.paused.contains_key(&(pool.clone(), key.clone())));
+            for key in keys {
                 let Some(((stale, jobs), worker)) = takers.pop_first() else {
                     break;
                 };

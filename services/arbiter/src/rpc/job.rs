@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 use super::Answers;
 use crate::{effects::Followed, ledger::Ledger, seat::Seat};
 
-/// So often a worker is told of its jobs where nothing changes: a machine that vanished does not close its streams.
+/// So often jobs are told where nothing changes: a machine that vanished does not close its streams.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 /// Serves [`JobService`].
@@ -39,7 +39,10 @@ impl JobService for Jobs {
         let (job, found) = self
             .0
             .shared()?
-            .act(|ledger, _| ledger.start_job(request))
+            .act(|ledger, _| {
+                ledger.may_act(&request.owner, request.epoch, &request.pool)?;
+                ledger.start_job(request)
+            })
             .await?;
         Ok(Response::new(StartJobResponse {
             job: Some(job),
@@ -159,7 +162,6 @@ impl JobService for Jobs {
                 Followed::Key(pool, job.key)
             }
         };
-        let is_worker = matches!(what, Followed::Worker(_));
         let (send, receive) = mpsc::channel(4);
         tokio::spawn(async move {
             let mut follower = shared.followers.follow(what.clone());
@@ -172,7 +174,7 @@ impl JobService for Jobs {
                 }
                 tokio::select! {
                     () = follower.changed() => {}
-                    () = sleep(SIGN_OF_LIFE), if is_worker => {}
+                    () = sleep(SIGN_OF_LIFE) => {}
                     () = send.closed() => return,
                     () = shared.over() => {
                         let _ = send.send(Err(shared.why_over())).await;
@@ -191,7 +193,10 @@ impl JobService for Jobs {
         let request = request.into_inner();
         self.0
             .shared()?
-            .act(|ledger, _| ledger.acknowledge_job(&request.pool, &request.key))
+            .act(|ledger, _| {
+                ledger.may_act(&request.owner, request.epoch, &request.pool)?;
+                ledger.acknowledge_job(&request.pool, &request.key)
+            })
             .await?;
         Ok(Response::new(AcknowledgeJobResponse {}))
     }

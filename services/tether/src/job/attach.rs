@@ -23,6 +23,9 @@ use crate::{cli::job::Which, output::Output};
 /// For how long nobody may tell of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The arbiter says how the job is every 10 s: where it does not, it or the way to it is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Between two attempts to hear of it.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -103,9 +106,9 @@ async fn follow(
     let jobs = client.jobs().watch_jobs(ask).await;
     let mut jobs = jobs.map_err(|status| problem(status, began))?.into_inner();
     loop {
-        let answer = jobs
-            .message()
+        let answer = timeout(SILENCE, jobs.message())
             .await
+            .unwrap_or_else(|_| Err(tonic::Status::unavailable("nothing is heard of it")))
             .map_err(|status| problem(status, began))?;
         let Some(answer) = answer else {
             return Err(problem(
@@ -168,7 +171,12 @@ impl Log {
 fn say(job: &Job, told: &mut String, out: &Output) -> anyhow::Result<()> {
     let row = JobRow::new(job);
     if out.is_json() {
-        return out.item(&row);
+        let text = serde_json::to_string(&row)?;
+        if *told != text {
+            out.item(&row)?;
+            *told = text;
+        }
+        return Ok(());
     }
     let text = format!(
         "{} {}: {:.1} %, attempt {}, checkpoint {} {}",

@@ -1,15 +1,12 @@
 //! Messages as gRPC frames them, on their way out and in, whatever they are.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::future::poll_fn;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::HeaderMap;
-use http_body::{Body as _, Frame};
-use hyper::body::Incoming;
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use http::{HeaderMap, Response};
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The largest message that is taken: with the term around it it still fits into a frame.
 pub(crate) const MESSAGE_MAX: usize = tether_port::FRAME_MAX - (1 << 20);
@@ -21,11 +18,9 @@ const PREFIX: usize = 5;
 #[derive(Debug)]
 pub(crate) enum Body {
     /// One message.
-    Whole(Option<Bytes>),
+    Whole(Bytes),
     /// Messages as they come.
     Pieces(mpsc::Receiver<Piece>),
-    /// Nothing more.
-    Over,
 }
 
 /// A part of what a stream sends.
@@ -36,31 +31,90 @@ pub(crate) enum Piece {
     End,
 }
 
-impl http_body::Body for Body {
-    type Data = Bytes;
-    type Error = h2::Error;
+/// A body on its way. Dropped before its end, it was given up.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    stream: SendStream<Bytes>,
+    pieces: Option<mpsc::Receiver<Piece>>,
+    /// What of the last piece has found no room yet.
+    rest: Bytes,
+    /// Whether any of the pieces was taken.
+    has_begun: bool,
+}
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let message = match &mut *self {
-            Self::Whole(message) => message.take(),
-            Self::Pieces(pieces) => match ready!(pieces.poll_recv(context)) {
-                Some(Piece::Message(message)) => Some(message),
-                Some(Piece::End) => None,
-                None => return Poll::Ready(Some(Err(h2::Reason::CANCEL.into()))),
-            },
-            Self::Over => None,
+impl Sending {
+    /// What is one message waits in memory for its room, where it is anyway.
+    pub(crate) fn new(body: Body, mut stream: SendStream<Bytes>) -> Self {
+        let pieces = match body {
+            Body::Whole(message) => {
+                // Where the stream is over already its answer says so.
+                let _ = stream.send_data(framed(&message), true);
+                None
+            }
+            Body::Pieces(pieces) => Some(pieces),
         };
-        if message.is_none() {
-            *self = Self::Over;
+        Self {
+            stream,
+            pieces,
+            rest: Bytes::new(),
+            has_begun: false,
         }
-        Poll::Ready(message.map(|message| Ok(Frame::data(framed(&message)))))
     }
 
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None) | Self::Over)
+    /// Sends on until the answer begins.
+    pub(crate) async fn until(
+        &mut self,
+        mut answer: ResponseFuture,
+    ) -> Result<Response<RecvStream>, h2::Error> {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            () = self.run() => {}
+        }
+        answer.await
+    }
+
+    /// Sends what is left by itself, where something is.
+    pub(crate) fn go_on(mut self) -> Option<AbortOnDropHandle<()>> {
+        self.pieces.is_some().then(|| {
+            let running = tokio::spawn(async move { self.run().await });
+            AbortOnDropHandle::new(running)
+        })
+    }
+
+    /// The pieces, where none was taken.
+    pub(crate) fn untouched(self) -> Option<Body> {
+        self.pieces.filter(|_| !self.has_begun).map(Body::Pieces)
+    }
+
+    /// Sends until the end, or until nobody takes any more. Interrupted, it can be run again.
+    async fn run(&mut self) {
+        while let Some(pieces) = &mut self.pieces {
+            if !self.rest.is_empty() {
+                self.stream.reserve_capacity(self.rest.len());
+                match poll_fn(|context| self.stream.poll_capacity(context)).await {
+                    Some(Ok(room)) => {
+                        let part = self.rest.split_to(room.min(self.rest.len()));
+                        // Where it is over, the next look finds that.
+                        let _ = self.stream.send_data(part, false);
+                    }
+                    Some(Err(_)) | None => self.pieces = None,
+                }
+                continue;
+            }
+            let piece = pieces.recv().await;
+            self.has_begun = true;
+            match piece {
+                Some(Piece::Message(message)) => self.rest = framed(&message),
+                Some(Piece::End) => {
+                    let _ = self.stream.send_data(Bytes::new(), true);
+                    self.pieces = None;
+                }
+                None => {
+                    self.stream.send_reset(Reason::CANCEL);
+                    self.pieces = None;
+                }
+            }
+        }
     }
 }
 
@@ -75,7 +129,7 @@ fn framed(message: &Bytes) -> Bytes {
 /// What a call is answered with.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    body: Incoming,
+    body: RecvStream,
     bytes: BytesMut,
     trailers: Option<HeaderMap>,
 }
@@ -84,13 +138,13 @@ pub(crate) struct Messages {
 #[derive(Debug)]
 pub(crate) enum Broken {
     /// The way it comes broke.
-    Way(hyper::Error),
+    Way(h2::Error),
     /// It is nothing that can be taken.
     Wrong(String),
 }
 
 impl Messages {
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: RecvStream) -> Self {
         Self {
             body,
             bytes: BytesMut::new(),
@@ -104,18 +158,33 @@ impl Messages {
             if let Some(message) = self.whole()? {
                 return Ok(Some(message));
             }
-            let frame =
-                std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context));
-            match frame.await.transpose().map_err(Broken::Way)? {
-                None if self.bytes.is_empty() => return Ok(None),
-                None => {
-                    let text = "the answer ended in the middle of a message";
-                    return Err(Broken::Wrong(text.to_owned()));
-                }
-                Some(frame) => match frame.into_data() {
-                    Ok(data) => self.bytes.extend_from_slice(&data),
-                    Err(frame) => self.trailers = frame.into_trailers().ok(),
-                },
+            let Some(data) = self.data().await.map_err(Broken::Way)? else {
+                return match self.bytes.is_empty() {
+                    true => Ok(None),
+                    false => {
+                        let text = "the answer ended in the middle of a message";
+                        Err(Broken::Wrong(text.to_owned()))
+                    }
+                };
+            };
+            self.bytes.extend_from_slice(&data);
+        }
+    }
+
+    /// The next bytes, and behind them what came after them.
+    async fn data(&mut self) -> Result<Option<Bytes>, h2::Error> {
+        match self.body.data().await {
+            Some(Ok(data)) => {
+                // On a stream that is over there is nobody to tell.
+                let _ = self.body.flow_control().release_capacity(data.len());
+                Ok(Some(data))
+            }
+            // Whoever has said everything may want to hear no more.
+            Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => Ok(None),
+            Some(Err(error)) => Err(error),
+            None => {
+                self.trailers = self.body.trailers().await?;
+                Ok(None)
             }
         }
     }

@@ -111,8 +111,10 @@ impl Calls {
         }
         tokio::spawn(async move {
             let answer = tokio::select! {
-                answer = work => answer,
+                biased;
+                // What is given up may also fail for that.
                 Ok(why) = given_up => Err(why),
+                answer = work => answer,
             };
             calls.live().remove(&id);
             calls.out.reply(id, answer).await;

@@ -11,12 +11,15 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 use tether_port::{Fields, Id, Meaningless, Term};
 use tether_proto::pool::ApplyPoolRequest;
 use tether_settings::signals;
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 use super::{
     calls::{Calls, Progress, take},
-    exchange::{self, Head},
-    failure::Failed,
+    exchange::{self, Begun, Head},
+    failure::{Failed, Outcome},
     ops::{self, Op, Told},
     transcode, tree,
 };
@@ -27,6 +30,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Before a stream that broke is asked for again.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who tells how something is does so every 10 s: where nothing comes for so long, it or the way to it is gone.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What our services say, as their schemas describe it.
 static SCHEMAS: LazyLock<DescriptorPool> =
@@ -40,6 +46,8 @@ struct Order {
     timeout: Option<Duration>,
     /// Items that may be told before there is credit for more; none where they are told as they come.
     window: Option<usize>,
+    /// Of how something is, what was told last.
+    last: Option<Bytes>,
 }
 
 impl Calls {
@@ -81,7 +89,7 @@ impl Calls {
                 let (_, answer, _) = exchange::in_time(head.deadline(), work, progress).await?;
                 order.answer(answer).map(|answer| order.told(&answer))
             }
-            Told::Items | Told::Followed(_) => {
+            Told::Items | Told::State | Told::Followed(_) => {
                 let head = order.head(order.timeout);
                 let work = self.follow(id, order, credit, progress);
                 exchange::in_time(head.deadline(), work, progress).await
@@ -134,7 +142,7 @@ impl Calls {
         let head = order.head(None);
         let message = self.message(order).await?;
         let mut begun = exchange::send_whole(&self.link, &head, &message, progress).await?;
-        while let Some(item) = begun.next().await? {
+        while let Some(item) = order.next(&mut begun).await? {
             let item = order.answer(item)?;
             if order.window.is_some() {
                 take(credit).await?;
@@ -179,6 +187,7 @@ impl Order {
                 message,
                 timeout,
                 window,
+                last: None,
             });
         }
         let entries = fields.rest().into_iter().map(|(key, value)| {
@@ -197,6 +206,7 @@ impl Order {
             message,
             timeout,
             window,
+            last: None,
         })
     }
 
@@ -208,8 +218,28 @@ impl Order {
     /// Whether it is asked for again where its stream ends.
     fn goes_on(&self) -> bool {
         let follow = self.message.get_field_by_name("follow");
-        matches!(self.op.told, Told::Followed(_))
-            && follow.is_some_and(|follow| follow.as_bool() == Some(true))
+        match self.op.told {
+            Told::Whole | Told::Field(_) | Told::Items => false,
+            Told::State => true,
+            Told::Followed(_) => follow.is_some_and(|follow| follow.as_bool() == Some(true)),
+        }
+    }
+
+    /// The next item that is to be told.
+    async fn next(&mut self, begun: &mut Begun) -> Result<Option<Bytes>, Failed> {
+        if self.op.told != Told::State {
+            return begun.next().await;
+        }
+        loop {
+            let item = timeout(SILENCE, begun.next()).await.unwrap_or_else(|_| {
+                let text = "nothing is heard of it any more";
+                Err(Failed::broken(text.to_owned(), Outcome::Failed))
+            })?;
+            if item.is_none() || item != self.last {
+                self.last.clone_from(&item);
+                return Ok(item);
+            }
+        }
     }
 
     /// Asked again, it is told what came after this.
@@ -232,7 +262,7 @@ impl Order {
 
     fn told(&self, answer: &DynamicMessage) -> Term {
         match self.op.told {
-            Told::Whole | Told::Items => transcode::to_term(answer),
+            Told::Whole | Told::Items | Told::State => transcode::to_term(answer),
             Told::Field(field) | Told::Followed(field) => transcode::field(answer, field),
         }
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tether_arbiter::Surroundings;
 use tether_port::Term;
 use tether_settings::surroundings;
-use tokio::task::JoinHandle;
+use tokio::{runtime::Builder, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::tree;
@@ -60,7 +60,12 @@ impl Embedded {
             ..surroundings()
         };
         let serving = up::serve(loaded.value, here, found, stop.clone(), is_up.clone());
-        let mut serving = tokio::spawn(serving);
+        // Threads of their own, which end with this process: nothing that they do is in the way of what the BEAM says.
+        let threads = Builder::new_multi_thread().enable_all().build();
+        let threads = Box::leak(Box::new(
+            threads.context("cannot start threads for services")?,
+        ));
+        let mut serving = threads.spawn(serving);
         tokio::select! {
             () = is_up.cancelled() => Ok(Self { dir, stop, serving }),
             ended = &mut serving => Err(match ended? {

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
 use tether_port::{Call, Worker};
 use tether_proto::Failure;
 use tether_types::Reason;
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use super::{
@@ -34,6 +35,8 @@ pub(crate) struct Head {
 pub(crate) struct Begun {
     pub(crate) head: HeaderMap,
     pub(crate) messages: Messages,
+    /// What is still sent, for as long as somebody wants the answer.
+    _sending: Option<AbortOnDropHandle<()>>,
 }
 
 /// How a call ended well.
@@ -127,8 +130,8 @@ impl Head {
         self.deadline
     }
 
-    fn request(&self, body: Body) -> Request<Body> {
-        let mut request = Request::new(body);
+    fn request(&self) -> Request<()> {
+        let mut request = Request::new(());
         *request.method_mut() = http::Method::POST;
         *request.version_mut() = http::Version::HTTP_2;
         let uri = http::Uri::builder()
@@ -200,13 +203,12 @@ pub(crate) async fn send_whole(
 ) -> Result<Begun, Failed> {
     loop {
         let ready = link.ready().await;
-        progress.set(Outcome::Unknown);
         // With no more time than is left by now.
-        let request = head.request(Body::Whole(Some(message.clone())));
-        match ready.send(request).await {
-            Sent::Answered(answer) => return begun(answer, progress),
-            Sent::Unsent(_) => progress.set(Outcome::NotSent),
-            Sent::Unknown(error) => return Err(broken(&error, Outcome::Unknown)),
+        let sent = ready.send(head.request(), Body::Whole(message.clone()), progress);
+        match sent.await {
+            Sent::Answered(answer, sending) => return begun(answer, sending, progress),
+            Sent::Unsent(_) => {}
+            Sent::Lost(error, outcome) => return Err(broken(&error, outcome)),
         }
     }
 }
@@ -221,23 +223,23 @@ pub(crate) async fn send_pieces(
     let mut body = Body::Pieces(pieces);
     loop {
         let ready = link.ready().await;
-        progress.set(Outcome::Unknown);
-        match ready.send(head.request(body)).await {
-            Sent::Answered(answer) => return begun(answer, progress),
-            Sent::Unsent(Some(unsent)) => {
-                progress.set(Outcome::NotSent);
-                body = unsent.into_body();
-            }
+        match ready.send(head.request(), body, progress).await {
+            Sent::Answered(answer, sending) => return begun(answer, sending, progress),
+            Sent::Unsent(Some(unsent)) => body = unsent,
             Sent::Unsent(None) => {
-                let text = "the gateway refused the call unbegun, and what it had sent is not kept";
+                let text = "the call did not get to a worker, and what of it was taken is not kept";
                 return Err(Failed::broken(text.to_owned(), Outcome::NotSent));
             }
-            Sent::Unknown(error) => return Err(broken(&error, Outcome::Unknown)),
+            Sent::Lost(error, outcome) => return Err(broken(&error, outcome)),
         }
     }
 }
 
-fn begun(answer: Response<Incoming>, progress: &Progress) -> Result<Begun, Failed> {
+fn begun(
+    answer: Response<RecvStream>,
+    sending: Option<AbortOnDropHandle<()>>,
+    progress: &Progress,
+) -> Result<Begun, Failed> {
     progress.set(Outcome::Failed);
     let (parts, body) = answer.into_parts();
     if parts.status != http::StatusCode::OK {
@@ -251,6 +253,7 @@ fn begun(answer: Response<Incoming>, progress: &Progress) -> Result<Begun, Faile
     Ok(Begun {
         head: parts.headers,
         messages: Messages::new(body),
+        _sending: sending,
     })
 }
 
@@ -262,13 +265,8 @@ fn over(trailers: &HeaderMap) -> Result<(), Failed> {
     }
 }
 
-fn broken(error: &hyper::Error, outcome: Outcome) -> Failed {
-    let mut text = format!("the connection to the gateway broke: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
+fn broken(error: &h2::Error, outcome: Outcome) -> Failed {
+    let text = format!("the connection to the gateway broke: {error}");
     Failed::broken(text, outcome)
 }
 

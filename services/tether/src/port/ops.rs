@@ -23,6 +23,9 @@ pub(crate) enum Told {
     Field(&'static str),
     /// Each message of a stream.
     Items,
+    /// Each message of a stream that says how something is, where it says something else than the last one. Asked for
+    /// again where it breaks or is silent.
+    State,
     /// One field of each message of a stream, which is followed on after a break: the revision in it says from where.
     Followed(&'static str),
 }
@@ -81,7 +84,7 @@ pub(crate) const ALL: &[Op] = &[
     op("job_list", (JOBS, "ListJobs"), Told::Field("jobs")),
     op("job_adopt", (JOBS, "AdoptJob"), Told::Whole),
     op("job_cancel", (JOBS, "CancelJob"), Told::Field("job")).renaming(&[("grace", "grace_ms")]),
-    op("job_watch", (JOBS, "WatchJobs"), Told::Items),
+    op("job_watch", (JOBS, "WatchJobs"), Told::State),
     op("job_acknowledge", (JOBS, "AcknowledgeJob"), Told::Whole),
     op("logs", (WORKERS, "ReadLogs"), Told::Items),
     op("events", (WORKERS, "WatchEvents"), Told::Followed("event"))

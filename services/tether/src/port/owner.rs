@@ -18,6 +18,7 @@ use super::{
     exchange::Head,
     failure::{Failed, Outcome},
     out::Out,
+    way::Way,
 };
 use crate::run::{delays, may_pass};
 
@@ -42,6 +43,7 @@ enum Stands {
 /// What is needed to keep a session.
 pub(crate) struct Keeping {
     pub(crate) client: Client,
+    pub(crate) way: Way,
     pub(crate) owner: OwnerName,
     pub(crate) ttl: Option<Duration>,
     pub(crate) heartbeat_timeout: Duration,
@@ -54,13 +56,14 @@ pub(crate) struct Keeping {
 impl Keeping {
     pub(crate) fn new(
         hello: &Hello,
-        client: Client,
+        way: Way,
         beam: Option<ProcessIdentity>,
         beats: watch::Receiver<Option<Tick>>,
         out: Out,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            client,
+            client: Client::over(way.channel()),
+            way,
             owner: hello.owner.parse()?,
             ttl: hello.ttl,
             heartbeat_timeout: hello.heartbeat_timeout,
@@ -140,6 +143,7 @@ impl Keeping {
                 });
             }
             tracing::info!(%problem, "The session cannot be opened yet");
+            self.way.leave();
             tokio::time::sleep(delays.next().unwrap_or_default()).await;
         }
     }
@@ -192,6 +196,10 @@ impl Keeping {
                 (false, false) => {
                     let about = Term::map([("remaining", millis(left).into())]);
                     self.out.soon(session_is("warning", about));
+                    // Nobody answers beats that are made: the gateway may be there, and its arbiter not.
+                    if !is_held {
+                        self.way.leave();
+                    }
                 }
                 (true, true) => {
                     let about = Term::map([("ttl", millis(session.ttl()).into())]);

@@ -136,6 +136,34 @@ fn a_job_goes_on_for_as_long_as_it_saves_and_is_lost_after_too_many_deaths_witho
 }
 
 #[test]
+fn a_job_that_has_failed_pauses_although_a_worker_is_ready_and_longer_each_time() {
+    let mut world = world(3);
+    start(&mut world, 3);
+    for (attempt, pause) in [(1, 1), (2, 2), (3, 4)] {
+        let job = until(&mut world, "it is done", |job| {
+            job.attempt == attempt && job.state() == JobState::Running
+        });
+        kill(&mut world, &worker(&job));
+        until(&mut world, "it waits", |job| {
+            job.state() == JobState::Waiting
+        });
+        let since = world.now;
+        let others = world.ledger.takers(&name().parse().unwrap());
+        assert!(!others.is_empty(), "somebody could take it");
+        until(&mut world, "it is done again", |job| {
+            job.attempt == attempt + 1
+        });
+        let paused = world.now.since(since);
+        let least = Duration::from_secs(pause);
+        let step = 4 * super::world::STEP;
+        assert!(
+            (least - step..least + step).contains(&paused),
+            "{paused:?}, not {pause} s"
+        );
+    }
+}
+
+#[test]
 fn a_job_whose_workers_are_ended_by_somebody_is_not_given_up_for_that() {
     let mut world = world(1);
     start(&mut world, 1);
