@@ -15,6 +15,7 @@ pub mod proxy;
 mod site;
 pub mod snakepit;
 mod steady;
+pub mod supervisor;
 mod tidy;
 mod wait;
 
@@ -23,7 +24,7 @@ pub use by_hand::{ByHand, Registrar};
 pub use cable::Cable;
 pub use cluster::{Cluster, Owner, Setup};
 pub use data::{Digit, held_out};
-pub use processes::{Process, Traces, is_of_gone_maker, kill, mentioning, signal_all};
+pub use processes::{Process, Traces, is_of_gone_maker, kill, marked, mentioning, signal_all};
 pub use programs::{Ran, Tether, example, program, python, until_ready};
 pub use site::Site;
 pub use steady::{Steady, Tally};

@@ -28,6 +28,16 @@ impl Traces {
         }
     }
 
+    /// Traces of one incarnation of those, as `POOL.SLOT.INCARNATION`.
+    #[must_use]
+    pub fn of_one(&self, incarnation: &str) -> Self {
+        let mut marker = self.marker.clone();
+        // With the end of the variable, as 5 is the beginning of 51.
+        marker.extend(incarnation.as_bytes());
+        marker.push(0);
+        Self { marker }
+    }
+
     /// Every process that lives and came from one of them. Zombies are dead and do not count.
     pub fn find(&self) -> Vec<Process> {
         living(|pid| says(pid, "environ", &self.marker))
@@ -39,6 +49,12 @@ impl Traces {
 pub fn mentioning(dir: &Path) -> Vec<Process> {
     let name = dir.as_os_str().as_bytes();
     living(|pid| says(pid, "cmdline", name) || says(pid, "environ", name))
+}
+
+/// Every process that lives and whose environment has this variable with this value.
+pub fn marked(variable: &str) -> Vec<Process> {
+    let text = format!("{variable}\0").into_bytes();
+    living(|pid| says(pid, "environ", &text))
 }
 
 fn living(belongs: impl Fn(u32) -> bool) -> Vec<Process> {

@@ -27,7 +27,7 @@ pub fn program(name: &str) -> PathBuf {
     })
 }
 
-fn repository() -> &'static Path {
+pub(crate) fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 

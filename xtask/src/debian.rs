@@ -130,6 +130,33 @@ pub(crate) const ALL: &[Program] = &[
     },
 ];
 
+/// Supervisors that tests put agents and workers under.
+pub(crate) const SUPERVISORS: &[Program] = &[
+    Program {
+        name: "supervisord",
+        version: "--version",
+        path: "usr/bin/supervisord",
+        says: None,
+        release: None,
+        packages: &["supervisor", "python3-pkg-resources"],
+    },
+    // The others of its package have nothing that they would tell and end with status 0.
+    Program {
+        name: "chpst",
+        version: "true",
+        path: "usr/bin/chpst",
+        says: None,
+        release: None,
+        packages: &["runit"],
+    },
+];
+
+/// Programs that come in the package of another one, which stands first.
+const BESIDE: &[(&str, &[&str])] = &[
+    ("supervisord", &["supervisorctl"]),
+    ("chpst", &["runsv", "runsvdir", "sv", "svlogd"]),
+];
+
 /// What makes and boots the machines that tests deploy to.
 pub(crate) const GROUNDS: &[Program] = &[
     Program {
@@ -303,8 +330,15 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
         let package = packages[0];
         format!("no {name}, and {why}; install {name} (Debian: {package}) and try again")
     })?;
-    install(&tools, name, path)
-        .map_err(|error| format!("cannot put {name} into `target/tools/bin`: {error}"))?;
+    let put = |program: &str, path: &str| {
+        install(&tools, name, program, path)
+            .map_err(|error| format!("cannot put {program} into `target/tools/bin`: {error}"))
+    };
+    put(name, path)?;
+    let beside = BESIDE.iter().filter(|(first, _)| first == name);
+    for program in beside.flat_map(|(_, programs)| *programs) {
+        put(program, &path.replace(name, program))?;
+    }
     if there() {
         Ok(())
     } else {
@@ -420,8 +454,8 @@ fn own_lists(folder: &Path, source: &str) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// Puts a script into `TOOLS/bin` that runs `TOOLS/NAME/PATH` with the libraries unpacked beside it.
-fn install(tools: &Path, name: &str, path: &str) -> io::Result<()> {
+/// Puts a script into `TOOLS/bin` that runs `TOOLS/FOLDER/PATH` with the libraries unpacked beside it.
+fn install(tools: &Path, folder: &str, name: &str, path: &str) -> io::Result<()> {
     let bin = tools.join("bin");
     fs::create_dir_all(&bin)?;
     let script = bin.join(name);
@@ -432,14 +466,16 @@ fn install(tools: &Path, name: &str, path: &str) -> io::Result<()> {
         format!(
             "#!/bin/sh\n\
              # Written by `cargo xtask`: {name} out of its Debian package.\n\
-             folder=$(dirname \"$0\")/../{name}\n\
+             folder=$(dirname \"$0\")/../{folder}\n\
              for libraries in \"$folder\"/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu* \"$folder\"/usr/lib/*-linux-gnu*/systemd; do\n\
              \tLD_LIBRARY_PATH=$libraries${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\n\
              done\n\
              export LD_LIBRARY_PATH\n\
              # Where one of them looks for its own parts.\n\
              export DEBOOTSTRAP_DIR=\"$folder/usr/share/debootstrap\"\n\
-             export PYTHONPATH=\"$folder/usr/lib/python3/dist-packages:$folder/usr/lib/python3.11\"\n\
+             for modules in \"$folder/usr/lib/python3/dist-packages\" \"$folder/usr/lib/python3.11\"; do\n\
+             [ ! -d \"$modules\" ] || export PYTHONPATH=\"$modules${{PYTHONPATH:+:$PYTHONPATH}}\"\n\
+             done\n\
              # A signal to this process is for the program.\n\
              exec \"$folder/{path}\" \"$@\"\n"
         ),
@@ -455,7 +491,13 @@ mod tests {
 
     #[test]
     fn every_program_has_a_name_of_its_own_and_a_package() {
-        let all = || ALL.iter().chain(GROUNDS).chain(DOCKER).chain(PROXIES);
+        let all = || {
+            ALL.iter()
+                .chain(SUPERVISORS)
+                .chain(GROUNDS)
+                .chain(DOCKER)
+                .chain(PROXIES)
+        };
         for program in all() {
             let same = all().filter(|other| other.name == program.name);
             assert_eq!(same.count(), 1, "{}", program.name);
@@ -486,7 +528,7 @@ mod tests {
         fs::write(&program, "#!/bin/sh\necho $$ $LD_LIBRARY_PATH $1\n").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
 
-        install(&tools, "server", "usr/bin/server").unwrap();
+        install(&tools, "server", "server", "usr/bin/server").unwrap();
         let child = Command::new(tools.join("bin/server"))
             .arg("--here")
             .stdout(process::Stdio::piped())

@@ -16,6 +16,7 @@ pub mod listen;
 pub mod manager;
 pub mod metrics;
 pub mod network;
+pub mod parent;
 pub mod process;
 mod runtime;
 pub mod serve;

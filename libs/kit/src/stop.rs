@@ -12,6 +12,9 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// What was waited for has not come about in time; nothing is lost, and it may still.
 pub const EXIT_LATE: u8 = 3;
+/// The process that started this one has ended, and this one with it as it was told to. (`EX_UNAVAILABLE` of
+/// sysexits.)
+pub const EXIT_PARENT: u8 = 69;
 /// The session in whose name it acted is over, or was taken over: nothing more may be done in that name.
 /// Worth trying again with a new one. (`EX_TEMPFAIL` of sysexits.)
 pub const EXIT_LOST: u8 = 75;

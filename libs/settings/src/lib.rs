@@ -7,6 +7,7 @@ mod forked;
 mod health;
 mod metrics;
 mod net;
+mod parent;
 mod placement;
 mod pool;
 mod process;
@@ -22,6 +23,7 @@ pub use check::{At, Check, Wrong};
 pub use forked::{FORKSERVER_POOL, ForkedFrom, wrong_with_fork};
 pub use metrics::Metrics;
 pub use net::{Connect, Listen, Place, Whereabouts, bind_set, check_whereabouts};
+pub use parent::ParentFlag;
 pub use placement::{OnChange, Placement, Preference, Rollout};
 pub use pool::{Policy, Pool, PoolFile};
 pub use process::{

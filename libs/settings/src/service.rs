@@ -1,17 +1,23 @@
 //! The frame of a service's `main`: flags, configuration, telemetry, signals, exit status.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::{Arg, ArgAction, Args as _, Command, FromArgMatches as _, value_parser};
 use serde::{Serialize, de::DeserializeOwned};
 use tether_kit::{
-    config, manager, stop,
+    config, manager,
+    parent::{self, Parent},
+    stop,
     telemetry::{self, Settings as Telemetry},
 };
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Check, health};
+use crate::{Check, health, parent::ParentFlag};
 
 /// A section of the one configuration file that is another service's.
 pub type Ignored = toml::Table;
@@ -27,7 +33,7 @@ where
     T: Check + DeserializeOwned + Serialize + Default,
     F: Future<Output = anyhow::Result<()>>,
 {
-    let matches = Command::new(name)
+    let command = Command::new(name)
         .about(about)
         .version(env!("CARGO_PKG_VERSION"))
         .arg(
@@ -53,8 +59,16 @@ where
                 .require_equals(true)
                 .default_missing_value("")
                 .help("Only asks the one that runs with this configuration whether it serves: status 0 or 1"),
-        )
-        .get_matches();
+        );
+    let matches = ParentFlag::augment_args(command).get_matches();
+    let parent = ParentFlag::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parent = match parent.open() {
+        Ok(parent) => parent,
+        Err(error) => {
+            say(name, &error.into());
+            return ExitCode::from(stop::EXIT_CONFIG);
+        }
+    };
     let file = matches.get_one::<PathBuf>("config");
     let sets: Vec<String> = matches
         .get_many("set")
@@ -91,7 +105,7 @@ where
     let base = base
         .or_else(|| std::env::current_dir().ok())
         .unwrap_or_default();
-    run(name, |stop| serve(loaded.value, base, stop))
+    run(name, parent, |stop| serve(loaded.value, base, stop))
 }
 
 /// Says on standard error what of a configuration was ignored.
@@ -120,7 +134,16 @@ fn runtime() -> anyhow::Result<Runtime> {
     Ok(runtime.enable_all().build()?)
 }
 
-fn run<F>(name: &'static str, serve: impl FnOnce(CancellationToken) -> F) -> ExitCode
+/// The last word of a process that failed is for people, whose end of the pipe may be gone with the parent.
+fn say(name: &str, error: &anyhow::Error) {
+    let _ = writeln!(io::stderr(), "{name}: {error:#}");
+}
+
+fn run<F>(
+    name: &'static str,
+    parent: Option<Parent>,
+    serve: impl FnOnce(CancellationToken) -> F,
+) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
 {
@@ -128,23 +151,27 @@ where
         let telemetry = telemetry::start(name, &Telemetry::from_env())?;
         let stop = stop::on_signals()?;
         tokio::spawn(manager::follow(stop.clone()));
+        let fate = match parent {
+            Some(parent) => parent.watch(stop.clone())?,
+            None => parent::Fate::default(),
+        };
         let served = serve(stop).await;
         telemetry.finish().await;
-        served
+        served?;
+        Ok(fate.check()?)
     };
     end(name, runtime().and_then(|runtime| runtime.block_on(work)))
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last word of a process that failed is for people"
-)]
 fn end(name: &str, ended: anyhow::Result<()>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::from(stop::EXIT_OK),
         Err(error) => {
-            eprintln!("{name}: {error:#}");
-            ExitCode::from(stop::EXIT_FAILURE)
+            say(name, &error);
+            ExitCode::from(match error.downcast_ref::<parent::Gone>() {
+                Some(_) => stop::EXIT_PARENT,
+                None => stop::EXIT_FAILURE,
+            })
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     remains,
     scope::Scope,
     sockets::Sockets,
+    supervisors::Supervisors,
     units::Units,
     worker,
     zygote::Zygote,
@@ -70,6 +71,10 @@ pub struct Config {
     pub checkpoints: tether_checkpoints::Config,
     /// How workers of launcher `systemd` are had.
     pub systemd: crate::units::Config,
+    /// How workers of launcher `supervisord` are had.
+    pub supervisord: crate::supervisors::Supervisord,
+    /// How workers of launcher `runit` are had.
+    pub runit: crate::supervisors::Runit,
 }
 
 /// Where workers listen unless it is said.
@@ -150,6 +155,8 @@ pub(crate) struct Ground {
     pub(crate) zygote: Zygote,
     /// Units of systemd.
     pub(crate) units: Units,
+    /// The ways to other supervisors.
+    pub(crate) supervisors: Supervisors,
     pub(crate) sockets: Sockets,
     /// Where workers listen on TCP.
     pub(crate) worker_host: String,
@@ -284,6 +291,7 @@ impl Config {
             resources: self.resources.clone(),
             zygote,
             units: Units::new(&self.systemd),
+            supervisors: Supervisors::new(&self.supervisord, &self.runit),
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),
             pages: Arc::default(),
@@ -361,6 +369,12 @@ impl Config {
 }
 
 impl Ground {
+    /// How this launcher's supervisor is reached, in the words of keepers.
+    pub(crate) fn way_to(&self, launcher: &str) -> String {
+        let bus = || self.units.bus().to_owned();
+        self.supervisors.at(launcher).unwrap_or_else(bus)
+    }
+
     /// What will hold the processes of this incarnation together.
     pub(crate) fn walls(&self, id: &WorkerId, private_proc: Option<bool>) -> Walls {
         let leaf = self.cgroup.as_ref();

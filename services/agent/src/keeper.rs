@@ -18,10 +18,14 @@
 //! where the agent was killed as well, the next one does. Under systemd the keeper is in a unit of its own, which has
 //! the service stopped when that is over ([`after`]), whoever else was killed.
 
+mod kin;
 pub(crate) mod last_word;
 mod plan;
+pub(crate) mod runit;
 pub(crate) mod supervisor;
+pub(crate) mod supervisord;
 pub(crate) mod systemd;
+mod watched;
 
 use std::{
     fs, io,
@@ -39,6 +43,7 @@ use tokio::{
 
 use last_word::{End, How};
 use plan::{Next, Plan};
+use runit::RunitService;
 use supervisor::{Life, State, Supervisor};
 use systemd::SystemdUnit;
 
@@ -183,6 +188,8 @@ pub(crate) async fn end(errand: &Errand) -> io::Result<()> {
 /// Plays one part; how the service ended, where nobody asked the keeper to end it.
 async fn act(errand: &Errand, part: Part) -> io::Result<Option<End>> {
     match errand.launcher.as_str() {
+        "supervisord" => part.of(errand, supervisord::Program::connect(errand)).await,
+        "runit" => part.of(errand, RunitService::connect(errand)?).await,
         "systemd" => part.of(errand, SystemdUnit::connect(errand).await?).await,
         launcher => Err(io::Error::other(format!(
             "this agent has no launcher `{launcher}` for services"

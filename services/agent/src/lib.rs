@@ -56,6 +56,7 @@ mod scope;
 mod search;
 mod service;
 mod sockets;
+mod supervisors;
 mod sweep;
 mod units;
 mod upstream;
@@ -80,6 +81,7 @@ pub use config::{Config, Error};
 pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};
 pub use guarantee::Guarantee;
+pub use supervisors::{Runit as RunitConfig, Supervisord as SupervisordConfig};
 pub use units::{Choice as SystemdChoice, Config as SystemdConfig};
 pub use zygote::become_first_where_asked;
 

@@ -21,7 +21,7 @@ use crate::{
 pub(crate) fn errand(
     id: &WorkerId,
     order: &StartWorker,
-    bus: &str,
+    way: &str,
 ) -> io::Result<Option<(Errand, Address)>> {
     let Some(template) = &order.template else {
         return Ok(None);
@@ -36,7 +36,7 @@ pub(crate) fn errand(
         name,
         connect_only: service.connect_only,
         patience_ms: order.lease_grace_ms.min(launch::grace_ms(template)),
-        at: bus.to_owned(),
+        at: way.to_owned(),
         memory_bytes: limits.memory_bytes,
         cpu_millis: limits.cpu_millis,
         tasks: limits.pids,

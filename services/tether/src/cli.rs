@@ -7,6 +7,7 @@ pub(crate) mod job;
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tether_settings::ParentFlag;
 use tether_types::WorkerId;
 
 /// Process supervision for BEAM applications that run Python workers.
@@ -133,6 +134,8 @@ pub(crate) struct Up {
     /// `tether up` that is killed is started again.
     #[arg(long)]
     pub(crate) init: bool,
+    #[command(flatten)]
+    pub(crate) parent: ParentFlag,
 }
 
 #[derive(Debug, Subcommand)]

@@ -24,12 +24,13 @@ mod run;
 mod shell;
 mod up;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser as _;
 use tether_client::{Client, Lost, Problem};
 use tether_kit::{
-    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LATE, EXIT_LOST, EXIT_OK},
+    parent,
+    stop::{EXIT_CONFIG, EXIT_FAILURE, EXIT_LATE, EXIT_LOST, EXIT_OK, EXIT_PARENT},
     telemetry::{self, Settings as Telemetry},
 };
 use tether_settings::{Connect, Listen, Place, Whereabouts};
@@ -148,34 +149,39 @@ fn connect(gateway: Option<&str>) -> anyhow::Result<Client> {
     Ok(Client::connect(&address))
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "what went wrong is told to whoever gave the command"
-)]
 fn complain(error: &anyhow::Error) -> ExitCode {
     if let Some(refused) = error.downcast_ref::<Refused>() {
-        eprintln!("{refused}");
+        say(format_args!("{refused}"));
         return ExitCode::from(EXIT_CONFIG);
     }
     if let Some(both) = error.downcast_ref::<run::Both>() {
         let status = complain(&both.first);
-        eprintln!("  and then: {:#}", both.second);
+        say(format_args!("  and then: {:#}", both.second));
         return status;
     }
-    eprintln!("tether: {error:#}");
+    say(format_args!("tether: {error:#}"));
     if let Some(problem) = error.downcast_ref::<Problem>() {
         for (name, value) in &problem.facts {
-            eprintln!("  {name}: {value}");
+            say(format_args!("  {name}: {value}"));
         }
         if let Some(delay) = problem.retry_after {
-            eprintln!("  worth trying again in {delay:?}");
+            say(format_args!("  worth trying again in {delay:?}"));
         }
     }
-    if error.is::<nodes::drain::Late>() {
-        return ExitCode::from(EXIT_LATE);
-    }
-    ExitCode::from(match error.downcast_ref::<Lost>() {
-        Some(_) => EXIT_LOST,
-        None => EXIT_FAILURE,
+    ExitCode::from(if error.is::<nodes::drain::Late>() {
+        EXIT_LATE
+    } else if error.is::<Lost>() {
+        EXIT_LOST
+    } else if error.is::<parent::Gone>() {
+        EXIT_PARENT
+    } else if error.is::<parent::Error>() {
+        EXIT_CONFIG
+    } else {
+        EXIT_FAILURE
     })
+}
+
+/// What went wrong is told to whoever gave the command, whose end of the pipe may be gone.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -8,7 +8,7 @@ use tether_agent::Agent;
 use tether_arbiter::{Arbiter, Surroundings};
 use tether_discovery::Discovery;
 use tether_gateway::Gateway;
-use tether_kit::{admin, manager, metrics::Metrics, serve::Server};
+use tether_kit::{admin, manager, metrics::Metrics, parent::Fate, serve::Server};
 use tether_settings::{Place, Whereabouts, surroundings};
 use tether_store::Store;
 use tether_types::Address;
@@ -21,6 +21,8 @@ use crate::{
 };
 
 pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
+    // First of all: the later, the likelier that it has ended before.
+    let parent = args.parent.open()?;
     let (mut loaded, base) = config::load(&args.settings)?;
     if args.store.is_some() {
         loaded.value.store = args.store;
@@ -33,6 +35,10 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         loaded.value.store = Some(format!("redb:{}", state_file()?.display()));
     }
     let stop = tether_kit::stop::on_signals()?;
+    let fate = match parent {
+        Some(parent) => parent.watch(stop.clone())?,
+        None => Fate::default(),
+    };
     let found = surroundings();
     tokio::spawn(manager::follow(stop.clone()));
     let is_up = CancellationToken::new();
@@ -42,7 +48,8 @@ pub(crate) async fn up(args: cli::Up) -> anyhow::Result<()> {
         manager::serves("Serves");
     });
     let tokens = (stop, is_up, CancellationToken::new());
-    serve(loaded.value, base, found, tokens).await
+    serve(loaded.value, base, found, tokens).await?;
+    Ok(fate.check()?)
 }
 
 /// Serves until `stop`; `is_up` is cancelled once everything listens, `last` once what ends with the agent has.

@@ -184,7 +184,7 @@ async fn one_world(
         if enough() {
             break;
         }
-        let played = round::play(&mut world, &mut others, event, args.size).await;
+        let played = Box::pin(round::play(&mut world, &mut others, event, args.size)).await;
         let faulty = played
             .as_ref()
             .map_or(true, |round| !round.faults.is_empty());

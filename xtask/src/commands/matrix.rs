@@ -8,19 +8,23 @@ use crate::{report::Report, workspace::Workspace};
 pub(super) const TASK: Task = Task {
     name: "matrix",
     arguments: "NAME [FLAGS]",
-    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`; `beams` of Elixir that are killed, stopped and come back: `--only TEXT --repeat N --busy --release --json FILE`",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`; `beams` of Elixir that are killed, stopped and come back: `--only TEXT --repeat N --busy --release --json FILE`; `supervisors` and what they run: `--only TEXT --repeat N --together N --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err("which matrix? there are: kill, partitions, failovers, beams".to_owned());
+            return Err(
+                "which matrix? there are: kill, partitions, failovers, beams, supervisors"
+                    .to_owned(),
+            );
         };
         let run = match name.as_str() {
             "kill" => kill,
             "partitions" => partitions,
             "failovers" => failovers,
             "beams" => beams,
+            "supervisors" => supervisors,
             _ => {
                 return Err(format!(
-                    "no matrix `{name}`; there are: kill, partitions, failovers, beams"
+                    "no matrix `{name}`; there are: kill, partitions, failovers, beams, supervisors"
                 ));
             }
         };
@@ -96,6 +100,15 @@ pub(super) fn failovers(
     flags: &[String],
 ) -> Result<(), String> {
     evidence(workspace, report, "failovers", "failover matrix", flags)
+}
+
+/// Runs the supervisor matrix on what is built.
+pub(super) fn supervisors(
+    workspace: &Workspace,
+    report: &mut Report,
+    flags: &[String],
+) -> Result<(), String> {
+    evidence(workspace, report, "supervisors", "supervisor matrix", flags)
 }
 
 /// Runs the matrix of BEAMs on what is built, or with `--release` on what is built for it.

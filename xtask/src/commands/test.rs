@@ -56,6 +56,10 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = matrix::beams(workspace, &mut report, &few) {
                 report.fail("matrix of BEAMs", &why);
             }
+            let some = ["--repeat", "2"].map(str::to_owned);
+            if let Err(why) = matrix::supervisors(workspace, &mut report, &some) {
+                report.fail("supervisor matrix", &why);
+            }
             if let Err(why) = faults::faults(workspace, &mut report, &[]) {
                 report.fail("fault injection", &why);
             }
@@ -112,7 +116,7 @@ pub(super) fn provide_languages(workspace: &Workspace, report: &mut Report) {
 
 /// Fetches the programs that are not there.
 pub(super) fn provide_programs(workspace: &Workspace, report: &mut Report) {
-    for wanted in debian::ALL {
+    for wanted in debian::ALL.iter().chain(debian::SUPERVISORS) {
         if let Err(why) = debian::provide(workspace, wanted) {
             report.fail(wanted.name, &why);
         }

@@ -62,7 +62,7 @@ pub(super) async fn prepare(
         .mode(0o700)
         .create(&dir)?;
     let template = order.template.clone().unwrap_or_default();
-    let service = service::errand(id, order, ground.units.bus())?;
+    let service = service::errand(id, order, &ground.way_to(&order.launcher))?;
     let unit = units::unit_of(id, order);
     let credentials = users::resolve(&template)?;
     let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;

@@ -171,8 +171,8 @@ impl Task {
 
     /// Ends a service whose keeper is gone.
     pub(super) async fn end_service(&self) {
-        let bus = self.ties.ground.units.bus();
-        let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, bus) else {
+        let way = self.ties.ground.way_to(&self.order.launcher);
+        let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, &way) else {
             return;
         };
         while service::may_run(&self.dir, None)

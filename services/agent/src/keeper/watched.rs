@@ -1,0 +1,125 @@
+//! The main process of one run of a service, held by its pidfd: the supervisor knows it by its number alone.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    time::{Duration, SystemTime},
+};
+
+use rustix::process::{Signal, pidfd_send_signal};
+use tether_kit::process::start_ticks;
+use tether_sys::{Exit, Seen, exit_of, has_ended, look};
+use tokio::{io::unix::AsyncFd, time::sleep};
+
+use super::{
+    last_word::{End, How},
+    supervisor::Life,
+};
+use crate::polled;
+
+/// Between two looks at a supervisor that tells nothing by itself.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The same after the process has ended, which its supervisor is about to notice.
+const LOOK_SOON: Duration = Duration::from_millis(10);
+
+/// One process.
+pub(super) struct Watched {
+    pub(super) pid: u32,
+    start: u64,
+    /// From when on it was watched.
+    pub(super) since: SystemTime,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Watched {
+    /// None where it has ended.
+    pub(super) fn open(pid: u32) -> io::Result<Option<Self>> {
+        let start = start_ticks(pid);
+        let pidfd = match look(pid, || start.map(|start| start_ticks(pid) == Some(start))) {
+            Seen::Alive(pidfd) => pidfd,
+            Seen::Gone => return Ok(None),
+            Seen::Not => {
+                let why = format!("process {pid} of the service cannot be looked at");
+                return Err(io::Error::other(why));
+            }
+        };
+        Ok(Some(Self {
+            pid,
+            start: start.unwrap_or_default(),
+            since: SystemTime::now(),
+            pidfd: polled::readable(pidfd)?,
+        }))
+    }
+
+    /// The run of the service that this is.
+    pub(super) fn life(&self, said: &str) -> Life {
+        Life {
+            name: format!("{}-{}", self.pid, self.start),
+            pid: self.pid,
+            said: said.to_owned(),
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        has_ended(self.pidfd.as_raw_fd())
+    }
+
+    /// How it ended, as the kernel tells; nothing from those before 6.15.
+    pub(super) fn exit(&self) -> Option<Exit> {
+        exit_of(self.pidfd.get_ref())
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        // Gone is as good.
+        let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
+    }
+}
+
+/// Waits until the process ends, or it is time to look again.
+pub(super) async fn changed(watched: Option<&Watched>) {
+    match watched {
+        Some(watched) if watched.has_ended() => sleep(LOOK_SOON).await,
+        Some(watched) => {
+            tokio::select! {
+                _ = watched.pidfd.readable() => {}
+                () = sleep(LOOK_AGAIN) => {}
+            }
+        }
+        None => sleep(LOOK_AGAIN).await,
+    }
+}
+
+/// An end as the kernel tells it.
+pub(super) fn end(exit: Exit, said: String) -> End {
+    let how = match exit {
+        Exit::Code(code) => How::Exited(code),
+        Exit::Signal(signal) => How::Signaled(signal),
+    };
+    End::new(how, said)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_process_that_is_no_child_comes_at_once() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let watched = Watched::open(child.id()).unwrap().unwrap();
+        assert!(!watched.has_ended());
+        watched.signal(Signal::KILL);
+        child.wait().unwrap();
+
+        changed(Some(&watched)).await;
+
+        assert!(watched.has_ended());
+        assert!(Watched::open(child.id()).unwrap().is_none());
+        assert_eq!(
+            end(Exit::Signal(9), "runit".to_owned()).how,
+            How::Signaled(9)
+        );
+    }
+}
