@@ -134,6 +134,7 @@ async fn the_next_attempt_goes_on_from_the_checkpoint_and_the_last_one_is_told_t
     let acknowledge = AcknowledgeJobRequest {
         pool: "p".to_owned(),
         key: "train".to_owned(),
+        ..AcknowledgeJobRequest::default()
     };
     cluster
         .client()

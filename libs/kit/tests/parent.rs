@@ -5,6 +5,10 @@
     clippy::print_stdout,
     reason = "test helpers outside of test functions"
 )]
+#![allow(
+    clippy::zombie_processes,
+    reason = "a child that outlives its parent is what is looked at"
+)]
 
 use std::{
     env,
