@@ -14,18 +14,23 @@ pub(super) const TASK: Task = Task {
         let mut report = Report::default();
         if report.prepare(ENVIRONMENT, environment(workspace)) {
             test::provide_programs(workspace, &mut report);
-            report.step(NAME, lint(workspace));
+            report.prepare(
+                "build",
+                workspace.cargo("build --locked -p tether -p tether-agent --bins"),
+            );
+            report.step(NAME, lint_settings(workspace));
             report.suite(SUITE, tests(workspace));
         }
         Ok(report.finish())
     },
 };
 
-const NAME: &str = "Kubernetes and Nomad";
+pub(super) const NAME: &str = "Kubernetes and Nomad";
 pub(super) const SUITE: &str = "rules and hooks for Kubernetes and Nomad";
 const ENVIRONMENT: &str = "Python environment of deploy/lint";
 
-/// As a step among others: left out, with the reason, where its environment cannot be had.
+/// As a step among others: left out, with the reason, where its environment cannot be had. What is built may be of another
+/// day, so settings in those files are looked at with what is built for the tests.
 pub(super) fn take_step(workspace: &Workspace, report: &mut Report) {
     println!("\n== {ENVIRONMENT}");
     let made = run(environment(workspace));
@@ -45,11 +50,14 @@ fn environment(workspace: &Workspace) -> Command {
 fn lint(workspace: &Workspace) -> Command {
     let mut lint = python(workspace);
     lint.args(["-m", "lint"]);
-    let tether = workspace.target().join("debug/tether");
-    // Without it settings are not looked at, and it says so.
-    if tether.exists() {
-        lint.arg("--tether").arg(tether);
-    }
+    lint
+}
+
+/// The same with what was built just now, which looks at the settings in those files too.
+pub(super) fn lint_settings(workspace: &Workspace) -> Command {
+    let mut lint = lint(workspace);
+    lint.arg("--tether")
+        .arg(workspace.target().join("debug/tether"));
     lint
 }
 

@@ -31,6 +31,7 @@ pub(super) const TASK: Task = Task {
             report.suite("digits", unittest(workspace, "examples/digits/tests"));
             report.suite("Python SDK", unittest(workspace, "clients/python/tests"));
             elixir::elixir(workspace, &mut report);
+            report.step(k8s_lint::NAME, k8s_lint::lint_settings(workspace));
             report.suite(k8s_lint::SUITE, k8s_lint::tests(workspace));
             if let Err(why) = sim::sim(workspace, &mut report, &[]) {
                 report.fail("simulation", &why);
