@@ -73,6 +73,21 @@ def register(server):
 Worker(register=register, jobs=do, grace=5).run()
 '''
 
+# Takes for ever to get ready.
+PREPARES = """
+import asyncio
+from tether.worker import Worker
+
+async def prepare():
+    print("prepares", flush=True)
+    try:
+        await asyncio.sleep(1000)
+    finally:
+        print("is told", flush=True)
+
+Worker(prepare=prepare).run()
+"""
+
 POOL = """
 [template.t]
 command = "{python}"
@@ -242,6 +257,21 @@ class Workers(unittest.TestCase):
         # It has not said that the job is over: another worker goes on.
         again = cluster.until("long", lambda it: it["attempt"] == 2)
         self.assertEqual((again["state"], again["last_death"]), ("running", "EXITED"))
+
+
+@unittest.skipUnless(grpc, "grpcio is not installed")
+class Alone(unittest.TestCase):
+    def test_a_worker_that_is_asked_to_end_before_it_is_ready_ends(self):
+        with tempfile.TemporaryDirectory(prefix="tether-") as place:
+            environment = dict(os.environ, TETHER_LISTEN=f"unix:{place}/worker.sock", PYTHONPATH=SDK)
+            worker = subprocess.Popen([sys.executable, "-c", PREPARES], env=environment, stdout=subprocess.PIPE)
+            self.addCleanup(worker.kill)
+            self.assertEqual(worker.stdout.readline(), b"prepares\n")
+
+            worker.send_signal(signal.SIGTERM)
+
+            said, _ = worker.communicate(timeout=DEADLINE)
+            self.assertEqual((worker.returncode, said), (0, b"is told\n"))
 
 
 def kept(cluster):

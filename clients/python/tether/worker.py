@@ -48,7 +48,8 @@ MESSAGE_BYTES_MAX = 100 * 1024 * 1024
 class Worker:
     """A worker that serves what `register` adds, and does what `jobs` can do.
 
-    `prepare` is called before it is ready, and may be a coroutine function: it loads what takes long. `on_warning` is
+    `prepare` is called before it is ready, and may be a coroutine function: it loads what takes long, and is cancelled where
+    the worker is asked to end meanwhile. `on_warning` is
     called in the event loop when half of the permission is gone and was not renewed, with the seconds that are left.
     `grace` is how long ending may take: less than the template's, which ends with SIGKILL.
     """
@@ -96,8 +97,11 @@ class Worker:
         if self._register:
             self._register(server)
         await server.start()
-        if self._prepare:
-            await _maybe(self._prepare())
+        if not await self._prepared(asked_to_end):
+            notify("STOPPING=1")
+            await server.stop(None)
+            watching.stop()
+            return
         health.set(True)
         notify("READY=1")
         beating = asyncio.ensure_future(_beat())
@@ -116,6 +120,23 @@ class Worker:
             await loop.run_in_executor(None, attempts.drain, left)
         beating.cancel()
         watching.stop()
+
+    async def _prepared(self, asked_to_end: asyncio.Event) -> bool:
+        """Whether it is ready to serve, and not asked to end before that."""
+        if self._prepare:
+            # A function keeps the loop, and what it says is heard after it.
+            preparing = asyncio.ensure_future(_maybe(self._prepare()))
+            asked = asyncio.ensure_future(asked_to_end.wait())
+            await asyncio.wait((preparing, asked), return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            if not preparing.done():
+                preparing.cancel()
+                await asyncio.wait((preparing,), timeout=self._grace)
+                return False
+            preparing.result()
+        # A signal that came while the loop was kept is heard in its next turn.
+        await asyncio.sleep(0)
+        return not asked_to_end.is_set()
 
     def _server(self) -> grpc.aio.Server:
         options = [
