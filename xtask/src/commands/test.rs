@@ -28,8 +28,8 @@ pub(super) const TASK: Task = Task {
                 "doc tests",
                 workspace.cargo("test --doc --workspace --locked --no-fail-fast"),
             );
-            report.suite("digits", unittest(workspace, "examples/digits/tests"));
-            report.suite("Python SDK", unittest(workspace, "clients/python/tests"));
+            report.suite("digits", pytest(workspace, "examples/digits/tests"));
+            report.suite("Python SDK", pytest(workspace, "clients/python/tests"));
             elixir::elixir(workspace, &mut report);
             report.step(k8s_lint::NAME, k8s_lint::lint_settings(workspace));
             report.suite(k8s_lint::SUITE, k8s_lint::tests(workspace));
@@ -137,8 +137,9 @@ pub(super) fn tests(workspace: &Workspace, scope: &str, filter: &[String]) -> Co
 }
 
 /// The Python tests in a directory, with what the example worker needs installed.
-fn unittest(workspace: &Workspace, tests: &str) -> Command {
-    let mut unittest = workspace.program(workspace.root().join("target/venv/digits/bin/python"));
-    unittest.args(["-m", "unittest", "discover", "-s", tests]);
-    unittest
+fn pytest(workspace: &Workspace, tests: &str) -> Command {
+    let mut pytest = workspace.program(workspace.root().join("target/venv/digits/bin/python"));
+    // Nothing is left in the tree.
+    pytest.args(["-m", "pytest", "-p", "no:cacheprovider", tests]);
+    pytest
 }
