@@ -84,6 +84,7 @@ use crate::{
     spec::Templates,
 };
 
+use cancels::Cancel;
 use cordons::Closed;
 use losses::Losses;
 use wheel::Wheel;
@@ -153,7 +154,7 @@ enum Timed {
     /// What a pool of registrations keeps of those that are gone.
     Vacancy(PoolName),
     /// A job that was cancelled, and until when it has to stop.
-    Cancel(PoolName, String, Tick),
+    Cancel(Cancel),
     /// A job that waits after a death, and until when at least.
     Job(PoolName, String, Tick),
 }
@@ -228,7 +229,7 @@ impl Ledger {
                 Timed::Place(pool, slot) => places.push((at, pool, slot)),
                 Timed::Registration(key) => self.check_registration(&key, at, now),
                 Timed::Vacancy(pool) => self.check_vacancy(&pool, at, now),
-                Timed::Cancel(pool, key, due) => self.check_cancel(pool, key, due, now),
+                Timed::Cancel(cancel) => self.check_cancel(cancel, now),
                 Timed::Job(pool, key, due) => self.check_pause(pool, key, due, now),
             }
         }

@@ -197,6 +197,9 @@ impl Ledger {
         if let Some(zombie) = worker_of(&job) {
             self.end_hold(&zombie, now);
         }
+        if !adopted.cancelled_by.is_empty() {
+            self.arm_cancel(&name, &adopted, now);
+        }
         Ok((adopted, true))
     }
 

@@ -28,6 +28,16 @@ const GRACE_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 /// Who asks for it, where no owner does.
 const OPERATOR: &str = "an operator";
 
+/// The end of the grace of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Cancel {
+    pool: PoolName,
+    key: String,
+    /// Of the attempt: a later job may have its key.
+    fence: u64,
+    due: Tick,
+}
+
 impl Ledger {
     /// Has a job end. One that is over is told as it is.
     ///
@@ -59,7 +69,7 @@ impl Ledger {
             }
             save(&name, key, job, &mut self.effects);
             let job = job.clone();
-            self.arm_cancel(&name, key, grace_ms, now);
+            self.arm_cancel(&name, &job, now);
             return Ok(job);
         }
         if matches!(job.state(), JobState::Waiting | JobState::Lost) {
@@ -73,49 +83,61 @@ impl Ledger {
         Ok(job.clone())
     }
 
-    fn arm_cancel(&mut self, pool: &PoolName, key: &str, grace_ms: u64, now: Tick) {
-        let due = now + Duration::from_millis(grace_ms);
-        self.wheel
-            .arm(Timed::Cancel(pool.clone(), key.to_owned(), due), due);
+    pub(super) fn arm_cancel(&mut self, pool: &PoolName, job: &Job, now: Tick) {
+        let due = now + Duration::from_millis(job.cancel_grace_ms);
+        let cancel = Cancel {
+            pool: pool.clone(),
+            key: job.key.clone(),
+            fence: job.fence,
+            due,
+        };
+        self.wheel.arm(Timed::Cancel(cancel), due);
     }
 
     /// What an earlier arbiter was asked to end has all of its grace again.
     pub(super) fn restore_cancels(&mut self, now: Tick) {
         let mut open = Vec::new();
         for (pool, jobs) in &self.jobs.all {
-            for (key, job) in jobs {
+            for job in jobs.values() {
                 if is_open(job) && !job.cancelled_by.is_empty() {
-                    open.push((pool.clone(), key.clone(), job.cancel_grace_ms));
+                    open.push((pool.clone(), job.clone()));
                 }
             }
         }
-        for (pool, key, grace_ms) in open {
-            self.arm_cancel(&pool, &key, grace_ms, now);
+        for (pool, job) in open {
+            self.arm_cancel(&pool, &job, now);
         }
     }
 
     /// The grace of a job that was cancelled may be over.
-    pub(super) fn check_cancel(&mut self, pool: PoolName, key: String, due: Tick, now: Tick) {
-        let Ok(job) = self.jobs.get_mut(&pool, &key) else {
+    pub(super) fn check_cancel(&mut self, cancel: Cancel, now: Tick) {
+        let Cancel {
+            pool,
+            key,
+            fence,
+            due,
+        } = &cancel;
+        let Ok(job) = self.jobs.get_mut(pool, key) else {
             return;
         };
         // It may be over, and a later one have its key.
-        if !is_open(job) || job.cancelled_by.is_empty() {
+        if !is_open(job) || job.fence != *fence || job.cancelled_by.is_empty() {
             return;
         }
-        if due > now {
-            self.wheel.arm(Timed::Cancel(pool, key, due), due);
+        if *due > now {
+            let due = *due;
+            self.wheel.arm(Timed::Cancel(cancel), due);
             return;
         }
         job.set_state(JobState::Cancelled);
         let job = job.clone();
-        save(&pool, &key, &job, &mut self.effects);
+        save(pool, key, &job, &mut self.effects);
         let Some(worker) = worker_of(&job) else {
             return;
         };
         self.end_hold(&worker, now);
         let node = self.find_worker(&worker).map(|(_, node)| node);
-        if let Some(owner) = self.pools.get(&pool).map(|pool| pool.owner().clone()) {
+        if let Some(owner) = self.pools.get(pool).map(|pool| pool.owner().clone()) {
             let text = format!(
                 "is ended, as it has not stopped job `{key}` within {} ms after {} had it cancelled",
                 job.cancel_grace_ms, job.cancelled_by

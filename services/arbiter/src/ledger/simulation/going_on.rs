@@ -334,6 +334,31 @@ fn a_cancelled_job_ends_with_the_word_of_its_worker_or_the_end_of_that() {
 }
 
 #[test]
+fn a_later_job_of_the_same_key_has_its_own_grace() {
+    let mut world = world(1);
+    let earlier = start(&mut world, 3);
+    cancel(&mut world, Duration::from_secs(2));
+    let report = ReportJobRequest {
+        key: "train".to_owned(),
+        fence: earlier.fence,
+        cancelled: true,
+        ..ReportJobRequest::default()
+    };
+    let now = world.now;
+    let ended = world.ledger.report_job(&worker(&earlier), report, now);
+    ended.unwrap();
+    world.settle();
+    world.ledger.acknowledge_job(name(), "train").unwrap();
+
+    let later = start(&mut world, 3);
+    cancel(&mut world, Duration::from_secs(60));
+    world.run(Duration::from_secs(10));
+
+    assert_eq!(job(&world).state(), JobState::Running);
+    assert_eq!(worker(&job(&world)), worker(&later));
+}
+
+#[test]
 fn a_cancelled_job_whose_worker_dies_or_that_waits_is_not_done_again() {
     let mut world = world(1);
     let begun = start(&mut world, 3);
