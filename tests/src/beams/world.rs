@@ -10,7 +10,7 @@ pub(crate) struct World {
     pub(crate) lab: Lab,
     /// How often each row is played, where somebody says so.
     pub(crate) repeat: Option<usize>,
-    /// Whether this machine does other work, so that of times only the least tells something.
+    /// Whether this machine does other work, so that times are judged loosely.
     pub(crate) busy: bool,
 }
 

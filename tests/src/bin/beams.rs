@@ -37,7 +37,7 @@ struct Args {
     /// Each row so often at most; 200 kills, 100 returns and 20 of the others where nobody says.
     #[arg(long)]
     repeat: Option<usize>,
-    /// This machine does other work: of times only the least is judged, and lateness by a second.
+    /// This machine does other work: lateness is judged by a second.
     #[arg(long)]
     busy: bool,
     /// Writes the evidence to this file.
