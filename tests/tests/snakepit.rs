@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use tether_tests::{
@@ -15,6 +19,9 @@ use tokio::{net::UnixListener, time::timeout};
 use tonic::Request;
 
 const WORKER: &str = "grpc_server.py";
+
+/// Far less than it takes to give an answer up.
+const AT_ONCE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn what_is_no_worker_is_the_real_pythons() {
@@ -257,7 +264,35 @@ async fn a_coupled_worker_goes_with_its_beam_and_with_its_program() {
     second[0].identity().await;
 
     beam.kill(&mut ports).await;
-    assert_eq!(ports[1].gone().await.0, Some(0));
+    // The worker's own code, or where the gateway was too slow to hear of it, that of the program.
+    let code = ports[1].gone().await.0;
+    assert!(matches!(code, Some(0 | 143)), "{code:?}");
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_coupled_worker_goes_with_its_beam_also_while_its_gateway_hangs() {
+    let cluster = Cluster::start().await;
+    let beam = Beam::start(&cluster, "beam", &[]).await;
+    let mut ports = beam.pool(1).await;
+
+    // All of its services hang.
+    kill(cluster.pid(), Signal::STOP);
+    let start = Instant::now();
+    beam.kill(&mut ports).await;
+    assert_eq!(ports[0].gone().await.0, Some(143));
+    let traces = cluster.traces();
+    let (took, _) = eventually("its worker is gone", async || {
+        let found = traces.find();
+        let lives = found
+            .iter()
+            .any(|process| process.command.contains("pretend.Adapter"));
+        (!lives).then(|| start.elapsed())
+    })
+    .await;
+    kill(cluster.pid(), Signal::CONT);
+
+    assert!(took < AT_ONCE, "{took:?}");
     cluster.no_orphans().await;
 }
 

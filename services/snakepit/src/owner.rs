@@ -49,6 +49,9 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How long is spent on leaving nothing behind, once the worker is gone.
 const TIDY_WAIT: Duration = Duration::from_secs(2);
 
+/// How long the arbiter has to hear that a worker is not wanted any more, where this program's end is its end anyway.
+const PARTING_WAIT: Duration = Duration::from_millis(100);
+
 /// What a shell tells of a process that was ended by SIGTERM.
 const TERMINATED: u8 = 128 + 15;
 
@@ -139,6 +142,8 @@ enum Outcome {
     Ended(u8),
     /// It lives on, for the next program to adopt.
     Left,
+    /// It ends with this program.
+    Abandoned,
     /// One that lived here before ended before anybody could use it.
     Stale,
 }
@@ -209,6 +214,7 @@ impl Owner<'_> {
                 let _ = timeout(TIDY_WAIT, own.tidy()).await;
                 Ok(code)
             }
+            Outcome::Abandoned => Ok(TERMINATED),
             Outcome::Left | Outcome::Stale => Ok(0),
         }
     }
@@ -226,7 +232,9 @@ impl Owner<'_> {
                     return Ok(Outcome::Left);
                 }
                 // It may have been asked for already.
-                self.delete(&name).await?;
+                if !self.dismiss(&name, why).await? {
+                    return Ok(Outcome::Abandoned);
+                }
                 return Ok(Outcome::Ended(TERMINATED));
             }
         };
@@ -303,7 +311,9 @@ impl Owner<'_> {
                 why = &mut stopped, if !stopping => match (why, self.request.mode) {
                     (Stopped::Alone, Mode::Independent(_)) => return Ok(Outcome::Left),
                     (Stopped::Alone, Mode::Coupled) | (Stopped::Ordered, _) => {
-                        self.delete(&name).await?;
+                        if !self.dismiss(&name, why).await? {
+                            return Ok(Outcome::Abandoned);
+                        }
                         if !started {
                             return Ok(Outcome::Ended(TERMINATED));
                         }
@@ -349,6 +359,16 @@ impl Owner<'_> {
             known: before.as_ref().map_or(0, incarnation),
             ready: adopts && before.is_some_and(|worker| worker.phase() == WorkerPhase::Ready),
         })
+    }
+
+    /// Has the worker end; false where nobody has taken that in time, and the end of this process has to do.
+    async fn dismiss(&self, name: &str, why: Stopped) -> anyhow::Result<bool> {
+        if let (Stopped::Alone, Mode::Coupled) = (why, self.request.mode) {
+            let deleted = timeout(PARTING_WAIT, self.delete(name)).await;
+            return Ok(matches!(deleted, Ok(Ok(()))));
+        }
+        self.delete(name).await?;
+        Ok(true)
     }
 
     /// Tells the worker where the BEAM is.

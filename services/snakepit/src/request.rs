@@ -175,9 +175,10 @@ impl Request {
             let is_in = |names: &[&'static str]| matches(name, names.iter().copied());
             !is_in(NOT_PASSED) && (is_in(OF_THE_BEAM) || !is_in(&["TETHER_*"]))
         });
-        if let Some(config) = env.get_mut(OsStr::new(HEARTBEAT)) {
-            *config = independent(config);
-        }
+        // Where nobody says, a worker depends.
+        let config = env.remove(OsStr::new(HEARTBEAT));
+        let config = independent(config.as_deref().unwrap_or_else(|| OsStr::new("{}")));
+        env.insert(HEARTBEAT.into(), config);
         let argv = kept.into_iter().map(|arg| match arg.to_str() {
             // When it must go is for its lease to say, which the worker cannot break.
             Some("--heartbeat-dependent") => "--heartbeat-independent".into(),
@@ -394,6 +395,14 @@ mod tests {
                 ("X", "y")
             ]
         );
+    }
+
+    #[test]
+    fn a_worker_of_which_nobody_says_how_it_beats_does_not_end_itself_either() {
+        let launch = read(LINE, &[]).unwrap().launch;
+
+        let config = (HEARTBEAT.into(), r#"{"dependent":false}"#.into());
+        assert_eq!(launch.env, [config]);
     }
 
     #[test]
