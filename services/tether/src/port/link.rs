@@ -187,7 +187,7 @@ async fn silence(traffic: &Traffic, mut pings: PingPong, patience: Duration) {
 async fn open(
     stream: Stream,
 ) -> Result<(SendRequest<Bytes>, Traffic, JoinHandle<String>), h2::Error> {
-    let (watched, traffic) = Watched::new(stream);
+    let (watched, traffic) = Watched::of(stream);
     let (sender, mut connection) = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

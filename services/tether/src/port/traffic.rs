@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use tether_kit::listen::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What was seen of one connection; cheap to clone.
@@ -100,6 +101,21 @@ impl Said {
 pub(crate) struct Watched<S> {
     io: S,
     traffic: Traffic,
+    /// Whether a part of what it could not write may have left.
+    tells_nothing: bool,
+}
+
+impl Watched<Stream> {
+    /// Under TLS what is written goes out as several records, and of those before the one that failed nothing is told.
+    pub(crate) fn of(stream: Stream) -> (Self, Traffic) {
+        let tells_nothing = matches!(stream, Stream::Tls(_));
+        let (watched, traffic) = Self::new(stream);
+        let watched = Self {
+            tells_nothing,
+            ..watched
+        };
+        (watched, traffic)
+    }
 }
 
 impl<S> Watched<S> {
@@ -108,6 +124,7 @@ impl<S> Watched<S> {
         let watched = Self {
             io,
             traffic: traffic.clone(),
+            tells_nothing: false,
         };
         (watched, traffic)
     }
@@ -142,20 +159,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { io, traffic } = &mut *self;
+        let Self {
+            io,
+            traffic,
+            tells_nothing,
+        } = &mut *self;
         // Held while it is written: who asks what has left is answered before or after that.
         let mut seen = traffic.seen();
         if seen.is_severed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let written = ready!(Pin::new(io).poll_write_vectored(context, pieces))?;
-        let mut left = written;
+        let written = ready!(Pin::new(io).poll_write_vectored(context, pieces));
+        let mut left = match &written {
+            Ok(written) => *written,
+            Err(_) if *tells_nothing => usize::MAX,
+            Err(_) => 0,
+        };
         for piece in pieces {
             let part = piece.len().min(left);
             seen.said.on(&piece[..part]);
             left -= part;
         }
-        Poll::Ready(Ok(written))
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -213,6 +238,45 @@ mod tests {
                     "{length}"
                 );
             }
+        }
+    }
+
+    /// Fails to write.
+    struct Breaks;
+
+    impl AsyncWrite for Breaks {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_may_have_left_before_a_write_failed_counts_as_said() {
+        for tells_nothing in [true, false] {
+            let (watched, traffic) = Watched::new(Breaks);
+            let mut watched = Watched {
+                tells_nothing,
+                ..watched
+            };
+            let said = [vec![0; PREFACE], frame(HEADERS, 1, 3)].concat();
+
+            let failed = watched.write_all(&said).await;
+
+            let kind = failed.unwrap_err().kind();
+            assert_eq!(kind, io::ErrorKind::ConnectionReset);
+            assert_eq!(traffic.had_said(1), tells_nothing);
         }
     }
 
