@@ -70,6 +70,17 @@ impl Beam {
     /// # Panics
     /// When it is not welcome.
     pub async fn with(gateways: &[&str], more: &str) -> Self {
+        let mut beam = Self::said_hello(gateways, more).await;
+        beam.say("{beats, 50}").await;
+        beam.until("{welcome,").await;
+        beam
+    }
+
+    /// Starts one that has said hello, and says nothing more by itself.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub async fn said_hello(gateways: &[&str], more: &str) -> Self {
         let mut beam = Self::start();
         let gateways: Vec<_> = gateways.iter().map(|at| format!("<<{at:?}>>")).collect();
         beam.say(&format!(
@@ -77,8 +88,6 @@ impl Beam {
             gateways.join(", ")
         ))
         .await;
-        beam.say("{beats, 50}").await;
-        beam.until("{welcome,").await;
         beam
     }
 

@@ -303,6 +303,43 @@ async fn the_session_of_a_beam_that_hangs_ends_at_its_timeout_and_that_of_one_th
 }
 
 #[tokio::test]
+async fn a_beam_that_hangs_before_its_first_beat_is_seen_where_it_has_said_that_it_will() {
+    let about = ", ttl => 2000, heartbeat_timeout => 2000, beats => true";
+    let mut beam = Beam::said_hello(&[], about).await;
+    beam.until("{welcome,").await;
+    beam.until("{session,opened,").await;
+
+    beam.until("{session,warning,").await;
+    let lost = beam.until("{session,lost,").await;
+    assert!(lost.contains("lease_expired"), "{lost}");
+
+    // One that says nothing of beats may never beat.
+    let mut beam = Beam::said_hello(&[], ", ttl => 1000, heartbeat_timeout => 1000").await;
+    beam.until("{session,opened,").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    beam.say("{control, 9, ping, #{}}").await;
+    beam.until("{reply,9,{ok,").await;
+    assert_eq!(beam.count("{session,lost,"), 0);
+}
+
+#[tokio::test]
+async fn of_an_id_that_is_used_twice_each_call_is_answered_once_and_the_second_can_be_cancelled() {
+    let mut beam = Beam::usual(&[]).await;
+    beam.with_talker(&[]).await;
+    beam.call(10, "Hang", "body => <<>>").await;
+    beam.call(10, "Hang", "body => <<>>").await;
+
+    let first = beam.until("{reply,10,").await;
+    assert!(first.contains("code => 1,"), "{first}");
+    beam.say("{cancel, 10}").await;
+    let second = beam.until("{reply,10,").await;
+    assert!(second.contains("code => 1,"), "{second}");
+    beam.call(11, "Echo", "body => <<>>").await;
+    beam.until("{reply,11,").await;
+    assert_eq!(beam.count("{reply,10,"), 2);
+}
+
+#[tokio::test]
 async fn a_beam_that_says_anything_does_not_hang() {
     let mut beam = Beam::usual(&[]).await;
     beam.say("still").await;

@@ -56,6 +56,8 @@ pub struct Hello {
     pub tls: Option<Tls>,
     /// The BEAM's process, where it is not the nearest.
     pub beam: Option<u32>,
+    /// Whether it will beat: then it hangs where it does not begin to.
+    pub beats: bool,
 }
 
 /// Whom to trust, and what to show: paths of files.
@@ -222,6 +224,7 @@ impl Hello {
             config: fields.take("config"),
             tls: fields.take("tls").map(Tls::read).transpose()?,
             beam: fields.get("beam")?,
+            beats: fields.get("beats")?.unwrap_or_default(),
         };
         if hello.heartbeat_timeout.is_zero() {
             return Err(Meaningless("`heartbeat_timeout` of hello is 0".to_owned()));

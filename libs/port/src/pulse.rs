@@ -5,7 +5,8 @@
 //!
 //! # Invariants
 //!
-//! - **V1** Before the first beat it is not taken for hung: it may never beat.
+//! - **V1** Before the first beat it is not taken for hung, as it may never beat. One that says that it will has beaten
+//!   by that.
 //! - **V2** No renewal is allowed once the last beat is older than the patience; after the next beat it is again.
 
 use std::time::Duration;

@@ -203,6 +203,9 @@ async fn attend(
     };
     let gateways = Arc::new(Gateways::new(&texts, hello.tls.clone())?);
     let beats = heard.beat.subscribe();
+    if hello.beats {
+        heard.beat.send_replace(Some(BootClock.now()));
+    }
     // The session looks for itself which of them is well.
     let way = Way::new(Gateways::new(&texts, hello.tls.clone())?);
     let keeping = Keeping::new(&hello, way, Some(beam), beats, out.clone())?;

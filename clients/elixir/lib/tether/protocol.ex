@@ -67,7 +67,8 @@ defmodule Tether.Protocol do
        heartbeat_timeout: config.hung_after,
        config: config.settings,
        tls: config.tls,
-       beam: String.to_integer(System.pid())
+       beam: String.to_integer(System.pid()),
+       beats: true
      }}
   end
 

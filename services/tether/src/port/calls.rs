@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -27,6 +27,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub(crate) struct Calls {
     live: Arc<Mutex<HashMap<Id, Live>>>,
+    begun: Arc<AtomicU64>,
     pub(crate) link: Link,
     pub(crate) owner: Owner,
     pub(crate) out: Out,
@@ -35,6 +36,8 @@ pub(crate) struct Calls {
 /// One of them.
 #[derive(Debug)]
 struct Live {
+    /// How many began before it: an id may be used twice.
+    number: u64,
     progress: Progress,
     /// Gives it up, and says why.
     end: oneshot::Sender<Failed>,
@@ -70,6 +73,7 @@ impl Calls {
     pub(crate) fn new(link: Link, owner: Owner, out: Out) -> Self {
         Self {
             live: Arc::default(),
+            begun: Arc::default(),
             link,
             owner,
             out,
@@ -100,14 +104,21 @@ impl Calls {
     {
         let (end, given_up) = oneshot::channel();
         let live = Live {
+            number: self.begun.fetch_add(1, Ordering::Relaxed),
             progress,
             end,
             pieces,
             credit,
         };
         let calls = self.clone();
-        if self.live().insert(id, live).is_some() {
-            tracing::error!(id, "An id is used twice: the earlier call is given up");
+        let number = live.number;
+        {
+            let mut all = self.live();
+            if all.contains_key(&id) {
+                tracing::error!(id, "An id is used twice: the earlier call is given up");
+                give_up(&mut all, id, |progress| Failed::cancelled(progress.get()));
+            }
+            all.insert(id, live);
         }
         tokio::spawn(async move {
             let answer = tokio::select! {
@@ -116,9 +127,17 @@ impl Calls {
                 Ok(why) = given_up => Err(why),
                 answer = work => answer,
             };
-            calls.live().remove(&id);
+            calls.over(id, number);
             calls.out.reply(id, answer).await;
         });
+    }
+
+    /// What this id is of is over, where it is not another's by now.
+    fn over(&self, id: Id, number: u64) {
+        let mut all = self.live();
+        if all.get(&id).is_some_and(|live| live.number == number) {
+            all.remove(&id);
+        }
     }
 
     /// A call with one message and one answer.
