@@ -72,6 +72,8 @@ defmodule Tether.Events do
       session: nil,
       silent?: true,
       lists: %{},
+      # Pools whose list is asked for again in a moment.
+      again: MapSet.new(),
       watchers: %{},
       pools: %{},
       proxies: %{},
@@ -150,11 +152,16 @@ defmodule Tether.Events do
 
     case reply do
       {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, state)}
+      # Nobody is in a pool that there is not. One that comes later tells of itself.
+      {:error, %{reason: "UNKNOWN_POOL"}} -> {:noreply, listed([], asked, state)}
       {:error, _told} -> {:noreply, list_later(state, pool)}
     end
   end
 
-  def handle_info({:list, pool}, state), do: {:noreply, if(open?(state), do: list(state, pool), else: state)}
+  def handle_info({:list, pool}, state) do
+    state = %{state | again: MapSet.delete(state.again, pool)}
+    {:noreply, if(open?(state), do: list(state, pool), else: state)}
+  end
 
   def handle_info({:settle, worker}, state) do
     if is_map_key(state.roster.workers, worker) do
@@ -294,8 +301,8 @@ defmodule Tether.Events do
 
   # Where the history is not followed by then, all lists are asked for once it is.
   defp list_later(state, pool) do
-    Process.send_after(self(), {:list, pool}, @again)
-    state
+    if pool not in state.again, do: Process.send_after(self(), {:list, pool}, @again)
+    %{state | again: MapSet.put(state.again, pool)}
   end
 
   defp listed(list, asked, state) do

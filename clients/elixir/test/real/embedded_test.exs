@@ -175,6 +175,10 @@ defmodule Tether.EmbeddedTest do
 
       late = Tether.monitor(worker)
       assert_receive {:DOWN, ^late, :tether_worker, ^worker, {:signal, :sigkill}}
+
+      elsewhere = %{worker | pool: "no-such-pool"}
+      none = Tether.monitor(elsewhere)
+      assert_receive {:DOWN, ^none, :tether_worker, ^elsewhere, :noproc}, 10_000
     end
 
     test "a proxy that is killed comes back, as its worker lives", context do

@@ -87,10 +87,20 @@ answer = fn answer ->
 
           say.({:reply, id, {:ok, %{body: "", metadata: [], trailers: [], worker: nil}}})
 
+        {"nobody", {:control, id, :worker_list, _args}} ->
+          File.write(file <> ".lists", ".", [:append])
+          error = %{reason: "UNKNOWN_POOL", code: 5, outcome: :not_sent, message: "there is no pool"}
+          say.({:reply, id, {:error, error}})
+
+        {"no lists", {:control, id, :worker_list, _args}} ->
+          File.write(file <> ".lists", ".", [:append])
+          say.({:reply, id, {:error, %{reason: "", code: 14, outcome: :unknown, message: "odd"}}})
+
         {"lists", {:control, id, :worker_list, _args}} ->
           say.({:reply, id, {:ok, [somebody]}})
 
-        {"lists", {:control, _id, :events, %{follow: true}}} ->
+        {scenario, {:control, _id, :events, %{follow: true}}}
+        when scenario in ["lists", "nobody", "no lists"] ->
           :ok
 
         {_any, {:control, id, _op, _args}} ->

@@ -17,7 +17,7 @@ defmodule Tether.OddPortTest do
 
     File.write!(
       program,
-      "#!/bin/sh\nexec #{elixir} --erl -noinput #{script} #{context[:scenario]} #{dir}/starts \"$@\"\n"
+      "#!/bin/sh\nexec #{elixir} --erl -noinput #{script} '#{context[:scenario]}' #{dir}/starts \"$@\"\n"
     )
 
     File.chmod!(program, 0o755)
@@ -192,6 +192,35 @@ defmodule Tether.OddPortTest do
     assert_receive {:DOWN, ^none, :tether_worker, ^nobody, :noproc}, 10_000
     assert Tether.workers({context.tether, "ml"}) == [living]
     refute_received {:DOWN, ^ref, _type, _worker, _reason}
+  end
+
+  @tag scenario: "nobody"
+  test "in a pool that there is not there is nobody, which is asked once", context do
+    start(context)
+    await_following(context)
+    worker = %Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: 1}
+    ref = Tether.monitor(worker)
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :noproc}, 10_000
+    # What it is asked next comes after all that it was asked before.
+    assert {:ok, "body"} = call(context)
+    assert File.read!(context.starts <> ".lists") == "."
+  end
+
+  @tag scenario: "no lists"
+  test "however many wait, a list that cannot be had is asked for by one of them", context do
+    start(context)
+    await_following(context)
+    began = System.monotonic_time(:millisecond)
+
+    for n <- 1..10,
+        do: Tether.monitor(%Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: n})
+
+    eventually("it is asked for again and again", fn ->
+      match?({:ok, <<_lists::binary-size(13), _more::binary>>}, File.read(context.starts <> ".lists"))
+    end)
+
+    # Once for each of them, and then each half of a second.
+    assert System.monotonic_time(:millisecond) - began >= 1_400
   end
 
   @tag scenario: "lists"
