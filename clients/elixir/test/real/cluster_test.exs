@@ -175,13 +175,18 @@ defmodule Tether.ClusterTest do
     config = [gateway: Cluster.gateway(cluster), heartbeat_timeout: 4_000, on_partition: :notify_only]
     start_all(context, config)
     :ok = Pool.await_ready(context.pool)
+    # So many events that the next store is behind this one for as long as the test takes.
+    for undo <- Enum.flat_map(1..25, fn _n -> [false, true] end),
+        do: {:ok, _pool} = Tether.drain(context.pool, undo: undo)
+
     :ok = Tether.subscribe(context.tether, [:lease_lost, :worker_ready])
     Cluster.kill(cluster)
     assert_receive {:tether, _name, %{type: :lease_lost}}, 10_000
     none_left(context.marker)
 
     Cluster.again(cluster)
-    assert_receive {:tether, _name, %{type: :worker_ready}}, 60_000
+    assert_receive {:tether, _name, %{type: :worker_ready}}, 20_000
+    :ok = Pool.await_ready(context.pool)
     assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
   end
 
