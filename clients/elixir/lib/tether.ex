@@ -150,8 +150,8 @@ defmodule Tether do
   Has the caller told of a worker's death: `{:DOWN, ref, :tether_worker, worker, reason}`, exactly once.
 
   Also of one that happens while nothing is connected, as soon as something is again. For a worker that is dead already it comes at
-  once; where nothing is known of it the arbiter is asked, and if it does not live either, the reason is `:noproc`. Reasons are those
-  of `Tether.Death`.
+  once; where nothing is known of it the arbiter is asked, and if it does not live either, the reason is `:noproc`. Whoever still
+  waits when the Tether ends is told `:noconnection`. Reasons are those of `Tether.Death`.
   """
   @spec monitor(Worker.t()) :: reference
   defdelegate monitor(worker), to: Events
@@ -272,6 +272,26 @@ defmodule Tether do
   @spec job_status(pool, String.t()) :: {:ok, map} | {:error, Error.t()}
   def job_status(pool, key), do: job_control(pool, :job_get, key)
 
+  @doc """
+  Follows a job: an enumerable of what `job_status/2` says, now and after each change, whatever breaks meanwhile. It ends when the job is
+  forgotten; a job that there is not raises its `Tether.Error`.
+
+      :trainer |> Tether.watch_job("night-run") |> Enum.find(&(&1.state == "DONE"))
+  """
+  @spec watch_job(pool, String.t()) :: Enumerable.t()
+  def watch_job(pool, key) do
+    case Pool.address(pool) do
+      {:ok, {tether, name}} ->
+        tether
+        |> Tether.Stream.items(:job_watch, %{pool: name, key: key}, &Protocol.fields(&1).jobs)
+        |> Stream.take_while(&(&1 != []))
+        |> Stream.flat_map(fn jobs -> Enum.map(jobs, &with_job(&1, tether)) end)
+
+      {:error, error} ->
+        raise error
+    end
+  end
+
   @doc "Has another worker take over a lost job, from its last checkpoint."
   @spec adopt_job(pool, String.t()) :: {:ok, map} | {:error, Error.t()}
   def adopt_job(pool, key), do: job_control(pool, :job_adopt, key)
@@ -307,10 +327,18 @@ defmodule Tether do
   end
 
   @doc """
-  Any control operation of the port, such as `:node_list` or `:session_list`.
+  Any control operation of the port that has one answer, such as `:node_list` or `:session_list`. For `:logs`, `:job_watch` and
+  `:events` there are `logs/2`, `watch_job/2` and `subscribe/2`.
   """
   @spec control(atom, atom, map) :: {:ok, term} | {:error, Error.t()}
-  def control(tether, op, args \\ %{}) do
+  def control(tether, op, args \\ %{})
+
+  def control(_tether, op, _args) when op in [:logs, :job_watch, :events] do
+    message = "#{op} has many answers: use Tether.logs/2, Tether.watch_job/2 or Tether.subscribe/2"
+    {:error, %Error{reason: :config_invalid, outcome: :not_sent, message: message}}
+  end
+
+  def control(tether, op, args) do
     with {:ok, answer} <- Request.ask(tether, &{:control, &1, op, args}, @patience),
          do: {:ok, Protocol.fields(answer)}
   end

@@ -5,7 +5,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use tether_client::{Client, Problem};
 use tether_proto::worker::{Event, WatchEventsRequest, WatchEventsResponse};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 /// The events of one pool, from those of its past on.
 #[derive(Debug)]
@@ -52,7 +52,12 @@ impl Story {
         let mut pauses = pauses().build();
         loop {
             if self.events.is_none() {
-                self.events = self.open(true).await.ok();
+                match self.open(true).await {
+                    Ok(events) => self.events = Some(events),
+                    // The store is another one, whose numbers begin anew.
+                    Err(status) if status.code() == Code::OutOfRange => self.revision = 0,
+                    Err(_) => {}
+                }
             }
             if let Some(events) = &mut self.events {
                 match events.message().await {

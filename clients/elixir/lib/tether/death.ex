@@ -17,6 +17,7 @@ defmodule Tether.Death do
   | `:never_ready`, `:unhealthy`, `:spawn_failed` | did not become ready, answered no more, could not be started |
   | `:unknown` | is gone, and nobody could find out why |
   | `:noproc` | was not known when it was asked for |
+  | `:noconnection` | may live on: this BEAM's Tether has ended, and hears of it no more |
   """
 
   @type reason :: atom | {:exit, integer} | {:signal, atom | integer} | {:ordered, atom}

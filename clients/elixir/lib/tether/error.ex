@@ -6,7 +6,7 @@ defmodule Tether.Error do
 
   | outcome | what is known | may I try again? |
   | --- | --- | --- |
-  | `:not_sent` | no worker has seen the call | yes, always (`retry_safe?/1`) |
+  | `:not_sent` | no worker has seen the call, or the operation was refused and changed nothing | yes, always (`retry_safe?/1`) |
   | `:unknown` | a worker may have done it, all of it or a part | only when doing it twice does no harm |
   | `:failed` | the worker began, and failed or died | the same; its answer is in `code`, `message`, `details` |
 

@@ -10,7 +10,7 @@ defmodule Tether.Events do
 
   require Logger
 
-  alias Tether.{Death, Event, Protocol, Request, Roster, Telemetry, Worker}
+  alias Tether.{Death, Event, Protocol, Request, Roster, Telemetry, Watchers, Worker}
 
   # How long to wait for the event that says why a worker is no longer on the list.
   @settle 2_000
@@ -29,10 +29,15 @@ defmodule Tether.Events do
   def monitor(%Worker{} = worker) do
     ref = make_ref()
 
-    try do
-      :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()}, :infinity)
-    catch
-      :exit, _reason -> send(self(), {:DOWN, ref, :tether_worker, worker, :noproc})
+    if Watchers.keep(worker, ref, self()) do
+      try do
+        :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()}, :infinity)
+      catch
+        # Whoever follows the events next finds it there, and where nobody does it is told that.
+        :exit, _reason -> :ok
+      end
+    else
+      send(self(), {:DOWN, ref, :tether_worker, worker, :noproc})
     end
 
     ref
@@ -41,6 +46,8 @@ defmodule Tether.Events do
   @doc "Ends that; a death that is in the mailbox already is taken out of it."
   @spec demonitor(atom, reference) :: :ok
   def demonitor(tether, ref) do
+    Watchers.forget(tether, ref)
+
     try do
       GenServer.call(via(tether), {:demonitor, ref}, :infinity)
     catch
@@ -72,14 +79,33 @@ defmodule Tether.Events do
       session: nil,
       silent?: true,
       lists: %{},
+      # Pools whose list is asked for again in a moment.
+      again: MapSet.new(),
       watchers: %{},
       pools: %{},
       proxies: %{},
+      # Of an earlier life: those that ended with it, before and since the last session was opened, while the history is read; and
+      # those who live: pools whose list has not come yet, and who is on the others.
+      reaped: {[], []},
+      orphans: nil,
       suspected?: false
     }
 
     {:ok, _owner} = Registry.register(Tether.Registry, {:config, config.name}, config)
-    {:ok, state, {:continue, :gather}}
+    {:ok, take_over(state), {:continue, :gather}}
+  end
+
+  # Those who wait since before this process. The history tells of their workers, but for those of a Tether in the Port, which has
+  # ended too.
+  defp take_over(%{config: %{name: name, gateways: gateways}} = state) do
+    watchers = Watchers.all(name)
+
+    if gateways == [] do
+      for {ref, _pid, _worker} <- watchers, do: Watchers.tell(name, ref, :agent_lost)
+      state
+    else
+      Enum.reduce(watchers, state, fn {ref, pid, worker}, state -> elem(watch(state, worker, ref, pid), 0) end)
+    end
   end
 
   # Those of an earlier one of this process, of whose workers this one knows nothing yet.
@@ -99,14 +125,16 @@ defmodule Tether.Events do
     {:noreply, state}
   end
 
+  # It was found in the table already.
   @impl true
+  def handle_call({:monitor, _worker, ref, _pid}, _from, state) when is_map_key(state.watchers, ref),
+    do: {:reply, :ok, state}
+
   def handle_call({:monitor, worker, ref, pid}, _from, state) do
-    watcher = {pid, worker, Process.monitor(pid)}
-    state = put_in(state.watchers[ref], watcher)
-    {roster, actions} = Roster.watch(state.roster, worker, ref)
-    state = act(%{state | roster: roster}, actions)
+    {state, actions} = watch(state, worker, ref, pid)
+    state = act(state, actions)
     # Before the history is followed, the list that is asked for then will tell.
-    ask? = actions == [] and open?(state) and not Roster.lives?(roster, worker)
+    ask? = actions == [] and open?(state) and not Roster.lives?(state.roster, worker)
     {:reply, :ok, if(ask?, do: list(state, worker.pool), else: state)}
   end
 
@@ -139,6 +167,8 @@ defmodule Tether.Events do
 
     case {stage, reply} do
       {:catching_up, {:ok, _value}} -> {:noreply, follow(state)}
+      # No event has had this number: the store began anew, and with it all that is known.
+      {_stage, {:error, %{code: 11}}} -> {:noreply, catch_up(lose_all(state, :unknown, :forget))}
       {_stage, _ended} -> {:noreply, later(%{state | sync: :closed})}
     end
   end
@@ -149,12 +179,17 @@ defmodule Tether.Events do
     state = %{state | lists: lists}
 
     case reply do
-      {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, state)}
+      {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, pool, state)}
+      # Nobody is in a pool that there is not. One that comes later tells of itself.
+      {:error, %{reason: "UNKNOWN_POOL"}} -> {:noreply, listed([], asked, pool, state)}
       {:error, _told} -> {:noreply, list_later(state, pool)}
     end
   end
 
-  def handle_info({:list, pool}, state), do: {:noreply, if(open?(state), do: list(state, pool), else: state)}
+  def handle_info({:list, pool}, state) do
+    state = %{state | again: MapSet.delete(state.again, pool)}
+    {:noreply, if(open?(state), do: list(state, pool), else: state)}
+  end
 
   def handle_info({:settle, worker}, state) do
     if is_map_key(state.roster.workers, worker) do
@@ -255,11 +290,14 @@ defmodule Tether.Events do
   defp catch_up(state), do: request(state, :catching_up, false)
 
   defp follow(state) do
-    # Those of an earlier life were there when this one began.
-    if state.silent?, do: adopted(state)
+    first? = state.silent?
+    if first?, do: reaped(state)
     state = request(%{state | silent?: false}, :following, true)
+    state = if first?, do: %{state | orphans: {List.wrap(state.session[:pools]), []}}, else: state
+    # Before anything is applied: whoever is on these lists was there when this life began.
+    state = list_all(state)
     for {_pool, pid} <- state.pools, do: send(pid, {:tether_session, :open, state.session})
-    list_all(state)
+    state
   end
 
   defp request(state, stage, follow?) do
@@ -294,11 +332,11 @@ defmodule Tether.Events do
 
   # Where the history is not followed by then, all lists are asked for once it is.
   defp list_later(state, pool) do
-    Process.send_after(self(), {:list, pool}, @again)
-    state
+    if pool not in state.again, do: Process.send_after(self(), {:list, pool}, @again)
+    %{state | again: MapSet.put(state.again, pool)}
   end
 
-  defp listed(list, asked, state) do
+  defp listed(list, asked, pool, state) do
     living = for %{phase: phase} = told <- list, phase in ["STARTING", "READY", "STOPPING"], do: told
 
     known =
@@ -309,7 +347,7 @@ defmodule Tether.Events do
 
     {roster, actions, missing} = Roster.listed(state.roster, asked, known)
     for worker <- missing, do: Process.send_after(self(), {:settle, worker}, @settle)
-    act(%{state | roster: roster}, actions)
+    found(%{state | roster: roster} |> act(actions), pool, for({worker, _about} <- known, do: worker))
   end
 
   defp phase("READY"), do: :ready
@@ -317,23 +355,36 @@ defmodule Tether.Events do
   defp phase("STOPPING"), do: :ending
 
   # Workers that an earlier life of this owner left behind, and that live.
-  defp adopted(%{config: %{orphan_detection: true}, session: %{pools: [_ | _]}} = state) do
-    case Roster.workers(state.roster, :all) do
-      [] ->
-        :ok
-
-      workers ->
-        workers = for {worker, _known} <- workers, do: worker
-
-        Telemetry.execute(
-          [:orphans, :detected],
-          %{count: length(workers)},
-          Map.put(metadata(state), :workers, workers)
-        )
-    end
+  defp found(%{orphans: {waiting, found}} = state, pool, workers) do
+    if pool in waiting,
+      do: detected(%{state | orphans: {List.delete(waiting, pool), workers ++ found}}),
+      else: state
   end
 
-  defp adopted(_state), do: :ok
+  defp found(state, _pool, _workers), do: state
+
+  defp detected(%{orphans: {[], workers}} = state) do
+    if workers != [] and state.config.orphan_detection do
+      metadata = Map.put(metadata(state), :workers, workers)
+      Telemetry.execute([:orphans, :detected], %{count: length(workers)}, metadata)
+    end
+
+    %{state | orphans: nil}
+  end
+
+  defp detected(state), do: state
+
+  # Workers that ended with an earlier life of this owner, which was away then. Those of lives before that one were told.
+  defp reap(%{reaped: {_before, since}} = state, %{type: :session_opened}), do: %{state | reaped: {since, []}}
+
+  defp reap(%{reaped: {before, since}} = state, %{type: :worker_down, reason: :owner_gone} = event),
+    do: %{state | reaped: {before, [event | since]}}
+
+  defp reap(state, _event), do: state
+
+  defp reaped(%{reaped: {before, since}} = state) do
+    for event <- Enum.reverse(since ++ before), do: measure_reaped(about(event, state), state)
+  end
 
   # What concerns other owners is not for this BEAM, but for its pools and what it waits for; what concerns a node is for all.
   defp ours?(%{worker: worker} = event, state) do
@@ -352,6 +403,7 @@ defmodule Tether.Events do
       {roster, actions} ->
         told? = event.type == :worker_down and Roster.dead?(state.roster, event.worker)
         state = act(%{state | roster: roster}, actions)
+        state = if state.silent? and event.owner == state.config.owner, do: reap(state, event), else: state
         if not state.silent? and not told?, do: publish(event, state)
         if not told?, do: measure(event, state)
         if event.type == :worker_crash_loop, do: tell_crash_loop(event, state)
@@ -407,10 +459,7 @@ defmodule Tether.Events do
   end
 
   defp carry_out({:down, ref, worker, reason}, state) do
-    with {pid, ^worker, _monitor} <- state.watchers[ref] do
-      send(pid, {:DOWN, ref, :tether_worker, worker, reason})
-    end
-
+    Watchers.tell(worker.tether, ref, reason)
     forget_watcher(state, ref)
   end
 
@@ -448,19 +497,27 @@ defmodule Tether.Events do
 
   # Watchers.
 
+  defp watch(state, worker, ref, pid) do
+    {roster, actions} = Roster.watch(state.roster, worker, ref)
+    watchers = Map.put(state.watchers, ref, {worker, Process.monitor(pid)})
+    {%{state | roster: roster, watchers: watchers}, actions}
+  end
+
   defp forget_watcher(state, ref) do
+    Watchers.forget(state.config.name, ref)
+
     case Map.pop(state.watchers, ref) do
       {nil, _watchers} ->
         state
 
-      {{_pid, worker, monitor}, watchers} ->
+      {{worker, monitor}, watchers} ->
         Process.demonitor(monitor, [:flush])
         %{state | watchers: watchers, roster: Roster.unwatch(state.roster, worker, ref)}
     end
   end
 
   defp forget_watcher_of(state, monitor) do
-    case Enum.find(state.watchers, fn {_ref, {_pid, _worker, theirs}} -> theirs == monitor end) do
+    case Enum.find(state.watchers, fn {_ref, {_worker, theirs}} -> theirs == monitor end) do
       {ref, _watcher} -> forget_watcher(state, ref)
       nil -> state
     end
@@ -495,7 +552,7 @@ defmodule Tether.Events do
   }
 
   defp measure(%{type: type} = event, %{silent?: false} = state) when is_map_key(@worker_events, type) do
-    metadata = %{tether: state.config.name, worker: event.worker, node: event.node, reason: event.reason}
+    metadata = about(event, state)
     Telemetry.execute(Map.fetch!(@worker_events, type), %{count: 1}, metadata)
     if type == :worker_down, do: measure_death(event.reason, metadata, state)
   end
@@ -506,8 +563,14 @@ defmodule Tether.Events do
     if Death.crash?(reason), do: Telemetry.execute([:worker, :crash], %{count: 1}, metadata)
     if reason == :recycled, do: Telemetry.execute([:worker, :recycled], %{count: 1}, metadata)
 
-    if reason == :owner_gone and state.config.orphan_detection do
-      Telemetry.execute([:orphans, :reaped], %{count: 1}, metadata)
-    end
+    if reason == :owner_gone, do: measure_reaped(metadata, state)
+  end
+
+  defp measure_reaped(metadata, %{config: %{orphan_detection: on?}}) do
+    if on?, do: Telemetry.execute([:orphans, :reaped], %{count: 1}, metadata)
+  end
+
+  defp about(event, state) do
+    %{tether: state.config.name, worker: event.worker, node: event.node, reason: event.reason}
   end
 end

@@ -111,7 +111,7 @@ defmodule Tether.Pool do
   @spec change_size(atom, (non_neg_integer -> non_neg_integer)) :: {:ok, map} | {:error, Error.t()}
   def change_size(pool, change) do
     with {:ok, pid} <- process(pool),
-         do: GenServer.call(pid, {:change_size, change}, Request.patience(@patience))
+         do: GenServer.call(pid, {:change_size, change, now() + @patience}, Request.patience(@patience))
   end
 
   @doc "Where a pool is: its Tether, and its name in the cluster."
@@ -181,8 +181,8 @@ defmodule Tether.Pool do
     {:noreply, look(put_in(state.waiting[from], timer))}
   end
 
-  def handle_call({:change_size, change}, from, state) do
-    {:noreply, next(%{state | changes: :queue.in({from, change}, state.changes)})}
+  def handle_call({:change_size, change, deadline}, from, state) do
+    {:noreply, next(%{state | changes: :queue.in({from, change, deadline}, state.changes)})}
   end
 
   @impl true
@@ -284,12 +284,12 @@ defmodule Tether.Pool do
   end
 
   # The next session will bring it.
-  defp answered(:applied, {:error, %{reason: :not_running}}, state), do: {:noreply, state}
+  defp answered(:applied, {:error, %{reason: :not_running}}, state), do: {:noreply, next(state)}
 
   # One that it depends on may come later.
   defp answered(:applied, {:error, %{message: why}}, state) do
     if why != state.problem, do: Logger.warning("Tether: pool #{state.pool} is not applied yet: #{why}")
-    {:noreply, again(%{state | problem: why})}
+    {:noreply, %{state | problem: why} |> again() |> next()}
   end
 
   defp answered({:sized, from, size}, result, state) do
@@ -308,15 +308,17 @@ defmodule Tether.Pool do
       {:empty, _changes} ->
         state
 
-      {{:value, {from, change}}, changes} ->
-        size = max(change.(state.size), 0)
+      {{:value, {{caller, _tag} = from, change, deadline}}, changes} ->
+        state = %{state | changes: changes}
+        left = deadline - now()
 
-        request(
-          %{state | changes: changes},
-          :pool_scale,
-          %{name: state.pool, size: size},
-          {:sized, from, size}
-        )
+        # What nobody waits for any more is not done.
+        if left > 0 and Process.alive?(caller) do
+          size = max(change.(state.size), 0)
+          request(state, :pool_scale, %{name: state.pool, size: size, timeout: left}, {:sized, from, size})
+        else
+          next(state)
+        end
     end
   end
 
@@ -341,6 +343,8 @@ defmodule Tether.Pool do
     GenServer.reply(from, answer)
     %{state | waiting: waiting}
   end
+
+  defp now, do: System.monotonic_time(:millisecond)
 
   defp stderr(%{stderr_tail: tail}) when is_binary(tail) and tail != "", do: "\n" <> tail
   defp stderr(_death), do: ""

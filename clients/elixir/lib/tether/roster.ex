@@ -4,7 +4,8 @@ defmodule Tether.Roster do
 
   Invariants:
 
-    * **R1** A worker that has died never lives again: a list that was made before the death cannot bring it back.
+    * **R1** A worker that has died never lives again, but where a later event says that it was started: a list that was made before
+      the death cannot bring it back.
     * **R2** Each watcher is told of a death exactly once, whatever tells of it: an event, a list, or the loss of all.
     * **R3** A revision that was seen changes nothing.
   """
@@ -37,7 +38,7 @@ defmodule Tether.Roster do
 
     case {event.type, event.worker} do
       {_type, nil} -> {roster, []}
-      {:worker_up, worker} -> seen(roster, worker, %{phase: :starting, node: event.node})
+      {:worker_up, worker} -> seen(anew(roster, worker), worker, %{phase: :starting, node: event.node})
       {:worker_ready, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
       {:worker_registered, worker} -> seen(roster, worker, %{phase: :ready, node: event.node})
       {:worker_deregistered, worker} -> died(roster, worker, :normal)
@@ -45,6 +46,11 @@ defmodule Tether.Roster do
       {type, worker} when type in [:worker_down, :worker_crash_loop] -> died(roster, worker, event.reason)
       {_other, _worker} -> {roster, []}
     end
+  end
+
+  # A store that began anew gives the numbers of workers again, and may have heard of the end of one with the same from its agent.
+  defp anew(roster, worker) do
+    %{roster | dead: Map.delete(roster.dead, worker), order: :queue.delete(worker, roster.order)}
   end
 
   @doc """

@@ -7,7 +7,7 @@ defmodule Tether.Stream do
   the BEAM's memory. A call that fails raises its `Tether.Error` after the answers that came before.
   """
 
-  alias Tether.{Error, Request}
+  alias Tether.{Error, Request, Telemetry}
 
   @window 32
 
@@ -16,12 +16,35 @@ defmodule Tether.Stream do
     window = Keyword.get(opts, :window, @window)
     decode = Keyword.get(opts, :decode, & &1)
     encode = Keyword.get(opts, :encode, & &1)
+    metadata = %{tether: tether, pool: call.pool, method: method(call)}
 
     Stream.resource(
-      fn -> open(tether, call, requests, encode, window) end,
-      &next(&1, decode),
+      fn -> measured(metadata, fn -> open(tether, call, requests, encode, window) end) end,
+      &caught(&1, decode),
       &close/1
     )
+  end
+
+  # Without its slash, as it is written for calls.
+  defp method(%{method: "/" <> method}), do: method
+
+  defp measured(metadata, open) do
+    span = Telemetry.started(metadata)
+
+    try do
+      %{open.() | span: span}
+    catch
+      kind, reason ->
+        Telemetry.raised(span, kind, reason, __STACKTRACE__)
+        :erlang.raise(kind, reason, __STACKTRACE__)
+    end
+  end
+
+  # What is raised here is raised by `close/1`, which otherwise could not tell it from a reader that stops.
+  defp caught(state, decode) do
+    next(state, decode)
+  catch
+    kind, reason -> {:halt, {:raised, kind, reason, __STACKTRACE__, state}}
   end
 
   @doc false
@@ -55,7 +78,7 @@ defmodule Tether.Stream do
   defp start(tether, build, window) do
     case Request.open(tether, build) do
       {:ok, request} ->
-        %{request: request, window: window, used: 0, feeder: nil}
+        %{request: request, window: window, used: 0, feeder: nil, span: nil}
 
       {:error, error} ->
         raise error
@@ -103,8 +126,6 @@ defmodule Tether.Stream do
     Request.tell(request, {:close_send, request.id})
   end
 
-  defp next({:done, state}, _decode), do: {:halt, {:done, state}}
-
   defp next(%{request: %{ref: ref} = request, feeder: feeder} = state, decode) do
     fed = with {_pid, monitor} <- feeder, do: monitor
 
@@ -130,14 +151,22 @@ defmodule Tether.Stream do
 
   defp read(state), do: %{state | used: state.used + 1}
 
-  defp close({:done, state}), do: close(state)
+  defp close({:done, state}), do: close(state, &Telemetry.stopped(&1, {:ok, nil}))
 
-  defp close(%{request: request, feeder: feeder}) do
+  defp close({:raised, kind, reason, stack, state}) do
+    close(state, &Telemetry.raised(&1, kind, reason, stack))
+    :erlang.raise(kind, reason, stack)
+  end
+
+  defp close(state), do: close(state, &Telemetry.stopped(&1, :halted))
+
+  defp close(%{request: request, feeder: feeder, span: span}, tell) do
     with {pid, monitor} <- feeder do
       Process.demonitor(monitor, [:flush])
       Process.exit(pid, :kill)
     end
 
     Request.cancel(request)
+    tell.(span)
   end
 end

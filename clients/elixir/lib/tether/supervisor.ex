@@ -6,6 +6,7 @@ defmodule Tether.Supervisor do
       |- Tether.Beat               beats, at high priority
       |- workers                   a Tether.Worker for each worker
       |- tasks                     calls of Tether.async/4
+      |- Tether.Watchers           keeps who waits for which death
       |- Tether.Events             follows what happens
       |- Tether.Connection         owns the Port
       `- Tether.Watchdog           kills a program that does not answer
@@ -30,6 +31,7 @@ defmodule Tether.Supervisor do
       {Tether.Beat, config},
       {DynamicSupervisor, name: workers(config.name), strategy: :one_for_one},
       {Task.Supervisor, name: tasks(config.name)},
+      {Tether.Watchers, config},
       {Tether.Events, config},
       {Tether.Connection, config},
       {Tether.Watchdog, config}

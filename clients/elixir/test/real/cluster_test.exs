@@ -152,6 +152,44 @@ defmodule Tether.ClusterTest do
     assert_receive {:telemetry, [:tether, :orphans, :detected], %{count: 1}, %{workers: [%Worker{}]}}
   end
 
+  test "what ended with a BEAM that was killed, its next life tells", context do
+    cluster = Cluster.start()
+    config = [gateway: Cluster.gateway(cluster), owner: "comes-back", worker_lifecycle_mode: :coupled]
+    other = Beam.start(context.marker, config, size: 2)
+    kill(other.pid)
+    none_left(context.marker, 5_000)
+
+    %{tether: tether} = context
+    :telemetry.attach_to(self())
+    on_exit(fn -> :telemetry.detach(self()) end)
+    start_tether(context, config)
+    reaped = [:tether, :orphans, :reaped]
+    assert_receive {:telemetry, ^reaped, %{count: 1}, %{tether: ^tether, worker: one}}, 30_000
+    assert_receive {:telemetry, ^reaped, %{count: 1}, %{tether: ^tether, worker: two}}, 30_000
+    assert Enum.sort([one.slot, two.slot]) == [0, 1]
+  end
+
+  test "where the store begins anew, whoever is told of a lost lease only hears of what happens then",
+       context do
+    cluster = Cluster.start()
+    config = [gateway: Cluster.gateway(cluster), heartbeat_timeout: 4_000, on_partition: :notify_only]
+    start_all(context, config)
+    :ok = Pool.await_ready(context.pool)
+    # So many events that the next store is behind this one for as long as the test takes.
+    for undo <- Enum.flat_map(1..25, fn _n -> [false, true] end),
+        do: {:ok, _pool} = Tether.drain(context.pool, undo: undo)
+
+    :ok = Tether.subscribe(context.tether, [:lease_lost, :worker_ready])
+    Cluster.kill(cluster)
+    assert_receive {:tether, _name, %{type: :lease_lost}}, 10_000
+    none_left(context.marker)
+
+    Cluster.again(cluster)
+    assert_receive {:tether, _name, %{type: :worker_ready}}, 20_000
+    :ok = Pool.await_ready(context.pool)
+    assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
+  end
+
   test "a BEAM that is killed in development leaves nothing" do
     marker = unique("embedded")
     other = Beam.start(marker, [worker_lifecycle_mode: :coupled], size: 2)

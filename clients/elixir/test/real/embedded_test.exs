@@ -175,6 +175,10 @@ defmodule Tether.EmbeddedTest do
 
       late = Tether.monitor(worker)
       assert_receive {:DOWN, ^late, :tether_worker, ^worker, {:signal, :sigkill}}
+
+      elsewhere = %{worker | pool: "no-such-pool"}
+      none = Tether.monitor(elsewhere)
+      assert_receive {:DOWN, ^none, :tether_worker, ^elsewhere, :noproc}, 10_000
     end
 
     test "a proxy that is killed comes back, as its worker lives", context do
@@ -237,6 +241,36 @@ defmodule Tether.EmbeddedTest do
       assert {:ok, %{found: true, job: %{fence: fence}}} = Tether.job(context.pool, "night-run")
       assert {:ok, %{state: "RUNNING", fence: ^fence}} = Tether.job_status(context.pool, "night-run")
       assert {:error, %Error{reason: :unknown_job}} = Tether.job_status(context.pool, "another")
+    end
+
+    test "a job is followed through its changes until it is forgotten", context do
+      start_all(context, [])
+      :ok = Pool.await_ready(context.pool)
+      {:ok, %{job: %{worker: worker}}} = Tether.job(context.pool, "night-run")
+      test = self()
+
+      follower =
+        Task.async(fn ->
+          context.pool |> Tether.watch_job("night-run") |> Enum.each(&send(test, {:job, &1}))
+        end)
+
+      assert_receive {:job, %{key: "night-run", state: "RUNNING", worker: ^worker}}, 10_000
+      {:ok, _job} = Tether.cancel_job(context.pool, "night-run", grace: 0)
+      assert_receive {:job, %{state: "CANCELLED"}}, 20_000
+      :ok = Tether.acknowledge_job(context.pool, "night-run")
+      assert :ok = Task.await(follower, 20_000)
+
+      assert_raise Error, fn -> context.pool |> Tether.watch_job("another") |> Enum.to_list() end
+    end
+
+    test "an operation that was refused may be tried again", context do
+      start_tether(context, [])
+      await_lease(context.tether)
+
+      assert {:error, %Error{reason: :unknown_pool, outcome: :not_sent} = error} =
+               Tether.job({context.tether, "no-such-pool"}, "night-run")
+
+      assert Error.retry_safe?(error)
     end
 
     test "what a worker writes can be read, also as it writes", context do

@@ -53,6 +53,14 @@ defmodule Tether.Test.Cluster do
     %{cluster | port: port, pid: pid}
   end
 
+  @doc "Starts one in the same place, which knows nothing of the one before."
+  def again(cluster) do
+    File.rm!(Path.join(cluster.dir, "up.log"))
+    cluster = up(cluster, [])
+    ExUnit.Callbacks.on_exit(fn -> tidy(cluster) end)
+    cluster
+  end
+
   @doc "Kills it."
   def kill(cluster) do
     Processes.kill(cluster.pid)

@@ -8,7 +8,8 @@ if File.write(file, ".", [:append]) != :ok, do: System.halt(0)
 starts = byte_size(File.read!(file))
 port = Port.open({:fd, 0, 1}, [:binary, :eof, packet: 4])
 say = fn term -> Port.command(port, :erlang.term_to_binary(term)) end
-open = fn ttl -> say.({:session, :opened, %{epoch: starts, ttl: ttl, pools: []}}) end
+pools = if scenario == "orphans", do: ["ml"], else: []
+open = fn ttl -> say.({:session, :opened, %{epoch: starts, ttl: ttl, pools: pools}}) end
 
 receive do
   {^port, {:data, hello}} -> {:hello, %{version: 1, owner: _, beam: _}} = :erlang.binary_to_term(hello)
@@ -57,6 +58,18 @@ answer = fn answer ->
         {"depends", {:control, id, :pool_apply, %{pool: pool}}} ->
           say.({:reply, id, {:ok, %{}}}) && Process.put(:applied, Map.put(applied, pool, true))
 
+        {"stalls", {:control, id, :pool_apply, _args}} ->
+          Process.put(:apply, id)
+
+        {"stalls", {:call, id, _call}} ->
+          say.({:reply, id, {:ok, %{body: "", metadata: [], trailers: [], worker: nil}}})
+          error = %{reason: "UNKNOWN_POOL", code: 5, outcome: :not_sent, message: "not yet"}
+          say.({:reply, Process.get(:apply), {:error, error}})
+
+        {_any, {:control, id, :pool_scale, args}} ->
+          File.write(file <> ".scaled", "#{args.size} ", [:append])
+          say.({:reply, id, {:ok, %{"size" => args.size}}})
+
         {_any, {:control, id, :pool_apply, _args}} ->
           File.write(file <> ".applied", ".", [:append])
           say.({:reply, id, {:ok, %{}}})
@@ -87,10 +100,50 @@ answer = fn answer ->
 
           say.({:reply, id, {:ok, %{body: "", metadata: [], trailers: [], worker: nil}}})
 
-        {"lists", {:control, id, :worker_list, _args}} ->
+        {"nobody", {:control, id, :worker_list, _args}} ->
+          File.write(file <> ".lists", ".", [:append])
+          error = %{reason: "UNKNOWN_POOL", code: 5, outcome: :not_sent, message: "there is no pool"}
+          say.({:reply, id, {:error, error}})
+
+        {"dies unseen", {:control, id, :worker_list, _args}} ->
+          say.({:reply, id, {:ok, if(starts == 1, do: [somebody], else: [])}})
+
+        {"dies unseen", {:control, id, :events, %{follow: false}}} ->
+          death = %{"cause" => "SIGNALED", "signal" => 9}
+          died = %{"revision" => 3, "kind" => "WORKER_DIED", "worker" => {"ml", 0, 1}, "death" => death}
+          if starts > 1, do: say.({:item, id, died})
+          say.({:reply, id, {:ok, %{}}})
+
+        {"no lists", {:control, id, :worker_list, _args}} ->
+          File.write(file <> ".lists", ".", [:append])
+          say.({:reply, id, {:error, %{reason: "", code: 14, outcome: :unknown, message: "odd"}}})
+
+        {"orphans", {:control, id, :events, %{follow: false}}} ->
+          # A life, what ended with it, another one, what ended with that, and this one.
+          for {n, kind} <-
+                Enum.with_index(["SESSION_OPENED", 1, "SESSION_OPENED", 2, "SESSION_OPENED"])
+                |> Enum.map(fn {k, n} -> {n + 1, k} end) do
+            event = %{"revision" => n, "owner" => "odd"}
+
+            more =
+              if is_integer(kind),
+                do: %{
+                  "kind" => "WORKER_DIED",
+                  "worker" => {"ml", 1, kind},
+                  "death" => %{"cause" => "OWNER_GONE"}
+                },
+                else: %{"kind" => kind}
+
+            say.({:item, id, Map.merge(event, more)})
+          end
+
+          say.({:reply, id, {:ok, %{}}})
+
+        {odd, {:control, id, :worker_list, _args}} when odd in ["lists", "orphans"] ->
           say.({:reply, id, {:ok, [somebody]}})
 
-        {"lists", {:control, _id, :events, %{follow: true}}} ->
+        {odd, {:control, _id, :events, %{follow: true}}}
+        when odd in ["lists", "nobody", "no lists", "dies unseen", "orphans"] ->
           :ok
 
         {_any, {:control, id, _op, _args}} ->
@@ -98,6 +151,14 @@ answer = fn answer ->
 
         {"hangs", _frame} ->
           :ok
+
+        {"open breaker", {:call, id, _call}} ->
+          error = %{reason: "BREAKER_OPEN", code: 14, outcome: :not_sent, retry_after: 70, message: "odd"}
+          say.({:reply, id, {:error, error}})
+
+        {"open breaker", {:stream, id, _call}} ->
+          error = %{reason: "BREAKER_OPEN", code: 14, outcome: :not_sent, retry_after: 70, message: "odd"}
+          say.({:reply, id, {:error, error}})
 
         {"loses", {:call, _id, _call}} when starts == 1 ->
           say.({:session, :lost, %{reason: :lease_expired, message: "odd"}})

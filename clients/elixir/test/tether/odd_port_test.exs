@@ -17,7 +17,7 @@ defmodule Tether.OddPortTest do
 
     File.write!(
       program,
-      "#!/bin/sh\nexec #{elixir} --erl -noinput #{script} #{context[:scenario]} #{dir}/starts \"$@\"\n"
+      "#!/bin/sh\nexec #{elixir} --erl -noinput #{script} '#{context[:scenario]}' #{dir}/starts \"$@\"\n"
     )
 
     File.chmod!(program, 0o755)
@@ -195,6 +195,65 @@ defmodule Tether.OddPortTest do
   end
 
   @tag scenario: "lists"
+  test "whoever still waits for a death when the Tether ends is told that, once", context do
+    supervisor = start(context)
+    await_following(context)
+    worker = %Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: 1}
+    [ref, left] = [Tether.monitor(worker), Tether.monitor(worker)]
+    :ok = Tether.demonitor(context.tether, left)
+    eventually("it lives", fn -> Tether.workers({context.tether, "ml"}) == [worker] end)
+    Supervisor.stop(supervisor)
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :noconnection}
+    refute_received {:DOWN, _ref, :tether_worker, _worker, _reason}
+    none = Tether.monitor(worker)
+    assert_receive {:DOWN, ^none, :tether_worker, ^worker, :noproc}
+  end
+
+  @tag scenario: "dies unseen"
+  test "a death is told once, with its cause, also to who waits since before a crash of who follows the events",
+       context do
+    start(context)
+    await_following(context)
+    worker = %Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: 1}
+    ref = Tether.monitor(worker)
+    eventually("it lives", fn -> Tether.workers({context.tether, "ml"}) == [worker] end)
+    Process.exit(child(context, Tether.Events), :kill)
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, {:signal, :sigkill}}, 10_000
+    await_following(context)
+    :ok = Supervisor.stop(context.tether)
+    refute_received {:DOWN, ^ref, :tether_worker, _worker, _reason}
+  end
+
+  @tag scenario: "nobody"
+  test "in a pool that there is not there is nobody, which is asked once", context do
+    start(context)
+    await_following(context)
+    worker = %Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: 1}
+    ref = Tether.monitor(worker)
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :noproc}, 10_000
+    # What it is asked next comes after all that it was asked before.
+    assert {:ok, "body"} = call(context)
+    assert File.read!(context.starts <> ".lists") == "."
+  end
+
+  @tag scenario: "no lists"
+  test "however many wait, a list that cannot be had is asked for by one of them", context do
+    start(context)
+    await_following(context)
+    began = System.monotonic_time(:millisecond)
+
+    for n <- 1..10,
+        do: Tether.monitor(%Tether.Worker{tether: context.tether, pool: "ml", slot: 0, incarnation: n})
+
+    eventually("it is asked for again and again", fn ->
+      match?({:ok, <<_lists::binary-size(13), _more::binary>>}, File.read(context.starts <> ".lists"))
+    end)
+
+    # Once for each of them, and then each half of a second.
+    assert System.monotonic_time(:millisecond) - began >= 1_400
+  end
+
+  @tag scenario: "lists"
   test "after a crash of who follows the events there is one proxy for each worker again", context do
     start(context)
     await_following(context)
@@ -319,6 +378,112 @@ defmodule Tether.OddPortTest do
 
     pool.("db", pool: "db")
     assert :ok = Tether.Pool.await_ready(web, 10_000)
+  end
+
+  @tag scenario: "orphans"
+  test "what ended with the life before this one is told, and who lives on from it, whatever of that the history has",
+       context do
+    :telemetry.attach_to(self())
+    on_exit(fn -> :telemetry.detach(self()) end)
+    start(context)
+    %{tether: tether} = context
+    died = %Tether.Worker{tether: tether, pool: "ml", slot: 1, incarnation: 2}
+    lives = %Tether.Worker{tether: tether, pool: "ml", slot: 0, incarnation: 1}
+    assert_receive {:telemetry, [:tether, :orphans, :reaped], %{count: 1}, %{tether: ^tether} = told}, 10_000
+    assert told.worker == died
+
+    assert_receive {:telemetry, [:tether, :orphans, :detected], %{count: 1}, %{tether: ^tether} = told},
+                   10_000
+
+    assert told.workers == [lives]
+    refute_received {:telemetry, [:tether, :orphans, :reaped], _count, %{tether: ^tether}}
+  end
+
+  # The next event of a call of this test.
+  defp call_event(%{tether: tether}) do
+    assert_receive {:telemetry, [:tether, :call, what], _measured, %{tether: ^tether} = told}, 10_000
+    {what, told}
+  end
+
+  defp hear_telemetry do
+    :telemetry.attach_to(self())
+    on_exit(fn -> :telemetry.detach(self()) end)
+  end
+
+  @tag scenario: "slow"
+  test "a stream is measured as a call is: whole, halted, with requests that raise", context do
+    start(context)
+    hear_telemetry()
+    stream = &Tether.stream({context.tether, "ml"}, "a/B", &1)
+    assert length(Enum.to_list(stream.(["m", "m"]))) == 2
+    assert {:start, %{pool: "ml", method: "a/B"}} = call_event(context)
+    assert {:stop, %{outcome: :ok, method: "a/B"}} = call_event(context)
+
+    assert [_one] = Enum.take(stream.(["m", "m"]), 1)
+    assert {:start, _told} = call_event(context)
+    assert {:stop, %{outcome: :halted}} = call_event(context)
+
+    assert_raise RuntimeError, fn ->
+      Enum.to_list(stream.(Stream.map(["m"], fn _m -> raise "no more" end)))
+    end
+
+    assert {:start, _told} = call_event(context)
+    assert {:exception, %{kind: :error, reason: %RuntimeError{}, stacktrace: [_ | _]}} = call_event(context)
+    %{tether: tether} = context
+    refute_received {:telemetry, [:tether, :call, _what], _measured, %{tether: ^tether}}
+  end
+
+  @tag scenario: "open breaker"
+  test "what a breaker refuses is measured, of calls and of streams", context do
+    start(context)
+    hear_telemetry()
+    %{tether: tether} = context
+
+    refused = fn ->
+      assert {:start, _told} = call_event(context)
+      assert {:stop, %{outcome: :not_sent, reason: :circuit_open}} = call_event(context)
+
+      assert_receive {:telemetry, [:tether, :circuit_breaker, :rejected], %{retry_after: 70},
+                      %{tether: ^tether}}
+    end
+
+    assert {:error, %Error{reason: :circuit_open}} = call(context)
+    refused.()
+    stream = Tether.stream({tether, "ml"}, "a/B", "m")
+    assert %Error{reason: :circuit_open} = catch_error(Enum.to_list(stream))
+    refused.()
+  end
+
+  @tag scenario: "stalls"
+  test "a change of size that waits while a pool is applied is not lost where that fails, and not made where nobody waits for it",
+       context do
+    start(context)
+    name = :"pool_#{System.unique_integer([:positive])}"
+    opts = [name: name, tether: context.tether, min_ready: 0, spec: [command: "w"]]
+    pool = start_supervised!({Tether.Pool, opts})
+    eventually("it is being applied", fn -> :sys.get_state(pool).request end)
+    queued = fn count -> fn -> :queue.len(:sys.get_state(pool).changes) == count end end
+
+    {leaves, left} = spawn_monitor(fn -> Tether.Pool.resize(name, 7) end)
+    eventually("one waits", queued.(1))
+    stays = Task.async(fn -> Tether.Pool.resize(name, 3) end)
+    eventually("two wait", queued.(2))
+    Process.exit(leaves, :kill)
+    assert_receive {:DOWN, ^left, :process, _pid, :killed}
+
+    assert {:ok, _body} = call(context)
+    assert {:ok, %{size: 3}} = Task.await(stays)
+    assert File.read!(context.starts <> ".scaled") == "3 "
+  end
+
+  @tag scenario: "works"
+  test "an operation that has many answers is not asked for as if it had one", context do
+    start(context)
+
+    for op <- [:logs, :job_watch, :events] do
+      assert {:error, %Error{reason: :config_invalid, outcome: :not_sent}} =
+               Tether.control(context.tether, op)
+    end
   end
 
   @tag scenario: "garbage"

@@ -141,11 +141,20 @@ defmodule Tether.RosterTest do
     assert {_roster, [{:born, ^worker, _known}]} = Roster.event(roster, event(:worker_up, 1, worker))
   end
 
+  test "one that is started after its death, as numbers began anew, lives, and dies once more" do
+    worker = worker(1)
+    {roster, _actions} = after_events([event(:worker_down, 1, worker, :agent_lost)])
+    assert {roster, [{:born, ^worker, _known}]} = Roster.event(roster, event(:worker_up, 2, worker))
+    assert {roster, _changed, []} = Roster.listed(roster, [worker], [{worker, %{phase: :starting}}])
+    assert {roster, [{:died, ^worker, :oom}]} = Roster.event(roster, event(:worker_down, 3, worker, :oom))
+    assert :queue.to_list(roster.order) == [worker]
+  end
+
   test "memory of deaths is bounded" do
     {roster, _actions} =
       after_events(
         for n <- 1..5_000,
-            do: event(if(rem(n, 2) == 1, do: :worker_up, else: :worker_down), n, worker(div(n, 2)))
+            do: event(if(rem(n, 2) == 1, do: :worker_up, else: :worker_down), n, worker(div(n + 1, 2)))
       )
 
     assert map_size(roster.dead) == 1_024

@@ -203,9 +203,10 @@ impl WorkerService for Workers {
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let request = request.into_inner();
         let shared = self.0.shared()?;
+        let mut newest = shared.events.newest();
+        check_known(request.after_revision, *newest.borrow())?;
         let (send, receive) = mpsc::channel(64);
         tokio::spawn(async move {
-            let mut newest = shared.events.newest();
             let mut seen = request.after_revision;
             loop {
                 newest.mark_unchanged();
@@ -241,6 +242,18 @@ impl WorkerService for Workers {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
+}
+
+/// Refuses a number that no event has had. Whoever has it from an earlier store would hear nothing until this one is
+/// as old as that.
+fn check_known(after: u64, newest: u64) -> Result<(), Status> {
+    if after <= newest {
+        return Ok(());
+    }
+    let text = format!(
+        "there is no event {after}, the newest is {newest}: is the store another one than before?"
+    );
+    Err(Status::out_of_range(text))
 }
 
 /// Those of agents, and those that others have registered.
@@ -348,5 +361,18 @@ async fn logs(
                 () = shared.over() => return Err(shared.why_over()),
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_follows_the_events_of_another_store_is_told_so() {
+        assert!(check_known(0, 0).is_ok() && check_known(7, 7).is_ok());
+
+        let refused = check_known(8, 7).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::OutOfRange);
     }
 }

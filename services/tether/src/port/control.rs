@@ -86,7 +86,8 @@ impl Calls {
                     let message = self.message(&order).await?;
                     exchange::unary(&self.link, &head, &message, progress).await
                 };
-                let (_, answer, _) = exchange::in_time(head.deadline(), work, progress).await?;
+                let answered = exchange::in_time(head.deadline(), work, progress).await;
+                let (_, answer, _) = answered.map_err(Failed::of_operation)?;
                 order.answer(answer).map(|answer| order.told(&answer))
             }
             Told::Items | Told::State | Told::Followed(_) => {
@@ -141,7 +142,8 @@ impl Calls {
     ) -> Result<(), Failed> {
         let head = order.head(None);
         let message = self.message(order).await?;
-        let mut begun = exchange::send_whole(&self.link, &head, &message, progress).await?;
+        let begun = exchange::send_whole(&self.link, &head, &message, progress).await;
+        let mut begun = begun.map_err(Failed::of_operation)?;
         while let Some(item) = order.next(&mut begun).await? {
             let item = order.answer(item)?;
             if order.window.is_some() {

@@ -98,6 +98,17 @@ impl Failed {
         Self { outcome, ..self }
     }
 
+    /// The same of an operation: no answer of it begins before it is done. What was refused has changed nothing, of all
+    /// else that nobody here gave up it is not known whether it is done, or will be.
+    pub(crate) fn of_operation(self) -> Self {
+        let outcome = match self.outcome {
+            Outcome::Failed if self.reason().is_some_and(is_refusal) => Outcome::NotSent,
+            Outcome::Failed => Outcome::Unknown,
+            known => known,
+        };
+        Self { outcome, ..self }
+    }
+
     /// The code of the failure.
     pub(crate) fn code(&self) -> Code {
         self.status.code()
@@ -106,6 +117,42 @@ impl Failed {
     /// The reason of it, where it is one of ours.
     pub(crate) fn reason(&self) -> Option<Reason> {
         reason_of(&self.status)
+    }
+}
+
+/// Whether who says so has looked at an operation, and left everything as it was.
+const fn is_refusal(reason: Reason) -> bool {
+    match reason {
+        Reason::NoWorkerReady
+        | Reason::Overloaded
+        | Reason::LeaseExpired
+        | Reason::LeaseFenced
+        | Reason::Draining
+        | Reason::ModeForbids
+        | Reason::ConfigInvalid
+        | Reason::UnknownPool
+        | Reason::UnknownTemplate
+        | Reason::UnknownWorker
+        | Reason::UnknownSession
+        | Reason::UnknownJob
+        | Reason::NotOwner
+        | Reason::NodeTaken
+        | Reason::RegistrationTaken
+        | Reason::UnknownRegistration
+        | Reason::MetadataInvalid => true,
+        // It may be decided, and written later; or it was the answer that was lost, or too large.
+        Reason::WorkerDied
+        | Reason::CallReset
+        | Reason::BreakerOpen
+        | Reason::SessionWorkerGone
+        | Reason::SpawnFailed
+        | Reason::NotLeader
+        | Reason::ArbiterUnreachable
+        | Reason::DiscoveryUnreachable
+        | Reason::AgentUnreachable
+        | Reason::StoreFailed
+        | Reason::MessageTooLarge
+        | Reason::DeadlineExceeded => false,
     }
 }
 
@@ -185,4 +232,27 @@ pub(crate) fn worker_of(headers: &HeaderMap) -> Option<Term> {
     let text = headers.get("tether-worker")?.to_str().ok()?;
     let worker = worker(Some(text));
     (worker != NIL).then_some(worker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_was_refused_was_not_sent_and_one_whose_answer_was_lost_is_unknown() {
+        let answered = |reason| Failed::answered(Failure::new(reason, "odd").into());
+        let outcome = |reason| answered(reason).of_operation().outcome;
+
+        assert_eq!(outcome(Reason::NoWorkerReady), Outcome::NotSent);
+        assert_eq!(outcome(Reason::ConfigInvalid), Outcome::NotSent);
+        assert_eq!(outcome(Reason::ArbiterUnreachable), Outcome::Unknown);
+        assert_eq!(outcome(Reason::StoreFailed), Outcome::Unknown);
+
+        let broke = Failed::answered(Status::unavailable("the connection broke"));
+        assert_eq!(broke.of_operation().outcome, Outcome::Unknown);
+        let late = Failed::deadline(Outcome::NotSent);
+        assert_eq!(late.of_operation().outcome, Outcome::NotSent);
+        // A worker may have begun with a call that it refuses.
+        assert_eq!(answered(Reason::ConfigInvalid).outcome, Outcome::Failed);
+    }
 }
