@@ -353,5 +353,23 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
         "{}",
         ran.err
     );
+    // A name with a slip in it is not an empty node; one of our own that nobody knows is.
+    let slip = ["node", "drain", "node-3", "--wait"];
+    let ran = cluster.tether().run(&slip).await;
+    assert!(
+        ran.code != Some(0) && ran.err.contains("no node is called `node-3`"),
+        "{}",
+        ran.err
+    );
+    let own = [
+        "node",
+        "drain",
+        "--self",
+        "--wait",
+        "--set",
+        "agent.node=node-3",
+    ];
+    let ran = cluster.tether().run(&own).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
     delete(&cluster).await;
 }
