@@ -32,7 +32,28 @@ eventually() {
 is_healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$1")" = healthy ]; }
 
 all_healthy() {
-    for one in $(containers "$1"); do is_healthy "$one" || return 1; done
+    all=$(containers "$1")
+    # An engine that does not answer has none.
+    [ -n "$all" ] || return 1
+    for one in $all; do is_healthy "$one" || return 1; done
+}
+
+# The image that a service is to have, as the configuration names it.
+wanted() {
+    $compose config | awk -v service="$1:" '
+        /^[^ ]/ { part = $1 }
+        part == "services:" && /^  [^ ]/ { name = $1 }
+        name == service && /^    image:/ { gsub(/["\047]/, "", $2); print $2; exit }'
+}
+
+id_of() { docker image inspect --format '{{.Id}}' "$1" 2>/dev/null; }
+
+# Those of a service that have another image than this one, by its name or by what it was then.
+outdated() {
+    for one in $(containers "$1"); do
+        has=$(docker inspect --format '{{.Config.Image}} {{.Image}}' "$one")
+        [ "$has" = "$2 $3" ] || echo "$one"
+    done
 }
 
 # A service with one container, which others can do without for as long as it takes to start: it is exchanged.
@@ -45,10 +66,18 @@ exchange() {
 # A service whose containers share its name: a new one beside each old one, and then the old one leaves.
 replace() {
     service=$1
-    old=$(containers "$service")
-    count=$(echo "$old" | wc -l)
-    say "$service: $count more beside the old"
-    $compose up --detach --no-deps --no-build --no-recreate --scale "$service=$((count * 2))" "$service"
+    image=$(wanted "$service")
+    [ -n "$image" ] || give_up "no image is named for $service"
+    id_of "$image" >/dev/null || docker pull "$image" >/dev/null
+    all=$(containers "$service" | wc -w)
+    [ "$all" -gt 0 ] || give_up "no container of $service runs: start it with \`$compose up\`"
+    old=$(outdated "$service" "$image" "$(id_of "$image")")
+    many=$(echo "$old" | wc -w)
+    # An upgrade that was begun before has left some of the new ones, and not more than there were old ones.
+    count=$((all - many))
+    [ "$count" -gt "$many" ] || count=$many
+    say "$service: $count of $image, beside $many old"
+    $compose up --detach --no-deps --no-build --no-recreate --scale "$service=$((count + many))" "$service"
     eventually "every $service is healthy" all_healthy "$service"
     if [ "$service" = gateway ]; then
         say "$service: $learn s for clients to hear of the new addresses"

@@ -1,7 +1,9 @@
 #!/bin/sh
 # Upgrades one service among those that were started by hand. PIDFILE has the number of the old process, and then that of
-# the new one; the program and its arguments start the new one. LOG is where it writes.
+# the new one; the program and its arguments start the new one. LOG is where it writes. Where the old one is gone, as
+# after an upgrade that failed, the new one is started all the same.
 #
+#   export LOG=/var/log/tether.log
 #   sh deploy/upgrade/process.sh /run/tether/arbiter.pid tether-arbiter --config /etc/tether/tether.toml
 #   sh deploy/upgrade/process.sh --beside /run/tether/gateway.pid tether-gateway --config /etc/tether/tether.toml
 #
@@ -16,11 +18,21 @@ give_up() { echo "upgrade: $*" >&2; exit 1; }
 beside=
 if [ "$1" = --beside ]; then beside=yes; shift; fi
 [ $# -ge 2 ] || give_up "expected [--beside] PIDFILE PROGRAM [ARGUMENT ...]"
+[ "${LOG:-}" ] || give_up "set LOG to the file where the new process writes"
 pidfile=$1
 shift
 old=$(cat "$pidfile")
+case $old in
+'' | 0* | 1 | *[!0-9]*) give_up "$pidfile says \`$old\`, which is no process of ours" ;;
+esac
 
 runs() { kill -0 "$1" 2>/dev/null; }
+
+# The kernel keeps 15 letters of a name.
+comm=$(cat "/proc/$old/comm" 2>/dev/null || true)
+if [ "$comm" ] && [ "$comm" != "$(basename "$1" | cut -c 1-15)" ]; then
+    give_up "process $old of $pidfile is \`$comm\` and not \`$1\`: where that one is gone, start it by hand"
+fi
 
 # Waits for something: eventually WHAT COMMAND...
 eventually() {
@@ -34,7 +46,7 @@ eventually() {
 }
 
 begin() {
-    "$@" </dev/null >>"${LOG:-/dev/null}" 2>&1 &
+    "$@" </dev/null >>"$LOG" 2>&1 &
     new=$!
 }
 
@@ -57,7 +69,8 @@ if [ "$beside" ]; then
     eventually "the old process leaves" has_taken_over
     health=
 else
-    kill -TERM "$old"
+    # One that is gone cannot be asked.
+    if runs "$old"; then kill -TERM "$old" || true; fi
     eventually "the old process leaves" has_left
     begin "$@"
 fi

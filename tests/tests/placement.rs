@@ -355,3 +355,25 @@ async fn a_node_that_is_drained_gives_its_workers_away_and_stays_so_over_a_resta
     );
     delete(&cluster).await;
 }
+
+#[tokio::test]
+async fn a_name_that_nobody_knows_is_an_empty_node_only_where_it_is_ones_own() {
+    let cluster = Cluster::start().await;
+    let slip = ["node", "drain", "node-3", "--wait"];
+    let ran = cluster.tether().run(&slip).await;
+    assert!(
+        ran.code != Some(0) && ran.err.contains("no node is called `node-3`"),
+        "{}",
+        ran.err
+    );
+    let own = [
+        "node",
+        "drain",
+        "--self",
+        "--wait",
+        "--set",
+        "agent.node=node-3",
+    ];
+    let ran = cluster.tether().run(&own).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+}

@@ -18,6 +18,9 @@ const DOMAIN: &str = "tether";
 /// Fact of a [`Reason::NotLeader`]: where the leader is.
 const LEADER: &str = "leader";
 
+/// Fact of a refusal that names a node which nobody knows: its name.
+pub const UNKNOWN_NODE: &str = "unknown_node";
+
 /// Facts that a call's trailers show by themselves too, as `tether-KEY`: whoever decides whether to call again needs
 /// no library to read them.
 const SHOWN: [&str; 3] = ["outcome", "worker", "attempts"];

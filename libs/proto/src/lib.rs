@@ -69,7 +69,7 @@ mod shard;
 
 pub use codec::SmallCodec;
 pub use convert::Malformed;
-pub use failure::{Failure, NotLeader, reason_of};
+pub use failure::{Failure, NotLeader, UNKNOWN_NODE, reason_of};
 pub use generated::{
     checkpoint::v1 as checkpoint, common::v1 as common, discovery::v1 as discovery,
     fate::v1 as fate, gateway::v1 as gateway, job::v1 as job, node::v1 as node, pool::v1 as pool,

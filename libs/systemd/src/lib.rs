@@ -11,5 +11,5 @@ mod unit;
 
 pub use ending::Ending;
 pub use manager::{Bus, Error, Systemd, Watch};
-pub use transient::{Limits, Transient};
+pub use transient::{Bounds, Limits, Transient};
 pub use unit::{Active, Unit};

@@ -54,6 +54,42 @@ pub struct Transient {
     pub files: u64,
     /// Limits of all of it.
     pub limits: Limits,
+    /// What none of it may ever have.
+    pub bounds: Bounds,
+}
+
+/// What no process of a unit can win back; the default takes nothing away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// No program has more than who runs it.
+    pub no_new_privileges: bool,
+    /// The only capabilities that there can be, a bit for each.
+    pub capabilities: Option<u64>,
+}
+
+impl Bounds {
+    /// Those of a process, from its `/proc/PID/status`.
+    pub fn of(status: &str) -> Self {
+        let value = |key: &str| {
+            let mut lines = status.lines();
+            lines.find_map(|line| Some(line.strip_prefix(key)?.trim()))
+        };
+        Self {
+            no_new_privileges: value("NoNewPrivs:") == Some("1"),
+            capabilities: value("CapBnd:").and_then(|set| u64::from_str_radix(set, 16).ok()),
+        }
+    }
+
+    fn properties(self) -> Vec<(&'static str, Variant<'static>)> {
+        let mut properties = Vec::new();
+        if self.no_new_privileges {
+            properties.push(("NoNewPrivileges", Variant::from(true)));
+        }
+        if let Some(set) = self.capabilities {
+            properties.push(("CapabilityBoundingSet", Variant::from(set)));
+        }
+        properties
+    }
 }
 
 impl Transient {
@@ -91,6 +127,33 @@ impl Transient {
             properties.extend([("BindsTo", unit()), ("After", unit())]);
         }
         properties.extend(self.limits.properties());
+        properties.extend(self.bounds.properties());
         properties
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_bound_as_a_process_says_that_it_is() {
+        let status =
+            "Name:\tagent\nCapEff:\t0000000000000003\nCapBnd:\t00000000012002eb\nNoNewPrivs:\t1\n";
+        let bounds = Bounds::of(status);
+        let unit = Transient {
+            bounds,
+            ..Transient::default()
+        };
+
+        let properties = unit.properties();
+
+        let has = |wanted| properties.contains(&wanted);
+        assert!(has(("NoNewPrivileges", Variant::from(true))));
+        assert!(has((
+            "CapabilityBoundingSet",
+            Variant::from(0x0120_02eb_u64)
+        )));
+        assert_eq!(Bounds::of("NoNewPrivs:\t0\n"), Bounds::default());
     }
 }

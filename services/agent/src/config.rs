@@ -153,7 +153,7 @@ pub(crate) struct Ground {
     pub(crate) guarantee: Guarantee,
     pub(crate) labels: Labels,
     pub(crate) resources: Counts,
-    pub(crate) zygote: Zygote,
+    pub(crate) zygote: Arc<Zygote>,
     /// Units of systemd.
     pub(crate) units: Units,
     /// The ways to other supervisors.
@@ -290,8 +290,8 @@ impl Config {
             guarantee,
             labels: self.labels.clone(),
             resources: self.resources.clone(),
-            zygote,
-            units: Units::new(&self.systemd, self.slice.as_deref()),
+            zygote: Arc::new(zygote),
+            units: Units::new(&self.systemd, self.slice.as_deref(), inode),
             supervisors: Supervisors::new(&self.supervisord, &self.runit),
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),

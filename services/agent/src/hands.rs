@@ -27,8 +27,8 @@ pub trait Hands: fmt::Debug + Send + Sync {
     /// When the machine does not say.
     fn place(&self) -> anyhow::Result<Place>;
 
-    /// The launchers that can be had here.
-    fn launchers(&self) -> Pin<Box<dyn Future<Output = Vec<String>> + Send + '_>> {
+    /// The launchers that can be had here when it is polled.
+    fn launchers(&self) -> Launchers {
         Box::pin(std::future::ready(vec!["exec".to_owned()]))
     }
 
@@ -52,6 +52,9 @@ pub trait Hands: fmt::Debug + Send + Sync {
     /// The death of this worker is recorded.
     fn forget(&mut self, id: &WorkerId);
 }
+
+/// Will know launchers by their names.
+pub type Launchers = Pin<Box<dyn Future<Output = Vec<String>> + Send>>;
 
 /// A worker that an earlier agent left.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use tokio::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
         watch,
     },
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ use tonic::{Status, Streaming};
 use crate::{
     beat::Beats,
     epoch::NodeEpoch,
-    hands::{Adopted, Grants, Hands, Order, Place, Tie, Wires},
+    hands::{Adopted, Grants, Hands, Launchers, Order, Place, Tie, Wires},
     history, launch,
     metrics::Metrics,
     news::News,
@@ -48,8 +48,8 @@ const OUTBOX: usize = 8;
 /// beat of its own, and a thousand workers are not to hear of each other's.
 const STEPS: u32 = 8;
 
-/// A supervisor that takes longer to say that it is there is not offered on this stream.
-const OFFERED_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at which launchers there are: a supervisor may be started after its agent.
+const LAUNCHERS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What an orderly stop may take beyond the longest grace of the workers it ends.
 const STOP_SLACK: Duration = Duration::from_secs(2);
@@ -169,8 +169,9 @@ impl Node {
         let mut search = Search::new(arbiters, running.beats.interval());
         while !stop.is_cancelled() {
             let patience = search.patience(&running.beats, running.clock.now());
-            let launchers = running.launchers().await;
-            let opened = timeout(patience, running.open(launchers, &at, search.current()));
+            let launchers = running.hands.launchers().await;
+            let opened = running.open(launchers.clone(), &at, search.current());
+            let opened = timeout(patience, opened);
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
@@ -181,7 +182,7 @@ impl Node {
                     running.beats.on_stream();
                     running.epoch.on_stream();
                     let end = running
-                        .speak(outbox, inbox, &mut reported, &mut exited, &stop)
+                        .speak(&launchers, outbox, inbox, &mut reported, &mut exited, &stop)
                         .await;
                     search.on_stream_over(running.beats.interval());
                     end
@@ -203,10 +204,13 @@ impl Node {
 }
 
 impl Running {
-    /// Which can be had now: what is missing at one time may be there at another.
-    async fn launchers(&self) -> Vec<String> {
-        let offered = timeout(OFFERED_WITHIN, self.hands.launchers()).await;
-        offered.unwrap_or_else(|_| vec!["exec".to_owned()])
+    /// Which launchers can be had in a while.
+    fn launchers_again(&self) -> Launchers {
+        let launchers = self.hands.launchers();
+        Box::pin(async move {
+            sleep(LAUNCHERS_AGAIN).await;
+            launchers.await
+        })
     }
 
     /// Opens the stream; the first message is queued before the call is awaited, else both sides
@@ -301,6 +305,7 @@ impl Running {
     /// Beats and obeys until the stream ends.
     async fn speak(
         &mut self,
+        offered: &[String],
         outbox: mpsc::Sender<HeartbeatRequest>,
         mut inbox: Streaming<HeartbeatResponse>,
         reported: &mut UnboundedReceiver<WorkerReport>,
@@ -310,6 +315,7 @@ impl Running {
         // What was pending is in the hello.
         self.tell_all();
         self.exits_told = None;
+        let mut again = self.launchers_again();
         loop {
             // All that is known by now goes into one beat.
             while let Ok(report) = reported.try_recv() {
@@ -347,6 +353,13 @@ impl Running {
                 },
                 Some(report) = reported.recv() => self.on_report(report),
                 Some(exit) = exited.recv() => self.on_exit(exit),
+                // What is not there any more says so when it is wanted.
+                there = &mut again => {
+                    if there.iter().any(|launcher| !offered.contains(launcher)) {
+                        return End::Anew;
+                    }
+                    again = self.launchers_again();
+                }
                 () = sleep_until(due) => {}
                 () = stop.cancelled() => {
                     self.farewell(&outbox, &mut inbox, reported).await;

@@ -1,6 +1,6 @@
 //! The hands of a node on a real machine: zygote, shims, fork servers, and the lease page.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use tether_clock::{BootClock, Clock as _, Tick};
@@ -12,7 +12,7 @@ use crate::{
     adopt::{self, History, Left},
     config::Ground,
     forkserver::{self, ForkServers, Keeper},
-    hands::{Adopted, Hands, Place, Tie, Wires},
+    hands::{Adopted, Hands, Launchers, Place, Tie, Wires},
     launcher,
     owners::Owners,
     permission::{Permissions, Viewpoint},
@@ -72,8 +72,9 @@ impl Hands for Machine {
         })
     }
 
-    fn launchers(&self) -> Pin<Box<dyn Future<Output = Vec<String>> + Send + '_>> {
-        Box::pin(launcher::offered(&self.ground))
+    fn launchers(&self) -> Launchers {
+        let ground = Arc::clone(&self.ground);
+        Box::pin(async move { launcher::offered(&ground).await })
     }
 
     /// What they need to be watched is done later.

@@ -28,6 +28,9 @@ const SHIMS: &str = "shims";
 /// How long systemd may take to make a scope.
 const MADE: Duration = Duration::from_secs(20);
 
+/// How long each program that asks systemd waits for an answer; by itself it would for longer.
+const ANSWERS_WITHIN: &str = "5s";
+
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -149,6 +152,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 fn run(program: &str, words: &[&str]) -> io::Result<Output> {
     let output = Command::new(program)
         .args(words)
+        .env("SYSTEMD_BUS_TIMEOUT", ANSWERS_WITHIN)
         .stdin(Stdio::null())
         .output();
     output.map_err(|error| io::Error::new(error.kind(), format!("`{program}`: {error}")))

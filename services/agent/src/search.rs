@@ -21,6 +21,8 @@ const OPEN_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 pub(crate) enum End {
     /// This agent was told to stop.
     Stopped,
+    /// There is more to say in a hello.
+    Anew,
     /// There was no answer.
     Silent,
     Broken(Status),
@@ -91,6 +93,7 @@ impl Search {
         match end {
             // Where it is fenced, it was the leader that said so.
             End::Stopped | End::Fenced(_) => Next::Pause,
+            End::Anew => Next::AskLeader,
             End::Silent => {
                 tracing::warn!(arbiter, "Arbiter does not answer");
                 arbiters.on_gone();

@@ -1,7 +1,7 @@
 //! Workers in units of their own: systemd starts the shim, and holds all of it by the unit's cgroup.
 //!
 //! ```text
-//! agent -- StartTransientUnit --> systemd -> tether-POOL.SLOT.INCARNATION.service
+//! agent -- StartTransientUnit --> systemd -> tether-POOL.SLOT.INCARNATION.AGENT.service
 //!    `<------ launch.sock ------------------ shim -> worker
 //! ```
 //!
@@ -15,7 +15,7 @@ use std::{fs, io, os::unix::net::UnixStream, path::Path, process::ExitCode, time
 
 use serde::{Deserialize, Serialize};
 use tether_proto::node::StartWorker;
-use tether_systemd::{Active, Bus, Ending, Limits, Systemd, Transient, Unit};
+use tether_systemd::{Active, Bounds, Bus, Ending, Limits, Systemd, Transient, Unit};
 use tether_types::WorkerId;
 use tokio::{net::UnixListener, sync::Mutex, time::timeout};
 
@@ -69,6 +69,8 @@ pub enum Choice {
 pub(crate) struct Units {
     bus: Option<Bus>,
     slice: String,
+    /// What is in the name of each, as another agent may have the same worker's number on the same systemd.
+    agent: String,
     open: Mutex<Option<Systemd>>,
 }
 
@@ -82,14 +84,9 @@ pub(crate) struct Wish<'a> {
     pub(crate) files: u64,
 }
 
-/// The unit in which the shim of this order is; none where it is in none of its own.
-pub(crate) fn unit_of(id: &WorkerId, order: &StartWorker) -> Option<String> {
-    (order.launcher == LAUNCHER)
-        .then(|| format!("tether-{}.{}.{}.service", id.pool, id.slot, id.incarnation))
-}
-
 impl Units {
-    pub(crate) fn new(config: &Config, slice: Option<&str>) -> Self {
+    /// Those of the agent of which this is the inode of its workers' directory.
+    pub(crate) fn new(config: &Config, slice: Option<&str>, inode: u64) -> Self {
         let is_root = rustix::process::geteuid().is_root();
         Self {
             bus: match config.bus {
@@ -99,8 +96,21 @@ impl Units {
                 Some(Choice::Off) => None,
             },
             slice: slice.unwrap_or(SLICE).to_owned(),
+            agent: format!("{inode:x}"),
             open: Mutex::default(),
         }
+    }
+
+    /// The unit in which the shim of this order is; none where it is in none of its own.
+    pub(crate) fn of(&self, id: &WorkerId, order: &StartWorker) -> Option<String> {
+        let WorkerId {
+            pool,
+            slot,
+            incarnation,
+        } = id;
+        let agent = &self.agent;
+        (order.launcher == LAUNCHER)
+            .then(|| format!("tether-{pool}.{slot}.{incarnation}.{agent}.service"))
     }
 
     /// Which bus, in the words of keepers.
@@ -150,29 +160,29 @@ impl Units {
         let systemd = self.systemd().await?;
         let socket = dir.join(SOCKET_FILE);
         let listener = UnixListener::bind(&socket)?;
+        let mut is_ours = false;
         let begun = async {
             let unit = self.transient(&systemd, dir, wish).await?;
             systemd
                 .start_transient(name, &unit)
                 .await
                 .map_err(io::Error::other)?;
+            is_ours = true;
             match timeout(CONNECTED_WITHIN, listener.accept()).await {
                 Ok(accepted) => accepted?.0.into_std(),
                 Err(_) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!(
-                        "unit `{name}` was started, and its main process does not come: look at `journalctl -u {name}`"
-                    ),
+                    "it was started, and its main process does not come",
                 )),
             }
         };
         let begun = begun.await;
         let _ = fs::remove_file(&socket);
-        if begun.is_err() {
-            let _ = systemd.stop(name).await;
-            let _ = systemd.reset_failed(name).await;
+        match begun {
+            // Where systemd refused, what has that name is somebody else's.
+            Err(problem) if is_ours => Err(self.end_failed(name, &problem).await),
+            begun => begun,
         }
-        begun
     }
 
     async fn transient(
@@ -208,6 +218,7 @@ impl Units {
             binds_to: binds_to.unwrap_or_default(),
             stop_timeout: Duration::from_millis(wish.order.lease_grace_ms) + STOP_SLACK,
             files: wish.files,
+            bounds: bounds(systemd.bus())?,
             limits: Limits {
                 memory_bytes: limits.memory_bytes,
                 cpu_millis: limits.cpu_millis,
@@ -217,6 +228,14 @@ impl Units {
                 },
             },
         })
+    }
+
+    /// Ends a unit of which nothing came; the problem with what systemd knows of it.
+    pub(crate) async fn end_failed(&self, name: &str, problem: &io::Error) -> io::Error {
+        let ended = self.end(name).await;
+        let ended = ended.map_or_else(String::new, |(_, how)| format!(", it ended with {how}"));
+        let text = format!("unit `{name}`: {problem}{ended}: look at `journalctl -u {name}`");
+        io::Error::new(problem.kind(), text)
     }
 
     /// Ends a unit that no shim answers for any more, and tells how its last run ended.
@@ -250,6 +269,19 @@ impl Units {
     }
 }
 
+/// What is taken from this agent for good, which is taken from its workers too, as it is with launcher `exec`.
+fn bounds(bus: Bus) -> io::Result<Bounds> {
+    let bounds = Bounds::of(&fs::read_to_string("/proc/self/status")?);
+    Ok(match bus {
+        Bus::System => bounds,
+        // A user's systemd may take no capability away, and has none to give.
+        Bus::User => Bounds {
+            capabilities: None,
+            ..bounds
+        },
+    })
+}
+
 /// The service in which the owner is, where the agent is in another one.
 async fn unit_apart(systemd: &Systemd, owner: u32) -> Option<String> {
     let own = systemd.service_of(std::process::id()).await;
@@ -267,4 +299,25 @@ pub(crate) fn become_shim_where_asked() -> Option<ExitCode> {
     // An agent that is gone before it was reached started nothing.
     let _ = connected.and_then(|link| -> io::Result<()> { Err(zygote::become_shim(link)) });
     Some(ExitCode::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_agents_have_a_unit_of_the_same_name() {
+        let id: WorkerId = "digits/0.7".parse().unwrap();
+        let order = |launcher: &str| StartWorker {
+            launcher: launcher.to_owned(),
+            ..StartWorker::default()
+        };
+        let of =
+            |inode, launcher| Units::new(&Config::default(), None, inode).of(&id, &order(launcher));
+
+        let name = "tether-digits.0.7.2f.service";
+        assert_eq!(of(0x2f, LAUNCHER).as_deref(), Some(name));
+        assert_ne!(of(0x30, LAUNCHER), of(0x2f, LAUNCHER));
+        assert_eq!(of(0x2f, "exec"), None);
+    }
 }

@@ -10,7 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -99,6 +99,8 @@ pub(crate) struct Zygote {
     /// Where systemd holds it, apart from the agent.
     scope: Option<Scope>,
     socket: Mutex<Option<OwnedFd>>,
+    /// Held while another one is started, which waits for systemd where there is a scope.
+    starts: tokio::sync::Mutex<()>,
 }
 
 impl Zygote {
@@ -114,6 +116,7 @@ impl Zygote {
             descriptors: descriptors::ask_for_all(),
             scope,
             socket: Mutex::new(Self::parent()),
+            starts: tokio::sync::Mutex::default(),
         })
     }
 
@@ -149,7 +152,12 @@ impl Zygote {
         let request = Request::Probe {
             cgroup: cgroup.map(|path| path.as_os_str().as_encoded_bytes().to_vec()),
         };
-        self.ask(&request, &[])
+        if self.asks(&request, &[]) {
+            return Ok(());
+        }
+        Self::may_start()?;
+        let (socket, _) = self.start()?;
+        send(self.lock().insert(socket), &request, &[])
     }
 
     /// Waits for the answer to [`Self::probe`].
@@ -180,11 +188,26 @@ impl Zygote {
     ///
     /// # Errors
     /// When there is no zygote to be had, or no socket.
-    pub(crate) fn spawn(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<UnixStream> {
+    pub(crate) async fn spawn(
+        self: &Arc<Self>,
+        sockets: &[BorrowedFd<'_>],
+    ) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut descriptors = vec![theirs.as_fd()];
         descriptors.extend(sockets);
-        self.ask(&Request::Spawn, &descriptors)?;
+        if self.asks(&Request::Spawn, &descriptors) {
+            return Ok(ours);
+        }
+        let _alone = self.starts.lock().await;
+        // Whoever was before may have started one.
+        if self.asks(&Request::Spawn, &descriptors) {
+            return Ok(ours);
+        }
+        Self::may_start()?;
+        let zygote = Arc::clone(self);
+        let started = tokio::task::spawn_blocking(move || zygote.start()).await;
+        let (socket, _) = started.map_err(io::Error::other)??;
+        send(self.lock().insert(socket), &Request::Spawn, &descriptors)?;
         Ok(ours)
     }
 
@@ -196,19 +219,21 @@ impl Zygote {
         }
     }
 
-    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut socket = self.lock();
-        if let Some(live) = socket.as_ref()
-            && send(live, request, descriptors).is_ok()
-        {
-            return Ok(());
-        }
-        if Self::is_first_in_container() {
-            return Err(io::Error::other(
+    /// Asks the one that there is; tells whether it lives.
+    fn asks(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> bool {
+        let socket = self.lock();
+        let live = socket.as_ref();
+        live.is_some_and(|live| send(live, request, descriptors).is_ok())
+    }
+
+    /// Whether another one may be started.
+    fn may_start() -> io::Result<()> {
+        match Self::is_first_in_container() {
+            false => Ok(()),
+            true => Err(io::Error::other(
                 "the first process of the container takes no requests",
-            ));
+            )),
         }
-        send(socket.insert(self.start()?.0), request, descriptors)
     }
 
     /// How many files what comes of it may have open; none where there is no limit.
@@ -221,6 +246,7 @@ impl Zygote {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Blocks where there is a scope.
     fn start(&self) -> io::Result<(OwnedFd, Option<PathBuf>)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,

@@ -63,3 +63,71 @@ fn strip(workspace: &Workspace, report: &mut Report, programs: &Path, name: &str
         .arg(workspace.target().join("debug").join(name));
     report.prepare(&format!("stripped {name}"), strip)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// The source files below a folder.
+    fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    /// What a file includes from outside of its crate's own folder, by its path in the workspace.
+    fn included(root: &Path, source: &Path) -> Vec<PathBuf> {
+        let text = fs::read_to_string(source).expect("a source");
+        let folder = source.parent().and_then(|it| it.strip_prefix(root).ok());
+        let folder = folder.expect("a folder of the workspace");
+        let strings = text.split("include_str!(\"../").skip(1);
+        let bytes = text.split("include_bytes!(\"../").skip(1);
+        strings
+            .chain(bytes)
+            .filter_map(|after| after.split('"').next())
+            .map(|path| {
+                let mut whole = folder.to_owned();
+                for part in Path::new("..").join(path).iter() {
+                    match part.to_str() {
+                        Some("..") => drop(whole.pop()),
+                        _ => whole.push(part),
+                    }
+                }
+                whole
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_programs_include_is_copied_to_where_images_build_them() {
+        let workspace = Workspace::find().expect("a workspace");
+        let root = workspace.root();
+        let recipe = fs::read_to_string(root.join("deploy/docker/Dockerfile"));
+        let recipe = recipe.expect("a recipe");
+        let stage = recipe.split("\nFROM ").nth(1).expect("a stage that builds");
+        let copied: Vec<_> = stage
+            .lines()
+            .filter_map(|line| line.strip_prefix("COPY "))
+            .flat_map(str::split_whitespace)
+            .collect();
+        let mut all = Vec::new();
+        for folder in ["libs", "services"] {
+            sources(&root.join(folder), &mut all);
+        }
+
+        let included: Vec<_> = all.iter().flat_map(|it| included(root, it)).collect();
+
+        assert!(!included.is_empty());
+        for file in included {
+            let there = copied.iter().any(|folder| file.starts_with(folder));
+            assert!(there, "`{}` is not copied", file.display());
+        }
+    }
+}

@@ -27,7 +27,7 @@ use crate::{
     pages::Seat,
     service,
     sockets::{self, Wanted},
-    units::{self, Wish},
+    units::Wish,
     users,
 };
 
@@ -63,7 +63,7 @@ pub(super) async fn prepare(
         .create(&dir)?;
     let template = order.template.clone().unwrap_or_default();
     let service = service::errand(id, order, &ground.way_to(&order.launcher))?;
-    let unit = units::unit_of(id, order);
+    let unit = ground.units.of(id, order);
     let credentials = users::resolve(&template)?;
     let own_dir = launch::own_directory(&ground.workers, &dir, credentials.as_ref())?;
     let wanted = sockets::wanted(id, &template, &own_dir, ground.node.as_str())?;
@@ -206,12 +206,19 @@ pub(super) async fn shim_for(
         .map(AsFd::as_fd)
         .chain(stored)
         .collect();
-    let mut problem = io::Error::other(
-        "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
-    );
-    for _ in 0..ATTEMPTS {
+    let (attempts, asked, ended) = match prepared.unit {
+        None => (
+            ATTEMPTS,
+            "the zygote",
+            "the zygote was killed, or may have no more descriptors (look at its limit, `ulimit -n`)",
+        ),
+        // What is wrong with a unit is so the next time too, and it may not be there twice.
+        Some(_) => (1, "its shim", "its shim ended without a word"),
+    };
+    let mut problem = io::Error::other(ended);
+    for _ in 0..attempts {
         let stream = match &prepared.unit {
-            None => ground.zygote.spawn(&descriptors)?,
+            None => ground.zygote.spawn(&descriptors).await?,
             Some(unit) => {
                 let dir = directory(&ground.workers, id);
                 let owner = prepared.launch.owner.filter(|_| order.kill_on_owner_exit);
@@ -246,13 +253,16 @@ pub(super) async fn shim_for(
             Ok(Ok(_)) => {}
             Ok(Err(error)) => problem = error,
             Err(_) => {
-                problem = io::Error::new(io::ErrorKind::TimedOut, "the zygote does not answer");
-                match &prepared.unit {
-                    None => ground.zygote.give_up(),
-                    Some(unit) => drop(ground.units.end(unit).await),
+                problem =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("{asked} does not answer"));
+                if prepared.unit.is_none() {
+                    ground.zygote.give_up();
                 }
             }
         }
     }
-    Err(problem)
+    match &prepared.unit {
+        None => Err(problem),
+        Some(unit) => Err(ground.units.end_failed(unit, &problem).await),
+    }
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{Order, Task};
 use crate::{
-    journal, keeper, launch, link::ToShim, metrics::How, remains, report, service, sockets, units,
+    journal, keeper, launch, link::ToShim, metrics::How, remains, report, service, sockets,
 };
 
 /// Longest time from a shim's end until it is reaped.
@@ -164,13 +164,14 @@ impl Task {
     /// Ends what a supervisor has of a worker whose shim is gone.
     pub(super) async fn end_unit(&mut self) {
         self.end_service().await;
-        if let Some(unit) = units::unit_of(&self.id, &self.order) {
-            self.unit_end = self.ties.ground.units.end(&unit).await;
+        let units = &self.ties.ground.units;
+        if let Some(unit) = units.of(&self.id, &self.order) {
+            self.unit_end = units.end(&unit).await;
         }
     }
 
     /// Ends a service whose keeper is gone.
-    pub(super) async fn end_service(&self) {
+    pub(super) async fn end_service(&mut self) {
         let way = self.ties.ground.way_to(&self.order.launcher);
         let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, &way) else {
             return;
@@ -179,6 +180,11 @@ impl Task {
             && let Err(error) = keeper::end(&errand).await
         {
             tracing::error!(worker = %self.id, service = errand.name, %error, "Service of a dead worker cannot be stopped; its place stays empty until it is");
+            let status = format!("its service `{}` cannot be stopped: {error}", errand.name);
+            if self.status != status {
+                self.status = status;
+                self.report(WorkerPhase::Stopping);
+            }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         keeper::mark_over(&self.dir);

@@ -5,7 +5,7 @@
 
 use tether_clock::Tick;
 use tether_proto::{
-    Failure,
+    Failure, UNKNOWN_NODE,
     worker::{self as wire, EventKind, NodeState},
 };
 use tether_types::{NodeName, Reason};
@@ -66,7 +66,8 @@ impl Ledger {
                 "no node is called `{name}`, there are: {}; `tether nodes` lists them",
                 known.join(", ")
             );
-            return refused(text);
+            // For whoever takes that for the end of its work.
+            return Err(Failure::new(Reason::ConfigInvalid, text).fact(UNKNOWN_NODE, name));
         }
         if self.closed.get(name).copied() != closed {
             match closed {

@@ -11,13 +11,13 @@ pub(crate) type File = (&'static str, String);
 /// The port where probes are answered.
 const ADMIN: u16 = 9465;
 
-/// All files of a choice.
+/// All files of a choice. A scheduler's services are configured by its manifests, which are in the repository.
 pub(crate) fn files(choice: &Choice) -> Vec<File> {
-    vec![
-        ("tether.toml", services(choice)),
-        ("tether.exs", elixir(choice)),
-        ("pool.toml", pool(choice)),
-    ]
+    let mut files = vec![("tether.exs", elixir(choice)), ("pool.toml", pool(choice))];
+    if choice.place == Place::Host {
+        files.insert(0, ("tether.toml", services(choice)));
+    }
+    files
 }
 
 fn services(choice: &Choice) -> String {
@@ -32,20 +32,17 @@ fn services(choice: &Choice) -> String {
         None => "\n# State is kept in a file: this is one machine. Set `store` to have it elsewhere than in the state directory.\n"
             .to_owned(),
     };
-    let network = match choice.place {
-        Place::Host => format!(
-            "\n[admin]\n# Probes: gRPC health `liveness` and `readiness`, or GET /health/readiness.\nlisten = \"127.0.0.1:{ADMIN}\"\n"
-        ),
-        Place::Kubernetes | Place::Nomad => format!(
-            "\n[listen]\n# Plain text within the network of the {}: see docs/how-to/tls.md for what clients speak.\ninsecure = true\n\n[admin]\n# Probes: gRPC health `liveness` and `readiness`, or GET /health/readiness.\nlisten = \"0.0.0.0:{ADMIN}\"\ninsecure = true\n",
-            match choice.place {
-                Place::Nomad => "allocations",
-                Place::Host | Place::Kubernetes => "pods",
-            }
-        ),
+    let network = match choice.mode {
+        Mode::Distributed => {
+            "\n# What only you know: where each machine listens, and where all arbiters are. See docs/how-to/several-arbiters.md for\n# the lines, and docs/how-to/tls.md for what goes over a network.\n#[listen]\n#gateway = [\"unix:/run/tether/gateway.sock\", \"10.0.0.1:7437\"]\n#arbiter = [\"10.0.0.1:7438\"]\n#[connect]\n#arbiter = [\"10.0.0.1:7438\", \"10.0.0.2:7438\", \"10.0.0.3:7438\"]\n"
+        }
+        Mode::Coupled | Mode::Supervised | Mode::Independent => "",
     };
+    let admin = format!(
+        "\n[admin]\n# Probes: gRPC health `liveness` and `readiness`, or GET /health/readiness.\nlisten = \"127.0.0.1:{ADMIN}\"\n"
+    );
     let agent = "\n[agent]\n# What no worker may have of the container's memory, so that none takes the agent along.\nmemory_reserve = \"256MiB\"\n";
-    format!("{head}{store}{network}{agent}")
+    format!("{head}{store}{network}{admin}{agent}")
 }
 
 fn elixir(choice: &Choice) -> String {
@@ -64,8 +61,17 @@ fn elixir(choice: &Choice) -> String {
             .as_ref()
             .map(|owner| format!("owner: {owner:?}")),
     );
+    let beside = match (choice.mode, choice.place) {
+        (Mode::Coupled, _) | (_, Place::Host) => "",
+        (_, Place::Kubernetes) => {
+            "# The services, and their tether.toml: deploy/kubernetes (docs/how-to/kubernetes.md).\n"
+        }
+        (_, Place::Nomad) => {
+            "# The services, and their tether.toml: deploy/nomad (docs/how-to/nomad.md).\n"
+        }
+    };
     format!(
-        "# Made by `tether choose`: for config/runtime.exs.\nimport Config\n\nconfig :tether,\n  {}\n",
+        "# Made by `tether choose`: for config/runtime.exs.\n{beside}import Config\n\nconfig :tether,\n  {}\n",
         keys.join(",\n  ")
     )
 }

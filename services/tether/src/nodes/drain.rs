@@ -4,9 +4,12 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 
 use anyhow::Context as _;
 use tether_client::{Client, Problem};
-use tether_proto::worker::{
-    ListNodesRequest, ListWorkersRequest, Node, NodeState, SetNodeStateRequest, StopWorkerRequest,
-    Worker,
+use tether_proto::{
+    UNKNOWN_NODE,
+    worker::{
+        ListNodesRequest, ListWorkersRequest, Node, NodeState, SetNodeStateRequest,
+        StopWorkerRequest, Worker,
+    },
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
@@ -45,6 +48,7 @@ impl fmt::Display for Late {
 impl std::error::Error for Late {}
 
 pub(crate) async fn drain(client: &Client, args: cli::Drain, out: &Output) -> anyhow::Result<()> {
+    let own = args.name.is_none();
     let node = match args.name {
         Some(name) => name,
         None => own_name(&args.settings)?,
@@ -53,7 +57,11 @@ pub(crate) async fn drain(client: &Client, args: cli::Drain, out: &Output) -> an
         return super::set_state(client, node, NodeState::Drained, out).await;
     }
     let deadline = Instant::now() + args.timeout;
-    if !close(client, &node, deadline).await? {
+    if let Err(unknown) = close(client, &node, deadline).await? {
+        if !own {
+            return Err(unknown.into());
+        }
+        // It has not joined yet, or was forgotten since.
         out.note(&format!("nobody knows a node {node}: it has no workers"));
         return Ok(());
     }
@@ -86,8 +94,12 @@ fn own_name(settings: &cli::Settings) -> anyhow::Result<String> {
         .to_string())
 }
 
-/// Has it drained, with whoever answers before then. Whether anybody knows it.
-async fn close(client: &Client, node: &str, deadline: Instant) -> anyhow::Result<bool> {
+/// Has it drained, with whoever answers before then; says so where nobody knows it.
+async fn close(
+    client: &Client,
+    node: &str,
+    deadline: Instant,
+) -> anyhow::Result<Result<(), Problem>> {
     let request = || SetNodeStateRequest {
         node: node.to_owned(),
         state: NodeState::Drained.into(),
@@ -95,11 +107,11 @@ async fn close(client: &Client, node: &str, deadline: Instant) -> anyhow::Result
     loop {
         let asked = timeout_at(deadline, client.workers().set_node_state(request())).await;
         let problem = match asked.context("no gateway has answered in time")? {
-            Ok(_) => return Ok(true),
+            Ok(_) => return Ok(Ok(())),
             Err(status) => Problem::from(status),
         };
-        if problem.text.contains("no node is called") {
-            return Ok(false);
+        if problem.facts.iter().any(|(fact, _)| fact == UNKNOWN_NODE) {
+            return Ok(Err(problem));
         }
         if problem.code != Code::Unavailable || Instant::now() + LOOK >= deadline {
             return Err(problem.into());

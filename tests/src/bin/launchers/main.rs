@@ -166,16 +166,22 @@ fn death(row: &Value) -> String {
         .to_owned()
 }
 
-fn unit_of(row: &Value) -> String {
+/// The unit of a worker that lives.
+async fn unit_of(machine: &Machine, row: &Value) -> anyhow::Result<String> {
     let name = text(row, "worker").replacen('/', ".", 1);
-    format!("tether-{name}.service")
+    let line = format!("systemctl list-units --plain --no-legend 'tether-{name}.*.service'");
+    let units = machine.sh(&line).await?;
+    let unit = units.split_whitespace().next();
+    Ok(unit
+        .with_context(|| format!("no unit of {name}"))?
+        .to_owned())
 }
 
 async fn serves(machine: &Machine) -> anyhow::Result<String> {
     machine.start_tether().await?;
     machine.apply("unit", UNIT).await?;
     let row = ready(machine, "unit/0", "").await?;
-    let unit = unit_of(&row);
+    let unit = unit_of(machine, &row).await?;
     let active = machine.show(&unit, "ActiveState").await?;
     let slice = machine.show(&unit, "Slice").await?;
     ensure!(
@@ -187,7 +193,7 @@ async fn serves(machine: &Machine) -> anyhow::Result<String> {
 }
 
 async fn limits(machine: &Machine) -> anyhow::Result<String> {
-    let unit = unit_of(&ready(machine, "unit/0", "").await?);
+    let unit = unit_of(machine, &ready(machine, "unit/0", "").await?).await?;
     let mut seen = Vec::new();
     for (property, wanted) in [
         ("MemoryMax", "1073741824"),
@@ -214,7 +220,7 @@ async fn killed_worker(machine: &Machine) -> anyhow::Result<String> {
 
 async fn killed_shim(machine: &Machine) -> anyhow::Result<String> {
     let before = ready(machine, "unit/0", "").await?;
-    let unit = unit_of(&before);
+    let unit = unit_of(machine, &before).await?;
     machine
         .sh(&format!("kill -9 $(systemctl show -P MainPID {unit})"))
         .await?;
@@ -239,7 +245,7 @@ async fn gone(machine: &Machine, pid: &Value) -> anyhow::Result<()> {
 
 async fn stopped_unit(machine: &Machine) -> anyhow::Result<String> {
     let before = ready(machine, "unit/0", "").await?;
-    let unit = unit_of(&before);
+    let unit = unit_of(machine, &before).await?;
     machine.sh(&format!("systemctl stop {unit}")).await?;
     let after = ready(machine, "unit/0", text(&before, "worker")).await?;
     let why = death(&after);
@@ -301,7 +307,7 @@ async fn owner_killed(machine: &Machine, bound: bool) -> anyhow::Result<String> 
     let file = UNIT.replace("pool.unit", &format!("pool.{pool}")) + &policy;
     machine.start_owner(pool, &file).await?;
     let row = ready(machine, &format!("{pool}/0"), "").await?;
-    let unit = unit_of(&row);
+    let unit = unit_of(machine, &row).await?;
     let binds_to = machine.show(&unit, "BindsTo").await?;
     let wanted = if bound { "owner-bound.service" } else { "" };
     ensure!(binds_to == wanted, "{unit} has BindsTo={binds_to}");
@@ -370,7 +376,7 @@ async fn killed_service(machine: &Machine) -> anyhow::Result<String> {
 
 async fn killed_keeper(machine: &Machine) -> anyhow::Result<String> {
     let row = ready(machine, "written/0", "").await?;
-    let unit = unit_of(&row);
+    let unit = unit_of(machine, &row).await?;
     let line = format!("systemctl kill -s KILL tether; systemctl kill -s KILL {unit}");
     machine.sh(&line).await?;
     machine

@@ -39,9 +39,15 @@ fn repository() -> PathBuf {
 }
 
 /// Pools by the names of their files, each with one worker.
-const POOLS: [(&str, &str, &str, &str); 5] = [
+const POOLS: [(&str, &str, &str, &str); 6] = [
     ("coupled", "unix", "mode = 'coupled'", ""),
     ("independent", "unix", "mode = 'independent'", ""),
+    (
+        "unit",
+        "unix",
+        "mode = 'supervised'\npolicy = { launcher = 'systemd' }",
+        "",
+    ),
     ("tcp", "tcp", "mode = 'independent'", ""),
     (
         "bound",

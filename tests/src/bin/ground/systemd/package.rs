@@ -71,8 +71,14 @@ async fn serves(deployed: &Deployed) -> anyhow::Result<String> {
     deployed
         .sh("systemctl enable --now tether.service 2>&1")
         .await?;
-    deployed.run_pool("independent").await?;
+    // Its worker is a unit too, whose name begins as those of the services.
+    deployed.run_pool("unit").await?;
     deployed.call().await?;
+    let line =
+        "systemctl show --value -p NoNewPrivileges -p CapabilityBoundingSet 'tether-w.*.service'";
+    let bounds = deployed.sh(line).await?;
+    let is_bound = bounds.contains("yes") && !bounds.contains("cap_sys_ptrace");
+    anyhow::ensure!(is_bound, "its unit has `{bounds}`");
     Ok("an answer".to_owned())
 }
 
@@ -96,7 +102,7 @@ async fn upgrades(deployed: &Deployed) -> anyhow::Result<String> {
 
 async fn purges(deployed: &Deployed) -> anyhow::Result<String> {
     deployed
-        .sh("systemctl stop beam@independent.service; dpkg --remove tether 2>&1")
+        .sh("systemctl stop beam@unit.service; dpkg --remove tether 2>&1")
         .await?;
     deployed
         .sh("test -f /etc/tether/tether.toml")
