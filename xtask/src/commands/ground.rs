@@ -35,7 +35,7 @@ pub(super) const TASK: Task = Task {
 };
 
 /// Deploys what is built, with these flags.
-type Suite = fn(&Workspace, &mut Report, &[String]) -> Result<(), String>;
+pub(super) type Suite = fn(&Workspace, &mut Report, &[String]) -> Result<(), String>;
 
 /// Fetches what boots machines, and makes the root that they are booted from. Where that cannot be, the suites say so and
 /// skip what needs it.
