@@ -121,11 +121,44 @@ const fn row(
 pub(crate) const ALL: &[Row] = &[
     row(
         "coupled",
+        "normal shutdown of the BEAM",
+        "no orphans",
+        &[beams("coupled, it ends in good order")],
+    ),
+    row(
+        "coupled",
+        "crash of the BEAM, Ctrl-C",
+        "workers die at once, no orphans",
+        &[beams("coupled, it crashes")],
+    ),
+    row(
+        "coupled",
         "kill -9 of the BEAM",
         "workers die at once, no orphans",
         &[
             beams("killed, services in the port, workers busy"),
             beams("killed, services apart, workers busy"),
+        ],
+    ),
+    row(
+        "coupled",
+        "kill -9 of the BEAM and the agent at once",
+        "workers die at once, no orphans",
+        &[beams("coupled, killed with its agent")],
+    ),
+    row(
+        "coupled",
+        "crash of a worker",
+        "the BEAM is told at once, the worker is restarted",
+        &[beams("coupled, a worker crashes")],
+    ),
+    row(
+        "coupled",
+        "fast restarts by a developer",
+        "fast cleanup, nothing grows",
+        &[
+            beams("coupled, restarted again and again, services in the port"),
+            beams("coupled, restarted again and again, services apart"),
         ],
     ),
     row(
@@ -165,6 +198,12 @@ pub(crate) const ALL: &[Row] = &[
         "BEAMs, agent and worker crash while it trains",
         "training survives, state is kept",
         &[beams("ten minutes of work")],
+    ),
+    row(
+        "independent",
+        "crash of a worker",
+        "the BEAM detects it, the worker is restarted",
+        &[beams("independent, a worker crashes")],
     ),
     row(
         "independent",
