@@ -7,6 +7,8 @@ use clap::Parser;
 use futures::FutureExt as _;
 use tether_tests::evidence::{Evidence, Report};
 
+#[path = "../beams/application.rs"]
+mod application;
 #[path = "../beams/crashes.rs"]
 mod crashes;
 #[path = "../beams/ends.rs"]

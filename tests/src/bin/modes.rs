@@ -15,6 +15,8 @@ use tether_tests::evidence::{Evidence, Found, Report};
 
 #[path = "../modes/plan.rs"]
 mod plan;
+#[path = "../modes/rows.rs"]
+mod rows;
 
 use plan::{Row, Suite, Verdict};
 
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let only = args.only.as_deref().unwrap_or_default();
     let wanted = |row: &&Row| only.split('|').any(|text| row.name().contains(text));
-    let rows: Vec<_> = plan::ALL.iter().filter(wanted).collect();
+    let rows: Vec<_> = rows::ALL.iter().filter(wanted).collect();
     if args.needs {
         for (suite, scenes) in plan::needs(&rows) {
             let _ = writeln!(io::stdout(), "{}\t{}", suite.name(), scenes.join("|"));

@@ -1,7 +1,4 @@
-//! Every row of the design's testing matrix and of its matrix of crashes and recoveries, with what proves it.
-//!
-//! What is expected is in the design's words, as [corrected](../../../docs/adr/0014-corrections-to-the-first-design.md):
-//! where it allowed orphans until the next start, none are allowed now.
+//! What a row of the design's matrix is, whose evidence proves it, and how it is judged by that.
 
 use std::collections::BTreeMap;
 
@@ -58,40 +55,7 @@ pub(crate) struct Claim {
     pub(crate) suite: Suite,
     pub(crate) name: &'static str,
     /// What `--only` has to name for it.
-    scene: &'static str,
-}
-
-const fn claim(suite: Suite, name: &'static str) -> Claim {
-    Claim {
-        suite,
-        name,
-        scene: name,
-    }
-}
-
-const fn beams(name: &'static str) -> Claim {
-    claim(Suite::Beams, name)
-}
-
-const fn partitions(name: &'static str) -> Claim {
-    claim(Suite::Partitions, name)
-}
-
-const fn systemd(name: &'static str) -> Claim {
-    claim(Suite::Systemd, name)
-}
-
-const fn launchers(name: &'static str) -> Claim {
-    claim(Suite::Launchers, name)
-}
-
-/// One of several that a scene makes.
-const fn compose(scene: &'static str, name: &'static str) -> Claim {
-    Claim {
-        suite: Suite::Compose,
-        name,
-        scene,
-    }
+    pub(crate) scene: &'static str,
 }
 
 /// One row of the matrix.
@@ -102,164 +66,6 @@ pub(crate) struct Row {
     pub(crate) expected: &'static str,
     pub(crate) claims: &'static [Claim],
 }
-
-const fn row(
-    mode: &'static str,
-    scenario: &'static str,
-    expected: &'static str,
-    claims: &'static [Claim],
-) -> Row {
-    Row {
-        mode,
-        scenario,
-        expected,
-        claims,
-    }
-}
-
-/// Every row, in the design's order.
-pub(crate) const ALL: &[Row] = &[
-    row(
-        "coupled",
-        "normal shutdown of the BEAM",
-        "no orphans",
-        &[beams("coupled, it ends in good order")],
-    ),
-    row(
-        "coupled",
-        "crash of the BEAM, Ctrl-C",
-        "workers die at once, no orphans",
-        &[beams("coupled, it crashes")],
-    ),
-    row(
-        "coupled",
-        "kill -9 of the BEAM",
-        "workers die at once, no orphans",
-        &[
-            beams("killed, services in the port, workers busy"),
-            beams("killed, services apart, workers busy"),
-        ],
-    ),
-    row(
-        "coupled",
-        "kill -9 of the BEAM and the agent at once",
-        "workers die at once, no orphans",
-        &[beams("coupled, killed with its agent")],
-    ),
-    row(
-        "coupled",
-        "crash of a worker",
-        "the BEAM is told at once, the worker is restarted",
-        &[beams("coupled, a worker crashes")],
-    ),
-    row(
-        "coupled",
-        "fast restarts by a developer",
-        "fast cleanup, nothing grows",
-        &[
-            beams("coupled, restarted again and again, services in the port"),
-            beams("coupled, restarted again and again, services apart"),
-        ],
-    ),
-    row(
-        "supervised",
-        "crash of the owner, not bound",
-        "Python continues",
-        &[launchers("kill -9 of an owner")],
-    ),
-    row(
-        "supervised",
-        "crash of the owner, bound",
-        "Python dies (BindsTo)",
-        &[launchers(
-            "kill -9 of an owner to which its workers are bound",
-        )],
-    ),
-    row(
-        "supervised",
-        "crash of a worker that is a unit",
-        "systemd restarts Python",
-        &[launchers("kill -9 of such a unit's main process")],
-    ),
-    row(
-        "independent",
-        "crash of the BEAM, nobody returns",
-        "Python continues until the timeout (60 s, here 2 s), then exits",
-        &[beams("independent, nobody comes back")],
-    ),
-    row(
-        "independent",
-        "crash of the BEAM, it returns before",
-        "reconnect, to the same process and its job",
-        &[beams("independent, another BEAM comes for its job")],
-    ),
-    row(
-        "independent",
-        "BEAMs, agent and worker crash while it trains",
-        "training survives, state is kept",
-        &[beams("ten minutes of work")],
-    ),
-    row(
-        "independent",
-        "crash of a worker",
-        "the BEAM detects it, the worker is restarted",
-        &[beams("independent, a worker crashes")],
-    ),
-    row(
-        "independent",
-        "BEAM that hangs",
-        "heartbeat timeout, both end",
-        &[beams("stopped, independent")],
-    ),
-    row(
-        "independent",
-        "network partition",
-        "heartbeat timeout, both self-terminate",
-        &[partitions("gateway x> owner, independent, heals after")],
-    ),
-    row(
-        "distributed",
-        "eviction of a worker's container",
-        "started again elsewhere, the others are not touched",
-        &[compose(
-            "agent killed",
-            "workers of a killed agent's container",
-        )],
-    ),
-    row(
-        "distributed",
-        "breaker, while that container is gone",
-        "only calls under way there fail, all others go elsewhere",
-        &[compose("agent killed", "calls over an agent's death")],
-    ),
-    row(
-        "distributed",
-        "node cut off",
-        "self-terminates, and only then is its place filled elsewhere",
-        &[compose("node cut off", "workers of a node that is cut off")],
-    ),
-    row(
-        "distributed",
-        "breaker, while a node is cut off",
-        "only calls that are sent there fail until its lease is over",
-        &[compose("node cut off", "calls over the cut")],
-    ),
-    row(
-        "distributed",
-        "network partition",
-        "both self-terminate, placed again when that is safe",
-        &[partitions("arbiter <x node-1, distributed, heals after")],
-    ),
-    row(
-        "every mode",
-        "out of memory",
-        "the worker dies with all it started, the death says why, the agent lives",
-        &[
-            systemd("a worker out of memory dies with its daemon, and the death says why"),
-            systemd("the agent does not die of its worker's death"),
-        ],
-    ),
-];
 
 /// What was seen of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -334,12 +140,20 @@ mod tests {
 
     use super::*;
 
-    const TWO: Row = row(
-        "coupled",
-        "both",
-        "both hold",
-        &[beams("one"), beams("other")],
-    );
+    const fn claim(name: &'static str) -> Claim {
+        Claim {
+            suite: Suite::Beams,
+            name,
+            scene: name,
+        }
+    }
+
+    const TWO: Row = Row {
+        mode: "coupled",
+        scenario: "both",
+        expected: "both hold",
+        claims: &[claim("one"), claim("other")],
+    };
 
     fn judged(one: Found<'_>, other: Found<'_>) -> Verdict {
         TWO.judge(|claim| if claim.name == "one" { one } else { other })
@@ -373,26 +187,6 @@ mod tests {
         assert_eq!(
             judged(Found::Skipped("no ground"), wrong),
             Verdict::Differs("2".to_owned())
-        );
-    }
-
-    #[test]
-    fn each_row_has_a_name_of_its_own_and_something_that_proves_it() {
-        let mut names: Vec<_> = ALL.iter().map(Row::name).collect();
-        names.sort();
-        names.dedup();
-
-        assert_eq!(names.len(), ALL.len());
-        assert!(ALL.iter().all(|row| !row.claims.is_empty()));
-    }
-
-    #[test]
-    fn a_scene_that_proves_two_rows_is_asked_for_once() {
-        let rows: Vec<_> = ALL.iter().filter(|row| row.mode == "distributed").collect();
-
-        assert_eq!(
-            needs(&rows)[&Suite::Compose],
-            ["agent killed", "node cut off"]
         );
     }
 }

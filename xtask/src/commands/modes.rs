@@ -8,13 +8,8 @@ use crate::{report::Report, workspace::Workspace};
 /// The page that `--docs` writes.
 const PAGE: &str = "docs/reference/modes-matrix.md";
 
-/// Fetches what all grounds need. Where one cannot be, its suite says so and skips its rows.
-pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
-    test::provide_languages(workspace, report);
-    test::provide_programs(workspace, report);
-    ground::prepare(workspace, report);
-    compose::prepare(workspace, report);
-}
+/// Fetches what a ground needs. Where that cannot be, its suite says so and skips its rows.
+type Fetch = fn(&Workspace, &mut Report);
 
 /// Has each suite play what the matrix needs of it, and judges that.
 pub(super) fn play(
@@ -36,14 +31,23 @@ pub(super) fn play(
             .split_once('\t')
             .ok_or("it does not say what it needs")?;
         let only = ["--only", only];
-        let (play, more): (ground::Suite, &[&str]) = match suite {
-            "beams" => (matrix::beams, &["--repeat", "3", "--busy"]),
-            "partitions" => (matrix::partitions, &[]),
-            "systemd" => (ground::systemd, &[]),
-            "launchers" => (ground::launchers, &[]),
-            "compose" => (compose::compose, &["--with", "docker-compose"]),
+        let (fetch, play, more): (Fetch, ground::Suite, &[&str]) = match suite {
+            "beams" => (
+                test::provide_languages,
+                matrix::beams,
+                &["--repeat", "3", "--busy"],
+            ),
+            "partitions" => (test::provide_programs, matrix::partitions, &[]),
+            "systemd" => (ground::prepare, ground::systemd, &[]),
+            "launchers" => (ground::machines, ground::launchers, &[]),
+            "compose" => (
+                compose::prepare,
+                compose::compose,
+                &["--with", "docker-compose"],
+            ),
             _ => return Err(format!("no suite `{suite}`")),
         };
+        fetch(workspace, report);
         let flags: Vec<_> = only.iter().chain(more).map(ToString::to_string).collect();
         if let Err(why) = play(workspace, report, &flags) {
             report.fail(suite, &why);

@@ -1,5 +1,8 @@
 //! Workers that systemd has, on a booted Debian 12: what was promised of the launcher `systemd`, beside what was seen.
 
+#[path = "../../beams/application.rs"]
+mod application;
+mod beam;
 mod machine;
 
 use std::{path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
@@ -30,23 +33,31 @@ type Played<'a> = Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
 struct Row {
     name: &'static str,
     expected: &'static str,
-    play: for<'a> fn(&'a Machine) -> Played<'a>,
+    play: for<'a> fn(&'a mut Machine) -> Played<'a>,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let mut report = Report::default();
-    let wanted = |row: &Row| args.only.split('|').any(|text| row.name.contains(text));
-    if ALL.iter().any(wanted) {
-        play(ALL, &mut report).await;
+    let wanted = |rows: &[Row]| {
+        let mut names = args.only.split('|');
+        names.any(|text| rows.iter().any(|row| row.name.contains(text)))
+    };
+    if wanted(ALL) {
+        report.scene("Workers that systemd has");
+        play(ALL, Machine::boot(|_| {}).await, &mut report).await;
+    }
+    if wanted(beam::ALL) {
+        report.scene("A BEAM beside them, in a unit of its own");
+        play(beam::ALL, beam::boot().await, &mut report).await;
     }
     report.finish(args.json.as_deref())
 }
 
 /// Plays rows on a machine of their own.
-async fn play(rows: &[Row], report: &mut Report) {
-    let machine = match Machine::boot().await {
+async fn play(rows: &[Row], machine: Result<Machine, Refused>, report: &mut Report) {
+    let mut machine = match machine {
         Ok(machine) => machine,
         Err(Refused(why)) => {
             let why = format!("no machine with systemd: {why}");
@@ -54,7 +65,7 @@ async fn play(rows: &[Row], report: &mut Report) {
         }
     };
     for row in rows {
-        report.add(match (row.play)(&machine).await {
+        report.add(match (row.play)(&mut machine).await {
             Ok(seen) => Evidence::new(row.name, row.expected, seen, true),
             Err(error) => Evidence::new(row.name, row.expected, format!("{error:#}"), false),
         });
