@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use rustix::process::Signal;
-use tether_tests::Site;
+use tether_tests::{Site, tidy};
 
 use crate::{
     figures::Times,
@@ -118,6 +118,8 @@ pub(crate) async fn with_agent(world: &World) -> anyhow::Result<Seen> {
             Some(site) => Pinned::new(site.agent_pid())?,
         };
         times.add(kin.kill_with(&[agent], LEASE / 2)?.all);
+        // A killed agent cannot remove its cgroups.
+        beam.runtime().iter().for_each(|own| tidy(own));
         world.progress(times.count(), wanted, &times.to_string());
     }
     Ok(gone(world, &times, AT_ONCE))

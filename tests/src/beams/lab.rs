@@ -207,6 +207,13 @@ impl Beam {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// Where its port's own services are, if it has such.
+    pub(crate) fn runtime(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).ok()?.flatten();
+        let mut paths = entries.map(|entry| entry.path());
+        paths.find(|path| path.join("workers").is_dir())
+    }
+
     /// Process ids of its workers.
     pub(crate) async fn workers(&mut self) -> anyhow::Result<Vec<u32>> {
         let line = self.ask("workers", "workers").await?;

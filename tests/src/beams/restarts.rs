@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use tether_tests::{Cluster, DEADLINE, eventually_within};
+use tether_tests::{Cluster, DEADLINE, cgroups, eventually_within};
 
 use crate::{
     figures::Times,
@@ -44,7 +44,10 @@ pub(crate) async fn restarted(world: &World, embedded: bool) -> anyhow::Result<S
     let mut first = None;
     for number in 1..=RESTARTS {
         let beam = world.lab.ready(&setting).await?;
+        let groups = beam.runtime().map_or_else(Vec::new, |own| cgroups(&own));
         times.add(Kin::of(&beam, WORKERS)?.kill(LEASE / 2)?.all);
+        let left = groups.iter().find(|group| group.exists());
+        ensure!(left.is_none(), "a cgroup is left: {left:?}");
         let files = files(&setting.home)?;
         let state = match &cluster {
             Some(cluster) => forgotten(cluster).await?,
@@ -59,7 +62,7 @@ pub(crate) async fn restarted(world: &World, embedded: bool) -> anyhow::Result<S
     }
     Ok(Seen::new(
         format!(
-            "after each of {RESTARTS} no process, and no file or record more than after the first"
+            "after each of {RESTARTS} no process or cgroup, and no file or record more than after the first"
         ),
         format!("so; gone after the kill: {times}"),
         true,

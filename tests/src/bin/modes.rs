@@ -89,10 +89,12 @@ fn read(folder: &Path, rows: &[&Row]) -> BTreeMap<Suite, Report> {
 }
 
 fn page(judged: &[(&Row, Verdict)]) -> String {
-    let mut page = String::from(
+    let (rows, all) = (judged.len(), rows::ALL.len());
+    let mut page = format!(
         "# Matrix of modes\n\nWritten by `cargo xtask matrix modes --docs` from the evidence of the suites that play its rows. \
          Expected is what the first design's matrices say, [as corrected](../adr/0014-corrections-to-the-first-design.md); \
-         its suite says of each row what that means in numbers, and a difference fails it.\n\n\
+         its suite says of each row what that means in numbers, and a difference fails it. \
+         {rows} of {all} rows were asked for.\n\n\
          | mode | what happens | expected | seen | on |\n| --- | --- | --- | --- | --- |\n",
     );
     for (row, verdict) in judged {
