@@ -380,7 +380,7 @@ async fn an_arbiter_that_stands_by_is_ready_although_another_leads() {
                 apart.path(&format!("{name}.admin")).display()
             ),
             format!(
-                "listen.arbiter=unix:{}",
+                "listen.arbiter=[\"unix:{}\"]",
                 apart.path(&format!("{name}.sock")).display()
             ),
         ];

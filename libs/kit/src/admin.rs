@@ -57,8 +57,11 @@ pub async fn serve(
         .serve_with_incoming_shutdown(listener.incoming(over.clone()), over.cancelled_owned());
     let follow = async {
         let changes = parts.clone().into_iter().map(|part| {
-            Box::pin(stream::unfold(part, async |mut part| {
-                part.changed().await.ok().map(|()| ((), part))
+            // Its end is the last change.
+            Box::pin(stream::unfold(Some(part), async |part| {
+                let mut part = part?;
+                let is_there = part.changed().await.is_ok();
+                Some(((), is_there.then_some(part)))
             }))
         });
         let mut changes = stream::select_all(changes);

@@ -136,7 +136,7 @@ fn decide(found: &Surroundings) -> (Mode, Option<Launcher>, String) {
         }
         (Systemd::Refused(why), None) => format!("systemd is not usable by this user: {why}"),
         (Systemd::Absent, None) => {
-            "no agent offers systemd, supervisord or runit as a launcher".to_owned()
+            "no agent offers systemd, supervisord or runit as a launcher for such workers".to_owned()
         }
     });
     if found.first {

@@ -65,7 +65,8 @@ pub struct Config {
     #[serde(with = "tether_kit::config::size")]
     pub memory_reserve: u64,
     /// The slice of systemd in which workers are held in a scope of their own, apart from this agent's unit, so that they
-    /// may outlive it: `tether-workers.slice`. In the agent's own cgroup when it is not set.
+    /// may outlive it: `tether-workers.slice`. In the agent's own cgroup when it is not set. Units of workers of launcher
+    /// `systemd` are in it too, or in `tether-workers.slice`.
     pub slice: Option<String>,
     /// Where checkpoints of jobs are kept.
     pub checkpoints: tether_checkpoints::Config,
@@ -290,7 +291,7 @@ impl Config {
             labels: self.labels.clone(),
             resources: self.resources.clone(),
             zygote,
-            units: Units::new(&self.systemd),
+            units: Units::new(&self.systemd, self.slice.as_deref()),
             supervisors: Supervisors::new(&self.supervisord, &self.runit),
             sockets: Sockets::inherit(),
             worker_host: self.worker_host().to_owned(),

@@ -50,9 +50,6 @@ pub struct Config {
     /// the user for others when it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bus: Option<Choice>,
-    /// The slice in which workers' units are; `tether-workers.slice` when it is not set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub slice: Option<String>,
 }
 
 /// Whose systemd.
@@ -92,7 +89,7 @@ pub(crate) fn unit_of(id: &WorkerId, order: &StartWorker) -> Option<String> {
 }
 
 impl Units {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, slice: Option<&str>) -> Self {
         let is_root = rustix::process::geteuid().is_root();
         Self {
             bus: match config.bus {
@@ -101,7 +98,7 @@ impl Units {
                 Some(Choice::User) => Some(Bus::User),
                 Some(Choice::Off) => None,
             },
-            slice: config.slice.clone().unwrap_or_else(|| SLICE.to_owned()),
+            slice: slice.unwrap_or(SLICE).to_owned(),
             open: Mutex::default(),
         }
     }

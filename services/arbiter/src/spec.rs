@@ -126,7 +126,12 @@ pub(crate) fn resolve(
             why: String::new(),
         },
         ModeChoice::Auto => {
-            let chosen = detect(surroundings);
+            // A mode that this template cannot have would be refused right after it was chosen.
+            let mut found = surroundings.clone();
+            found.launchers.retain(|launcher| {
+                tether_settings::wrong_with_service(&template, Some(launcher.name())).is_none()
+            });
+            let chosen = detect(&found);
             tracing::info!(pool = %name, "{}", chosen.why);
             chosen
         }
@@ -458,20 +463,49 @@ mod tests {
             ..Default::default()
         };
 
-        let resolved = resolve(spec("digits"), &templates(), &found).unwrap();
+        let of_service = || {
+            let service = pool::Service {
+                name: "digits-*".into(),
+                address: "unix:/run/digits/{instance}.sock".into(),
+                connect_only: false,
+            };
+            let template = Template {
+                service: Some(service),
+                ..Template::default()
+            };
+            PoolSpec {
+                template: Some(template),
+                ..spec("")
+            }
+        };
+
+        let resolved = resolve(of_service(), &templates(), &found).unwrap();
         let again = resolve(resolved.spec.clone(), &templates(), &Default::default()).unwrap();
 
         for resolved in [resolved, again] {
             assert_eq!(resolved.mode, Mode::Supervised);
             assert_eq!(resolved.policy.launcher, Launcher::Runit);
         }
-        let mut own = spec("digits");
+        let mut own = of_service();
         own.policy = Some(pool::PolicyOverrides {
-            launcher: Some("exec".into()),
+            launcher: Some("supervisord".into()),
             ..Default::default()
         });
         let kept = resolve(own, &templates(), &found).unwrap();
-        assert_eq!(kept.policy.launcher, Launcher::Exec);
+        assert_eq!(kept.policy.launcher, Launcher::Supervisord);
+    }
+
+    #[test]
+    fn auto_takes_no_launcher_that_the_template_cannot_have() {
+        let found = Surroundings {
+            launchers: vec![Launcher::Exec, Launcher::Runit],
+            ..Default::default()
+        };
+
+        let resolved = resolve(spec("digits"), &templates(), &found).unwrap();
+
+        assert_eq!(resolved.mode, Mode::Coupled);
+        assert_eq!(resolved.policy.launcher, Launcher::Exec);
     }
 
     #[test]
@@ -493,7 +527,7 @@ mod tests {
         };
         // All of them; a new one does not compile before it is looked at here.
         let all = pool::PolicyOverrides {
-            launcher: word("runit"),
+            launcher: word("systemd"),
             on_owner_exit: word("kill"),
             on_owner_silent: word("run_for_timeout"),
             on_owner_goodbye: word("continue"),
@@ -509,7 +543,7 @@ mod tests {
         assert_eq!(
             given("distributed", all),
             LifecyclePolicy {
-                launcher: Launcher::Runit,
+                launcher: Launcher::Systemd,
                 reach: preset.reach,
                 on_owner_exit: kill,
                 on_owner_silent: run_out,
