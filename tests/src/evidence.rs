@@ -7,10 +7,10 @@ use std::{
     process::ExitCode,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One claim.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evidence {
     name: String,
     expected: String,
@@ -39,16 +39,46 @@ impl Evidence {
         Self::new(name, "yes", why, false)
     }
 
+    /// What is claimed.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What was seen.
+    pub fn seen(&self) -> &str {
+        &self.seen
+    }
+
     /// Whether what was expected was seen.
     pub fn holds(&self) -> bool {
         self.pass
     }
 }
 
+/// A claim that cannot be looked at on this machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Skipped {
+    name: String,
+    why: String,
+}
+
+/// What a run has of one claim.
+#[derive(Debug, Clone, Copy)]
+pub enum Found<'a> {
+    /// It was looked at.
+    Seen(&'a Evidence),
+    /// It could not be looked at, and why.
+    Skipped(&'a str),
+    /// The run knows nothing of it.
+    Missing,
+}
+
 /// All claims of one run.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     rows: Vec<Evidence>,
+    #[serde(default)]
+    skips: Vec<Skipped>,
     passed: usize,
     failed: usize,
     skipped: usize,
@@ -69,9 +99,35 @@ impl Report {
         self.rows.push(evidence);
     }
 
-    /// So many claims cannot be looked at here; why was said.
-    pub fn skip(&mut self, claims: usize) {
-        self.skipped += claims;
+    /// Says that these claims cannot be looked at here, and why.
+    pub fn skip(&mut self, names: impl IntoIterator<Item = impl Into<String>>, why: &str) {
+        self.scene(&format!("skipped: {why}"));
+        let skips = names.into_iter().map(|name| Skipped {
+            name: name.into(),
+            why: why.to_owned(),
+        });
+        self.skips.extend(skips);
+        self.skipped = self.skips.len();
+    }
+
+    /// What became of a claim. Where it was made more than once, all of them have to hold; where nothing at all could be
+    /// looked at, that is so of each.
+    pub fn find(&self, name: &str) -> Found<'_> {
+        let rows = self.rows.iter().filter(|row| row.name == name);
+        if let Some(row) = rows.min_by_key(|row| row.pass) {
+            return Found::Seen(row);
+        }
+        let mut skips = self.skips.iter();
+        let skipped = skips.find(|skip| skip.name == name || self.rows.is_empty());
+        skipped.map_or(Found::Missing, |skip| Found::Skipped(&skip.why))
+    }
+
+    /// Reads what a run has written.
+    ///
+    /// # Errors
+    /// When there is no such file, or something else is in it.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(path)?)?)
     }
 
     /// Prints what comes next.
@@ -136,5 +192,33 @@ impl Report {
 
     fn say(&self, text: &str) {
         let _ = writeln!(io::stdout(), "{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_found_by_its_name_and_one_that_failed_once_has_failed() {
+        let mut report = Report::default();
+        report.add(Evidence::new("twice", "1", "1", true));
+        report.add(Evidence::new("twice", "1", "2", false));
+        report.skip(["hidden"], "no ground");
+
+        assert!(matches!(report.find("twice"), Found::Seen(row) if row.seen() == "2"));
+        assert!(matches!(report.find("hidden"), Found::Skipped("no ground")));
+        assert!(matches!(report.find("unheard of"), Found::Missing));
+    }
+
+    #[test]
+    fn where_nothing_could_be_looked_at_no_claim_is_missing() {
+        let mut report = Report::default();
+        report.skip(["a scene"], "no ground");
+
+        assert!(matches!(
+            report.find("a claim"),
+            Found::Skipped("no ground")
+        ));
     }
 }

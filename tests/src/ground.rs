@@ -141,7 +141,7 @@ impl Ground {
                 "sh",
                 "-ec",
             ])
-            .arg(format!("{script}{before}\nshift 2; exec \"$@\""))
+            .arg(format!("{script}shift 2\n{before}\nexec \"$@\""))
             .arg("ground")
             .arg(&self.root)
             .arg(self.folder.path())

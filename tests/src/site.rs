@@ -86,6 +86,15 @@ impl Site {
         self.agent = Some(agent.expect("it was built"));
     }
 
+    /// Process id of the second node's agent.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn agent_pid(&self) -> u32 {
+        let agent = self.agent.as_ref().and_then(Child::id);
+        agent.expect("there is one")
+    }
+
     /// Kills the second node's agent.
     ///
     /// # Panics

@@ -15,6 +15,7 @@ mod faults;
 mod ground;
 mod k8s_lint;
 mod matrix;
+mod modes;
 mod sim;
 mod soak;
 mod test;

@@ -370,6 +370,15 @@ impl Config {
 }
 
 impl Ground {
+    /// Removes the cgroups in which workers were.
+    pub(crate) fn clear(&self) {
+        // Fails while workers that outlive the agent are in it, and is then right to.
+        if let Some(path) = &self.cgroup {
+            let _ = fs::remove_dir(path);
+        }
+        self.controllers.remove();
+    }
+
     /// How this launcher's supervisor is reached, in the words of keepers.
     pub(crate) fn way_to(&self, launcher: &str) -> String {
         let bus = || self.units.bus().to_owned();
@@ -420,10 +429,6 @@ fn cgroup_in(parent: &Path, name: &str) -> Option<PathBuf> {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        // Fails while workers that outlive the agent are in it, and is then right to.
-        if let Some(path) = &self.cgroup {
-            let _ = fs::remove_dir(path);
-        }
-        self.controllers.remove();
+        self.clear();
     }
 }

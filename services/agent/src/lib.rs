@@ -104,6 +104,7 @@ pub fn declare_metrics(metrics: &mut Metrics) {
 #[derive(Debug)]
 pub struct Agent {
     node: heartbeat::Node,
+    ground: Arc<config::Ground>,
     workers: Arc<PathBuf>,
     fates: Arc<fates::Board>,
     shelf: Arc<checkpoints::Shelf>,
@@ -129,7 +130,8 @@ impl Agent {
         let workers = Arc::new(ground.workers.clone());
         let metrics = Arc::clone(&ground.metrics);
         let fates = Arc::clone(&ground.fates);
-        let hands = Box::new(machine::Machine::new(Arc::new(ground), left));
+        let ground = Arc::new(ground);
+        let hands = Box::new(machine::Machine::new(Arc::clone(&ground), left));
         let own = tether_settings::state_dir().map(|state| state.join(own_checkpoints(runtime)));
         let node = config
             .node()
@@ -140,6 +142,7 @@ impl Agent {
         Ok(Self {
             node: heartbeat::Node::new(hands, metrics, address, Arbiters::new(arbiters))
                 .telling_at(tells),
+            ground,
             workers,
             fates,
             shelf,
@@ -213,6 +216,8 @@ impl Agent {
         let ended = self.node.run(stop).await;
         sweeping.abort();
         self.fates.close();
+        // Tasks that end now keep it too, and the program may be over before they are.
+        self.ground.clear();
         ended
     }
 }

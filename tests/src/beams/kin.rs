@@ -22,6 +22,9 @@ use crate::{
 /// What a worker's shim is called, and the first process of its namespace.
 const SHIM: [&str; 2] = ["tether-shim", "tether-init"];
 
+/// A process of the emulator's own, which is there for as long as it is.
+const OF_EMULATOR: &str = "erl_child_setup";
+
 /// The BEAM and what ends with it.
 #[derive(Debug)]
 pub(crate) struct Kin {
@@ -95,12 +98,47 @@ impl Kin {
     /// Kills the BEAM, and sees when everything was gone. Fails where something is left after `within`, or was
     /// found beside what was pinned.
     pub(crate) fn kill(&self, within: Duration) -> anyhow::Result<Gone> {
+        self.kill_with(&[], within)
+    }
+
+    /// The same, with others in the same instant.
+    pub(crate) fn kill_with(&self, others: &[Pinned], within: Duration) -> anyhow::Result<Gone> {
         let start = Instant::now();
+        for other in others {
+            ensure!(other.kill(), "process {} has ended", other.pid);
+        }
         ensure!(self.beam.kill(), "the BEAM has ended");
+        self.watch_all(start, within)
+    }
+
+    /// The end of all of it, and that nothing is found beside it.
+    pub(crate) fn watch_all(&self, start: Instant, within: Duration) -> anyhow::Result<Gone> {
         let gone = self.watch(start, within, |_| true)?;
-        let orphans = mentioning(&self.mark);
-        ensure!(orphans.is_empty(), "orphans: {orphans:?}");
+        self.no_orphans(|_| true)?;
         Ok(gone)
+    }
+
+    /// The same, where the BEAM itself goes on.
+    pub(crate) fn watch_others(&self, start: Instant, within: Duration) -> anyhow::Result<Gone> {
+        let is_others = |name: &str| name != OF_EMULATOR;
+        let gone = self.watch(start, within, |member| is_others(&member.name))?;
+        self.no_orphans(|pid| pid != self.beam.pid && is_others(&name(pid)))?;
+        ensure!(self.beam.lives(), "the BEAM has ended");
+        Ok(gone)
+    }
+
+    fn no_orphans(&self, which: impl Fn(u32) -> bool) -> anyhow::Result<()> {
+        let mut orphans = mentioning(&self.mark);
+        orphans.retain(|process| which(process.pid));
+        ensure!(orphans.is_empty(), "orphans: {orphans:?}");
+        Ok(())
+    }
+
+    /// The program of its port.
+    pub(crate) fn program(&self) -> anyhow::Result<Pinned> {
+        let mut others = self.others.iter();
+        let program = others.find(|member| member.name == "tether");
+        Ok(Pinned::new(program.context("no port")?.process.pid)?)
     }
 
     /// Stops the BEAM, and sees when its workers, with all they have shed, were gone.
@@ -111,6 +149,11 @@ impl Kin {
             "the BEAM has ended"
         );
         self.watch(start, within, |member| member.is_workers)
+    }
+
+    /// Whether the BEAM still lives.
+    pub(crate) fn beam_lives(&self) -> bool {
+        self.beam.lives()
     }
 
     /// Whether all of it still lives.

@@ -16,7 +16,8 @@ use tokio::{
     time::timeout,
 };
 
-const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/beams");
+use crate::application::{self, HERE};
+
 const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/python");
 
 /// For how long what is left is waited for at the end.
@@ -62,18 +63,7 @@ impl Lab {
     /// Compiles it.
     pub(crate) async fn build() -> anyhow::Result<Self> {
         let scratch = tempfile::Builder::new().prefix("tether-beams-").tempdir()?;
-        let mut mix = Command::new("mix");
-        mix.args(["compile", "--warnings-as-errors"])
-            .current_dir(Path::new(HERE).join("app"))
-            .env("MIX_ENV", "prod")
-            .env("MIX_BUILD_PATH", scratch.path().join("build"))
-            .stdin(Stdio::null());
-        let ran = mix.output().await.context("there is no `mix`")?;
-        let said = String::from_utf8_lossy(&ran.stderr);
-        ensure!(
-            ran.status.success(),
-            "the application does not compile: {said}"
-        );
+        application::compile(&scratch.path().join("build")).await?;
         Ok(Self {
             scratch,
             homes: std::cell::Cell::new(0),
@@ -91,47 +81,32 @@ impl Lab {
     /// Starts a BEAM, and does not wait for it.
     pub(crate) fn start(&self, setting: &Setting) -> anyhow::Result<Beam> {
         let dir = setting.home.clone();
-        let built = |name: &str| {
-            self.scratch
-                .path()
-                .join("build/lib")
-                .join(name)
-                .join("ebin")
-        };
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(dir.join("log"))?;
         let mut beam = Command::new("elixir");
-        beam.arg("-pa")
-            .arg(built("tether"))
-            .arg("-pa")
-            .arg(built("lab"));
-        beam.args([
-            "--no-halt",
-            "-e",
-            "{:ok, _} = Application.ensure_all_started(:lab, :permanent)",
-        ])
-        .env("LAB_OWNER", &setting.owner)
-        .env("LAB_MODE", setting.mode)
-        .env("LAB_TIMEOUT", setting.timeout.as_millis().to_string())
-        .env(
-            "LAB_INTERVAL",
-            (setting.timeout / BEATS).as_millis().to_string(),
-        )
-        .env("LAB_POOL", &setting.pool)
-        .env("LAB_SIZE", setting.size.to_string())
-        .env("LAB_PYTHON", python())
-        .env("LAB_WORKER", Path::new(HERE).join("worker.py"))
-        .env("LAB_SDK", std::path::absolute(SDK)?)
-        // By its end, so that no directory's name begins with another's.
-        .env("LAB_MARK", dir.join("mark"))
-        .env("TMPDIR", &dir)
-        .env("TETHER_PORT_PROGRAM", program("tether"))
-        // Its schedulers do not spin where others are to run.
-        .env("ELIXIR_ERL_OPTIONS", "+sbwt none")
-        .env("ERL_CRASH_DUMP_BYTES", "0")
-        .env_remove("TETHER_CONFIG");
+        beam.args(application::arguments(&self.scratch.path().join("build")))
+            .env("LAB_OWNER", &setting.owner)
+            .env("LAB_MODE", setting.mode)
+            .env("LAB_TIMEOUT", setting.timeout.as_millis().to_string())
+            .env(
+                "LAB_INTERVAL",
+                (setting.timeout / BEATS).as_millis().to_string(),
+            )
+            .env("LAB_POOL", &setting.pool)
+            .env("LAB_SIZE", setting.size.to_string())
+            .env("LAB_PYTHON", python())
+            .env("LAB_WORKER", Path::new(HERE).join("worker.py"))
+            .env("LAB_SDK", std::path::absolute(SDK)?)
+            // By its end, so that no directory's name begins with another's.
+            .env("LAB_MARK", dir.join("mark"))
+            .env("TMPDIR", &dir)
+            .env("TETHER_PORT_PROGRAM", program("tether"))
+            // Its schedulers do not spin where others are to run.
+            .env("ELIXIR_ERL_OPTIONS", "+sbwt none")
+            .env("ERL_CRASH_DUMP_BYTES", "0")
+            .env_remove("TETHER_CONFIG");
         if let Some(gateway) = &setting.gateway {
             beam.env("LAB_GATEWAY", gateway);
         }
@@ -230,6 +205,13 @@ impl Beam {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// Where its port's own services are, if it has such.
+    pub(crate) fn runtime(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).ok()?.flatten();
+        let mut paths = entries.map(|entry| entry.path());
+        paths.find(|path| path.join("workers").is_dir())
     }
 
     /// Process ids of its workers.

@@ -7,6 +7,12 @@ use clap::Parser;
 use futures::FutureExt as _;
 use tether_tests::evidence::{Evidence, Report};
 
+#[path = "../beams/application.rs"]
+mod application;
+#[path = "../beams/crashes.rs"]
+mod crashes;
+#[path = "../beams/ends.rs"]
+mod ends;
 #[path = "../beams/figures.rs"]
 mod figures;
 #[path = "../beams/jobs.rs"]
@@ -22,9 +28,12 @@ mod lab;
 mod lineage;
 #[path = "../beams/others.rs"]
 mod others;
+#[path = "../beams/restarts.rs"]
+mod restarts;
 #[path = "../beams/world.rs"]
 mod world;
 
+use ends::Way;
 use lab::Lab;
 use world::{Seen, World};
 
@@ -49,6 +58,10 @@ struct Args {
 enum Row {
     Killed { embedded: bool, busy: bool },
     Stopped { embedded: bool, mode: &'static str },
+    Ended(&'static [Way]),
+    WithAgent,
+    WorkerCrashed { mode: &'static str },
+    Restarted { embedded: bool },
     FoundAgain,
     LeftAlone,
     Apart { embedded: bool },
@@ -83,6 +96,27 @@ const ROWS: &[(&str, Row)] = &[
         Row::Killed {
             embedded: false,
             busy: true,
+        },
+    ),
+    ("coupled, it ends in good order", Row::Ended(Way::IN_ORDER)),
+    ("coupled, it crashes", Row::Ended(Way::AT_ONCE)),
+    ("coupled, killed with its agent", Row::WithAgent),
+    (
+        "coupled, restarted again and again, services in the port",
+        Row::Restarted { embedded: true },
+    ),
+    (
+        "coupled, restarted again and again, services apart",
+        Row::Restarted { embedded: false },
+    ),
+    (
+        "coupled, a worker crashes",
+        Row::WorkerCrashed { mode: "coupled" },
+    ),
+    (
+        "independent, a worker crashes",
+        Row::WorkerCrashed {
+            mode: "independent",
         },
     ),
     (
@@ -125,6 +159,10 @@ impl Row {
         match self {
             Self::Killed { embedded, busy } => kills::killed(world, embedded, busy).await,
             Self::Stopped { embedded, mode } => kills::stopped(world, embedded, mode).await,
+            Self::Ended(ways) => ends::ended(world, ways).await,
+            Self::WithAgent => ends::with_agent(world).await,
+            Self::WorkerCrashed { mode } => crashes::worker(world, mode).await,
+            Self::Restarted { embedded } => restarts::restarted(world, embedded).await,
             Self::FoundAgain => jobs::found_again(world).await,
             Self::LeftAlone => kills::left_alone(world).await,
             Self::Apart { embedded } => others::apart(world, embedded).await,

@@ -62,8 +62,7 @@ async fn run(args: &Args) -> ExitCode {
     let engine = match Engine::start().await {
         Ok(engine) => engine,
         Err(why) => {
-            report.scene(&format!("skipped: {why:#}"));
-            report.skip(scenes::ALL.len());
+            report.skip(scenes::ALL.iter().map(|scene| scene.0), &format!("{why:#}"));
             return report.finish(args.json.as_deref());
         }
     };

@@ -89,10 +89,10 @@ async fn main() -> ExitCode {
 /// Keeps the rows that can be played on this machine, and says why others cannot. Tells how disks are made here.
 async fn retain_possible(rows: &mut Vec<Row>, report: &mut Report) -> Disks {
     let mut without = |what: &str, why: String, fits: fn(Fault) -> bool| {
-        let all = rows.len();
-        rows.retain(|row| fits(row.0));
-        report.scene(&format!("skipped: this machine {what}: {why}"));
-        report.skip(all - rows.len());
+        let (kept, lost): (Vec<_>, Vec<_>) = rows.drain(..).partition(|row| fits(row.0));
+        *rows = kept;
+        let names = lost.into_iter().map(|row| row.2);
+        report.skip(names, &format!("this machine {what}: {why}"));
     };
     let mut disks = Disks::Own;
     // World 0 is never played.

@@ -26,7 +26,7 @@ use plan::{Cut, Heals, Mode};
 /// Cuts hosts off from each other, and sees what follows.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only cells whose names contain this.
+    /// Only cells whose names contain one of these, separated by `|`.
     #[arg(long)]
     only: Option<String>,
     /// Only one cell in so many, spread over all.
@@ -59,11 +59,8 @@ fn cells(args: &Args) -> Vec<Cell> {
             }
         }
     }
-    cells.retain(|cell| {
-        args.only
-            .as_ref()
-            .is_none_or(|only| name(cell).contains(only))
-    });
+    let only = args.only.as_deref().unwrap_or_default();
+    cells.retain(|cell| only.split('|').any(|text| name(cell).contains(text)));
     cells.into_iter().step_by(args.every.max(1)).collect()
 }
 
@@ -72,10 +69,8 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let mut report = Report::default();
     if let Some(why) = Net::impossible().await {
-        report.scene(&format!(
-            "skipped: this machine makes no network namespaces for this user: {why}"
-        ));
-        report.skip(cells(&args).len());
+        let why = format!("this machine makes no network namespaces for this user: {why}");
+        report.skip(cells(&args).iter().map(name), &why);
     } else {
         run(&args, &mut report).await;
     }

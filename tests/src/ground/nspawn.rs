@@ -27,8 +27,14 @@ const COMMAND: Duration = Duration::from_secs(120);
 /// SIGRTMIN+4, which has systemd power off.
 const POWER_OFF: &str = "kill -38 1";
 
-/// Moves the shell into the machine's cgroups, before it becomes the machine.
-const ENTER: &str = "for group in $groups; do echo $$ > \"$group/cgroup.procs\"; done";
+/// SIGRTMIN+5, which has systemd reboot.
+const REBOOT: &str = "kill -39 1";
+
+/// Runs the machine in its cgroups, and once more for as long as it ends to be booted again. The shell itself stays outside.
+const RUN: &str = "
+while (for group in $groups; do echo 0 > \"$group/cgroup.procs\"; done; exec \"$@\"); [ $? = 133 ]; do :; done
+exit
+";
 
 /// A booted machine. Killed with all in it when it is dropped.
 #[derive(Debug)]
@@ -54,7 +60,7 @@ impl Ground {
         let groups = cgroups.paths.iter().map(|path| path.display().to_string());
         let groups: Vec<_> = groups.collect();
         let started = self
-            .command(ENTER)
+            .command(RUN)
             .env("groups", groups.join(" "))
             .arg(nspawn)
             .args(["--quiet", "--boot", "--register=no", "--keep-unit"])
@@ -83,7 +89,8 @@ impl Nspawn {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Some(Err(format!("systemd-nspawn ended ({status})")));
             }
-            let leader = leader(*children(self.child.id()?).first()?)?;
+            let shell = *children(self.child.id()?).first()?;
+            let leader = leader(*children(shell).first()?)?;
             self.leader = leader;
             let ran = self.run(&["systemctl", "is-system-running"]).await.ok()?;
             match ran.out.trim() {
@@ -188,6 +195,20 @@ impl Nspawn {
         let words = ["journalctl", "--no-pager", "--output=cat", "--unit", unit];
         let ran = self.run(&words).await;
         ran.map_or_else(|error| error.to_string(), |ran| ran.out)
+    }
+
+    /// Boots it again, with what was written, and waits until all that is to be started is.
+    ///
+    /// # Errors
+    /// When it does not go down or come up.
+    pub async fn reboot(&mut self) -> anyhow::Result<()> {
+        let before = self.leader;
+        self.sh(REBOOT).await?;
+        let down = eventually_within(BOOT, async || (!is_there(before)).then_some(()));
+        down.await.context("the machine does not go down")?;
+        self.leader = 0;
+        let up = self.is_up().await;
+        up.map_err(|Refused(why)| anyhow::anyhow!("it does not come up: {why}"))
     }
 
     /// Powers it off, and waits until that is done.

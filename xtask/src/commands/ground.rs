@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Task, compose, matrix};
+use super::{Task, compose, matrix, test};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -15,7 +15,7 @@ pub(super) const TASK: Task = Task {
         };
         let (fetch, run): (fn(&Workspace, &mut Report), Suite) = match name.as_str() {
             "systemd" => (prepare, systemd),
-            "launchers" => (prepare, launchers),
+            "launchers" => (machines, launchers),
             "compose" => (compose::prepare, compose::compose),
             _ => {
                 return Err(format!(
@@ -35,7 +35,7 @@ pub(super) const TASK: Task = Task {
 };
 
 /// Deploys what is built, with these flags.
-type Suite = fn(&Workspace, &mut Report, &[String]) -> Result<(), String>;
+pub(super) type Suite = fn(&Workspace, &mut Report, &[String]) -> Result<(), String>;
 
 /// Fetches what boots machines, and makes the root that they are booted from. Where that cannot be, the suites say so and
 /// skip what needs it.
@@ -50,6 +50,12 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
         made.args(["-c", "tools/ground.sh || true"]);
         made
     });
+}
+
+/// The same, for machines in which BEAMs run.
+pub(super) fn machines(workspace: &Workspace, report: &mut Report) {
+    test::provide_languages(workspace, report);
+    prepare(workspace, report);
 }
 
 /// Deploys what is built as units.

@@ -2,19 +2,16 @@
 
 use std::{fs, path::Path, process::Command};
 
-use super::{Task, test};
+use super::{Task, modes, test};
 use crate::{report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "matrix",
     arguments: "NAME [FLAGS]",
-    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`; `beams` of Elixir that are killed, stopped and come back: `--only TEXT --repeat N --busy --release --json FILE`; `supervisors` and what they run: `--only TEXT --repeat N --together N --json FILE`",
+    summary: "`kill` everybody at every moment: `--trials N --seed S --only victim=..,phase=..,level=.. --json FILE --docs`; `partitions` between all hosts: `--only TEXT --every N --relay --worlds N --json FILE`; `failovers` of arbiters and etcd: `--only TEXT --repeat N --worlds N --json FILE`; `beams` of Elixir that are killed, stopped and come back: `--only TEXT --repeat N --busy --release --json FILE`; `supervisors` and what they run: `--only TEXT --repeat N --together N --json FILE`; `modes`, the design's matrix, on all grounds: `--only TEXT --docs --json FILE`",
     run: |workspace, arguments| {
         let [name, flags @ ..] = arguments else {
-            return Err(
-                "which matrix? there are: kill, partitions, failovers, beams, supervisors"
-                    .to_owned(),
-            );
+            return Err(format!("which matrix? there are: {NAMES}"));
         };
         let run = match name.as_str() {
             "kill" => kill,
@@ -22,15 +19,12 @@ pub(super) const TASK: Task = Task {
             "failovers" => failovers,
             "beams" => beams,
             "supervisors" => supervisors,
-            _ => {
-                return Err(format!(
-                    "no matrix `{name}`; there are: kill, partitions, failovers, beams, supervisors"
-                ));
-            }
+            "modes" => modes::play,
+            _ => return Err(format!("no matrix `{name}`; there are: {NAMES}")),
         };
         let mut report = Report::default();
         match name.as_str() {
-            "kill" => {}
+            "kill" | "modes" => {}
             "beams" => test::provide_languages(workspace, &mut report),
             _ => test::provide_programs(workspace, &mut report),
         }
@@ -42,6 +36,8 @@ pub(super) const TASK: Task = Task {
         Ok(report.finish())
     },
 };
+
+const NAMES: &str = "kill, partitions, failovers, beams, supervisors, modes";
 
 /// The page that `--docs` writes.
 const PAGE: &str = "docs/reference/kill-matrix.md";
@@ -165,6 +161,8 @@ pub(super) fn with_evidence(
     flags: &[String],
 ) -> Result<(), String> {
     let Some(at) = flags.iter().position(|flag| flag == "--json") else {
+        // A run that breaks must not leave what an earlier one has seen.
+        let _ = fs::remove_file(usual);
         program.args(flags).arg("--json").arg(usual);
         return Ok(());
     };

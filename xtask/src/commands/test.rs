@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Task, check, compose, elixir, faults, ground, k8s_lint, matrix, sim, soak};
+use super::{Task, check, compose, elixir, faults, ground, k8s_lint, matrix, modes, sim, soak};
 use crate::{debian, report::Report, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
@@ -43,7 +43,10 @@ pub(super) const TASK: Task = Task {
                 report.fail("kill matrix", &why);
             }
             let some = ["--every", "7"].map(str::to_owned);
-            let relayed = ["--relay", "--only", "arbiter x node-1"].map(str::to_owned);
+            let relayed = workspace.target().join("partitions/relayed.json");
+            let relayed = relayed.display().to_string();
+            let relayed = ["--relay", "--only", "arbiter x node-1", "--json", &relayed];
+            let relayed = relayed.map(str::to_owned);
             for flags in [&some[..], &relayed] {
                 if let Err(why) = matrix::partitions(workspace, &mut report, flags) {
                     report.fail("partition matrix", &why);
@@ -76,6 +79,8 @@ pub(super) const TASK: Task = Task {
             if let Err(why) = compose::compose(workspace, &mut report, &one) {
                 report.fail("docker-compose", &why);
             }
+            // Reads what the suites above have written.
+            modes::judge(workspace, &mut report, &[]);
             if let Err(why) = soak::soak(workspace, &mut report, &[]) {
                 report.fail("soak", &why);
             }

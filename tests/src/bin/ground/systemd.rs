@@ -28,7 +28,7 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
         report.scene("In a container");
         match Deployed::boot(&files::install()).await {
             Ok(deployed) => play_all(&rows, &deployed, true, report).await,
-            Err(why) => skip(report, &why, rows.len()),
+            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
         }
     }
     let rows = among(package::ALL);
@@ -41,7 +41,7 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
                 Ok(()) => play_all(&all, &deployed, false, report).await,
                 Err(Refused(why)) => report.add(Evidence::failed("the package is made", why)),
             },
-            Err(why) => skip(report, &why, rows.len()),
+            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
         }
     }
     let rows: Vec<_> = kernel::ALL.iter().filter(|row| wanted(row.name)).collect();
@@ -53,7 +53,7 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
                     report.add(judged(row.name, row.expected, (row.judge)(&said)));
                 }
             }
-            Err(why) => skip(report, &why, rows.len()),
+            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
         }
     }
 }
@@ -73,9 +73,4 @@ fn judged(name: &str, expected: &str, seen: anyhow::Result<String>) -> Evidence 
         Ok(seen) => Evidence::new(name, expected, seen, true),
         Err(error) => Evidence::new(name, expected, format!("{error:#}"), false),
     }
-}
-
-fn skip(report: &mut Report, Refused(why): &Refused, rows: usize) {
-    report.scene(&format!("skipped: {why}"));
-    report.skip(rows);
 }

@@ -13,7 +13,7 @@ use tether_tests::{
 pub(crate) const NODE_TTL: Duration = Duration::from_secs(8);
 
 /// Longest time for anything to happen, on a loaded machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where the workspace is in it: what is below `/tmp` there is its own.
 const WORKSPACE: &str = "/opt/tether";
@@ -33,13 +33,27 @@ RestartSec=200ms
 TimeoutStopSec=2s
 ";
 
+/// All of Tether as a unit that is killed whole, as an administrator would by default. What its end was is kept over boots.
+const TETHER: &str = "
+[Unit]
+After=dbus.service
+[Service]
+Type=notify
+ExecStart=WORKSPACE/target/debug/tether up --store redb:/var/lib/tether.redb --set lease.node_ttl=NODE_TTL --set lease.node_beat=2s
+ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT $EXIT_CODE $EXIT_STATUS >> /var/log/tether-ends'
+Environment=TETHER_RUNTIME_DIR=/run/tether
+[Install]
+WantedBy=multi-user.target
+";
+
 #[derive(Debug)]
 pub(crate) struct Machine {
     nspawn: Nspawn,
 }
 
 impl Machine {
-    pub(crate) async fn boot() -> Result<Self, Refused> {
+    /// Boots one in which this was put beside Tether.
+    pub(crate) async fn boot(put: impl FnOnce(&mut Ground)) -> Result<Self, Refused> {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let workspace = workspace
             .canonicalize()
@@ -51,6 +65,9 @@ impl Machine {
         }
         let mut ground = Ground::new().await?;
         ground.bind(&workspace, WORKSPACE);
+        let unit = filled(TETHER).replace("NODE_TTL", &format!("{NODE_TTL:?}"));
+        ground.write("etc/systemd/system/tether.service", unit);
+        put(&mut ground);
         Ok(Self {
             nspawn: ground.boot().await?,
         })
@@ -81,20 +98,14 @@ impl Machine {
         anyhow::bail!("not within {DEADLINE:?}: {what}; {workers:?}\n{last}")
     }
 
-    /// Starts all of Tether as a unit that is killed whole, as an administrator would by default.
+    /// Starts all of Tether.
     pub(crate) async fn start_tether(&self) -> anyhow::Result<()> {
-        let ttl = format!("lease.node_ttl={NODE_TTL:?} --set lease.node_beat=2s");
         self.until("the one before is over", async || {
             let state = self.show("tether", "ActiveState").await.ok()?;
             matches!(state.as_str(), "inactive" | "failed").then_some(())
         })
         .await?;
-        let line = format!(
-            "systemctl reset-failed tether 2>/dev/null || true
-             systemd-run --quiet --unit=tether --setenv=TETHER_RUNTIME_DIR=/run/tether \
-             {WORKSPACE}/target/debug/tether up --store redb:/var/lib/tether.redb --set {ttl}"
-        );
-        self.sh(&line).await?;
+        self.sh("systemctl start tether").await?;
         self.until("Tether answers", async || {
             self.tether(&["nodes"]).await.ok()
         })
@@ -135,6 +146,20 @@ impl Machine {
         self.sh(&line).await.map(drop)
     }
 
+    /// Boots it again, with what was written.
+    pub(crate) async fn reboot(&mut self) -> anyhow::Result<()> {
+        self.nspawn.reboot().await
+    }
+
+    /// What a file of it has.
+    pub(crate) fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.nspawn.path(path)).unwrap_or_default()
+    }
+
+    pub(crate) async fn write(&self, path: &str, content: &str) -> anyhow::Result<()> {
+        self.nspawn.write(path, content).await
+    }
+
     pub(crate) async fn power_off(self) -> anyhow::Result<()> {
         self.nspawn.power_off().await
     }
@@ -163,7 +188,7 @@ impl Machine {
 }
 
 /// Debian's Python with what the tests' own one has.
-fn filled(text: &str) -> String {
+pub(crate) fn filled(text: &str) -> String {
     let packages = format!("{WORKSPACE}/{PACKAGES}");
     text.replace("WORKSPACE", WORKSPACE)
         .replace("PACKAGES", &packages)

@@ -1,8 +1,11 @@
 //! Workers that systemd has, on a booted Debian 12: what was promised of the launcher `systemd`, beside what was seen.
 
+#[path = "../../beams/application.rs"]
+mod application;
+mod beam;
 mod machine;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
@@ -16,124 +19,148 @@ use tether_tests::{
 /// Deploys, breaks what was deployed, and looks.
 #[derive(Debug, Parser)]
 struct Args {
+    /// Only rows whose names contain one of these, separated by `|`, with those they go on from.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
-/// Rows there are, for a machine that cannot be booted.
-const ROWS: usize = 16;
+type Played<'a> = Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
+
+/// What is done, and what is to follow.
+struct Row {
+    name: &'static str,
+    expected: &'static str,
+    play: for<'a> fn(&'a mut Machine) -> Played<'a>,
+}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
     let mut report = Report::default();
-    match Machine::boot().await {
-        Ok(machine) => {
-            play(&machine, &mut report).await;
-            if let Err(error) = machine.power_off().await {
-                report.add(Evidence::failed(
-                    "the machine powers off",
-                    format!("{error:#}"),
-                ));
-            }
-        }
-        Err(Refused(why)) => {
-            report.scene(&format!("skipped: no machine with systemd: {why}"));
-            report.skip(ROWS);
-        }
+    let wanted = |rows: &[Row]| {
+        let mut names = args.only.split('|');
+        names.any(|text| rows.iter().any(|row| row.name.contains(text)))
+    };
+    if wanted(ALL) {
+        report.scene("Workers that systemd has");
+        play(ALL, Machine::boot(|_| {}).await, &mut report).await;
+    }
+    if wanted(beam::ALL) {
+        report.scene("A BEAM beside them, in a unit of its own");
+        play(beam::ALL, beam::boot().await, &mut report).await;
     }
     report.finish(args.json.as_deref())
 }
 
-async fn play(machine: &Machine, report: &mut Report) {
-    let mut row = |name: &str, expected: &str, seen: anyhow::Result<String>| {
-        report.add(match seen {
-            Ok(seen) => Evidence::new(name, expected, seen, true),
-            Err(error) => Evidence::failed(name, format!("{error:#}")),
-        });
+/// Plays rows on a machine of their own.
+async fn play(rows: &[Row], machine: Result<Machine, Refused>, report: &mut Report) {
+    let mut machine = match machine {
+        Ok(machine) => machine,
+        Err(Refused(why)) => {
+            let why = format!("no machine with systemd: {why}");
+            return report.skip(rows.iter().map(|row| row.name), &why);
+        }
     };
-    row(
-        "a pool with launcher systemd serves",
-        "its worker in a unit of its own, a call answered",
-        serves(machine).await,
-    );
-    row(
-        "the unit has the template's limits",
-        "MemoryMax, CPUQuota and TasksMax",
-        limits(machine).await,
-    );
-    row(
-        "kill -9 of the worker",
-        "another incarnation, the cause told",
-        killed_worker(machine).await,
-    );
-    row(
-        "kill -9 of the unit's main process",
-        "nothing left of it, another incarnation",
-        killed_shim(machine).await,
-    );
-    row(
-        "systemctl stop of the unit",
-        "an order of an operator, another incarnation",
-        stopped_unit(machine).await,
-    );
-    row(
-        "restart of Tether, whose own unit is killed whole",
-        "the same worker, adopted",
-        adopted(machine, "unit/0").await,
-    );
-    row(
-        "Tether gone for longer than its lease",
-        "no worker when the lease is over",
-        lease_over(machine).await,
-    );
-    row(
-        "a pool that is removed",
-        "no unit left",
-        removed(machine, "unit").await,
-    );
-    row(
-        "kill -9 of an owner",
-        "its worker goes on",
-        owner_killed(machine, false).await,
-    );
-    row(
-        "kill -9 of an owner to which its workers are bound",
-        "the unit has BindsTo= the owner's, and ends with it",
-        owner_killed(machine, true).await,
-    );
-    row(
-        "units that an administrator has written",
-        "started, ready, a call answered",
-        templates(machine).await,
-    );
-    row(
-        "kill -9 of such a unit's main process",
-        "systemd starts it again; another incarnation, the cause told",
-        killed_service(machine).await,
-    );
-    row(
-        "restart of Tether beside them",
-        "the same process, adopted",
-        adopted(machine, "written/0").await,
-    );
-    row(
-        "kill -9 of agent, shim and keeper at once",
-        "systemd stops the unit that they stood for",
-        killed_keeper(machine).await,
-    );
-    row(
-        "a pool of them that is removed",
-        "they are stopped",
-        removed_services(machine).await,
-    );
-    row(
-        "connect only",
-        "neither started nor stopped by Tether",
-        connected(machine).await,
-    );
+    for row in rows {
+        report.add(match (row.play)(&mut machine).await {
+            Ok(seen) => Evidence::new(row.name, row.expected, seen, true),
+            Err(error) => Evidence::new(row.name, row.expected, format!("{error:#}"), false),
+        });
+    }
+    if let Err(error) = machine.power_off().await {
+        report.add(Evidence::failed(
+            "the machine powers off",
+            format!("{error:#}"),
+        ));
+    }
 }
+
+/// In the order they are played: each goes on where the last one ended.
+const ALL: &[Row] = &[
+    Row {
+        name: "a pool with launcher systemd serves",
+        expected: "its worker in a unit of its own, a call answered",
+        play: |machine| Box::pin(serves(machine)),
+    },
+    Row {
+        name: "the unit has the template's limits",
+        expected: "MemoryMax, CPUQuota and TasksMax",
+        play: |machine| Box::pin(limits(machine)),
+    },
+    Row {
+        name: "kill -9 of the worker",
+        expected: "another incarnation, the cause told",
+        play: |machine| Box::pin(killed_worker(machine)),
+    },
+    Row {
+        name: "kill -9 of the unit's main process",
+        expected: "nothing left of it, another incarnation",
+        play: |machine| Box::pin(killed_shim(machine)),
+    },
+    Row {
+        name: "systemctl stop of the unit",
+        expected: "an order of an operator, another incarnation",
+        play: |machine| Box::pin(stopped_unit(machine)),
+    },
+    Row {
+        name: "restart of Tether, whose own unit is killed whole",
+        expected: "the same worker, adopted",
+        play: |machine| Box::pin(adopted(machine, "unit/0")),
+    },
+    Row {
+        name: "Tether gone for longer than its lease",
+        expected: "no worker when the lease is over",
+        play: |machine| Box::pin(lease_over(machine)),
+    },
+    Row {
+        name: "a pool that is removed",
+        expected: "no unit left",
+        play: |machine| Box::pin(removed(machine, "unit")),
+    },
+    Row {
+        name: "kill -9 of an owner",
+        expected: "its worker goes on",
+        play: |machine| Box::pin(owner_killed(machine, false)),
+    },
+    Row {
+        name: "kill -9 of an owner to which its workers are bound",
+        expected: "the unit has BindsTo= the owner's, and ends with it",
+        play: |machine| Box::pin(owner_killed(machine, true)),
+    },
+    Row {
+        name: "units that an administrator has written",
+        expected: "started, ready, a call answered",
+        play: |machine| Box::pin(templates(machine)),
+    },
+    Row {
+        name: "kill -9 of such a unit's main process",
+        expected: "systemd starts it again; another incarnation, the cause told",
+        play: |machine| Box::pin(killed_service(machine)),
+    },
+    Row {
+        name: "restart of Tether beside them",
+        expected: "the same process, adopted",
+        play: |machine| Box::pin(adopted(machine, "written/0")),
+    },
+    Row {
+        name: "kill -9 of agent, shim and keeper at once",
+        expected: "systemd stops the unit that they stood for",
+        play: |machine| Box::pin(killed_keeper(machine)),
+    },
+    Row {
+        name: "a pool of them that is removed",
+        expected: "they are stopped",
+        play: |machine| Box::pin(removed_services(machine)),
+    },
+    Row {
+        name: "connect only",
+        expected: "neither started nor stopped by Tether",
+        play: |machine| Box::pin(connected(machine)),
+    },
+];
 
 /// A worker as `tether ps` has it, once it is ready in another incarnation than this.
 async fn ready(machine: &Machine, worker: &str, not: &str) -> anyhow::Result<Value> {

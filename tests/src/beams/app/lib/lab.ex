@@ -21,8 +21,11 @@ defmodule Lab do
       worker_lifecycle_mode: String.to_atom(env("MODE")),
       heartbeat_interval: String.to_integer(env("INTERVAL")),
       heartbeat_timeout: String.to_integer(env("TIMEOUT"))
-    ]
+    ] ++ supervisor(System.get_env("LAB_SUPERVISOR"))
   end
+
+  defp supervisor(nil), do: []
+  defp supervisor(name), do: [supervisor_type: String.to_atom(name)]
 
   defp pool do
     [
@@ -30,6 +33,7 @@ defmodule Lab do
       tether: Lab.Tether,
       pool: env("POOL"),
       size: String.to_integer(env("SIZE")),
+      policy: if(System.get_env("LAB_BOUND") == "true", do: %{bound: true}, else: %{}),
       spec: [
         command: [env("PYTHON"), env("WORKER")],
         env: %{"PYTHONPATH" => env("SDK"), "LAB_MARK" => env("MARK")},

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tether_tests::ground::{Ground, Refused, Said, uml};
 
 use super::files;
@@ -42,7 +43,11 @@ pub(super) const ALL: &[Row] = &[
         expected: "OOM_KILLED with the peak of its tree; its daemon gone",
         judge: |said| {
             has(said, "daemon", "gone")?;
-            has(said, "death", "OOM_KILLED")
+            let event: serde_json::Value =
+                serde_json::from_str(&has(said, "death", "OOM_KILLED")?)?;
+            let peak = event["death"]["measures"]["peak_memory_bytes"].as_u64();
+            let peak = peak.context("no peak")?;
+            Ok(format!("OOM_KILLED at {} MiB, its daemon gone", peak >> 20))
         },
     },
     Row {

@@ -12,6 +12,7 @@ defmodule Lab.Talk do
   | `workers` | `workers PID ...` of those that live |
   | `lease` | `lease STATE EPOCH` |
   | `delete` | `deleted`, once the pool is |
+  | `stop`, `leave`, `abort` | nothing: the system stops, or this application alone, or the emulator aborts |
   """
 
   use GenServer
@@ -104,6 +105,10 @@ defmodule Lab.Talk do
     {:ok, _done} = Tether.control(Lab.Tether, :pool_delete, %{name: Lab.env("POOL")})
     say(["deleted"])
   end
+
+  defp answer(["stop"]), do: System.stop()
+  defp answer(["leave"]), do: Application.stop(:lab)
+  defp answer(["abort"]), do: :erlang.halt(:abort)
 
   defp standing(job) do
     saved = with %{seq: seq} <- job.checkpoint, do: seq

@@ -1,0 +1,252 @@
+//! Every row of the design's testing matrix and of its matrix of crashes and recoveries, with what proves it.
+//!
+//! What is expected is in the design's words, as [corrected](../../../docs/adr/0014-corrections-to-the-first-design.md):
+//! where it allowed orphans until the next start, none are allowed now.
+
+use crate::plan::{Claim, Row, Suite};
+
+/// Every row, in the design's order.
+pub(crate) const ALL: &[Row] = &[
+    row(
+        "coupled",
+        "normal shutdown of the BEAM",
+        "no orphans",
+        &[beams("coupled, it ends in good order")],
+    ),
+    row(
+        "coupled",
+        "crash of the BEAM, Ctrl-C",
+        "workers die at once, no orphans",
+        &[beams("coupled, it crashes")],
+    ),
+    row(
+        "coupled",
+        "kill -9 of the BEAM",
+        "workers die at once, no orphans",
+        &[
+            beams("killed, services in the port, workers busy"),
+            beams("killed, services apart, workers busy"),
+        ],
+    ),
+    row(
+        "coupled",
+        "kill -9 of the BEAM and the agent at once",
+        "workers die at once, no orphans",
+        &[beams("coupled, killed with its agent")],
+    ),
+    row(
+        "coupled",
+        "crash of a worker",
+        "the BEAM is told at once, the worker is restarted",
+        &[beams("coupled, a worker crashes")],
+    ),
+    row(
+        "coupled",
+        "fast restarts by a developer",
+        "fast cleanup, nothing grows",
+        &[
+            beams("coupled, restarted again and again, services in the port"),
+            beams("coupled, restarted again and again, services apart"),
+        ],
+    ),
+    row(
+        "supervised",
+        "systemctl stop of the BEAM, no BindsTo",
+        "Python continues",
+        &[launchers("systemctl stop of a BEAM")],
+    ),
+    row(
+        "supervised",
+        "systemctl stop of the BEAM, BindsTo",
+        "Python dies",
+        &[launchers(
+            "systemctl stop of a BEAM to which its workers are bound",
+        )],
+    ),
+    row(
+        "supervised",
+        "kill -9 of the BEAM, no BindsTo",
+        "Python continues, systemd restarts the BEAM, which reconnects",
+        &[
+            launchers("kill -9 of a BEAM"),
+            launchers("kill -9 of an owner"),
+        ],
+    ),
+    row(
+        "supervised",
+        "kill -9 of the BEAM, BindsTo",
+        "Python dies",
+        &[launchers(
+            "kill -9 of an owner to which its workers are bound",
+        )],
+    ),
+    row(
+        "supervised",
+        "crash of a worker",
+        "it is restarted, the BEAM is told",
+        &[launchers("kill -9 of a BEAM's worker")],
+    ),
+    row(
+        "supervised",
+        "crash of a worker that is a unit of its own",
+        "systemd restarts Python",
+        &[launchers("kill -9 of such a unit's main process")],
+    ),
+    row(
+        "supervised",
+        "restart of the system",
+        "clean shutdown, pools of those that come back come back",
+        &[launchers("reboot of the machine")],
+    ),
+    row(
+        "independent",
+        "crash of the BEAM, nobody returns",
+        "Python continues until the timeout (60 s, here 2 s), then exits",
+        &[beams("independent, nobody comes back")],
+    ),
+    row(
+        "independent",
+        "crash of the BEAM, it returns before",
+        "reconnect, to the same process and its job",
+        &[beams("independent, another BEAM comes for its job")],
+    ),
+    row(
+        "independent",
+        "BEAMs, agent and worker crash while it trains",
+        "training survives, state is kept",
+        &[beams("ten minutes of work")],
+    ),
+    row(
+        "independent",
+        "crash of a worker",
+        "the BEAM detects it, the worker is restarted",
+        &[beams("independent, a worker crashes")],
+    ),
+    row(
+        "independent",
+        "BEAM that hangs",
+        "heartbeat timeout, both end",
+        &[beams("stopped, independent")],
+    ),
+    row(
+        "independent",
+        "network partition",
+        "heartbeat timeout, both self-terminate",
+        &[partitions("gateway x> owner, independent, heals after")],
+    ),
+    row(
+        "distributed",
+        "eviction of a worker's container",
+        "started again elsewhere, the others are not touched",
+        &[compose(
+            "agent killed",
+            "workers of a killed agent's container",
+        )],
+    ),
+    row(
+        "distributed",
+        "breaker, while that container is gone",
+        "only calls under way there fail, all others go elsewhere",
+        &[compose("agent killed", "calls over an agent's death")],
+    ),
+    row(
+        "distributed",
+        "node cut off",
+        "self-terminates, and only then is its place filled elsewhere",
+        &[compose("node cut off", "workers of a node that is cut off")],
+    ),
+    row(
+        "distributed",
+        "breaker, while a node is cut off",
+        "only calls that are sent there fail until its lease is over",
+        &[compose("node cut off", "calls over the cut")],
+    ),
+    row(
+        "distributed",
+        "network partition",
+        "both self-terminate, placed again when that is safe",
+        &[partitions("arbiter <x node-1, distributed, heals after")],
+    ),
+    row(
+        "every mode",
+        "out of memory",
+        "the worker dies with all it started, the death says why, the agent lives",
+        &[
+            systemd("a worker out of memory dies with its daemon, and the death says why"),
+            systemd("the agent does not die of its worker's death"),
+        ],
+    ),
+];
+
+const fn claim(suite: Suite, name: &'static str) -> Claim {
+    Claim {
+        suite,
+        name,
+        scene: name,
+    }
+}
+
+const fn beams(name: &'static str) -> Claim {
+    claim(Suite::Beams, name)
+}
+
+const fn partitions(name: &'static str) -> Claim {
+    claim(Suite::Partitions, name)
+}
+
+const fn systemd(name: &'static str) -> Claim {
+    claim(Suite::Systemd, name)
+}
+
+const fn launchers(name: &'static str) -> Claim {
+    claim(Suite::Launchers, name)
+}
+
+/// One of several that a scene makes.
+const fn compose(scene: &'static str, name: &'static str) -> Claim {
+    Claim {
+        suite: Suite::Compose,
+        name,
+        scene,
+    }
+}
+
+const fn row(
+    mode: &'static str,
+    scenario: &'static str,
+    expected: &'static str,
+    claims: &'static [Claim],
+) -> Row {
+    Row {
+        mode,
+        scenario,
+        expected,
+        claims,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::needs;
+
+    #[test]
+    fn each_row_has_a_name_of_its_own_and_something_that_proves_it() {
+        let mut names: Vec<_> = ALL.iter().map(Row::name).collect();
+        names.sort();
+        names.dedup();
+
+        assert_eq!(names.len(), ALL.len());
+        assert!(ALL.iter().all(|row| !row.claims.is_empty()));
+    }
+
+    #[test]
+    fn a_scene_that_proves_two_rows_is_asked_for_once() {
+        let rows: Vec<_> = ALL.iter().filter(|row| row.mode == "distributed").collect();
+
+        assert_eq!(
+            needs(&rows)[&Suite::Compose],
+            ["agent killed", "node cut off"]
+        );
+    }
+}
