@@ -228,9 +228,12 @@ impl RunitService {
     }
 
     /// A runsv that came after one that was killed knows nothing of what that one ran.
-    async fn leave_nothing(&self) {
-        if let Some(main) = self.main.as_ref().filter(|_| !self.connect_only) {
-            main.leave_nothing().await;
+    async fn leave_nothing(&mut self) {
+        if let Some(main) = self.main.as_ref().filter(|_| !self.connect_only)
+            && main.leave_nothing().await
+        {
+            // What it wants by now is no order of anybody's.
+            self.was_wanted = false;
         }
     }
 

@@ -152,14 +152,15 @@ impl Program {
             let next = pid.filter(|pid| self.main.as_ref().is_some_and(|main| main.pid != *pid));
             let until = next.map_or(now, |pid| now.or_start_of(pid));
             // The run before is told first, with what the next one says.
-            if let Some(main) = self.main.as_ref().filter(|_| !self.connect_only) {
+            let was_unknown = match self.main.as_ref().filter(|_| !self.connect_only) {
                 // A supervisord that came after one that was killed knows nothing of what that one ran.
-                main.leave_nothing().await;
-            }
+                Some(main) => main.leave_nothing().await,
+                None => false,
+            };
             let end = self.ended(Some(&info));
             self.end_kin(until).await;
             return Ok(match info.text("statename") {
-                "STOPPED" => State::Rests(end.map(|end| {
+                "STOPPED" if !was_unknown => State::Rests(end.map(|end| {
                     End::new(
                         How::Stopped,
                         format!("{}, after somebody had it stopped", end.said),

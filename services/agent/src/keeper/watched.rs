@@ -82,12 +82,15 @@ impl Watched {
         format!("{}-{}", self.pid, self.start)
     }
 
-    /// Kills it where it still runs although its supervisor has another one, or none: nobody else would end it.
-    pub(super) async fn leave_nothing(&self) {
-        if !self.has_ended() {
+    /// Kills it where it still runs although its supervisor has another one, or none: nobody else would end it. Tells
+    /// whether it did, and nobody has stopped it before.
+    pub(super) async fn leave_nothing(&self) -> bool {
+        let runs = !self.has_ended();
+        if runs {
             self.signal(Signal::KILL);
             let _ = timeout(GONE_WITHIN, self.pidfd.readable()).await;
         }
+        runs
     }
 
     /// The run of the service that this is.
@@ -153,7 +156,7 @@ mod tests {
 
         let recalled = Watched::recall(dir.path()).unwrap();
         assert_eq!(recalled.life(""), watched.life(""));
-        recalled.leave_nothing().await;
+        assert!(recalled.leave_nothing().await && !recalled.leave_nothing().await);
 
         assert!(watched.has_ended());
         child.wait().unwrap();
