@@ -244,12 +244,8 @@ async fn what_runs_is_joined(kind: Kind) {
     drop(owner);
     stage.remove_pool().await;
     eventually("the pool is gone", async || {
-        stage
-            .cluster
-            .workers("digits")
-            .await
-            .is_empty()
-            .then_some(())
+        let pools = stage.cluster.tether().json(&["pool", "ls"]).await;
+        pools.as_array().unwrap().is_empty().then_some(())
     })
     .await;
     assert_eq!(stage.main_of("digits-1").await, Some(before));
