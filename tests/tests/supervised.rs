@@ -29,6 +29,11 @@ struct Stage {
 
 impl Stage {
     async fn new(kind: Kind) -> Self {
+        Self::with(kind, "export TETHER_KEPT=$PWD").await
+    }
+
+    /// Services of runit whose `run` begins like this.
+    async fn with(kind: Kind, first: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("tether-")
             .tempdir()
@@ -58,7 +63,7 @@ impl Stage {
                     ),
                 ),
                 Kind::Runit => {
-                    let run = format!("#!/bin/sh\nexport TETHER_KEPT=$PWD\nexec {command} 2>/dev/null\n");
+                    let run = format!("#!/bin/sh\n{first}\nexec {command} 2>/dev/null\n");
                     let finish = "#!/bin/sh\necho \"$1 $2\" >supervise/tether-end\n";
                     services
                         .add(name, &run)
@@ -83,10 +88,15 @@ impl Stage {
     }
 
     fn pool(&self, size: usize, more: &str) -> PathBuf {
+        self.pool_with(size, more, "")
+    }
+
+    /// The same with more lines of its template.
+    fn pool_with(&self, size: usize, more: &str, lines: &str) -> PathBuf {
         let dir = self.dir.path().display();
         let launcher = self.kind.name();
         let text = format!(
-            "[template.digits]\nservice = {{ name = \"digits-{{1..2}}\", address = \"unix:{dir}/digits-{{instance}}.sock\"{more} }}\n[pool.digits]\ntemplate = \"digits\"\nmode = \"supervised\"\nsize = {size}\n[pool.digits.policy]\nlauncher = {launcher:?}\n"
+            "[template.digits]\nservice = {{ name = \"digits-{{1..2}}\", address = \"unix:{dir}/digits-{{instance}}.sock\"{more} }}\n{lines}[pool.digits]\ntemplate = \"digits\"\nmode = \"supervised\"\nsize = {size}\n[pool.digits.policy]\nlauncher = {launcher:?}\n"
         );
         let file = self.dir.path().join("pool.toml");
         fs::write(&file, text).unwrap();
@@ -120,6 +130,11 @@ impl Stage {
         found
     }
 
+    fn lives(&self, pid: u32) -> bool {
+        let ours = marked(&format!("TETHER_TEST={}", self.dir.path().display()));
+        ours.iter().any(|process| process.pid == pid)
+    }
+
     /// Waits until as many are ready, and a call succeeds.
     async fn serves(&self, size: usize) {
         eventually("all are ready", async || {
@@ -140,6 +155,16 @@ impl Stage {
         .await;
     }
 
+    async fn first_death(&self) -> serde_json::Value {
+        let (death, _) = eventually("its death is told", async || {
+            let events = self.cluster.tether().json_lines(&["events"]).await;
+            let mut events = events.into_iter();
+            events.find(|event| event["kind"] == "WORKER_DIED")
+        })
+        .await;
+        death
+    }
+
     async fn remove_pool(&self) {
         let ran = self.cluster.tether().run(&["pool", "rm", "digits"]).await;
         assert_eq!(ran.code, Some(0), "{}", ran.err);
@@ -158,12 +183,7 @@ async fn a_service_is_started_followed_adopted_and_stopped(kind: Kind) {
 
     // The supervisor starts it anew, and the owner is told of the end of the first.
     kill(first, Signal::KILL);
-    let (death, _) = eventually("its death is told", async || {
-        let events = stage.cluster.tether().json_lines(&["events"]).await;
-        let mut events = events.into_iter();
-        events.find(|event| event["kind"] == "WORKER_DIED")
-    })
-    .await;
+    let death = stage.first_death().await;
     assert_eq!(death["death"]["signal"], 9, "{death}");
     let detail = death["death"]["detail"].as_str().unwrap();
     assert!(detail.contains(kind.name()), "{death}");
@@ -276,6 +296,103 @@ async fn a_program_whose_supervisord_was_killed_is_ended_all_the_same() {
 #[tokio::test]
 async fn a_service_whose_runsv_was_killed_is_ended_all_the_same() {
     the_end_of_the_supervisor_orphans_nothing(Kind::Runit).await;
+}
+
+/// Both have been told to start their services again, and the arbiter does not want another incarnation.
+async fn the_next_run_waits_for_the_arbiter(kind: Kind) {
+    let stage = Stage::new(kind).await;
+    let file = stage.pool_with(1, "", "restart = { mode = \"never\" }\n");
+    let owner = Owner::with_pool(&stage.cluster, "beam", &file).await;
+    stage.serves(1).await;
+    kill(stage.main_of("digits-1").await.unwrap(), Signal::KILL);
+
+    let death = stage.first_death().await;
+
+    assert_eq!(death["death"]["signal"], 9, "{death}");
+    let left = stage.processes("digits-1");
+    assert!(left.is_empty(), "{left:?}");
+    let said = stage.supervisor.say(&["status", "digits-1"]).await.unwrap();
+    let rests = match kind {
+        Kind::Supervisord => ["STOPPED", "EXITED"],
+        Kind::Runit => ["down: ", "down: "],
+    };
+    assert!(rests.iter().any(|word| said.out.contains(word)), "{said:?}");
+    // Wanted up by runsv, it would be about to be.
+    assert!(!said.out.contains("want up"), "{said:?}");
+    drop(owner);
+}
+
+#[tokio::test]
+async fn the_next_run_of_a_program_waits_for_the_arbiter() {
+    the_next_run_waits_for_the_arbiter(Kind::Supervisord).await;
+}
+
+#[tokio::test]
+async fn the_next_run_of_a_runit_service_waits_for_the_arbiter() {
+    the_next_run_waits_for_the_arbiter(Kind::Runit).await;
+}
+
+/// The next runsv knows nothing of what the one before ran, and the process does not say whose it is.
+#[tokio::test]
+async fn a_service_whose_runsv_is_replaced_runs_once() {
+    let stage = Stage::with(Kind::Runit, "").await;
+    let file = stage.pool(1, "");
+    let owner = Owner::with_pool(&stage.cluster, "beam", &file).await;
+    stage.serves(1).await;
+    let main = stage.main_of("digits-1").await.unwrap();
+
+    kill(stage.supervisor.keeper_of(main).unwrap(), Signal::KILL);
+
+    eventually("another one runs", async || {
+        stage.main_of("digits-1").await.filter(|pid| *pid != main)
+    })
+    .await;
+    assert!(
+        !stage.lives(main),
+        "process {main} of before runs beside it"
+    );
+    stage.serves(1).await;
+    drop(owner);
+    stage.remove_pool().await;
+}
+
+/// Everybody is gone who held the process, or knew of it.
+async fn the_next_agent_ends_what_nobody_holds(kind: Kind) {
+    let mut stage = Stage::new(kind).await;
+    let file = stage.pool(1, "");
+    let owner = Owner::with_pool(&stage.cluster, "beam", &file).await;
+    stage.serves(1).await;
+    let main = stage.main_of("digits-1").await.unwrap();
+    let keeper = stage.cluster.workers("digits").await[0].pid;
+    let runs_it = stage.supervisor.keeper_of(main).unwrap();
+    let root = stage.supervisor.pid().unwrap();
+
+    stage.cluster.kill().await;
+    kill(root, Signal::KILL);
+    if runs_it != root {
+        kill(runs_it, Signal::KILL);
+    }
+    kill(keeper, Signal::KILL);
+    assert!(stage.lives(main));
+
+    stage.cluster.up().await;
+    eventually("nothing is left of the service", async || {
+        stage.processes("digits-1").is_empty().then_some(())
+    })
+    .await;
+    assert!(!stage.lives(main));
+    drop(owner);
+    stage.remove_pool().await;
+}
+
+#[tokio::test]
+async fn the_next_agent_ends_a_program_that_nobody_holds() {
+    the_next_agent_ends_what_nobody_holds(Kind::Supervisord).await;
+}
+
+#[tokio::test]
+async fn the_next_agent_ends_a_runit_service_that_nobody_holds() {
+    the_next_agent_ends_what_nobody_holds(Kind::Runit).await;
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub use process::{
 };
 pub use service::{Ignored, service, warn};
 pub use state::state_dir;
-pub use supervised::{Supervised, places, service_of, wrong_with_service};
+pub use supervised::{Supervised, in_common, places, service_of, wrong_with_service};
 pub use surroundings::{Look, surroundings};
 pub use template::{
     Listen as WorkerListen, Readiness, ReadinessKind, Restart, RestartMode, Stop, Template,

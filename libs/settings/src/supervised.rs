@@ -1,5 +1,8 @@
 //! Workers that are services of a supervisor, which an administrator has defined there.
 
+use std::collections::BTreeSet;
+
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tether_proto::pool as wire;
 use tether_types::Address;
@@ -79,6 +82,10 @@ pub fn wrong_with_service(
         return Some(("service", why));
     }
     let first = match Pattern::of(&service.name) {
+        Ok(pattern) if launcher == Some("systemd") && !pattern.is_unit() => {
+            let why = format!("`{}` does not end with `.service`", service.name);
+            return Some(("service.name", why));
+        }
         Ok(_) => service_of(service, 0),
         Err(why) => return Some(("service.name", why)),
     };
@@ -92,12 +99,56 @@ pub fn wrong_with_service(
         ("env", !template.env.is_empty()),
         ("sockets", !template.sockets.is_empty()),
         ("forked_from", template.forked_from.is_some()),
+        ("cwd", !template.cwd.is_empty()),
         ("process.user", !template.user.is_empty()),
+        ("process.group", !template.group.is_empty()),
+        ("process.groups", !template.groups.is_empty()),
+        ("process.umask", template.umask.is_some()),
+        ("process.nice", template.nice.is_some()),
+        ("process.cpus", !template.cpus.is_empty()),
+        (
+            "process.resource_limits",
+            !template.resource_limits.is_empty(),
+        ),
+        ("process.private_proc", template.private_proc.is_some()),
+        ("process.input", template.stdin.is_some()),
         ("process.pty", template.pty),
+        ("stop.signal", has_other_signal(template)),
     ]
     .into_iter()
     .find(|(_, is_set)| *is_set)
     .map(|(key, _)| (key, set_there.to_owned()))
+    .or_else(|| never_kept(template, service, launcher))
+}
+
+/// What nobody would keep for a service.
+fn never_kept(
+    template: &wire::Template,
+    service: &wire::Service,
+    launcher: Option<&str>,
+) -> Option<(&'static str, String)> {
+    let readiness = template.readiness.as_ref().map(wire::Readiness::kind);
+    if readiness == Some(wire::ReadinessKind::LogLine) {
+        let why = "its supervisor has what a service writes, and no line of it comes here: use another kind";
+        return Some(("readiness", why.to_owned()));
+    }
+    let limits = template.tree_limits.unwrap_or_default();
+    if limits == wire::TreeLimits::default() {
+        return None;
+    }
+    let why = match launcher {
+        _ if service.connect_only => "what is only connected to is not limited either",
+        Some("supervisord" | "runit") => {
+            "this launcher limits nothing: have the service limit itself, or use launcher `systemd`"
+        }
+        _ => return None,
+    };
+    Some(("limits", why.to_owned()))
+}
+
+fn has_other_signal(template: &wire::Template) -> bool {
+    let signal = template.stop.map_or(0, |stop| stop.signal);
+    signal != 0 && signal != Signal::TERM.as_raw()
 }
 
 /// What a worker in a unit of its own cannot have yet.
@@ -118,6 +169,20 @@ fn wrong_with_unit(template: &wire::Template) -> Option<(&'static str, String)> 
 pub fn places(service: &wire::Service) -> Option<u32> {
     Pattern::of(&service.name).ok()?.places()
 }
+
+/// A service that two names have in common; none where they have none, or one is no name.
+pub fn in_common(one: &wire::Service, other: &wire::Service) -> Option<String> {
+    let names = |service: &wire::Service| -> Option<BTreeSet<String>> {
+        let pattern = Pattern::of(&service.name).ok()?;
+        let of = |slot| Some(pattern.name(&pattern.instance(slot)?));
+        Some((0..PLACES_MAX).map_while(of).collect())
+    };
+    let (one, other) = (names(one)?, names(other)?);
+    one.intersection(&other).next().cloned()
+}
+
+/// As many places as a pool can have.
+const PLACES_MAX: u32 = 10_000;
 
 /// A name, taken apart.
 struct Pattern<'a> {
@@ -172,6 +237,15 @@ impl<'a> Pattern<'a> {
             }),
             _ => Err(wrong()),
         }
+    }
+
+    /// Whether it is one of systemd's services.
+    fn is_unit(&self) -> bool {
+        let end = match self.part {
+            Part::One => self.before,
+            Part::Any | Part::Range(..) => self.after,
+        };
+        end.ends_with(".service")
     }
 
     fn places(&self) -> Option<u32> {
@@ -240,6 +314,67 @@ mod tests {
     }
 
     #[test]
+    fn names_that_mean_one_service_are_found() {
+        let common = |one, other| in_common(&service(one, ""), &service(other, ""));
+
+        assert_eq!(common("w-{1..4}", "w-{4..9}").as_deref(), Some("w-4"));
+        assert_eq!(common("w-*", "w-1*").as_deref(), Some("w-11"));
+        assert_eq!(common("w-*", "w-7").as_deref(), Some("w-7"));
+        assert_eq!(common("w-{1..4}", "w-{5..9}"), None);
+        assert_eq!(common("w@*.service", "v@*.service"), None);
+    }
+
+    #[test]
+    fn what_nobody_would_keep_is_refused_by_its_key() {
+        type Change = fn(&mut wire::Template);
+        let key = |launcher, connect_only, change: Change| {
+            let mut service = service("w@*.service", "127.0.0.1:5{instance}");
+            service.connect_only = connect_only;
+            let mut template = wire::Template {
+                service: Some(service),
+                ..wire::Template::default()
+            };
+            change(&mut template);
+            wrong_with_service(&template, launcher).map(|(key, _)| key)
+        };
+        let limits: Change = |template| {
+            template.tree_limits = Some(wire::TreeLimits {
+                pids: 7,
+                ..wire::TreeLimits::default()
+            });
+        };
+        let stop: Change = |template| {
+            template.stop = Some(wire::Stop {
+                signal: 2,
+                ..wire::Stop::default()
+            });
+        };
+        let log_line: Change = |template| {
+            template.readiness = Some(wire::Readiness {
+                kind: wire::ReadinessKind::LogLine.into(),
+                ..wire::Readiness::default()
+            });
+        };
+
+        for (launcher, connect_only, refused) in [
+            (None, false, None),
+            (Some("systemd"), false, None),
+            (Some("systemd"), true, Some("limits")),
+            (Some("supervisord"), false, Some("limits")),
+            (Some("runit"), false, Some("limits")),
+        ] {
+            assert_eq!(key(launcher, connect_only, limits), refused);
+        }
+        assert_eq!(key(None, false, stop), Some("stop.signal"));
+        assert_eq!(key(None, false, log_line), Some("readiness"));
+        assert_eq!(
+            key(None, false, |it| it.umask = Some(7)),
+            Some("process.umask")
+        );
+        assert_eq!(key(None, false, |it| it.cwd = "/srv".into()), Some("cwd"));
+    }
+
+    #[test]
     fn what_does_not_go_with_a_supervisor_is_refused_by_its_key() {
         let key = |template: &wire::Template, launcher| {
             wrong_with_service(template, Some(launcher)).map(|(key, _)| key)
@@ -270,6 +405,12 @@ mod tests {
         assert_eq!(key(&command, "runit"), Some("service"));
         assert_eq!(key(&named, "systemd"), None);
         assert_eq!(key(&named, "exec"), Some("service"));
+        let no_unit = wire::Template {
+            service: Some(service("w-*", "127.0.0.1:5{instance}")),
+            ..wire::Template::default()
+        };
+        assert_eq!(key(&no_unit, "systemd"), Some("service.name"));
+        assert_eq!(key(&no_unit, "runit"), None);
         assert_eq!(key(&nowhere, "systemd"), Some("service.address"));
         assert_eq!(key(&both, "systemd"), Some("command"));
         assert_eq!(key(&forked, "systemd"), Some("forked_from"));

@@ -1,7 +1,8 @@
 //! The keeper: a worker's process where the worker is a service that somebody has defined with a supervisor.
 //!
 //! Such a service is not below our shim, so a small process is, and stands for it: it has the service started, or joins
-//! it where it runs, lives for as long as that one run of it does, and has it stopped when it is itself asked to end.
+//! it where it runs, lives for as long as that one run of it does, and has it stopped when it is itself asked to end, or
+//! when its supervisor starts it anew: the next run is the next incarnation's.
 //! All else holds for it as for any worker: its shim has the deadline, the agent adopts it, asks the service at its
 //! address whether it is ready, and hears of its end.
 //!
@@ -112,13 +113,26 @@ pub(crate) fn is_over(dir: &Path) -> bool {
     dir.join(OVER).exists()
 }
 
+/// This program, to be started again; an upgrade may have replaced it while it ran, and is then what is started.
+///
+/// # Errors
+/// When it cannot be named.
+pub(crate) fn program() -> io::Result<String> {
+    Ok(started_again(&std::env::current_exe()?))
+}
+
+/// The kernel says so of a program whose file was replaced.
+fn started_again(program: &Path) -> String {
+    let named = program.display().to_string();
+    named.trim_end_matches(" (deleted)").to_owned()
+}
+
 /// Arguments and environment of this program as a keeper of that.
 ///
 /// # Errors
 /// When this program cannot be named.
 pub(crate) fn command(errand: &Errand) -> io::Result<(Vec<String>, (String, String))> {
-    let program = std::env::current_exe()?;
-    let argv = vec![program.display().to_string(), FLAG.to_owned()];
+    let argv = vec![program()?, FLAG.to_owned()];
     let told = serde_json::to_string(errand)?;
     Ok((argv, (VARIABLE.to_owned(), told)))
 }
@@ -143,7 +157,7 @@ pub(crate) fn keep_where_asked() -> Option<ExitCode> {
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?
-                .block_on(act(&errand, part))
+                .block_on(act(&errand, &dir, part))
         });
     Some(match kept {
         Ok(None) => {
@@ -158,7 +172,9 @@ pub(crate) fn keep_where_asked() -> Option<ExitCode> {
         }
         // Whether it runs is not known: its agent, or its unit, sees to that.
         Err(error) => {
-            let _ = End::new(How::SpawnFailed, error.to_string()).write(&dir);
+            if End::read(&dir).is_none() {
+                let _ = End::new(How::SpawnFailed, error.to_string()).write(&dir);
+            }
             ExitCode::FAILURE
         }
     })
@@ -170,7 +186,7 @@ fn own_dir() -> PathBuf {
 
 /// What is to be done for a service.
 #[derive(Debug, Clone, Copy)]
-enum Part {
+pub(crate) enum Part {
     /// Stand for it.
     Keep,
     /// End it, as nobody stands for it any more.
@@ -181,15 +197,21 @@ enum Part {
 ///
 /// # Errors
 /// When its supervisor does not do that.
-pub(crate) async fn end(errand: &Errand) -> io::Result<()> {
-    act(errand, Part::End).await.map(drop)
+pub(crate) async fn end(errand: &Errand, dir: &Path) -> io::Result<()> {
+    act(errand, dir, Part::End).await.map(drop)
 }
 
 /// Plays one part; how the service ended, where nobody asked the keeper to end it.
-async fn act(errand: &Errand, part: Part) -> io::Result<Option<End>> {
+async fn act(errand: &Errand, dir: &Path, part: Part) -> io::Result<Option<End>> {
     match errand.launcher.as_str() {
-        "supervisord" => part.of(errand, supervisord::Program::connect(errand)).await,
-        "runit" => part.of(errand, RunitService::connect(errand)?).await,
+        "supervisord" => {
+            let program = supervisord::Program::connect(errand, dir, part);
+            part.of(errand, program).await
+        }
+        "runit" => {
+            let service = RunitService::connect(errand, dir, part)?;
+            part.of(errand, service).await
+        }
         "systemd" => part.of(errand, SystemdUnit::connect(errand).await?).await,
         launcher => Err(io::Error::other(format!(
             "this agent has no launcher `{launcher}` for services"
@@ -241,16 +263,27 @@ async fn keep(errand: &Errand, mut service: impl Supervisor) -> io::Result<Optio
                 continue;
             }
             Next::Began(life, ready) => tell(errand, &life, ready),
+            Next::Stop => {
+                // Should that fail, or this be killed meanwhile, it is known how the worker ended.
+                if let Some(end) = plan.ended() {
+                    let _ = end.write(&own_dir());
+                }
+                let at = Instant::now() + patience(errand);
+                service.stop().await?;
+                kill_at.get_or_insert(at);
+                continue;
+            }
             Next::Over(end) => return Ok(Some(end)),
             Next::Done => return Ok(None),
         }
         tokio::select! {
             () = service.changed() => {}
             _ = terminate.recv() => {
+                // From here on its shim counts as well.
+                let at = Instant::now() + patience(errand);
                 if plan.on_stop() {
                     service.stop().await?;
-                    let patience = patience(errand);
-                    kill_at.get_or_insert_with(|| Instant::now() + patience);
+                    kill_at = Some(kill_at.map_or(at, |before| before.min(at)));
                 }
             }
             () = until(kill_at) => {
@@ -267,12 +300,18 @@ pub(crate) fn be_patient(dir: &Path, patience_ms: u64) {
     let _ = fs::write(dir.join(PATIENCE), patience_ms.to_string());
 }
 
-/// A part of that is kept for killing what takes longer.
 fn patience(errand: &Errand) -> Duration {
     let dir = own_dir();
     let said = fs::read_to_string(dir.join(PATIENCE)).ok();
     let ms = said.and_then(|said| said.parse().ok());
-    Duration::from_millis(ms.unwrap_or(errand.patience_ms)) * 3 / 4
+    before_kill(Duration::from_millis(ms.unwrap_or(errand.patience_ms)))
+}
+
+/// Until the service is killed, of the time that its keeper has. The shim kills that one up to a quarter of it early,
+/// which is 250 ms at most, and the service is to be gone by then: nobody else may be there to kill it.
+fn before_kill(grace: Duration) -> Duration {
+    const SHIMS: Duration = Duration::from_millis(250);
+    grace * 3 / 4 - (grace / 4).min(SHIMS)
 }
 
 /// Between two kills of what does not end.
@@ -298,4 +337,27 @@ fn tell(errand: &Errand, life: &Life, ready: bool) {
         format!("{ready}MAINPID={pid}\nSTATUS={launcher}: {name}, process {pid}{comma}{said}");
     // An agent that is away asks anew when it is back.
     let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), agent));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_is_started_by_its_name() {
+        for program in ["/usr/bin/tether", "/usr/bin/tether (deleted)"] {
+            assert_eq!(started_again(Path::new(program)), "/usr/bin/tether");
+        }
+    }
+
+    #[test]
+    fn a_service_is_killed_well_before_its_keeper_is() {
+        for ms in [400, 1_000, 2_000, 10_000] {
+            let grace = Duration::from_millis(ms);
+            let keepers_end = grace - (grace / 4).min(Duration::from_millis(250));
+            let left = keepers_end - before_kill(grace);
+
+            assert!(left >= Duration::from_millis(100), "{grace:?}: {left:?}");
+        }
+    }
 }

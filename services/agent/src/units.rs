@@ -191,9 +191,7 @@ impl Units {
         dir: &Path,
         wish: Wish<'_>,
     ) -> io::Result<Transient> {
-        let program = std::env::current_exe()?.display().to_string();
-        // One that was replaced while it ran.
-        let program = program.trim_end_matches(" (deleted)").to_owned();
+        let program = keeper::program()?;
         let binds_to = match wish.owner {
             Some(owner) => unit_apart(systemd, owner).await,
             None => None,

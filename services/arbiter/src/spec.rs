@@ -1,10 +1,12 @@
 //! From what a pool's owner asks for to what is run: checked, resolved, every default filled in.
 
+mod services;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tether_lifecycle::{
-    Chosen, Facts, LifecyclePolicy, Mode, ModeChoice, OnAgentLoss, OnOwnerLoss, PolicyOverrides,
-    Refusal, Surroundings, UnknownWord, detect,
+    Chosen, Facts, LifecyclePolicy, Mode, ModeChoice, PolicyOverrides, Refusal, Surroundings,
+    UnknownWord, detect,
 };
 use tether_placement::{
     Budget, Counts, Labels, Needs, Preference, Unusable, check_label, check_resource,
@@ -148,7 +150,7 @@ pub(crate) fn resolve(
     let policy = mode
         .policy(&overrides(spec.policy.as_ref())?)
         .map_err(|refusal| refused(&name, &refusal))?;
-    check_launcher(&name, &spec, &template, &policy)?;
+    services::check(&name, &spec, &template, &policy)?;
 
     let spec = PoolSpec {
         mode: mode.name().to_owned(),
@@ -234,42 +236,6 @@ fn template(pool: &PoolName, spec: &PoolSpec, templates: &Templates) -> Result<T
         )));
     }
     Ok(template)
-}
-
-/// Refuses a template that the pool's launcher cannot run.
-fn check_launcher(
-    pool: &PoolName,
-    spec: &PoolSpec,
-    template: &Template,
-    policy: &LifecyclePolicy,
-) -> Result<(), Failure> {
-    let launcher = policy.launcher.name();
-    if let Some((key, why)) = tether_settings::wrong_with_service(template, Some(launcher)) {
-        return Err(invalid(format!(
-            "the template of pool `{pool}`, which has launcher `{launcher}`, cannot have this `{key}`: {why}"
-        )));
-    }
-    let Some(service) = &template.service else {
-        return Ok(());
-    };
-    if service.connect_only
-        && (policy.on_owner_exit == OnOwnerLoss::Kill
-            || policy.on_owner_silent == OnOwnerLoss::Kill
-            || policy.on_agent_loss == OnAgentLoss::Kill)
-    {
-        return Err(invalid(format!(
-            "pool `{pool}` has its workers killed, and `service.connect_only` of its template leaves the service to \
-             whoever runs it: remove one of them"
-        )));
-    }
-    let wanted = spec.size.saturating_add(spec.spares);
-    match tether_settings::places(service) {
-        Some(places) if places < wanted => Err(invalid(format!(
-            "pool `{pool}` is to have {wanted} workers, and `{}` names {places}",
-            service.name
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn wishes(pool: &PoolName, placement: Option<&pool::Placement>) -> Result<Wishes, Failure> {

@@ -8,8 +8,13 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -31,8 +36,8 @@ const TICKS_A_SECOND: i64 = 100;
 
 /// What came of one service.
 pub(super) struct Kin {
-    /// All of what its environment says, each with the end of the variable.
-    marks: Vec<Vec<u8>>,
+    /// All of what its environment says.
+    marks: Vec<Mark>,
     seen: BTreeMap<u32, OwnedFd>,
     /// The main process that was looked at last, and whether it has the marks.
     main: u32,
@@ -41,12 +46,47 @@ pub(super) struct Kin {
     is_over: bool,
 }
 
+/// What the environment of a service says.
+pub(super) enum Mark {
+    /// This variable, with its value.
+    Says(String),
+    /// A variable up to where the path of a socket begins, and that socket: it may be called otherwise there, as
+    /// `/var/run` is `/run`.
+    Names(&'static str, PathBuf),
+}
+
+impl Mark {
+    pub(super) fn names(before: &'static str, socket: &Path) -> Self {
+        Self::Names(before, real(socket))
+    }
+
+    fn is(&self, variable: &[u8]) -> bool {
+        match self {
+            Self::Says(said) => variable == said.as_bytes(),
+            Self::Names(before, socket) => variable
+                .strip_prefix(before.as_bytes())
+                .is_some_and(|path| real(Path::new(OsStr::from_bytes(path))) == *socket),
+        }
+    }
+}
+
+/// The one way to a socket, which need not be there any more.
+fn real(socket: &Path) -> PathBuf {
+    let real = || {
+        Some(
+            fs::canonicalize(socket.parent()?)
+                .ok()?
+                .join(socket.file_name()?),
+        )
+    };
+    real().unwrap_or_else(|| socket.to_owned())
+}
+
 impl Kin {
     /// Of the service whose environment says all of that; nothing is marked where that is nothing.
-    pub(super) fn of(marks: &[String]) -> Self {
-        let marks = marks.iter().map(|mark| format!("{mark}\0").into_bytes());
+    pub(super) fn of(marks: Vec<Mark>) -> Self {
         Self {
-            marks: marks.collect(),
+            marks,
             seen: BTreeMap::new(),
             main: 0,
             is_marked: false,
@@ -75,6 +115,11 @@ impl Kin {
                 }
             }
         }
+    }
+
+    /// There may be more of it, of a run that nobody has looked at.
+    pub(super) fn may_have_more(&mut self) {
+        self.is_over = false;
     }
 
     /// What a status says of it.
@@ -137,9 +182,9 @@ impl Kin {
 
     fn is_marked_one(&self, pid: u32) -> bool {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let says = |mark: &Vec<u8>| {
-            let mut variables = environment.split_inclusive(|byte| *byte == 0);
-            variables.any(|variable| variable == mark)
+        let says = |mark: &Mark| {
+            let mut variables = environment.split(|byte| *byte == 0);
+            variables.any(|variable| mark.is(variable))
         };
         !self.marks.is_empty() && self.marks.iter().all(says)
     }
@@ -154,6 +199,11 @@ impl Moment {
         let now = clock_gettime(ClockId::Boottime);
         let ticks = now.tv_sec * TICKS_A_SECOND + now.tv_nsec / (1_000_000_000 / TICKS_A_SECOND);
         Self(u64::try_from(ticks).unwrap_or_default())
+    }
+
+    /// The earlier of it and when this process began, where that is there.
+    pub(super) fn or_start_of(self, pid: u32) -> Self {
+        Self(start_ticks(pid).map_or(self.0, |start| start.min(self.0)))
     }
 }
 
@@ -178,8 +228,22 @@ mod tests {
 
     use super::*;
 
-    fn mark(value: &str) -> [String; 1] {
-        [format!("TETHER_KEPT={value}")]
+    fn mark(value: &str) -> Vec<Mark> {
+        vec![Mark::Says(format!("TETHER_KEPT={value}"))]
+    }
+
+    #[test]
+    fn a_socket_is_the_same_by_whichever_way_it_is_named() {
+        const URL: &str = "SUPERVISOR_SERVER_URL=unix://";
+        let dir = tempfile::tempdir().unwrap();
+        let (run, link) = (dir.path().join("run"), dir.path().join("link"));
+        fs::create_dir(&run).unwrap();
+        std::os::unix::fs::symlink(&run, &link).unwrap();
+        let mark = Mark::names(URL, &run.join("s.sock"));
+        let says = |path: PathBuf| mark.is(format!("{URL}{}", path.display()).as_bytes());
+
+        assert!(says(run.join("s.sock")) && says(link.join("s.sock")));
+        assert!(!says(run.join("other.sock")) && !mark.is(b"SUPERVISOR_ENABLED=1"));
     }
 
     /// A process with a daemonised child, which it names.
@@ -214,7 +278,7 @@ mod tests {
             ("other", false, false),
         ] {
             let (mut main, child) = family(kept);
-            let mut kin = Kin::of(&mark(&name));
+            let mut kin = Kin::of(mark(&name));
             if is_seen {
                 kin.look(main.id());
                 assert!(kin.said().contains("may outlive it"));
@@ -228,7 +292,7 @@ mod tests {
 
             assert_eq!(lives(child), !ends, "{kept} {is_seen}");
             if !ends {
-                let mut rest = Kin::of(&mark("other"));
+                let mut rest = Kin::of(mark("other"));
                 rest.end(Moment::now()).await;
                 assert!(!lives(child));
             }
@@ -242,11 +306,13 @@ mod tests {
         sleep(Duration::from_millis(20)).await;
         let (mut main, child) = family(&name);
 
-        Kin::of(&mark(&name)).end(before).await;
+        Kin::of(mark(&name)).end(before).await;
+        let of_main = Moment::now().or_start_of(main.id());
+        Kin::of(mark(&name)).end(of_main).await;
         assert!(lives(child));
 
         sleep(Duration::from_millis(20)).await;
-        Kin::of(&mark(&name)).end(Moment::now()).await;
+        Kin::of(mark(&name)).end(Moment::now()).await;
         assert!(!lives(child) && !lives(main.id()));
         main.wait().unwrap();
     }

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!            Rests: start      Starts, Runs
-//!  beginning -------------> waiting -------> life -- another life, or none --> over
-//!      `-- Runs: it is joined as it is --------^
-//!  asked to end: stop -- patience over --> kill -- Rests --> over
+//!  beginning -------------> waiting -------> life -- Rests --> over
+//!      `-- Runs: it is joined as it is --------^  `-- Waits, another life: stop --.
+//!  asked to end: stop -- another life: stop -- patience over: kill -- Rests --> over
 //! ```
+//!
+//! A next life would be nobody's worker, without a permission and a deadline, until the arbiter has decided that there
+//! is one. So it is stopped before the keeper leaves, and started again for the next incarnation.
 
 use std::mem;
 
@@ -23,7 +26,9 @@ pub(super) enum Next {
     Start,
     /// It runs, with this main process, as a life that was not known; and whether its supervisor counts it as started.
     Began(Life, bool),
-    /// The worker is dead.
+    /// Have it stopped.
+    Stop,
+    /// The worker is dead, and its supervisor does not start another.
     Over(End),
     /// The worker ended as it was asked to.
     Done,
@@ -38,6 +43,10 @@ pub(super) struct Plan {
     life: Option<(Life, bool)>,
     /// Whether somebody else was seen to have it stopped.
     asked: bool,
+    /// How the worker died whose service is being stopped, where that is why.
+    over: Option<End>,
+    /// The life that was asked to end last.
+    stopped: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,27 +66,48 @@ impl Plan {
             stage: Stage::Looking,
             life: None,
             asked: false,
+            over: None,
+            stopped: String::new(),
         }
     }
 
     /// The life that is the worker's, and whether its supervisor counted it as started.
     pub(super) fn life(&self) -> Option<(&Life, bool)> {
-        self.life.as_ref().map(|(life, ready)| (life, *ready))
+        let life = self.life.as_ref().filter(|_| self.over.is_none());
+        life.map(|(life, ready)| (life, *ready))
+    }
+
+    /// How the worker died, while its service is stopped because of that.
+    pub(super) fn ended(&self) -> Option<&End> {
+        self.over.as_ref()
     }
 
     /// The worker is to end; tells whether the service is to be stopped for that.
     pub(super) fn on_stop(&mut self) -> bool {
         self.stage = Stage::Stopping;
+        self.stopped = self.life_name().to_owned();
         !self.connect_only
+    }
+
+    fn life_name(&self) -> &str {
+        self.life.as_ref().map_or("", |(life, _)| &life.name)
     }
 
     /// The service was seen to stand like this.
     pub(super) fn on_look(&mut self, state: State) -> Next {
         if self.stage == Stage::Stopping {
             return match state {
-                State::Rests(_) => Next::Done,
+                State::Rests(_) => self.over.take().map_or(Next::Done, Next::Over),
                 _ if self.connect_only => Next::Done,
-                _ => Next::Wait,
+                // Its supervisor began it before it heard of the stop.
+                State::Starts(life) | State::Runs(life) if life.name != self.stopped => {
+                    self.stopped.clone_from(&life.name);
+                    self.life = Some((life, false));
+                    Next::Stop
+                }
+                State::Starts(_) | State::Runs(_) | State::Ends { .. } | State::Waits(_) => {
+                    Next::Wait
+                }
             };
         }
         match state {
@@ -89,9 +119,8 @@ impl Plan {
                 }
                 Next::Wait
             }
-            State::Rests(end) | State::Waits(end) if self.life.is_some() => {
-                Next::Over(self.end(end))
-            }
+            State::Rests(end) if self.life.is_some() => Next::Over(self.end(end)),
+            State::Waits(end) if self.life.is_some() => self.over(end, ""),
             State::Waits(_) => Next::Wait,
             State::Rests(end) => match self.stage {
                 Stage::Looking if self.connect_only => Next::Wait,
@@ -125,8 +154,20 @@ impl Plan {
                 }
             }
             // Its end went by unseen.
-            Some(_) => Next::Over(self.end(None)),
+            Some(_) => self.over(None, &life.name),
         }
+    }
+
+    /// The worker is dead, and its supervisor has another life of the service, or is about to.
+    fn over(&mut self, end: Option<End>, next: &str) -> Next {
+        let end = self.end(end);
+        if self.connect_only {
+            return Next::Over(end);
+        }
+        self.over = Some(end);
+        self.stage = Stage::Stopping;
+        next.clone_into(&mut self.stopped);
+        Next::Stop
     }
 
     fn end(&mut self, end: Option<End>) -> End {
@@ -194,18 +235,40 @@ mod tests {
     }
 
     #[test]
-    fn one_life_is_one_worker_whoever_starts_the_next() {
-        for after in [State::Rests(Some(killed())), State::Waits(Some(killed()))] {
-            let mut plan = Plan::new(false);
-            plan.on_look(State::Runs(life("a")));
-            assert_eq!(plan.on_look(after), Next::Over(killed()));
-        }
+    fn the_next_life_is_stopped_before_the_worker_is_told_to_be_dead() {
         let mut plan = Plan::new(false);
         plan.on_look(State::Runs(life("a")));
-        let Next::Over(end) = plan.on_look(State::Runs(life("b"))) else {
-            panic!("another life is another worker");
+        assert_eq!(
+            plan.on_look(State::Rests(Some(killed()))),
+            Next::Over(killed())
+        );
+
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Runs(life("a")));
+        assert_eq!(plan.on_look(State::Waits(Some(killed()))), Next::Stop);
+        assert_eq!(plan.on_look(State::Waits(None)), Next::Wait);
+        // It was begun all the same, and is asked to end once.
+        assert_eq!(plan.on_look(State::Starts(life("b"))), Next::Stop);
+        assert_eq!(plan.on_look(State::Runs(life("b"))), Next::Wait);
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Over(killed()));
+
+        let mut plan = Plan::new(false);
+        plan.on_look(State::Runs(life("a")));
+        assert_eq!(plan.on_look(State::Runs(life("b"))), Next::Stop);
+        assert_eq!(plan.on_look(State::Runs(life("b"))), Next::Wait);
+        let Next::Over(end) = plan.on_look(State::Rests(Some(killed()))) else {
+            panic!("the first life is over");
         };
         assert!(end.said.contains("did not say how"), "{end:?}");
+    }
+
+    #[test]
+    fn the_next_life_of_what_is_only_connected_to_goes_on() {
+        for after in [State::Waits(Some(killed())), State::Runs(life("b"))] {
+            let mut plan = Plan::new(true);
+            plan.on_look(State::Runs(life("a")));
+            assert!(matches!(plan.on_look(after), Next::Over(_)));
+        }
     }
 
     #[test]
@@ -236,6 +299,7 @@ mod tests {
         plan.on_look(State::Runs(life("a")));
         assert!(plan.on_stop());
         assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Wait);
+        assert_eq!(plan.on_look(State::Runs(life("b"))), Next::Stop);
         assert_eq!(plan.on_look(State::Rests(None)), Next::Done);
     }
 }

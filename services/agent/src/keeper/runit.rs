@@ -20,8 +20,8 @@ use tether_sys::Exit;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Errand,
-    kin::{Kin, Moment},
+    Errand, Part,
+    kin::{Kin, Mark, Moment},
     last_word::{End, How},
     supervisor::{State, Supervisor},
     watched::{self, Watched},
@@ -40,6 +40,8 @@ pub(crate) struct RunitService {
     supervise: PathBuf,
     name: String,
     connect_only: bool,
+    dir: PathBuf,
+    part: Part,
     main: Option<Watched>,
     /// Whether runsv was to keep it up when it was last seen to run.
     was_wanted: bool,
@@ -47,18 +49,20 @@ pub(crate) struct RunitService {
 }
 
 impl RunitService {
-    pub(crate) fn connect(errand: &Errand) -> io::Result<Self> {
+    pub(crate) fn connect(errand: &Errand, dir: &Path, part: Part) -> io::Result<Self> {
         let service = directory(Path::new(&errand.at), &errand.name)?;
         // As `$PWD` has it in its `run`.
         let own = fs::canonicalize(&service).ok();
-        let mark = own.map(|own| format!("TETHER_KEPT={}", own.display()));
+        let mark = own.map(|own| Mark::Says(format!("TETHER_KEPT={}", own.display())));
         Ok(Self {
             supervise: service.join("supervise"),
             name: errand.name.clone(),
             connect_only: errand.connect_only,
-            main: None,
+            dir: dir.to_owned(),
+            part,
+            main: Watched::recall(dir),
             was_wanted: false,
-            kin: Kin::of(&mark.into_iter().collect::<Vec<_>>()),
+            kin: Kin::of(mark.into_iter().collect()),
         })
     }
 
@@ -161,7 +165,12 @@ impl RunitService {
                     self.end_kin(now).await;
                     Ok(State::Rests(end))
                 }
-                None => Ok(State::Rests(None)),
+                None => {
+                    if matches!(self.part, Part::End) {
+                        self.end_kin(now).await;
+                    }
+                    Ok(State::Rests(None))
+                }
             };
         }
         let status = self.status()?;
@@ -170,11 +179,22 @@ impl RunitService {
             Stage::Run if self.main.as_ref().is_some_and(is_same) => {}
             // Another run, or none any more: the one before is told first.
             Stage::Run if self.main.is_some() => {
+                let is_next = |main: &Watched| main.pid != status.pid;
+                let until = match self.main.as_ref().is_some_and(is_next) {
+                    true => now.or_start_of(status.pid),
+                    false => now,
+                };
+                self.leave_nothing().await;
                 let end = self.ended(status.is_wanted);
-                self.end_kin(now).await;
+                self.end_kin(until).await;
                 return Ok(State::Waits(end));
             }
-            Stage::Run => self.main = Watched::open(status.pid)?,
+            Stage::Run => {
+                self.main = Watched::open(status.pid)?;
+                if let Some(main) = &self.main {
+                    main.remember(&self.dir);
+                }
+            }
             Stage::Finish => {
                 let asked = self.was_wanted && !status.is_wanted;
                 return Ok(match &self.main {
@@ -186,6 +206,7 @@ impl RunitService {
                 });
             }
             Stage::Down => {
+                self.leave_nothing().await;
                 let end = self.ended(status.is_wanted);
                 self.end_kin(now).await;
                 return Ok(match status.is_wanted {
@@ -204,6 +225,16 @@ impl RunitService {
         self.was_wanted = status.is_wanted;
         self.kin.look(main.pid);
         Ok(State::Runs(main.life(self.kin.said())))
+    }
+
+    /// A runsv that came after one that was killed knows nothing of what that one ran.
+    async fn leave_nothing(&mut self) {
+        if let Some(main) = self.main.as_ref().filter(|_| !self.connect_only)
+            && main.leave_nothing().await
+        {
+            // What it wants by now is no order of anybody's.
+            self.was_wanted = false;
+        }
     }
 
     async fn end_kin(&mut self, now: Moment) {
@@ -234,6 +265,7 @@ impl Supervisor for RunitService {
     }
 
     async fn stop(&mut self) -> io::Result<()> {
+        self.kin.may_have_more();
         if self.tell(b"d")? {
             return self.until(|status| !status.is_wanted).await;
         }

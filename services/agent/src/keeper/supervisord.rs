@@ -3,6 +3,7 @@
 //! It says of a program that a signal has ended only that, so the kernel is asked which. Where supervisord is killed,
 //! its programs run on: each is then held by its process alone, and signalled there.
 
+mod rpc;
 mod xmlrpc;
 
 use std::{
@@ -11,27 +12,28 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use tether_sys::Exit;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{
-    Errand,
-    kin::{Kin, Moment},
+    Errand, Part,
+    kin::{Kin, Mark, Moment},
     last_word::{End, How},
     supervisor::{State, Supervisor},
     watched::{self, Watched},
 };
-use xmlrpc::{Failure, Value};
+use rpc::{ANSWERS, Error, ask, slow};
+use xmlrpc::Value;
 
-/// Longest time for an answer.
-const ANSWERS: Duration = Duration::from_secs(10);
+/// Longest time for an answer of how a program stands whose process is known: that is held by its pidfd meanwhile.
+const ANSWERS_OF_KNOWN: Duration = Duration::from_secs(1);
 
-/// More than any answer has.
-const ANSWER_BYTES: usize = 1 << 20;
+/// The same before a process is killed that supervisord may not know of any more.
+const ANSWERS_BEFORE_KILL: Duration = Duration::from_millis(100);
+
+/// supervisord starts again what has exited within two seconds of that, by its clock of whole ones, or not at all.
+const STARTS_AGAIN_WITHIN: i64 = 3;
 
 /// Faults that say that all is as it was asked for.
 const NOT_RUNNING: i64 = 70;
@@ -48,37 +50,32 @@ pub(crate) struct Program {
     socket: PathBuf,
     name: String,
     connect_only: bool,
+    dir: PathBuf,
+    part: Part,
     main: Option<Watched>,
     kin: Kin,
 }
 
 /// What supervisord says in the environment of each program; it is called after its group where nothing is said of one.
-fn marks(socket: &str, name: &str) -> [String; 3] {
+fn marks(socket: &str, name: &str) -> Vec<Mark> {
     let (group, process) = name.split_once(':').unwrap_or((name, name));
-    [
-        format!("SUPERVISOR_SERVER_URL=unix://{socket}"),
-        format!("SUPERVISOR_GROUP_NAME={group}"),
-        format!("SUPERVISOR_PROCESS_NAME={process}"),
+    vec![
+        Mark::names("SUPERVISOR_SERVER_URL=unix://", Path::new(socket)),
+        Mark::Says(format!("SUPERVISOR_GROUP_NAME={group}")),
+        Mark::Says(format!("SUPERVISOR_PROCESS_NAME={process}")),
     ]
 }
 
-/// Why nothing came of a call.
-#[derive(Debug)]
-enum Error {
-    /// Nobody listens there.
-    Away(io::Error),
-    Fault(i64, String),
-    Other(String),
-}
-
 impl Program {
-    pub(crate) fn connect(errand: &Errand) -> Self {
+    pub(crate) fn connect(errand: &Errand, dir: &Path, part: Part) -> Self {
         Self {
             socket: PathBuf::from(&errand.at),
             name: errand.name.clone(),
             connect_only: errand.connect_only,
-            main: None,
-            kin: Kin::of(&marks(&errand.at, &errand.name)),
+            dir: dir.to_owned(),
+            part,
+            main: Watched::recall(dir),
+            kin: Kin::of(marks(&errand.at, &errand.name)),
         }
     }
 
@@ -140,26 +137,36 @@ impl Program {
 
     async fn state(&mut self) -> io::Result<State> {
         let now = Moment::now();
-        let info = match self.ask("supervisor.getProcessInfo", &[]).await {
+        let within = self.main.as_ref().map_or(ANSWERS, |_| ANSWERS_OF_KNOWN);
+        let asked = self.ask("supervisor.getProcessInfo", &[]);
+        let info = match timeout(within, asked).await.unwrap_or_else(|_| Err(slow())) {
             Ok(info) => info,
-            Err(Error::Away(error)) => return self.alone(error, now).await,
+            Err(error) if error.is_silence() => return self.alone(error, now).await,
             Err(error) => return Err(self.refused(error)),
         };
+        let may_start_again = may_start_again(&info);
         let pid = info.int("pid").and_then(|pid| u32::try_from(pid).ok());
         let pid = pid.filter(|pid| *pid > 0);
         let is_same = |main: &Watched| Some(main.pid) == pid && !main.has_ended();
         if self.main.as_ref().is_some_and(|main| !is_same(main)) {
+            let next = pid.filter(|pid| self.main.as_ref().is_some_and(|main| main.pid != *pid));
+            let until = next.map_or(now, |pid| now.or_start_of(pid));
             // The run before is told first, with what the next one says.
+            let was_unknown = match self.main.as_ref().filter(|_| !self.connect_only) {
+                // A supervisord that came after one that was killed knows nothing of what that one ran.
+                Some(main) => main.leave_nothing().await,
+                None => false,
+            };
             let end = self.ended(Some(&info));
-            self.end_kin(now).await;
+            self.end_kin(until).await;
             return Ok(match info.text("statename") {
-                "STOPPED" => State::Rests(end.map(|end| {
+                "STOPPED" if !was_unknown => State::Rests(end.map(|end| {
                     End::new(
                         How::Stopped,
                         format!("{}, after somebody had it stopped", end.said),
                     )
                 })),
-                "EXITED" | "FATAL" => State::Rests(end),
+                _ if !may_start_again => State::Rests(end),
                 _ => State::Waits(end),
             });
         }
@@ -168,13 +175,16 @@ impl Program {
             let spawn = info.text("spawnerr");
             let failed = (!spawn.is_empty())
                 .then(|| End::new(How::SpawnFailed, format!("supervisord: {spawn}")));
-            return Ok(match info.text("statename") {
-                "BACKOFF" | "STARTING" | "RUNNING" => State::Waits(failed),
-                _ => State::Rests(failed),
+            return Ok(match may_start_again {
+                true => State::Waits(failed),
+                false => State::Rests(failed),
             });
         };
         if self.main.is_none() {
             self.main = Watched::open(pid)?;
+            if let Some(main) = &self.main {
+                main.remember(&self.dir);
+            }
         }
         let Some(main) = &self.main else {
             return Ok(State::Waits(None));
@@ -188,16 +198,25 @@ impl Program {
         })
     }
 
-    /// While there is no supervisord.
-    async fn alone(&mut self, error: io::Error, now: Moment) -> io::Result<State> {
+    /// While there is no supervisord, or it does not say how the program stands.
+    async fn alone(&mut self, error: Error, now: Moment) -> io::Result<State> {
         match &self.main {
-            Some(main) if !main.has_ended() => Ok(State::Runs(main.life("supervisord is gone"))),
+            Some(main) if !main.has_ended() => {
+                Ok(State::Runs(main.life("supervisord does not answer")))
+            }
             Some(_) => {
                 let end = self.ended(None);
                 self.end_kin(now).await;
-                Ok(State::Rests(end))
+                Ok(match error.is_end() {
+                    true => State::Rests(end),
+                    false => State::Waits(end),
+                })
             }
-            None => Err(self.refused(Error::Away(error))),
+            None if matches!((self.part, &error), (Part::End, Error::Away(_)) if error.is_end()) => {
+                self.end_kin(now).await;
+                Ok(State::Rests(None))
+            }
+            None => Err(self.refused(error)),
         }
     }
 
@@ -228,29 +247,46 @@ impl Supervisor for Program {
     }
 
     async fn stop(&mut self) -> io::Result<()> {
+        self.kin.may_have_more();
         match self
             .ask("supervisor.stopProcess", &[Value::Bool(false)])
             .await
         {
             Ok(_) | Err(Error::Fault(NOT_RUNNING, _)) => Ok(()),
-            Err(Error::Away(error)) => match &self.main {
-                Some(main) => {
+            Err(error) if error.is_silence() => match (&self.main, self.part) {
+                (Some(main), _) => {
                     main.signal(Signal::TERM);
                     Ok(())
                 }
-                None => Err(self.refused(Error::Away(error))),
+                // Whether there is anything to stop is seen by the next look.
+                (None, Part::End) if error.is_end() => Ok(()),
+                (None, _) => Err(self.refused(error)),
             },
             Err(error) => Err(self.refused(error)),
         }
     }
 
     async fn kill(&mut self) -> io::Result<()> {
-        // It is ending already, or it would be started again.
-        self.stop().await?;
-        if let Some(main) = &self.main {
-            main.signal(Signal::KILL);
+        // It is ending already, or it would be started again. A supervisord that hangs does not do that.
+        let told = timeout(ANSWERS_BEFORE_KILL, self.stop()).await;
+        match &self.main {
+            Some(main) => main.signal(Signal::KILL),
+            None => told.unwrap_or(Ok(()))?,
         }
         Ok(())
+    }
+}
+
+/// Whether what does not run may yet be started by supervisord itself, or is not at its end. It does not say of a program whether it has
+/// `autorestart`, so what has exited counts as such for a while.
+fn may_start_again(info: &Value) -> bool {
+    match info.text("statename") {
+        "BACKOFF" | "STARTING" | "RUNNING" | "STOPPING" => true,
+        "EXITED" => {
+            let at = |name| info.int(name).unwrap_or_default();
+            at("now") - at("stop") < STARTS_AGAIN_WITHIN
+        }
+        _ => false,
     }
 }
 
@@ -285,54 +321,65 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-async fn ask(socket: &Path, method: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let stream = UnixStream::connect(socket).await.map_err(Error::Away)?;
-    let said = timeout(ANSWERS, post(stream, xmlrpc::call(method, arguments))).await;
-    let said = said.map_err(|_| Error::Other("it does not answer".to_owned()))?;
-    match xmlrpc::answer(&said.map_err(Error::Other)?) {
-        Ok(value) => Ok(value),
-        Err(Failure::Fault(code, said)) => Err(Error::Fault(code, said)),
-        Err(Failure::Garbled) => Err(Error::Other("it does not speak XML-RPC".to_owned())),
-    }
-}
-
-/// One call on one connection.
-async fn post(stream: UnixStream, body: String) -> Result<String, String> {
-    let request = Request::post("/RPC2")
-        .header(header::HOST, "localhost")
-        .header(header::CONTENT_TYPE, "text/xml")
-        .header(header::CONNECTION, "close")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|error| error.to_string())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
-    let asked = async {
-        let answer = sender
-            .send_request(request)
-            .await
-            .map_err(|error| error.to_string())?;
-        if !answer.status().is_success() {
-            return Err(format!("it answers with status {}", answer.status()));
-        }
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect();
-        let body = body.await.map_err(|error| error.to_string())?;
-        String::from_utf8(body.to_bytes().into()).map_err(|error| error.to_string())
-    };
-    // A connection that ends may have brought the answer as its last act, so its end decides nothing.
-    let driven = async {
-        let _ = connection.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        answer = asked => answer,
-        () = driven => Err("the connection ended".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{rpc::SHUTDOWN_STATE, *};
+
+    #[tokio::test]
+    async fn what_is_known_goes_on_while_supervisord_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s.sock");
+        let silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let watched = Watched::open(child.id()).unwrap().unwrap();
+        watched.remember(dir.path());
+        let errand = Errand {
+            launcher: "supervisord".to_owned(),
+            name: "w".to_owned(),
+            connect_only: false,
+            patience_ms: 1_000,
+            at: socket.display().to_string(),
+            memory_bytes: 0,
+            cpu_millis: 0,
+            tasks: 0,
+        };
+
+        let mut program = Program::connect(&errand, dir.path(), Part::Keep);
+        assert!(matches!(program.look().await.unwrap(), State::Runs(_)));
+        program.kill().await.unwrap();
+        child.wait().unwrap();
+        // It may yet start it again.
+        assert!(matches!(program.look().await.unwrap(), State::Waits(_)));
+
+        drop(silent);
+        program.look().await.unwrap_err();
+        let mut rest = Program::connect(&errand, dir.path(), Part::End);
+        rest.stop().await.unwrap();
+        assert_eq!(rest.look().await.unwrap(), State::Rests(None));
+    }
+
+    #[test]
+    fn what_has_exited_may_be_started_again_for_a_while() {
+        let program = |state: &str, since: i64| {
+            let members = [
+                ("statename", Value::Text(state.to_owned())),
+                ("now", Value::Int(100)),
+                ("stop", Value::Int(100 - since)),
+            ];
+            let members = members.map(|(name, value)| (name.to_owned(), value));
+            may_start_again(&Value::Struct(members.into()))
+        };
+
+        assert!(program("BACKOFF", 9) && program("EXITED", 2));
+        assert!(!program("EXITED", 3) && !program("STOPPED", 0) && !program("FATAL", 0));
+        let ends = Error::Fault(SHUTDOWN_STATE, String::new());
+        assert!(ends.is_silence() && ends.is_end());
+        assert!(!Error::Fault(BAD_NAME, String::new()).is_silence());
+        assert!(slow().is_silence() && !slow().is_end());
+    }
 
     #[tokio::test]
     async fn a_socket_without_supervisord_is_refused_with_what_to_do() {

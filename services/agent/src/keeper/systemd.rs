@@ -22,6 +22,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 pub(crate) struct SystemdUnit {
     name: String,
     limits: Limits,
+    /// Whether it has them, or is to have none of ours.
+    is_limited: bool,
     systemd: Systemd,
     watch: Watch,
     /// The run that counted as started.
@@ -47,6 +49,7 @@ impl SystemdUnit {
                 cpu_millis: errand.cpu_millis,
                 tasks: errand.tasks,
             },
+            is_limited: errand.connect_only,
             systemd,
             watch,
             ran: String::new(),
@@ -73,6 +76,12 @@ impl SystemdUnit {
                 answered => return answered,
             }
         }
+    }
+
+    async fn limit(&mut self) -> io::Result<()> {
+        let limited = self.systemd.limit(&self.name, self.limits).await;
+        self.is_limited = limited.is_ok();
+        limited.map_err(io::Error::other)
     }
 
     fn state(&mut self, unit: &Unit) -> State {
@@ -118,7 +127,12 @@ impl Supervisor for SystemdUnit {
         let unit = self.unit().await.map_err(io::Error::other)?;
         // Told before the answer was.
         self.asked |= self.watch.was_stopped();
-        Ok(self.state(&unit))
+        let state = self.state(&unit);
+        if matches!(state, State::Runs(_)) && !self.is_limited {
+            // One that ran before it was joined.
+            self.limit().await?;
+        }
+        Ok(state)
     }
 
     async fn changed(&mut self) {
@@ -131,8 +145,7 @@ impl Supervisor for SystemdUnit {
     async fn start(&mut self) -> io::Result<()> {
         let started = self.systemd.start(&self.name).await;
         started.map_err(io::Error::other)?;
-        let limited = self.systemd.limit(&self.name, self.limits).await;
-        limited.map_err(io::Error::other)
+        self.limit().await
     }
 
     async fn stop(&mut self) -> io::Result<()> {

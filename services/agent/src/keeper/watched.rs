@@ -1,15 +1,19 @@
 //! The main process of one run of a service, held by its pidfd: the supervisor knows it by its number alone.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use rustix::process::{Signal, pidfd_send_signal};
 use tether_kit::process::start_ticks;
 use tether_sys::{Exit, Seen, exit_of, has_ended, look};
-use tokio::{io::unix::AsyncFd, time::sleep};
+use tokio::{
+    io::unix::AsyncFd,
+    time::{sleep, timeout},
+};
 
 use super::{
     last_word::{End, How},
@@ -22,6 +26,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The same after the process has ended, which its supervisor is about to notice.
 const LOOK_SOON: Duration = Duration::from_millis(10);
+
+/// In the incarnation's directory: which process it is, for whoever comes after a keeper that was killed.
+const FILE: &str = "service-main";
+
+/// Longest time for what was killed to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// One process.
 pub(super) struct Watched {
@@ -40,7 +50,9 @@ impl Watched {
             Seen::Alive(pidfd) => pidfd,
             Seen::Gone => return Ok(None),
             Seen::Not => {
-                let why = format!("process {pid} of the service cannot be looked at");
+                let why = format!(
+                    "process {pid} of the service cannot be looked at: its user is another one, and this agent has neither CAP_SYS_PTRACE nor a /proc with all processes (`ProtectProc=` of its unit)"
+                );
                 return Err(io::Error::other(why));
             }
         };
@@ -52,10 +64,39 @@ impl Watched {
         }))
     }
 
+    /// The one that a keeper of this directory has watched last; none where none was, or it has ended.
+    pub(super) fn recall(dir: &Path) -> Option<Self> {
+        let name = fs::read_to_string(dir.join(FILE)).ok()?;
+        let pid = name.split_once('-')?.0.parse().ok()?;
+        let watched = Self::open(pid).ok()??;
+        (watched.name() == name).then_some(watched)
+    }
+
+    /// Has it known in this directory.
+    pub(super) fn remember(&self, dir: &Path) {
+        // Not said, it can be found by its supervisor, or by what is marked.
+        let _ = fs::write(dir.join(FILE), self.name());
+    }
+
+    fn name(&self) -> String {
+        format!("{}-{}", self.pid, self.start)
+    }
+
+    /// Kills it where it still runs although its supervisor has another one, or none: nobody else would end it. Tells
+    /// whether it did, and nobody has stopped it before.
+    pub(super) async fn leave_nothing(&self) -> bool {
+        let runs = !self.has_ended();
+        if runs {
+            self.signal(Signal::KILL);
+            let _ = timeout(GONE_WITHIN, self.pidfd.readable()).await;
+        }
+        runs
+    }
+
     /// The run of the service that this is.
     pub(super) fn life(&self, said: &str) -> Life {
         Life {
-            name: format!("{}-{}", self.pid, self.start),
+            name: self.name(),
             pid: self.pid,
             said: said.to_owned(),
         }
@@ -104,6 +145,27 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_watched_is_known_to_whoever_comes_after() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Watched::recall(dir.path()).is_none());
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let watched = Watched::open(child.id()).unwrap().unwrap();
+        watched.remember(dir.path());
+
+        let recalled = Watched::recall(dir.path()).unwrap();
+        assert_eq!(recalled.life(""), watched.life(""));
+        assert!(recalled.leave_nothing().await && !recalled.leave_nothing().await);
+
+        assert!(watched.has_ended());
+        child.wait().unwrap();
+        assert!(Watched::recall(dir.path()).is_none());
+        // Another process that has got its number since is not it.
+        let other = format!("{}-1", std::process::id());
+        fs::write(dir.path().join(FILE), other).unwrap();
+        assert!(Watched::recall(dir.path()).is_none());
+    }
 
     #[tokio::test]
     async fn the_end_of_a_process_that_is_no_child_comes_at_once() {

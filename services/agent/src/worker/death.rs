@@ -170,14 +170,18 @@ impl Task {
         }
     }
 
-    /// Ends a service whose keeper is gone.
+    /// Ends a service whose keeper is gone. Where that takes long, whoever waits for its place is told why.
     pub(super) async fn end_service(&mut self) {
         let way = self.ties.ground.way_to(&self.order.launcher);
         let Ok(Some((errand, _))) = service::errand(&self.id, &self.order, &way) else {
             return;
         };
+        if service::may_run(&self.dir, None) {
+            "its keeper is gone, and its service is being stopped".clone_into(&mut self.status);
+            self.report(WorkerPhase::Stopping);
+        }
         while service::may_run(&self.dir, None)
-            && let Err(error) = keeper::end(&errand).await
+            && let Err(error) = keeper::end(&errand, &self.dir).await
         {
             tracing::error!(worker = %self.id, service = errand.name, %error, "Service of a dead worker cannot be stopped; its place stays empty until it is");
             let status = format!("its service `{}` cannot be stopped: {error}", errand.name);

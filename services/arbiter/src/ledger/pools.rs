@@ -337,6 +337,10 @@ impl Ledger {
         spec::check_needs(&resolved, &facts)?;
         self.check_dependencies(&resolved, &owner)?;
         self.check_in_sight(&resolved, &owner)?;
+        let others = self.pools.values().map(|pool| &pool.resolved);
+        for other in others.filter(|other| other.name != resolved.name) {
+            resolved.check_apart_from(other)?;
+        }
         if epoch != Epoch(0)
             && let Some(session) = self.sessions.get_mut(&owner)
         {
