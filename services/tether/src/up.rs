@@ -156,15 +156,31 @@ pub(crate) async fn serve(
         let probes = admin::serve(listener, parts, stop.clone(), last.clone());
         serving.spawn(essential("admin port", probes));
     }
+    let joined = CancellationToken::new();
     let joins = agent.joins();
+    tokio::spawn({
+        let joined = joined.clone();
+        async move {
+            joins.await;
+            joined.cancel();
+        }
+    });
     let background = tokio_util::task::TaskTracker::new();
     background.spawn(arbiter.run(last.clone()));
     serving.spawn(essential("discovery", discovery.run(last.clone())));
     let agent = serving.spawn(essential("agent", agent.run(stop.clone())));
-    serving.spawn(essential(
-        "gateway",
-        gateway.serve(gateway_at, stop.clone()),
-    ));
+    // Whoever calls before that waits at its sockets: a pool whose owner is to be watched would be refused.
+    let gateway = {
+        let (joined, stop) = (joined.clone(), stop.clone());
+        async move {
+            tokio::select! {
+                () = joined.cancelled() => {}
+                () = stop.cancelled() => {}
+            }
+            gateway.serve(gateway_at, stop).await
+        }
+    };
+    serving.spawn(essential("gateway", gateway));
     let addresses: Vec<_> = at
         .listens(Place::Gateway)?
         .iter()
@@ -172,8 +188,7 @@ pub(crate) async fn serve(
         .collect();
     tracing::info!(gateway = addresses.join(", "), store = url, "Tether is up");
     tokio::spawn(async move {
-        // Until then a pool whose owner is to be watched would be refused.
-        joins.await;
+        joined.cancelled().await;
         is_up.cancel();
     });
 

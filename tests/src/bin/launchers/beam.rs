@@ -191,7 +191,7 @@ async fn stopped(machine: &Machine) -> anyhow::Result<String> {
 
 async fn stopped_bound(machine: &Machine) -> anyhow::Result<String> {
     let pid = start(machine, true).await?;
-    let unit = unit_of(&ready(machine, "lab/0", "").await?);
+    let unit = unit_of(machine, &ready(machine, "lab/0", "").await?).await?;
     let binds_to = machine.show(&unit, "BindsTo").await?;
     ensure!(binds_to == "beam.service", "{unit} has BindsTo={binds_to}");
     let start = Instant::now();
