@@ -209,13 +209,14 @@ async fn a_worker_that_ends_ends_its_program_with_its_code() {
     let cluster = Cluster::start().await;
     let beam = Beam::start(&cluster, "beam", &[]).await;
 
-    for (tool, expected) in [
+    let tools = [
         ("exit:0", 0),
         ("exit:3", 3),
         ("kill:9", 137),
         ("kill:15", 0),
-    ] {
-        let mut port = beam.port(expected as usize, WORKER, ADAPTER);
+    ];
+    for (number, (tool, expected)) in tools.into_iter().enumerate() {
+        let mut port = beam.port(number, WORKER, ADAPTER);
         let _ = port.try_call(tool).await;
         assert_eq!(port.gone().await.0, Some(expected), "{tool}");
     }

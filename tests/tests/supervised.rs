@@ -308,7 +308,8 @@ async fn the_next_run_waits_for_the_arbiter(kind: Kind) {
 
     let death = stage.first_death().await;
 
-    assert_eq!(death["death"]["signal"], 9, "{death}");
+    // Where the next run had begun before the keeper looked, nobody may know any more by which signal.
+    assert_eq!(death["death"]["cause"], "SIGNALED", "{death}");
     let left = stage.processes("digits-1");
     assert!(left.is_empty(), "{left:?}");
     let said = stage.supervisor.say(&["status", "digits-1"]).await.unwrap();

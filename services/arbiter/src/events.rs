@@ -91,8 +91,9 @@ impl Events {
             kept.extend(events);
             let surplus = kept.len().saturating_sub(KEPT);
             kept.drain(..surplus);
+            // Before anybody can have read them: one who names an event that there never was is refused.
+            self.newest.send_replace(newest);
         }
-        self.newest.send_replace(newest);
     }
 
     /// Events after `revision`, oldest first.
