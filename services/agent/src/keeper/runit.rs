@@ -174,7 +174,8 @@ impl RunitService {
             };
         }
         let status = self.status()?;
-        let is_same = |main: &Watched| main.pid == status.pid && !main.has_ended();
+        // One that has ended is told once runsv has reaped it: the kernel does not say how before.
+        let is_same = |main: &Watched| main.pid == status.pid && main.has_its_number();
         match status.stage {
             Stage::Run if self.main.as_ref().is_some_and(is_same) => {}
             // Another run, or none any more: the one before is told first.

@@ -147,7 +147,8 @@ impl Program {
         let may_start_again = may_start_again(&info);
         let pid = info.int("pid").and_then(|pid| u32::try_from(pid).ok());
         let pid = pid.filter(|pid| *pid > 0);
-        let is_same = |main: &Watched| Some(main.pid) == pid && !main.has_ended();
+        // One that has ended is told once supervisord has noticed.
+        let is_same = |main: &Watched| Some(main.pid) == pid && main.has_its_number();
         if self.main.as_ref().is_some_and(|main| !is_same(main)) {
             let next = pid.filter(|pid| self.main.as_ref().is_some_and(|main| main.pid != *pid));
             let until = next.map_or(now, |pid| now.or_start_of(pid));

@@ -102,6 +102,11 @@ impl Watched {
         }
     }
 
+    /// Whether its number is no other process's by now.
+    pub(super) fn has_its_number(&self) -> bool {
+        !self.has_ended() || start_ticks(self.pid).is_none_or(|start| start == self.start)
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         has_ended(self.pidfd.as_raw_fd())
     }
