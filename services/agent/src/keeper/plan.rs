@@ -131,7 +131,10 @@ impl Plan {
                 Stage::Started | Stage::Stopping => {
                     let none =
                         || End::new(How::SpawnFailed, "it was asked to start, and does not run");
-                    Next::Over(end.unwrap_or_else(none))
+                    // It may be taken up yet, when nobody is there to see it.
+                    self.over = Some(end.unwrap_or_else(none));
+                    self.stage = Stage::Stopping;
+                    Next::Stop
                 }
             },
         }
@@ -287,6 +290,7 @@ mod tests {
 
         let mut plan = Plan::new(false);
         plan.on_look(State::Rests(None));
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Stop);
         let Next::Over(end) = plan.on_look(State::Rests(None)) else {
             panic!("it was to start");
         };

@@ -262,7 +262,9 @@ impl Supervisor for RunitService {
             );
             return Err(io::Error::new(io::ErrorKind::NotFound, why));
         }
-        self.until(|status| status.is_wanted).await
+        // A runsv that has just come listens before it has `ok`, by which it is known to be there.
+        let is_kept = || matches!(self.is_kept(), Ok(true));
+        self.until(|status| status.is_wanted && is_kept()).await
     }
 
     async fn stop(&mut self) -> io::Result<()> {
