@@ -262,9 +262,12 @@ impl Supervisor for RunitService {
             );
             return Err(io::Error::new(io::ErrorKind::NotFound, why));
         }
-        // A runsv that has just come listens before it has `ok`, by which it is known to be there.
-        let is_kept = || matches!(self.is_kept(), Ok(true));
-        self.until(|status| status.is_wanted && is_kept()).await
+        // Until it has begun it has no process by which it could be held, should runsv be killed then. A runsv that has
+        // just come listens before it has `ok`, by which it is known to be there.
+        let has_begun = |status: &Status| {
+            status.is_wanted && status.stage != Stage::Down && matches!(self.is_kept(), Ok(true))
+        };
+        self.until(has_begun).await
     }
 
     async fn stop(&mut self) -> io::Result<()> {
