@@ -54,6 +54,18 @@ impl Site {
         site
     }
 
+    /// The same, with workers on the second node alone, whose agent is a process of its own.
+    ///
+    /// # Panics
+    /// When the first node is not closed to workers.
+    pub async fn with_second_alone() -> Self {
+        let site = Self::start().await;
+        let words = ["node", "cordon", "node-1"];
+        let ran = site.cluster.tether().run(&words).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        site
+    }
+
     /// Of the second node's agent.
     pub fn runtime(&self) -> PathBuf {
         self.cluster.dir().join("run2")

@@ -24,13 +24,7 @@ const POOL: &str = "adders";
 
 /// Two workers on the second node alone, whose agent can be killed by itself.
 async fn site() -> (Site, std::path::PathBuf) {
-    let site = Site::start().await;
-    let ran = site
-        .cluster
-        .tether()
-        .run(&["node", "cordon", "node-1"])
-        .await;
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let site = Site::with_second_alone().await;
     let text = format!(
         "[template.adders]\ncommand = {python:?}\nargs = [\"worker.py\"]\ncwd = {cwd:?}\nenv = {{ PYTHONPATH = {sdk:?} }}\n\n[pool.{POOL}]\ntemplate = \"adders\"\nmode = \"independent\"\nsize = 2\n[pool.{POOL}.policy]\nheartbeat_timeout = \"60s\"\n",
         python = python().display().to_string(),

@@ -171,13 +171,7 @@ pub(crate) async fn found_again(world: &World) -> anyhow::Result<Seen> {
 
 /// Ten minutes of work, scaled down, through three killed BEAMs, a killed agent and a killed worker.
 pub(crate) async fn long(world: &World) -> anyhow::Result<Seen> {
-    let mut site = Site::start().await;
-    let ran = site
-        .cluster
-        .tether()
-        .run(&["node", "cordon", "node-1"])
-        .await;
-    ensure!(ran.code == Some(0), "{}", ran.err);
+    let mut site = Site::with_second_alone().await;
     let setting = setting(world, site.cluster.gateway(), 2)?;
     let spec = |seconds: f64| {
         format!(r#"{{"steps":{STEPS},"seconds":{seconds},"save_every":{SAVE_EVERY}}}"#)

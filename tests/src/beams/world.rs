@@ -1,6 +1,6 @@
 //! What all rows need, and what they tell.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use crate::lab::Lab;
 
@@ -26,6 +26,14 @@ impl World {
     /// How often a row is played, which is played so often where nobody says.
     pub(crate) fn repeat(&self, usual: usize) -> usize {
         self.repeat.unwrap_or(usual).min(usual).max(1)
+    }
+
+    /// How long something may take that takes this long on a machine which does nothing else.
+    pub(crate) fn leeway(&self, usual: Duration) -> Duration {
+        match self.busy {
+            true => usual * 4,
+            false => usual,
+        }
     }
 
     /// Tells every now and then how far a row is.

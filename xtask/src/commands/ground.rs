@@ -1,7 +1,5 @@
 //! `cargo xtask ground NAME`: Tether deployed to a machine that is booted for it, into target/ground/NAME.json.
 
-use std::fs;
-
 use super::{Task, compose, matrix, test};
 use crate::{debian, report::Report, workspace::Workspace};
 
@@ -64,14 +62,9 @@ pub(super) fn systemd(
     report: &mut Report,
     flags: &[String],
 ) -> Result<(), String> {
-    let folder = workspace.target().join("ground");
-    fs::create_dir_all(&folder)
-        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
     let mut program = workspace.program(workspace.target().join("debug/ground"));
     program.arg("systemd");
-    matrix::with_evidence(&mut program, &folder.join("systemd.json"), flags)?;
-    report.suite("systemd", program);
-    Ok(())
+    matrix::suite(workspace, report, program, ("ground", "systemd"), flags)
 }
 
 /// Has workers run by the supervisors of such a machine.
@@ -80,11 +73,6 @@ pub(super) fn launchers(
     report: &mut Report,
     flags: &[String],
 ) -> Result<(), String> {
-    let folder = workspace.target().join("ground");
-    fs::create_dir_all(&folder)
-        .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
-    let mut program = workspace.program(workspace.target().join("debug/launchers"));
-    matrix::with_evidence(&mut program, &folder.join("launchers.json"), flags)?;
-    report.suite("launchers", program);
-    Ok(())
+    let program = workspace.program(workspace.target().join("debug/launchers"));
+    matrix::suite(workspace, report, program, ("ground", "launchers"), flags)
 }

@@ -145,10 +145,32 @@ fn run(
     suite: &str,
     flags: &[String],
 ) -> Result<(), String> {
-    let folder = workspace.target().join(name);
+    let program = workspace.program(workspace.target().join(profile).join(name));
+    suite_of(workspace, report, program, (suite, name, name), flags)
+}
+
+/// Runs a program of the tests, as a suite of its own name, that writes its evidence to `target/FOLDER/NAME.json`, unless
+/// told otherwise.
+pub(super) fn suite(
+    workspace: &Workspace,
+    report: &mut Report,
+    program: Command,
+    (folder, name): (&str, &str),
+    flags: &[String],
+) -> Result<(), String> {
+    suite_of(workspace, report, program, (name, folder, name), flags)
+}
+
+fn suite_of(
+    workspace: &Workspace,
+    report: &mut Report,
+    mut program: Command,
+    (suite, folder, name): (&str, &str, &str),
+    flags: &[String],
+) -> Result<(), String> {
+    let folder = workspace.target().join(folder);
     fs::create_dir_all(&folder)
         .map_err(|error| format!("cannot make `{}`: {error}", folder.display()))?;
-    let mut program = workspace.program(workspace.target().join(profile).join(name));
     with_evidence(&mut program, &folder.join(format!("{name}.json")), flags)?;
     report.suite(suite, program);
     Ok(())
