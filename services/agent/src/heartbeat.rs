@@ -104,6 +104,9 @@ struct Running {
     exits: Vec<OwnerExit>,
     exits_told: Option<u64>,
     joined: watch::Sender<bool>,
+    /// The launchers that it says it has. Looked for while a stream is open: a supervisor that hangs is not to hold up
+    /// the next one, and the lease with it.
+    offered: Vec<String>,
 }
 
 impl Node {
@@ -162,16 +165,16 @@ impl Node {
             exits: Vec::new(),
             exits_told: None,
             joined,
+            offered: Vec::new(),
         };
         running.adopt(exits)?;
         tokio::spawn(permission::tell(running.permissions.subscribe()));
 
         let mut search = Search::new(arbiters, running.beats.interval());
+        running.offered = running.hands.launchers().await;
         while !stop.is_cancelled() {
             let patience = search.patience(&running.beats, running.clock.now());
-            let launchers = running.hands.launchers().await;
-            let opened = running.open(launchers.clone(), &at, search.current());
-            let opened = timeout(patience, opened);
+            let opened = timeout(patience, running.open(&at, search.current()));
             let end = match stop.run_until_cancelled(opened).await {
                 None => break,
                 Some(Err(_)) => End::Silent,
@@ -182,7 +185,7 @@ impl Node {
                     running.beats.on_stream();
                     running.epoch.on_stream();
                     let end = running
-                        .speak(&launchers, outbox, inbox, &mut reported, &mut exited, &stop)
+                        .speak(outbox, inbox, &mut reported, &mut exited, &stop)
                         .await;
                     search.on_stream_over(running.beats.interval());
                     end
@@ -217,7 +220,6 @@ impl Running {
     /// would wait for each other.
     async fn open(
         &self,
-        launchers: Vec<String>,
         (address, fates): &(Address, Option<Address>),
         arbiter: &Address,
     ) -> Result<(mpsc::Sender<HeartbeatRequest>, Streaming<HeartbeatResponse>), tonic::Status> {
@@ -226,7 +228,7 @@ impl Running {
             node: self.place.node.to_string(),
             address: address.to_string(),
             fates: fates.as_ref().map(Address::to_string).unwrap_or_default(),
-            launchers,
+            launchers: self.offered.clone(),
             boot_id: self.place.view.boot_id.clone(),
             pid_namespace: self.place.view.pid_namespace,
             instance: self.place.instance.clone(),
@@ -305,7 +307,6 @@ impl Running {
     /// Beats and obeys until the stream ends.
     async fn speak(
         &mut self,
-        offered: &[String],
         outbox: mpsc::Sender<HeartbeatRequest>,
         mut inbox: Streaming<HeartbeatResponse>,
         reported: &mut UnboundedReceiver<WorkerReport>,
@@ -355,7 +356,9 @@ impl Running {
                 Some(exit) = exited.recv() => self.on_exit(exit),
                 // What is not there any more says so when it is wanted.
                 there = &mut again => {
-                    if there.iter().any(|launcher| !offered.contains(launcher)) {
+                    let is_new = |launcher| !self.offered.contains(launcher);
+                    if there.iter().any(is_new) {
+                        self.offered = there;
                         return End::Anew;
                     }
                     again = self.launchers_again();
