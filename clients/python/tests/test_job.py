@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import struct
 import sys
 import threading
 import time
@@ -34,7 +35,8 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
     def __init__(self):
         self.asked, self.away, self.fence, self.saved = [], 0, 40, b""
         self.gone, self.refuses = grpc.StatusCode.UNAVAILABLE, {}
-        self.watchers, self.ended = None, threading.Event()
+        self.watchers, self.ended, self.hang = None, threading.Event(), threading.Event()
+        self.hang.set()
 
     def service(self, details):
         method = details.method.rpartition("/")[2]
@@ -52,6 +54,8 @@ class Arbiter(grpc.GenericRpcHandler if grpc else object):
 
     def answer(self, method, ask, context):
         self.asked.append(method)
+        if method == "ReportJob" and 5 not in wire.last(ask):
+            self.hang.wait(20)
         if self.away:
             self.away -= 1
             context.abort(self.gone, "nobody there")
@@ -106,10 +110,42 @@ class Jobs(unittest.TestCase):
         work = self.attach()
         self.arbiter.fence = 41
 
-        for tell in (lambda: work.checkpoint("s3://a"), lambda: work.progress(0.5), lambda: work.done(b"x")):
+        def say_how_far():
+            work.progress(0.5)
+            # It waits for nobody, and the refusal comes soon.
+            work.wait(10)
+
+        for tell in (lambda: work.checkpoint("s3://a"), say_how_far, lambda: work.done(b"x")):
             with self.assertRaises(job.Fenced) as fenced:
                 tell()
             self.assertEqual((fenced.exception.holder, fenced.exception.fence), ("digits/1.9", 41))
+
+    def test_a_job_does_not_wait_for_those_who_hear_how_far_it_is(self):
+        work = self.attach()
+        self.addCleanup(self.arbiter.hang.set)
+        self.arbiter.hang.clear()
+        began = time.monotonic()
+        for step in range(1000):
+            work.progress(step / 1000)
+        self.assertLess(time.monotonic() - began, job.PROGRESS / 2)
+        self.was_asked(2)
+        self.arbiter.hang.set()
+        work.close()
+
+        self.assertEqual(self.arbiter.asked.count("ReportJob"), 2, "the first and the newest")
+        self.assertEqual(struct.unpack("<d", self.arbiter.report[3]), (0.999,))
+
+    def test_what_comes_late_does_not_fence_off_a_job_that_has_ended(self):
+        work = self.attach()
+        self.addCleanup(self.arbiter.hang.set)
+        self.arbiter.hang.clear()
+        work.progress(0.5)
+        self.was_asked(2)
+        work.done(b"result")
+        self.arbiter.fence = 41
+        self.arbiter.hang.set()
+        work.close()
+        work.check()
 
     def test_another_workers_job_is_not_attached_to(self):
         with unittest.mock.patch.dict(os.environ, TETHER_WORKER="digits/0.6"):
@@ -126,8 +162,10 @@ class Jobs(unittest.TestCase):
 
             self.assertEqual(self.arbiter.asked.count("ReportJob"), 4)
             self.assertEqual((self.arbiter.report[5], self.arbiter.report[6]), (b"\x00result", 40))
-        self.arbiter.away = 1
-        self.assertFalse(work.progress(0.5), "and progress is not")
+        self.arbiter.away, self.arbiter.asked = 1, []
+        work.progress(0.5)
+        work.close()
+        self.assertEqual(self.arbiter.asked, ["ReportJob"], "and progress is not")
 
     def test_what_nobody_hears_ends_with_its_job(self):
         for why in (job.Cancelled("by somebody"), job.Stopping("the worker ends")):

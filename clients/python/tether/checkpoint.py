@@ -55,6 +55,6 @@ def step() -> int:
     return current().step
 
 
-def progress(fraction: float, message: str = "") -> bool:
+def progress(fraction: float, message: str = "") -> None:
     """Tells how far the job is, from 0 to 1."""
-    return current().progress(fraction, message)
+    current().progress(fraction, message)

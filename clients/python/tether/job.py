@@ -52,6 +52,9 @@ URI_MAX, RESULT_MAX = 2048, 65536
 
 ERROR_MAX = 4096
 
+# How long it is tried to say how far a job is, in seconds.
+PROGRESS = 5
+
 RUNNING, DONE, LOST, ORPHANED = 1, 2, 3, 4
 
 # Of calls that may be made again.
@@ -137,6 +140,10 @@ class Job:
         self.key, self.pool, self.worker, self._patience = key, pool, worker, patience
         self._ended: Optional[Callable[[], Exception]] = None
         self._news = threading.Event()
+        # How far it is: whether that is being told, what is to be told after it, and whether its end was.
+        self._telling = threading.Condition()
+        self._tells, self._concluded = False, False
+        self._untold: Optional[bytes] = None
         self._channel: Any = connect(gateway)
         ask = wire.field(1, pool) + wire.field(2, key)
         job = wire.last(wire.last(self._persist("GetJob", ask)).get(1, b""))
@@ -210,16 +217,15 @@ class Job:
 
         return self._until(load)
 
-    def progress(self, part: float, message: str = "") -> bool:
-        """Tells how far it is, from 0 to 1. False where nobody heard it, which matters to nobody either."""
+    def progress(self, part: float, message: str = "") -> None:
+        """Tells how far it is, from 0 to 1, and waits for nobody. While one is under way only the newest is kept to be
+        told after it; one that nobody hears is lost. Where the answer is that this job is another's, `check` raises
+        from then on."""
         self.check()
-        try:
-            self._call("ReportJob", self._report(part, message), 5)
-        except Fenced:
-            raise
-        except Failed:
-            return False
-        return True
+        with self._telling:
+            self._untold = self._report(part, message)
+            if not self._tells:
+                self._tell()
 
     def checkpoint(
         self, uri: str, seq: Optional[int] = None, sha256: bytes = b"", size: int = 0
@@ -238,19 +244,22 @@ class Job:
         """Gives the result, which is kept until the owner acknowledges it."""
         if len(result) > RESULT_MAX:
             raise ValueError(f"a result has at most {RESULT_MAX} bytes: keep it elsewhere and give its address")
-        self._persist("ReportJob", self._report(1.0, message) + wire.present(5, result))
+        self._conclude(self._report(1.0, message) + wire.present(5, result))
 
     def failed(self, why: str) -> None:
         """Says that it cannot be done, and that no other attempt would: why is kept as a result is."""
         cut = why.encode()[:ERROR_MAX].decode(errors="ignore")
-        self._persist("ReportJob", self._report(0.0, "") + wire.present(7, cut.encode()), to_the_end=True)
+        self._conclude(self._report(0.0, "") + wire.present(7, cut.encode()), to_the_end=True)
 
     def cancelled(self) -> None:
         """Says that it has stopped, as it was asked to."""
-        self._persist("ReportJob", self._report(0.0, "") + wire.field(8, 1), to_the_end=True)
+        self._conclude(self._report(0.0, "") + wire.field(8, 1), to_the_end=True)
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Lets go of the connection, once it was told how far it is."""
+        with self._telling:
+            self._telling.wait_for(lambda: not self._tells, PROGRESS)
+            self._untold = None
         self._channel.close()
 
     def __enter__(self) -> Job:
@@ -265,6 +274,31 @@ class Job:
         worker = wire.field(1, pool) + wire.field(2, int(slot)) + wire.field(3, int(incarnation or 0))
         told = [(1, worker), (2, self.key), (3, float(part)), (4, message), (6, self.fence)]
         return b"".join(wire.field(*it) for it in told)
+
+    def _tell(self) -> None:
+        """Tells what is to be told; with the lock."""
+        told, self._untold = self._untold, None
+        self._tells = told is not None
+        if told is None:
+            self._telling.notify_all()
+            return
+        call = self._channel.unary_unary(SERVICE + "ReportJob").future(told, timeout=PROGRESS)
+        call.add_done_callback(self._on_told)
+
+    def _on_told(self, call: Any) -> None:
+        failed = None if call.code() is grpc.StatusCode.OK else _failed(call)
+        with self._telling:
+            # Behind the end a job is nobody's.
+            if isinstance(failed, Fenced) and not self._concluded:
+                fenced = failed
+                self.end(lambda: fenced)
+            self._tell()
+
+    def _conclude(self, report: bytes, to_the_end: bool = False) -> None:
+        """Tells how it ended, behind which nobody asks how far it is."""
+        with self._telling:
+            self._untold, self._concluded = None, True
+        self._persist("ReportJob", report, to_the_end)
 
     def _persist(self, method: str, ask: bytes, to_the_end: bool = False) -> bytes:
         call = self._channel.unary_unary(SERVICE + method)
@@ -288,13 +322,6 @@ class Job:
             before, pause = pause, min(pause * 2, 2)
             if before < pause == 2:
                 log.warning("job %s: no answer yet: %s", self.key, failed)
-
-    def _call(self, method: str, ask: bytes, timeout: float) -> bytes:
-        call = self._channel.unary_unary(SERVICE + method)
-        try:
-            return call(ask, timeout=timeout)
-        except grpc.RpcError as error:
-            raise _failed(error) from None
 
 
 def _parts(first: bytes, source: _bytes.Source) -> Iterator[bytes]:
