@@ -28,7 +28,7 @@ const SOURCES: &[&str] = &[
 pub(crate) struct Program {
     /// As it is called.
     pub(crate) name: &'static str,
-    /// What has it tell its version.
+    /// What has it tell its version, in words.
     version: &'static str,
     /// Where its package puts it.
     path: &'static str,
@@ -129,6 +129,17 @@ pub(crate) const ALL: &[Program] = &[
         ],
     },
 ];
+
+/// What renders overlays of Kubernetes.
+pub(crate) const KUBECTL: Program = Program {
+    name: "kubectl",
+    version: "version --client",
+    path: "usr/bin/kubectl",
+    // One that knows components, and says which kustomize it has; bookworm's does neither.
+    says: Some("Kustomize Version: "),
+    release: Some("trixie"),
+    packages: &["kubernetes-client"],
+};
 
 /// Supervisors that tests put agents and workers under.
 pub(crate) const SUPERVISORS: &[Program] = &[
@@ -314,7 +325,7 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
     } = wanted;
     let there = || {
         let mut program = workspace.program(*name);
-        program.arg(version).stderr(Stdio::null());
+        program.args(version.split(' ')).stderr(Stdio::null());
         let output = program.output();
         output.is_ok_and(|output| {
             let said = String::from_utf8_lossy(&output.stdout);
@@ -493,6 +504,7 @@ mod tests {
     fn every_program_has_a_name_of_its_own_and_a_package() {
         let all = || {
             ALL.iter()
+                .chain([&KUBECTL])
                 .chain(SUPERVISORS)
                 .chain(GROUNDS)
                 .chain(DOCKER)

@@ -115,5 +115,6 @@ def lease(cluster):
                 continue
             said = cluster.settings_read(workload, container).get("lease", {})
             given = workload.pod.get("terminationGracePeriodSeconds", 30)
-            if seconds(said.get("node_ttl", NODE_TTL)) >= given:
-                yield f"{workload}: lease.node_ttl ({said['node_ttl']}) is not shorter than its {given}s to end"
+            ttl = said.get("node_ttl", NODE_TTL)
+            if seconds(ttl) >= given:
+                yield f"{workload}: lease.node_ttl ({ttl}) is not shorter than its {given}s to end"

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import unittest
 
-from lint import kubernetes
+from lint import kubernetes, nomad
 
 from .test_programs import DEADLINE, Serving, until
 
@@ -42,6 +42,16 @@ class Reading(unittest.TestCase):
     def test_commands_are_found(self):
         self.assertIn("tether ps digits", commands(GUIDES[0]))
         self.assertIn("tether nodes", commands(GUIDES[1]))
+
+    def test_each_job_of_nomad_is_given_the_variables_that_it_has(self):
+        trees, _ = nomad.read(nomad.files())
+        lines = re.findall(r"^nomad job run (.*?) ?(\S+\.hcl)$", (ROOT / GUIDES[1]).read_text(), re.MULTILINE)
+
+        self.assertEqual(len(lines), 4)
+        for given, name in lines:
+            with self.subTest(job=name):
+                declared = sorted(variable.name for variable in trees[name].of("variable"))
+                self.assertEqual(sorted(re.findall(r"-var (\w+)=\S", given)), declared)
 
 
 if __name__ == "__main__":

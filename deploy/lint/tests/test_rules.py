@@ -2,7 +2,10 @@
 
 import copy
 import re
+import shutil
+import tempfile
 import unittest
+from pathlib import Path
 
 from lint import checks, kubernetes, render, rules
 from lint.cluster import Cluster, quantity, seconds, selects
@@ -114,6 +117,7 @@ FAULTS = [
     ("grace", "has 30s", lambda p: p.pod(*WORKERS).pop("terminationGracePeriodSeconds")),
     ("drain", "leave within 120s", lambda p: p.file("digits.toml", "surge = 2", "surge = 1") or p.variable(p.agent(), "DRAIN_SECONDS").update(value="100")),
     ("lease", "lease.node_ttl (300s)", lambda p: p.file("tether.toml", 'node_ttl = "20s"', 'node_ttl = "300s"')),
+    ("lease", "lease.node_ttl (20s) is not shorter than its 20s", lambda p: p.file("tether.toml", 'node_ttl = "20s"\n', "") or p.pod(*WORKERS).update(terminationGracePeriodSeconds=20)),
     ("sidecar", "nothing else of its pod ever starts", lambda p: p.beam()["initContainers"][0].pop("restartPolicy")),
     ("sidecar", "must be an initContainer", lambda p: p.beam()["containers"].append({**p.beam()["initContainers"].pop(), "restartPolicy": None})),
     ("sidecar", "has 2 agents", lambda p: p.pod(*WORKERS)["containers"].append(p.beam()["initContainers"][0])),
@@ -184,6 +188,38 @@ class Rules(unittest.TestCase):
 
     def test_every_rule_has_a_fault_planted(self):
         self.assertEqual({name for name, _ in rules.ALL}, {rule for rule, _, _ in FAULTS})
+
+
+# The overlay, the rule, a part of what it says, the file below deploy/kubernetes, and what is written there instead.
+OVERLAY_FAULTS = [
+    ("single", "budgets", "no PodDisruptionBudget", "overlays/single/kustomization.yaml", "{name: beam, count: 1}", "{name: beam, count: 2}"),
+    ("production", "spread", "not its own", "overlays/production/kustomization.yaml", "component: etcd}", "component: etdc}"),
+    ("production", "network ports", "no NetworkPolicy lets anybody to its port 7443", "components/tls/kustomization.yaml", "ports: [{port: grpcs}]", "ports: [{port: grpc}]"),
+    ("production", "tokens", "has a role and no token", "components/endpointslices/kustomization.yaml", "value: true}", "value: false}"),
+]
+
+
+@unittest.skipUnless(render.has_kubectl(), "there is no kubectl, and overlays are not rendered")
+class Overlays(unittest.TestCase):
+    def test_none_breaks_a_rule(self):
+        for folder in kubernetes.folders()[1:]:
+            with self.subTest(overlay=folder.name):
+                self.assertEqual(rules.broken(Cluster(render.with_kubectl(folder))), [])
+
+    def test_each_fault_planted_in_their_files_is_found(self):
+        for overlay, rule, said, file, old, new in OVERLAY_FAULTS:
+            with self.subTest(overlay=overlay, rule=rule), tempfile.TemporaryDirectory() as folder:
+                copied = Path(shutil.copytree(kubernetes.HERE, Path(folder) / "kubernetes"))
+                text = (copied / file).read_text()
+                self.assertEqual(text.count(old), 1, f"{file}: {old}")
+                (copied / file).write_text(text.replace(old, new))
+
+                found = rules.broken(Cluster(render.with_kubectl(copied / "overlays" / overlay)))
+
+                self.assertTrue(any(one.startswith(f"{rule}: ") and said in one for one in found), found)
+
+    def test_a_fault_is_planted_in_each(self):
+        self.assertEqual({folder.name for folder in kubernetes.folders()[1:]}, {overlay for overlay, *_ in OVERLAY_FAULTS})
 
 
 class Schemas(unittest.TestCase):

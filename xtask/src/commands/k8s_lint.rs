@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{Task, no_arguments, test};
-use crate::{report::Report, run::run, workspace::Workspace};
+use crate::{debian, report::Report, run::run, workspace::Workspace};
 
 pub(super) const TASK: Task = Task {
     name: "k8s-lint",
@@ -14,6 +14,7 @@ pub(super) const TASK: Task = Task {
         let mut report = Report::default();
         if report.prepare(ENVIRONMENT, environment(workspace)) {
             test::provide_programs(workspace, &mut report);
+            provide_kubectl(workspace, &mut report);
             report.prepare(
                 "build",
                 workspace.cargo("build --locked -p tether -p tether-agent --bins"),
@@ -35,9 +36,17 @@ pub(super) fn take_step(workspace: &Workspace, report: &mut Report) {
     println!("\n== {ENVIRONMENT}");
     let made = run(environment(workspace));
     if made.ok {
+        provide_kubectl(workspace, report);
         report.step(NAME, lint(workspace));
     } else {
         report.skip(NAME, &made.last_line);
+    }
+}
+
+/// Fetches what renders overlays. Where it cannot be had the base alone is looked at, and the sum says so.
+fn provide_kubectl(workspace: &Workspace, report: &mut Report) {
+    if let Err(why) = debian::provide(workspace, &debian::KUBECTL) {
+        report.skip("overlays of Kubernetes", &why);
     }
 }
 

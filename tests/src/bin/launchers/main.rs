@@ -3,6 +3,7 @@
 #[path = "../../beams/application.rs"]
 mod application;
 mod beam;
+mod guide;
 mod machine;
 
 use std::{path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
@@ -101,9 +102,14 @@ const ALL: &[Row] = &[
         play: |machine| Box::pin(killed_shim(machine)),
     },
     Row {
-        name: "systemctl stop of the unit",
+        name: "systemctl stop of the unit, as the guide has it",
         expected: "an order of an operator, another incarnation",
         play: |machine| Box::pin(stopped_unit(machine)),
+    },
+    Row {
+        name: "systemctl restart of Tether, as the guide has it",
+        expected: "the same worker, adopted",
+        play: |machine| Box::pin(restarted(machine)),
     },
     Row {
         name: "restart of Tether, whose own unit is killed whole",
@@ -272,8 +278,13 @@ async fn gone(machine: &Machine, pid: &Value) -> anyhow::Result<()> {
 
 async fn stopped_unit(machine: &Machine) -> anyhow::Result<String> {
     let before = ready(machine, "unit/0", "").await?;
-    let unit = unit_of(machine, &before).await?;
-    machine.sh(&format!("systemctl stop {unit}")).await?;
+    let (unit, worker) = (
+        unit_of(machine, &before).await?,
+        text(&before, "worker").replacen('/', ".", 1),
+    );
+    let name = guide::unit(&worker);
+    ensure!(guide::is_called(&unit, &name), "{unit} is not {name}");
+    machine.sh(&guide::stop(&worker)).await?;
     let after = ready(machine, "unit/0", text(&before, "worker")).await?;
     let why = death(&after);
     ensure!(why.contains("ORDERED_BY_OPERATOR"), "{why}");
@@ -282,9 +293,25 @@ async fn stopped_unit(machine: &Machine) -> anyhow::Result<String> {
 
 async fn adopted(machine: &Machine, worker: &str) -> anyhow::Result<String> {
     let before = ready(machine, worker, "").await?;
-    let pool = worker.split('/').next().unwrap_or_default();
     machine.sh("systemctl kill -s KILL tether").await?;
     machine.start_tether().await?;
+    still(machine, worker, &before).await
+}
+
+async fn restarted(machine: &Machine) -> anyhow::Result<String> {
+    let before = ready(machine, "unit/0", "").await?;
+    let main = machine.show("tether", "MainPID").await?;
+    machine.sh(&guide::restart()).await?;
+    ensure!(
+        machine.show("tether", "MainPID").await? != main,
+        "it did not"
+    );
+    still(machine, "unit/0", &before).await
+}
+
+/// Sees that a worker is the one that it was, and serves.
+async fn still(machine: &Machine, worker: &str, before: &Value) -> anyhow::Result<String> {
+    let pool = worker.split('/').next().unwrap_or_default();
     let after = ready(machine, worker, "").await?;
     let same = |key: &str| before[key] == after[key];
     ensure!(same("worker") && same("pid"), "{before} became {after}");
