@@ -176,6 +176,26 @@ pub fn program_of_package(name: &str) -> Result<PathBuf, Refused> {
     Ok(if packaged.is_file() { packaged } else { found })
 }
 
+/// Packages that `cargo xtask` has fetched, to be installed in a machine.
+///
+/// # Errors
+/// When there are none.
+pub fn packages(name: &str) -> Result<PathBuf, Refused> {
+    let own = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools")).join(name);
+    // Beside tools of another checkout, where those are used.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let beside = std::env::split_paths(&path).filter_map(|bin| Some(bin.parent()?.join(name)));
+    let found = std::iter::once(own)
+        .chain(beside)
+        .find(|path| path.is_dir());
+    let found = found.and_then(|path| path.canonicalize().ok());
+    found.ok_or_else(|| {
+        Refused(format!(
+            "no packages of {name}; `cargo xtask ground` fetches them"
+        ))
+    })
+}
+
 /// A tool that `cargo xtask` has fetched, or the machine's own.
 fn tool(name: &str) -> Result<PathBuf, Refused> {
     let fetched = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/bin")).join(name);

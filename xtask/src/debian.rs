@@ -40,6 +40,14 @@ pub(crate) struct Program {
     packages: &'static [&'static str],
 }
 
+/// Packages as files, which are installed elsewhere.
+pub(crate) struct Packages {
+    /// The folder in target/tools that they are in.
+    pub(crate) name: &'static str,
+    release: &'static str,
+    packages: &'static [&'static str],
+}
+
 /// Every program that the tests want.
 pub(crate) const ALL: &[Program] = &[
     // The store wants at least 3.5.16, which is what this release has; bookworm has 3.4.
@@ -272,6 +280,21 @@ pub(crate) const DOCKER: &[Program] = &[
     },
 ];
 
+/// What is installed in machines that tests boot, of their release: supervisors, with what a small Debian lacks for them.
+pub(crate) const IN_MACHINES: Packages = Packages {
+    name: "supervisors",
+    release: "bookworm",
+    packages: &[
+        "supervisor",
+        "python3-pkg-resources",
+        "lsb-base",
+        "runit",
+        "runit-run",
+        "runit-helper",
+        "sysuser-helper",
+    ],
+};
+
 /// Proxies that a bench stands beside ours; no test wants them.
 pub(crate) const PROXIES: &[Program] = &[
     Program {
@@ -359,8 +382,44 @@ pub(crate) fn provide(workspace: &Workspace, wanted: &Program) -> Result<(), Str
     }
 }
 
+/// Makes sure that the packages are in their folder.
+pub(crate) fn collect(workspace: &Workspace, wanted: &Packages) -> Result<(), String> {
+    let Packages {
+        name,
+        release,
+        packages,
+    } = wanted;
+    let folder = workspace.root().join("target/tools").join(name);
+    if folder.exists() {
+        return Ok(());
+    }
+    println!("fetching {}", packages.join(" "));
+    // Whole, or not there.
+    let new = folder.with_extension("new");
+    download(workspace, &new, Some(release), packages)?;
+    fs::rename(&new, &folder).map_err(|error| format!("cannot make a folder for it: {error}"))
+}
+
 /// Unpacks the packages into `folder`.
 fn fetch(
+    workspace: &Workspace,
+    folder: &Path,
+    release: Option<&str>,
+    packages: &[&str],
+) -> Result<(), String> {
+    download(workspace, folder, release, packages)?;
+    let unpack = "for package in ./*.deb; do dpkg-deb --extract \"$package\" . || exit 1; done";
+    let mut unpacked = workspace.program("sh");
+    unpacked.args(["-ec", unpack]).current_dir(folder);
+    if unpacked.status().is_ok_and(|status| status.success()) {
+        Ok(())
+    } else {
+        Err("dpkg-deb cannot unpack it".to_owned())
+    }
+}
+
+/// Puts the packages into `folder`, and nothing else.
+fn download(
     workspace: &Workspace,
     folder: &Path,
     release: Option<&str>,
@@ -398,13 +457,8 @@ fn fetch(
     if !(first || update() && download()) {
         return Err("apt-get cannot download it".to_owned());
     }
-    let unpack = "for package in ./*.deb; do dpkg-deb --extract \"$package\" . || exit 1; done";
-    if run(within("sh", &["-ec", unpack])) {
-        let _ = fs::remove_dir_all(folder.join("apt"));
-        Ok(())
-    } else {
-        Err("dpkg-deb cannot unpack it".to_owned())
-    }
+    let _ = fs::remove_dir_all(folder.join("apt"));
+    Ok(())
 }
 
 /// The archive and the release that this machine gets Debian's packages from.

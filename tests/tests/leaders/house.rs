@@ -129,6 +129,14 @@ impl House {
         format!("listen.arbiter=[\"{}\"]", self.arbiter_address(number))
     }
 
+    /// Writes a configuration with that, for one that is started by it alone.
+    pub(crate) fn configure_arbiter(&self, number: usize, name: &str) {
+        let text = std::fs::read_to_string(self.path("tether.toml")).unwrap();
+        let listen = self.listen_of_arbiter(number);
+        let own = listen.replacen("listen.", "[listen]\n", 1);
+        std::fs::write(self.path(name), text.replacen("[listen]", &own, 1)).unwrap();
+    }
+
     /// The process of a service that is no arbiter, to be ended by whoever takes it.
     pub(crate) fn take(&mut self, name: &str) -> Child {
         let at = self.others.iter().position(|(service, _)| *service == name);

@@ -43,6 +43,9 @@ pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
             println!("{why}");
         }
     }
+    if let Err(why) = debian::collect(workspace, &debian::IN_MACHINES) {
+        println!("no {} for machines: {why}", debian::IN_MACHINES.name);
+    }
     report.prepare("ground", {
         let mut made = workspace.program("sh");
         made.args(["-c", "tools/ground.sh || true"]);

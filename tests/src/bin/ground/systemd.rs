@@ -6,6 +6,7 @@ mod kernel;
 mod machine;
 mod package;
 mod rows;
+mod supervisors;
 
 use tether_tests::{
     evidence::{Evidence, Report},
@@ -42,6 +43,19 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
                 Err(Refused(why)) => report.add(Evidence::failed("the package is made", why)),
             },
             Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
+        }
+    }
+    for (scene, all, boot) in supervisors::ALL {
+        if all.iter().any(|row| wanted(row.name)) {
+            report.scene(scene);
+            match Deployed::boot(boot).await {
+                // The second goes on where the first one ended.
+                Ok(deployed) => {
+                    let rows: Vec<_> = all.iter().collect();
+                    play_all(&rows, &deployed, false, report).await;
+                }
+                Err(Refused(why)) => report.skip(all.iter().map(|row| row.name), &why),
+            }
         }
     }
     let rows: Vec<_> = kernel::ALL.iter().filter(|row| wanted(row.name)).collect();

@@ -1,4 +1,4 @@
-//! What is put on a machine: what the page on systemd says, and pools to try it with.
+//! What is put on a machine: what its page says, and pools to try it with.
 
 use std::{
     fmt::Write as _,
@@ -7,7 +7,7 @@ use std::{
 };
 
 use tether_tests::{
-    ground::{Ground, program_of_package},
+    ground::{Ground, packages, program_of_package},
     program,
 };
 
@@ -34,7 +34,17 @@ ExecStart=/usr/bin/etcd --data-dir=/run/etcd/data --listen-client-urls=http://12
 RuntimeDirectory=etcd
 ";
 
-fn repository() -> PathBuf {
+/// Headings of the page on systemd below which there are commands, all of which are run.
+const FOLLOWED: [&str; 6] = [
+    "Install",
+    "Or as a package",
+    "One machine",
+    "Each service by itself",
+    "Started by the first caller",
+    "What outlives what",
+];
+
+pub(super) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -69,6 +79,9 @@ pub(super) fn put(ground: &mut Ground) {
     for name in PROGRAMS {
         ground.bind(&program(name), &format!("/src/target/release/{name}"));
     }
+    if let Ok(supervisors) = packages("supervisors") {
+        ground.bind(&supervisors, "/supervisors");
+    }
     if let Ok(etcd) = program_of_package("etcd") {
         ground.bind(&etcd, "/usr/bin/etcd");
         ground.write("etc/systemd/system/etcd.service", ETCD);
@@ -93,18 +106,87 @@ pub(super) fn put(ground: &mut Ground) {
     }
 }
 
-/// The commands below a heading of the page.
+/// A page of docs/how-to.
+pub(super) struct Page(String);
+
+impl Page {
+    pub(super) fn read(name: &str) -> Self {
+        let path = repository().join(format!("docs/how-to/{name}.md"));
+        Self(fs::read_to_string(path).expect("the page is there"))
+    }
+
+    /// Each heading of any level, with what stands below it up to the next one.
+    fn sections(&self) -> Vec<(&str, String)> {
+        let mut sections = vec![("", String::new())];
+        let mut is_code = false;
+        for line in self.0.lines() {
+            is_code ^= line.starts_with("```");
+            match line.trim_start_matches('#').strip_prefix(' ') {
+                Some(heading) if line.starts_with('#') && !is_code => {
+                    sections.push((heading, String::new()));
+                }
+                _ => {
+                    if let Some((_, text)) = sections.last_mut() {
+                        // Writing to a String cannot fail.
+                        let _ = writeln!(text, "{line}");
+                    }
+                }
+            }
+        }
+        sections
+    }
+
+    /// The blocks in this language below a heading.
+    pub(super) fn blocks(&self, heading: &str, language: &str) -> Vec<String> {
+        let begin = format!("```{language}\n");
+        let sections = self.sections();
+        let mut text = sections.iter().filter(|(name, _)| *name == heading);
+        let text = text.next().map_or("", |(_, text)| text);
+        let blocks = text.split(begin.as_str()).skip(1);
+        blocks
+            .filter_map(|rest| rest.split("```").next())
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// The commands below a heading of the page on systemd.
 pub(super) fn commands(heading: &str) -> String {
-    let path = repository().join("docs/how-to/systemd.md");
-    let page = fs::read_to_string(path).expect("the page is there");
-    let below = page.split(&format!("\n## {heading}\n")).nth(1);
-    let block = below.and_then(|below| below.split("```sh\n").nth(1));
-    let block = block.and_then(|block| block.split("```").next());
-    let block = block.unwrap_or_else(|| panic!("no commands below `{heading}`"));
-    block.to_owned()
+    assert!(FOLLOWED.contains(&heading), "`{heading}`");
+    let commands = Page::read("systemd").blocks(heading, "sh").concat();
+    assert!(!commands.is_empty(), "no commands below `{heading}`");
+    commands
 }
 
 /// The commands that install it, where the programs are not copied but shown.
 pub(super) fn install() -> String {
     format!("cd /src\n{}", commands("Install"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_commands_of_the_page_on_systemd_are_left_out() {
+        let page = Page::read("systemd");
+        let sections = page.sections();
+        let with = sections.iter().filter(|(_, text)| text.contains("```sh\n"));
+
+        let headings: Vec<_> = with.map(|(heading, _)| *heading).collect();
+
+        assert_eq!(headings, FOLLOWED);
+    }
+
+    #[test]
+    fn blocks_are_those_below_their_own_heading() {
+        let page = Page(
+            "# A\n```sh\na\n# b\n```\n```ini\nc\n```\n### D\n```sh\nd\n```\n```sh\ne\n```\n"
+                .to_owned(),
+        );
+
+        assert_eq!(page.blocks("A", "sh"), ["a\n# b\n"]);
+        assert_eq!(page.blocks("D", "sh"), ["d\n", "e\n"]);
+        assert_eq!(page.blocks("A", "toml"), [""; 0]);
+    }
 }

@@ -6,7 +6,13 @@ use anyhow::Context as _;
 use tether_tests::{ground::Refused, program};
 use tokio::process::Command;
 
-use super::{machine::Deployed, rows::Row};
+use super::{files, machine::Deployed, rows::Row};
+
+/// The heading of the page below which are the commands that make it, and install it.
+const HEADING: &str = "Or as a package";
+
+/// Where the page has it.
+const ITS_FOLDER: &str = "target/deb";
 
 /// In the order they are played.
 pub(super) const ALL: &[Row] = &[
@@ -37,11 +43,15 @@ pub(super) const ALL: &[Row] = &[
 /// # Errors
 /// Says what it lacks.
 pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/deb.sh");
     let tether = program("tether");
-    let made = Command::new(script)
-        .arg(tether.parent().unwrap_or(&tether))
-        .arg(folder)
+    let programs = tether.parent().unwrap_or(&tether);
+    let (makes, _) = commands();
+    let line = makes
+        .replace(ITS_FOLDER, &folder.display().to_string())
+        .replace("target/release", &programs.display().to_string());
+    let made = Command::new("sh")
+        .args(["-ec", &line])
+        .current_dir(files::repository())
         // It is unpacked once, near by.
         .env("DEB_COMPRESSION", "none")
         .stdin(Stdio::null())
@@ -50,14 +60,27 @@ pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
     match made {
         Ok(made) if made.status.success() => Ok(()),
         Ok(made) => Err(Refused(String::from_utf8_lossy(&made.stderr).into_owned())),
-        Err(error) => Err(Refused(format!("`tools/deb.sh`: {error}"))),
+        Err(error) => Err(Refused(format!("`{line}`: {error}"))),
     }
 }
 
+/// What makes the package on the machine that builds, and what installs it on that which has it in /packages.
+fn commands() -> (String, String) {
+    let commands = files::commands(HEADING);
+    let (makes, installs) = commands
+        .split_once('\n')
+        .expect("a command that makes it, and one that installs it");
+    (makes.to_owned(), installs.replace(ITS_FOLDER, "/packages"))
+}
+
+async fn install(deployed: &Deployed) -> anyhow::Result<()> {
+    let (_, installs) = commands();
+    deployed.sh(&format!("exec 2>&1\n{installs}")).await?;
+    Ok(())
+}
+
 async fn installs(deployed: &Deployed) -> anyhow::Result<String> {
-    deployed
-        .sh("dpkg --install /packages/tether_*.deb 2>&1")
-        .await?;
+    install(deployed).await?;
     let files = "ls /etc/tether/tether.toml /usr/share/man/man1/tether.1.gz /usr/share/man/man1/tether-pool-apply.1.gz \
                  /usr/share/bash-completion/completions/tether /run/tether -d && getent passwd tether";
     deployed.sh(files).await?;
@@ -88,9 +111,7 @@ async fn upgrades(deployed: &Deployed) -> anyhow::Result<String> {
     deployed
         .sh("echo '# mine' >> /etc/tether/tether.toml")
         .await?;
-    deployed
-        .sh("dpkg --install /packages/tether_*.deb 2>&1")
-        .await?;
+    install(deployed).await?;
     let after = deployed.main_process("tether.service").await?;
     anyhow::ensure!(after != before, "it did not restart");
     deployed
