@@ -21,7 +21,7 @@ def check(tether):
         ways = [(folder, render.with_kubectl, "by kubectl") for folder in folders()]
     else:
         ways = [(BASE, render.plainly, "read directly")]
-        print("skipped: overlays are not rendered, since there is no `kubectl`; the base was read directly")
+        print("skipped: overlays are not rendered, since there is no `kubectl` that does it; the base was read directly")
     if tether is None:
         print("skipped: settings are not checked, since `tether` is not built")
     for folder, make, how in ways:

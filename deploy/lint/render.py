@@ -1,5 +1,6 @@
 """Makes objects of a folder of kustomize: with `kubectl`, or, of a plain one, without."""
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,13 @@ import yaml
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@functools.cache
 def has_kubectl():
-    return shutil.which("kubectl") is not None
+    """Whether there is one that renders what overlays are made of, which it says since it knows that."""
+    if shutil.which("kubectl") is None:
+        return False
+    said = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True)
+    return "Kustomize Version: " in said.stdout
 
 
 def with_kubectl(folder):

@@ -146,7 +146,7 @@ pub(crate) const KUBECTL: Program = Program {
     // One that knows components, and says which kustomize it has; bookworm's does neither.
     says: Some("Kustomize Version: "),
     release: Some("trixie"),
-    packages: &["kubernetes-client"],
+    packages: &["kubectl"],
 };
 
 /// Supervisors that tests put agents and workers under.
@@ -509,6 +509,8 @@ fn own_lists(folder: &Path, source: &str) -> io::Result<Vec<String>> {
         ("Dir::Etc::SourceList", sources.display().to_string()),
         ("Dir::Etc::SourceParts", "/dev/null".to_owned()),
         ("Dir::State::Lists", lists.display().to_string()),
+        // Nor does it count what is installed, which may be of others and newer.
+        ("Dir::State::Status", "/dev/null".to_owned()),
         ("Dir::Cache", cache.display().to_string()),
         // Run by root, apt would download as a user who may not write here.
         ("APT::Sandbox::User", "root".to_owned()),

@@ -4,11 +4,10 @@ Those that need a cluster stand in blocks of another kind, and nobody runs them 
 """
 
 import re
-import shutil
 import subprocess
 import unittest
 
-from lint import kubernetes, nomad
+from lint import kubernetes, nomad, render
 
 from .test_programs import DEADLINE, Serving, until
 
@@ -30,7 +29,7 @@ class Guides(Serving):
         until("all nodes are up", lambda: (len(rows := self.world.rows("nodes")) == 3, rows))
         for guide in GUIDES:
             for command in commands(guide):
-                if command == OURSELVES or (command.startswith("kubectl ") and not shutil.which("kubectl")):
+                if command == OURSELVES or (command.startswith("kubectl ") and not render.has_kubectl()):
                     continue
                 with self.subTest(guide=guide, command=command):
                     ended = subprocess.run(command, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, timeout=DEADLINE)
