@@ -26,7 +26,7 @@ defmodule Tether do
   down: give each BEAM an `owner` of its own.
   """
 
-  alias Tether.{Config, Connection, Error, Events, Pool, Protocol, Request, Telemetry, Worker}
+  alias Tether.{Config, Connection, Error, Events, Pool, Protocol, Request, Telemetry, Watchers, Worker}
 
   @typedoc "A pool of this BEAM by its name, or any pool of a Tether's cluster."
   @type pool :: Pool.pool()
@@ -154,11 +154,11 @@ defmodule Tether do
   waits when the Tether ends is told `:noconnection`. Reasons are those of `Tether.Death`.
   """
   @spec monitor(Worker.t()) :: reference
-  defdelegate monitor(worker), to: Events
+  defdelegate monitor(worker), to: Watchers
 
   @doc "Ends a monitor. No message of it arrives any more."
   @spec demonitor(atom, reference) :: :ok
-  defdelegate demonitor(tether \\ __MODULE__, ref), to: Events
+  defdelegate demonitor(tether \\ __MODULE__, ref), to: Watchers
 
   @doc """
   Has the caller told of events, as `{:tether, name, %Tether.Event{}}`: of all, or of this type or these.

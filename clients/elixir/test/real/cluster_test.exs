@@ -49,6 +49,40 @@ defmodule Tether.ClusterTest do
     stop_pool(context)
   end
 
+  test "what happens between a crash of who follows the events and the next is told once, and who lives is no orphan",
+       context do
+    cluster = Cluster.start()
+    supervisor = start_tether(context, gateway: Cluster.gateway(cluster))
+    start_pool(context, mode: :independent, size: 2)
+    :ok = Pool.await_ready(context.pool)
+    {:ok, [%{pid: pid, worker: %{slot: slot} = dies}, _lives]} = Tether.list_workers(context.pool)
+    %{tether: tether} = context
+    :ok = Tether.subscribe(tether, [:worker_up, :worker_ready, :worker_down])
+    :telemetry.attach_to(self())
+    on_exit(fn -> :telemetry.detach(self()) end)
+
+    # Nobody follows the events until the supervisor goes on.
+    [{events, _value}] = Registry.lookup(Tether.Registry, {:events, tether})
+    :sys.suspend(supervisor)
+    Process.exit(events, :kill)
+    before = with_marker(context.marker)
+    kill(pid)
+    eventually("another one is there in its place", fn -> with_marker(context.marker) -- before != [] end)
+    :sys.resume(supervisor)
+
+    assert_receive {:tether, ^tether, %{type: :worker_down, worker: ^dies, reason: {:signal, :sigkill}}},
+                   30_000
+
+    assert_receive {:tether, ^tether, %{type: :worker_up, worker: %{slot: ^slot}}}, 30_000
+    assert_receive {:tether, ^tether, %{type: :worker_ready, worker: %{slot: ^slot}}}, 30_000
+    :ok = Pool.await_ready(context.pool)
+    refute_received {:tether, ^tether, _event}
+    assert_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+    refute_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+    refute_received {:telemetry, [:tether, :orphans, _what], _count, %{tether: ^tether}}
+    stop_pool(context)
+  end
+
   test "on loss of its lease the supervisor exits, after a warning at half of it", context do
     cluster = Cluster.start()
     Process.flag(:trap_exit, true)
