@@ -299,11 +299,8 @@ defmodule Tether.Events do
 
   defp found(%{orphans: orphans} = state, pool, workers) do
     case Orphans.listed(orphans, pool, workers) do
-      {:waiting, orphans} ->
-        %{state | orphans: orphans}
-
-      {:found, workers} ->
-        heard(%{state | orphans: nil}, {:orphans, workers})
+      {:waiting, orphans} -> %{state | orphans: orphans}
+      {:found, workers} -> heard(%{state | orphans: nil}, {:orphans, workers})
     end
   end
 

@@ -29,14 +29,16 @@ defmodule Tether.OddPortTest do
 
   defp start(context, opts \\ []) do
     opts =
-      [
-        name: context.tether,
-        port_program: context.program,
-        worker_lifecycle_mode: :coupled,
-        gateway: "gw:1",
-        owner: "odd"
-      ] ++
+      Keyword.merge(
+        [
+          name: context.tether,
+          port_program: context.program,
+          worker_lifecycle_mode: :coupled,
+          gateway: "gw:1",
+          owner: "odd"
+        ],
         opts
+      )
 
     {:ok, pid} = Tether.start_link(opts)
 
@@ -311,6 +313,24 @@ defmodule Tether.OddPortTest do
     assert_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
     refute_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
     refute_received {:telemetry, [:tether, :orphans, _what], _count, %{tether: ^tether}}
+  end
+
+  @tag scenario: "lists"
+  test "a Tether in the Port ends with who follows its events, and the next one tells so of who lived",
+       context do
+    start(context, gateway: nil)
+    %{tether: tether} = context
+    await_following(context)
+    worker = %Tether.Worker{tether: tether, pool: "ml", slot: 0, incarnation: 1}
+    ref = Tether.monitor(worker)
+    eventually("it lives", fn -> Tether.workers({tether, "ml"}) == [worker] end)
+    :ok = Tether.subscribe(tether, [:worker_down])
+    Process.exit(events(context), :kill)
+    assert_receive {:tether, ^tether, %{type: :worker_down, worker: ^worker, reason: :agent_lost}}, 10_000
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :agent_lost}, 10_000
+    await_following(context)
+    refute_received {:tether, ^tether, _event}
+    refute_received {:DOWN, ^ref, _type, _worker, _reason}
   end
 
   @tag scenario: "meanwhile"
