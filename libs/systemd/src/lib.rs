@@ -13,5 +13,5 @@ mod unit;
 pub use ending::Ending;
 pub use error::Error;
 pub use manager::{Bus, Systemd, Watch};
-pub use transient::{Bounds, Limits, Transient};
+pub use transient::{Bounds, Limits, Scope, Transient};
 pub use unit::{Active, Unit};

@@ -10,13 +10,14 @@ use zbus::{
     message,
 };
 
-use crate::{Error, Limits, Transient, Unit};
+use crate::{Error, Limits, Scope, Transient, Unit};
 
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const SCOPE: &str = "org.freedesktop.systemd1.Scope";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// A manager that takes longer to answer one call is not there.
@@ -151,8 +152,45 @@ impl Systemd {
     /// # Errors
     /// When there is one of that name, or systemd refuses.
     pub async fn start_transient(&self, name: &str, unit: &Transient) -> Result<(), Error> {
+        self.begin(name, unit.properties()).await
+    }
+
+    /// Makes a scope that is not there yet.
+    ///
+    /// # Errors
+    /// When there is one of that name, or systemd refuses.
+    pub async fn start_scope(&self, name: &str, scope: &Scope) -> Result<(), Error> {
+        match self.begin(name, scope.sparing()).await {
+            Err(Error::Refused { .. }) => self.begin(name, scope.properties()).await,
+            begun => begun,
+        }
+    }
+
+    /// The cgroup of a scope, as a path below where cgroups are mounted; none where it is not there.
+    ///
+    /// # Errors
+    /// When systemd does not say.
+    pub async fn cgroup_of_scope(&self, name: &str) -> Result<Option<String>, Error> {
+        let found = match self.manage("GetUnit", &(name,)).await {
+            Err(Error::NoUnit(_)) => return Ok(None),
+            found => found?,
+        };
+        let path: OwnedObjectPath = read(&found)?;
+        let property = (SCOPE, "ControlGroup");
+        let said = self.call(&path, PROPERTIES, "Get", &property).await?;
+        match &*read::<OwnedVariant>(&said)? {
+            Variant::Str(cgroup) if !cgroup.is_empty() => Ok(Some(cgroup.as_str().to_owned())),
+            _ => Ok(None),
+        }
+    }
+
+    async fn begin(
+        &self,
+        name: &str,
+        properties: Vec<(&'static str, Variant<'static>)>,
+    ) -> Result<(), Error> {
         let auxiliary: Vec<(String, Vec<(String, Variant<'_>)>)> = Vec::new();
-        let body = (name, "fail", unit.properties(), auxiliary);
+        let body = (name, "fail", properties, auxiliary);
         self.manage("StartTransientUnit", &body).await.map(drop)
     }
 
