@@ -132,7 +132,7 @@ mod tests {
         process::{Command, Stdio},
     };
 
-    use rustix::process::{Signal, getpid, kill_process};
+    use rustix::process::Signal;
     use tokio::time::timeout;
 
     use super::{
@@ -158,12 +158,13 @@ mod tests {
         BufReader::new(said).read_line(&mut String::new()).unwrap();
         let main = Watched::open(child.id()).unwrap().unwrap();
         main.remember(dir.path());
+        let keeper = Watched::open(std::process::id()).unwrap().unwrap();
         let errand = Errand::of_program(&socket);
         let program = Program::connect(&errand, dir.path(), Part::Keep);
 
         // Each answer alone is waited for longer than the service has.
         let ended = async {
-            kill_process(getpid(), Signal::TERM).unwrap();
+            keeper.signal(Signal::TERM);
             while !main.has_ended() {
                 watched::changed(Some(&main)).await;
             }
