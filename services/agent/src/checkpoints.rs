@@ -99,9 +99,11 @@ fn failure(error: Error) -> Failure {
     }
     let reason = match error {
         Error::Torn(_) => Reason::ConfigInvalid,
-        Error::Elsewhere { .. } | Error::Missing(_) | Error::Unusable(..) | Error::Store(_) => {
-            Reason::StoreFailed
-        }
+        Error::Elsewhere { .. }
+        | Error::Missing(_)
+        | Error::Unusable(..)
+        | Error::Bucket { .. }
+        | Error::Store(_) => Reason::StoreFailed,
     };
     Failure::new(reason, text)
 }
