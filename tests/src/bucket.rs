@@ -21,6 +21,15 @@ impl Bucket {
         }
     }
 
+    /// The same, with keys that are not valid there.
+    #[must_use]
+    pub fn with_wrong_keys(self) -> Self {
+        Self {
+            secret: "another".to_owned(),
+            ..self
+        }
+    }
+
     pub(crate) fn give(&self, agent: &mut Command) {
         let settings = [
             ("store", format!("s3://{BUCKET}/tether")),

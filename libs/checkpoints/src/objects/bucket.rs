@@ -64,7 +64,7 @@ impl Bucket {
         };
         let asks = client(builder.clone(), ClientConfigKey::Timeout, "8 seconds");
         let asks = asks.with_retry(ASKS).build()?;
-        // As long as anything moves: the whole of a checkpoint may take hours.
+        // As long as anything moves: the whole of a checkpoint may take hours. What stands still is asked for again.
         let carries = client(builder, ClientConfigKey::Timeout, "24 hours");
         let carries = client(carries, ClientConfigKey::ReadTimeout, "30 seconds");
         let carries = carries.with_retry(CARRIES).build()?;

@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 use bytes::Bytes;
 use object_store::{ObjectStore, buffered::BufWriter};
 use ring::digest::{Context, SHA256};
-use tokio::{io::AsyncWriteExt as _, runtime::Handle, sync::OwnedSemaphorePermit};
+use tokio::{io::AsyncWriteExt as _, sync::OwnedSemaphorePermit};
 
 use crate::{
     error::{Address, Error},
@@ -27,11 +27,10 @@ pub(super) fn piece(bytes: u64) -> usize {
     usize::try_from(piece).unwrap_or(usize::MAX)
 }
 
-/// Bytes on their way. Nothing can be seen of them before they are whole; what was written of them goes with this.
+/// Bytes on their way. Nothing can be seen of them before they are whole.
 pub struct Upload {
-    /// None once it has ended.
-    writer: Option<BufWriter>,
-    turn: Option<OwnedSemaphorePermit>,
+    writer: BufWriter,
+    _turn: Option<OwnedSemaphorePermit>,
     hash: Context,
     left: u64,
     sha256: Sha256,
@@ -56,8 +55,8 @@ impl Upload {
     ) -> Self {
         let writer = BufWriter::with_capacity(store, name.path(), piece(bytes));
         Self {
-            writer: Some(writer.with_max_concurrency(PIECES_AT_ONCE)),
-            turn,
+            writer: writer.with_max_concurrency(PIECES_AT_ONCE),
+            _turn: turn,
             hash: Context::new(&SHA256),
             left: bytes,
             sha256,
@@ -74,14 +73,11 @@ impl Upload {
         let left = self.left.checked_sub(many);
         self.left = left.ok_or(Error::Torn("there are more"))?;
         self.hash.update(&bytes);
-        let Some(writer) = &mut self.writer else {
-            return Err(Error::Torn("they have ended"));
-        };
-        let put = writer.put(bytes).await;
+        let put = self.writer.put(bytes).await;
         put.map_err(|error| self.address.tell(error))
     }
 
-    /// That was all: it is durable when this returns. Once this has begun it is done, whether anybody waits or not.
+    /// That was all: it is durable when this returns.
     ///
     /// # Errors
     /// When that is not what was announced, or as the store says.
@@ -95,46 +91,18 @@ impl Upload {
             self.abort().await;
             return Err(Error::Torn(torn));
         }
-        let (Some(mut writer), turn) = (self.writer.take(), self.turn.take()) else {
-            return Err(Error::Torn("they have ended"));
-        };
-        // Given up in the middle it would leave its pieces behind.
-        let ended = tokio::spawn(async move {
-            let ended = writer.shutdown().await;
-            drop(turn);
-            ended
-        });
-        let ended = ended.await.map_err(io::Error::other).flatten();
-        ended.map_err(|source| {
+        let told = |source: io::Error| {
             self.address.tell(object_store::Error::Generic {
                 store: "checkpoints",
                 source: source.into(),
             })
-        })
+        };
+        self.writer.shutdown().await.map_err(told)
     }
 
-    /// Lets go of what was written.
+    /// Lets go of what was written. An upload in pieces that is only dropped stays in its bucket.
     pub async fn abort(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            let_go(writer).await;
-        }
+        // What a bucket keeps of it for all that is for its lifecycle rules, and of a directory for the next sweep.
+        let _ = self.writer.abort().await;
     }
-}
-
-impl Drop for Upload {
-    /// As when whoever sends the bytes goes away: nobody waits for their end then.
-    fn drop(&mut self) {
-        let turn = self.turn.take();
-        if let (Some(writer), Ok(runtime)) = (self.writer.take(), Handle::try_current()) {
-            runtime.spawn(async move {
-                let_go(writer).await;
-                drop(turn);
-            });
-        }
-    }
-}
-
-async fn let_go(mut writer: BufWriter) {
-    // What a bucket keeps of it for all that is for its lifecycle rules, and of a directory for the next sweep.
-    let _ = writer.abort().await;
 }
