@@ -20,7 +20,6 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::ValueEnum as _;
 use futures::FutureExt as _;
-use tokio::sync::Mutex;
 
 use crate::{
     cores::{self, Cores},
@@ -147,7 +146,6 @@ pub async fn run(
         cores: plan.cores,
         programs: plan.programs,
         span,
-        healthy: Mutex::default(),
     };
     let harm = async |who: &[(Proxy, &'static str)], harm: Harm, manner: Manner| {
         let turn = |proxy| harm.turn(&stage, proxy, manner, span).boxed();

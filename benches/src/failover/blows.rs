@@ -67,6 +67,7 @@ impl Harm {
         manner: Manner,
         span: Duration,
     ) -> anyhow::Result<Turn> {
+        // Right before it: what a machine takes for the same work changes within minutes.
         let base = stage.healthy(proxy).await?;
         let site = stage.site(proxy, manner).await?;
         let load = Steady::start(site.port(), RATE, DEADLINE);

@@ -3,10 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tether_tests::clerk::book;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
     DEADLINE, Programs, RATE, SETTLING, WORKERS, blows::evidence, kept::Kept, load::Steady,
@@ -98,8 +95,6 @@ pub(super) struct Stage {
     pub(super) programs: Programs,
     /// How long calls go on where nothing is done to workers.
     pub(super) span: Duration,
-    /// Whose nine healthy workers were measured, and their p99 in seconds.
-    pub(super) healthy: Mutex<Vec<(Proxy, Option<f64>)>>,
 }
 
 /// A proxy that forwards to workers.
@@ -116,12 +111,8 @@ enum Crew {
 }
 
 impl Stage {
-    /// The p99 of one worker less to which nothing is done; measured once for all parts of a run.
+    /// The p99 of one worker less to which nothing is done, in seconds.
     pub(super) async fn healthy(&self, proxy: Proxy) -> anyhow::Result<Option<f64>> {
-        let mut healthy = self.healthy.lock().await;
-        if let Some((_, known)) = healthy.iter().find(|(whose, _)| *whose == proxy) {
-            return Ok(*known);
-        }
         let manner = Manner {
             count: WORKERS - 1,
             ..Manner::default()
@@ -129,9 +120,7 @@ impl Stage {
         let site = self.site(proxy, manner).await?;
         let load = Steady::start(site.port(), RATE, DEADLINE);
         sleep(SETTLING + self.span).await;
-        let p99 = evidence(&site, load).await?.p99_of_seconds();
-        healthy.push((proxy, p99));
-        Ok(p99)
+        Ok(evidence(&site, load).await?.p99_of_seconds())
     }
 
     pub(super) async fn site(&self, proxy: Proxy, manner: Manner) -> anyhow::Result<Site> {
