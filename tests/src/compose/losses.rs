@@ -32,7 +32,7 @@ pub(crate) async fn beam(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let [beam] = &beams[..] else {
         anyhow::bail!("{} BEAMs in the application's container", beams.len());
     };
-    stack.kill_process(beam).await?;
+    stack.kill_numbered(beam).await?;
     let start = Instant::now();
     started_again(stack, &app, &started).await?;
     let next = within("the next BEAM's calls are served", async || {

@@ -148,11 +148,11 @@ impl Stack {
     /// Kills the first process of a container, as a fault would: the engine does not know that it is wanted.
     pub(crate) async fn kill(&self, container: &str) -> anyhow::Result<()> {
         let pid = self.inspect(container, "{{.State.Pid}}").await?;
-        self.kill_process(&pid).await
+        self.kill_numbered(&pid).await
     }
 
     /// Kills a process by the number that the engine knows it by.
-    pub(crate) async fn kill_process(&self, pid: &str) -> anyhow::Result<()> {
+    pub(crate) async fn kill_numbered(&self, pid: &str) -> anyhow::Result<()> {
         said(self.command("kill").args(["-KILL", pid])).await?;
         Ok(())
     }
