@@ -5,6 +5,7 @@ mod application;
 mod beam;
 mod guide;
 mod machine;
+mod silence;
 
 use std::{path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
 
@@ -48,6 +49,10 @@ async fn main() -> ExitCode {
     if wanted(ALL) {
         report.scene("Workers that systemd has");
         play(ALL, Machine::boot(|_| {}).await, &mut report).await;
+    }
+    if wanted(silence::ALL) {
+        report.scene("A systemd that does not answer");
+        play(silence::ALL, silence::boot().await, &mut report).await;
     }
     if wanted(beam::ALL) {
         report.scene("A BEAM beside them, in a unit of its own");
@@ -143,7 +148,7 @@ const ALL: &[Row] = &[
     },
     Row {
         name: "kill -9 of such a unit's main process",
-        expected: "systemd starts it again; another incarnation, the cause told",
+        expected: "the arbiter has the unit started again, and not systemd; another incarnation, the cause told",
         play: |machine| Box::pin(killed_service(machine)),
     },
     Row {
