@@ -13,7 +13,20 @@ children = [
    rollout: %{surge: 2},
    # How long those of a node that is cut off live on, without calls, after its lease: until then nobody takes their places.
    policy: %{partition_grace: "10s"},
-   spec: [command: ["python3", "worker.py", "--insecure"], cwd: "/opt/digits", listen: :tcp]}
+   spec: [command: ["python3", "worker.py", "--insecure"], cwd: "/opt/digits", listen: :tcp]},
+  # Says which of them died, and of what.
+  Supervisor.child_spec(
+    {Task,
+     fn ->
+       :ok = Tether.subscribe(App.Tether, :worker_down)
+       events = Stream.repeatedly(fn -> receive(do: ({:tether, _name, event} -> event)) end)
+
+       Enum.each(events, fn %{worker: worker, reason: reason} ->
+         IO.puts("worker_down #{worker.pool}/#{worker.slot}.#{worker.incarnation} #{inspect(reason)}")
+       end)
+     end},
+    restart: :permanent
+  )
 ]
 
 {:ok, _} = Supervisor.start_link(children, strategy: :rest_for_one)

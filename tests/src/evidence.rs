@@ -44,6 +44,11 @@ impl Evidence {
         &self.name
     }
 
+    /// What had to be seen.
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+
     /// What was seen.
     pub fn seen(&self) -> &str {
         &self.seen

@@ -26,7 +26,7 @@ defmodule Tether do
   down: give each BEAM an `owner` of its own.
   """
 
-  alias Tether.{Config, Connection, Error, Events, Pool, Protocol, Request, Telemetry, Worker}
+  alias Tether.{Config, Connection, Error, Events, Pool, Protocol, Request, Telemetry, Watchers, Worker}
 
   @typedoc "A pool of this BEAM by its name, or any pool of a Tether's cluster."
   @type pool :: Pool.pool()
@@ -152,13 +152,16 @@ defmodule Tether do
   Also of one that happens while nothing is connected, as soon as something is again. For a worker that is dead already it comes at
   once; where nothing is known of it the arbiter is asked, and if it does not live either, the reason is `:noproc`. Whoever still
   waits when the Tether ends is told `:noconnection`. Reasons are those of `Tether.Death`.
+
+  Of workers that run already (`python_pool_strategy: :connect`) nothing is known but where they are, so it is `:noproc` at once:
+  nobody tells of their deaths. One that answers no more gets no calls, and those that it had fail.
   """
   @spec monitor(Worker.t()) :: reference
-  defdelegate monitor(worker), to: Events
+  defdelegate monitor(worker), to: Watchers
 
   @doc "Ends a monitor. No message of it arrives any more."
   @spec demonitor(atom, reference) :: :ok
-  defdelegate demonitor(tether \\ __MODULE__, ref), to: Events
+  defdelegate demonitor(tether \\ __MODULE__, ref), to: Watchers
 
   @doc """
   Has the caller told of events, as `{:tether, name, %Tether.Event{}}`: of all, or of this type or these.

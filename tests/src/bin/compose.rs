@@ -15,6 +15,8 @@ mod guide;
 mod images;
 #[path = "../compose/load.rs"]
 mod load;
+#[path = "../compose/losses.rs"]
+mod losses;
 #[path = "../compose/scenes.rs"]
 mod scenes;
 #[path = "../compose/stack.rs"]

@@ -32,12 +32,19 @@ struct Args {
     /// Tells what each suite has to play for that, and ends.
     #[arg(long)]
     needs: bool,
-    /// Writes the page of the documentation here.
-    #[arg(long)]
+    /// Writes the page of the documentation here: all of it, so only where every row is looked at.
+    #[arg(long, conflicts_with = "only")]
     docs: Option<PathBuf>,
     /// Writes the evidence to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// A row, and what the suites have to say of it.
+struct Judged {
+    row: &'static Row,
+    demanded: String,
+    verdict: Verdict,
 }
 
 fn main() -> ExitCode {
@@ -59,11 +66,15 @@ fn main() -> ExitCode {
                 let suite = suites.get(&claim.suite);
                 suite.map_or(Found::Missing, |suite| suite.find(claim.name))
             };
-            (row, row.judge(find))
+            Judged {
+                row,
+                demanded: row.demanded(find),
+                verdict: row.judge(find),
+            }
         })
         .collect();
     let mut report = Report::default();
-    for (row, verdict) in &judged {
+    for Judged { row, verdict, .. } in &judged {
         let evidence = |seen: &String, holds| Evidence::new(row.name(), row.expected, seen, holds);
         match verdict {
             Verdict::Holds(seen) => report.add(evidence(seen, true)),
@@ -88,16 +99,18 @@ fn read(folder: &Path, rows: &[&Row]) -> BTreeMap<Suite, Report> {
         .collect()
 }
 
-fn page(judged: &[(&Row, Verdict)]) -> String {
-    let (rows, all) = (judged.len(), rows::ALL.len());
-    let mut page = format!(
-        "# Matrix of modes\n\nWritten by `cargo xtask matrix modes --docs` from the evidence of the suites that play its rows. \
+fn page(judged: &[Judged]) -> String {
+    let mut page = "# Matrix of modes\n\nWritten by `cargo xtask matrix modes --docs` from the evidence of the suites that play its rows. \
          Expected is what the first design's matrices say, [as corrected](../adr/0014-corrections-to-the-first-design.md); \
-         its suite says of each row what that means in numbers, and a difference fails it. \
-         {rows} of {all} rows were asked for.\n\n\
-         | mode | what happens | expected | seen | on |\n| --- | --- | --- | --- | --- |\n",
-    );
-    for (row, verdict) in judged {
+         beside it is what each suite demands for that, in its own words. A difference fails it.\n\n\
+         | mode | what happens | expected | demanded | seen | on |\n| --- | --- | --- | --- | --- | --- |\n"
+        .to_owned();
+    for Judged {
+        row,
+        demanded,
+        verdict,
+    } in judged
+    {
         let seen = match verdict {
             Verdict::Holds(seen) => seen.clone(),
             Verdict::Differs(seen) => format!("**differs**: {seen}"),
@@ -106,10 +119,11 @@ fn page(judged: &[(&Row, Verdict)]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             page,
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             row.mode,
             row.scenario,
             row.expected,
+            demanded.replace('|', "\\|"),
             seen.replace('|', "\\|"),
             row.ground()
         );

@@ -84,6 +84,12 @@ pub(crate) async fn more(stack: &Stack, before: &Counts, calls: u64) -> anyhow::
     })
 }
 
+/// The counts once so many calls more than now were made.
+pub(crate) async fn later(stack: &Stack, before: &Counts, calls: u64) -> anyhow::Result<Since> {
+    let now = counts(stack).await?;
+    more(stack, before, now.calls - before.calls + calls).await
+}
+
 /// Ends it.
 pub(crate) async fn end(stack: &Stack) -> anyhow::Result<()> {
     stack.quietly(&["rm", "--force", NAME]).await

@@ -2,27 +2,25 @@
 
 use std::{pin::Pin, time::Duration};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use tether_tests::{eventually_within, evidence::Evidence};
 use tokio::time::Instant;
 
 use crate::{
     guide,
     load::{self, Counts, Since},
-    stack::{Edition, PROJECT, Stack},
+    losses,
+    stack::{Edition, Stack},
 };
 
 /// Longest time for anything on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Workers of the application's pool.
-const WORKERS: usize = 4;
+pub(crate) const WORKERS: usize = 4;
 
 /// Calls that show that calls go on.
-const SOME: u64 = 200;
-
-/// Of four callers, each waits for its deadline of 10 s, twice and a bit before a lease of 20 s is over.
-const AT_MOST_CUT: u64 = 12;
+pub(crate) const SOME: u64 = 200;
 
 /// Each service, and how many of it there are.
 pub(crate) const SERVICES: &[(&str, usize)] = &[
@@ -49,8 +47,11 @@ pub(crate) const ALL: &[(&str, Scene)] = &[
     ("arbiter killed", |stack| Box::pin(arbiter(stack))),
     ("etcd killed", |stack| Box::pin(member(stack))),
     ("gateway killed", |stack| Box::pin(gateway(stack))),
-    ("agent killed", |stack| Box::pin(agent(stack))),
-    ("node cut off", |stack| Box::pin(cut(stack))),
+    ("BEAM killed", |stack| Box::pin(losses::beam(stack))),
+    ("worker killed", |stack| Box::pin(losses::worker(stack))),
+    ("agent killed", |stack| Box::pin(losses::agent(stack))),
+    ("node cut off", |stack| Box::pin(losses::cut(stack))),
+    ("node lost", |stack| Box::pin(losses::lost(stack))),
     ("scaled", |stack| Box::pin(scale(stack))),
     ("upgraded", |stack| Box::pin(upgrade(stack))),
 ];
@@ -208,108 +209,6 @@ async fn gateway(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     ])
 }
 
-async fn agent(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
-    let before = load::counts(stack).await?;
-    let workers = stack.serving().await?;
-    let victim = kill_one(stack, "agent").await?;
-    let node = stack.node(&victim).await?;
-    let start = Instant::now();
-    let lost: Vec<_> = workers
-        .iter()
-        .filter(|(_, on)| **on == node)
-        .map(|(name, _)| name.clone())
-        .collect();
-    within("its workers are replaced", async || {
-        let serving = stack.serving().await.ok()?;
-        let gone = lost.iter().all(|name| !serving.contains_key(name));
-        (gone && serving.len() == WORKERS).then_some(())
-    })
-    .await?;
-    let took = start.elapsed();
-    at_rest(stack).await?;
-    let since = load::more(stack, &before, SOME).await?;
-    let stayed = stack.serving().await?;
-    let stayed = workers
-        .iter()
-        .filter(|(_, on)| **on != node)
-        .all(|(name, _)| stayed.contains_key(name));
-    Ok(vec![
-        Evidence::new(
-            "workers of a killed agent's container",
-            "replaced, the others not",
-            format!(
-                "{} replaced after {}, the others {}",
-                lost.len(),
-                seconds(took),
-                if stayed { "not" } else { "TOO" }
-            ),
-            stayed && !lost.is_empty(),
-        ),
-        Evidence::new(
-            "calls over an agent's death",
-            "those under way there may fail",
-            of(&since),
-            since.failed <= 5,
-        ),
-    ])
-}
-
-async fn cut(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
-    let before = load::counts(stack).await?;
-    let victim = one(stack, "agent").await?;
-    let node = stack.node(&victim).await?;
-    let network = format!("{PROJECT}_default");
-    ensure!(
-        stack.worker_processes(&victim).await? > 0,
-        "there are no workers at {node}"
-    );
-    stack
-        .quietly(&["network", "disconnect", &network, &victim])
-        .await?;
-    let start = Instant::now();
-    let placed = async {
-        within("its workers' places are filled elsewhere", async || {
-            let serving = stack.serving().await.ok()?;
-            (serving.len() == WORKERS && serving.values().all(|on| *on != node))
-                .then(|| start.elapsed())
-        })
-        .await
-    };
-    let ended = async {
-        within("its workers end", async || {
-            let left = stack.worker_processes(&victim).await.ok()?;
-            (left == 0).then(|| start.elapsed())
-        })
-        .await
-    };
-    let (placed, ended) = tokio::try_join!(placed, ended)?;
-    // Their addresses may be others after this, so the container begins anew.
-    stack
-        .quietly(&["network", "connect", &network, &victim])
-        .await?;
-    stack.quietly(&["restart", "--time", "10", &victim]).await?;
-    at_rest(stack).await?;
-    let since = load::more(stack, &before, SOME).await?;
-    Ok(vec![
-        Evidence::new(
-            "workers of a node that is cut off",
-            "ended before their places are filled",
-            format!(
-                "ended after {}, filled after {}",
-                seconds(ended),
-                seconds(placed)
-            ),
-            ended < placed,
-        ),
-        Evidence::new(
-            "calls over the cut",
-            "those sent there until the lease is over may fail",
-            of(&since),
-            since.failed <= AT_MOST_CUT,
-        ),
-    ])
-}
-
 async fn scale(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let before = load::counts(stack).await?;
     let workers = stack.deaths().await?;
@@ -369,7 +268,7 @@ async fn upgrade(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
 }
 
 /// Every service as it is to be, every worker ready, both nodes there.
-async fn at_rest(stack: &Stack) -> anyhow::Result<()> {
+pub(crate) async fn at_rest(stack: &Stack) -> anyhow::Result<()> {
     within("all is as it should be", async || {
         let rest = stack.healthy(SERVICES).await && stack.nodes().await.ok()?.len() >= 2;
         (rest && stack.serving().await.ok()?.len() == WORKERS).then_some(())
@@ -377,7 +276,7 @@ async fn at_rest(stack: &Stack) -> anyhow::Result<()> {
     .await
 }
 
-async fn one(stack: &Stack, service: &str) -> anyhow::Result<String> {
+pub(crate) async fn one(stack: &Stack, service: &str) -> anyhow::Result<String> {
     let containers = stack.containers(service).await?;
     containers
         .into_iter()
@@ -386,35 +285,50 @@ async fn one(stack: &Stack, service: &str) -> anyhow::Result<String> {
 }
 
 /// Kills one of a service and sees it dead; the engine starts it again.
-async fn kill_one(stack: &Stack, service: &str) -> anyhow::Result<String> {
+pub(crate) async fn kill_one(stack: &Stack, service: &str) -> anyhow::Result<String> {
     let victim = one(stack, service).await?;
     let started = stack.inspect(&victim, "{{.State.StartedAt}}").await?;
     stack.kill(&victim).await?;
-    within("it is started again", async || {
-        let now = stack.inspect(&victim, "{{.State.StartedAt}}").await.ok()?;
-        (now != started).then_some(())
-    })
-    .await?;
+    started_again(stack, &victim, &started).await?;
     Ok(victim)
 }
 
-async fn within<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
+/// Waits until the engine has started a container that began at `before`.
+pub(crate) async fn started_again(
+    stack: &Stack,
+    container: &str,
+    before: &str,
+) -> anyhow::Result<()> {
+    within("it is started again", async || {
+        let now = stack
+            .inspect(container, "{{.State.StartedAt}}")
+            .await
+            .ok()?;
+        (now != before).then_some(())
+    })
+    .await
+}
+
+pub(crate) async fn within<T>(
+    what: &str,
+    look: impl AsyncFnMut() -> Option<T>,
+) -> anyhow::Result<T> {
     let seen = eventually_within(PATIENCE, look).await;
     let (seen, _) = seen.with_context(|| format!("not within {PATIENCE:?}: {what}"))?;
     Ok(seen)
 }
 
-fn no_failure(name: &str, since: &Since) -> Evidence {
+pub(crate) fn no_failure(name: &str, since: &Since) -> Evidence {
     Evidence::new(name, "none failed", of(since), since.failed == 0)
 }
 
-fn of(since: &Since) -> String {
+pub(crate) fn of(since: &Since) -> String {
     match since.failed {
         0 => format!("0 of {} failed", since.calls),
         failed => format!("{failed} of {} failed: {:?}", since.calls, since.errors),
     }
 }
 
-fn seconds(span: Duration) -> String {
+pub(crate) fn seconds(span: Duration) -> String {
     format!("{:.1} s", span.as_secs_f64())
 }

@@ -148,7 +148,12 @@ impl Stack {
     /// Kills the first process of a container, as a fault would: the engine does not know that it is wanted.
     pub(crate) async fn kill(&self, container: &str) -> anyhow::Result<()> {
         let pid = self.inspect(container, "{{.State.Pid}}").await?;
-        said(self.command("kill").args(["-KILL", &pid])).await?;
+        self.kill_numbered(&pid).await
+    }
+
+    /// Kills a process by the number that the engine knows it by.
+    pub(crate) async fn kill_numbered(&self, pid: &str) -> anyhow::Result<()> {
+        said(self.command("kill").args(["-KILL", pid])).await?;
         Ok(())
     }
 
@@ -224,25 +229,60 @@ impl Stack {
         Ok(last.1)
     }
 
+    /// The numbers, as the engine knows them, of a container's processes whose commands contain this.
+    pub(crate) async fn processes(
+        &self,
+        container: &str,
+        command: &str,
+    ) -> anyhow::Result<Vec<String>> {
+        let top = self.docker(&["top", container]).await?;
+        let processes = top.lines().filter(|line| line.contains(command));
+        let pids = processes.filter_map(|line| line.split_whitespace().nth(1));
+        Ok(pids.map(str::to_owned).collect())
+    }
+
     /// How many processes of workers are in a container, whatever its network.
     pub(crate) async fn worker_processes(&self, container: &str) -> anyhow::Result<usize> {
-        let top = self.docker(&["top", container]).await?;
-        Ok(top
-            .lines()
-            .filter(|line| line.contains("worker.py"))
-            .count())
+        Ok(self.processes(container, "worker.py").await?.len())
+    }
+
+    /// The number of a worker's process, as its own container knows it.
+    pub(crate) async fn worker_process(&self, worker: &str) -> anyhow::Result<u64> {
+        let workers = self.tether(&["ps"]).await?;
+        let mut workers = workers.as_array().context("no list")?.iter();
+        let found = workers.find(|row| row["worker"] == worker);
+        let pid = found.and_then(|row| row["pid"].as_u64());
+        pid.filter(|pid| *pid > 1).context("it has no process")
     }
 
     /// The counts that the application wrote last: calls, and those that failed.
     pub(crate) async fn app_counts(&self) -> anyhow::Result<(u64, u64)> {
-        let app = self.containers("app").await?;
-        let app = app.first().context("the application does not run")?;
-        let said = self.docker(&["logs", "--tail", "40", app]).await?;
+        self.app_counts_since("").await
+    }
+
+    /// The same of what it has written since a time, which may be empty.
+    pub(crate) async fn app_counts_since(&self, since: &str) -> anyhow::Result<(u64, u64)> {
+        let said = self.app_log(since).await?;
         let counts = said.lines().rev().find_map(|line| {
             let (calls, failed) = line.strip_prefix("calls ")?.split_once(" failed ")?;
             Some((calls.parse().ok()?, failed.parse().ok()?))
         });
         counts.context("the application has not counted yet")
+    }
+
+    /// What follows these words where the application has written them of late.
+    pub(crate) async fn app_says(&self, words: &str) -> anyhow::Result<Option<String>> {
+        let said = self.app_log("").await?;
+        let rest = said.lines().find_map(|line| line.strip_prefix(words));
+        Ok(rest.map(str::to_owned))
+    }
+
+    /// The last that the application has written since a time.
+    async fn app_log(&self, since: &str) -> anyhow::Result<String> {
+        let app = self.containers("app").await?;
+        let app = app.first().context("the application does not run")?;
+        self.docker(&["logs", "--tail", "40", "--since", since, app])
+            .await
     }
 
     /// What is left on the engine of this project.

@@ -63,6 +63,7 @@ pub(crate) struct Claim {
 pub(crate) struct Row {
     pub(crate) mode: &'static str,
     pub(crate) scenario: &'static str,
+    /// In the design's words, as corrected.
     pub(crate) expected: &'static str,
     pub(crate) claims: &'static [Claim],
 }
@@ -89,6 +90,20 @@ impl Row {
         self.claims
             .first()
             .map_or("nothing", |claim| claim.suite.ground())
+    }
+
+    /// What the suites have demanded for it, in their own words.
+    pub(crate) fn demanded<'a>(&self, find: impl Fn(&Claim) -> Found<'a>) -> String {
+        let mut demanded = Vec::new();
+        for claim in self.claims {
+            if let Found::Seen(evidence) = find(claim) {
+                let words = one_line(evidence.expected());
+                if !demanded.contains(&words) {
+                    demanded.push(words);
+                }
+            }
+        }
+        demanded.join("; ")
     }
 
     /// Judges it by what the suites have found.
@@ -188,5 +203,23 @@ mod tests {
             judged(Found::Skipped("no ground"), wrong),
             Verdict::Differs("2".to_owned())
         );
+    }
+
+    #[test]
+    fn what_was_demanded_is_said_as_its_suite_says_it() {
+        let (one, other) = (
+            Evidence::new("one", "dead\nwithin 1 s", "1", true),
+            Evidence::new("other", "told", "2", true),
+        );
+        let demanded = |other| {
+            TWO.demanded(|claim| match claim.name {
+                "one" => Found::Seen(&one),
+                _ => other,
+            })
+        };
+
+        assert_eq!(demanded(Found::Seen(&other)), "dead within 1 s; told");
+        assert_eq!(demanded(Found::Seen(&one)), "dead within 1 s");
+        assert_eq!(demanded(Found::Missing), "dead within 1 s");
     }
 }

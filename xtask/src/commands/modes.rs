@@ -17,6 +17,7 @@ pub(super) fn play(
     report: &mut Report,
     flags: &[String],
 ) -> Result<(), String> {
+    whole_page(flags)?;
     let mut modes = workspace.program(workspace.target().join("debug/modes"));
     modes.arg("--needs");
     if let Some(at) = flags.iter().position(|flag| flag == "--only") {
@@ -75,5 +76,30 @@ pub(super) fn judge(workspace: &Workspace, report: &mut Report, flags: &[String]
     match matrix::with_evidence(&mut modes, &usual, &flags) {
         Ok(()) => report.suite("matrix of modes", modes),
         Err(why) => report.fail("matrix of modes", &why),
+    }
+}
+
+/// Refuses a page of some rows, before any is played: it would take the place of the whole one.
+fn whole_page(flags: &[String]) -> Result<(), String> {
+    let given = |name| flags.iter().any(|flag| flag == name);
+    match given("--docs") && given("--only") {
+        true => Err(format!(
+            "`--docs` writes all of {PAGE}, and `--only` plays a part"
+        )),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_some_rows_is_refused() {
+        let flags = |flags: &[&str]| flags.iter().map(ToString::to_string).collect::<Vec<_>>();
+
+        assert!(whole_page(&flags(&["--only", "coupled", "--docs"])).is_err());
+        assert!(whole_page(&flags(&["--docs"])).is_ok());
+        assert!(whole_page(&flags(&["--only", "coupled"])).is_ok());
     }
 }

@@ -4,6 +4,7 @@ defmodule Tether.Event do
 
   Events of the cluster have a `revision`, which grows; each is told exactly once, also over a lost connection. Those that
   this BEAM sees by itself have none: so too a `:worker_down` of which it knows from the loss of its lease or from a list.
+  The cluster's event of the same death is then not told, but where the worker was seen at work in between.
 
   | type | |
   | --- | --- |

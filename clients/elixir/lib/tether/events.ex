@@ -3,14 +3,13 @@ defmodule Tether.Events do
   Follows what happens: keeps a proxy for each worker, tells subscribers, sends the deaths that are waited for.
 
   When a session is opened, what happened since the last revision is asked for first, then what comes from there on, and the list of
-  workers beside it: so nothing of an absence is lost, and nothing told twice. What decides is `Tether.Roster`.
+  workers beside it: so nothing of an absence is lost, and nothing told twice. What decides is `Tether.Roster`. An absence is also that of
+  this process itself: the next one goes on where what was told is kept, with `Tether.Watchers`.
   """
 
   use GenServer
 
-  require Logger
-
-  alias Tether.{Death, Event, Protocol, Request, Roster, Telemetry, Watchers, Worker}
+  alias Tether.{Event, Lists, Orphans, Protocol, Proxies, Request, Roster, Teller, Watchers, Worker}
 
   # How long to wait for the event that says why a worker is no longer on the list.
   @settle 2_000
@@ -24,42 +23,12 @@ defmodule Tether.Events do
   @doc false
   def tell(tether, what), do: GenServer.cast(via(tether), {:told, what})
 
-  @doc "Has the caller told of a worker's death."
-  @spec monitor(Worker.t()) :: reference
-  def monitor(%Worker{} = worker) do
-    ref = make_ref()
+  @doc false
+  def watch(%Worker{} = worker, ref, pid),
+    do: GenServer.call(via(worker.tether), {:watch, worker, ref, pid}, :infinity)
 
-    if Watchers.keep(worker, ref, self()) do
-      try do
-        :ok = GenServer.call(via(worker.tether), {:monitor, worker, ref, self()}, :infinity)
-      catch
-        # Whoever follows the events next finds it there, and where nobody does it is told that.
-        :exit, _reason -> :ok
-      end
-    else
-      send(self(), {:DOWN, ref, :tether_worker, worker, :noproc})
-    end
-
-    ref
-  end
-
-  @doc "Ends that; a death that is in the mailbox already is taken out of it."
-  @spec demonitor(atom, reference) :: :ok
-  def demonitor(tether, ref) do
-    Watchers.forget(tether, ref)
-
-    try do
-      GenServer.call(via(tether), {:demonitor, ref}, :infinity)
-    catch
-      :exit, _reason -> :ok
-    end
-
-    receive do
-      {:DOWN, ^ref, :tether_worker, _worker, _reason} -> :ok
-    after
-      0 -> :ok
-    end
-  end
+  @doc false
+  def unwatch(tether, ref), do: GenServer.call(via(tether), {:unwatch, ref}, :infinity)
 
   @doc false
   def pool_started(tether, pool), do: GenServer.cast(via(tether), {:pool, pool, self()})
@@ -68,69 +37,64 @@ defmodule Tether.Events do
   def workers(tether, pool), do: GenServer.call(via(tether), {:workers, pool})
 
   @impl true
-  def init(config) do
-    end_proxies(config.name)
+  def init(%{name: name} = config) do
+    Proxies.end_all(name)
+    kept = Watchers.told(name)
 
     state = %{
       config: config,
-      roster: Roster.new(),
+      roster: Roster.new(kept || %{}),
       # How far the history was read: :closed, {:catching_up, request}, {:following, request}.
       sync: :closed,
       session: nil,
-      silent?: true,
-      lists: %{},
-      # Pools whose list is asked for again in a moment.
-      again: MapSet.new(),
+      # What was before the first life of this Tether is told to nobody.
+      silent?: kept == nil,
+      orphans: if(kept == nil, do: %Orphans{}),
+      lists: %Lists{tether: name},
       watchers: %{},
-      pools: %{},
+      # Those that are there already will tell of themselves.
+      pools: for({_pid, pool} <- pools(name), into: %{}, do: {pool, nil}),
       proxies: %{},
-      # Of an earlier life: those that ended with it, before and since the last session was opened, while the history is read; and
-      # those who live: pools whose list has not come yet, and who is on the others.
-      reaped: {[], []},
-      orphans: nil,
       suspected?: false
     }
 
-    {:ok, _owner} = Registry.register(Tether.Registry, {:config, config.name}, config)
-    {:ok, take_over(state), {:continue, :gather}}
+    {:ok, _owner} = Registry.register(Tether.Registry, {:config, name}, config)
+    {:ok, state |> take_over() |> go_on(), {:continue, :gather}}
   end
 
-  # Those who wait since before this process. The history tells of their workers, but for those of a Tether in the Port, which has
-  # ended too.
-  defp take_over(%{config: %{name: name, gateways: gateways}} = state) do
-    watchers = Watchers.all(name)
-
-    if gateways == [] do
-      for {ref, _pid, _worker} <- watchers, do: Watchers.tell(name, ref, :agent_lost)
-      state
-    else
-      Enum.reduce(watchers, state, fn {ref, pid, worker}, state -> elem(watch(state, worker, ref, pid), 0) end)
-    end
+  defp pools(tether) do
+    Registry.select(Tether.Registry, [{{{:pool, :_}, :"$1", {tether, :"$2"}}, [], [{{:"$1", :"$2"}}]}])
   end
 
-  # Those of an earlier one of this process, of whose workers this one knows nothing yet.
-  defp end_proxies(tether) do
-    workers = Tether.Supervisor.workers(tether)
+  # Those who wait since before this process.
+  defp take_over(%{config: %{name: name}} = state) do
+    Enum.reduce(Watchers.all(name), state, fn {ref, pid, worker}, state ->
+      elem(watch(state, worker, ref, pid), 0)
+    end)
+  end
 
-    for {_id, pid, _type, _modules} <- DynamicSupervisor.which_children(workers),
-        is_pid(pid),
-        do: DynamicSupervisor.terminate_child(workers, pid)
+  # A Tether in the Port has ended with what followed it.
+  defp go_on(%{config: %{gateways: []}} = state), do: lose_all(state, :agent_lost, :forget)
+
+  defp go_on(state) do
+    for {worker, known} <- Roster.workers(state.roster, :all),
+        reduce: state,
+        do: (state -> carry_out({:born, worker, known}, state))
   end
 
   # Pools may have been there before: their supervisor kept them while this Tether was away.
   @impl true
   def handle_continue(:gather, %{config: %{name: name}} = state) do
-    pools = Registry.select(Tether.Registry, [{{{:pool, :_}, :"$1", {name, :_}}, [], [:"$1"]}])
-    for pid <- pools, do: send(pid, {:tether_joined, name})
+    for {pid, _pool} <- pools(name), do: send(pid, {:tether_joined, name})
     {:noreply, state}
   end
 
   # It was found in the table already.
   @impl true
-  def handle_call({:monitor, _worker, ref, _pid}, _from, state) when is_map_key(state.watchers, ref),
+  def handle_call({:watch, _worker, ref, _pid}, _from, state) when is_map_key(state.watchers, ref),
     do: {:reply, :ok, state}
 
-  def handle_call({:monitor, worker, ref, pid}, _from, state) do
+  def handle_call({:watch, worker, ref, pid}, _from, state) do
     {state, actions} = watch(state, worker, ref, pid)
     state = act(state, actions)
     # Before the history is followed, the list that is asked for then will tell.
@@ -138,7 +102,7 @@ defmodule Tether.Events do
     {:reply, :ok, if(ask?, do: list(state, worker.pool), else: state)}
   end
 
-  def handle_call({:demonitor, ref}, _from, state), do: {:reply, :ok, forget_watcher(state, ref)}
+  def handle_call({:unwatch, ref}, _from, state), do: {:reply, :ok, forget_watcher(state, ref)}
 
   def handle_call({:workers, pool}, _from, state), do: {:reply, Roster.workers(state.roster, pool), state}
 
@@ -159,7 +123,7 @@ defmodule Tether.Events do
     missed? = open?(state) and state.roster.revision > 0 and event.revision > state.roster.revision + 1
     state = if ours?(event, state), do: happened(event, state), else: skipped(event, state)
     # The history is not kept for ever; what became of everybody a list tells.
-    {:noreply, if(missed?, do: list_all(state), else: state)}
+    {:noreply, keep(if(missed?, do: list_all(state), else: state))}
   end
 
   def handle_info({ref, :reply, reply}, %{sync: {stage, %{ref: ref} = request}} = state) do
@@ -173,8 +137,8 @@ defmodule Tether.Events do
     end
   end
 
-  def handle_info({ref, :reply, reply}, state) when is_map_key(state.lists, ref) do
-    {{pool, asked}, lists} = Map.pop(state.lists, ref)
+  def handle_info({ref, :reply, reply}, state) when is_map_key(state.lists.asked, ref) do
+    {{pool, asked}, lists} = Lists.pop(state.lists, ref)
     Process.demonitor(ref, [:flush])
     state = %{state | lists: lists}
 
@@ -182,17 +146,17 @@ defmodule Tether.Events do
       {:ok, list} -> {:noreply, listed(Protocol.fields(list), asked, pool, state)}
       # Nobody is in a pool that there is not. One that comes later tells of itself.
       {:error, %{reason: "UNKNOWN_POOL"}} -> {:noreply, listed([], asked, pool, state)}
-      {:error, _told} -> {:noreply, list_later(state, pool)}
+      {:error, _told} -> {:noreply, %{state | lists: Lists.later(lists, pool)}}
     end
   end
 
   def handle_info({:list, pool}, state) do
-    state = %{state | again: MapSet.delete(state.again, pool)}
+    state = %{state | lists: Lists.due(state.lists, pool)}
     {:noreply, if(open?(state), do: list(state, pool), else: state)}
   end
 
   def handle_info({:settle, worker}, state) do
-    if is_map_key(state.roster.workers, worker) do
+    if Roster.unsettled?(state.roster, worker) do
       {roster, actions} = Roster.died(state.roster, worker, :unknown)
       {:noreply, act_alone(%{state | roster: roster}, actions)}
     else
@@ -207,7 +171,7 @@ defmodule Tether.Events do
   def handle_info({:DOWN, ref, :process, pid, _reason}, state) do
     cond do
       match?({_stage, %{ref: ^ref}}, state.sync) -> {:noreply, %{state | sync: :closed}}
-      is_map_key(state.lists, ref) -> {:noreply, %{state | lists: Map.delete(state.lists, ref)}}
+      is_map_key(state.lists.asked, ref) -> {:noreply, %{state | lists: elem(Lists.pop(state.lists, ref), 1)}}
       is_map_key(state.proxies, pid) -> {:noreply, proxy_ended(pid, state)}
       true -> {:noreply, forget_watcher_of(state, ref)}
     end
@@ -217,55 +181,42 @@ defmodule Tether.Events do
 
   # What the connection tells.
 
-  defp told({:opened, session, welcome}, state) do
-    metadata = %{tether: state.config.name, owner: state.config.owner, epoch: session.epoch}
-    Telemetry.execute([:lease, :granted], %{ttl: session.ttl}, metadata)
+  defp told({:opened, session, welcome} = what, state) do
     embedded? = welcome != nil and welcome[:embedded] == true
     # Another cluster than the one that was known, where the connection itself was started anew.
     state = if embedded? and state.roster.revision > 0, do: lose_all(state, :agent_lost, :forget), else: state
-    state = %{state | session: session}
-    {:noreply, state |> local(:lease_granted, generation: session.epoch) |> catch_up()}
+    {:noreply, %{state | session: session} |> heard(what) |> catch_up()}
   end
 
-  defp told({:renewed, ttl}, state) do
-    Telemetry.execute([:lease, :renewed], %{ttl: ttl}, metadata(state))
-    {:noreply, local(state, :lease_renewed)}
-  end
+  defp told({:connection, :up, _gateway, _up} = what, state), do: {:noreply, state |> heard(what) |> healed()}
 
-  defp told({:warning, remaining}, state) do
-    Telemetry.execute([:lease, :warning], %{remaining: remaining}, metadata(state))
-    {:noreply, local(state, :lease_warning, text: "#{remaining} ms are left")}
-  end
-
-  defp told({:connection, :up, gateway, _up}, state) do
-    Telemetry.execute([:connection, :up], %{count: 1}, Map.put(metadata(state), :gateway, gateway))
-    state = local(state, :connection_up, text: gateway)
-    {:noreply, if(state.suspected?, do: partition(state, :healed, false), else: state)}
-  end
-
-  defp told({:connection, :down, gateway, up}, state) do
-    Telemetry.execute([:connection, :down], %{count: 1}, Map.put(metadata(state), :gateway, gateway))
-    state = local(state, :connection_down, text: gateway)
+  defp told({:connection, :down, _gateway, up} = what, state) do
+    state = heard(state, what)
     {:noreply, if(up == 0 and not state.suspected?, do: partition(state, :suspected, true), else: state)}
   end
 
   # The embedded cluster ends with the port, and what comes next is another one.
-  defp told({:port_down, status, embedded?}, state) do
-    Telemetry.execute([:port, :down], %{count: 1}, Map.put(metadata(state), :status, status))
-    Logger.warning("Tether: the Port's program ended (#{inspect(status)}); it is started again")
-    state = local(%{state | sync: :closed, lists: %{}}, :port_down, text: "status #{inspect(status)}")
+  defp told({:port_down, _status, embedded?} = what, state) do
+    state = state |> closed() |> heard(what)
     {:noreply, if(embedded?, do: lose_all(%{state | session: nil}, :agent_lost, :forget), else: state)}
   end
 
-  defp told({:lost, reason, message}, state) do
-    Telemetry.execute([:lease, :expired], %{remaining: 0}, Map.put(metadata(state), :reason, reason))
-    Logger.error("Tether: #{state.config.owner} has lost its lease (#{reason}): #{message}")
+  defp told({:lost, reason, _message} = what, state) do
     state = if state.suspected?, do: partition(state, :confirmed, false), else: state
-    state = local(state, :lease_lost, reason: reason, text: message)
-    state = lose_all(%{state | sync: :closed, lists: %{}, session: nil}, :lease_expired, :keep)
+    state = state |> heard(what) |> closed()
+    state = lose_all(%{state | session: nil}, :lease_expired, :keep)
     after_loss(reason, state.config)
     {:noreply, state}
   end
+
+  defp told(what, state), do: {:noreply, heard(state, what)}
+
+  defp heard(state, what) do
+    Teller.heard(what, state.config, metadata(state))
+    state
+  end
+
+  defp closed(state), do: %{state | sync: :closed, lists: Lists.drop(state.lists)}
 
   # One that was fenced must not come back by itself: two owners of one name would fence each other for ever.
   defp after_loss(reason, %{on_lease_loss: :reopen} = config) when reason != :fenced do
@@ -280,23 +231,35 @@ defmodule Tether.Events do
     act_alone(%{state | roster: roster}, actions)
   end
 
-  defp partition(state, stage, suspected?) do
-    Telemetry.execute([:partition, stage], %{count: 1}, metadata(state))
-    local(%{state | suspected?: suspected?}, :"partition_#{stage}")
-  end
+  defp healed(state), do: if(state.suspected?, do: partition(state, :healed, false), else: state)
+
+  defp partition(state, stage, suspected?), do: heard(%{state | suspected?: suspected?}, {:partition, stage})
 
   # Reading the history.
 
   defp catch_up(state), do: request(state, :catching_up, false)
 
   defp follow(state) do
-    first? = state.silent?
-    if first?, do: reaped(state)
-    state = request(%{state | silent?: false}, :following, true)
-    state = if first?, do: %{state | orphans: {List.wrap(state.session[:pools]), []}}, else: state
+    state = request(first_told(state), :following, true)
     # Before anything is applied: whoever is on these lists was there when this life began.
     state = list_all(state)
-    for {_pool, pid} <- state.pools, do: send(pid, {:tether_session, :open, state.session})
+    for {_pool, pid} <- state.pools, pid != nil, do: send(pid, {:tether_session, :open, state.session})
+    state
+  end
+
+  defp first_told(%{silent?: true} = state) do
+    for event <- Orphans.reaped(state.orphans), do: Teller.reaped(event, state.config)
+    orphans = Orphans.wait(state.orphans, List.wrap(state.session[:pools]))
+    keep(%{state | silent?: false, orphans: orphans})
+  end
+
+  defp first_told(state), do: state
+
+  # Of this the next life goes on, if this one ends.
+  defp keep(%{silent?: true} = state), do: state
+
+  defp keep(state) do
+    Watchers.keep_told(state.config.name, Roster.kept(state.roster))
     state
   end
 
@@ -321,69 +284,24 @@ defmodule Tether.Events do
     pools |> Enum.uniq() |> Enum.reduce(state, &list(&2, &1))
   end
 
-  defp list(state, pool) do
-    asked = Roster.expected(state.roster, pool)
-
-    case Request.control(state.config.name, :worker_list, %{pool: pool}) do
-      {:ok, request} -> put_in(state.lists[request.ref], {pool, asked})
-      {:error, _error} -> list_later(state, pool)
-    end
-  end
-
-  # Where the history is not followed by then, all lists are asked for once it is.
-  defp list_later(state, pool) do
-    if pool not in state.again, do: Process.send_after(self(), {:list, pool}, @again)
-    %{state | again: MapSet.put(state.again, pool)}
-  end
+  defp list(state, pool), do: %{state | lists: Lists.ask(state.lists, pool, state.roster)}
 
   defp listed(list, asked, pool, state) do
-    living = for %{phase: phase} = told <- list, phase in ["STARTING", "READY", "STOPPING"], do: told
-
-    known =
-      for told <- living do
-        {Worker.from_port(told.worker, state.config.name),
-         %{phase: phase(told.phase), node: told[:node], pid: told[:pid], address: told[:address]}}
-      end
-
-    {roster, actions, missing} = Roster.listed(state.roster, asked, known)
+    living = Lists.living(state.lists, list)
+    {roster, actions, missing} = Roster.listed(state.roster, asked, living)
     for worker <- missing, do: Process.send_after(self(), {:settle, worker}, @settle)
-    found(%{state | roster: roster} |> act(actions), pool, for({worker, _about} <- known, do: worker))
+    state = keep(act(%{state | roster: roster}, actions))
+    found(state, pool, for({worker, _known} <- living, do: worker))
   end
-
-  defp phase("READY"), do: :ready
-  defp phase("STARTING"), do: :starting
-  defp phase("STOPPING"), do: :ending
 
   # Workers that an earlier life of this owner left behind, and that live.
-  defp found(%{orphans: {waiting, found}} = state, pool, workers) do
-    if pool in waiting,
-      do: detected(%{state | orphans: {List.delete(waiting, pool), workers ++ found}}),
-      else: state
-  end
+  defp found(%{orphans: nil} = state, _pool, _workers), do: state
 
-  defp found(state, _pool, _workers), do: state
-
-  defp detected(%{orphans: {[], workers}} = state) do
-    if workers != [] and state.config.orphan_detection do
-      metadata = Map.put(metadata(state), :workers, workers)
-      Telemetry.execute([:orphans, :detected], %{count: length(workers)}, metadata)
+  defp found(%{orphans: orphans} = state, pool, workers) do
+    case Orphans.listed(orphans, pool, workers) do
+      {:waiting, orphans} -> %{state | orphans: orphans}
+      {:found, workers} -> heard(%{state | orphans: nil}, {:orphans, workers})
     end
-
-    %{state | orphans: nil}
-  end
-
-  defp detected(state), do: state
-
-  # Workers that ended with an earlier life of this owner, which was away then. Those of lives before that one were told.
-  defp reap(%{reaped: {_before, since}} = state, %{type: :session_opened}), do: %{state | reaped: {since, []}}
-
-  defp reap(%{reaped: {before, since}} = state, %{type: :worker_down, reason: :owner_gone} = event),
-    do: %{state | reaped: {before, [event | since]}}
-
-  defp reap(state, _event), do: state
-
-  defp reaped(%{reaped: {before, since}} = state) do
-    for event <- Enum.reverse(since ++ before), do: measure_reaped(about(event, state), state)
   end
 
   # What concerns other owners is not for this BEAM, but for its pools and what it waits for; what concerns a node is for all.
@@ -401,15 +319,19 @@ defmodule Tether.Events do
         state
 
       {roster, actions} ->
-        told? = event.type == :worker_down and Roster.dead?(state.roster, event.worker)
+        told? = event.type == :worker_down and Roster.told?(state.roster, event.worker)
         state = act(%{state | roster: roster}, actions)
-        state = if state.silent? and event.owner == state.config.owner, do: reap(state, event), else: state
-        if not state.silent? and not told?, do: publish(event, state)
-        if not told?, do: measure(event, state)
+        state = if state.silent?, do: remember(event, state), else: state
+        if not state.silent? and not told?, do: Teller.tell(event, state.config)
         if event.type == :worker_crash_loop, do: tell_crash_loop(event, state)
         state
     end
   end
+
+  defp remember(%{owner: owner} = event, %{config: %{owner: owner}} = state),
+    do: %{state | orphans: Orphans.event(state.orphans, event)}
+
+  defp remember(_event, state), do: state
 
   defp tell_crash_loop(event, state) do
     with pid when pid != nil <- state.pools[event.worker.pool], do: send(pid, {:tether_crash_loop, event})
@@ -429,53 +351,29 @@ defmodule Tether.Events do
 
     for {:died, worker, reason} <- actions do
       fields = [worker: worker, generation: worker.incarnation, reason: reason]
-      event = struct!(local_event(state, :worker_down), fields)
-      publish(event, state)
-      measure(event, state)
+      Teller.local(state.config, :worker_down, fields)
     end
 
-    state
+    keep(state)
   end
 
   defp elem_pool({:down, _ref, worker, _reason}), do: worker.pool
   defp elem_pool({_what, worker, _more}), do: worker.pool
 
-  defp carry_out({:born, worker, known}, state), do: start_proxy(worker, known, state)
+  defp carry_out({:born, worker, known}, state),
+    do: %{state | proxies: Proxies.start(state.proxies, worker, known)}
 
   defp carry_out({:changed, worker, known}, state) do
-    with pid when pid != nil <- Worker.whereis(worker), do: Worker.changed(pid, known)
+    Proxies.changed(worker, known)
     state
   end
 
-  defp carry_out({:died, worker, reason}, state) do
-    case Worker.whereis(worker) do
-      nil ->
-        state
-
-      pid ->
-        Worker.ended(pid, reason)
-        %{state | proxies: Map.delete(state.proxies, pid)}
-    end
-  end
+  defp carry_out({:died, worker, reason}, state),
+    do: %{state | proxies: Proxies.stop(state.proxies, worker, reason)}
 
   defp carry_out({:down, ref, worker, reason}, state) do
     Watchers.tell(worker.tether, ref, reason)
     forget_watcher(state, ref)
-  end
-
-  defp start_proxy(worker, known, state) do
-    case DynamicSupervisor.start_child(
-           Tether.Supervisor.workers(state.config.name),
-           {Worker, {worker, known}}
-         ) do
-      {:ok, pid} ->
-        Process.monitor(pid)
-        put_in(state.proxies[pid], worker)
-
-      {:error, why} ->
-        Logger.error("Tether: no proxy for #{worker}: #{inspect(why)}")
-        state
-    end
   end
 
   # Somebody ended a proxy; its worker lives.
@@ -484,7 +382,7 @@ defmodule Tether.Events do
     state = %{state | proxies: proxies}
 
     case state.roster.workers do
-      %{^worker => known} -> start_proxy(worker, known, state)
+      %{^worker => known} -> carry_out({:born, worker, known}, state)
       _gone -> state
     end
   end
@@ -523,54 +421,7 @@ defmodule Tether.Events do
     end
   end
 
-  # Telling.
-
-  defp local(state, type, fields \\ []) do
-    publish(struct!(local_event(state, type), fields), state)
-    state
-  end
-
-  defp local_event(state, type), do: %Event{type: type, owner: state.config.owner, at: DateTime.utc_now()}
-
-  defp publish(event, %{config: %{name: name}}) do
-    Registry.dispatch(Tether.Subscribers, name, fn subscribers ->
-      for {pid, topics} <- subscribers, topics == :all or event.type in topics do
-        send(pid, {:tether, name, event})
-      end
-    end)
-  end
-
   defp metadata(state) do
     %{tether: state.config.name, owner: state.config.owner, epoch: state.session && state.session.epoch}
-  end
-
-  @worker_events %{
-    worker_up: [:worker, :spawn],
-    worker_ready: [:worker, :ready],
-    worker_adopted: [:worker, :adopted],
-    worker_down: [:worker, :down]
-  }
-
-  defp measure(%{type: type} = event, %{silent?: false} = state) when is_map_key(@worker_events, type) do
-    metadata = about(event, state)
-    Telemetry.execute(Map.fetch!(@worker_events, type), %{count: 1}, metadata)
-    if type == :worker_down, do: measure_death(event.reason, metadata, state)
-  end
-
-  defp measure(_event, _state), do: :ok
-
-  defp measure_death(reason, metadata, state) do
-    if Death.crash?(reason), do: Telemetry.execute([:worker, :crash], %{count: 1}, metadata)
-    if reason == :recycled, do: Telemetry.execute([:worker, :recycled], %{count: 1}, metadata)
-
-    if reason == :owner_gone, do: measure_reaped(metadata, state)
-  end
-
-  defp measure_reaped(metadata, %{config: %{orphan_detection: on?}}) do
-    if on?, do: Telemetry.execute([:orphans, :reaped], %{count: 1}, metadata)
-  end
-
-  defp about(event, state) do
-    %{tether: state.config.name, worker: event.worker, node: event.node, reason: event.reason}
   end
 end

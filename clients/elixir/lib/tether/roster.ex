@@ -8,6 +8,7 @@ defmodule Tether.Roster do
       the death cannot bring it back.
     * **R2** Each watcher is told of a death exactly once, whatever tells of it: an event, a list, or the loss of all.
     * **R3** A revision that was seen changes nothing.
+    * **R4** One death is one `:died`: what was lost dies no second time, but where it was seen at work since.
   """
 
   alias Tether.{Death, Event, Worker}
@@ -15,7 +16,8 @@ defmodule Tether.Roster do
   # So many deaths are remembered, for R1 and for those who ask late.
   @remembered 1_024
 
-  defstruct workers: %{}, dead: %{}, order: :queue.new(), watchers: %{}, revision: 0
+  # Lost are those of whom it was told that they are, and who may live on.
+  defstruct workers: %{}, lost: MapSet.new(), dead: %{}, order: :queue.new(), watchers: %{}, revision: 0
 
   @type known :: %{optional(atom) => term}
   @type action ::
@@ -24,10 +26,15 @@ defmodule Tether.Roster do
           | {:died, Worker.t(), Death.reason()}
           | {:down, reference, Worker.t(), Death.reason()}
   @type t :: %__MODULE__{}
+  @type kept :: %{revision: non_neg_integer, workers: %{Worker.t() => known}, lost: MapSet.t(Worker.t())}
 
-  @doc "Nobody yet."
-  @spec new :: t
-  def new, do: %__MODULE__{}
+  @doc "Nobody yet, or whom another roster knew."
+  @spec new(kept | %{}) :: t
+  def new(kept \\ %{}), do: struct!(__MODULE__, kept)
+
+  @doc "What a later roster needs to go on where this one is. Who watches is kept elsewhere."
+  @spec kept(t) :: kept
+  def kept(roster), do: Map.take(roster, [:revision, :workers, :lost])
 
   @doc "Takes in an event; `:seen` when it was before."
   @spec event(t, Event.t()) :: {t, [action]} | :seen
@@ -66,7 +73,7 @@ defmodule Tether.Roster do
       end)
 
     there = MapSet.new(list, fn {worker, _known} -> worker end)
-    {missing, unknown} = asked |> Enum.reject(&(&1 in there)) |> Enum.split_with(&lives?(roster, &1))
+    {missing, unknown} = asked |> Enum.reject(&(&1 in there)) |> Enum.split_with(&unsettled?(roster, &1))
     {roster, downs} = Enum.reduce(unknown, {roster, []}, &nobody/2)
     {roster, actions ++ downs, missing}
   end
@@ -80,14 +87,25 @@ defmodule Tether.Roster do
   defp seen(%{dead: dead} = roster, worker, _known) when is_map_key(dead, worker), do: {roster, []}
 
   defp seen(%{workers: workers} = roster, worker, known) do
-    case workers do
-      %{^worker => before} ->
+    cond do
+      is_map_key(workers, worker) ->
+        before = Map.fetch!(workers, worker)
         now = Map.merge(before, known)
         actions = if now == before, do: [], else: [{:changed, worker, now}]
         {%{roster | workers: %{workers | worker => now}}, actions}
 
-      _new ->
-        {%{roster | workers: Map.put(workers, worker, known)}, [{:born, worker, known}]}
+      # That it ends was told.
+      known.phase == :ending and worker in roster.lost ->
+        {roster, []}
+
+      true ->
+        roster = %{
+          roster
+          | workers: Map.put(workers, worker, known),
+            lost: MapSet.delete(roster.lost, worker)
+        }
+
+        {roster, [{:born, worker, known}]}
     end
   end
 
@@ -96,15 +114,16 @@ defmodule Tether.Roster do
   def died(%{dead: dead} = roster, worker, _reason) when is_map_key(dead, worker), do: {roster, []}
 
   def died(roster, worker, reason) do
-    {roster, actions} = lost(roster, worker, reason)
+    {roster, actions} = gone(roster, worker, reason)
     {remember(roster, worker, reason), actions}
   end
 
-  defp lost(roster, worker, reason) do
+  defp gone(roster, worker, reason) do
     {watchers, others} = Map.pop(roster.watchers, worker, [])
     downs = for ref <- watchers, do: {:down, ref, worker, reason}
-    roster = %{roster | workers: Map.delete(roster.workers, worker), watchers: others}
-    {roster, [{:died, worker, reason} | downs]}
+    died = if worker in roster.lost, do: [], else: [{:died, worker, reason}]
+    lost = MapSet.delete(roster.lost, worker)
+    {%{roster | workers: Map.delete(roster.workers, worker), lost: lost, watchers: others}, died ++ downs}
   end
 
   defp remember(roster, worker, reason) do
@@ -123,19 +142,21 @@ defmodule Tether.Roster do
   """
   @spec lose_all(t, Death.reason(), :keep | :forget) :: {t, [action]}
   def lose_all(roster, reason, keep) do
+    all = Map.keys(Map.merge(roster.watchers, roster.workers))
+    lost = MapSet.union(roster.lost, MapSet.new(all))
+
     {roster, actions} =
-      Enum.reduce(Map.keys(Map.merge(roster.watchers, roster.workers)), {roster, []}, fn worker,
-                                                                                         {roster, actions} ->
-        {roster, more} = lost(roster, worker, reason)
+      Enum.reduce(all, {roster, []}, fn worker, {roster, actions} ->
+        {roster, more} = gone(roster, worker, reason)
         {roster, more ++ actions}
       end)
 
-    if keep == :forget, do: {new(), actions}, else: {roster, actions}
+    if keep == :forget, do: {new(), actions}, else: {%{roster | lost: lost}, actions}
   end
 
-  @doc "Whether a worker's death was told."
-  @spec dead?(t, Worker.t()) :: boolean
-  def dead?(roster, worker), do: is_map_key(roster.dead, worker)
+  @doc "Whether a worker's death was told, be it as a loss."
+  @spec told?(t, Worker.t()) :: boolean
+  def told?(roster, worker), do: is_map_key(roster.dead, worker) or worker in roster.lost
 
   @doc """
   Has somebody told of a worker's death: at once where it is known, else when it is. Of one that is not known at all a list has to
@@ -154,20 +175,27 @@ defmodule Tether.Roster do
   @spec lives?(t, Worker.t()) :: boolean
   def lives?(roster, worker), do: is_map_key(roster.workers, worker)
 
+  @doc "Whether its death is still to be heard of: it lives, or was lost."
+  @spec unsettled?(t, Worker.t()) :: boolean
+  def unsettled?(roster, worker), do: lives?(roster, worker) or worker in roster.lost
+
   @doc "Whether somebody has to do with this worker: it lives here, or its death is waited for."
   @spec concerns?(t, Worker.t()) :: boolean
   def concerns?(roster, worker), do: is_map_key(roster.workers, worker) or is_map_key(roster.watchers, worker)
 
-  @doc "Pools of workers that are waited for, and not known."
+  @doc "Pools of workers that are waited for or were lost, and are not known to live."
   @spec unknown_pools(t) :: [String.t()]
   def unknown_pools(roster) do
-    for({worker, _refs} <- roster.watchers, not lives?(roster, worker), do: worker.pool) |> Enum.uniq()
+    waited_for = for {worker, _refs} <- roster.watchers, not lives?(roster, worker), do: worker.pool
+    lost = for worker <- roster.lost, do: worker.pool
+    Enum.uniq(waited_for ++ lost)
   end
 
-  @doc "Who should be on a list of this pool: those who live, and those who are waited for."
+  @doc "Who should be on a list of this pool: those who live, were lost, or are waited for."
   @spec expected(t, String.t()) :: [Worker.t()]
   def expected(roster, pool) do
-    for({worker, _about} <- Map.merge(roster.watchers, roster.workers), worker.pool == pool, do: worker)
+    all = Map.keys(Map.merge(roster.watchers, roster.workers)) ++ MapSet.to_list(roster.lost)
+    for worker <- Enum.uniq(all), worker.pool == pool, do: worker
   end
 
   @doc "Has nobody told by this reference."

@@ -6,7 +6,7 @@ defmodule Tether.Supervisor do
       |- Tether.Beat               beats, at high priority
       |- workers                   a Tether.Worker for each worker
       |- tasks                     calls of Tether.async/4
-      |- Tether.Watchers           keeps who waits for which death
+      |- Tether.Watchers           keeps who waits for which death, and how far all was told
       |- Tether.Events             follows what happens
       |- Tether.Connection         owns the Port
       `- Tether.Watchdog           kills a program that does not answer

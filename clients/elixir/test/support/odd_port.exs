@@ -8,7 +8,7 @@ if File.write(file, ".", [:append]) != :ok, do: System.halt(0)
 starts = byte_size(File.read!(file))
 port = Port.open({:fd, 0, 1}, [:binary, :eof, packet: 4])
 say = fn term -> Port.command(port, :erlang.term_to_binary(term)) end
-pools = if scenario == "orphans", do: ["ml"], else: []
+pools = if scenario in ["orphans", "meanwhile"], do: ["ml"], else: []
 open = fn ttl -> say.({:session, :opened, %{epoch: starts, ttl: ttl, pools: pools}}) end
 
 receive do
@@ -38,6 +38,20 @@ case {scenario, starts} do
 end
 
 somebody = %{"worker" => {"ml", 0, 1}, "phase" => "READY"}
+
+# What has happened by the time of the second start, and one event of that.
+meanwhile = [
+  {1, "WORKER_READY", 1},
+  {2, "WORKER_ENDING", 1},
+  {3, "WORKER_DIED", 1},
+  {4, "WORKER_STARTED", 2}
+]
+
+told = fn id, revision, kind, incarnation ->
+  event = %{"revision" => revision, "kind" => kind, "worker" => {"ml", 0, incarnation}, "owner" => "odd"}
+  death = if kind == "WORKER_DIED", do: %{"death" => %{"cause" => "SIGNALED", "signal" => 9}}, else: %{}
+  say.({:item, id, Map.merge(event, death)})
+end
 
 answer = fn answer ->
   applied = Process.get(:applied, %{})
@@ -113,6 +127,26 @@ answer = fn answer ->
           died = %{"revision" => 3, "kind" => "WORKER_DIED", "worker" => {"ml", 0, 1}, "death" => death}
           if starts > 1, do: say.({:item, id, died})
           say.({:reply, id, {:ok, %{}}})
+
+        {"meanwhile", {:control, id, :worker_list, _args}} ->
+          say.({:reply, id, {:ok, [%{somebody | "worker" => {"ml", 0, min(starts, 2)}}]}})
+
+        {"meanwhile", {:control, id, :events, %{follow: false, after: seen}}} ->
+          for {n, kind, incarnation} <- meanwhile, starts > 1, n > seen, do: told.(id, n, kind, incarnation)
+          say.({:reply, id, {:ok, %{}}})
+
+        {"meanwhile", {:control, id, :events, %{follow: true}}} ->
+          Process.put(:follow, id)
+
+        {"meanwhile", {:call, _id, %{body: "lose"}}} ->
+          say.({:session, :lost, %{reason: :lease_expired, message: "odd"}})
+
+        {"meanwhile", {:call, id, _call}} ->
+          if starts == 1,
+            do: told.(Process.get(:follow), 1, "WORKER_READY", 1),
+            else: told.(Process.get(:follow), 5, "WORKER_READY", 2)
+
+          say.({:reply, id, {:ok, %{body: "", metadata: [], trailers: [], worker: nil}}})
 
         {"no lists", {:control, id, :worker_list, _args}} ->
           File.write(file <> ".lists", ".", [:append])

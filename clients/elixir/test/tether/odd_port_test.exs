@@ -29,14 +29,16 @@ defmodule Tether.OddPortTest do
 
   defp start(context, opts \\ []) do
     opts =
-      [
-        name: context.tether,
-        port_program: context.program,
-        worker_lifecycle_mode: :coupled,
-        gateway: "gw:1",
-        owner: "odd"
-      ] ++
+      Keyword.merge(
+        [
+          name: context.tether,
+          port_program: context.program,
+          worker_lifecycle_mode: :coupled,
+          gateway: "gw:1",
+          owner: "odd"
+        ],
         opts
+      )
 
     {:ok, pid} = Tether.start_link(opts)
 
@@ -54,7 +56,10 @@ defmodule Tether.OddPortTest do
     pid
   end
 
-  defp call(context, opts \\ []), do: Tether.call({context.tether, "ml"}, "a/B", "body", opts)
+  defp call(context, opts \\ []) do
+    {body, opts} = Keyword.pop(opts, :body, "body")
+    Tether.call({context.tether, "ml"}, "a/B", body, opts)
+  end
 
   @tag scenario: "works"
   test "a call comes back; one of a program that was killed may be tried or is unknown, and the next one comes back",
@@ -274,6 +279,80 @@ defmodule Tether.OddPortTest do
     assert :ok = Tether.Pool.await_ready(pool, 10_000)
   end
 
+  defp events(%{tether: tether}),
+    do: GenServer.whereis({:via, Registry, {Tether.Registry, {:events, tether}}})
+
+  # The revisions that come, up to this one.
+  defp told_until(%{tether: tether} = context, last) do
+    assert_receive {:tether, ^tether, %{revision: revision}} when revision != nil, 10_000
+    if revision == last, do: [last], else: [revision | told_until(context, last)]
+  end
+
+  @tag scenario: "meanwhile"
+  test "what happens while nobody follows the events is told once by who does so next, and who lives is no orphan",
+       context do
+    hear_telemetry()
+    start(context)
+    %{tether: tether} = context
+    await_following(context)
+    assert_receive {:telemetry, [:tether, :orphans, :detected], _count, %{tether: ^tether}}, 10_000
+    :ok = Tether.subscribe(tether)
+    assert {:ok, ""} = call(context)
+    assert told_until(context, 1) == [1]
+
+    events = events(context)
+    Process.exit(events, :kill)
+    eventually("there is another one", fn -> events(context) not in [nil, events] end)
+    await_following(context)
+    assert {:ok, ""} = call(context)
+    assert told_until(context, 5) == [2, 3, 4, 5]
+    eventually("all lists are there", fn -> :sys.get_state(events(context)).lists.asked == %{} end)
+
+    refute_received {:tether, ^tether, %{worker: %Tether.Worker{}}}
+    assert [%{slot: 0, incarnation: 2}] = Tether.workers({tether, "ml"})
+    assert_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+    refute_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+    refute_received {:telemetry, [:tether, :orphans, _what], _count, %{tether: ^tether}}
+  end
+
+  @tag scenario: "lists"
+  test "a Tether in the Port ends with who follows its events, and the next one tells so of who lived",
+       context do
+    start(context, gateway: nil)
+    %{tether: tether} = context
+    await_following(context)
+    worker = %Tether.Worker{tether: tether, pool: "ml", slot: 0, incarnation: 1}
+    ref = Tether.monitor(worker)
+    eventually("it lives", fn -> Tether.workers({tether, "ml"}) == [worker] end)
+    :ok = Tether.subscribe(tether, [:worker_down])
+    Process.exit(events(context), :kill)
+    assert_receive {:tether, ^tether, %{type: :worker_down, worker: ^worker, reason: :agent_lost}}, 10_000
+    assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :agent_lost}, 10_000
+    await_following(context)
+    refute_received {:tether, ^tether, _event}
+    refute_received {:DOWN, ^ref, _type, _worker, _reason}
+  end
+
+  @tag scenario: "meanwhile"
+  test "a worker that was lost with the lease, and has ended meanwhile, is told of as dead once", context do
+    hear_telemetry()
+    start(context, on_partition: :notify_only)
+    %{tether: tether} = context
+    await_following(context)
+    worker = %Tether.Worker{tether: tether, pool: "ml", slot: 0, incarnation: 1}
+    eventually("it lives", fn -> Tether.workers({tether, "ml"}) == [worker] end)
+    :ok = Tether.subscribe(tether, [:worker_ready, :worker_down, :worker_up])
+    assert {:ok, ""} = call(context)
+    assert told_until(context, 1) == [1]
+    assert {:error, _port_down} = call(context, body: "lose")
+    assert_receive {:tether, _name, %{type: :worker_down, worker: ^worker, reason: :lease_expired}}, 10_000
+    # The event of its death was before this one.
+    assert_receive {:tether, _name, %{type: :worker_up, worker: %{incarnation: 2}}}, 10_000
+    refute_received {:tether, _name, %{type: :worker_down}}
+    assert_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+    refute_received {:telemetry, [:tether, :worker, :down], _count, %{tether: ^tether}}
+  end
+
   defp some([]), do: nil
   defp some(list), do: list
 
@@ -383,8 +462,7 @@ defmodule Tether.OddPortTest do
   @tag scenario: "orphans"
   test "what ended with the life before this one is told, and who lives on from it, whatever of that the history has",
        context do
-    :telemetry.attach_to(self())
-    on_exit(fn -> :telemetry.detach(self()) end)
+    hear_telemetry()
     start(context)
     %{tether: tether} = context
     died = %Tether.Worker{tether: tether, pool: "ml", slot: 1, incarnation: 2}

@@ -72,7 +72,69 @@ defmodule Tether.RosterTest do
     downs = for {:down, ref, ^worker, :lease_expired} <- actions, do: ref
     assert Enum.sort(downs) == Enum.sort([one, two])
 
-    assert {_roster, [{:died, ^worker, :oom}]} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
+    assert {_roster, []} = Roster.event(roster, event(:worker_down, 2, worker, :oom))
+  end
+
+  # One that was lost, and whom somebody waits for since.
+  defp lost(worker) do
+    {roster, _actions} = after_events([event(:worker_up, 1, worker)])
+    {roster, [{:died, ^worker, :lease_expired}]} = Roster.lose_all(roster, :lease_expired, :keep)
+    late = make_ref()
+    {roster, []} = Roster.watch(roster, worker, late)
+    {roster, late}
+  end
+
+  test "R4: what was lost dies no second time, whatever tells of it, and who waits since is told" do
+    worker = worker(1)
+    {roster, late} = lost(worker)
+    assert Roster.told?(roster, worker)
+    {roster, []} = Roster.event(roster, event(:worker_ending, 2, worker))
+    assert {roster, [], []} = Roster.listed(roster, [worker], [{worker, %{phase: :ending}}])
+
+    downs = fn {roster, actions} ->
+      assert Roster.told?(roster, worker)
+      assert [{:down, ^late, ^worker, _reason}] = actions
+    end
+
+    downs.(Roster.event(roster, event(:worker_down, 3, worker, :oom)))
+    downs.(Roster.event(roster, event(:worker_deregistered, 3, worker)))
+    downs.(Roster.lose_all(roster, :lease_expired, :keep))
+    assert {_new, [{:down, ^late, ^worker, :unknown}]} = Roster.lose_all(roster, :unknown, :forget)
+  end
+
+  test "what was lost and is on no list is settled, and not remembered as lost for ever" do
+    worker = worker(1)
+    {roster, late} = lost(worker)
+    roster = Roster.unwatch(roster, worker, late)
+    assert {Roster.unknown_pools(roster), Roster.expected(roster, "ml")} == {["ml"], [worker]}
+    assert {roster, [], [^worker]} = Roster.listed(roster, [worker], [])
+    assert {roster, []} = Roster.died(roster, worker, :unknown)
+    refute Roster.unsettled?(roster, worker)
+    assert {Roster.unknown_pools(roster), Roster.told?(roster, worker)} == {[], true}
+  end
+
+  test "R4: one that was lost, and seen at work since, dies once more" do
+    worker = worker(1)
+
+    for seen <- [:worker_up, :worker_ready, :worker_registered] do
+      {roster, late} = lost(worker)
+      assert {roster, [{:born, ^worker, _known}]} = Roster.event(roster, event(seen, 2, worker))
+      refute Roster.told?(roster, worker)
+
+      assert {_roster, [{:died, ^worker, :oom}, {:down, ^late, ^worker, :oom}]} =
+               Roster.event(roster, event(:worker_down, 3, worker, :oom))
+    end
+  end
+
+  test "a later roster goes on where one was: who lives, who was lost, what was seen" do
+    [lost, lives] = [worker(1), worker(2)]
+    {roster, _late} = lost(lost)
+    {roster, _born} = Roster.event(roster, event(:worker_up, 2, lives))
+    roster = roster |> Roster.kept() |> Roster.new()
+    assert {Roster.lives?(roster, lives), Roster.told?(roster, lost)} == {true, true}
+    assert :seen = Roster.event(roster, event(:worker_down, 2, lives, :oom))
+    assert {roster, []} = Roster.event(roster, event(:worker_down, 3, lost, :oom))
+    assert {_roster, [{:died, ^lives, :oom}]} = Roster.event(roster, event(:worker_down, 4, lives, :oom))
   end
 
   test "a worker that was lost with the lease and lives on is there again with the next list" do
