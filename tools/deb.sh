@@ -31,7 +31,8 @@ put 644 usr/share/doc/tether LICENSE-APACHE LICENSE-MIT CHANGELOG.md docs/how-to
 
 "$tree/usr/bin/tether" shell "$tree/shell"
 put 644 usr/share/man/man1 "$tree"/shell/*.1
-gzip --best --no-name "$tree"/usr/share/man/man1/*
+put 644 usr/share/man/man8 "$tree"/shell/*.8
+gzip --best --no-name "$tree"/usr/share/man/man?/*
 install -D --mode=644 "$tree/shell/tether.bash" "$tree/usr/share/bash-completion/completions/tether"
 install -D --mode=644 "$tree/shell/_tether" "$tree/usr/share/zsh/vendor-completions/_tether"
 install -D --mode=644 "$tree/shell/tether.fish" "$tree/usr/share/fish/vendor_completions.d/tether.fish"

@@ -10,6 +10,7 @@
 mod cgroups;
 mod nspawn;
 mod uml;
+mod unready;
 
 use std::{
     fmt::Write as _,
@@ -23,6 +24,7 @@ use tokio::process::Command;
 
 pub use nspawn::Nspawn;
 pub use uml::{Said, uml};
+pub use unready::Unready;
 
 /// Where everything that a machine has of its own is mounted: in a mount namespace, which ends with it.
 const LAYERS: &str = "

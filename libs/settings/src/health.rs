@@ -21,10 +21,10 @@ struct Settings {
     connect: Connect,
 }
 
-/// Whether the program of this name that runs with this configuration says SERVING of `service`; of itself as a whole
+/// Whether the service that runs with this configuration says SERVING of `service`; of itself as a whole
 /// where that is empty.
 pub(crate) async fn ask(
-    program: &str,
+    place: Place,
     file: Option<&Path>,
     sets: &[String],
     service: &str,
@@ -33,7 +33,6 @@ pub(crate) async fn ask(
     let Settings { listen, connect } = loaded
         .map_err(|report| anyhow::anyhow!("{report:?}"))?
         .value;
-    let place = Place::of_program(program).context("this program is none of the four services")?;
     let at = Whereabouts::new(&listen, &connect)?.listens_plainly(place)?;
     let address = at.context("it speaks TLS alone: have it listen on a unix socket too")?;
     let answer = Question::grpc(&address, service).ask(PATIENCE).await;
@@ -49,9 +48,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let runtime = format!("listen.runtime_dir={}", directory.path().display());
 
-        let told = ask("tether-arbiter", None, &[runtime], "")
-            .await
-            .unwrap_err();
+        let told = ask(Place::Arbiter, None, &[runtime], "").await.unwrap_err();
 
         assert!(told.to_string().contains("arbiter.sock"), "{told}");
     }
@@ -60,7 +57,7 @@ mod tests {
     async fn one_that_speaks_tls_alone_cannot_be_asked_and_says_so() {
         let sets = ["listen.gateway=[\"https://127.0.0.1:1\"]".to_owned()];
 
-        let told = ask("tether-gateway", None, &sets, "").await.unwrap_err();
+        let told = ask(Place::Gateway, None, &sets, "").await.unwrap_err();
 
         assert!(told.to_string().contains("TLS alone"), "{told}");
     }

@@ -29,7 +29,7 @@ pub use pool::{Policy, Pool, PoolFile};
 pub use process::{
     Bound, Limits, Liveness, Mask, Process, Recycle, ResourceLimit, Socket, Unlimited,
 };
-pub use service::{Ignored, service, warn};
+pub use service::{Ignored, command, service, warn};
 pub use state::state_dir;
 pub use supervised::{Supervised, in_common, places, service_of, wrong_with_service};
 pub use surroundings::{Look, surroundings};

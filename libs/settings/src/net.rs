@@ -110,10 +110,24 @@ impl Place {
         }
     }
 
-    /// The one that this program is.
-    pub(crate) fn of_program(name: &str) -> Option<Self> {
-        let word = name.strip_prefix("tether-")?;
-        Self::ALL.into_iter().find(|place| place.word() == word)
+    /// The program that it is where it runs by itself.
+    pub(crate) const fn program(self) -> &'static str {
+        match self {
+            Self::Gateway => "tether-gateway",
+            Self::Arbiter => "tether-arbiter",
+            Self::Discovery => "tether-discovery",
+            Self::Agent => "tether-agent",
+        }
+    }
+
+    /// What that says of itself.
+    pub(crate) const fn about(self) -> &'static str {
+        match self {
+            Self::Gateway => "The one address a BEAM application needs",
+            Self::Arbiter => "Grants leases, decides who is alive, places workers",
+            Self::Discovery => "Says which endpoints serve a pool now",
+            Self::Agent => "Starts, watches and reaps the workers of this node",
+        }
     }
 }
 

@@ -17,24 +17,15 @@ use tether_kit::{
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Check, health, parent::ParentFlag};
+use crate::{Check, Place, health, parent::ParentFlag};
 
 /// A section of the one configuration file that is another service's.
 pub type Ignored = toml::Table;
 
-/// Runs a service until it is asked to stop. `T` is the part of the configuration file it reads, with
-/// [`Ignored`] for the rest; `serve` gets it, with the directory where its relative paths start.
-pub fn service<T, F>(
-    name: &'static str,
-    about: &'static str,
-    serve: impl FnOnce(T, PathBuf, CancellationToken) -> F,
-) -> ExitCode
-where
-    T: Check + DeserializeOwned + Serialize + Default,
-    F: Future<Output = anyhow::Result<()>>,
-{
-    let command = Command::new(name)
-        .about(about)
+/// The command line of a service that is a program of its own.
+pub fn command(place: Place) -> Command {
+    let command = Command::new(place.program())
+        .about(place.about())
         .version(env!("CARGO_PKG_VERSION"))
         .arg(
             Arg::new("config")
@@ -60,7 +51,21 @@ where
                 .default_missing_value("")
                 .help("Only asks the one that runs with this configuration whether it serves: status 0 or 1"),
         );
-    let matches = ParentFlag::augment_args(command).get_matches();
+    ParentFlag::augment_args(command)
+}
+
+/// Runs a service until it is asked to stop. `T` is the part of the configuration file it reads, with
+/// [`Ignored`] for the rest; `serve` gets it, with the directory where its relative paths start.
+pub fn service<T, F>(
+    place: Place,
+    serve: impl FnOnce(T, PathBuf, CancellationToken) -> F,
+) -> ExitCode
+where
+    T: Check + DeserializeOwned + Serialize + Default,
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let name = place.program();
+    let matches = command(place).get_matches();
     let parent = ParentFlag::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let parent = match parent.open() {
         Ok(parent) => parent,
@@ -82,7 +87,7 @@ where
             name,
             runtime().and_then(|runtime| {
                 runtime.block_on(health::ask(
-                    name,
+                    place,
                     file.map(PathBuf::as_path),
                     &sets,
                     service,

@@ -9,7 +9,7 @@ use tether_clock::{
 use tether_kit::arbiters::Arbiters;
 use tether_proto::{
     SHARD,
-    common::WorkerPhase,
+    common::{DeathCause, WorkerPhase},
     expect_shard,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
@@ -35,6 +35,7 @@ use crate::{
     history, launch,
     metrics::Metrics,
     news::News,
+    owners,
     permission::{self, Permissions, Steps, Told},
     report,
     search::{End, Search},
@@ -321,6 +322,9 @@ impl Running {
             // All that is known by now goes into one beat.
             while let Ok(report) = reported.try_recv() {
                 self.on_report(report);
+            }
+            while let Ok(exit) = exited.try_recv() {
+                self.on_exit(exit);
             }
             let now = self.clock.now();
             let exits = self.exits_told.is_none() && !self.exits.is_empty();
@@ -613,7 +617,26 @@ impl Running {
         self.exits_told = None;
     }
 
+    /// The end of an owner's process, where that ended this worker. Told together with the death, and not when the
+    /// thread that watches owners comes to it: an arbiter that took the owner for alive would fill the place.
+    fn owner_of_dead(&self, report: &WorkerReport) -> Option<OwnerExit> {
+        let death = report.death.as_ref()?;
+        if death.cause() != DeathCause::OwnerGone {
+            return None;
+        }
+        let id = WorkerId::try_from(report.worker.as_ref()?).ok()?;
+        let permissions = self.permissions.borrow();
+        let pool = permissions.pool(&id.pool)?;
+        owners::has_ended(pool.process?).then(|| OwnerExit {
+            owner: pool.owner.to_string(),
+            epoch: pool.epoch.0,
+        })
+    }
+
     fn on_report(&mut self, mut report: WorkerReport) {
+        if let Some(exit) = self.owner_of_dead(&report) {
+            self.on_exit(exit);
+        }
         if let Some(worker) = self.worker_of(&report) {
             // Whoever takes over from the arbiter that gave it these hears of them here.
             report.resources = std::mem::take(&mut worker.last.resources);

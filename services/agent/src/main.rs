@@ -59,11 +59,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     tether_agent::make_room();
-    service(
-        "tether-agent",
-        "Starts, watches and reaps the workers of this node",
-        serve,
-    )
+    service(Place::Agent, serve)
 }
 
 async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {

@@ -26,6 +26,11 @@ const LOOK_AGAIN: Timespec = Timespec {
     tv_nsec: 200_000_000,
 };
 
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
 /// One session of an owner.
 type Key = (OwnerName, Epoch);
 
@@ -156,6 +161,18 @@ fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
     });
 }
 
+/// Whether it is certain that this process has ended; one that nobody has reaped has.
+pub(crate) fn has_ended(process: Identity) -> bool {
+    match open(process) {
+        Seen::Gone => true,
+        Seen::Not => false,
+        Seen::Alive(pidfd) => {
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            poll(&mut fds, Some(&AT_ONCE)).is_ok_and(|ready| ready > 0)
+        }
+    }
+}
+
 fn open(process: Identity) -> Seen {
     let ticks = || tether_kit::process::start_ticks(process.pid);
     tether_sys::look(process.pid, || {
@@ -201,8 +218,16 @@ mod tests {
         let ticks = tether_kit::process::start_ticks(child.id()).unwrap();
 
         owners.watch(&permissions(child.id(), ticks));
+        let (pid, start_ticks) = (child.id(), ticks);
+        let process = Identity { pid, start_ticks };
+        assert!(!has_ended(process));
         child.kill().unwrap();
+        // Nobody has reaped it yet.
+        while !has_ended(process) {
+            tokio::task::yield_now().await;
+        }
         child.wait().unwrap();
+        assert!(has_ended(process));
         let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv())
             .await
             .unwrap()

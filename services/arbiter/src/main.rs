@@ -48,11 +48,7 @@ impl Check for Settings {
 }
 
 fn main() -> ExitCode {
-    service(
-        "tether-arbiter",
-        "Grants leases, decides who is alive, places workers",
-        serve,
-    )
+    service(Place::Arbiter, serve)
 }
 
 async fn serve(settings: Settings, base: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {

@@ -50,11 +50,7 @@ impl Check for Settings {
 }
 
 fn main() -> ExitCode {
-    service(
-        "tether-discovery",
-        "Says which endpoints serve a pool now",
-        serve,
-    )
+    service(Place::Discovery, serve)
 }
 
 async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyhow::Result<()> {

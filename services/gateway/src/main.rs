@@ -75,25 +75,20 @@ async fn sockets(settings: &Settings, at: &Whereabouts) -> anyhow::Result<Socket
 }
 
 fn main() -> ExitCode {
-    service(
-        "tether-gateway",
-        "The one address a BEAM application needs",
-        |settings: Settings, _, stop| async move {
-            let at = Whereabouts::new(&settings.listen, &settings.connect)?;
-            let Sockets {
-                calls,
-                control,
-                admin,
-                handover,
-            } = sockets(&settings, &at).await?;
-            let gateway =
-                Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
-                    .controlled_at(control)
-                    .probed_at(admin)
-                    .handing_over(handover);
-            tracing::info!("Gateway serves");
-            manager::serves("Serves");
-            gateway.serve(calls, stop).await
-        },
-    )
+    service(Place::Gateway, |settings: Settings, _, stop| async move {
+        let at = Whereabouts::new(&settings.listen, &settings.connect)?;
+        let Sockets {
+            calls,
+            control,
+            admin,
+            handover,
+        } = sockets(&settings, &at).await?;
+        let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
+            .controlled_at(control)
+            .probed_at(admin)
+            .handing_over(handover);
+        tracing::info!("Gateway serves");
+        manager::serves("Serves");
+        gateway.serve(calls, stop).await
+    })
 }

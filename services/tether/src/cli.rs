@@ -88,7 +88,7 @@ pub(crate) enum Command {
     Config(Config),
     /// Prints the version.
     Version,
-    /// Writes manual pages, and completions for bash, zsh and fish, into a directory.
+    /// Writes manual pages, those of services too, and completions for bash, zsh and fish, into a directory.
     #[command(hide = true)]
     Shell {
         /// Made where it is missing.

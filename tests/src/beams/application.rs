@@ -17,10 +17,12 @@ pub(crate) async fn compile(to: &Path) -> anyhow::Result<()> {
         .env("MIX_BUILD_PATH", to)
         .stdin(Stdio::null());
     let ran = mix.output().await.context("there is no `mix`")?;
-    let said = String::from_utf8_lossy(&ran.stderr);
+    // Warnings are on one stream, and errors, by the version, on either.
+    let said = [ran.stdout, ran.stderr].concat();
     ensure!(
         ran.status.success(),
-        "the application does not compile: {said}"
+        "the application does not compile: {}",
+        String::from_utf8_lossy(&said)
     );
     Ok(())
 }

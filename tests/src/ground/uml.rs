@@ -3,9 +3,10 @@
 
 use std::{fs, time::Duration};
 
+use anyhow::anyhow;
 use tokio::time::timeout;
 
-use super::{Ground, Refused, tool};
+use super::{Ground, Refused, Unready, tool};
 
 /// What runs the script once the machine is up, and ends the machine with it. Its end is the machine's, so that one
 /// that breaks does not wait for a deadline.
@@ -23,7 +24,7 @@ TimeoutStartSec=infinity
 ";
 
 /// What a script printed in such a machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said {
     /// On standard output.
     pub out: String,
@@ -34,8 +35,8 @@ pub struct Said {
 /// Boots the ground, runs a script in it as a unit of its systemd, and gives what that printed.
 ///
 /// # Errors
-/// Says what this machine refuses, or that it took too long, with the last words of the console.
-pub async fn uml(mut ground: Ground, script: &str, deadline: Duration) -> Result<Said, Refused> {
+/// Says what this machine refuses, or that the script took too long, with the last words of the console.
+pub async fn uml(mut ground: Ground, script: &str, deadline: Duration) -> Result<Said, Unready> {
     let linux = tool("linux.uml")?;
     // Shared with the host: what is written to the ground itself is seen by nobody outside.
     let shared = ground.path("shared");
@@ -57,17 +58,67 @@ pub async fn uml(mut ground: Ground, script: &str, deadline: Duration) -> Result
         .stderr(err)
         .spawn();
     let mut child = spawned.map_err(|error| Refused(format!("`unshare`: {error}")))?;
-    let ended = timeout(deadline, child.wait()).await;
-    let read = |name| fs::read_to_string(shared.join(name));
-    match (ended, read("out"), read("err")) {
-        (Ok(Ok(_)), Ok(out), Ok(err)) => Ok(Said { out, err }),
-        (ended, out, err) => {
-            let how = match ended {
-                Ok(_) => "the machine ended before it ran the script".to_owned(),
-                Err(_) => format!("the machine still runs after {deadline:?}"),
-            };
-            let said = [out.unwrap_or_default(), err.unwrap_or_default()].concat();
-            Err(Refused(format!("{how}: {said}{}", ground.last_words())))
+    let ended = timeout(deadline, child.wait()).await.is_ok();
+    let read = |name| {
+        let bytes = fs::read(shared.join(name)).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let said = read("out").zip(read("err"));
+    let said = said.map(|(out, err)| Said { out, err });
+    judged(ended, said, &ground.last_words())
+}
+
+/// What is known of a machine that has ended, or was given up. systemd makes the files of what was said when the script
+/// begins: what is wrong before that is this machine's fault, and from then on that of what is tried.
+fn judged(ended: bool, said: Option<Said>, console: &str) -> Result<Said, Unready> {
+    match (ended, said) {
+        (true, Some(said)) => Ok(said),
+        (false, Some(Said { out, err })) => {
+            Err(anyhow!("the script does not end: {out}{err}{console}").into())
+        }
+        (true, None) => {
+            let why = format!("the machine ended before the script began: {console}");
+            Err(Refused(why).into())
+        }
+        (false, None) => {
+            let why = format!("the script does not begin in time: {console}");
+            Err(Refused(why).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said() -> Option<Said> {
+        Some(Said {
+            out: "level: G1\n".to_owned(),
+            err: "not seen\n".to_owned(),
+        })
+    }
+
+    #[test]
+    fn a_script_that_ends_is_judged_by_what_it_said() {
+        assert_eq!(judged(true, said(), "").ok(), said());
+    }
+
+    #[test]
+    fn a_script_that_hangs_is_not_this_machines_fault() {
+        let Err(Unready::Broken(why)) = judged(false, said(), "last words") else {
+            panic!("it counts as refused");
+        };
+
+        assert!(why.to_string().ends_with("level: G1\nnot seen\nlast words"));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_come_up_is() {
+        for ended in [true, false] {
+            let judged = judged(ended, None, "panic");
+            assert!(
+                matches!(judged, Err(Unready::Refused(Refused(why))) if why.ends_with("panic"))
+            );
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Tether as units of systemd: in a container, whose systemd is talked to while it runs, and on a kernel with cgroups of
 //! version 2.
 
+mod apart;
 mod files;
 mod kernel;
 mod machine;
 mod package;
 mod rows;
 mod supervisors;
+mod watchdog;
 
 use tether_tests::{
     evidence::{Evidence, Report},
-    ground::Refused,
+    ground::{Refused, packages},
 };
 
 use machine::Deployed;
@@ -19,42 +21,45 @@ use rows::Row;
 /// Plays the rows whose names contain one of the texts in `only`.
 pub(crate) async fn play(only: &str, report: &mut Report) {
     let wanted = |name: &str| only.split('|').any(|text| name.contains(text));
-    let among = |rows: &'static [Row]| {
-        rows.iter()
-            .filter(|row| wanted(row.name))
-            .collect::<Vec<_>>()
-    };
-    let rows = among(rows::ALL);
+    let all = rows::ALL.iter().chain(apart::ALL);
+    let rows: Vec<_> = all.filter(|row| wanted(row.name)).collect();
     if !rows.is_empty() {
         report.scene("In a container");
         match Deployed::boot(&files::install()).await {
             Ok(deployed) => play_all(&rows, &deployed, true, report).await,
-            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
+            Err(why) => why.record(rows.iter().map(|row| row.name), report),
         }
     }
-    let rows = among(package::ALL);
     // Each goes on where the last one ended.
-    let all: Vec<_> = package::ALL.iter().collect();
-    if !rows.is_empty() {
+    let rows: Vec<_> = package::ALL.iter().collect();
+    if rows.iter().any(|row| wanted(row.name)) {
         report.scene("In a container, by the package");
         match Deployed::boot("true").await {
             Ok(deployed) => match package::make(deployed.packages()).await {
-                Ok(()) => play_all(&all, &deployed, false, report).await,
-                Err(Refused(why)) => report.add(Evidence::failed("the package is made", why)),
+                Ok(()) => play_all(&rows, &deployed, false, report).await,
+                Err(why) => {
+                    let why = format!("{why:#}");
+                    report.add(Evidence::failed("the package is made", why));
+                }
             },
-            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
+            Err(why) => why.record(rows.iter().map(|row| row.name), report),
         }
     }
     for (scene, all, boot) in supervisors::ALL {
         if all.iter().any(|row| wanted(row.name)) {
             report.scene(scene);
+            let names = all.iter().map(|row| row.name);
+            if let Err(Refused(why)) = packages("supervisors") {
+                report.skip(names, &why);
+                continue;
+            }
             match Deployed::boot(boot).await {
                 // The second goes on where the first one ended.
                 Ok(deployed) => {
                     let rows: Vec<_> = all.iter().collect();
                     play_all(&rows, &deployed, false, report).await;
                 }
-                Err(Refused(why)) => report.skip(all.iter().map(|row| row.name), &why),
+                Err(why) => why.record(names, report),
             }
         }
     }
@@ -67,7 +72,7 @@ pub(crate) async fn play(only: &str, report: &mut Report) {
                     report.add(judged(row.name, row.expected, (row.judge)(&said)));
                 }
             }
-            Err(Refused(why)) => report.skip(rows.iter().map(|row| row.name), &why),
+            Err(why) => why.record(rows.iter().map(|row| row.name), report),
         }
     }
 }

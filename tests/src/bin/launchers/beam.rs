@@ -5,7 +5,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Context as _, ensure};
-use tether_tests::ground::{Ground, Refused};
+use tether_tests::ground::{Ground, Refused, Unready};
 
 use super::{
     Row, application, gone,
@@ -69,19 +69,16 @@ WantedBy=multi-user.target
 ";
 
 /// Boots a machine that has the BEAM and the application, and starts Tether there.
-pub(crate) async fn boot() -> Result<Machine, Refused> {
+pub(crate) async fn boot() -> Result<Machine, Unready> {
     if let Some(missing) = LANGUAGES.iter().find(|path| !Path::new(path).is_dir()) {
-        return Err(Refused(format!("no `{missing}`, as of Debian's package")));
+        return Err(Refused(format!("no `{missing}`, as of Debian's package")).into());
     }
     let built = tempfile::tempdir().map_err(|error| Refused(error.to_string()))?;
-    let refused = |error: anyhow::Error| Refused(format!("{error:#}"));
-    let compiled = application::compile(built.path()).await;
-    compiled.map_err(refused)?;
+    application::compile(built.path()).await?;
     let machine = Machine::boot(|ground| put(ground, built.path())).await?;
     // What it is copied from goes.
-    let copied = machine.sh(&format!("cp -r {BUILT}.host {BUILT}")).await;
-    copied.map_err(refused)?;
-    machine.start_tether().await.map_err(refused)?;
+    machine.sh(&format!("cp -r {BUILT}.host {BUILT}")).await?;
+    machine.start_tether().await?;
     Ok(machine)
 }
 

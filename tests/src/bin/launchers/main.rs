@@ -15,7 +15,7 @@ use machine::Machine;
 use serde_json::Value;
 use tether_tests::{
     evidence::{Evidence, Report},
-    ground::Refused,
+    ground::Unready,
 };
 
 /// Deploys, breaks what was deployed, and looks.
@@ -62,13 +62,10 @@ async fn main() -> ExitCode {
 }
 
 /// Plays rows on a machine of their own.
-async fn play(rows: &[Row], machine: Result<Machine, Refused>, report: &mut Report) {
+async fn play(rows: &[Row], machine: Result<Machine, impl Into<Unready>>, report: &mut Report) {
     let mut machine = match machine {
         Ok(machine) => machine,
-        Err(Refused(why)) => {
-            let why = format!("no machine with systemd: {why}");
-            return report.skip(rows.iter().map(|row| row.name), &why);
-        }
+        Err(why) => return why.into().record(rows.iter().map(|row| row.name), report),
     };
     for row in rows {
         report.add(match (row.play)(&mut machine).await {

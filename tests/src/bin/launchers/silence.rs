@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::Value;
-use tether_tests::ground::Refused;
+use tether_tests::ground::Unready;
 
 use super::{Row, WRITTEN, machine::Machine, no_units, ready, text};
 
@@ -48,11 +48,10 @@ impl Who {
 }
 
 /// Boots a machine with units that an administrator has written, and starts Tether there.
-pub(crate) async fn boot() -> Result<Machine, Refused> {
+pub(crate) async fn boot() -> Result<Machine, Unready> {
     let machine = Machine::boot(|_| {}).await?;
-    let refused = |error: anyhow::Error| Refused(format!("{error:#}"));
-    machine.write_service().await.map_err(refused)?;
-    machine.start_tether().await.map_err(refused)?;
+    machine.write_service().await?;
+    machine.start_tether().await?;
     Ok(machine)
 }
 

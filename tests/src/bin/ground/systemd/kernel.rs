@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tether_tests::ground::{Ground, Refused, Said, uml};
+use tether_tests::ground::{Ground, Said, Unready, uml};
 
 use super::files;
 
@@ -84,7 +84,7 @@ fn has(said: &Said, word: &str, what: &str) -> anyhow::Result<String> {
 }
 
 /// Boots it, and has it say what it sees.
-pub(super) async fn run() -> Result<Said, Refused> {
+pub(super) async fn run() -> Result<Said, Unready> {
     let mut ground = Ground::new().await?;
     files::put(&mut ground);
     ground.script(

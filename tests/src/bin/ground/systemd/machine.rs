@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 use tether_tests::{
     eventually_within,
-    ground::{Ground, Nspawn, Refused},
+    ground::{Ground, Nspawn, Refused, Unready},
 };
 
 use super::files;
@@ -21,6 +21,7 @@ systemctl stop 'beam@*.service' etcd.service 'tether*.service'
 systemctl stop tether-workers.slice
 systemctl reset-failed
 rm -rf /etc/systemd/system/tether*.d /var/lib/tether /run/tether/* /opt/go
+sed 's/^store/#store/' -i /etc/tether/tether.toml
 systemctl daemon-reload
 ";
 
@@ -40,7 +41,7 @@ pub(super) struct Deployed {
 
 impl Deployed {
     /// Boots one, and runs these commands in it.
-    pub(super) async fn boot(install: &str) -> Result<Self, Refused> {
+    pub(super) async fn boot(install: &str) -> Result<Self, Unready> {
         let mut ground = Ground::new().await?;
         files::put(&mut ground);
         let packages = tempfile::tempdir();
@@ -49,8 +50,7 @@ impl Deployed {
         let machine = ground.boot().await?;
         // A container has a boot id of its own, laid over /proc, where services that have a /proc of their own do not see it.
         let line = format!("umount /proc/sys/kernel/random/boot_id || true\n{install}");
-        let installed = machine.sh(&line).await;
-        installed.map_err(|error| Refused(format!("`{install}`: {error:#}")))?;
+        machine.sh(&line).await?;
         Ok(Self { machine, packages })
     }
 
@@ -149,6 +149,24 @@ impl Deployed {
     pub(super) async fn main_process(&self, unit: &str) -> anyhow::Result<u64> {
         let pid = self.machine.show(unit, "MainPID").await?;
         pid.parse().context("no main process")
+    }
+
+    /// Kills the main process of a unit, and waits for systemd to start another.
+    pub(super) async fn kill_main(&self, unit: &str) -> anyhow::Result<()> {
+        let before = self.main_process(unit).await?;
+        let line = format!("systemctl kill --kill-whom=main --signal=KILL {unit}");
+        self.sh(&line).await?;
+        self.another(unit, before).await
+    }
+
+    /// Waits until a unit is active with another main process.
+    pub(super) async fn another(&self, unit: &str, before: u64) -> anyhow::Result<()> {
+        self.until(&format!("{unit} is there again"), async || {
+            let after = self.main_process(unit).await.ok()?;
+            let active = self.is_active(unit).await.ok()?;
+            (active && after != before && after != 0).then_some(())
+        })
+        .await
     }
 
     /// Puts what is between two tests away, and sees that nothing is left.

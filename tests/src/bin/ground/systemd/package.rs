@@ -3,7 +3,7 @@
 use std::{path::Path, process::Stdio};
 
 use anyhow::Context as _;
-use tether_tests::{ground::Refused, program};
+use tether_tests::program;
 use tokio::process::Command;
 
 use super::{files, machine::Deployed, rows::Row};
@@ -42,7 +42,7 @@ pub(super) const ALL: &[Row] = &[
 ///
 /// # Errors
 /// Says what it lacks.
-pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
+pub(super) async fn make(folder: &Path) -> anyhow::Result<()> {
     let tether = program("tether");
     let programs = tether.parent().unwrap_or(&tether);
     let (makes, _) = commands();
@@ -56,12 +56,11 @@ pub(super) async fn make(folder: &Path) -> Result<(), Refused> {
         .env("DEB_COMPRESSION", "none")
         .stdin(Stdio::null())
         .output()
-        .await;
-    match made {
-        Ok(made) if made.status.success() => Ok(()),
-        Ok(made) => Err(Refused(String::from_utf8_lossy(&made.stderr).into_owned())),
-        Err(error) => Err(Refused(format!("`{line}`: {error}"))),
-    }
+        .await
+        .with_context(|| format!("`{line}`"))?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    anyhow::ensure!(made.status.success(), "{said}");
+    Ok(())
 }
 
 /// What makes the package on the machine that builds, and what installs it on that which has it in /packages.
@@ -82,6 +81,8 @@ async fn install(deployed: &Deployed) -> anyhow::Result<()> {
 async fn installs(deployed: &Deployed) -> anyhow::Result<String> {
     install(deployed).await?;
     let files = "ls /etc/tether/tether.toml /usr/share/man/man1/tether.1.gz /usr/share/man/man1/tether-pool-apply.1.gz \
+                 /usr/share/man/man8/tether-gateway.8.gz /usr/share/man/man8/tether-arbiter.8.gz \
+                 /usr/share/man/man8/tether-discovery.8.gz /usr/share/man/man8/tether-agent.8.gz \
                  /usr/share/bash-completion/completions/tether /run/tether -d && getent passwd tether";
     deployed.sh(files).await?;
     let active = "systemctl list-units --all --plain --no-legend --state=active 'tether*'";

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use anyhow::Context as _;
 
-use super::machine::Deployed;
+use super::{machine::Deployed, watchdog};
 
 type Played<'a> = Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
 
@@ -76,11 +76,6 @@ pub(super) const ALL: &[Row] = &[
         name: "a stop ends what runs in the unit, and not what is beside it",
         expected: "an empty unit, a worker that lives",
         play: |deployed| Box::pin(stopped(deployed)),
-    },
-    Row {
-        name: "four units serve together, and a worker outlives each",
-        expected: "the same process, and calls",
-        play: |deployed| Box::pin(apart(deployed)),
     },
 ];
 
@@ -193,49 +188,16 @@ async fn restarted(deployed: &Deployed) -> anyhow::Result<String> {
 async fn killed(deployed: &Deployed) -> anyhow::Result<String> {
     deployed.sh("systemctl start tether.service").await?;
     let pid = deployed.run_pool("independent").await?;
-    kill_main(deployed, "tether.service").await?;
+    deployed.kill_main("tether.service").await?;
     deployed.is_still(pid).await
 }
 
-/// Kills the main process of a unit, and waits for systemd to start another.
-async fn kill_main(deployed: &Deployed, unit: &str) -> anyhow::Result<()> {
-    let before = deployed.main_process(unit).await?;
-    deployed
-        .sh(&format!(
-            "systemctl kill --kill-whom=main --signal=KILL {unit}"
-        ))
-        .await?;
-    another(deployed, unit, before).await
-}
-
-async fn another(deployed: &Deployed, unit: &str, before: u64) -> anyhow::Result<()> {
-    deployed
-        .until(&format!("{unit} is there again"), async || {
-            let after = deployed.main_process(unit).await.ok()?;
-            let active = deployed.is_active(unit).await.ok()?;
-            (active && after != before && after != 0).then_some(())
-        })
-        .await
-}
-
 async fn hung(deployed: &Deployed) -> anyhow::Result<String> {
-    let drop_in = "[Service]\nWatchdogSec=2s\nLimitCORE=0\n";
-    let file = "/etc/systemd/system/tether.service.d/watchdog.conf";
-    deployed.machine.write(file, drop_in).await?;
-    deployed
-        .sh("systemctl daemon-reload; systemctl start tether.service")
-        .await?;
+    let units = ["tether.service"];
+    watchdog::hurry(deployed, &units).await?;
+    deployed.sh("systemctl start tether.service").await?;
     let pid = deployed.run_pool("independent").await?;
-    let before = deployed.main_process("tether.service").await?;
-    deployed
-        .sh("systemctl kill --kill-whom=main --signal=STOP tether.service")
-        .await?;
-    another(deployed, "tether.service", before).await?;
-    let journal = deployed.machine.journal("tether.service").await;
-    anyhow::ensure!(
-        journal.contains("result 'watchdog'"),
-        "the journal says\n{journal}"
-    );
+    watchdog::hang(deployed, &units).await?;
     deployed
         .is_still(pid)
         .await
@@ -305,23 +267,4 @@ async fn stopped(deployed: &Deployed) -> anyhow::Result<String> {
     deployed.follow("What outlives what").await?;
     deployed.gone(pid).await?;
     Ok("an empty unit, a worker that lives".to_owned())
-}
-
-async fn apart(deployed: &Deployed) -> anyhow::Result<String> {
-    deployed.sh("systemctl start etcd.service").await?;
-    let store = "sed 's/^#store/store/' -i /etc/tether/tether.toml";
-    deployed.sh(store).await?;
-    deployed.follow("Each service by itself").await?;
-    let pid = deployed.run_pool("tcp").await?;
-    deployed.call().await?;
-    for name in ["agent", "gateway", "discovery", "arbiter"] {
-        let unit = format!("tether-{name}.service");
-        kill_main(deployed, &unit).await?;
-        deployed.sh(&format!("systemctl restart {unit}")).await?;
-        deployed.is_still(pid).await.with_context(|| unit)?;
-    }
-    deployed
-        .sh("sed 's/^store/#store/' -i /etc/tether/tether.toml")
-        .await?;
-    Ok(format!("the same process, {pid}, and calls"))
 }
