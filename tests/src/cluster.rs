@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    DEADLINE, Traces, eventually, example, kill,
+    Bucket, DEADLINE, Traces, eventually, example, kill,
     programs::{Tether, program, python},
     tidy,
 };
@@ -27,6 +27,7 @@ use crate::{
 pub struct Setup {
     sets: Vec<String>,
     store: Option<String>,
+    bucket: Option<Bucket>,
 }
 
 /// One `tether up` and what belongs to it. Dropping it ends all of that, and fails nothing: whether
@@ -36,6 +37,7 @@ pub struct Cluster {
     dir: TempDir,
     sets: Vec<String>,
     store: Option<String>,
+    bucket: Option<Bucket>,
     up: Option<Child>,
     /// From start to serving.
     pub start_time: Duration,
@@ -56,6 +58,13 @@ impl Setup {
         self
     }
 
+    /// Its nodes keep checkpoints in that bucket, rather than in a directory.
+    #[must_use]
+    pub fn bucket(mut self, bucket: Bucket) -> Self {
+        self.bucket = Some(bucket);
+        self
+    }
+
     /// Starts it, and waits until it serves.
     ///
     /// # Panics
@@ -69,6 +78,7 @@ impl Setup {
             dir,
             sets: self.sets,
             store: self.store,
+            bucket: self.bucket,
             up: None,
             start_time: Duration::ZERO,
         };
@@ -104,17 +114,13 @@ impl Cluster {
                 &format!("listen.runtime_dir={}", self.runtime().display()),
             ])
             .args(["--set", "agent.node=node-1"])
-            .args([
-                "--set",
-                &format!("agent.checkpoints.store={}", self.checkpoints()),
-            ])
-            .args(["--set", "agent.checkpoints.sweep_seconds=1"])
             .args(self.sets.iter().flat_map(|set| ["--set", set]))
             .env_remove("TETHER_CONFIG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("the log can be written"))
             .kill_on_drop(true);
+        self.keep_checkpoints(&mut command);
         self.up = Some(command.spawn().expect("tether can be started"));
         let client = self.client();
         eventually("`tether up` serves and its node has joined", async || {
@@ -161,9 +167,16 @@ impl Cluster {
         self.path("run")
     }
 
-    /// Where its nodes keep checkpoints.
-    pub fn checkpoints(&self) -> String {
-        format!("file://{}", self.path("checkpoints").display())
+    /// Has an agent keep checkpoints where all nodes of this cluster do.
+    pub(crate) fn keep_checkpoints(&self, agent: &mut Command) {
+        match &self.bucket {
+            Some(bucket) => bucket.give(agent),
+            None => {
+                let store = format!("file://{}", self.path("checkpoints").display());
+                agent.args(["--set", &format!("agent.checkpoints.store={store}")]);
+            }
+        }
+        agent.args(["--set", "agent.checkpoints.sweep_seconds=1"]);
     }
 
     /// The gateway's address.

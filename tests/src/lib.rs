@@ -2,6 +2,7 @@
 //! workers, and a look into `/proc` that finds everything that was left behind.
 
 mod beam;
+mod bucket;
 mod by_hand;
 mod cable;
 pub mod clerk;
@@ -20,6 +21,7 @@ mod tidy;
 mod wait;
 
 pub use beam::Beam;
+pub use bucket::Bucket;
 pub use by_hand::{ByHand, Registrar};
 pub use cable::Cable;
 pub use cluster::{Cluster, Owner, Setup};

@@ -30,7 +30,15 @@ impl Site {
     /// # Panics
     /// When it does not.
     pub async fn start() -> Self {
-        let cluster = Setup::default()
+        Self::of(Setup::default()).await
+    }
+
+    /// The same, of that cluster.
+    ///
+    /// # Panics
+    /// When the second node does not join.
+    pub async fn of(setup: Setup) -> Self {
+        let cluster = setup
             .set("lease.node_ttl", &format!("{:?}", Self::TTL))
             .set("lease.node_beat", &format!("{:?}", Self::BEAT))
             .start()
@@ -60,10 +68,29 @@ impl Site {
     /// When the first node is not closed to workers.
     pub async fn with_second_alone() -> Self {
         let site = Self::start().await;
-        let words = ["node", "cordon", "node-1"];
-        let ran = site.cluster.tether().run(&words).await;
-        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        site.close("node-1").await;
         site
+    }
+
+    /// Closes a node to workers that are not there yet.
+    ///
+    /// # Panics
+    /// When that is refused.
+    pub async fn close(&self, node: &str) {
+        self.order(&["node", "cordon", node]).await;
+    }
+
+    /// Opens it again.
+    ///
+    /// # Panics
+    /// When that is refused.
+    pub async fn open(&self, node: &str) {
+        self.order(&["node", "uncordon", node]).await;
+    }
+
+    async fn order(&self, words: &[&str]) {
+        let ran = self.cluster.tether().run(words).await;
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
     }
 
     /// Of the second node's agent.
@@ -77,10 +104,9 @@ impl Site {
     /// When it cannot be started.
     pub fn start_agent(&mut self) {
         let text = format!(
-            "[listen]\nruntime_dir = {:?}\n[connect]\narbiter = \"unix:{}\"\n[agent]\nnode = \"node-2\"\n[agent.checkpoints]\nstore = \"{}\"\nsweep_seconds = 1\n",
+            "[listen]\nruntime_dir = {:?}\n[connect]\narbiter = \"unix:{}\"\n[agent]\nnode = \"node-2\"\n",
             self.runtime().display().to_string(),
             self.cluster.dir().join("cable.sock").display(),
-            self.cluster.checkpoints(),
         );
         let file = self.cluster.dir().join("agent.toml");
         std::fs::write(&file, text).expect("the directory can be written");
@@ -88,14 +114,15 @@ impl Site {
             .create(true)
             .append(true)
             .open(self.cluster.dir().join("agent.log"));
-        let agent = Command::new(program("tether-agent"))
+        let mut agent = Command::new(program("tether-agent"));
+        agent
             .arg("--config")
             .arg(file)
             .stdin(Stdio::null())
             .stderr(log.expect("the directory can be written"))
-            .kill_on_drop(true)
-            .spawn();
-        self.agent = Some(agent.expect("it was built"));
+            .kill_on_drop(true);
+        self.cluster.keep_checkpoints(&mut agent);
+        self.agent = Some(agent.spawn().expect("it was built"));
     }
 
     /// Process id of the second node's agent.

@@ -8,7 +8,10 @@ use rustix::process::Signal;
 use tether_proto::job::{
     CancelJobRequest, GetJobRequest, Job, JobState, PutCheckpointRequest, StartJobRequest,
 };
-use tether_tests::{Owner, Site, eventually, eventually_within, example, kill, python};
+use tether_s3_server::Server;
+use tether_tests::{
+    Bucket, Owner, Setup, Site, eventually, eventually_within, example, kill, python,
+};
 use tether_types::Reason;
 use tonic::Code;
 
@@ -25,15 +28,20 @@ const POOL: &str = "adders";
 /// Two workers on the second node alone, whose agent can be killed by itself.
 async fn site() -> (Site, std::path::PathBuf) {
     let site = Site::with_second_alone().await;
+    let file = pool_file(&site, 2);
+    (site, file)
+}
+
+fn pool_file(site: &Site, size: u32) -> std::path::PathBuf {
     let text = format!(
-        "[template.adders]\ncommand = {python:?}\nargs = [\"worker.py\"]\ncwd = {cwd:?}\nenv = {{ PYTHONPATH = {sdk:?} }}\n\n[pool.{POOL}]\ntemplate = \"adders\"\nmode = \"independent\"\nsize = 2\n[pool.{POOL}.policy]\nheartbeat_timeout = \"60s\"\n",
+        "[template.adders]\ncommand = {python:?}\nargs = [\"worker.py\"]\ncwd = {cwd:?}\nenv = {{ PYTHONPATH = {sdk:?} }}\n\n[pool.{POOL}]\ntemplate = \"adders\"\nmode = \"independent\"\nsize = {size}\n[pool.{POOL}.policy]\nheartbeat_timeout = \"60s\"\n",
         python = python().display().to_string(),
         cwd = example("jobs").display().to_string(),
         sdk = concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/python"),
     );
     let file = site.cluster.dir().join("adders.toml");
     std::fs::write(&file, text).unwrap();
-    (site, file)
+    file
 }
 
 async fn start(site: &Site, key: &str, seconds: f64) -> Job {
@@ -191,6 +199,59 @@ async fn ten_minutes_of_work_survive_three_owners_an_agent_and_a_worker_and_end_
     }
     eventually("nothing is kept of jobs that are forgotten", async || {
         (saved(&site.cluster.dir().join("checkpoints")) == 0).then_some(())
+    })
+    .await;
+    drop(owner);
+}
+
+#[tokio::test]
+async fn a_job_whose_worker_is_killed_goes_on_on_another_node_from_its_checkpoint_in_a_bucket() {
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
+    let site = Site::of(Setup::default().bucket(Bucket::of(&server))).await;
+    site.close("node-1").await;
+    let owner = Owner::with_pool(&site.cluster, "beam", &pool_file(&site, 1)).await;
+    let begun = start(&site, "long", STEP_SECONDS / 4.0).await;
+    until(&site, "long", "it gets on", |job| job.progress >= 0.1).await;
+    let first = site.on_second(POOL, "it is there", |_| true).await;
+    assert_eq!(first.worker, begun.worker);
+
+    site.open("node-1").await;
+    site.close("node-2").await;
+    kill(first.pid, Signal::KILL);
+    let next = until(&site, "long", "another worker goes on", |job| {
+        job.attempt == 2 && job.progress > 0.0
+    })
+    .await;
+    let saved = next.checkpoint.clone().unwrap();
+    assert!(
+        saved.uri.starts_with("s3://models/tether/adders/"),
+        "{saved:?}"
+    );
+    assert!(next.progress > 0.1, "not from the start: {next:?}");
+    let workers = site.cluster.workers(POOL).await;
+    let its = workers.iter().find(|worker| worker.worker == next.worker);
+    assert_eq!(its.unwrap().node, "node-1", "{workers:?}");
+
+    let done = until(&site, "long", "it is done", |job| {
+        job.state() == JobState::Done
+    })
+    .await;
+    let total: u64 = (0..u64::from(STEPS)).map(|step| step * step).sum();
+    assert_eq!(done.result, format!("{{\"total\": {total}}}").into_bytes());
+    eventually("the last checkpoints are kept", async || {
+        (server.seen().await.objects.len() == 3).then_some(())
+    })
+    .await;
+    let ran = site
+        .cluster
+        .tether()
+        .run(&["job", "ack", POOL, "long"])
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    eventually("nothing is kept of a job that is forgotten", async || {
+        server.seen().await.objects.is_empty().then_some(())
     })
     .await;
     drop(owner);

@@ -152,6 +152,9 @@ defmodule Tether do
   Also of one that happens while nothing is connected, as soon as something is again. For a worker that is dead already it comes at
   once; where nothing is known of it the arbiter is asked, and if it does not live either, the reason is `:noproc`. Whoever still
   waits when the Tether ends is told `:noconnection`. Reasons are those of `Tether.Death`.
+
+  Of workers that run already (`python_pool_strategy: :connect`) nothing is known but where they are, so it is `:noproc` at once:
+  nobody tells of their deaths. One that answers no more gets no calls, and those that it had fail.
   """
   @spec monitor(Worker.t()) :: reference
   defdelegate monitor(worker), to: Events

@@ -14,9 +14,11 @@
 //! Which checkpoint counts is not said here but by the arbiter, which records it once it is saved.
 
 mod config;
+mod error;
 mod name;
 mod objects;
 
 pub use config::{Config, Wrong};
+pub use error::Error;
 pub use name::{JobDir, Name, Sha256};
-pub use objects::{Error, Objects, Upload};
+pub use objects::{Objects, Upload};

@@ -5,11 +5,13 @@
 //! otherwise ([`Watch`]). What a unit's end means is in [`Ending`], and decided without a bus.
 
 mod ending;
+mod error;
 mod manager;
 mod transient;
 mod unit;
 
 pub use ending::Ending;
-pub use manager::{Bus, Error, Systemd, Watch};
-pub use transient::{Bounds, Limits, Transient};
+pub use error::Error;
+pub use manager::{Bus, Systemd, Watch};
+pub use transient::{Bounds, Limits, Scope, Transient};
 pub use unit::{Active, Unit};

@@ -10,16 +10,17 @@ use zbus::{
     message,
 };
 
-use crate::{Limits, Transient, Unit};
+use crate::{Error, Limits, Scope, Transient, Unit};
 
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const SCOPE: &str = "org.freedesktop.systemd1.Scope";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// A manager that takes longer to answer is not there.
+/// A manager that takes longer to answer one call is not there.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A unit that nobody has, to be asked about.
@@ -64,40 +65,6 @@ impl FromStr for Bus {
             .find(|bus| bus.word() == word)
             .ok_or_else(|| Error::Bus(word.to_owned()))
     }
-}
-
-/// What went wrong, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no such bus.
-    #[error("`{0}` is no bus of systemd, expected one of: system, user")]
-    Bus(String),
-    /// Nobody answers there.
-    #[error("systemd does not answer on the {bus} bus ({why}): {advice}")]
-    Unreachable {
-        /// Which.
-        bus: Bus,
-        /// What was said instead.
-        why: String,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// This user may not.
-    #[error(
-        "this user may not manage units on the system bus: run the agent as root, allow it `org.freedesktop.systemd1.manage-units` in polkit, or set `agent.systemd.bus = \"user\"`"
-    )]
-    Forbidden,
-    /// There is no such unit.
-    #[error("systemd has no unit `{0}`: install it, then `systemctl daemon-reload`")]
-    NoUnit(String),
-    /// systemd refused.
-    #[error("systemd refuses `{method}`: {why}")]
-    Refused {
-        /// What it was asked.
-        method: &'static str,
-        /// Why.
-        why: String,
-    },
 }
 
 /// One connection to systemd.
@@ -147,12 +114,15 @@ impl Systemd {
             };
             // Signals of units are sent to those who asked for them.
             let subscribed = systemd.manage("Subscribe", &()).await;
-            subscribed.map_err(|error| unreachable(error.to_string()))?;
+            subscribed.map_err(|error| match error {
+                Error::Silent { why } => unreachable(why),
+                error => unreachable(error.to_string()),
+            })?;
             Ok(systemd)
         };
         match timeout(ANSWERS_WITHIN, connecting).await {
             Ok(connected) => connected,
-            Err(_) => Err(unreachable("no answer within 10 s".to_owned())),
+            Err(_) => Err(unreachable(format!("no answer within {ANSWERS_WITHIN:?}"))),
         }
     }
 
@@ -182,8 +152,45 @@ impl Systemd {
     /// # Errors
     /// When there is one of that name, or systemd refuses.
     pub async fn start_transient(&self, name: &str, unit: &Transient) -> Result<(), Error> {
+        self.begin(name, unit.properties()).await
+    }
+
+    /// Makes a scope that is not there yet.
+    ///
+    /// # Errors
+    /// When there is one of that name, or systemd refuses.
+    pub async fn start_scope(&self, name: &str, scope: &Scope) -> Result<(), Error> {
+        match self.begin(name, scope.sparing()).await {
+            Err(Error::Refused { .. }) => self.begin(name, scope.properties()).await,
+            begun => begun,
+        }
+    }
+
+    /// The cgroup of a scope, as a path below where cgroups are mounted; none where it is not there.
+    ///
+    /// # Errors
+    /// When systemd does not say.
+    pub async fn cgroup_of_scope(&self, name: &str) -> Result<Option<String>, Error> {
+        let found = match self.manage("GetUnit", &(name,)).await {
+            Err(Error::NoUnit(_)) => return Ok(None),
+            found => found?,
+        };
+        let path: OwnedObjectPath = read(&found)?;
+        let property = (SCOPE, "ControlGroup");
+        let said = self.call(&path, PROPERTIES, "Get", &property).await?;
+        match &*read::<OwnedVariant>(&said)? {
+            Variant::Str(cgroup) if !cgroup.is_empty() => Ok(Some(cgroup.as_str().to_owned())),
+            _ => Ok(None),
+        }
+    }
+
+    async fn begin(
+        &self,
+        name: &str,
+        properties: Vec<(&'static str, Variant<'static>)>,
+    ) -> Result<(), Error> {
         let auxiliary: Vec<(String, Vec<(String, Variant<'_>)>)> = Vec::new();
-        let body = (name, "fail", unit.properties(), auxiliary);
+        let body = (name, "fail", properties, auxiliary);
         self.manage("StartTransientUnit", &body).await.map(drop)
     }
 
@@ -293,11 +300,9 @@ impl Systemd {
             .interface(PROPERTIES)
             .member("PropertiesChanged")
             .build()
-            .map_err(|error| refused("AddMatch", &error))?;
-        let stream = MessageStream::for_match_rule(rule, &self.connection, None).await;
-        stream
-            .map(Watch)
-            .map_err(|error| refused("AddMatch", &error))
+            .map_err(|error| Error::of("AddMatch", &error))?;
+        let stream = MessageStream::for_match_rule(rule, &self.connection, None);
+        in_time("AddMatch", stream).await.map(Watch)
     }
 
     async fn path(&self, name: &str) -> Result<OwnedObjectPath, Error> {
@@ -307,13 +312,7 @@ impl Systemd {
     async fn properties(&self, path: &OwnedObjectPath) -> Result<(All, All), Error> {
         let all = |of: &'static str| async move {
             let body = (of,);
-            let reply =
-                self.connection
-                    .call_method(Some(NAME), path, Some(PROPERTIES), "GetAll", &body);
-            match reply.await {
-                Ok(reply) => read::<All>(&reply),
-                Err(error) => Err(refused("GetAll", &error)),
-            }
+            read::<All>(&self.call(path, PROPERTIES, "GetAll", &body).await?)
         };
         Ok((all(UNIT).await?, all(SERVICE).await?))
     }
@@ -322,19 +321,36 @@ impl Systemd {
     where
         B: serde::Serialize + Type + Sync,
     {
+        self.call(PATH, MANAGER, method, body).await
+    }
+
+    async fn call<B>(
+        &self,
+        path: &str,
+        interface: &'static str,
+        method: &'static str,
+        body: &B,
+    ) -> Result<Message, Error>
+    where
+        B: serde::Serialize + Type + Sync,
+    {
         let call = self
             .connection
-            .call_method(Some(NAME), PATH, Some(MANAGER), method, body);
-        let answered = match timeout(ANSWERS_WITHIN, call).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                return Err(Error::Refused {
-                    method,
-                    why: "no answer within 10 s".to_owned(),
-                });
-            }
-        };
-        answered.map_err(|error| refused(method, &error))
+            .call_method(Some(NAME), path, Some(interface), method, body);
+        in_time(method, call).await
+    }
+}
+
+/// What comes of a call, or that nothing does.
+async fn in_time<T>(
+    method: &'static str,
+    call: impl Future<Output = zbus::Result<T>>,
+) -> Result<T, Error> {
+    match timeout(ANSWERS_WITHIN, call).await {
+        Ok(answered) => answered.map_err(|error| Error::of(method, &error)),
+        Err(_) => Err(Error::Silent {
+            why: format!("{method}: no answer within {ANSWERS_WITHIN:?}"),
+        }),
     }
 }
 
@@ -377,30 +393,5 @@ fn read<T: DeserializeOwned + Type>(reply: &Message) -> Result<T, Error> {
     reply
         .body()
         .deserialize()
-        .map_err(|error| refused("reply", &error))
-}
-
-fn refused(method: &'static str, error: &zbus::Error) -> Error {
-    let zbus::Error::MethodError(name, text, _) = error else {
-        return Error::Refused {
-            method,
-            why: error.to_string(),
-        };
-    };
-    let why = text.clone().unwrap_or_default();
-    match name.as_str() {
-        "org.freedesktop.systemd1.NoSuchUnit" => Error::NoUnit(unit_in(&why)),
-        "org.freedesktop.DBus.Error.AccessDenied"
-        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => Error::Forbidden,
-        name => Error::Refused {
-            method,
-            why: format!("{why} ({name})"),
-        },
-    }
-}
-
-/// The unit that a sentence of systemd's is about: `Unit x.service not loaded.`
-fn unit_in(text: &str) -> String {
-    let word = text.split_whitespace().find(|word| word.contains('.'));
-    word.unwrap_or(text).trim_end_matches('.').to_owned()
+        .map_err(|error| Error::of("reply", &error))
 }

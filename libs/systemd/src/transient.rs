@@ -1,4 +1,4 @@
-//! A service that exists for as long as it runs, and how limits are said to systemd.
+//! Units that exist for as long as they run, and how limits are said to systemd.
 
 use std::time::Duration;
 
@@ -56,6 +56,36 @@ pub struct Transient {
     pub limits: Limits,
     /// What none of it may ever have.
     pub bounds: Bounds,
+}
+
+/// A scope to make around a process that runs already; what is below it belongs to whoever asked for it.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    /// For people.
+    pub description: String,
+    /// Its first process.
+    pub pid: u32,
+    /// In which slice.
+    pub slice: String,
+}
+
+impl Scope {
+    pub(crate) fn properties(&self) -> Vec<(&'static str, Variant<'static>)> {
+        vec![
+            ("Description", Variant::from(self.description.clone())),
+            ("PIDs", Variant::from(vec![self.pid])),
+            ("Slice", Variant::from(self.slice.clone())),
+            ("Delegate", Variant::from(true)),
+        ]
+    }
+
+    /// From systemd 253 on, the end of one process for want of memory would otherwise be the end of all; before, there is
+    /// no such property.
+    pub(crate) fn sparing(&self) -> Vec<(&'static str, Variant<'static>)> {
+        let mut properties = self.properties();
+        properties.push(("OOMPolicy", Variant::from("continue")));
+        properties
+    }
 }
 
 /// What no process of a unit can win back; the default takes nothing away.
@@ -155,5 +185,21 @@ mod tests {
             Variant::from(0x0120_02eb_u64)
         )));
         assert_eq!(Bounds::of("NoNewPrivs:\t0\n"), Bounds::default());
+    }
+
+    #[test]
+    fn a_scope_is_made_around_a_process_and_belongs_to_who_asked_for_it() {
+        let scope = Scope {
+            pid: 42,
+            slice: "tether-workers.slice".to_owned(),
+            ..Scope::default()
+        };
+        let (old, new) = (scope.properties(), scope.sparing());
+
+        assert!(old.contains(&("PIDs", Variant::from(vec![42_u32]))));
+        assert!(old.contains(&("Slice", Variant::from("tether-workers.slice"))));
+        assert!(old.contains(&("Delegate", Variant::from(true))));
+        let more = new.strip_prefix(old.as_slice()).unwrap();
+        assert_eq!(more, [("OOMPolicy", Variant::from("continue"))]);
     }
 }

@@ -99,9 +99,11 @@ fn failure(error: Error) -> Failure {
     }
     let reason = match error {
         Error::Torn(_) => Reason::ConfigInvalid,
-        Error::Elsewhere { .. } | Error::Missing(_) | Error::Unusable(..) | Error::Store(_) => {
-            Reason::StoreFailed
-        }
+        Error::Elsewhere { .. }
+        | Error::Missing(_)
+        | Error::Unusable(..)
+        | Error::Bucket { .. }
+        | Error::Store(_) => Reason::StoreFailed,
     };
     Failure::new(reason, text)
 }
@@ -123,6 +125,46 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     pub(crate) fn new(shelf: Arc<Shelf>, upstream: Arc<Upstream>) -> Self {
         Self { shelf, upstream }
+    }
+
+    /// Saves what a worker sends, and has it recorded.
+    async fn take(self, mut parts: Streaming<SaveCheckpointRequest>) -> Result<Checkpoint, Status> {
+        let Some(Part::Begin(begin)) = parts.message().await?.and_then(|first| first.part) else {
+            return Err(refused("its first part is not `begin`").into());
+        };
+        let (name, sha256) = named(&begin)?;
+        let objects = self.shelf.objects().await?;
+        // Saved by an earlier call, which could not have it recorded: its bytes are not written once more.
+        let mut upload = match objects.has(&name, begin.bytes).await.map_err(failure)? {
+            true => None,
+            false => Some(objects.save(&name, sha256, begin.bytes).await),
+        };
+        let taken: Result<(), Status> = async {
+            while let Some(part) = parts.message().await? {
+                let Some(Part::Chunk(bytes)) = part.part else {
+                    return Err(refused("only `chunk` follows `begin`").into());
+                };
+                if let Some(upload) = &mut upload {
+                    upload.write(bytes.into()).await.map_err(failure)?;
+                }
+            }
+            Ok(())
+        }
+        .await;
+        if let (Err(_), Some(upload)) = (&taken, &mut upload) {
+            upload.abort().await;
+        }
+        taken?;
+        if let Some(upload) = upload {
+            upload.finish().await.map_err(failure)?;
+        }
+        let checkpoint = self.record(&objects, &name, begin).await?;
+        tokio::spawn(async move {
+            if let Err(error) = objects.prune(&name).await {
+                tracing::warn!(%error, "Cannot remove checkpoints that are not to be kept any more");
+            }
+        });
+        Ok(checkpoint)
     }
 
     async fn job(&self, pool: &str, key: &str) -> Result<Option<Job>, Status> {
@@ -220,42 +262,12 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<Streaming<SaveCheckpointRequest>>,
     ) -> Result<Response<SaveCheckpointResponse>, Status> {
-        let mut parts = request.into_inner();
-        let Some(Part::Begin(begin)) = parts.message().await?.and_then(|first| first.part) else {
-            return Err(refused("its first part is not `begin`").into());
-        };
-        let (name, sha256) = named(&begin)?;
-        let objects = self.shelf.objects().await?;
-        // Saved by an earlier call, which could not have it recorded: its bytes are not written once more.
-        let mut upload = match objects.has(&name, begin.bytes).await.map_err(failure)? {
-            true => None,
-            false => Some(objects.save(&name, sha256, begin.bytes).await),
-        };
-        let taken: Result<(), Status> = async {
-            while let Some(part) = parts.message().await? {
-                let Some(Part::Chunk(bytes)) = part.part else {
-                    return Err(refused("only `chunk` follows `begin`").into());
-                };
-                if let Some(upload) = &mut upload {
-                    upload.write(bytes.into()).await.map_err(failure)?;
-                }
-            }
-            Ok(())
-        }
-        .await;
-        if let (Err(_), Some(upload)) = (&taken, &mut upload) {
-            upload.abort().await;
-        }
-        taken?;
-        if let Some(upload) = upload {
-            upload.finish().await.map_err(failure)?;
-        }
-        let checkpoint = self.record(&objects, &name, begin).await?;
-        tokio::spawn(async move {
-            if let Err(error) = objects.prune(&name).await {
-                tracing::warn!(%error, "Cannot remove checkpoints that are not to be kept any more");
-            }
-        });
+        // Goes on although whoever calls goes away, whose parts end then: left in the middle, an upload would stay in
+        // its bucket.
+        let checkpoint = tokio::spawn(self.clone().take(request.into_inner()));
+        let checkpoint = checkpoint
+            .await
+            .map_err(|error| Status::internal(error.to_string()))??;
         Ok(Response::new(SaveCheckpointResponse {
             checkpoint: Some(checkpoint),
         }))

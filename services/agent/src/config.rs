@@ -156,7 +156,7 @@ pub(crate) struct Ground {
     pub(crate) guarantee: Guarantee,
     pub(crate) labels: Labels,
     pub(crate) resources: Counts,
-    pub(crate) zygote: Arc<Zygote>,
+    pub(crate) zygote: Zygote,
     /// Units of systemd.
     pub(crate) units: Units,
     /// The ways to other supervisors.
@@ -219,7 +219,7 @@ impl Config {
         listen::check(&Address::Tcp { host, port: 0 }, insecure)
     }
 
-    pub(crate) fn prepare(
+    pub(crate) async fn prepare(
         &self,
         runtime: &Path,
         address: &Address,
@@ -266,7 +266,7 @@ impl Config {
         let boot_id = tether_kit::process::boot_id().map_err(wrong(&workers))?;
         let scope = self.slice.as_deref().map(|slice| Scope::new(slice, &name));
         let zygote = Zygote::new(runtime, scope).map_err(Error::Zygote)?;
-        let held = zygote.held().map_err(Error::Zygote)?;
+        let held = zygote.held().await.map_err(Error::Zygote)?;
         let cgroup = match (self.no_cgroups, held) {
             (true, _) => None,
             (false, Some(scope)) => cgroup_in(&scope, &name),
@@ -293,7 +293,7 @@ impl Config {
             guarantee,
             labels: self.labels.clone(),
             resources: self.resources.clone(),
-            zygote: Arc::new(zygote),
+            zygote,
             units: Units::new(&self.systemd, self.slice.as_deref(), inode),
             supervisors: Supervisors::new(&self.supervisord, &self.runit),
             sockets: Sockets::inherit(),

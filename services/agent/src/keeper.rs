@@ -19,6 +19,7 @@
 //! where the agent was killed as well, the next one does. Under systemd the keeper is in a unit of its own, which has
 //! the service stopped when that is over ([`after`]), whoever else was killed.
 
+mod drive;
 mod kin;
 pub(crate) mod last_word;
 mod plan;
@@ -30,22 +31,15 @@ mod watched;
 
 use std::{
     fs, io,
-    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until},
-};
-
 use last_word::{End, How};
-use plan::{Next, Plan};
 use runit::RunitService;
-use supervisor::{Life, State, Supervisor};
+use serde::{Deserialize, Serialize};
+use supervisor::Supervisor;
 use systemd::SystemdUnit;
 
 /// The first argument of this program as a keeper.
@@ -222,74 +216,8 @@ async fn act(errand: &Errand, dir: &Path, part: Part) -> io::Result<Option<End>>
 impl Part {
     async fn of(self, errand: &Errand, service: impl Supervisor) -> io::Result<Option<End>> {
         match self {
-            Self::Keep => keep(errand, service).await,
-            Self::End => make_end(errand, service).await.map(|()| None),
-        }
-    }
-}
-
-async fn make_end(errand: &Errand, mut service: impl Supervisor) -> io::Result<()> {
-    if errand.connect_only {
-        return Ok(());
-    }
-    service.stop().await?;
-    let mut kill_at = Instant::now() + Duration::from_millis(errand.patience_ms);
-    while !matches!(service.look().await?, State::Rests(_)) {
-        tokio::select! {
-            () = service.changed() => {}
-            () = sleep_until(kill_at) => {
-                service.kill().await?;
-                kill_at = Instant::now() + KILL_AGAIN;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The driver: looks, does what the plan says, and tells the agent.
-async fn keep(errand: &Errand, mut service: impl Supervisor) -> io::Result<Option<End>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut plan = Plan::new(errand.connect_only);
-    let mut kill_at: Option<Instant> = None;
-    loop {
-        match plan.on_look(service.look().await?) {
-            // Again, for an agent that has come since.
-            Next::Wait => plan
-                .life()
-                .into_iter()
-                .for_each(|(life, ready)| tell(errand, life, ready)),
-            Next::Start => {
-                service.start().await?;
-                continue;
-            }
-            Next::Began(life, ready) => tell(errand, &life, ready),
-            Next::Stop => {
-                // Should that fail, or this be killed meanwhile, it is known how the worker ended.
-                if let Some(end) = plan.ended() {
-                    let _ = end.write(&own_dir());
-                }
-                let at = Instant::now() + patience(errand);
-                service.stop().await?;
-                kill_at.get_or_insert(at);
-                continue;
-            }
-            Next::Over(end) => return Ok(Some(end)),
-            Next::Done => return Ok(None),
-        }
-        tokio::select! {
-            () = service.changed() => {}
-            _ = terminate.recv() => {
-                // From here on its shim counts as well.
-                let at = Instant::now() + patience(errand);
-                if plan.on_stop() {
-                    service.stop().await?;
-                    kill_at = Some(kill_at.map_or(at, |before| before.min(at)));
-                }
-            }
-            () = until(kill_at) => {
-                service.kill().await?;
-                kill_at = Some(Instant::now() + KILL_AGAIN);
-            }
+            Self::Keep => drive::keep(errand, service).await,
+            Self::End => drive::end(errand, service).await.map(|()| None),
         }
     }
 }
@@ -314,29 +242,21 @@ fn before_kill(grace: Duration) -> Duration {
     grace * 3 / 4 - (grace / 4).min(SHIMS)
 }
 
-/// Between two kills of what does not end.
-const KILL_AGAIN: Duration = Duration::from_secs(1);
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
+#[cfg(test)]
+impl Errand {
+    /// To keep a program of the supervisord at this socket.
+    fn of_program(socket: &Path) -> Self {
+        Self {
+            launcher: "supervisord".to_owned(),
+            name: "w".to_owned(),
+            connect_only: false,
+            patience_ms: 1_000,
+            at: socket.display().to_string(),
+            memory_bytes: 0,
+            cpu_millis: 0,
+            tasks: 0,
+        }
     }
-}
-
-/// Tells the agent which process it is about, and that its supervisor counts it as started, as in sd_notify(3).
-fn tell(errand: &Errand, life: &Life, ready: bool) {
-    let Some(agent) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let ready = if ready { "READY=1\n" } else { "" };
-    let Errand { launcher, name, .. } = errand;
-    let Life { pid, said, .. } = life;
-    let comma = if said.is_empty() { "" } else { ", " };
-    let text =
-        format!("{ready}MAINPID={pid}\nSTATUS={launcher}: {name}, process {pid}{comma}{said}");
-    // An agent that is away asks anew when it is back.
-    let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), agent));
 }
 
 #[cfg(test)]

@@ -121,14 +121,14 @@ impl Agent {
     ///
     /// # Errors
     /// When the directory cannot be made or written, or another agent uses it.
-    pub fn build(
+    pub async fn build(
         config: &Config,
         runtime: &std::path::Path,
         address: Address,
         arbiters: Vec<Address>,
         metrics: &mut Metrics,
     ) -> Result<Self, Error> {
-        let (ground, left) = config.prepare(runtime, &address, metrics)?;
+        let (ground, left) = config.prepare(runtime, &address, metrics).await?;
         let workers = Arc::new(ground.workers.clone());
         let metrics = Arc::clone(&ground.metrics);
         let fates = Arc::clone(&ground.fates);

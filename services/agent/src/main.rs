@@ -78,7 +78,8 @@ async fn serve(settings: Settings, _: PathBuf, stop: CancellationToken) -> anyho
         at.find(Place::Agent)?,
         at.ways_to_arbiters()?,
         &mut metrics,
-    )?;
+    )
+    .await?;
     let mut serving = JoinSet::new();
     // To be read until the last worker is gone.
     let over = CancellationToken::new();

@@ -14,11 +14,11 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
     time::Duration,
 };
 
-use tether_clock::{BootClock, Clock as _};
+use tether_systemd::{Bus, Systemd};
+use tokio::time::timeout;
 
 use crate::limits;
 
@@ -28,22 +28,8 @@ const SHIMS: &str = "shims";
 /// How long systemd may take to make a scope.
 const MADE: Duration = Duration::from_secs(20);
 
-/// How long each program that asks systemd waits for an answer; by itself it would for longer.
-const ANSWERS_WITHIN: &str = "5s";
-
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(5);
-
-/// Where systemd takes orders.
-const MANAGER: [&str; 7] = [
-    "--system",
-    "call",
-    "org.freedesktop.systemd1",
-    "/org/freedesktop/systemd1",
-    "org.freedesktop.systemd1.Manager",
-    "StartTransientUnit",
-    "ssa(sv)a(sa(sv))",
-];
+/// What systemd tells of a scope may be lost with the bus.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// One that may not be there yet.
 #[derive(Debug)]
@@ -68,37 +54,43 @@ impl Scope {
     ///
     /// # Errors
     /// When systemd does not make it, or there is no such hierarchy.
-    pub(crate) fn take(&self, pid: u32) -> io::Result<PathBuf> {
+    pub(crate) async fn take(&self, pid: u32) -> io::Result<PathBuf> {
         let refused = |why: String| io::Error::other(format!("`{}`: {why}", self.unit));
         let mount =
             limits::unified_mount().ok_or_else(|| refused("no cgroup2 is mounted".to_owned()))?;
-        let deadline = BootClock.now() + MADE;
+        match timeout(MADE, self.try_take(&mount, pid)).await {
+            Ok(taken) => taken.map_err(|error| refused(error.to_string())),
+            Err(_) => Err(refused(format!("it is not there after {MADE:?}"))),
+        }
+    }
+
+    async fn try_take(&self, mount: &Path, pid: u32) -> Result<PathBuf, tether_systemd::Error> {
+        let systemd = Systemd::connect(Bus::System).await?;
+        let mut watch = systemd.watch(&self.unit).await?;
         let mut asked = false;
         loop {
             // The last worker of an earlier agent may end in between, and the scope with it.
-            if let Some(path) = self.path(&mount)?
+            if let Some(cgroup) = systemd.cgroup_of_scope(&self.unit).await?
+                && let path = mount.join(cgroup.trim_start_matches('/'))
+                && path.is_dir()
                 && self.enter(&path, pid).is_ok()
             {
                 return Ok(path);
             }
             if !asked {
-                self.make(pid).map_err(refused)?;
+                systemd.start_scope(&self.unit, &self.around(pid)).await?;
                 asked = true;
             }
-            if BootClock.now() > deadline {
-                return Err(refused(format!("it is not there after {MADE:?}")));
-            }
-            std::thread::sleep(PAUSE);
+            let _ = timeout(LOOK_AGAIN, watch.changed()).await;
         }
     }
 
-    /// Where it is, once it is there.
-    fn path(&self, mount: &Path) -> io::Result<Option<PathBuf>> {
-        let words = ["show", "--property=ControlGroup", "--value", &self.unit];
-        let shown = run("systemctl", &words)?;
-        let group = String::from_utf8_lossy(&shown.stdout).trim().to_owned();
-        let path = mount.join(group.trim_start_matches('/'));
-        Ok((!group.is_empty() && path.is_dir()).then_some(path))
+    fn around(&self, pid: u32) -> tether_systemd::Scope {
+        tether_systemd::Scope {
+            description: "Workers of Tether".to_owned(),
+            pid,
+            slice: self.slice.clone(),
+        }
     }
 
     /// Moves a process below the scope, and has controllers handed on to the leaves beside it.
@@ -112,34 +104,6 @@ impl Scope {
         limits::hand_on(&leaves);
         Ok(())
     }
-
-    /// Has systemd make it around a process.
-    fn make(&self, pid: u32) -> Result<(), String> {
-        let pid = pid.to_string();
-        let properties = [
-            &["Description", "s", "Workers of Tether"][..],
-            &["PIDs", "au", "1", &pid],
-            &["Slice", "s", &self.slice],
-            &["Delegate", "b", "true"],
-        ];
-        // From systemd 253 on, the end of one worker for want of memory would otherwise be the end of all.
-        let spares_others: &[&str] = &["OOMPolicy", "s", "continue"];
-        let with = [&properties[..], &[spares_others]].concat();
-        self.ask(&with).or_else(|_| self.ask(&properties))
-    }
-
-    fn ask(&self, properties: &[&[&str]]) -> Result<(), String> {
-        let count = properties.len().to_string();
-        let mut words = MANAGER.to_vec();
-        words.extend([self.unit.as_str(), "fail", &count]);
-        words.extend(properties.concat());
-        words.push("0");
-        let answer = run("busctl", &words).map_err(|error| error.to_string())?;
-        match answer.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&answer.stderr).trim().to_owned()),
-        }
-    }
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
@@ -147,13 +111,4 @@ fn make_dir(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
-}
-
-fn run(program: &str, words: &[&str]) -> io::Result<Output> {
-    let output = Command::new(program)
-        .args(words)
-        .env("SYSTEMD_BUS_TIMEOUT", ANSWERS_WITHIN)
-        .stdin(Stdio::null())
-        .output();
-    output.map_err(|error| io::Error::new(error.kind(), format!("`{program}`: {error}")))
 }

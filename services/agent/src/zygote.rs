@@ -10,7 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -135,11 +135,11 @@ impl Zygote {
     ///
     /// # Errors
     /// When it cannot be started, or held there.
-    pub(crate) fn held(&self) -> io::Result<Option<PathBuf>> {
+    pub(crate) async fn held(&self) -> io::Result<Option<PathBuf>> {
         if self.scope.is_none() || Self::is_first_in_container() {
             return Ok(None);
         }
-        let (socket, held) = self.start()?;
+        let (socket, held) = self.start().await?;
         *self.lock() = Some(socket);
         Ok(held)
     }
@@ -156,7 +156,10 @@ impl Zygote {
             return Ok(());
         }
         Self::may_start()?;
-        let (socket, _) = self.start()?;
+        if self.scope.is_some() {
+            return Err(io::Error::other("the zygote is gone"));
+        }
+        let (socket, _) = self.begin()?;
         send(self.lock().insert(socket), &request, &[])
     }
 
@@ -188,10 +191,7 @@ impl Zygote {
     ///
     /// # Errors
     /// When there is no zygote to be had, or no socket.
-    pub(crate) async fn spawn(
-        self: &Arc<Self>,
-        sockets: &[BorrowedFd<'_>],
-    ) -> io::Result<UnixStream> {
+    pub(crate) async fn spawn(&self, sockets: &[BorrowedFd<'_>]) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut descriptors = vec![theirs.as_fd()];
         descriptors.extend(sockets);
@@ -204,9 +204,7 @@ impl Zygote {
             return Ok(ours);
         }
         Self::may_start()?;
-        let zygote = Arc::clone(self);
-        let started = tokio::task::spawn_blocking(move || zygote.start()).await;
-        let (socket, _) = started.map_err(io::Error::other)??;
+        let (socket, _) = self.start().await?;
         send(self.lock().insert(socket), &Request::Spawn, &descriptors)?;
         Ok(ours)
     }
@@ -246,8 +244,19 @@ impl Zygote {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Blocks where there is a scope.
-    fn start(&self) -> io::Result<(OwnedFd, Option<PathBuf>)> {
+    /// Starts one, in its scope where there is one, and tells in which cgroup that is.
+    async fn start(&self) -> io::Result<(OwnedFd, Option<PathBuf>)> {
+        let (socket, pid) = self.begin()?;
+        // Before it is asked for anything: what it forks is where it is.
+        let held = match self.scope.as_ref().zip(pid) {
+            Some((scope, pid)) => Some(scope.take(pid).await?),
+            None => None,
+        };
+        Ok((socket, held))
+    }
+
+    /// Starts one where the agent is.
+    fn begin(&self) -> io::Result<(OwnedFd, Option<u32>)> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -268,9 +277,7 @@ impl Zygote {
             .stdout(Stdio::null())
             .stderr(Stdio::from(log))
             .spawn()?;
-        // Before it is asked for anything: what it forks is where it is.
-        let scope = self.scope.as_ref().zip(zygote.id());
-        let held = scope.map(|(scope, pid)| scope.take(pid)).transpose()?;
+        let pid = zygote.id();
         tokio::spawn(async move {
             // It outlives its agent where it has shims; otherwise somebody killed it.
             if let Ok(status) = zygote.wait().await
@@ -279,7 +286,7 @@ impl Zygote {
                 tracing::error!(%status, "Zygote was killed; workers live on, and the next start makes another one");
             }
         });
-        Ok((ours, held))
+        Ok((ours, pid))
     }
 }
 

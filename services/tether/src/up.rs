@@ -99,7 +99,8 @@ pub(crate) async fn serve(
         at.find(Place::Agent)?,
         at.ways_to_arbiters()?,
         &mut metrics,
-    )?;
+    )
+    .await?;
     let gateway = Gateway::build(settings.gateway, at.arbiters()?, at.find(Place::Discovery)?)
         .controlled_at(control_at);
 

@@ -25,6 +25,9 @@ const SHIM: [&str; 2] = ["tether-shim", "tether-init"];
 /// A process of the emulator's own, which is there for as long as it is.
 const OF_EMULATOR: &str = "erl_child_setup";
 
+/// In which Linux tells programs when a process began, whatever its own clock ticks in (USER_HZ, proc(5)).
+const TICK: Duration = Duration::from_millis(10);
+
 /// The BEAM and what ends with it.
 #[derive(Debug)]
 pub(crate) struct Kin {
@@ -130,7 +133,15 @@ impl Kin {
     fn no_orphans(&self, which: impl Fn(u32) -> bool) -> anyhow::Result<()> {
         let mut orphans = mentioning(&self.mark);
         orphans.retain(|process| which(process.pid));
-        ensure!(orphans.is_empty(), "orphans: {orphans:?}");
+        ensure!(
+            orphans.is_empty(),
+            "orphans: {}",
+            orphans
+                .iter()
+                .map(|orphan| format!("{}: {}", orphan.command, life(orphan.pid)))
+                .collect::<Vec<_>>()
+                .join("; ")
+        );
         Ok(())
     }
 
@@ -223,6 +234,31 @@ fn shims_above(pid: u32) -> Vec<u32> {
     above
         .take_while(|&pid| SHIM.contains(&name(pid).as_str()))
         .collect()
+}
+
+/// What the kernel says of a process: its state, whose child it is, and for how long it has run.
+fn life(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split(' ').collect())
+        .unwrap_or_default();
+    let began = fields.get(19).and_then(|began| began.parse::<u32>().ok());
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let up = Duration::new(
+        u64::try_from(up.tv_sec).unwrap_or_default(),
+        u32::try_from(up.tv_nsec).unwrap_or_default(),
+    );
+    match began {
+        None => format!("process {pid}, gone now"),
+        Some(began) => format!(
+            "process {pid}, state {}, below {} `{}`, for {} ms",
+            fields[0],
+            parent(pid),
+            name(parent(pid)),
+            up.saturating_sub(TICK * began).as_millis()
+        ),
+    }
 }
 
 fn name(pid: u32) -> String {

@@ -211,6 +211,17 @@ impl Nspawn {
         up.map_err(|Refused(why)| anyhow::anyhow!("it does not come up: {why}"))
     }
 
+    /// Sends a signal to its first process, which from within may have none that it does not want.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn signal_first(&self, signal: Signal) -> anyhow::Result<()> {
+        let leader = i32::try_from(self.leader).ok().and_then(Pid::from_raw);
+        let leader = leader.context("no machine")?;
+        let leader = pidfd_open(leader, PidfdFlags::empty())?;
+        Ok(pidfd_send_signal(&leader, signal)?)
+    }
+
     /// Powers it off, and waits until that is done.
     ///
     /// # Errors

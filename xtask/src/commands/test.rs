@@ -99,13 +99,14 @@ const FAILOVERS: &str = "arbiter leader killed|etcd leader killed|etcd leader, d
 /// Installs what the suites need beyond cargo.
 pub(super) fn prepare(workspace: &Workspace, report: &mut Report) {
     provide_languages(workspace, report);
-    let mut envoy = workspace.program("tools/python-env.sh");
-    envoy.arg("envoy");
-    if !workspace.runs(envoy) {
-        report.skip(
-            "xDS with Envoy",
-            "`tools/python-env.sh envoy` cannot install it, and says why",
-        );
+    for (suite, environment) in [("xDS with Envoy", "envoy"), ("checkpoints in S3", "s3")] {
+        let mut make = workspace.program("tools/python-env.sh");
+        make.arg(environment);
+        if !workspace.runs(make) {
+            let why =
+                format!("`tools/python-env.sh {environment}` cannot install it, and says why");
+            report.skip(suite, &why);
+        }
     }
     provide_programs(workspace, report);
 }

@@ -12,12 +12,15 @@ defmodule Tether.Config do
   | | `:coupled` | `:supervised` | `:independent` | `:distributed` |
   | --- | --- | --- | --- | --- |
   | for | development, short work | one production server | long jobs | many nodes |
-  | needs a `gateway` | no | yes | yes | yes, or `python_discovery` |
+  | needs a `gateway` | no | yes | yes, but for workers that are found | yes, but for workers that are found |
   | this BEAM is killed | workers die at once | they go on | they go on for `heartbeat_timeout` | as `beam_crash_policy` says |
   | this BEAM is back | new workers | the same workers | the same workers | the same workers |
+
+  Workers that are found (`python_pool_strategy: :connect`) run already, as something else's children: in no mode does Tether start
+  or end them, whatever becomes of this BEAM, and nobody tells of their deaths. One that does not answer gets no calls.
   """
 
-  alias Tether.Config.{Check, Keys}
+  alias Tether.Config.{Check, Discovery, Keys}
   alias Tether.Mode
 
   @type t :: %__MODULE__{
@@ -102,7 +105,7 @@ defmodule Tether.Config do
          values = Map.new(Keys.all(), fn {key, _kind, default, _does} -> {key, default} end),
          values = opts |> Map.new() |> then(&Map.merge(values, &1)),
          {mode, why} = mode(values, where),
-         values = values |> at_hand(mode, where) |> strategy(mode),
+         values = values |> services(opts) |> at_hand(mode, where) |> strategy(mode),
          [] <- needs(values, mode) do
       {:ok, build(name, values, mode, why)}
     else
@@ -137,36 +140,53 @@ defmodule Tether.Config do
   defp mode(%{worker_lifecycle_mode: :auto}, where), do: Mode.detect(where)
   defp mode(%{worker_lifecycle_mode: mode}, _where), do: {mode, "`worker_lifecycle_mode` says so"}
 
-  # A Tether that serves on this machine is what a mode that needs one means, where no other is named.
+  # The services of a supervisor are those of the pattern, or else the one of that name. The default names none.
+  defp services(%{supervisor_type: type, python_service_pattern: nil} = values, opts) when type != :agent do
+    %{values | python_service_pattern: opts[:python_service_name] && unit(Discovery.pool(values), type)}
+  end
+
+  defp services(values, _opts), do: values
+
+  # As systemctl completes it.
+  defp unit(name, :systemd), do: if(String.ends_with?(name, ".service"), do: name, else: name <> ".service")
+  defp unit(name, _type), do: name
+
+  # A Tether that serves on this machine is what a mode that needs one means, where no other is named. It would not know
+  # of workers that this configuration says how to find, and these need none.
   defp at_hand(%{gateway: []} = values, mode, %{socket: socket})
        when mode != :coupled and is_binary(socket) do
-    %{values | gateway: ["unix:" <> socket]}
+    needs_none? = mode in [:independent, :distributed] and values |> strategy(mode) |> sourced?()
+    if needs_none?, do: values, else: %{values | gateway: ["unix:" <> socket]}
   end
 
   defp at_hand(values, _mode, _where), do: values
 
   # In mode `distributed` without a gateway there is nobody here who would start workers: those that discovery finds run already.
   defp strategy(%{python_pool_strategy: nil} = values, mode) do
-    found? = mode == :distributed and embedded?(values) and values.python_discovery != nil
+    agent? = values.supervisor_type == :agent
+    found? = mode == :distributed and agent? and embedded?(values) and values.python_discovery != nil
     %{values | python_pool_strategy: if(found?, do: :connect, else: :spawn)}
   end
 
   defp strategy(values, _mode), do: values
 
   defp needs(values, mode) do
-    connect? = connect?(values)
+    finds? = Discovery.finds?(values)
+    addresses? = values.python_pool_addresses != []
 
     [
-      {mode in [:supervised, :independent] and embedded?(values),
+      {(mode == :supervised or (mode == :independent and not finds?)) and embedded?(values),
        "mode `#{mode}` needs a Tether that outlives this BEAM: run `tether up` and set `gateway: \"unix:/run/tether/gateway.sock\"`, or take `worker_lifecycle_mode: :coupled`"},
-      {mode == :distributed and embedded?(values) and not connect?,
+      {mode == :distributed and embedded?(values) and not finds?,
        "mode `distributed` needs `gateway`, or workers that run already and can be found: `python_discovery` with `python_pool_strategy: :connect`"},
       {not embedded?(values) and owner(values) == nil,
        "`owner` is needed with a `gateway` where the node has no name: two BEAMs of one owner fence each other, so set one that is the same after a restart and no other BEAM's"},
-      {connect? and embedded?(values) and source(values) == nil,
+      {finds? and embedded?(values) and not sourced?(values),
        "`python_pool_strategy: :connect` needs `python_pool_addresses`, or `python_discovery` other than `:etcd` (for which `settings` name the source, or a `gateway` knows it)"},
-      {values.python_pool_addresses != [] and not connect?,
+      {addresses? and values.supervisor_type == :agent and not finds?,
        "`python_pool_addresses` are of workers that run already: set `python_pool_strategy: :connect`"},
+      {addresses? and values.supervisor_type != :agent,
+       "`python_pool_addresses` would do nothing: where the services of a `supervisor_type` listen is the `address` in the pool's `spec`"},
       {values.heartbeat_interval && values.heartbeat_timeout &&
          values.heartbeat_interval * 2 > values.heartbeat_timeout,
        "`heartbeat_timeout` is less than two of `heartbeat_interval`: one lost beat would end everything"},
@@ -180,7 +200,10 @@ defmodule Tether.Config do
   end
 
   defp embedded?(values), do: List.wrap(values.gateway) == []
-  defp connect?(values), do: (values.connection_mode || values.python_pool_strategy) == :connect
+
+  defp sourced?(values),
+    do: Discovery.finds?(values) and Discovery.sourced?(settings(values), Discovery.pool(values))
+
   defp secure?(values), do: Enum.any?(List.wrap(values.gateway), &match?("https://" <> _rest, &1))
 
   defp build(name, values, mode, why) do
@@ -203,7 +226,7 @@ defmodule Tether.Config do
       restart: if(values.python_crash_policy == :beam_notified, do: nil, else: "always"),
       liveness: values.health_check_interval,
       port_program: values.port_program,
-      connect: if(connect?(values), do: pool_name(values)),
+      connect: if(Discovery.finds?(values), do: Discovery.pool(values)),
       orphan_detection: values.orphan_detection == :enabled,
       on_lease_loss: on_lease_loss(values)
     }
@@ -213,7 +236,7 @@ defmodule Tether.Config do
   defp service(%{supervisor_type: :agent}), do: nil
 
   defp service(values) do
-    connect = if connect?(values), do: %{"connect_only" => true}, else: %{}
+    connect = if Discovery.connect?(values), do: %{"connect_only" => true}, else: %{}
     put_some(connect, ["name"], values.python_service_pattern)
   end
 
@@ -254,12 +277,9 @@ defmodule Tether.Config do
   defp crash(:python_terminates), do: "kill"
 
   defp settings(values) do
-    breaker = breaker(values.circuit_breaker)
-    source = if connect?(values), do: source(values)
-
     %{}
-    |> put_some(["gateway", "breaker"], breaker)
-    |> put_some(["discovery", "pools", pool_name(values), "source"], source)
+    |> put_some(["gateway", "breaker"], breaker(values.circuit_breaker))
+    |> deep_merge(Discovery.settings(values))
     |> deep_merge(values.settings)
   end
 
@@ -274,22 +294,6 @@ defmodule Tether.Config do
     |> Enum.filter(fn {_key, value} -> value end)
     |> Map.new()
   end
-
-  defp source(%{python_discovery: {:static, addresses}}), do: "static://" <> Enum.join(addresses, ",")
-
-  defp source(%{python_pool_addresses: [_ | _] = addresses}), do: "static://" <> Enum.join(addresses, ",")
-
-  defp source(%{python_discovery: :dns} = values) do
-    case Check.address(values.python_service_name) do
-      {:ok, address} -> "dns://" <> address
-      :error -> "dns://#{values.python_service_name}:50051"
-    end
-  end
-
-  defp source(%{python_discovery: :consul} = values), do: "consul://127.0.0.1:8500/" <> pool_name(values)
-  defp source(_values), do: nil
-
-  defp pool_name(values), do: values.python_service_name |> String.split(":") |> hd()
 
   defp put_some(tree, _path, nil), do: tree
   defp put_some(tree, [key], value), do: Map.put(tree, key, value)

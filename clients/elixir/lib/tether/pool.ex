@@ -32,13 +32,17 @@ defmodule Tether.Pool do
 
   require Logger
 
-  alias Tether.{Error, Events, Pool.Spec, Protocol, Request}
+  alias Tether.{Config.Discovery, Error, Events, Pool.Spec, Protocol, Request}
 
   @own [:name, :tether, :pool, :min_ready, :on_stop, :apply]
   @patience 30_000
   @again 500
   @glance 1_000
   @glance_again 10
+  # `HealthCheckResponse`, with status NOT_SERVING.
+  @not_serving <<8, 2>>
+  # A gateway may hear of a pool later than this BEAM has a session there.
+  @unheard 5_000
 
   @type pool :: atom | {tether :: atom, pool :: String.t()}
 
@@ -66,7 +70,8 @@ defmodule Tether.Pool do
   @doc """
   Waits until the pool is ready, so that a call right after it finds a worker: `:ok`, or why it is not.
 
-  At the end the workers are asked for their health once, by way of the gateway; whatever they answer shows the way.
+  At the end the workers are asked for their health once, by way of the gateway; whatever they answer shows the way. Those of a
+  `:connect` pool are asked until one answers anything but that it does not serve yet.
   """
   @spec await_ready(atom, timeout) :: :ok | {:error, Error.t()}
   def await_ready(pool, timeout \\ 60_000) do
@@ -74,33 +79,54 @@ defmodule Tether.Pool do
 
     with {:ok, pid} <- process(pool),
          {:ok, {tether, name} = address} <- address(pool) do
-      if connected?(tether, name) do
-        # They are on no list of workers: one that answers, whatever it says, is the sign.
-        await_gateway(address, since, timeout, &(&1.outcome == :not_sent))
+      if config = found(tether, name) do
+        with {:error, %Error{reason: :unknown_pool} = error} <-
+               await_gateway(address, since, timeout, &found_ready/1),
+             do: {:error, %{error | message: Discovery.advice(config)}}
       else
         with {:ok, ready} <- GenServer.call(pid, {:await_ready, timeout}, Request.patience(timeout)) do
           # A gateway hears of workers by another way than this BEAM does, and may hear a moment later.
           if ready == 0,
             do: :ok,
-            else: await_gateway(address, since, timeout, &(&1.reason in [:no_worker, :unknown_pool]))
+            else: await_gateway(address, since, timeout, &heard_of/1)
         end
       end
     end
   end
 
-  defp connected?(tether, name), do: match?({:ok, %{connect: ^name}}, Tether.config(tether))
-
-  defp await_gateway({tether, name} = address, since, timeout, again?) do
-    call = name |> Protocol.call("grpc.health.v1.Health/Check", timeout: @glance) |> Map.put(:body, "")
-
-    with {:error, %Error{} = error} <- Request.ask(tether, &{:call, &1, call}, @glance),
-         true <- again?.(error) do
-      if timeout == :infinity or System.monotonic_time(:millisecond) - since < timeout,
-        do: receive(after: (@glance_again -> await_gateway(address, since, timeout, again?))),
-        else: {:error, error}
-    else
-      _heard_of -> :ok
+  # The configuration of a pool whose workers run already.
+  defp found(tether, name) do
+    case Tether.config(tether) do
+      {:ok, %{connect: ^name} = config} -> config
+      _other -> nil
     end
+  end
+
+  defp await_gateway({tether, name} = address, since, timeout, judge) do
+    with {:error, error} <- tether |> Request.ask(&glance(&1, name), @glance) |> judge.() do
+      if timeout == :infinity or System.monotonic_time(:millisecond) - since < timeout,
+        do: receive(after: (@glance_again -> await_gateway(address, since, timeout, judge))),
+        else: {:error, error}
+    end
+  end
+
+  defp heard_of({:error, %{reason: reason} = error}) when reason in [:no_worker, :unknown_pool],
+    do: {:error, error}
+
+  defp heard_of(_answer), do: :ok
+
+  # They are on no list of workers: one that answers is the sign, where it does not say that it cannot serve yet.
+  defp found_ready({:ok, %{body: @not_serving}}) do
+    message = "the worker that was asked answers that it does not serve yet"
+    {:error, %Error{reason: :no_worker, outcome: :not_sent, message: message}}
+  end
+
+  defp found_ready({:error, %{outcome: :not_sent} = error}), do: {:error, error}
+  defp found_ready(_answer), do: :ok
+
+  defp glance(id, pool) do
+    call = pool |> Protocol.call("grpc.health.v1.Health/Check", timeout: @glance) |> Map.put(:body, "")
+    {:call, id, call}
   end
 
   @doc "Changes the number of workers."
@@ -151,7 +177,7 @@ defmodule Tether.Pool do
       tether: tether,
       pool: pool,
       spec: spec,
-      # Absent: it is, but where the configuration says that its workers run already.
+      # Absent: it is. `:found` where the configuration says that its workers run already.
       apply?: Keyword.get(own, :apply),
       size: spec[:size] || 1,
       min_ready: own[:min_ready],
@@ -213,6 +239,8 @@ defmodule Tether.Pool do
   end
 
   def handle_info(:again, state), do: apply_pool(state)
+  def handle_info({:find, since}, %{request: nil} = state), do: {:noreply, find(state, since)}
+  def handle_info({:find, since}, state), do: {:noreply, find_later(state, since)}
 
   def handle_info({:timeout, _timer, {:waited, from}}, state) do
     error = %Error{
@@ -244,14 +272,33 @@ defmodule Tether.Pool do
 
   defp apply_pool(state) do
     with {:ok, config} <- Tether.config(state.tether),
-         true <- state.apply? == true or config.connect != state.pool,
+         {:applied, _gateways} <- {whose(state, config), config.gateways},
          {:ok, tree} <- Spec.tree(Keyword.put(state.spec, :size, state.size), config) do
       {:noreply, request(%{state | tree: tree}, :pool_apply, %{pool: state.pool, spec: tree}, :applied)}
     else
-      false -> {:noreply, look(%{state | apply?: false})}
+      # A discovery in the Port was told of it.
+      {:found, []} -> {:noreply, look(%{state | apply?: :found})}
+      {:found, _gateways} -> {:noreply, find(%{state | apply?: :found}, now())}
       {:error, %Error{}} -> {:noreply, state}
       {:error, problems} -> refused(Enum.join(problems, "; "), state)
     end
+  end
+
+  defp whose(%{apply?: true}, _config), do: :applied
+  defp whose(%{pool: pool}, %{connect: pool}), do: :found
+  defp whose(_state, _config), do: :applied
+
+  # Asks whether the gateway knows of a pool that is not applied from here.
+  defp find(state, since) do
+    case Request.open(state.tether, &glance(&1, state.pool), nil, @glance) do
+      {:ok, request} -> %{state | request: {request, {:found, since}}}
+      {:error, _not_running} -> state
+    end
+  end
+
+  defp find_later(state, since) do
+    Process.send_after(self(), {:find, since}, @again)
+    state
   end
 
   defp refused(why, state) do
@@ -298,6 +345,25 @@ defmodule Tether.Pool do
     {:noreply, state |> look() |> next()}
   end
 
+  defp answered({:found, since}, {:error, %{reason: :unknown_pool}}, state) do
+    config = found(state.tether, state.pool)
+    why = config && Discovery.advice(config)
+
+    cond do
+      now() - since < @unheard ->
+        {:noreply, state |> find_later(since) |> look() |> next()}
+
+      why == nil or why == state.problem ->
+        {:noreply, state |> look() |> next()}
+
+      true ->
+        Logger.error("Tether: pool #{state.pool} gets no calls: #{why}")
+        {:noreply, %{state | problem: why} |> look() |> next()}
+    end
+  end
+
+  defp answered({:found, _since}, _known, state), do: {:noreply, %{state | problem: nil} |> look() |> next()}
+
   defp again(state) do
     Process.send_after(self(), :again, @again)
     state
@@ -326,7 +392,7 @@ defmodule Tether.Pool do
 
   # Those who wait for it to be ready. Before it was applied, workers of an earlier life may already be ready.
   defp look(%{request: nil} = state) do
-    if state.ready >= wanted(state) and (state.tree != nil or state.apply? == false),
+    if state.ready >= wanted(state) and (state.tree != nil or state.apply? in [false, :found]),
       do: answer_all(state, {:ok, state.ready}),
       else: state
   end

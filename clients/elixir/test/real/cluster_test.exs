@@ -3,6 +3,8 @@ defmodule Tether.ClusterTest do
 
   use Tether.Test.Case
 
+  import ExUnit.CaptureLog
+
   alias Tether.{Pool, Worker}
   alias Tether.Test.Beam
 
@@ -188,6 +190,44 @@ defmodule Tether.ClusterTest do
     assert_receive {:tether, _name, %{type: :worker_ready}}, 20_000
     :ok = Pool.await_ready(context.pool)
     assert {:ok, _body} = Tether.call(context.pool, Digits.predict(), Digits.image())
+  end
+
+  test "workers that run already are those of the gateway's discovery; one that was told of none says what to write",
+       context do
+    address = Digits.serve(context.marker)
+    cluster = Cluster.start()
+    pool = :"snakepit-python-workers"
+
+    # The first design's example, and the gateway.
+    config = [
+      gateway: Cluster.gateway(cluster),
+      worker_lifecycle_mode: :independent,
+      python_pool_strategy: :connect,
+      python_pool_addresses: [address],
+      heartbeat_interval: 10_000,
+      heartbeat_timeout: 60_000
+    ]
+
+    start_tether(context, config)
+
+    log =
+      capture_log(fn ->
+        pid = start_supervised!({Pool, name: pool, tether: context.tether})
+        eventually("it is said what is missing", fn -> :sys.get_state(pid).problem end)
+      end)
+
+    wanted = ~s([discovery.pools.snakepit-python-workers]\n    source = "static://#{address}")
+    assert log =~ wanted
+    assert {:error, %{reason: :unknown_pool, message: message}} = Pool.await_ready(pool, 100)
+    assert message =~ wanted
+
+    # What was to be written there is.
+    :ok = stop_supervised(context.tether)
+    Cluster.kill(cluster)
+    Cluster.again(cluster, ["discovery.pools.#{pool}.source=static://#{address}"])
+    start_tether(context, config)
+    :ok = Pool.await_ready(pool)
+    assert {:ok, _body} = Tether.call(pool, Digits.predict(), Digits.image(), timeout: 10_000)
   end
 
   test "a BEAM that is killed in development leaves nothing" do

@@ -363,51 +363,47 @@ defmodule Tether.EmbeddedTest do
   end
 
   describe "workers that run already" do
-    test "are connected to by their addresses, and called", context do
-      address = "127.0.0.1:#{free_port()}"
-      [command: [python, worker], cwd: cwd, env: env, template: _] = Digits.spec(context.marker)
-      script = ~S(cd "$1" && exec setpriv --pdeathsig KILL "$2" "$3" --listen "$4" </dev/null >/dev/null 2>&1)
-
-      Port.open({:spawn_executable, "/bin/sh"}, [
-        :exit_status,
-        args: ["-c", script, "sh", cwd, python, worker, address],
-        env: for({key, value} <- env, do: {to_charlist(key), to_charlist(value)})
-      ])
-
-      on_exit(fn -> for pid <- with_marker(context.marker), do: kill(pid) end)
+    test "are connected to by their addresses, and called, as the first design has it", context do
+      address = Digits.serve(context.marker)
 
       start_tether(context,
-        worker_lifecycle_mode: :distributed,
+        worker_lifecycle_mode: :independent,
         python_pool_strategy: :connect,
         python_pool_addresses: [address],
-        python_service_name: "elsewhere",
+        heartbeat_interval: 10_000,
+        heartbeat_timeout: 60_000,
+        health_check_interval: 500,
         circuit_breaker: [failure_threshold: 5, timeout: 1_000]
       )
 
-      start_supervised!({Pool, name: :elsewhere, tether: context.tether})
+      pool = :"snakepit-python-workers"
+      start_supervised!({Pool, name: pool, tether: context.tether})
 
-      :ok = Pool.await_ready(:elsewhere)
-      assert {:ok, _body} = Tether.call(:elsewhere, Digits.predict(), Digits.image(), timeout: 10_000)
+      :ok = Pool.await_ready(pool)
+      opts = [timeout: 10_000, full: true, session: "one"]
+      assert {:ok, %{worker: worker}} = Tether.call(pool, Digits.predict(), Digits.image(), opts)
+      # As the documentation has it: nobody tells of its death, or knows it to live.
+      ref = Tether.monitor(worker)
+      assert_receive {:DOWN, ^ref, :tether_worker, ^worker, :noproc}, 10_000
+
+      # It is Tether's to call, and not to end.
+      pids = with_marker(context.marker)
+      :ok = stop_supervised({Pool, pool})
+      :ok = stop_supervised(context.tether)
+      assert with_marker(context.marker) == pids
     end
 
     test "are not ready where nobody answers", context do
       start_tether(context,
         worker_lifecycle_mode: :distributed,
         python_pool_strategy: :connect,
-        python_pool_addresses: ["127.0.0.1:#{free_port()}"],
+        python_pool_addresses: [Digits.free_address()],
         python_service_name: "nobody"
       )
 
       start_supervised!({Pool, name: :nobody, tether: context.tether})
       assert {:error, %Tether.Error{outcome: :not_sent}} = Pool.await_ready(:nobody, 500)
     end
-  end
-
-  defp free_port do
-    {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
-    {:ok, port} = :inet.port(socket)
-    :gen_tcp.close(socket)
-    port
   end
 
   # A process whose stream has the pool's one worker, which takes one call at a time.

@@ -54,9 +54,9 @@ defmodule Tether.Test.Cluster do
   end
 
   @doc "Starts one in the same place, which knows nothing of the one before."
-  def again(cluster) do
+  def again(cluster, sets \\ []) do
     File.rm!(Path.join(cluster.dir, "up.log"))
-    cluster = up(cluster, [])
+    cluster = up(cluster, sets)
     ExUnit.Callbacks.on_exit(fn -> tidy(cluster) end)
     cluster
   end

@@ -4,6 +4,8 @@ defmodule Tether.Test.Digits do
 
   import Bitwise
 
+  alias Tether.Test.Processes
+
   @root Path.expand("../../../..", __DIR__)
 
   @predict "digits.v1.DigitsService/Predict"
@@ -35,6 +37,30 @@ defmodule Tether.Test.Digits do
       env: %{"TETHER_TEST" => marker, "OPENBLAS_NUM_THREADS" => "1"},
       template: Keyword.get(opts, :template, %{})
     ]
+  end
+
+  @doc "Has one serve that nobody supervises, and says where. It ends with its test."
+  def serve(marker) do
+    address = free_address()
+    [command: [python, worker], cwd: cwd, env: env, template: _] = spec(marker)
+    script = ~S(cd "$1" && exec setpriv --pdeathsig KILL "$2" "$3" --listen "$4" </dev/null >/dev/null 2>&1)
+
+    Port.open({:spawn_executable, "/bin/sh"}, [
+      :exit_status,
+      args: ["-c", script, "sh", cwd, python, worker, address],
+      env: for({key, value} <- env, do: {to_charlist(key), to_charlist(value)})
+    ])
+
+    ExUnit.Callbacks.on_exit(fn -> for pid <- Processes.with_marker(marker), do: Processes.kill(pid) end)
+    address
+  end
+
+  @doc "Where nobody listens yet."
+  def free_address do
+    {:ok, socket} = :gen_tcp.listen(0, ip: {127, 0, 0, 1})
+    {:ok, port} = :inet.port(socket)
+    :gen_tcp.close(socket)
+    "127.0.0.1:#{port}"
   end
 
   @doc "An image of nothing."

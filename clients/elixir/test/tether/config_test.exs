@@ -28,13 +28,18 @@ defmodule Tether.ConfigTest do
       python_pool_strategy: :connect,
       python_pool_addresses: ["python-node-1:50051", "python-node-2:50052"],
       heartbeat_interval: 10_000,
-      heartbeat_timeout: 60_000,
-      gateway: "gw:7443"
+      heartbeat_timeout: 60_000
     ]
 
     config = valid(independent)
-    assert config.ttl == 60_000
+    assert {config.mode, config.ttl, config.gateways} == {:independent, 60_000, []}
     assert config.policy["heartbeat_interval"] == "10000ms"
+
+    assert config.settings["discovery"]["pools"][config.connect] == %{
+             "source" => "static://python-node-1:50051,python-node-2:50052"
+           }
+
+    assert valid([gateway: "gw:7443"] ++ independent).connect == config.connect
 
     kubernetes = [
       worker_lifecycle_mode: :distributed,
@@ -54,7 +59,8 @@ defmodule Tether.ConfigTest do
     assert config.connect == "snakepit-python-workers"
 
     assert config.settings["discovery"]["pools"]["snakepit-python-workers"] == %{
-             "source" => "dns://snakepit-python-workers:50051"
+             "source" => "dns://snakepit-python-workers:50051",
+             "health" => %{"check" => "grpc", "interval" => "5000ms"}
            }
 
     assert config.settings["gateway"]["breaker"] == %{"failure_threshold" => 5, "open_for" => "30000ms"}
@@ -64,14 +70,109 @@ defmodule Tether.ConfigTest do
       worker_lifecycle_mode: :supervised,
       supervisor_type: :systemd,
       python_service_pattern: "snakepit-python-worker@*.service",
-      python_service_name: "snakepit-python-pool",
       connection_mode: :connect,
-      health_check_interval: 10_000,
-      gateway: "unix:/run/tether/gateway.sock"
+      health_check_interval: 10_000
     ]
 
-    assert %{launcher: "systemd", service: service} = valid(production)
+    at_hand = %{env: %{}, socket: "/run/tether/gateway.sock"}
+    assert %{launcher: "systemd", service: service, liveness: 10_000} = valid(production, at_hand)
     assert service == %{"name" => "snakepit-python-worker@*.service", "connect_only" => true}
+
+    monolith = [
+      worker_lifecycle_mode: :supervised,
+      supervisor_type: :systemd,
+      python_service_name: "snakepit-python-pool"
+    ]
+
+    assert %{launcher: "systemd", service: service} = valid(monolith, at_hand)
+    assert service == %{"name" => "snakepit-python-pool.service"}
+  end
+
+  test "a service is the one that is named, by the pattern first" do
+    service = fn opts -> valid([gateway: "gw:1"] ++ opts).service["name"] end
+    assert service.(supervisor_type: :runit, python_service_name: "digits:50051") == "digits"
+    assert service.(supervisor_type: :systemd, python_service_name: "w@1.service") == "w@1.service"
+    both = [python_service_name: "digits", python_service_pattern: "w@*.service"]
+    assert service.([supervisor_type: :systemd] ++ both) == "w@*.service"
+    # The default is of pools that discovery finds.
+    assert service.(supervisor_type: :systemd) == nil
+  end
+
+  test "a pool of a supervisor's services is applied, whatever its name" do
+    opts = [
+      gateway: "gw:1",
+      supervisor_type: :systemd,
+      connection_mode: :connect,
+      python_service_name: "digits"
+    ]
+
+    config = valid(opts)
+    assert {config.connect, config.settings} == {nil, %{}}
+    assert config.service == %{"name" => "digits.service", "connect_only" => true}
+    assert [problem] = problems(opts ++ [python_pool_addresses: ["a:1"]])
+    assert problem =~ "the `address` in the pool's `spec`"
+  end
+
+  test "a Tether at hand is not taken where the configuration finds the workers itself" do
+    at_hand = %{env: %{}, socket: "/run/tether/gateway.sock"}
+    static = [python_pool_strategy: :connect, python_pool_addresses: ["a:1"]]
+
+    etcd = [
+      python_pool_strategy: :connect,
+      python_discovery: :etcd,
+      settings: %{discovery: %{pools: %{"snakepit-python-workers": %{source: "etcd://e:2379/w/"}}}}
+    ]
+
+    for opts <- [[python_discovery: :dns], [python_discovery: :consul], static, etcd] do
+      opts = [worker_lifecycle_mode: :distributed] ++ opts
+      assert %{gateways: [], connect: "snakepit-python-workers"} = valid(opts, at_hand)
+      assert valid(opts, at_hand) == valid(opts)
+    end
+
+    assert %{gateways: []} = valid([worker_lifecycle_mode: :independent] ++ static, at_hand)
+    # What does not say enough needs it, and so do pools that are to be started.
+    for opts <- [[python_pool_strategy: :connect], []] do
+      assert %{gateways: [_at_hand]} = valid([worker_lifecycle_mode: :distributed] ++ opts, at_hand)
+    end
+  end
+
+  test "how often workers are asked is said of those that discovery finds too" do
+    found = fn opts ->
+      config =
+        valid([python_pool_strategy: :connect, python_service_name: "w:5", python_discovery: :dns] ++ opts)
+
+      config.settings["discovery"]["pools"]["w"]
+    end
+
+    assert found.([]) == %{"source" => "dns://w:5"}
+    assert found.(health_check_interval: 700)["health"] == %{"check" => "grpc", "interval" => "700ms"}
+    tcp = %{"discovery" => %{"pools" => %{"w" => %{"health" => %{"check" => "tcp"}}}}}
+
+    assert found.(health_check_interval: 700, settings: tcp)["health"] == %{
+             "check" => "tcp",
+             "interval" => "700ms"
+           }
+
+    assert valid(health_check_interval: 700).settings == %{}
+  end
+
+  test "what a gateway's discovery is to be told is said as it is written there" do
+    advice = fn opts ->
+      [gateway: ["gw-1:7443", "gw-2:7443"], python_pool_strategy: :connect]
+      |> Kernel.++(opts)
+      |> valid()
+      |> Tether.Config.Discovery.advice()
+    end
+
+    text =
+      advice.(python_pool_addresses: ["a:1", "b:2"], health_check_interval: 5_000, python_service_name: "ml")
+
+    assert text =~ "no pool is named `ml` at gw-1:7443, gw-2:7443."
+    assert text =~ ~s(\n    [discovery.pools.ml]\n    source = "static://a:1,b:2"\n)
+    assert text =~ ~s(\n    health = { check = "grpc", interval = "5000ms" })
+
+    assert advice.(python_service_name: "w.svc") =~
+             ~s([discovery.pools."w.svc"]\n    source = "static://HOST:PORT")
   end
 
   test "one error lists every problem" do

@@ -67,6 +67,9 @@ defmodule Tether.Pool.SpecTest do
     assert problem =~ "set `supervisor_type`"
     assert {:error, [problem]} = Spec.tree([spec: spec], config(supervisor_type: :runit))
     assert problem =~ "`python_service_pattern`"
+    named = config(supervisor_type: :runit, python_service_name: "digits")
+    assert {:ok, tree} = Spec.tree([spec: spec], named)
+    assert tree["template"]["service"] == Map.put(address, "name", "digits")
     assert {:error, [problem]} = Spec.tree([spec: [command: "w"] ++ spec], config(supervised))
     assert problem =~ "both a `command` and an `address`"
   end

@@ -20,7 +20,9 @@ use super::{
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing before the next look.
+    /// See how it stands.
+    Look,
+    /// Nothing until it may stand otherwise.
     Wait,
     /// Have it started.
     Start,
@@ -28,6 +30,8 @@ pub(super) enum Next {
     Began(Life, bool),
     /// Have it stopped.
     Stop,
+    /// Have it killed.
+    Kill,
     /// The worker is dead, and its supervisor does not start another.
     Over(End),
     /// The worker ended as it was asked to.
@@ -82,11 +86,14 @@ impl Plan {
         self.over.as_ref()
     }
 
-    /// The worker is to end; tells whether the service is to be stopped for that.
-    pub(super) fn on_stop(&mut self) -> bool {
+    /// The worker is to end, whatever was being done for it.
+    pub(super) fn on_stop(&mut self) -> Next {
         self.stage = Stage::Stopping;
         self.stopped = self.life_name().to_owned();
-        !self.connect_only
+        match self.connect_only {
+            true => Next::Done,
+            false => Next::Stop,
+        }
     }
 
     fn life_name(&self) -> &str {
@@ -98,7 +105,6 @@ impl Plan {
         if self.stage == Stage::Stopping {
             return match state {
                 State::Rests(_) => self.over.take().map_or(Next::Done, Next::Over),
-                _ if self.connect_only => Next::Done,
                 // Its supervisor began it before it heard of the stop.
                 State::Starts(life) | State::Runs(life) if life.name != self.stopped => {
                     self.stopped.clone_from(&life.name);
@@ -114,7 +120,7 @@ impl Plan {
             State::Starts(life) => self.on_life(life, false),
             State::Runs(life) => self.on_life(life, true),
             State::Ends { life, asked } => {
-                if self.life.as_ref().is_some_and(|(known, _)| *known == life) {
+                if self.life_name() == life.name {
                     self.asked |= asked;
                 }
                 Next::Wait
@@ -233,8 +239,7 @@ mod tests {
             plan.on_look(State::Runs(life("a"))),
             Next::Began(life("a"), true)
         );
-        assert!(!plan.on_stop());
-        assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Done);
+        assert_eq!(plan.on_stop(), Next::Done);
     }
 
     #[test]
@@ -301,9 +306,47 @@ mod tests {
     fn asked_to_end_it_is_done_when_nothing_runs() {
         let mut plan = Plan::new(false);
         plan.on_look(State::Runs(life("a")));
-        assert!(plan.on_stop());
+        assert_eq!(plan.on_stop(), Next::Stop);
         assert_eq!(plan.on_look(State::Runs(life("a"))), Next::Wait);
         assert_eq!(plan.on_look(State::Runs(life("b"))), Next::Stop);
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Done);
+    }
+
+    #[test]
+    fn a_supervisor_that_says_nothing_has_no_worker_declared_dead() {
+        let silent = |state: &State, has_ended| state.unanswered(has_ended, "no answer").unwrap();
+        let mut plan = Plan::new(false);
+        let runs = State::Runs(life("a"));
+        plan.on_look(runs.clone());
+
+        let Next::Began(told, true) = plan.on_look(silent(&runs, false)) else {
+            panic!("its status says so");
+        };
+        assert_eq!((told.name.as_str(), told.said.as_str()), ("a", "no answer"));
+        // How its process ended, and whether there is another one, is for the supervisor to say.
+        assert_eq!(plan.on_look(silent(&runs, true)), Next::Wait);
+        assert_eq!(
+            plan.on_look(State::Rests(Some(killed()))),
+            Next::Over(killed())
+        );
+
+        let mut plan = Plan::new(false);
+        plan.on_look(runs.clone());
+        assert_eq!(plan.on_stop(), Next::Stop);
+        for has_ended in [false, true] {
+            // It may have another life, and is asked to end when that is seen.
+            assert_eq!(plan.on_look(silent(&runs, has_ended)), Next::Wait);
+        }
+        assert_eq!(State::Waits(None).unanswered(false, ""), None);
+    }
+
+    #[test]
+    fn what_is_asked_to_end_while_it_starts_is_stopped() {
+        let mut plan = Plan::new(false);
+        assert_eq!(plan.on_look(State::Rests(None)), Next::Start);
+        assert_eq!(plan.on_stop(), Next::Stop);
+        assert_eq!(plan.on_look(State::Waits(None)), Next::Wait);
+        assert_eq!(plan.on_look(State::Starts(life("a"))), Next::Stop);
         assert_eq!(plan.on_look(State::Rests(None)), Next::Done);
     }
 }

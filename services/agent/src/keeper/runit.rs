@@ -23,7 +23,7 @@ use super::{
     Errand, Part,
     kin::{Kin, Mark, Moment},
     last_word::{End, How},
-    supervisor::{State, Supervisor},
+    supervisor::{ANSWERS_OF_KNOWN, State, Supervisor},
     watched::{self, Watched},
 };
 
@@ -110,7 +110,8 @@ impl RunitService {
     }
 
     async fn until(&self, is: impl Fn(&Status) -> bool) -> io::Result<()> {
-        let until = Instant::now() + TAKEN_UP;
+        let within = self.main.as_ref().map_or(TAKEN_UP, |_| ANSWERS_OF_KNOWN);
+        let until = Instant::now() + within;
         while !is(&self.status()?) {
             if Instant::now() > until {
                 let why = format!("runsv of `{}` does not do what it is told", self.name);
@@ -161,8 +162,9 @@ impl RunitService {
             return match &self.main {
                 Some(main) if !main.has_ended() => Ok(State::Runs(main.life("runsv is gone"))),
                 Some(_) => {
-                    let end = self.ended(true);
+                    // Before its end is told, should this be dropped.
                     self.end_kin(now).await;
+                    let end = self.ended(true);
                     Ok(State::Rests(end))
                 }
                 None => {
@@ -273,7 +275,11 @@ impl Supervisor for RunitService {
     async fn stop(&mut self) -> io::Result<()> {
         self.kin.may_have_more();
         if self.tell(b"d")? {
-            return self.until(|status| !status.is_wanted).await;
+            match self.until(|status| !status.is_wanted).await {
+                // One that hangs.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut && self.main.is_some() => {}
+                taken_up => return taken_up,
+            }
         }
         if let Some(main) = &self.main {
             main.signal(Signal::TERM);

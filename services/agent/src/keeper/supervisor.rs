@@ -1,8 +1,14 @@
 //! What a supervisor has to be able to do, for a keeper to stand for one of its services.
 
-use std::{future::Future, io};
+use std::{future::Future, io, time::Duration};
 
 use super::last_word::End;
+
+/// Longest time for an answer on a service whose process is known: that is held by its pidfd meanwhile.
+pub(super) const ANSWERS_OF_KNOWN: Duration = Duration::from_secs(1);
+
+/// The same before a process is killed that its supervisor may not know of any more.
+pub(super) const ANSWERS_BEFORE_KILL: Duration = Duration::from_millis(100);
 
 /// One run of a service, from a start to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +42,30 @@ pub(crate) enum State {
     },
 }
 
+impl State {
+    /// The same while its supervisor does not answer, which says nothing of a service but for whether its main process
+    /// has ended. None where none was there.
+    pub(super) fn unanswered(&self, has_ended: bool, said: &str) -> Option<Self> {
+        let (Self::Starts(life) | Self::Runs(life) | Self::Ends { life, .. }) = self else {
+            return None;
+        };
+        let life = Life {
+            said: said.to_owned(),
+            ..life.clone()
+        };
+        Some(match self {
+            // How, and what comes next, is for its supervisor to say.
+            _ if has_ended => Self::Ends { life, asked: false },
+            Self::Starts(_) => Self::Starts(life),
+            Self::Ends { asked, .. } => Self::Ends {
+                life,
+                asked: *asked,
+            },
+            _ => Self::Runs(life),
+        })
+    }
+}
+
 /// One service of a supervisor.
 ///
 /// * `look` says how it stands, at any time, from what the supervisor says and not from what was asked of it.
@@ -44,6 +74,9 @@ pub(crate) enum State {
 /// * `start`, `stop` and `kill` come back when the supervisor has taken that up: a `look` after `start` does not say
 ///   `Rests` for what was before, and one after `stop` does not say that it runs on as if nothing was. They are asked
 ///   for what is so already, and that is no error. After `stop` and `kill` the supervisor does not start it again.
+/// * All but `changed` come back within some seconds, also where the supervisor hangs: that is no error while the main
+///   process is known, which is held and, where need be, signalled by its pidfd. Any of them may be dropped before it
+///   comes back, as when the worker is to end meanwhile; what it was is asked again, or something else.
 /// * A restart by the supervisor itself is another [`Life`].
 /// * An error of any of them ends the worker as one that cannot be started, with its text: it says what to do.
 pub(crate) trait Supervisor: Send {

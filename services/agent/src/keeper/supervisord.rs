@@ -9,7 +9,6 @@ mod xmlrpc;
 use std::{
     io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use rustix::process::Signal;
@@ -20,17 +19,11 @@ use super::{
     Errand, Part,
     kin::{Kin, Mark, Moment},
     last_word::{End, How},
-    supervisor::{State, Supervisor},
+    supervisor::{ANSWERS_BEFORE_KILL, ANSWERS_OF_KNOWN, State, Supervisor},
     watched::{self, Watched},
 };
 use rpc::{ANSWERS, Error, ask, slow};
 use xmlrpc::Value;
-
-/// Longest time for an answer of how a program stands whose process is known: that is held by its pidfd meanwhile.
-const ANSWERS_OF_KNOWN: Duration = Duration::from_secs(1);
-
-/// The same before a process is killed that supervisord may not know of any more.
-const ANSWERS_BEFORE_KILL: Duration = Duration::from_millis(100);
 
 /// supervisord starts again what has exited within two seconds of that, by its clock of whole ones, or not at all.
 const STARTS_AGAIN_WITHIN: i64 = 3;
@@ -81,7 +74,9 @@ impl Program {
 
     async fn ask(&self, method: &str, more: &[Value]) -> Result<Value, Error> {
         let arguments = [&[Value::Text(self.name.clone())], more].concat();
-        ask(&self.socket, method, &arguments).await
+        let within = self.main.as_ref().map_or(ANSWERS, |_| ANSWERS_OF_KNOWN);
+        let asked = ask(&self.socket, method, &arguments);
+        timeout(within, asked).await.unwrap_or_else(|_| Err(slow()))
     }
 
     fn refused(&self, error: Error) -> io::Error {
@@ -137,9 +132,7 @@ impl Program {
 
     async fn state(&mut self) -> io::Result<State> {
         let now = Moment::now();
-        let within = self.main.as_ref().map_or(ANSWERS, |_| ANSWERS_OF_KNOWN);
-        let asked = self.ask("supervisor.getProcessInfo", &[]);
-        let info = match timeout(within, asked).await.unwrap_or_else(|_| Err(slow())) {
+        let info = match self.ask("supervisor.getProcessInfo", &[]).await {
             Ok(info) => info,
             Err(error) if error.is_silence() => return self.alone(error, now).await,
             Err(error) => return Err(self.refused(error)),
@@ -206,8 +199,9 @@ impl Program {
                 Ok(State::Runs(main.life("supervisord does not answer")))
             }
             Some(_) => {
-                let end = self.ended(None);
+                // Before its end is told, should this be dropped.
                 self.end_kin(now).await;
+                let end = self.ended(None);
                 Ok(match error.is_end() {
                     true => State::Rests(end),
                     false => State::Waits(end),
@@ -337,16 +331,7 @@ mod tests {
             .unwrap();
         let watched = Watched::open(child.id()).unwrap().unwrap();
         watched.remember(dir.path());
-        let errand = Errand {
-            launcher: "supervisord".to_owned(),
-            name: "w".to_owned(),
-            connect_only: false,
-            patience_ms: 1_000,
-            at: socket.display().to_string(),
-            memory_bytes: 0,
-            cpu_millis: 0,
-            tasks: 0,
-        };
+        let errand = Errand::of_program(&socket);
 
         let mut program = Program::connect(&errand, dir.path(), Part::Keep);
         assert!(matches!(program.look().await.unwrap(), State::Runs(_)));

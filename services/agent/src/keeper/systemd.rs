@@ -1,21 +1,29 @@
 //! Units that an administrator has written, started and watched over D-Bus.
+//!
+//! The main process of a run is held by its pidfd beside that: while systemd, or its bus, does not answer, it is what the
+//! keeper goes by, and signals. What else is of that run is known by the `INVOCATION_ID` in its environment.
 
-use std::{io, time::Duration};
+use std::{future::Future, io, time::Duration};
 
+use rustix::process::Signal;
 use tether_systemd::{Active, Ending, Error, Limits, Systemd, Unit, Watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Errand,
+    kin::{Kin, Mark, Moment},
     last_word::{End, How},
-    supervisor::{Life, State, Supervisor},
+    supervisor::{ANSWERS_BEFORE_KILL, ANSWERS_OF_KNOWN, Life, State, Supervisor},
+    watched::Watched,
 };
 
 /// A signal may have been lost with the bus, which somebody restarted.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// How often a bus that is gone is looked for again, and after how long each time.
-const TRIES: u32 = 50;
+/// Longest time for an answer on a unit of which nothing is known.
+const ANSWERS: Duration = Duration::from_secs(10);
+
+/// How soon a bus that is gone is looked for again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// One unit.
@@ -30,6 +38,16 @@ pub(crate) struct SystemdUnit {
     ran: String,
     /// Whether somebody was seen to stop it since it began.
     asked: bool,
+    /// As it was seen last, with what was there then.
+    seen: Option<Seen>,
+}
+
+/// A run of it.
+struct Seen {
+    state: State,
+    life: Life,
+    /// None where this user may not look at it.
+    main: Option<Watched>,
 }
 
 impl SystemdUnit {
@@ -54,34 +72,66 @@ impl SystemdUnit {
             watch,
             ran: String::new(),
             asked: false,
+            seen: None,
         })
     }
 
     /// As systemd says it; asked again where the bus was restarted.
     async fn unit(&mut self) -> Result<Unit, Error> {
-        let mut tries = 0;
         loop {
             let answered = self.systemd.unit(&self.name).await;
-            tries += 1;
-            match answered {
-                Err(Error::Refused { .. }) if self.systemd.is_closed() && tries < TRIES => {
-                    sleep(TRY_AGAIN).await;
-                    if let Ok(systemd) = Systemd::connect(self.systemd.bus()).await
-                        && let Ok(watch) = systemd.watch(&self.name).await
-                    {
-                        let _ = systemd.hold(&self.name).await;
-                        (self.systemd, self.watch) = (systemd, watch);
-                    }
-                }
-                answered => return answered,
+            if answered.is_ok() || !self.systemd.is_closed() {
+                return answered;
+            }
+            sleep(TRY_AGAIN).await;
+            if let Ok(systemd) = Systemd::connect(self.systemd.bus()).await
+                && let Ok(watch) = systemd.watch(&self.name).await
+            {
+                let _ = systemd.hold(&self.name).await;
+                (self.systemd, self.watch) = (systemd, watch);
             }
         }
+    }
+
+    /// Longest time for an answer.
+    fn patience(&self) -> Duration {
+        self.seen.as_ref().map_or(ANSWERS, |_| ANSWERS_OF_KNOWN)
+    }
+
+    fn main(&self) -> Option<&Watched> {
+        self.seen.as_ref()?.main.as_ref()
+    }
+
+    fn see(&mut self, state: &State) {
+        let before = self.seen.take();
+        let (State::Starts(life) | State::Runs(life) | State::Ends { life, .. }) = state else {
+            return;
+        };
+        let is_same = |seen: &Seen| seen.life.name == life.name && seen.life.pid == life.pid;
+        let held = before.filter(is_same).and_then(|seen| seen.main);
+        self.seen = Some(Seen {
+            state: state.clone(),
+            life: life.clone(),
+            // Not held, it is known by what systemd says alone.
+            main: held.or_else(|| Watched::open(life.pid).ok().flatten()),
+        });
+    }
+
+    /// As it was last seen, while systemd says nothing.
+    fn unanswered(&self) -> Option<State> {
+        let has_ended = self.main().is_some_and(Watched::has_ended);
+        let seen = self.seen.as_ref()?;
+        seen.state.unanswered(has_ended, "systemd does not answer")
     }
 
     async fn limit(&mut self) -> io::Result<()> {
         let limited = self.systemd.limit(&self.name, self.limits).await;
         self.is_limited = limited.is_ok();
-        limited.map_err(io::Error::other)
+        match limited {
+            // It gets them when it is looked at again.
+            Err(error) if error.is_silence() => Ok(()),
+            limited => limited.map_err(io::Error::other),
+        }
     }
 
     fn state(&mut self, unit: &Unit) -> State {
@@ -124,10 +174,17 @@ impl SystemdUnit {
 
 impl Supervisor for SystemdUnit {
     async fn look(&mut self) -> io::Result<State> {
-        let unit = self.unit().await.map_err(io::Error::other)?;
+        let unit = match within(self.patience(), self.unit()).await {
+            Ok(unit) => unit,
+            Err(error) => {
+                let state = self.unanswered().filter(|_| error.is_silence());
+                return state.ok_or_else(|| io::Error::other(error));
+            }
+        };
         // Told before the answer was.
         self.asked |= self.watch.was_stopped();
         let state = self.state(&unit);
+        self.see(&state);
         if matches!(state, State::Runs(_)) && !self.is_limited {
             // One that ran before it was joined.
             self.limit().await?;
@@ -149,14 +206,46 @@ impl Supervisor for SystemdUnit {
     }
 
     async fn stop(&mut self) -> io::Result<()> {
-        let stopped = self.systemd.stop(&self.name).await;
-        stopped.map_err(io::Error::other)
+        let stopped = within(self.patience(), self.systemd.stop(&self.name)).await;
+        match (stopped, self.main()) {
+            // It does the same once it has heard: what was asked is not lost with this connection.
+            (Err(error), Some(main)) if error.is_silence() => {
+                main.signal(Signal::TERM);
+                Ok(())
+            }
+            (stopped, _) => stopped.map_err(io::Error::other),
+        }
     }
 
     async fn kill(&mut self) -> io::Result<()> {
-        let killed = self.systemd.kill(&self.name).await;
-        killed.map_err(io::Error::other)
+        let killed = within(ANSWERS_BEFORE_KILL, self.systemd.kill(&self.name)).await;
+        match killed {
+            Err(error) if error.is_silence() => {}
+            killed => return killed.map_err(io::Error::other),
+        }
+        if let Some(Seen { life, main, .. }) = &self.seen {
+            let mut kin = Kin::of(vec![Mark::Says(format!("INVOCATION_ID={}", life.name))]);
+            if let Some(main) = main {
+                kin.look(main.pid);
+                main.signal(Signal::KILL);
+            }
+            kin.end(Moment::now()).await;
+        }
+        Ok(())
     }
+}
+
+/// What comes of that in time.
+async fn within<T>(
+    time: Duration,
+    asked: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let late = |_| {
+        Err(Error::Silent {
+            why: format!("no answer within {time:?}"),
+        })
+    };
+    timeout(time, asked).await.unwrap_or_else(late)
 }
 
 pub(crate) fn how(ending: Ending) -> How {

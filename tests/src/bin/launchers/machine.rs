@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use tether_tests::{
     eventually_within,
@@ -149,6 +150,12 @@ impl Machine {
     /// Boots it again, with what was written.
     pub(crate) async fn reboot(&mut self) -> anyhow::Result<()> {
         self.nspawn.reboot().await
+    }
+
+    /// Has its systemd hang, or go on.
+    pub(crate) fn hang(&self, hangs: bool) -> anyhow::Result<()> {
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        self.nspawn.signal_first(signal)
     }
 
     /// What a file of it has.

@@ -4,6 +4,7 @@
 mod application;
 mod beam;
 mod machine;
+mod silence;
 
 use std::{path::PathBuf, pin::Pin, process::ExitCode, time::Duration};
 
@@ -47,6 +48,10 @@ async fn main() -> ExitCode {
     if wanted(ALL) {
         report.scene("Workers that systemd has");
         play(ALL, Machine::boot(|_| {}).await, &mut report).await;
+    }
+    if wanted(silence::ALL) {
+        report.scene("A systemd that does not answer");
+        play(silence::ALL, silence::boot().await, &mut report).await;
     }
     if wanted(beam::ALL) {
         report.scene("A BEAM beside them, in a unit of its own");

@@ -26,7 +26,7 @@ defmodule Tether.Pool.Spec do
   | `ready_timeout` | milliseconds from start to ready |
   | `limits` | `memory: "4G"`, `cpus: 2`, `pids: 100`, and `gpus: 1`, which is a counted resource of the node |
   | `address` | instead of `command`: the workers are services of the `supervisor_type`, and listen there, as in `"unix:/run/worker-{instance}.sock"` |
-  | `service` | their name there; `python_service_pattern` when absent |
+  | `service` | their name there; `python_service_pattern` or `python_service_name` when absent |
   | `template` | map of anything else that a pool file's template may have |
   | `template_name` | a template that the arbiter knows, instead of all of these |
   """
@@ -88,7 +88,7 @@ defmodule Tether.Pool.Spec do
           {spec[:address] != nil and config.launcher == nil,
            "`address` is of services that a supervisor has: set `supervisor_type`"},
           {spec[:address] != nil and service_name(spec, config) == nil,
-           "`address` needs the name of the services: `service`, or `python_service_pattern`"},
+           "`address` needs the name of the services: `service`, `python_service_pattern` or `python_service_name`"},
           {spec[:address] == nil and spec[:service] != nil, "`service` needs an `address`: where it listens"},
           {spec[:address] != nil and spec[:command] != nil,
            "`spec` has both a `command` and an `address`: what a service runs is said where it is defined"},

@@ -13,9 +13,12 @@ use super::files;
 /// Longest time for anything to be seen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ends everything of Tether's, and forgets it.
+/// Ends everything of Tether's, and forgets it. Sockets come first, and in a line of their own, as systemctl has an order of
+/// its own within one: a caller would start their services again meanwhile, and with them the slice.
 const CLEAR: &str = "
-systemctl stop 'beam@*.service' etcd.service 'tether*.service' 'tether*.socket' tether-workers.slice
+systemctl stop 'tether*.socket'
+systemctl stop 'beam@*.service' etcd.service 'tether*.service'
+systemctl stop tether-workers.slice
 systemctl reset-failed
 rm -rf /etc/systemd/system/tether*.d /var/lib/tether /run/tether/* /opt/go
 systemctl daemon-reload
