@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_goes_and_what_lives_or_is_anothers_stays() {
+    fn what_is_left_goes_and_what_lives_or_is_of_others_stays() {
         let below = tempfile::tempdir().unwrap();
         let make = |name: &str| {
             let dir = below.path().join(name);
