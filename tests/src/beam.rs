@@ -36,6 +36,18 @@ impl Beam {
     /// # Panics
     /// When there is no Erlang.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// Starts another, whose port's own services have their directory beside those of this one's.
+    ///
+    /// # Panics
+    /// When there is no Erlang.
+    pub fn beside(&self) -> Self {
+        Self::start_with(Some(self.dir()))
+    }
+
+    fn start_with(temporary: Option<&Path>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("tether-beam-")
             .tempdir()
@@ -46,7 +58,7 @@ impl Beam {
         let mut child = Command::new("escript")
             .arg(&script)
             .arg(program("tether"))
-            .env("TMPDIR", dir.path())
+            .env("TMPDIR", temporary.unwrap_or_else(|| dir.path()))
             .env("ERL_CRASH_DUMP_BYTES", "0")
             .env_remove("TETHER_CONFIG")
             .stdin(Stdio::piped())
@@ -82,13 +94,21 @@ impl Beam {
     /// When it does not listen.
     pub async fn said_hello(gateways: &[&str], more: &str) -> Self {
         let mut beam = Self::start();
+        beam.hello(gateways, more).await;
+        beam
+    }
+
+    /// Says hello.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub async fn hello(&mut self, gateways: &[&str], more: &str) {
         let gateways: Vec<_> = gateways.iter().map(|at| format!("<<{at:?}>>")).collect();
-        beam.say(&format!(
+        self.say(&format!(
             "{{hello, #{{version => 1, gateways => [{}], owner => <<\"beam@test\">>{more}}}}}",
             gateways.join(", ")
         ))
         .await;
-        beam
     }
 
     /// With a lease of 4 s, which ends as soon after the last beat.

@@ -171,6 +171,11 @@ impl Beam {
         self.hangs.send_replace(true);
     }
 
+    /// Has it answer again.
+    pub fn go_on(&self) {
+        self.hangs.send_replace(false);
+    }
+
     /// Ends it as SIGKILL would: its server is gone, and every pipe to its ports with it.
     ///
     /// # Panics

@@ -4,12 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
 use std::{
+    fs,
     net::Ipv4Addr,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
+use tether_client::Client;
 use tether_etcd_cluster::Certificates;
+use tether_proto::checkpoint::{
+    SaveCheckpointBegin, SaveCheckpointRequest, checkpoint_service_client::CheckpointServiceClient,
+    save_checkpoint_request::Part,
+};
 use tether_tests::{Beam, Cluster, eventually, kill, mentioning, program};
 
 /// Within which a coupled worker is gone after its BEAM.
@@ -94,14 +101,88 @@ async fn a_call_is_answered_with_what_the_worker_says_and_fails_as_it_fails() {
     beam.until("{reply,15,{ok,").await;
     beam.until("{exit,0}").await;
     assert_eq!(mentioning(&beam.dir().join("talker.py")), []);
-    let left = std::fs::read_dir(beam.dir()).unwrap().flatten();
-    let left = left.filter(|entry| {
-        entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with("tether-port-")
-    });
-    assert_eq!(left.count(), 0, "its directory is gone");
+    assert_eq!(of_ports(&beam).len(), 0, "its directory is gone");
+}
+
+/// The directories of the services in this BEAM's port, and of those before and beside it.
+fn of_ports(beam: &Beam) -> Vec<PathBuf> {
+    let entries = fs::read_dir(beam.dir()).unwrap().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let is_ports = |path: &PathBuf| path.display().to_string().contains("/tether-port-");
+    paths.filter(is_ports).collect()
+}
+
+/// The bytes of which job, and what they are.
+const JOB: &str = "k";
+const BYTES: &[u8] = b"abc";
+const HASH: [u8; 32] = [
+    0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23,
+    0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad,
+];
+
+/// Begins a job, saves for it as a worker does, and tells where the services are and where that lies.
+async fn with_checkpoint(beam: &mut Beam) -> (PathBuf, PathBuf) {
+    beam.with_talker(&[]).await;
+    let key = format!("pool => <<\"talk\">>, key => <<\"{JOB}\">>");
+    beam.say(&format!("{{control, 20, job_start, #{{{key}}}}}"))
+        .await;
+    let job = beam.until("{reply,20,{ok,").await;
+    let (_, fence) = job.split_once("<<\"fence\">> => ").unwrap();
+    let fence = fence.split([',', '}']).next().unwrap();
+    let own = of_ports(beam).remove(0);
+    let agent = format!("unix:{}", own.join("agent.sock").display());
+    let agent = Client::connect(&agent.parse().unwrap());
+    let begin = SaveCheckpointBegin {
+        pool: "talk".to_owned(),
+        key: JOB.to_owned(),
+        fence: fence.parse().unwrap(),
+        seq: 1,
+        sha256: HASH.into(),
+        bytes: BYTES.len() as u64,
+    };
+    let parts = [Part::Begin(begin), Part::Chunk(BYTES.into())];
+    let parts = parts.map(|part| SaveCheckpointRequest { part: Some(part) });
+    let saved = CheckpointServiceClient::new(agent.channel())
+        .save_checkpoint(tokio_stream::iter(parts))
+        .await;
+    let uri = saved.unwrap().into_inner().checkpoint.unwrap().uri;
+    let file = Path::new(uri.strip_prefix("file://").unwrap()).to_owned();
+    assert_eq!(fs::read(&file).unwrap(), BYTES);
+    (own, file)
+}
+
+#[tokio::test]
+async fn checkpoints_go_with_the_services_that_knew_of_them() {
+    let mut stopped = Beam::usual(&[]).await;
+    let (_, of_stopped) = with_checkpoint(&mut stopped).await;
+    stopped.say("still").await;
+    stopped.say("{bye, 30}").await;
+    stopped.until("{exit,0}").await;
+    assert!(!of_stopped.exists());
+
+    let mut killed = Beam::usual(&[]).await;
+    let (own, of_killed) = with_checkpoint(&mut killed).await;
+    killed.say("still").await;
+    let port = fs::read_to_string(own.join("agent.lock")).unwrap();
+    kill(port.trim().parse().unwrap(), Signal::KILL);
+    killed.until("{exit,").await;
+    assert!(of_killed.exists(), "nobody could remove it");
+    eventually("nothing of its worker is left", async || {
+        mentioning(&own).is_empty().then_some(())
+    })
+    .await;
+
+    let mut next = killed.beside();
+    next.hello(&[], ", ttl => 4000, heartbeat_timeout => 4000")
+        .await;
+    next.until("{session,opened,").await;
+
+    eventually("what the killed one left is gone", async || {
+        (!own.exists()).then_some(())
+    })
+    .await;
+    assert!(!of_killed.exists());
+    assert_eq!(of_ports(&killed).len(), 1, "its own is there");
 }
 
 #[tokio::test]

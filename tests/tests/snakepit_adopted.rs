@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use tether_tests::{
-    Cluster, eventually,
+    Cluster, Setup, eventually,
     snakepit::{ADAPTER, Beam, Port},
 };
+use tokio::time::timeout;
 
 const WORKER: &str = "grpc_server.py";
 
@@ -17,6 +22,22 @@ const PATIENT: (&str, &str) = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "120s");
 
 /// To be waited out, and long enough for a busy machine to start a worker in.
 const SHORT: (&str, &str) = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "10s");
+
+/// Far from the minute that holds where nobody says anything.
+const NOT_USUAL: Duration = Duration::from_secs(40);
+
+/// The arbiter's own lease where nobody wishes for one, and what is far more.
+const BRIEF: &str = "1s";
+const LONGER: (&str, &str) = ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "18s");
+
+/// So long after its BEAM hangs a program has held its beats back for the arbiter's own lease: it asks each sixth of its
+/// timeout, and waits as long for an answer.
+const HUNG: Duration = Duration::from_secs(8);
+
+/// Longer than the arbiter's own lease, and far shorter than a node's.
+const AWAY: Duration = Duration::from_secs(2);
+
+const COUPLED: (&str, &str) = ("TETHER_SNAKEPIT_MODE", "coupled");
 const INDEPENDENT: (&str, &str) = ("TETHER_SNAKEPIT_MODE", "independent");
 
 async fn beam(cluster: &Cluster, name: &str) -> Beam {
@@ -137,13 +158,59 @@ async fn a_worker_that_nobody_adopts_ends() {
 #[tokio::test]
 async fn a_worker_whose_beam_hangs_ends_and_so_does_its_program() {
     let cluster = Cluster::start().await;
-    let beam = Beam::start(&cluster, "beam", &[INDEPENDENT, SHORT]).await;
-    let mut ports = beam.pool(1).await;
+    let mut all = Vec::new();
+    for mode in [INDEPENDENT, COUPLED] {
+        let beam = Beam::start(&cluster, mode.1, &[mode, SHORT]).await;
+        let ports = beam.pool(1).await;
+        all.push((beam, ports));
+    }
 
-    // Its process lives, and every pipe to its ports is open.
-    beam.hang();
+    // Their processes live, and every pipe to their ports is open.
+    let start = Instant::now();
+    for (beam, _) in &all {
+        beam.hang();
+    }
 
-    ports[0].gone().await;
+    for (_, ports) in &mut all {
+        ports[0].gone().await;
+    }
+    assert!(start.elapsed() < NOT_USUAL, "{:?}", start.elapsed());
+    cluster.no_orphans().await;
+}
+
+#[tokio::test]
+async fn a_beam_that_hangs_within_its_timeout_keeps_its_workers_whatever_the_arbiters_own_lease() {
+    let setup = Setup::default().set("lease.session_ttl", BRIEF);
+    let cluster = setup.start().await;
+    let mut all = Vec::new();
+    for mode in [INDEPENDENT, COUPLED] {
+        let beam = Beam::start(&cluster, mode.1, &[mode, LONGER]).await;
+        let mut ports = beam.pool(1).await;
+        let own = ports[0].identity().await;
+        all.push((beam, ports, own));
+    }
+
+    for (beam, ..) in &all {
+        beam.hang();
+    }
+    let (hung, others) = all.split_at_mut(1);
+    let ended = timeout(HUNG, async {
+        tokio::select! {
+            ended = hung[0].1[0].gone() => ended,
+            ended = others[0].1[0].gone() => ended,
+        }
+    });
+    let ended = ended.await;
+    assert!(ended.is_err(), "a program has ended: {ended:?}");
+    for (beam, ..) in &all {
+        beam.go_on();
+    }
+
+    for (_, mut ports, own) in all {
+        assert_eq!(ports[0].identity().await, own);
+        ports[0].signal(Signal::TERM);
+        assert_eq!(ports[0].gone().await.0, Some(0));
+    }
     cluster.no_orphans().await;
 }
 
@@ -240,12 +307,16 @@ async fn a_program_that_was_taken_over_ends_and_its_worker_does_not() {
 
 #[tokio::test]
 async fn workers_and_programs_live_through_a_restart_of_tether() {
-    let mut cluster = Cluster::start().await;
+    let setup = Setup::default().set("lease.session_ttl", BRIEF);
+    let mut cluster = setup.start().await;
     let first = beam(&cluster, "first").await;
     let mut ports = first.pool(2).await;
     let before = identities(&mut ports).await;
 
     cluster.kill().await;
+    // Away for longer than its own lease.
+    let away = timeout(AWAY, ports[0].gone()).await;
+    assert!(away.is_err(), "its program has ended: {away:?}");
     // Nobody between worker and BEAM is Tether's but what is beside the worker.
     assert_eq!(ports[0].call("elixir:x").await.unwrap()["beam"], "first");
     cluster.up().await;

@@ -78,6 +78,9 @@ pub struct Config {
     pub runit: crate::supervisors::Runit,
 }
 
+/// Who holds this file below a runtime directory is its agent.
+pub(crate) const LOCK: &str = "agent.lock";
+
 /// Where workers listen unless it is said.
 const LOOPBACK: &str = "127.0.0.1";
 
@@ -234,7 +237,7 @@ impl Config {
             .create(&workers)
             .map_err(wrong(&workers))?;
 
-        let path = runtime.join("agent.lock");
+        let path = runtime.join(LOCK);
         let lock = File::options()
             .create(true)
             .truncate(false)

@@ -14,6 +14,7 @@
 //! must be gone is enforced by its shim, whose timer holds even when the agent hangs or is killed.
 //! An agent that starts anew finds running shims in its runtime directory and takes them over.
 
+mod abandoned;
 mod adopt;
 mod beat;
 mod checkpoints;
@@ -77,6 +78,7 @@ use tether_types::Address;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use abandoned::Abandoned;
 pub use config::{Config, Error};
 pub use descriptors::make_room;
 pub use diagnosis::{Diagnosis, diagnose};

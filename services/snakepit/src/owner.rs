@@ -119,7 +119,7 @@ impl Stopped {
     /// What to end with where there is no worker yet.
     fn status(self, mode: Mode) -> u8 {
         match (self, mode) {
-            (Self::Alone, Mode::Independent(_)) => 0,
+            (Self::Alone, Mode::Independent) => 0,
             (Self::Alone, Mode::Coupled) | (Self::Ordered, _) => TERMINATED,
         }
     }
@@ -158,7 +158,7 @@ impl Owner<'_> {
                 .map_err(|error| Refusal::Config(format!("`TETHER_GATEWAY`: {error}")))?,
             _ => at.find(Where::Gateway)?,
         };
-        let adopts = matches!(request.mode, Mode::Independent(_));
+        let adopts = matches!(request.mode, Mode::Independent);
         let base = at.runtime().join("snakepit");
         let berth = Berth::claim(&base, request.key, adopts)
             .with_context(|| format!("cannot use `{}`", base.display()))?;
@@ -171,7 +171,7 @@ impl Owner<'_> {
         };
         let name = pool::name(&berth);
         let opened = tokio::select! {
-            opened = open_session(&client, &name) => opened,
+            opened = open_session(&client, &name, request.timeout) => opened,
             why = stopped() => return Ok(why.status(request.mode)),
         };
         let session = match opened {
@@ -199,7 +199,7 @@ impl Owner<'_> {
             }
         };
         let beam = &request.elixir_address;
-        let pulse = pulse::follow(beam, pool::pulse(request.mode), |answers| {
+        let pulse = pulse::follow(beam, pool::pulse(request), |answers| {
             own.session.hold_back(!answers);
         });
         let outcome = tokio::select! {
@@ -228,7 +228,7 @@ impl Owner<'_> {
         let begun = tokio::select! {
             begun = self.begin(&name) => begun?,
             why = &mut stopped => {
-                if let (Stopped::Alone, Mode::Independent(_)) = (why, self.request.mode) {
+                if let (Stopped::Alone, Mode::Independent) = (why, self.request.mode) {
                     return Ok(Outcome::Left);
                 }
                 // It may have been asked for already.
@@ -309,7 +309,7 @@ impl Owner<'_> {
                     }
                 },
                 why = &mut stopped, if !stopping => match (why, self.request.mode) {
-                    (Stopped::Alone, Mode::Independent(_)) => return Ok(Outcome::Left),
+                    (Stopped::Alone, Mode::Independent) => return Ok(Outcome::Left),
                     (Stopped::Alone, Mode::Coupled) | (Stopped::Ordered, _) => {
                         if !self.dismiss(&name, why).await? {
                             return Ok(Outcome::Abandoned);
@@ -337,7 +337,7 @@ impl Owner<'_> {
         let before = self.worker(name).await?;
         let lives =
             |worker: &Worker| matches!(worker.phase(), WorkerPhase::Starting | WorkerPhase::Ready);
-        let adopts = matches!(self.request.mode, Mode::Independent(_))
+        let adopts = matches!(self.request.mode, Mode::Independent)
             && before.as_ref().is_some_and(lives)
             && !self.berth.is_known_to(&self.request.run_id)
             && self.berth.has_worker();

@@ -17,10 +17,6 @@ use crate::{
 /// Snakepit has a time of its own for a worker to be ready, and ends what takes longer.
 const READY_TIMEOUT_MS: u64 = 3600 * 1000;
 
-/// How long a program may be silent that is seen to live: one that was killed is seen at once, and on a machine that
-/// is busy with the start of hundreds nobody should die of that.
-const SILENCE: Duration = Duration::from_secs(60);
-
 /// How often a program beats, or asks its BEAM whether it is there, in the time that its worker waits for them.
 const BEATS: u32 = 6;
 
@@ -33,12 +29,8 @@ pub(crate) fn name(berth: &Berth) -> String {
 }
 
 /// How often to ask the BEAM whether it is there.
-pub(crate) fn pulse(mode: Mode) -> Duration {
-    let silence = match mode {
-        Mode::Coupled | Mode::Independent(None) => SILENCE,
-        Mode::Independent(Some(timeout)) => timeout,
-    };
-    silence / BEATS
+pub(crate) fn pulse(request: &Request) -> Duration {
+    request.timeout / BEATS
 }
 
 /// The pool of this berth. It says nothing of what is started there, which may be secret: that is in the berth.
@@ -50,9 +42,9 @@ pub(crate) fn spec(berth: &Berth, request: &Request) -> io::Result<PoolSpec> {
         let text = OsString::from(path).into_string();
         text.map_err(|path| io::Error::other(format!("`{}` is not UTF-8", path.display())))
     };
-    let (mode, timeout) = match request.mode {
-        Mode::Coupled => ("coupled", Some(SILENCE)),
-        Mode::Independent(timeout) => ("independent", timeout),
+    let mode = match request.mode {
+        Mode::Coupled => "coupled",
+        Mode::Independent => "independent",
     };
     let millis = |timeout: Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     let args = [BESIDE, &text(berth.dir())?, "{dir}", "{socket}"].map(str::to_owned);
@@ -83,8 +75,8 @@ pub(crate) fn spec(berth: &Berth, request: &Request) -> io::Result<PoolSpec> {
             ..Template::default()
         }),
         policy: Some(PolicyOverrides {
-            heartbeat_interval_ms: timeout.map(|timeout| millis(timeout / BEATS)),
-            heartbeat_timeout_ms: timeout.map(millis),
+            heartbeat_interval_ms: Some(millis(pulse(request))),
+            heartbeat_timeout_ms: Some(millis(request.timeout)),
             ..PolicyOverrides::default()
         }),
         placement: Some(Placement {

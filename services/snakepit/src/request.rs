@@ -81,13 +81,17 @@ const PASSING: &[&str] = &[
     "TRACEPARENT",
 ];
 
+/// How long a BEAM may be silent where nobody says: one that was killed is seen at once, and on a machine that is
+/// busy with the start of hundreds nobody should die of silence.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// What becomes of a worker whose BEAM is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// It ends.
     Coupled,
-    /// It waits for the next one, for so long, or for as long as its mode's preset says.
-    Independent(Option<Duration>),
+    /// It waits for the next one.
+    Independent,
 }
 
 /// What is started: kept in a file of the berth, that this user alone can read, as an environment may hold secrets.
@@ -109,6 +113,8 @@ pub(crate) struct Request {
     /// The same for all workers that can stand in for each other.
     pub(crate) key: u64,
     pub(crate) mode: Mode,
+    /// How long after the last sign of life of its BEAM it ends.
+    pub(crate) timeout: Duration,
     /// Which life of the BEAM asks; empty where it does not say.
     pub(crate) run_id: String,
     /// Where the BEAM serves what its workers ask of it.
@@ -156,10 +162,8 @@ impl Request {
                 Err(_) => return refused(format!("`{PORT} {port}` is no port")),
             },
         };
-        let mode = mode(
-            text("TETHER_SNAKEPIT_MODE").as_deref(),
-            text("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT").as_deref(),
-        )?;
+        let mode = mode(text("TETHER_SNAKEPIT_MODE").as_deref())?;
+        let timeout = silence(text("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT").as_deref())?;
         let labels = labels(
             text("TETHER_SNAKEPIT_LABELS")
                 .as_deref()
@@ -202,6 +206,7 @@ impl Request {
             key: key(&launch, &who, &passing),
             launch,
             mode,
+            timeout,
             run_id: taken.get(RUN_ID).cloned().unwrap_or_default(),
             elixir_address: elixir_address.clone(),
             ready_file: ready_file.into(),
@@ -286,18 +291,21 @@ fn independent(config: &OsStr) -> OsString {
     }
 }
 
-fn mode(word: Option<&str>, timeout: Option<&str>) -> Result<Mode, Refusal> {
-    let timeout = match timeout {
-        None | Some("") => None,
-        Some(text) => Some(humantime::parse_duration(text).map_err(|error| {
+fn silence(text: Option<&str>) -> Result<Duration, Refusal> {
+    match text {
+        None | Some("") => Ok(SILENCE),
+        Some(text) => humantime::parse_duration(text).map_err(|error| {
             Refusal::Config(format!(
                 "`TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT` is `{text}`: {error}; write for example 60s"
             ))
-        })?),
-    };
+        }),
+    }
+}
+
+fn mode(word: Option<&str>) -> Result<Mode, Refusal> {
     match word {
         None | Some("" | "coupled") => Ok(Mode::Coupled),
-        Some("independent") => Ok(Mode::Independent(timeout)),
+        Some("independent") => Ok(Mode::Independent),
         Some(word) => Err(Refusal::Config(format!(
             "`TETHER_SNAKEPIT_MODE` is `{word}`, expected one of: coupled, independent"
         ))),
@@ -378,6 +386,7 @@ mod tests {
         assert_eq!(request.elixir_address, "localhost:5051");
         assert_eq!(request.run_id, "abc1234");
         assert_eq!((request.launch.port, request.mode), (None, Mode::Coupled));
+        assert_eq!(request.timeout, SILENCE);
         let env: Vec<_> = request
             .launch
             .env
@@ -457,16 +466,25 @@ mod tests {
         assert!(refused(&[("TETHER_SNAKEPIT_MODE", "both")]).contains("coupled, independent"));
         assert!(refused(&[("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "x")]).contains("60s"));
         assert!(refused(&[("TETHER_SNAKEPIT_LABELS", "zone")]).contains("NAME=VALUE"));
-        let minute = read(
-            LINE,
-            &[
-                ("TETHER_SNAKEPIT_MODE", "independent"),
+    }
+
+    #[test]
+    fn how_long_a_beam_may_be_silent_holds_in_each_mode() {
+        for (word, mode) in [
+            ("", Mode::Coupled),
+            ("coupled", Mode::Coupled),
+            ("independent", Mode::Independent),
+        ] {
+            let env = [
+                ("TETHER_SNAKEPIT_MODE", word),
                 ("TETHER_SNAKEPIT_HEARTBEAT_TIMEOUT", "90s"),
-            ],
-        );
-        assert_eq!(
-            minute.unwrap().mode,
-            Mode::Independent(Some(Duration::from_secs(90)))
-        );
+            ];
+            let request = read(LINE, &env).unwrap();
+
+            assert_eq!(
+                (request.mode, request.timeout),
+                (mode, Duration::from_secs(90))
+            );
+        }
     }
 }

@@ -18,6 +18,7 @@ mod embedded;
 mod exchange;
 mod failure;
 mod gateways;
+mod leftovers;
 mod link;
 mod ops;
 mod out;

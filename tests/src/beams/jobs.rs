@@ -26,7 +26,7 @@ const LONG: Duration = Duration::from_secs(180);
 
 /// Where a job stands, as a BEAM tells it.
 #[derive(Debug, Clone, PartialEq)]
-struct Job {
+pub(crate) struct Job {
     state: String,
     progress: f64,
     attempt: u64,
@@ -36,6 +36,11 @@ struct Job {
 }
 
 impl Job {
+    /// Whether it has a checkpoint.
+    pub(crate) fn has_saved(&self) -> bool {
+        self.saved > 0
+    }
+
     /// What follows its key in `words`.
     fn read(words: &str) -> anyhow::Result<Self> {
         let read = || {
@@ -54,7 +59,7 @@ impl Job {
 }
 
 /// Starts it or finds it; with whether it was found.
-async fn start(beam: &mut Beam, key: &str, spec: &str) -> anyhow::Result<(bool, Job)> {
+pub(crate) async fn start(beam: &mut Beam, key: &str, spec: &str) -> anyhow::Result<(bool, Job)> {
     let begin = format!("job {key} ");
     let line = beam.ask(&format!("job {key} {spec}"), &begin).await?;
     let (found, job) = line[begin.len()..].split_once(' ').context("no job")?;
@@ -75,7 +80,7 @@ async fn look(beam: &mut Beam, key: &str) -> anyhow::Result<Job> {
 }
 
 /// Waits until it is so of the job.
-async fn until(
+pub(crate) async fn until(
     beam: &mut Beam,
     key: &str,
     what: &str,

@@ -18,8 +18,9 @@ const LEASE: Duration = Duration::from_secs(20);
 const MEDIAN: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_millis(250);
 
-/// Where the machine does other work: far from any lease all the same.
-const BUSY: Duration = Duration::from_secs(1);
+/// Where the machine does other work: far from any lease all the same, and one that is late is no rule.
+const BUSY_MEDIAN: Duration = Duration::from_millis(250);
+const BUSY_MOST: Duration = Duration::from_secs(1);
 
 /// BEAMs that are got ready at a time, before one after the other is killed.
 const BATCH: usize = 3;
@@ -119,25 +120,30 @@ pub(crate) async fn killed(world: &World, embedded: bool, busy: bool) -> anyhow:
         world.progress(all.count(), wanted, &all.to_string());
     }
     let holds = is_at_once(&all, world.busy);
-    let expected = match world.busy {
-        true => {
-            format!("0 orphans, gone after {BUSY:?} at most, on a machine that does other work")
-        }
-        false => format!("0 orphans, gone after {MEDIAN:?} by the median and {MOST:?} at most"),
+    let (median, most) = bounds(world.busy);
+    let on = match world.busy {
+        true => ", on a machine that does other work",
+        false => "",
     };
     Ok(Seen::new(
-        expected,
+        format!("0 orphans, gone after {median:?} by the median and {most:?} at most{on}"),
         format!("0 orphans; {all}; workers alone: {workers}"),
         holds,
     ))
 }
 
+/// By the median and at most.
+fn bounds(busy: bool) -> (Duration, Duration) {
+    match busy {
+        true => (BUSY_MEDIAN, BUSY_MOST),
+        false => (MEDIAN, MOST),
+    }
+}
+
 /// Whether everything was gone at once after each kill, workers included.
 fn is_at_once(all: &Times, busy: bool) -> bool {
-    match busy {
-        true => all.most() <= BUSY,
-        false => all.at(50) < MEDIAN && all.most() <= MOST,
-    }
+    let (median, most) = bounds(busy);
+    all.at(50) < median && all.most() <= most
 }
 
 /// A BEAM is stopped: its workers are gone when its timeout is over, and it is told once it goes on.
@@ -219,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_kill_that_took_long_is_too_many_on_any_machine() {
+    fn one_kill_that_took_long_is_too_many_on_any_machine_and_so_is_a_rule_of_slow_ones() {
         let of = |millis: [u64; 3]| {
             let mut times = Times::default();
             for millis in millis {
@@ -230,7 +236,9 @@ mod tests {
 
         assert!(is_at_once(&of([20, 30, 240]), false));
         assert!(!is_at_once(&of([20, 30, 260]), false));
-        assert!(is_at_once(&of([20, 300, 900]), true));
+        assert!(!is_at_once(&of([20, 60, 70]), false));
+        assert!(is_at_once(&of([20, 30, 900]), true));
+        assert!(!is_at_once(&of([20, 300, 900]), true));
         assert!(!is_at_once(&of([20, 30, 10_000]), true));
     }
 }

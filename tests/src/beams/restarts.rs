@@ -7,8 +7,9 @@ use tether_tests::{Cluster, DEADLINE, cgroups, eventually_within};
 
 use crate::{
     figures::Times,
+    jobs,
     kin::Kin,
-    lab::Setting,
+    lab::{Beam, Setting},
     world::{Seen, World},
 };
 
@@ -43,7 +44,10 @@ pub(crate) async fn restarted(world: &World, embedded: bool) -> anyhow::Result<S
     let mut times = Times::default();
     let mut first = None;
     for number in 1..=RESTARTS {
-        let beam = world.lab.ready(&setting).await?;
+        let mut beam = world.lab.ready(&setting).await?;
+        if embedded {
+            save(&mut beam).await?;
+        }
         let groups = beam.runtime().map_or_else(Vec::new, |own| cgroups(&own));
         times.add(Kin::of(&beam, WORKERS)?.kill(LEASE / 2)?.all);
         let left = groups.iter().find(|group| group.exists());
@@ -67,6 +71,17 @@ pub(crate) async fn restarted(world: &World, embedded: bool) -> anyhow::Result<S
         format!("so; gone after the kill: {times}"),
         true,
     ))
+}
+
+/// Has it do a job that saves, and sees that lie where all that is its own is looked for.
+async fn save(beam: &mut Beam) -> anyhow::Result<()> {
+    let spec = r#"{"until":"/nowhere","seconds":0.01,"save_every":1}"#;
+    jobs::start(beam, "saves", spec).await?;
+    jobs::until(beam, "saves", "it saves", |job| job.has_saved()).await?;
+    let files = files(&beam.dir)?;
+    let lies = files.iter().any(|file| file.contains("/checkpoints/"));
+    ensure!(lies, "its checkpoint is elsewhere: {files:?}");
+    Ok(())
 }
 
 /// Waits until a cluster has nothing of a developer who is gone but its bounded history, and tells how large its state is.

@@ -46,7 +46,7 @@ struct Args {
     /// Each row so often at most; 200 kills, 100 returns and 20 of the others where nobody says.
     #[arg(long)]
     repeat: Option<usize>,
-    /// This machine does other work: lateness is judged by a second.
+    /// This machine does other work: lateness is judged by a second, and kills by 250 ms by the median too.
     #[arg(long)]
     busy: bool,
     /// Writes the evidence to this file.

@@ -79,13 +79,21 @@ impl Owner<'_> {
     }
 }
 
-/// A session, also of a gateway that comes up at the same time as the BEAM.
-pub(super) async fn open_session(client: &Client, owner: &str) -> Result<Session, Problem> {
+/// A session that lasts for as long as its worker may wait, also of a gateway that comes up at the same time as the BEAM.
+pub(super) async fn open_session(
+    client: &Client,
+    owner: &str,
+    ttl: Duration,
+) -> Result<Session, Problem> {
+    let options = SessionOptions {
+        ttl: Some(ttl),
+        ..SessionOptions::default()
+    };
     let open = || async {
         let owner = owner
             .parse()
             .map_err(|error: tether_types::InvalidName| Status::internal(error.to_string()))?;
-        within(client.open_session(owner, SessionOptions::default())).await
+        within(client.open_session(owner, options.clone())).await
     };
     open.retry(pauses().with_total_delay(Some(GATEWAY_WAIT)))
         .when(|problem: &Problem| problem.code == Code::Unavailable)

@@ -1,7 +1,7 @@
 //! The services in this very process, for a BEAM that has none to go to: in a directory of their own, with a store in
 //! memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use tether_settings::surroundings;
 use tokio::{runtime::Builder, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::tree;
+use super::{leftovers, tree};
 use crate::{cli, config, up};
 
 /// What serves.
@@ -30,9 +30,11 @@ impl Embedded {
     /// Starts them with these settings, and waits until they listen.
     pub(crate) async fn start(settings: Option<Term>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
-            .prefix("tether-port-")
+            .prefix(leftovers::PREFIX)
             .tempdir()
             .context("cannot make a directory for sockets")?;
+        // Nobody waits for it, and what is not removed in time is by the next one.
+        std::thread::spawn(|| leftovers::remove(&std::env::temp_dir()));
         let table = match settings {
             Some(tree) => tree::table(tree)?,
             None => toml::Table::new(),
@@ -54,7 +56,10 @@ impl Embedded {
             config: Some(file),
             sets,
         };
-        let (loaded, _) = config::load(&args)?;
+        let (mut loaded, _) = config::load(&args)?;
+        let store = loaded.value.store.as_deref();
+        let usual = checkpoints(store, dir.path())?;
+        loaded.value.agent.checkpoints.store.get_or_insert(usual);
         config::check(&loaded)?;
 
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -126,6 +131,36 @@ fn listen(told: Option<&toml::Value>, dir: &TempDir) -> toml::Value {
     all.into()
 }
 
+/// Where checkpoints are kept where nobody says: beside a store that is a file, as who goes on from that is in another
+/// directory; all others are of no use after this, and go with it.
+fn checkpoints(store: Option<&str>, dir: &Path) -> anyhow::Result<String> {
+    let place = match store.and_then(|store| store.strip_prefix("redb:")) {
+        Some(file) => std::path::absolute(format!("{file}.checkpoints"))
+            .context("the current directory is gone")?,
+        None => dir.join(leftovers::CHECKPOINTS),
+    };
+    Ok(format!("file://{}", place.display()))
+}
+
 fn socket(dir: &TempDir) -> String {
     format!("unix:{}", dir.path().join("gateway.sock").display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_last_as_long_as_the_store_that_knows_them() {
+        let place = |store| checkpoints(store, Path::new("/tmp/tether-port-1")).unwrap();
+
+        assert_eq!(
+            place(Some("memory:")),
+            "file:///tmp/tether-port-1/checkpoints"
+        );
+        assert_eq!(
+            place(Some("redb:/srv/a.redb")),
+            "file:///srv/a.redb.checkpoints"
+        );
+    }
 }
