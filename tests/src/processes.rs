@@ -3,7 +3,10 @@
 
 use std::{fs, os::unix::ffi::OsStrExt as _, path::Path};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +121,11 @@ pub fn signal_all(pids: &[u32], signal: Signal) {
         })
         .collect();
     for pidfd in &pinned {
-        pidfd_send_signal(pidfd, signal).expect("the process can be signalled");
+        match pidfd_send_signal(pidfd, signal) {
+            // It was there when this began, and has ended with one that was signalled before it.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => panic!("a process cannot be signalled: {error}"),
+        }
     }
 }
 
