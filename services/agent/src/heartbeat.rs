@@ -9,7 +9,7 @@ use tether_clock::{
 use tether_kit::arbiters::Arbiters;
 use tether_proto::{
     SHARD,
-    common::{DeathCause, WorkerPhase},
+    common::WorkerPhase,
     expect_shard,
     node::{
         self, HeartbeatRequest, HeartbeatResponse, Hello, OwnerExit, StartWorker, WorkerReport,
@@ -617,24 +617,9 @@ impl Running {
         self.exits_told = None;
     }
 
-    /// The end of an owner's process, where that ended this worker. Told together with the death, and not when the
-    /// thread that watches owners comes to it: an arbiter that took the owner for alive would fill the place.
-    fn owner_of_dead(&self, report: &WorkerReport) -> Option<OwnerExit> {
-        let death = report.death.as_ref()?;
-        if death.cause() != DeathCause::OwnerGone {
-            return None;
-        }
-        let id = WorkerId::try_from(report.worker.as_ref()?).ok()?;
-        let permissions = self.permissions.borrow();
-        let pool = permissions.pool(&id.pool)?;
-        owners::has_ended(pool.process?).then(|| OwnerExit {
-            owner: pool.owner.to_string(),
-            epoch: pool.epoch.0,
-        })
-    }
-
     fn on_report(&mut self, mut report: WorkerReport) {
-        if let Some(exit) = self.owner_of_dead(&report) {
+        let exit = owners::exit_behind(&report, &self.permissions.borrow());
+        if let Some(exit) = exit {
             self.on_exit(exit);
         }
         if let Some(worker) = self.worker_of(&report) {

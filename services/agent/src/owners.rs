@@ -12,10 +12,13 @@ use std::{
 };
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use tether_proto::node::OwnerExit;
+use tether_proto::{
+    common::DeathCause,
+    node::{OwnerExit, WorkerReport},
+};
 use tether_shim_protocol::Identity;
 use tether_sys::Seen;
-use tether_types::{Epoch, OwnerName};
+use tether_types::{Epoch, OwnerName, WorkerId};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::permission::Permissions;
@@ -155,14 +158,30 @@ fn watch(
 }
 
 fn tell(exits: &UnboundedSender<OwnerExit>, key: &Key) {
-    let _ = exits.send(OwnerExit {
-        owner: key.0.to_string(),
-        epoch: key.1.0,
-    });
+    let _ = exits.send(exit_of(key));
+}
+
+fn exit_of((owner, epoch): &Key) -> OwnerExit {
+    OwnerExit {
+        owner: owner.to_string(),
+        epoch: epoch.0,
+    }
+}
+
+/// The end of an owner's process, where that ended this worker. Told together with the death, and not when the thread
+/// that watches owners comes to it: an arbiter that took the owner for alive would fill the place.
+pub(crate) fn exit_behind(report: &WorkerReport, permissions: &Permissions) -> Option<OwnerExit> {
+    let death = report.death.as_ref()?;
+    if death.cause() != DeathCause::OwnerGone {
+        return None;
+    }
+    let id = WorkerId::try_from(report.worker.as_ref()?).ok()?;
+    let pool = permissions.pool(&id.pool)?;
+    has_ended(pool.process?).then(|| exit_of(&(pool.owner.clone(), pool.epoch)))
 }
 
 /// Whether it is certain that this process has ended; one that nobody has reaped has.
-pub(crate) fn has_ended(process: Identity) -> bool {
+fn has_ended(process: Identity) -> bool {
     match open(process) {
         Seen::Gone => true,
         Seen::Not => false,
@@ -185,6 +204,7 @@ mod tests {
     use std::{process::Command, time::Duration};
 
     use tether_clock::Tick;
+    use tether_proto::common::{self, WorkerRef};
     use tether_shim_protocol::{OnLinkLoss, OnOwnerExit};
     use tether_types::PoolName;
 
@@ -210,6 +230,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_death_by_the_end_of_its_owner_tells_that_end_and_no_other_death_does() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let ticks = tether_kit::process::start_ticks(child.id()).unwrap();
+        let permissions = permissions(child.id(), ticks);
+        let report = |pool: &str, cause: DeathCause| WorkerReport {
+            worker: Some(WorkerRef::from(&format!("{pool}/0.1").parse().unwrap())),
+            death: Some(common::Death {
+                cause: cause.into(),
+                ..common::Death::default()
+            }),
+            ..WorkerReport::default()
+        };
+        let behind = |report: &WorkerReport| {
+            exit_behind(report, &permissions).map(|exit| (exit.owner, exit.epoch))
+        };
+        let by_owner = report("digits", DeathCause::OwnerGone);
+        assert_eq!(behind(&by_owner), None, "its lease was over, and it lives");
+
+        child.kill().unwrap();
+        // As nobody has reaped it, its number is still its own.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while behind(&by_owner).is_none() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert_eq!(behind(&by_owner), Some(("beam".to_owned(), 3)));
+        child.wait().unwrap();
+        assert_eq!(behind(&by_owner), Some(("beam".to_owned(), 3)));
+        assert_eq!(behind(&report("digits", DeathCause::Signaled)), None);
+        assert_eq!(behind(&report("others", DeathCause::OwnerGone)), None);
+    }
+
     #[tokio::test]
     async fn the_end_of_a_process_is_seen_and_a_reused_pid_counts_as_its_end() {
         let (exits, mut seen) = tokio::sync::mpsc::unbounded_channel();
@@ -218,16 +270,8 @@ mod tests {
         let ticks = tether_kit::process::start_ticks(child.id()).unwrap();
 
         owners.watch(&permissions(child.id(), ticks));
-        let (pid, start_ticks) = (child.id(), ticks);
-        let process = Identity { pid, start_ticks };
-        assert!(!has_ended(process));
         child.kill().unwrap();
-        // Nobody has reaped it yet.
-        while !has_ended(process) {
-            tokio::task::yield_now().await;
-        }
         child.wait().unwrap();
-        assert!(has_ended(process));
         let exit = tokio::time::timeout(Duration::from_secs(10), seen.recv())
             .await
             .unwrap()

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,6 +11,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
+use tether_clock::{BootClock, Clock as _};
+use tether_kit::process::{parent, start_ticks};
 use tether_tests::mentioning;
 
 use crate::{
@@ -230,46 +231,27 @@ impl Kin {
 
 /// The shim of a process, and what is between them.
 fn shims_above(pid: u32) -> Vec<u32> {
-    let above = std::iter::successors(Some(parent(pid)), |&pid| Some(parent(pid)));
+    let above = std::iter::successors(parent(pid), |&pid| parent(pid));
     above
         .take_while(|&pid| SHIM.contains(&name(pid).as_str()))
         .collect()
 }
 
-/// What the kernel says of a process: its state, whose child it is, and for how long it has run.
+/// Whose child a process is, and for how long it has run.
 fn life(pid: u32) -> String {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat
-        .rsplit_once(") ")
-        .map(|(_, rest)| rest.split(' ').collect())
-        .unwrap_or_default();
-    let began = fields.get(19).and_then(|began| began.parse::<u32>().ok());
-    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let up = Duration::new(
-        u64::try_from(up.tv_sec).unwrap_or_default(),
-        u32::try_from(up.tv_nsec).unwrap_or_default(),
-    );
-    match began {
-        None => format!("process {pid}, gone now"),
-        Some(began) => format!(
-            "process {pid}, state {}, below {} `{}`, for {} ms",
-            fields[0],
-            parent(pid),
-            name(parent(pid)),
-            up.saturating_sub(TICK * began).as_millis()
-        ),
-    }
+    let Some(began) = start_ticks(pid).and_then(|ticks| u32::try_from(ticks).ok()) else {
+        return format!("process {pid}, gone now");
+    };
+    let above = parent(pid).unwrap_or_default();
+    let up = Duration::from_nanos(BootClock.now().as_nanos());
+    format!(
+        "process {pid}, below {above} `{}`, for {:?}",
+        name(above),
+        up.saturating_sub(TICK * began)
+    )
 }
 
 fn name(pid: u32) -> String {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.trim_end().to_owned()
-}
-
-fn parent(pid: u32) -> u32 {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))
-        .unwrap_or_default();
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    let parent = fields.and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-    parent.unwrap_or_default()
 }
