@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, env, fmt, path::Path, str::FromStr, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use zbus::{
@@ -76,7 +76,11 @@ pub struct Systemd {
 
 /// Tells when one unit may stand otherwise.
 #[derive(Debug)]
-pub struct Watch(MessageStream);
+pub struct Watch<S = MessageStream> {
+    signals: S,
+    /// Whether one was taken that nobody has come back for yet.
+    is_news: bool,
+}
 
 impl Systemd {
     /// Connects, and sees that systemd answers.
@@ -302,7 +306,11 @@ impl Systemd {
             .build()
             .map_err(|error| Error::of("AddMatch", &error))?;
         let stream = MessageStream::for_match_rule(rule, &self.connection, None);
-        in_time("AddMatch", stream).await.map(Watch)
+        let signals = in_time("AddMatch", stream).await?;
+        Ok(Watch {
+            signals,
+            is_news: false,
+        })
     }
 
     async fn path(&self, name: &str) -> Result<OwnedObjectPath, Error> {
@@ -356,11 +364,14 @@ async fn in_time<T>(
 
 type All = HashMap<String, OwnedVariant>;
 
-impl Watch {
+impl<S: Stream<Item = zbus::Result<Message>> + Unpin> Watch<S> {
     /// Waits until the unit may stand otherwise; tells whether it was just then being stopped because somebody asked for
     /// that, which is over by the time that anybody looks. Cancel-safe.
     pub async fn changed(&mut self) -> bool {
-        match self.0.next().await {
+        if std::mem::take(&mut self.is_news) {
+            return false;
+        }
+        match self.signals.next().await {
             Some(Ok(signal)) => is_of_a_stop(&signal),
             Some(Err(_)) => false,
             None => {
@@ -371,11 +382,13 @@ impl Watch {
         }
     }
 
-    /// Whether that was so in any of the changes that were told already.
+    /// Whether that was so in any of the changes that were told already. They may be later than what was seen of the unit
+    /// before this was asked, so [`Watch::changed`] comes back for them yet.
     pub fn was_stopped(&mut self) -> bool {
         let mut stopped = false;
-        while let Some(Some(signal)) = self.0.next().now_or_never() {
+        while let Some(Some(signal)) = self.signals.next().now_or_never() {
             stopped |= signal.is_ok_and(|signal| is_of_a_stop(&signal));
+            self.is_news = true;
         }
         stopped
     }
@@ -394,4 +407,31 @@ fn read<T: DeserializeOwned + Type>(reply: &Message) -> Result<T, Error> {
         .body()
         .deserialize()
         .map_err(|error| Error::of("reply", &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+
+    fn signal() -> zbus::Result<Message> {
+        let none: Vec<String> = Vec::new();
+        let body = (UNIT, HashMap::<String, OwnedVariant>::new(), none);
+        Message::signal(PATH, PROPERTIES, "PropertiesChanged").build(&body)
+    }
+
+    #[tokio::test]
+    async fn what_came_while_somebody_looked_is_looked_at_again() {
+        let signals = stream::iter([signal(), signal()]).chain(stream::pending());
+        let mut watch = Watch {
+            signals,
+            is_news: false,
+        };
+
+        assert!(!watch.was_stopped());
+
+        assert_eq!(watch.changed().now_or_never(), Some(false));
+        assert_eq!(watch.changed().now_or_never(), None, "nothing since");
+    }
 }

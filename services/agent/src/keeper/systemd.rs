@@ -38,6 +38,8 @@ pub(crate) struct SystemdUnit {
     ran: String,
     /// Whether somebody was seen to stop it since it began.
     asked: bool,
+    /// Whether systemd took up that it is to start.
+    is_begun: bool,
     /// As it was seen last, with what was there then.
     seen: Option<Seen>,
 }
@@ -72,6 +74,7 @@ impl SystemdUnit {
             watch,
             ran: String::new(),
             asked: false,
+            is_begun: false,
             seen: None,
         })
     }
@@ -119,8 +122,11 @@ impl SystemdUnit {
 
     /// As it was last seen, while systemd says nothing.
     fn unanswered(&self) -> Option<State> {
+        let Some(seen) = &self.seen else {
+            // It may run by now, and then it does that unharmed.
+            return self.is_begun.then_some(State::Waits(None));
+        };
         let has_ended = self.main().is_some_and(Watched::has_ended);
-        let seen = self.seen.as_ref()?;
         seen.state.unanswered(has_ended, "systemd does not answer")
     }
 
@@ -202,6 +208,7 @@ impl Supervisor for SystemdUnit {
     async fn start(&mut self) -> io::Result<()> {
         let started = self.systemd.start(&self.name).await;
         started.map_err(io::Error::other)?;
+        self.is_begun = true;
         self.limit().await
     }
 

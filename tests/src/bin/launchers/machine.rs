@@ -93,10 +93,11 @@ impl Machine {
             return Ok(seen);
         }
         let workers = self.tether(&["ps"]).await;
+        let events = self.tether(&["events"]).await;
         let said = self.nspawn.journal("tether").await;
         let lines: Vec<_> = said.lines().collect();
         let last = lines[lines.len().saturating_sub(12)..].join("\n");
-        anyhow::bail!("not within {DEADLINE:?}: {what}; {workers:?}\n{last}")
+        anyhow::bail!("not within {DEADLINE:?}: {what}; {workers:?}; {events:?}\n{last}")
     }
 
     /// Starts all of Tether.

@@ -57,8 +57,8 @@ pub(crate) async fn boot() -> Result<Machine, Unready> {
 
 async fn hangs(machine: &Machine, who: Who) -> anyhow::Result<String> {
     machine.apply("written", WRITTEN).await?;
-    let before = ready(machine, "written/0", "").await?;
-    ready(machine, "written/1", "").await?;
+    let before = kept(machine, "written/0").await?;
+    kept(machine, "written/1").await?;
     let service = machine.show("worker@1.service", "MainPID").await?;
 
     who.hang(machine, true).await?;
@@ -74,6 +74,16 @@ async fn hangs(machine: &Machine, who: Who) -> anyhow::Result<String> {
         .await?;
     no_units(machine, "written").await?;
     Ok(format!("{seen}; {state} after that"))
+}
+
+/// It is ready, and its keeper has seen its process: from then on there is something to go by.
+async fn kept(machine: &Machine, worker: &str) -> anyhow::Result<Value> {
+    machine
+        .until("its status names its process", async || {
+            let now = ready(machine, worker, "").await.ok()?;
+            text(&now, "status").contains(", process ").then_some(now)
+        })
+        .await
 }
 
 /// Its worker goes on, and ends when it is asked to, while nobody answers for the unit.
