@@ -19,6 +19,8 @@ mod load;
 mod losses;
 #[path = "../compose/scenes.rs"]
 mod scenes;
+#[path = "../compose/single.rs"]
+mod single;
 #[path = "../compose/stack.rs"]
 mod stack;
 
@@ -93,6 +95,14 @@ async fn run(args: &Args) -> ExitCode {
             .await
             .unwrap_or_else(|why| vec![format!("{why:#}")]);
         report.add(nothing("left after `down`", &left));
+        if matches(args, "one node") {
+            report.scene("one node");
+            let rows = single::play(&stack).await;
+            rows.into_iter().for_each(|row| report.add(row));
+            let left = stack.left().await;
+            let left = left.unwrap_or_else(|why| vec![format!("{why:#}")]);
+            report.add(nothing("left of one node", &left));
+        }
     }
     let left = stack.engine.stop().await;
     report.add(nothing("left of the engine", &left));
@@ -118,8 +128,7 @@ async fn play(
     report.add(scenes::up(stack).await?);
     load::begin(stack).await?;
     for (name, scene) in scenes {
-        let only = args.only.as_deref().unwrap_or_default();
-        if only.split('|').any(|text| name.contains(text)) {
+        if matches(args, name) {
             report.scene(name);
             match scene(stack).await {
                 Ok(rows) => rows.into_iter().for_each(|row| report.add(row)),
@@ -131,6 +140,11 @@ async fn play(
         }
     }
     Ok(())
+}
+
+fn matches(args: &Args, name: &str) -> bool {
+    let only = args.only.as_deref().unwrap_or_default();
+    only.split('|').any(|text| name.contains(text))
 }
 
 fn nothing(name: &str, left: &[String]) -> Evidence {
@@ -153,6 +167,6 @@ async fn explain(stack: &Stack, report: &Report) {
 async fn take_down(stack: &mut Stack) -> anyhow::Result<Vec<String>> {
     // Never begun where the stack did not come up.
     let _ = load::end(stack).await;
-    guide::follow(stack, "Down").await?;
+    guide::follow(stack, guide::CLUSTER, "Down").await?;
     stack.left().await
 }

@@ -1,16 +1,17 @@
-//! The commands of docs/how-to/docker-compose.md, which are those that are run here.
+//! The commands of guides, which are those that are run here.
 
 use anyhow::{Context as _, ensure};
 
 use crate::{docker::repository, stack::Stack};
 
-const GUIDE: &str = "docs/how-to/docker-compose.md";
+/// That of the whole cluster.
+pub(crate) const CLUSTER: &str = "docs/how-to/docker-compose.md";
 
 /// Runs what stands behind a `$` in a section, as one script that ends with the first command that fails.
-pub(crate) async fn follow(stack: &Stack, section: &str) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(repository().join(GUIDE))?;
+pub(crate) async fn follow(stack: &Stack, guide: &str, section: &str) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(repository().join(guide))?;
     let script = commands(&text, section);
-    ensure!(!script.is_empty(), "no command in `{section}` of {GUIDE}");
+    ensure!(!script.is_empty(), "no command in `{section}` of {guide}");
     let mut shell = stack.command("sh");
     // What clients need is what load.py says.
     shell.args(["-exc", &script]).env("CLIENTS_LEARN", "3");
@@ -18,7 +19,7 @@ pub(crate) async fn follow(stack: &Stack, section: &str) -> anyhow::Result<()> {
     let said = [output.stdout, output.stderr].concat();
     ensure!(
         output.status.success(),
-        "`{section}` of {GUIDE}: {}",
+        "`{section}` of {guide}: {}",
         String::from_utf8_lossy(&said)
     );
     Ok(())

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Longest time for anything on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Workers of the application's pool.
 pub(crate) const WORKERS: usize = 4;
@@ -67,7 +67,7 @@ pub(crate) const OF_COMPOSE: &[(&str, Scene)] = &[
 pub(crate) async fn up(stack: &Stack) -> anyhow::Result<Evidence> {
     stack.compose(&["build", "--quiet"]).await?;
     let start = Instant::now();
-    guide::follow(stack, "Up").await?;
+    guide::follow(stack, guide::CLUSTER, "Up").await?;
     let served = within("a call is served", async || {
         stack
             .app_counts()
@@ -213,7 +213,7 @@ async fn scale(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let before = load::counts(stack).await?;
     let workers = stack.deaths().await?;
     // Up to three of each, and down again.
-    guide::follow(stack, "Scale").await?;
+    guide::follow(stack, guide::CLUSTER, "Scale").await?;
     at_rest(stack).await?;
     let since = load::more(stack, &before, SOME).await?;
     let died = stack.deaths().await?.saturating_sub(workers);
@@ -233,7 +233,7 @@ async fn upgrade(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     let deaths = stack.deaths().await?;
     stack.choose(Edition::Next);
     let start = Instant::now();
-    guide::follow(stack, "Upgrade").await?;
+    guide::follow(stack, guide::CLUSTER, "Upgrade").await?;
     let took = start.elapsed();
     at_rest(stack).await?;
     let since = load::more(stack, &before, SOME).await?;
