@@ -41,6 +41,8 @@
 //! - **E17** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
 //!   workers with closed breakers and ended while those were there, since last one of those was opened or ended: leaving
 //!   single workers alone comes first.
+//! - **E18** For E2 a worker has one call more than it has, whose last five answers took ten times as long to begin as is
+//!   usual in its pool, and 20 ms: until one is in time, and each ten seconds once, to see.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -52,6 +54,7 @@ mod explain;
 mod fate;
 mod limiter;
 mod orders;
+mod pace;
 mod peek;
 mod pick;
 mod pool;
@@ -172,6 +175,8 @@ pub struct View {
     pub ejected: Option<Tick>,
     /// Whether it gives no sign of life, as its agent says.
     pub doubted: bool,
+    /// Whether it answers much later than the others, and gives way to them.
+    pub is_slow: bool,
     /// Why no call would be given to it, whatever it asks for.
     pub refusal: Option<Why>,
     /// Its circuit breaker.
@@ -488,6 +493,9 @@ impl Endpoints {
 
     /// Nobody waits any more for the answer to the call of this ticket: that may have been too soon, or it is slow.
     pub fn on_late(&mut self, ticket: &mut Ticket, now: Tick) {
+        if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
+            pool.on_late(ticket, now);
+        }
         let outcome = match self.outlook.is_slow(ticket, now) {
             true => Outcome::Slow,
             false => Outcome::Silent,
@@ -500,6 +508,7 @@ impl Endpoints {
         let Some(permit) = ticket.permit.take() else {
             return;
         };
+        let is_answer = outcome == Outcome::Success;
         let outcome = match outcome {
             Outcome::Success if self.outlook.is_slow(ticket, now) => Outcome::Slow,
             outcome => outcome,
@@ -516,6 +525,9 @@ impl Endpoints {
                 Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
                 Outcome::Success | Outcome::Silent => true,
             };
+            if is_answer {
+                pool.on_answer(ticket, now);
+            }
             if let Some(live) = pool.live_mut(ticket) {
                 of_call.lives = true;
                 let was_open = live.breaker.is_open();

@@ -537,12 +537,14 @@ impl Live {
         self.is_full().then_some(Why::Busy)
     }
 
-    /// Calls that it would have under way with one more, per unit of its weight, as much of it as is due.
+    /// Calls that it would have under way with one more, per unit of its weight, as much of it as is due; one that is late
+    /// gives way by another one (E18).
     fn load(&self, slow_start: Duration, now: Tick) -> u128 {
         // As a whole number, which orders and needs no rounding: weights have 32 bits.
         let due = warmth::due(now.since(self.since), slow_start);
         let weight = u128::from(self.endpoint.weight.max(1)) * u128::from(due);
-        ((u128::from(self.in_flight) + 1) << 42) / weight
+        let more = 1 + u128::from(self.lag.gives_way(now));
+        ((u128::from(self.in_flight) + more) << 42) / weight
     }
 
     fn is_among(&self, tried: &[WorkerId]) -> bool {

@@ -18,6 +18,7 @@ use crate::{
     fate::Fate,
     limiter::Limiter,
     orders::Bound,
+    pace::{Lag, Pace},
     pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
@@ -38,6 +39,7 @@ pub(crate) struct Pool {
     pub(crate) keeping: Keeping,
     pub(crate) breaker: PoolBreaker,
     pub(crate) slow_start: Duration,
+    pace: Pace,
     is_adaptive: bool,
     /// Until when calls wait although nobody is there: somebody is on the way.
     expected_until: Option<Tick>,
@@ -81,6 +83,7 @@ pub(crate) struct Live {
     pub(crate) fate: Fate,
     /// What orders say of it.
     pub(crate) bound: Bound,
+    pub(crate) lag: Lag,
 }
 
 impl Live {
@@ -104,6 +107,7 @@ impl Live {
     pub(crate) fn view(&self, pool: &Pool, now: Tick) -> View {
         View {
             doubted: self.fate.doubted,
+            is_slow: self.lag.gives_way(now),
             refusal: match pool.verdict(self, &[], now) {
                 Verdict::Refused(why) => Some(why),
                 Verdict::Eligible | Verdict::Tried | Verdict::NotMeant => None,
@@ -147,6 +151,39 @@ impl Pool {
             Why::NoneReady if is_expected && !names_one => Why::Busy,
             why => why,
         }
+    }
+
+    /// The call of this ticket was answered: how long that took is compared with the others.
+    pub(crate) fn on_answer(&mut self, ticket: &Ticket, now: Tick) {
+        let (Some(sent), Some(answered)) = (ticket.sent_at, ticket.answered) else {
+            return;
+        };
+        let late = self.late(now);
+        if let Some(live) = self.live_mut(ticket) {
+            live.lag.on_answer(answered.since(sent), late, now);
+        }
+    }
+
+    /// The call of this ticket has no answer yet, and nobody waits for it any more.
+    pub(crate) fn on_late(&mut self, ticket: &Ticket, now: Tick) {
+        let (Some(sent), None, Some(late)) = (ticket.sent_at, ticket.answered, self.late(now))
+        else {
+            return;
+        };
+        if now.since(sent) >= late
+            && let Some(live) = self.live_mut(ticket)
+        {
+            live.lag.on_late(now);
+        }
+    }
+
+    /// How long an answer takes that is late in this pool.
+    fn late(&mut self, now: Tick) -> Option<Duration> {
+        if self.pace.is_due(now) {
+            let lives = self.slots.values().filter_map(|place| place.live.as_ref());
+            self.pace.review(lives.map(|live| &live.lag), now);
+        }
+        self.pace.late()
     }
 
     /// Only time passed.
@@ -213,6 +250,7 @@ impl Pool {
             limiter,
             fate: Fate::default(),
             bound: Bound::default(),
+            lag: Lag::default(),
         });
         // Whoever is gone again has to be asked for again.
         self.expected_until = None;

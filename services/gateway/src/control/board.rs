@@ -245,6 +245,7 @@ pub(super) fn state(view: &View) -> RouteState {
         Some(Why::Ejected { .. } | Why::BreakersOpen { .. }) => RouteState::Ejected,
         _ if !is_closed => RouteState::Ejected,
         _ if view.doubted || view.endpoint.standing == Standing::Doubtful => RouteState::Doubtful,
+        _ if view.is_slow => RouteState::Slow,
         _ => RouteState::Ready,
     }
 }

@@ -269,7 +269,7 @@ impl Control {
         let all = known.endpoints.snapshot_of(pool, BootClock.now());
         let ready = all
             .iter()
-            .filter(|view| board::state(view) == RouteState::Ready);
+            .filter(|view| matches!(board::state(view), RouteState::Ready | RouteState::Slow));
         u32::try_from(ready.count()).unwrap_or(u32::MAX)
     }
 }

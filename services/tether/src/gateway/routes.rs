@@ -106,6 +106,7 @@ pub(super) fn state(route: &WorkerRoute) -> &'static str {
         RouteState::Ejected => "ejected",
         RouteState::Doubtful => "doubtful",
         RouteState::Lapsed => "lapsed",
+        RouteState::Slow => "slow",
     }
 }
 
