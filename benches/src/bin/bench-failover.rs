@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<()> {
     let plan = Plan {
         kills: of(3, 10),
         fat_kills: of(1, 3),
-        stops: of(1, 2),
+        stops: of(1, 6),
         resident_mib: 4_096,
         span: seconds(3, 6),
         busy: seconds(8, 30),
