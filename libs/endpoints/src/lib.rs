@@ -41,8 +41,8 @@
 //! - **E17** While a pool's breaker is open none of its workers is picked. It opens only by calls that were given to
 //!   workers with closed breakers and ended while those were there, since last one of those was opened or ended: leaving
 //!   single workers alone comes first.
-//! - **E18** For E2 a worker has one call more than it has, whose last five answers took ten times as long to begin as is
-//!   usual in its pool, and 20 ms: until one is in time, and each ten seconds once, to see.
+//! - **E18** For E2 a worker has one call more than it has, whose answers took ten times as long to begin as is usual in its
+//!   pool, and 20 ms: five more of them than did not. Until one is in time, and each ten seconds once, to see.
 //!
 //! No clock is read and no random number is drawn here; both come in as arguments.
 
@@ -485,6 +485,13 @@ impl Endpoints {
 
     /// The call of this ticket got an answer with this gRPC code. Only the first word counts.
     pub fn on_code(&mut self, ticket: &mut Ticket, code: u32, now: Tick) {
+        // Others may be quick by having done nothing.
+        if code == 0
+            && ticket.permit.is_some()
+            && let Some(pool) = self.pools.get_mut(&ticket.worker.pool)
+        {
+            pool.on_served(ticket, now);
+        }
         match (code, self.outlook.codes.outcome(code)) {
             (DEADLINE_EXCEEDED, Outcome::Silent) => self.on_late(ticket, now),
             (_, outcome) => self.on_outcome(ticket, outcome, now),
@@ -493,9 +500,7 @@ impl Endpoints {
 
     /// Nobody waits any more for the answer to the call of this ticket: that may have been too soon, or it is slow.
     pub fn on_late(&mut self, ticket: &mut Ticket, now: Tick) {
-        if let Some(pool) = self.pools.get_mut(&ticket.worker.pool) {
-            pool.on_late(ticket, now);
-        }
+        self.on_given_up(ticket, now);
         let outcome = match self.outlook.is_slow(ticket, now) {
             true => Outcome::Slow,
             false => Outcome::Silent,
@@ -503,12 +508,20 @@ impl Endpoints {
         self.on_outcome(ticket, outcome, now);
     }
 
+    /// The same, for how the worker compares with others.
+    fn on_given_up(&mut self, ticket: &Ticket, now: Tick) {
+        if ticket.permit.is_some()
+            && let Some(pool) = self.pools.get_mut(&ticket.worker.pool)
+        {
+            pool.on_given_up(ticket, now);
+        }
+    }
+
     /// It is known what the call of this ticket says about its worker. Only the first word counts.
     pub fn on_outcome(&mut self, ticket: &mut Ticket, outcome: Outcome, now: Tick) {
         let Some(permit) = ticket.permit.take() else {
             return;
         };
-        let is_answer = outcome == Outcome::Success;
         let outcome = match outcome {
             Outcome::Success if self.outlook.is_slow(ticket, now) => Outcome::Slow,
             outcome => outcome,
@@ -525,9 +538,6 @@ impl Endpoints {
                 Outcome::Failure | Outcome::Slow => pool.may_eject(most_ejected),
                 Outcome::Success | Outcome::Silent => true,
             };
-            if is_answer {
-                pool.on_answer(ticket, now);
-            }
             if let Some(live) = pool.live_mut(ticket) {
                 of_call.lives = true;
                 let was_open = live.breaker.is_open();
@@ -558,6 +568,7 @@ impl Endpoints {
     /// The call of this ticket is over. Where nothing was said about the worker, nothing is known.
     /// Answers whether it was one that somebody wants to know of.
     pub fn release(&mut self, mut ticket: Ticket, now: Tick) -> bool {
+        self.on_given_up(&ticket, now);
         self.on_outcome(&mut ticket, Outcome::Silent, now);
         if let Some(live) = self.live(&ticket) {
             live.in_flight -= 1;

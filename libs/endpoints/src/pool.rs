@@ -18,7 +18,7 @@ use crate::{
     fate::Fate,
     limiter::Limiter,
     orders::Bound,
-    pace::{Lag, Pace},
+    pace::{self, Lag, Pace},
     pool_breaker::PoolBreaker,
     waiting::{Number, Waiting},
 };
@@ -107,7 +107,7 @@ impl Live {
     pub(crate) fn view(&self, pool: &Pool, now: Tick) -> View {
         View {
             doubted: self.fate.doubted,
-            is_slow: self.lag.gives_way(now),
+            is_slow: self.lag.is_late(),
             refusal: match pool.verdict(self, &[], now) {
                 Verdict::Refused(why) => Some(why),
                 Verdict::Eligible | Verdict::Tried | Verdict::NotMeant => None,
@@ -153,24 +153,26 @@ impl Pool {
         }
     }
 
-    /// The call of this ticket was answered: how long that took is compared with the others.
-    pub(crate) fn on_answer(&mut self, ticket: &Ticket, now: Tick) {
+    /// The call of this ticket was served: how long it took until that began is compared with the others.
+    pub(crate) fn on_served(&mut self, ticket: &Ticket, now: Tick) {
         let (Some(sent), Some(answered)) = (ticket.sent_at, ticket.answered) else {
             return;
         };
+        if !pace::is_fresh(answered, now) {
+            return;
+        }
         let late = self.late(now);
         if let Some(live) = self.live_mut(ticket) {
             live.lag.on_answer(answered.since(sent), late, now);
         }
     }
 
-    /// The call of this ticket has no answer yet, and nobody waits for it any more.
-    pub(crate) fn on_late(&mut self, ticket: &Ticket, now: Tick) {
-        let (Some(sent), None, Some(late)) = (ticket.sent_at, ticket.answered, self.late(now))
-        else {
+    /// Nobody waits any more for the answer to the call of this ticket: that may have been late by now, or not yet.
+    pub(crate) fn on_given_up(&mut self, ticket: &Ticket, now: Tick) {
+        let (Some(sent), Some(late)) = (ticket.sent_at, self.late(now)) else {
             return;
         };
-        if now.since(sent) >= late
+        if ticket.answered.unwrap_or(now).since(sent) >= late
             && let Some(live) = self.live_mut(ticket)
         {
             live.lag.on_late(now);

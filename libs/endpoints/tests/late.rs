@@ -147,25 +147,68 @@ fn one_that_stays_slow_has_one_call_in_ten_seconds() {
     assert_eq!(house.calls(1_000, 200 * MS), 1);
 }
 
-#[test]
-fn calls_that_end_by_their_deadline_are_late_where_they_waited_long_enough() {
-    const DEADLINE_EXCEEDED: u32 = 4;
-    let late = |waited: Duration| {
-        let mut house = House::new();
-        house.calls(30, 2 * MS);
-        for _ in 0..200 {
-            let mut ticket = house.pick().expect("one is free");
-            if ticket.worker().slot == SLOW {
-                house.now = house.now + waited;
-                house.set.on_code(&mut ticket, DEADLINE_EXCEEDED, house.now);
-                house.set.release(ticket, house.now);
-            } else {
-                house.answer(ticket, 2 * MS);
-            }
+/// Calls of which those at the slow one are not served but end in another way after so long; the others take 2 ms.
+fn given_up(waited: Duration, mut end: impl FnMut(&mut Endpoints, Ticket, Tick)) -> Vec<bool> {
+    let mut house = House::new();
+    for _ in 0..200 {
+        let ticket = house.pick().expect("one is free");
+        if ticket.worker().slot == SLOW {
+            house.now = house.now + waited;
+            end(&mut house.set, ticket, house.now);
+        } else {
+            house.answer(ticket, 2 * MS);
         }
-        house.is_slow()[0]
+    }
+    house.is_slow()
+}
+
+#[test]
+fn one_that_never_answers_is_late_where_callers_had_enough_time() {
+    const DEADLINE_EXCEEDED: u32 = 4;
+    let by_deadline = |set: &mut Endpoints, mut ticket: Ticket, now: Tick| {
+        set.on_code(&mut ticket, DEADLINE_EXCEEDED, now);
+        set.release(ticket, now);
+    };
+    let by_its_own = |set: &mut Endpoints, mut ticket: Ticket, now: Tick| {
+        set.on_answered(&mut ticket, true, now);
+        by_deadline(set, ticket, now);
+    };
+    let by_cancel = |set: &mut Endpoints, ticket: Ticket, now: Tick| {
+        set.release(ticket, now);
+    };
+    let slow = [true, false, false];
+
+    assert_eq!(given_up(100 * MS, by_deadline), slow);
+    assert_eq!(given_up(100 * MS, by_its_own), slow, "the worker's word");
+    assert_eq!(given_up(100 * MS, by_cancel), slow, "the caller left");
+    assert_eq!(given_up(MS, by_deadline), [false; 3], "that was soon");
+    assert_eq!(given_up(MS, by_cancel), [false; 3]);
+}
+
+#[test]
+fn calls_that_were_refused_out_of_hand_and_streams_of_long_ago_are_not_in_time() {
+    const NOT_FOUND: u32 = 5;
+    let mut house = House::new();
+    house.calls(100, 200 * MS);
+    let worker = Target::Worker {
+        slot: SLOW,
+        incarnation: Incarnation(1),
+    };
+    let ticket = |house: &mut House| {
+        let pick = house.set.pick(&pool(), &worker, &[], 0, house.now);
+        let mut ticket = pick.expect("it is free").ticket;
+        ticket.on_sent(house.now);
+        house.set.on_answered(&mut ticket, true, house.now);
+        ticket
     };
 
-    assert!(late(100 * MS));
-    assert!(!late(MS), "its callers had no time");
+    let mut refused = ticket(&mut house);
+    house.set.on_code(&mut refused, NOT_FOUND, house.now);
+    house.set.release(refused, house.now);
+    let mut stream = ticket(&mut house);
+    house.now = house.now + Duration::from_secs(60);
+    house.set.on_code(&mut stream, 0, house.now);
+    house.set.release(stream, house.now);
+
+    assert_eq!(house.is_slow(), [true, false, false]);
 }

@@ -66,7 +66,11 @@ async fn run(args: &Args) -> ExitCode {
     let engine = match Engine::start().await {
         Ok(engine) => engine,
         Err(why) => {
-            report.skip(scenes::ALL.iter().map(|scene| scene.0), &format!("{why:#}"));
+            let all = scenes::ALL
+                .iter()
+                .map(|scene| scene.0)
+                .chain([single::NAME]);
+            report.skip(all, &format!("{why:#}"));
             return report.finish(args.json.as_deref());
         }
     };
@@ -95,8 +99,8 @@ async fn run(args: &Args) -> ExitCode {
             .await
             .unwrap_or_else(|why| vec![format!("{why:#}")]);
         report.add(nothing("left after `down`", &left));
-        if matches(args, "one node") {
-            report.scene("one node");
+        if matches(args, single::NAME) {
+            report.scene(single::NAME);
             let rows = single::play(&stack).await;
             rows.into_iter().for_each(|row| report.add(row));
             let left = stack.left().await;

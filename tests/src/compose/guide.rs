@@ -1,8 +1,15 @@
 //! The commands of guides, which are those that are run here.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
 
+use tokio::time::timeout;
+
 use crate::{docker::repository, stack::Stack};
+
+/// Longest time for a section: an upgrade of everything on a busy machine takes most.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// That of the whole cluster.
 pub(crate) const CLUSTER: &str = "docs/how-to/docker-compose.md";
@@ -15,7 +22,9 @@ pub(crate) async fn follow(stack: &Stack, guide: &str, section: &str) -> anyhow:
     let mut shell = stack.command("sh");
     // What clients need is what load.py says.
     shell.args(["-exc", &script]).env("CLIENTS_LEARN", "3");
-    let output = shell.output().await.context("`sh` cannot be run")?;
+    let output = timeout(PATIENCE, shell.output()).await;
+    let output = output.with_context(|| format!("`{section}` of {guide} does not end"))?;
+    let output = output.context("`sh` cannot be run")?;
     let said = [output.stdout, output.stderr].concat();
     ensure!(
         output.status.success(),

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tether_tests::{eventually_within, evidence::Evidence};
 
+use tokio::time::timeout;
+
 use crate::{docker::repository, guide, scenes, stack::Stack};
+
+pub(crate) const NAME: &str = "one node";
 
 const GUIDE: &str = "docs/how-to/single-container.md";
 
@@ -33,7 +37,7 @@ pub(crate) async fn play(stack: &Stack) -> Vec<Evidence> {
         ended = Err(format!("{why:#}"));
     }
     if let Err(why) = ended {
-        rows.push(Evidence::failed("one node", why));
+        rows.push(Evidence::failed(NAME, why));
     }
     rows
 }
@@ -73,7 +77,7 @@ async fn scene(stack: &Stack, rows: &mut Vec<Evidence>) -> anyhow::Result<()> {
     let status = stack.inspect(&container, "{{.State.ExitCode}}").await?;
     rows.push(Evidence::new(
         "stop",
-        "status 0, well within 30 s",
+        "status 0, within 30 s",
         format!("status {status} after {}", scenes::seconds(took)),
         status == "0" && took < STOPS_WITHIN,
     ));
@@ -103,7 +107,7 @@ async fn refused(stack: &Stack) -> anyhow::Result<Evidence> {
 /// Kills `tether up`: the container's first process starts it again.
 async fn restarted(stack: &Stack, container: &str) -> anyhow::Result<Evidence> {
     let started = stack.inspect(container, "{{.State.StartedAt}}").await?;
-    let before = workers(stack, container).await?;
+    let before = all_workers(stack, container).await?;
     let first = stack.inspect(container, "{{.State.Pid}}").await?;
     let all = stack.processes(container, "tether up").await?;
     let up = all.into_iter().find(|pid| *pid != first);
@@ -117,7 +121,7 @@ async fn restarted(stack: &Stack, container: &str) -> anyhow::Result<Evidence> {
     })
     .await?;
     let took = start.elapsed();
-    let after = workers(stack, container).await?;
+    let after = all_workers(stack, container).await?;
     let left = after.iter().filter(|pid| before.contains(pid)).count();
     let is_same = stack.inspect(container, "{{.State.StartedAt}}").await? == started;
     let whose = if is_same { "the same" } else { "ANOTHER" };
@@ -134,6 +138,7 @@ async fn restarted(stack: &Stack, container: &str) -> anyhow::Result<Evidence> {
 }
 
 async fn owner_killed(stack: &Stack, container: &str) -> anyhow::Result<Evidence> {
+    all_workers(stack, container).await?;
     let owners = stack.processes(container, "--owner guide").await?;
     ensure!(owners.len() == 1, "owners are {owners:?}");
     let start = Instant::now();
@@ -150,6 +155,15 @@ async fn owner_killed(stack: &Stack, container: &str) -> anyhow::Result<Evidence
         format!("0 left after {}", scenes::seconds(took)),
         took < GONE_WITHIN,
     ))
+}
+
+/// As many processes as there are to be workers.
+async fn all_workers(stack: &Stack, container: &str) -> anyhow::Result<Vec<String>> {
+    scenes::within("each worker has its process", async || {
+        let found = workers(stack, container).await.ok()?;
+        (found.len() == WORKERS).then_some(found)
+    })
+    .await
 }
 
 async fn workers(stack: &Stack, container: &str) -> anyhow::Result<Vec<String>> {
@@ -170,7 +184,9 @@ async fn outside(stack: &Stack, arguments: &[&str]) -> anyhow::Result<(bool, Str
     let program = repository().join("target/debug/tether");
     let mut command = stack.command(&program.display().to_string());
     command.args(["--gateway", "127.0.0.1:7437"]);
-    let output = command.args(arguments).output().await?;
+    let output = command.args(arguments).output();
+    let output = timeout(scenes::PATIENCE, output).await;
+    let output = output.with_context(|| format!("tether {arguments:?} does not end"))??;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     Ok((output.status.success(), said))

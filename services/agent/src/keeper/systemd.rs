@@ -38,7 +38,7 @@ pub(crate) struct SystemdUnit {
     ran: String,
     /// Whether somebody was seen to stop it since it began.
     asked: bool,
-    /// Whether systemd took up that it is to start.
+    /// Whether it may run by now although it was not seen to: systemd was asked to start it, or was about to.
     is_begun: bool,
     /// As it was seen last, with what was there then.
     seen: Option<Seen>,
@@ -107,6 +107,7 @@ impl SystemdUnit {
 
     fn see(&mut self, state: &State) {
         let before = self.seen.take();
+        self.is_begun |= matches!(state, State::Waits(_));
         let (State::Starts(life) | State::Runs(life) | State::Ends { life, .. }) = state else {
             return;
         };
@@ -123,7 +124,6 @@ impl SystemdUnit {
     /// As it was last seen, while systemd says nothing.
     fn unanswered(&self) -> Option<State> {
         let Some(seen) = &self.seen else {
-            // It may run by now, and then it does that unharmed.
             return self.is_begun.then_some(State::Waits(None));
         };
         let has_ended = self.main().is_some_and(Watched::has_ended);
@@ -161,8 +161,11 @@ impl SystemdUnit {
         };
         match unit.active {
             Active::Active => {
-                self.asked = false;
-                self.ran.clone_from(&unit.invocation);
+                // A run whose stop was seen may not have begun to stop when this was read; what comes after a stop is another.
+                if self.ran != unit.invocation {
+                    self.asked = false;
+                    self.ran.clone_from(&unit.invocation);
+                }
                 State::Runs(life())
             }
             Active::Activating if unit.will_be_restarted() => State::Waits(end(&self.ran)),
@@ -187,7 +190,7 @@ impl Supervisor for SystemdUnit {
                 return state.ok_or_else(|| io::Error::other(error));
             }
         };
-        // Told before the answer was.
+        // Told before the answer was, or right after what the answer says.
         self.asked |= self.watch.was_stopped();
         let state = self.state(&unit);
         self.see(&state);
@@ -206,9 +209,12 @@ impl Supervisor for SystemdUnit {
     }
 
     async fn start(&mut self) -> io::Result<()> {
-        let started = self.systemd.start(&self.name).await;
-        started.map_err(io::Error::other)?;
         self.is_begun = true;
+        match self.systemd.start(&self.name).await {
+            // It may have heard; if not, a look says so when it answers.
+            Err(error) if error.is_silence() => return Ok(()),
+            started => started.map_err(io::Error::other)?,
+        }
         self.limit().await
     }
 
