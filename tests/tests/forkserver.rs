@@ -2,6 +2,7 @@
 //! holds for any worker holds for them.
 
 #![allow(clippy::unwrap_used, reason = "test helpers outside of test functions")]
+#![allow(clippy::print_stdout, reason = "what was skipped, and why")]
 
 use std::{
     fs,
@@ -35,6 +36,9 @@ async fn cluster(setup: Setup) -> Option<Cluster> {
     let cluster = setup.start().await;
     let made = cgroups(&cluster.runtime());
     let usable = made.iter().any(|path| path.join("cgroup.kill").exists());
+    if !usable {
+        println!("skipped: this machine has no cgroup.kill, which forked workers need");
+    }
     usable.then_some(cluster)
 }
 

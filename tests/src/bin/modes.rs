@@ -128,5 +128,10 @@ fn page(judged: &[Judged]) -> String {
             row.ground()
         );
     }
-    page
+    page + "\n## Not in the table\n\n\
+        * **A breaker that opens.** None does here: whoever dies, drains or is cut off is known by its agent's word or its lease before \
+          calls have failed often enough ([corrections](../adr/0014-corrections-to-the-first-design.md)). That breakers open, and when, is \
+          in the tests of `libs/breaker` and `services/gateway`.\n\
+        * **Partitions of coupled and supervised pools.** Owner and worker are on one machine.\n\
+        * Examples, which `cargo xtask demo` runs.\n"
 }

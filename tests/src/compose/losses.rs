@@ -150,6 +150,8 @@ pub(crate) async fn agent(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
         .iter()
         .filter(|(_, on)| **on != node)
         .all(|(name, _)| stayed.contains_key(name));
+    let later = load::counts(stack).await?;
+    let later = load::more(stack, &later, SOME).await?;
     Ok(vec![
         Evidence::new(
             "workers of a killed agent's container",
@@ -164,10 +166,11 @@ pub(crate) async fn agent(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
         ),
         Evidence::new(
             "calls over an agent's death",
-            "those under way there may fail",
+            "at most 5 fail, which is how many may be under way there",
             of(&since),
             since.failed <= 5,
         ),
+        no_failure("calls after it", &later),
     ])
 }
 

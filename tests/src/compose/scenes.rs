@@ -10,7 +10,7 @@ use crate::{
     guide,
     load::{self, Counts, Since},
     losses,
-    stack::{Edition, Stack},
+    stack::{Edition, PROJECT, Stack},
 };
 
 /// Longest time for anything on a busy machine.
@@ -97,6 +97,7 @@ async fn calls(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
         format!("{failed} of {calls} failed"),
         failed == 0,
     );
+    let demo = demo(stack).await?;
     let nodes = stack
         .serving()
         .await?
@@ -128,6 +129,7 @@ async fn calls(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
     Ok(vec![
         app,
         no_failure("calls from gRPC's client", &since),
+        demo,
         spread,
         Evidence::new(
             "targets that Prometheus reaches",
@@ -136,6 +138,31 @@ async fn calls(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {
             true,
         ),
     ])
+}
+
+/// The example's own client, from a container beside them: images are recognised, and a model is trained.
+async fn demo(stack: &Stack) -> anyhow::Result<Evidence> {
+    let network = format!("{PROJECT}_default");
+    let image = format!("tether-agent:{}", Edition::First.tag());
+    let client = async |words: &[&str]| {
+        let run = ["run", "--rm", "--network", &network, "--entrypoint"];
+        let to = ["python3", &image, "client.py", "--target", "gateway:7437"];
+        let of = ["--pool", "digits"];
+        let place = ["--workdir", "/opt/digits"];
+        let all = [&run[..4], &place, &run[4..], &to, &of, words].concat();
+        stack.docker(&all).await
+    };
+    let told = client(&["predict", "0", "1", "2"]).await?;
+    let recognised = told.lines().filter(|line| line.contains(" shows "));
+    let recognised = recognised.count();
+    let trained = client(&["train", "demo", "--epochs", "5"]).await?;
+    let last = trained.trim().lines().last().unwrap_or_default().to_owned();
+    Ok(Evidence::new(
+        "the demo's client",
+        "3 images answered, 5 epochs trained",
+        format!("{recognised} images; `{last}`"),
+        recognised == 3 && last.contains("5"),
+    ))
 }
 
 async fn arbiter(stack: &mut Stack) -> anyhow::Result<Vec<Evidence>> {

@@ -15,6 +15,9 @@ const GUIDE: &str = "docs/how-to/single-container.md";
 
 const FILE: [&str; 2] = ["--file", "deploy/docker/single.yml"];
 
+/// What an owner is told whose process no agent can watch.
+const REFUSED: &str = "no agent can watch that process";
+
 /// Workers of the pool in the image.
 const WORKERS: usize = 2;
 
@@ -94,13 +97,13 @@ async fn refused(stack: &Stack) -> anyhow::Result<Evidence> {
         "outside",
     ];
     let (succeeded, said) = outside(stack, &run).await?;
-    let why = said.lines().find(|line| line.contains("independent"));
+    let why = said.lines().find(|line| line.contains(REFUSED));
     let why = why.unwrap_or(&said);
     Ok(Evidence::new(
         "a coupled pool of an owner on the machine",
         "refused, with what to do",
         why.trim(),
-        !succeeded && said.contains("independent"),
+        !succeeded && said.contains(REFUSED),
     ))
 }
 

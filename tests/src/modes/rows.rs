@@ -76,9 +76,10 @@ pub(crate) const ALL: &[Row] = &[
         "supervised",
         "kill -9 of the BEAM, BindsTo",
         "Python dies",
-        &[launchers(
-            "kill -9 of an owner to which its workers are bound",
-        )],
+        &[
+            launchers("kill -9 of a BEAM to which its workers are bound"),
+            launchers("kill -9 of an owner to which its workers are bound"),
+        ],
     ),
     row(
         "supervised",
@@ -163,8 +164,20 @@ pub(crate) const ALL: &[Row] = &[
     ),
     row(
         "distributed",
-        "eviction of a worker's container",
-        "started again elsewhere, the others are not touched",
+        "eviction of workers' container",
+        "started elsewhere first, no call fails",
+        &[
+            compose(
+                "scaled",
+                "calls while there are three of each, and two again",
+            ),
+            compose("scaled", "workers that died meanwhile"),
+        ],
+    ),
+    row(
+        "distributed",
+        "kill -9 of workers' container",
+        "started again there or elsewhere, the others are not touched",
         &[compose(
             "agent killed",
             "workers of a killed agent's container",
@@ -174,7 +187,10 @@ pub(crate) const ALL: &[Row] = &[
         "distributed",
         "calls while that container is gone",
         "only calls under way there fail, all others go elsewhere",
-        &[compose("agent killed", "calls over an agent's death")],
+        &[
+            compose("agent killed", "calls over an agent's death"),
+            compose("agent killed", "calls after it"),
+        ],
     ),
     row(
         "distributed",
@@ -290,7 +306,8 @@ mod tests {
             "production distributed",
             &[
                 ("distributed", "crash of the BEAM"),
-                ("distributed", "eviction of a worker's container"),
+                ("distributed", "eviction of workers' container"),
+                ("distributed", "kill -9 of workers' container"),
                 ("distributed", "node cut off"),
                 ("distributed", "node that never comes back"),
                 ("distributed", "network partition"),
@@ -384,6 +401,7 @@ mod tests {
             [
                 "BEAM killed",
                 "worker killed",
+                "scaled",
                 "agent killed",
                 "node cut off",
                 "node lost"

@@ -31,6 +31,11 @@ pub(crate) const ALL: &[Row] = &[
         play: |machine| Box::pin(killed(machine)),
     },
     Row {
+        name: "kill -9 of a BEAM to which its workers are bound",
+        expected: "the worker's unit has BindsTo=beam.service, and ends with it; the next BEAM has another worker",
+        play: |machine| Box::pin(killed_bound(machine)),
+    },
+    Row {
         name: "kill -9 of a BEAM's worker",
         expected: "the BEAM is told of the signal, another incarnation serves",
         play: |machine| Box::pin(killed_worker(machine)),
@@ -223,6 +228,31 @@ async fn killed(machine: &Machine) -> anyhow::Result<String> {
     clear(machine).await?;
     Ok(format!(
         "process {pid} went on; the next BEAM has it {:.1} s after the kill",
+        took.as_secs_f64()
+    ))
+}
+
+async fn killed_bound(machine: &Machine) -> anyhow::Result<String> {
+    let pid = start(machine, true).await?;
+    let unit = unit_of(machine, &ready(machine, "lab/0", "").await?).await?;
+    let binds_to = machine.show(&unit, "BindsTo").await?;
+    ensure!(binds_to == "beam.service", "{unit} has BindsTo={binds_to}");
+    let start = Instant::now();
+    machine
+        .sh("systemctl kill -s KILL --kill-whom=main beam")
+        .await?;
+    gone(machine, &pid.into()).await?;
+    let took = start.elapsed();
+    until_ready(machine, 2).await?;
+    let after = worker(machine).await?;
+    ensure!(after != pid, "the worker is still process {pid}");
+    machine.sh("systemctl stop beam").await?;
+    // Its pool may have gone with it.
+    let _ = machine.tether(&["pool", "rm", "lab"]).await;
+    no_units(machine, "lab").await?;
+    machine.sh(&format!("rm {SAID}")).await?;
+    Ok(format!(
+        "BindsTo={binds_to}; gone {:.1} s after the kill; the next BEAM has process {after}",
         took.as_secs_f64()
     ))
 }

@@ -61,7 +61,7 @@ pub(super) const ALL: &[Row] = &[
         judge: |said| has(said, "restarted", "same process, same group"),
     },
     Row {
-        name: "cgroup.kill ends a worker and its daemon",
+        name: "what cgroup.kill ends is a worker with its daemon, and another is started",
         expected: "both gone, and another started",
         judge: |said| has(said, "cgroup-kill", "both gone, another started"),
     },

@@ -24,7 +24,7 @@ pub(super) const ALL: &[Row] = &[
     },
     Row {
         name: "units take away what is not needed",
-        expected: "at most 4.0 with an agent, 2.0 without",
+        expected: "at most 4.0 with an agent, 2.0 without; KillMode=mixed",
         play: |deployed| Box::pin(exposed(deployed)),
     },
     Row {
@@ -109,6 +109,10 @@ async fn exposed(deployed: &Deployed) -> anyhow::Result<String> {
     let open = deployed.sh(line).await?;
     anyhow::ensure!(open.is_empty(), "open to every local user: {open}");
     for (unit, most) in SERVICES {
+        let line = format!("systemctl show --value --property=KillMode {unit}");
+        let mode = deployed.sh(&line).await?;
+        // Only the main process is asked to end; what is left of the unit after that is killed.
+        anyhow::ensure!(mode.trim() == "mixed", "{unit} has KillMode={mode}");
         let line = format!(
             "systemd-analyze security --offline=true --no-pager {unit} 2>&1 | grep 'exposure level'"
         );
