@@ -122,6 +122,23 @@ async fn clear(machine: &Machine) -> anyhow::Result<()> {
     machine.sh(&format!("rm {SAID}")).await.map(drop)
 }
 
+/// The same where its workers are bound to it: tells the process of its worker, and to what its unit is bound.
+async fn start_bound(machine: &Machine) -> anyhow::Result<(u64, String)> {
+    let pid = start(machine, true).await?;
+    let unit = unit_of(machine, &ready(machine, "lab/0", "").await?).await?;
+    let binds_to = machine.show(&unit, "BindsTo").await?;
+    ensure!(binds_to == "beam.service", "{unit} has BindsTo={binds_to}");
+    Ok((pid, binds_to))
+}
+
+async fn clear_bound(machine: &Machine) -> anyhow::Result<()> {
+    machine.sh("systemctl stop beam").await?;
+    // Its pool may have gone with it.
+    let _ = machine.tether(&["pool", "rm", "lab"]).await;
+    no_units(machine, "lab").await?;
+    machine.sh(&format!("rm {SAID}")).await.map(drop)
+}
+
 fn said(machine: &Machine, begin: &[&str]) -> Vec<String> {
     let said = machine.read(SAID);
     let begins = |line: &&str| begin.iter().any(|begin| line.starts_with(begin));
@@ -192,18 +209,12 @@ async fn stopped(machine: &Machine) -> anyhow::Result<String> {
 }
 
 async fn stopped_bound(machine: &Machine) -> anyhow::Result<String> {
-    let pid = start(machine, true).await?;
-    let unit = unit_of(machine, &ready(machine, "lab/0", "").await?).await?;
-    let binds_to = machine.show(&unit, "BindsTo").await?;
-    ensure!(binds_to == "beam.service", "{unit} has BindsTo={binds_to}");
+    let (pid, binds_to) = start_bound(machine).await?;
     let start = Instant::now();
     machine.sh("systemctl stop beam").await?;
     gone(machine, &pid.into()).await?;
     let took = start.elapsed();
-    // Its pool may have gone with it.
-    let _ = machine.tether(&["pool", "rm", "lab"]).await;
-    no_units(machine, "lab").await?;
-    machine.sh(&format!("rm {SAID}")).await?;
+    clear_bound(machine).await?;
     Ok(format!(
         "BindsTo={binds_to}; gone {:.1} s after the stop was asked for",
         took.as_secs_f64()
@@ -233,10 +244,7 @@ async fn killed(machine: &Machine) -> anyhow::Result<String> {
 }
 
 async fn killed_bound(machine: &Machine) -> anyhow::Result<String> {
-    let pid = start(machine, true).await?;
-    let unit = unit_of(machine, &ready(machine, "lab/0", "").await?).await?;
-    let binds_to = machine.show(&unit, "BindsTo").await?;
-    ensure!(binds_to == "beam.service", "{unit} has BindsTo={binds_to}");
+    let (pid, binds_to) = start_bound(machine).await?;
     let start = Instant::now();
     machine
         .sh("systemctl kill -s KILL --kill-whom=main beam")
@@ -246,11 +254,7 @@ async fn killed_bound(machine: &Machine) -> anyhow::Result<String> {
     until_ready(machine, 2).await?;
     let after = worker(machine).await?;
     ensure!(after != pid, "the worker is still process {pid}");
-    machine.sh("systemctl stop beam").await?;
-    // Its pool may have gone with it.
-    let _ = machine.tether(&["pool", "rm", "lab"]).await;
-    no_units(machine, "lab").await?;
-    machine.sh(&format!("rm {SAID}")).await?;
+    clear_bound(machine).await?;
     Ok(format!(
         "BindsTo={binds_to}; gone {:.1} s after the kill; the next BEAM has process {after}",
         took.as_secs_f64()
