@@ -161,7 +161,7 @@ async fn demo(stack: &Stack) -> anyhow::Result<Evidence> {
         "the demo's client",
         "3 images answered, 5 epochs trained",
         format!("{recognised} images; `{last}`"),
-        recognised == 3 && last.contains("5"),
+        recognised == 3 && last.contains("epoch 5 of 5") && last.ends_with(", done"),
     ))
 }
 

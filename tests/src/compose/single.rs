@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use tether_tests::{eventually_within, evidence::Evidence};
-
 use tokio::time::timeout;
 
 use crate::{docker::repository, guide, scenes, stack::Stack};
